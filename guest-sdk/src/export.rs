@@ -1,0 +1,283 @@
+//! From an author's type to the exports of a component: the glue behind the macros.
+
+use std::cell::OnceCell;
+
+use crate::balancer::{Balancer, Candidates, Pool, Weights};
+use crate::bindings::balancer::exports::tollgate::policy::balancer as balancer_world;
+use crate::bindings::lifecycle::tollgate::policy::types;
+use crate::bindings::pricer::exports::tollgate::policy::pricer as pricer_world;
+use crate::config;
+use crate::pricer::{Columns, Pricer};
+use crate::request::Request;
+use crate::rewriter::{Edit, Headers, Refusal, Rewriter};
+
+/// The message of a call that came before `configure`: the host broke the contract.
+const NOT_CONFIGURED: &str = "called before configure";
+
+fn owned(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+fn diagnostic(message: String) -> Vec<types::Diagnostic> {
+    vec![types::Diagnostic { pointer: String::new(), message }]
+}
+
+/// One configured instance of an author's type, with what the host told it since.
+pub struct Instance<P, Known> {
+    policy: OnceCell<P>,
+    weights: OnceCell<Weights>,
+    known: std::cell::RefCell<Known>,
+}
+
+impl<P, Known: Default> Default for Instance<P, Known> {
+    fn default() -> Self {
+        Self { policy: OnceCell::new(), weights: OnceCell::new(), known: Default::default() }
+    }
+}
+
+impl<P, Known> Instance<P, Known> {
+    fn hold(&self, made: Result<P, String>) -> Result<(), Vec<types::Diagnostic>> {
+        let policy = made.map_err(diagnostic)?;
+        self.policy.set(policy).map_err(|_| diagnostic("configured twice".to_owned()))
+    }
+}
+
+/// A balancer's instance.
+pub type BalancerInstance<P> = Instance<P, Pool>;
+/// A rewriter's instance.
+pub type RewriterInstance<P> = Instance<P, ()>;
+/// A pricer's instance.
+pub type PricerInstance<P> = Instance<P, Columns>;
+
+impl<P: Balancer> Instance<P, Pool> {
+    /// `lifecycle.describe`
+    pub fn describe(name: &str, version: &str) -> types::Manifest {
+        types::Manifest {
+            name: name.to_owned(),
+            version: version.to_owned(),
+            config_schema: config::schema::<P::Config>(),
+            strings: owned(P::STRINGS),
+            request_headers: Vec::new(),
+            response_headers: Vec::new(),
+        }
+    }
+
+    /// `lifecycle.configure`
+    pub fn configure(&self, text: &str) -> Result<(), Vec<types::Diagnostic>> {
+        let mut weights = Weights::default();
+        let made = config::parse(text).and_then(|config| P::new(config, &mut weights));
+        self.hold(made)?;
+        let _ = self.weights.set(weights);
+        Ok(())
+    }
+
+    /// `balancer.members`
+    pub fn members(&self, columns: Vec<String>, members: Vec<balancer_world::Member>) -> Vec<f64> {
+        let members = members.into_iter().map(|member| (member.tag, member.plan)).collect();
+        let pool = Pool::new(&columns, members, self.weights.get_or_init(Weights::default));
+        let weights = pool.weights();
+        *self.known.borrow_mut() = pool;
+        weights
+    }
+
+    /// `balancer.pick`
+    pub fn pick(
+        &self,
+        request: types::Request,
+        table: &[f64],
+        home: i32,
+    ) -> Result<balancer_world::Decision, String> {
+        let policy = self.policy.get().ok_or(NOT_CONFIGURED)?;
+        let pool = self.known.borrow();
+        let candidates = Candidates::new(&pool, table, home)?;
+        let decision = policy.pick(&Request::from(request), &candidates);
+        Ok(balancer_world::Decision {
+            member: decision.member.map_or(-1, |member| member as i32),
+            move_home: decision.move_home,
+            reason: decision.reason,
+        })
+    }
+}
+
+impl<P: Rewriter> Instance<P, ()> {
+    /// `lifecycle.describe`
+    pub fn describe(name: &str, version: &str) -> types::Manifest {
+        types::Manifest {
+            name: name.to_owned(),
+            version: version.to_owned(),
+            config_schema: config::schema::<P::Config>(),
+            strings: owned(P::STRINGS),
+            request_headers: owned(P::REQUEST_HEADERS),
+            response_headers: owned(P::RESPONSE_HEADERS),
+        }
+    }
+
+    /// `lifecycle.configure`
+    pub fn configure(&self, text: &str) -> Result<(), Vec<types::Diagnostic>> {
+        self.hold(config::parse(text).and_then(P::new))
+    }
+
+    /// `rewriter.rewrite-request`
+    pub fn request(&self, request: types::Request, headers: Vec<types::Header>) -> Result<Vec<Edit>, Refusal> {
+        let Some(policy) = self.policy.get() else {
+            return Err(Refusal { status: 500, message: NOT_CONFIGURED.to_owned() });
+        };
+        policy.request(&Request::from(request), &Headers::new(headers))
+    }
+
+    /// `rewriter.rewrite-response`
+    pub fn response(
+        &self,
+        request: types::Request,
+        status: u32,
+        headers: Vec<types::Header>,
+    ) -> Result<Vec<Edit>, String> {
+        let policy = self.policy.get().ok_or(NOT_CONFIGURED)?;
+        let status = u16::try_from(status).map_err(|_| format!("status {status}: expected 100 to 999"))?;
+        policy.response(&Request::from(request), status, &Headers::new(headers))
+    }
+}
+
+impl<P: Pricer> Instance<P, Columns> {
+    /// `lifecycle.describe`
+    pub fn describe(name: &str, version: &str) -> types::Manifest {
+        types::Manifest {
+            name: name.to_owned(),
+            version: version.to_owned(),
+            config_schema: config::schema::<P::Config>(),
+            strings: owned(P::STRINGS),
+            request_headers: Vec::new(),
+            response_headers: Vec::new(),
+        }
+    }
+
+    /// `lifecycle.configure`
+    pub fn configure(&self, text: &str) -> Result<(), Vec<types::Diagnostic>> {
+        self.hold(config::parse(text).and_then(P::new))
+    }
+
+    /// `pricer.columns`
+    pub fn columns(&self, columns: &[String]) {
+        *self.known.borrow_mut() = Columns::new(columns);
+    }
+
+    /// `pricer.price`
+    pub fn price(&self, request: types::Request, counts: &[f64]) -> Result<pricer_world::Quote, String> {
+        let policy = self.policy.get().ok_or(NOT_CONFIGURED)?;
+        let columns = self.known.borrow();
+        let price = policy.price(&Request::from(request), &columns.counts(counts))?;
+        Ok(pricer_world::Quote {
+            by_kind: columns.by_kind(&price),
+            total: price.total() as f64,
+            context_window: price.context_window as f64,
+        })
+    }
+}
+
+/// Exports `lifecycle` for `Component`, whose instance is of type `Instance`.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __export_lifecycle {
+    ($instance:ident) => {
+        use $crate::bindings::lifecycle as lifecycle_part;
+        use lifecycle_part::exports::tollgate::policy::lifecycle;
+        use lifecycle_part::tollgate::policy::types;
+
+        std::thread_local! { static INSTANCE: $instance = $instance::default(); }
+
+        struct Component;
+
+        impl lifecycle::Guest for Component {
+            fn describe() -> types::Manifest {
+                $instance::describe(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"))
+            }
+            fn configure(config: String) -> Result<(), Vec<types::Diagnostic>> {
+                INSTANCE.with(|instance| instance.configure(&config))
+            }
+        }
+
+        lifecycle_part::export_lifecycle!(Component with_types_in lifecycle_part);
+    };
+}
+
+/// Exports a [`Balancer`](crate::Balancer) as the component of the crate that calls this.
+#[macro_export]
+macro_rules! export_balancer {
+    ($policy:ty) => {
+        const _: () = {
+            use $crate::bindings::balancer as part;
+            use part::exports::tollgate::policy::balancer;
+
+            type Instance = $crate::export::BalancerInstance<$policy>;
+            $crate::__export_lifecycle!(Instance);
+
+            impl balancer::Guest for Component {
+                fn members(columns: Vec<String>, members: Vec<balancer::Member>) -> Vec<f64> {
+                    INSTANCE.with(|instance| instance.members(columns, members))
+                }
+                fn pick(request: types::Request, table: Vec<f64>, home: i32) -> Result<balancer::Decision, String> {
+                    INSTANCE.with(|instance| instance.pick(request, &table, home))
+                }
+            }
+
+            part::export_balancer_part!(Component with_types_in part);
+        };
+    };
+}
+
+/// Exports a [`Rewriter`](crate::Rewriter) as the component of the crate that calls this.
+#[macro_export]
+macro_rules! export_rewriter {
+    ($policy:ty) => {
+        const _: () = {
+            use $crate::bindings::rewriter as part;
+            use part::exports::tollgate::policy::rewriter;
+
+            type Instance = $crate::export::RewriterInstance<$policy>;
+            $crate::__export_lifecycle!(Instance);
+
+            impl rewriter::Guest for Component {
+                fn rewrite_request(
+                    request: types::Request,
+                    headers: Vec<types::Header>,
+                ) -> Result<Vec<types::Edit>, types::Refusal> {
+                    INSTANCE.with(|instance| instance.request(request, headers))
+                }
+                fn rewrite_response(
+                    request: types::Request,
+                    status: u32,
+                    headers: Vec<types::Header>,
+                ) -> Result<Vec<types::Edit>, String> {
+                    INSTANCE.with(|instance| instance.response(request, status, headers))
+                }
+            }
+
+            part::export_rewriter_part!(Component with_types_in part);
+        };
+    };
+}
+
+/// Exports a [`Pricer`](crate::Pricer) as the component of the crate that calls this.
+#[macro_export]
+macro_rules! export_pricer {
+    ($policy:ty) => {
+        const _: () = {
+            use $crate::bindings::pricer as part;
+            use part::exports::tollgate::policy::pricer;
+
+            type Instance = $crate::export::PricerInstance<$policy>;
+            $crate::__export_lifecycle!(Instance);
+
+            impl pricer::Guest for Component {
+                fn columns(columns: Vec<String>) {
+                    INSTANCE.with(|instance| instance.columns(&columns));
+                }
+                fn price(request: types::Request, counts: Vec<f64>) -> Result<pricer::Quote, String> {
+                    INSTANCE.with(|instance| instance.price(request, &counts))
+                }
+            }
+
+            part::export_pricer_part!(Component with_types_in part);
+        };
+    };
+}

@@ -1,0 +1,343 @@
+//! Floor 1: the configuration. Owns its file format, its checks and its resolved form; refuses to know what the
+//! gateway does with it. A [`Config`] holds only what can be used as it is.
+
+pub mod duration;
+pub mod raw;
+pub mod resolve;
+pub mod shape;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use std::{fmt, fs};
+
+use http::uri::Uri;
+use http::{HeaderName, HeaderValue};
+use schemars::generate::SchemaSettings;
+use serde_json::Value;
+
+pub use raw::{LogFormat, LogLevel, OnFailure, PolicyKind};
+pub use shape::{Problem, Shape};
+
+use crate::values::limits::{CONFIG_FILE_BYTES, Limits};
+use crate::values::secret::Secret;
+
+/// Top-level keys of sing-box that Tollgate skips.
+const SKIPPED_KEYS: [&str; 8] =
+    ["dns", "route", "inbounds", "ntp", "experimental", "endpoints", "certificate", "certificate_providers"];
+
+/// A configuration whose every field can be used as it is.
+#[derive(Debug)]
+pub struct Config {
+    /// The log.
+    pub log: LogConfig,
+    /// The services, at least one.
+    pub services: Vec<ServiceConfig>,
+    /// Every policy that is in use or configured, shipped ones included. [`PolicyId`] is an index into it.
+    pub policies: Vec<PolicyConfig>,
+    /// The folder of the ledger.
+    pub data_dir: PathBuf,
+    /// The bounds.
+    pub limits: Limits,
+}
+
+/// A policy's place in [`Config::policies`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PolicyId(pub usize);
+
+/// Where the log goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogConfig {
+    /// No log at all.
+    pub disabled: bool,
+    /// The least level that is written.
+    pub level: LogLevel,
+    /// Where it is written.
+    pub output: LogOutput,
+    /// Whether lines begin with the time.
+    pub timestamp: bool,
+    /// Its form; none: by whether the output is a terminal.
+    pub format: Option<LogFormat>,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { disabled: false, level: LogLevel::Info, output: LogOutput::Stderr, timestamp: true, format: None }
+    }
+}
+
+/// Where the log is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogOutput {
+    /// Standard error.
+    Stderr,
+    /// Standard output.
+    Stdout,
+    /// A file, appended to.
+    File(PathBuf),
+}
+
+/// A service.
+#[derive(Debug)]
+pub struct ServiceConfig {
+    /// Its name.
+    pub tag: String,
+    /// The address to listen on; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// TLS towards clients, where they speak it.
+    pub tls: Option<TlsConfig>,
+    /// The users. None: everybody who reaches the service.
+    pub users: Vec<UserConfig>,
+    /// The credentials.
+    pub credentials: Vec<CredentialConfig>,
+    /// What a user may be given: each credential as a pool of its own, in the same order, then the configured pools.
+    pub pools: Vec<PoolConfig>,
+    /// The pool of requests without a user: the first entry of `credentials`.
+    pub default_pool: usize,
+    /// Where upstream is.
+    pub endpoints: Endpoints,
+    /// The pricing policy.
+    pub pricer: PolicyId,
+    /// The rewriting policies, in order.
+    pub rewriters: Vec<PolicyId>,
+}
+
+/// A user.
+#[derive(Debug)]
+pub struct UserConfig {
+    /// Its name, unique.
+    pub name: String,
+    /// What its clients send, unique.
+    pub token: Secret,
+    /// Its pool: an index into [`ServiceConfig::pools`].
+    pub pool: usize,
+}
+
+/// A credential that is a file.
+#[derive(Debug, Clone)]
+pub struct CredentialConfig {
+    /// Its name.
+    pub tag: String,
+    /// Its auth.json.
+    pub path: PathBuf,
+    /// Its usage file.
+    pub usages_path: Option<PathBuf>,
+    /// At how many percent of a window it pauses.
+    pub caps: Caps,
+}
+
+/// At how many percent of each window a credential pauses.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Caps {
+    /// Of the 5-hour window.
+    pub five_hour: f64,
+    /// Of the weekly window.
+    pub weekly: f64,
+}
+
+/// A pool of credentials.
+#[derive(Debug)]
+pub struct PoolConfig {
+    /// Its name.
+    pub tag: String,
+    /// Its members: indices into [`ServiceConfig::credentials`].
+    pub members: Vec<usize>,
+    /// Who chooses among them.
+    pub balancer: PolicyId,
+    /// Whether it is a credential alone, which may be an API key.
+    pub single: bool,
+}
+
+/// Where upstream is.
+#[derive(Debug, Clone)]
+pub struct Endpoints {
+    /// The backend of ChatGPT, without a slash at its end.
+    pub chatgpt: Uri,
+    /// The API, without a slash at its end.
+    pub api: Uri,
+}
+
+/// TLS towards clients. The PEM texts are read, and not yet parsed.
+pub struct TlsConfig {
+    /// The certificate chain, in PEM.
+    pub certificate: Vec<u8>,
+    /// The private key, in PEM.
+    pub key: Secret,
+    /// The JSON path of each, for errors.
+    pub certificate_from: String,
+    /// The JSON path of the key.
+    pub key_from: String,
+    /// The protocols that are offered, the preferred first.
+    pub alpn: Vec<Vec<u8>>,
+    /// The least version.
+    pub min_version: TlsVersion,
+    /// The greatest version.
+    pub max_version: TlsVersion,
+}
+
+impl fmt::Debug for TlsConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TlsConfig").field("alpn", &self.alpn).finish_non_exhaustive()
+    }
+}
+
+/// A version of TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TlsVersion {
+    /// RFC 5246
+    V1_2,
+    /// RFC 8446
+    V1_3,
+}
+
+/// A policy.
+#[derive(Debug, Clone)]
+pub struct PolicyConfig {
+    /// Its name in the log and in errors.
+    pub tag: String,
+    /// Where it stands in the file; empty for a shipped one that the file does not name.
+    pub path_in_config: String,
+    /// What it decides.
+    pub kind: PolicyKind,
+    /// Where its component is.
+    pub source: PolicySource,
+    /// Its configuration.
+    pub config: Value,
+    /// How long one call may take.
+    pub timeout: Duration,
+    /// How much memory an instance may have, in bytes.
+    pub memory: usize,
+    /// For a rewriter: what happens to a request when it fails.
+    pub on_failure: OnFailure,
+}
+
+/// How long a policy's call may take by default.
+pub const POLICY_TIMEOUT: Duration = Duration::from_millis(5);
+/// How much memory a policy's instance may have by default, in bytes.
+pub const POLICY_MEMORY: usize = 16 * 1024 * 1024;
+
+/// Where a policy's component is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PolicySource {
+    /// In the binary, under that name.
+    Shipped(&'static str),
+    /// A file.
+    File(PathBuf),
+}
+
+/// Header fields in a form that a rewriter's configuration takes.
+pub(crate) type HeaderFields = Vec<(HeaderName, Vec<HeaderValue>)>;
+
+/// A configuration and what an operator should know about it.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// What was skipped or is risky.
+    pub warnings: Vec<Problem>,
+}
+
+/// A configuration that cannot be used: every reason at once.
+#[derive(Debug)]
+pub struct ConfigError {
+    /// What is wrong, each at its place.
+    pub problems: Vec<Problem>,
+    /// What was skipped or is risky besides.
+    pub warnings: Vec<Problem>,
+}
+
+impl ConfigError {
+    fn whole(message: String) -> Self {
+        Self { problems: vec![Problem::new("", message)], warnings: Vec::new() }
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines: Vec<String> = self.problems.iter().map(Problem::to_string).collect();
+        f.write_str(&lines.join("\n"))
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// What the gateway does without a configuration: the first example of the OCM document.
+pub const DEFAULT_CONFIG: &str = r#"{"services": [{"type": "ocm", "listen": "127.0.0.1", "listen_port": 8080}]}"#;
+
+/// Reads the configuration in the file at `path`.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn load(path: &Path) -> Result<Loaded, ConfigError> {
+    let cannot = |what: String| ConfigError::whole(format!("cannot read {}: {what}", path.display()));
+    let meta = fs::metadata(path).map_err(|error| cannot(plain(&error)))?;
+    if meta.is_dir() {
+        return Err(cannot("expected a file, found a folder".to_owned()));
+    }
+    if meta.len() > CONFIG_FILE_BYTES {
+        return Err(cannot(format!("expected at most {CONFIG_FILE_BYTES} bytes, found {}", meta.len())));
+    }
+    let bytes = fs::read(path).map_err(|error| cannot(plain(&error)))?;
+    let text = String::from_utf8(bytes).map_err(|error| {
+        cannot(format!("expected UTF-8, found another encoding at byte {}", error.utf8_error().valid_up_to()))
+    })?;
+    parse(text)
+}
+
+/// Reads the configuration `text`.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn parse(mut text: String) -> Result<Loaded, ConfigError> {
+    if text.trim().is_empty() {
+        return Err(ConfigError::whole("expected a JSON object, found an empty file".to_owned()));
+    }
+    json_strip_comments::strip(&mut text)
+        .map_err(|_| ConfigError::whole("expected JSON, found a comment without an end".to_owned()))?;
+    let mut value: Value = serde_json::from_str(&text).map_err(|error| {
+        // The parser's own words name a place and a kind of fault, never the text that stands there.
+        ConfigError::whole(format!("expected JSON: {error}"))
+    })?;
+    let mut warnings = skip_known_keys(&mut value);
+    let problems = shape().problems("", &value);
+    if !problems.is_empty() {
+        return Err(ConfigError { problems, warnings });
+    }
+    let raw: raw::RawConfig = serde_json::from_value(value)
+        .map_err(|_| ConfigError::whole("expected the shape that `tollgate config-schema` prints".to_owned()))?;
+    let mut problems = Vec::new();
+    let config = resolve::resolve(&raw, &mut problems, &mut warnings);
+    match config {
+        Some(config) if problems.is_empty() => Ok(Loaded { config, warnings }),
+        _ => Err(ConfigError { problems, warnings }),
+    }
+}
+
+/// The JSON Schema of the configuration (draft 2020-12).
+pub fn schema() -> Value {
+    let generator = SchemaSettings::draft2020_12().into_generator();
+    generator.into_root_schema_for::<raw::RawConfig>().to_value()
+}
+
+fn shape() -> Shape {
+    let settings = SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
+    let schema = settings.into_generator().into_root_schema_for::<raw::RawConfig>().to_value();
+    Shape::new(schema).unwrap_or_else(|error| unreachable!("the schema of our own types: {error}"))
+}
+
+fn skip_known_keys(value: &mut Value) -> Vec<Problem> {
+    let Some(object) = value.as_object_mut() else { return Vec::new() };
+    let skipped: Vec<&str> = SKIPPED_KEYS.into_iter().filter(|key| object.shift_remove(*key).is_some()).collect();
+    if skipped.is_empty() {
+        return Vec::new();
+    }
+    vec![Problem::new("", format!("skipped: {} (sing-box's, of no meaning here)", skipped.join(", ")))]
+}
+
+/// An error of the file system in plain words, without the number.
+pub fn plain(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or_default();
+    let mut letters = text.chars();
+    letters.next().map(|first| first.to_lowercase().chain(letters).collect()).unwrap_or_default()
+}

@@ -1,0 +1,60 @@
+//! Spans of time as sing-box writes them: Go's `time.ParseDuration` syntax with days besides, without signs.
+
+use std::time::Duration;
+
+const UNITS: [(&str, f64); 8] = [
+    ("ns", 1e-9),
+    ("us", 1e-6),
+    ("µs", 1e-6),
+    ("ms", 1e-3),
+    ("s", 1.0),
+    ("m", 60.0),
+    ("h", 3600.0),
+    ("d", 86400.0),
+];
+
+/// Longer than anything that is waited for: a hundred years.
+const SECONDS_MAX: f64 = 100.0 * 365.0 * 86400.0;
+
+/// Reads `1h30m`; none where `text` is no duration or longer than a hundred years.
+pub fn parse(text: &str) -> Option<Duration> {
+    let mut rest = text;
+    let mut seconds = 0.0;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !(c.is_ascii_digit() || c == '.'))?;
+        let number: f64 = rest[..digits].parse().ok()?;
+        rest = &rest[digits..];
+        let letters = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
+        let (_, unit) = UNITS.iter().find(|(name, _)| *name == &rest[..letters])?;
+        seconds += number * unit;
+        rest = &rest[letters..];
+    }
+    (!text.is_empty() && seconds <= SECONDS_MAX).then(|| Duration::from_secs_f64(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(text: &str, milliseconds: Option<u64>) {
+        assert_eq!(parse(text), milliseconds.map(Duration::from_millis), "{text:?}");
+    }
+
+    #[test]
+    fn durations_are_numbers_with_units() {
+        check("60s", Some(60_000));
+        check("1h30m", Some(5_400_000));
+        check("1.5h", Some(5_400_000));
+        check("250ms", Some(250));
+        check("1d", Some(86_400_000));
+        check("0s", Some(0));
+    }
+
+    #[test]
+    fn anything_else_is_none() {
+        for text in ["", "60", "s", "1h30", "-5s", "1w", "1 h", "1.2.3s", "999999999999d"] {
+            check(text, None);
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! From the configuration as it is written to one whose every field can be used. Collects every problem.
+
+mod credentials;
+mod policies;
+mod service;
+
+use std::collections::HashSet;
+use std::env;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::raw::{RawConfig, RawDuration, RawLedgerFull, RawLimits, RawLog, RawService};
+use super::shape::{Problem, join};
+use super::{Config, LogConfig, LogLevel, LogOutput, duration};
+use crate::values::limits::{LedgerFull, Limits};
+
+use policies::Policies;
+
+/// What resolving has found so far.
+struct Findings<'a> {
+    problems: &'a mut Vec<Problem>,
+    warnings: &'a mut Vec<Problem>,
+}
+
+impl Findings<'_> {
+    fn problem(&mut self, path: impl Into<String>, message: impl Into<String>) {
+        self.problems.push(Problem::new(path, message));
+    }
+
+    fn warning(&mut self, path: impl Into<String>, message: impl Into<String>) {
+        self.warnings.push(Problem::new(path, message));
+    }
+}
+
+/// Resolves `raw`. None only where there is a problem.
+pub(super) fn resolve(
+    raw: &RawConfig,
+    problems: &mut Vec<Problem>,
+    warnings: &mut Vec<Problem>,
+) -> Option<Config> {
+    let mut findings = Findings { problems, warnings };
+    let mut policies = Policies::configured(&raw.policies, &mut findings);
+    let services = services(raw, &mut policies, &mut findings);
+    if raw.admin.is_some() {
+        findings.problem("admin", "an admin listener is not there yet");
+    }
+    let limits = limits(&raw.limits, &mut findings);
+    let data_dir = match &raw.data_dir {
+        Some(path) => Some(PathBuf::from(path)),
+        None => default_data_dir(&mut findings),
+    };
+    Some(Config { log: log(&raw.log), services, policies: policies.resolved(), data_dir: data_dir?, limits })
+}
+
+fn services(
+    raw: &RawConfig,
+    policies: &mut Policies,
+    findings: &mut Findings<'_>,
+) -> Vec<super::ServiceConfig> {
+    let entries = raw.services.as_slice();
+    let served = entries.iter().filter(|entry| matches!(entry, RawService::Ocm(_))).count();
+    if served == 0 {
+        findings.problem("services", "expected at least one of type \"ocm\", found none");
+    }
+    let mut services = Vec::new();
+    let mut tags = HashSet::new();
+    let mut files = credentials::Files::default();
+    for (index, entry) in entries.iter().enumerate() {
+        let path = format!("services[{index}]");
+        match entry {
+            RawService::Ocm(raw_service) => {
+                let tag = raw_service.tag.clone().unwrap_or_else(|| default_service_tag(index, served));
+                if !tags.insert(tag.clone()) {
+                    findings.problem(join(&path, "tag"), format!("expected a name of its own, found {tag:?} again"));
+                }
+                let context = service::Context { path, tag, raw_config: raw };
+                services.extend(service::resolve(context, raw_service, policies, &mut files, findings));
+            }
+            RawService::Other(other) => {
+                findings.warning(path, format!("skipped: a service of type {:?}", other.kind));
+            }
+        }
+    }
+    services
+}
+
+fn default_service_tag(index: usize, served: usize) -> String {
+    if served == 1 { "ocm".to_owned() } else { format!("ocm-{index}") }
+}
+
+fn log(raw: &RawLog) -> LogConfig {
+    let output = match raw.output.as_deref() {
+        None | Some("" | "stderr") => LogOutput::Stderr,
+        Some("stdout") => LogOutput::Stdout,
+        Some(path) => LogOutput::File(PathBuf::from(path)),
+    };
+    LogConfig {
+        disabled: raw.disabled,
+        level: raw.level.unwrap_or(LogLevel::Info),
+        output,
+        timestamp: raw.timestamp.unwrap_or(true),
+        format: raw.format,
+    }
+}
+
+fn default_data_dir(findings: &mut Findings<'_>) -> Option<PathBuf> {
+    let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let folder = set("XDG_DATA_HOME").or_else(|| set("HOME").map(|home| home.join(".local/share")));
+    if folder.is_none() {
+        findings.problem("data_dir", "missing, and neither XDG_DATA_HOME nor HOME is set to take it from");
+    }
+    folder.map(|folder| folder.join("tollgate"))
+}
+
+/// The default credential file: `$CODEX_HOME/auth.json`, else `~/.codex/auth.json`.
+fn default_credential_path(path: &str, findings: &mut Findings<'_>) -> Option<PathBuf> {
+    let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let folder = set("CODEX_HOME").or_else(|| set("HOME").map(|home| home.join(".codex")));
+    if folder.is_none() {
+        findings.problem(path, "missing, and neither CODEX_HOME nor HOME is set to take it from");
+    }
+    folder.map(|folder| folder.join("auth.json"))
+}
+
+fn span(raw: &RawDuration, path: String, findings: &mut Findings<'_>) -> Option<Duration> {
+    let parsed = duration::parse(&raw.0);
+    if parsed.is_none() {
+        findings.problem(path, format!("expected a duration up to 100 years, found {:?}", raw.0));
+    }
+    parsed
+}
+
+fn limits(raw: &RawLimits, findings: &mut Findings<'_>) -> Limits {
+    let mut limits = Limits::default();
+    macro_rules! take {
+        ($($name:ident),*) => { $( if let Some(value) = raw.$name { limits.$name = value; } )* };
+    }
+    macro_rules! take_span {
+        ($($name:ident),*) => { $(
+            if let Some(raw) = &raw.$name
+                && let Some(value) = span(raw, format!("limits.{}", stringify!($name)), findings)
+            {
+                if value.is_zero() {
+                    findings.problem(concat!("limits.", stringify!($name)), "expected more than 0, found 0");
+                }
+                limits.$name = value;
+            }
+        )* };
+    }
+    take!(
+        request_head_bytes,
+        request_body_bytes,
+        replay_bytes,
+        decoded_bytes,
+        connections,
+        http2_streams,
+        settle_queue,
+        ledger_bytes,
+        sessions,
+        auth_addresses
+    );
+    take_span!(
+        handshake_timeout,
+        head_timeout,
+        body_timeout,
+        connect_timeout,
+        upstream_head_timeout,
+        upstream_idle_timeout,
+        commit_timeout,
+        drain_timeout,
+        upstream_keep_alive,
+        session_lifetime
+    );
+    if let Some(choice) = raw.ledger_full {
+        limits.ledger_full = match choice {
+            RawLedgerFull::Refuse => LedgerFull::Refuse,
+            RawLedgerFull::Serve => LedgerFull::Serve,
+        };
+    }
+    limits
+}

@@ -1,0 +1,307 @@
+//! Credentials and the pools that are made of them.
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use super::policies::Policies;
+use super::service::{check_detour, Context};
+use super::{Findings, default_credential_path, span};
+use crate::config::raw::{
+    LaterCredentialType, RawBalancer, RawCredential, RawDefault, RawDuration, RawOcm,
+};
+use crate::config::shape::join;
+use crate::config::{Caps, CredentialConfig, PolicyId, PolicyKind, PoolConfig};
+
+/// The tag of the credential of a service that configures only one.
+const SINGLE_TAG: &str = "default";
+
+/// A reserve that is not set.
+const RESERVE: f64 = 1.0;
+
+/// The files that credentials use, over all services: no two may share one.
+#[derive(Default)]
+pub(super) struct Files {
+    credentials: HashMap<PathBuf, String>,
+    usages: HashMap<PathBuf, String>,
+}
+
+impl Files {
+    fn claim(used: &mut HashMap<PathBuf, String>, file: &Path, path: String, findings: &mut Findings<'_>) {
+        if let Some(first) = used.get(file) {
+            findings.problem(path, format!("expected a file of its own, found the one of {first}"));
+        } else {
+            used.insert(file.to_owned(), path);
+        }
+    }
+}
+
+/// The credentials of a service and its pools: each credential alone, then the configured ones.
+pub(super) struct Resolved {
+    pub(super) credentials: Vec<CredentialConfig>,
+    pub(super) pools: Vec<PoolConfig>,
+    /// The first entry of the list, as a pool.
+    pub(super) first: usize,
+}
+
+/// The credential of a service that configures only one.
+pub(super) fn single(
+    context: &Context<'_>,
+    raw: &RawOcm,
+    policies: &mut Policies,
+    files: &mut Files,
+    findings: &mut Findings<'_>,
+) -> Resolved {
+    let found = file_credential(
+        context,
+        &context.path,
+        SINGLE_TAG,
+        Paths {
+            credential: raw.credential_path.as_deref(),
+            usages: raw.usages_path.as_deref(),
+            detour: raw.detour.as_deref(),
+        },
+        Caps { five_hour: 100.0 - RESERVE, weekly: 100.0 - RESERVE },
+        files,
+        findings,
+    );
+    let credentials: Vec<CredentialConfig> = found.into_iter().collect();
+    let pools = alone(&credentials, policies.shipped("least-used", json!({})));
+    Resolved { credentials, pools, first: 0 }
+}
+
+/// The credentials and pools of a service that lists them.
+pub(super) fn several(
+    context: &Context<'_>,
+    raw: &RawOcm,
+    policies: &mut Policies,
+    files: &mut Files,
+    findings: &mut Findings<'_>,
+) -> Resolved {
+    for (name, set) in [
+        ("credential_path", raw.credential_path.is_some()),
+        ("usages_path", raw.usages_path.is_some()),
+        ("detour", raw.detour.is_some()),
+    ] {
+        if set {
+            findings.problem(join(&context.path, name), "not together with credentials: put it on one of those");
+        }
+    }
+    let entries = raw.credentials.as_slice();
+    check_tags(context, entries, findings);
+    let mut credentials = Vec::new();
+    for (index, entry) in entries.iter().enumerate() {
+        let path = entry_path(context, index);
+        match entry {
+            RawCredential::Default(entry) => {
+                credentials.extend(default_credential(context, &path, entry, files, findings));
+            }
+            RawCredential::Later(entry) => {
+                let name = match entry.kind {
+                    LaterCredentialType::External => "external",
+                    LaterCredentialType::Reverse => "reverse",
+                };
+                findings.problem(join(&path, "type"), format!("a credential of type {name:?} is not there yet"));
+            }
+            RawCredential::Balancer(_) | RawCredential::Fallback(_) => {}
+        }
+    }
+    let mut pools = alone(&credentials, policies.shipped("least-used", json!({})));
+    for (index, entry) in entries.iter().enumerate() {
+        let path = entry_path(context, index);
+        let pool = match entry {
+            RawCredential::Balancer(entry) => balancer(&path, entry, policies, findings),
+            RawCredential::Fallback(entry) => {
+                check_interval(entry.poll_interval.as_ref(), &path, findings);
+                let balancer = Some(policies.shipped("fallback", json!({})));
+                Some(Pool { tag: &entry.tag, members: entry.credentials.as_slice(), balancer })
+            }
+            RawCredential::Default(_) | RawCredential::Later(_) => None,
+        };
+        let Some(pool) = pool else { continue };
+        let members = members(&path, pool.members, entries, &credentials, findings);
+        let Some(balancer) = pool.balancer else { continue };
+        pools.push(PoolConfig { tag: pool.tag.to_owned(), members, balancer, single: false });
+    }
+    let first_tag = entries.first().map_or("", tag);
+    let first = pools.iter().position(|pool| pool.tag == first_tag).unwrap_or(0);
+    Resolved { credentials, pools, first }
+}
+
+fn entry_path(context: &Context<'_>, index: usize) -> String {
+    format!("{}.credentials[{index}]", context.path)
+}
+
+fn tag(entry: &RawCredential) -> &str {
+    match entry {
+        RawCredential::Default(entry) => &entry.tag,
+        RawCredential::Balancer(entry) => &entry.tag,
+        RawCredential::Fallback(entry) => &entry.tag,
+        RawCredential::Later(entry) => &entry.tag,
+    }
+}
+
+fn check_tags(context: &Context<'_>, entries: &[RawCredential], findings: &mut Findings<'_>) {
+    let mut tags = HashSet::new();
+    for (index, entry) in entries.iter().enumerate() {
+        let path = join(&entry_path(context, index), "tag");
+        let tag = tag(entry);
+        if tag.is_empty() {
+            findings.problem(path, "missing");
+        } else if !tags.insert(tag) {
+            findings.problem(path, format!("expected a name of its own, found {tag:?} again"));
+        }
+    }
+}
+
+/// Each credential as a pool of its own.
+fn alone(credentials: &[CredentialConfig], balancer: PolicyId) -> Vec<PoolConfig> {
+    credentials
+        .iter()
+        .enumerate()
+        .map(|(index, credential)| PoolConfig {
+            tag: credential.tag.clone(),
+            members: vec![index],
+            balancer,
+            single: true,
+        })
+        .collect()
+}
+
+struct Paths<'a> {
+    credential: Option<&'a str>,
+    usages: Option<&'a str>,
+    detour: Option<&'a str>,
+}
+
+fn default_credential(
+    context: &Context<'_>,
+    path: &str,
+    raw: &RawDefault,
+    files: &mut Files,
+    findings: &mut Findings<'_>,
+) -> Option<CredentialConfig> {
+    let five_hour = cap(path, "5h", raw.reserve_5h, raw.limit_5h, findings);
+    let weekly = cap(path, "weekly", raw.reserve_weekly, raw.limit_weekly, findings);
+    let paths = Paths {
+        credential: raw.credential_path.as_deref(),
+        usages: raw.usages_path.as_deref(),
+        detour: raw.detour.as_deref(),
+    };
+    file_credential(context, path, &raw.tag, paths, Caps { five_hour, weekly }, files, findings)
+}
+
+fn file_credential(
+    context: &Context<'_>,
+    path: &str,
+    tag: &str,
+    paths: Paths<'_>,
+    caps: Caps,
+    files: &mut Files,
+    findings: &mut Findings<'_>,
+) -> Option<CredentialConfig> {
+    let credential_path = join(path, "credential_path");
+    let file = match paths.credential.filter(|file| !file.is_empty()) {
+        Some(file) => PathBuf::from(file),
+        None => default_credential_path(&credential_path, findings)?,
+    };
+    Files::claim(&mut files.credentials, &file, credential_path, findings);
+    let usages_path = paths.usages.filter(|file| !file.is_empty()).map(PathBuf::from);
+    if let Some(file) = &usages_path {
+        Files::claim(&mut files.usages, file, join(path, "usages_path"), findings);
+    }
+    check_detour(context, paths.detour, &join(path, "detour"), findings);
+    Some(CredentialConfig { tag: tag.to_owned(), path: file, usages_path, caps })
+}
+
+fn cap(path: &str, window: &str, reserve: Option<u8>, limit: Option<u8>, findings: &mut Findings<'_>) -> f64 {
+    if reserve.is_some() && limit.is_some() {
+        let place = join(path, &format!("limit_{window}"));
+        findings.problem(place, format!("not together with reserve_{window}: both say where the window ends"));
+    }
+    match (limit, reserve) {
+        (Some(limit), _) => f64::from(limit),
+        (None, Some(reserve)) => 100.0 - f64::from(reserve),
+        (None, None) => 100.0 - RESERVE,
+    }
+}
+
+struct Pool<'a> {
+    tag: &'a str,
+    members: &'a [String],
+    balancer: Option<PolicyId>,
+}
+
+fn balancer<'a>(
+    path: &str,
+    raw: &'a RawBalancer,
+    policies: &mut Policies,
+    findings: &mut Findings<'_>,
+) -> Option<Pool<'a>> {
+    check_interval(raw.poll_interval.as_ref(), path, findings);
+    let strategy_path = join(path, "strategy");
+    let strategy = raw.strategy.as_deref().filter(|name| !name.is_empty()).unwrap_or("least_used");
+    let threshold = raw.rebalance_threshold.unwrap_or(0.0);
+    let shipped = match strategy.replace('-', "_").as_str() {
+        // A tag of one's own goes before a shipped name only where that is spelled otherwise: tags cannot be those.
+        "least_used" => Some(policies.shipped("least-used", json!({ "rebalance_threshold": threshold }))),
+        "round_robin" => Some(policies.shipped("round-robin", json!({}))),
+        "random" => Some(policies.shipped("random", json!({}))),
+        "fallback" => Some(policies.shipped("fallback", json!({}))),
+        _ => None,
+    };
+    if threshold > 0.0 && strategy.replace('-', "_") != "least_used" {
+        let message = format!("only for the strategy least_used, found {strategy:?}");
+        findings.problem(join(path, "rebalance_threshold"), message);
+    }
+    let balancer = match shipped {
+        Some(id) => Some(id),
+        None if policies.has_tag(strategy) => policies.named(strategy, PolicyKind::Balancer, &strategy_path, findings),
+        None => {
+            let own: Vec<String> = policies.tags(PolicyKind::Balancer).map(|tag| format!(", {tag}")).collect();
+            let names = format!("least_used, round_robin, random, fallback{}", own.concat());
+            findings.problem(strategy_path, format!("expected one of {names}, found {strategy:?}"));
+            None
+        }
+    };
+    Some(Pool { tag: &raw.tag, members: raw.credentials.as_slice(), balancer })
+}
+
+fn check_interval(raw: Option<&RawDuration>, path: &str, findings: &mut Findings<'_>) {
+    if let Some(raw) = raw {
+        span(raw, join(path, "poll_interval"), findings);
+    }
+}
+
+fn members(
+    path: &str,
+    tags: &[String],
+    entries: &[RawCredential],
+    credentials: &[CredentialConfig],
+    findings: &mut Findings<'_>,
+) -> Vec<usize> {
+    let list = join(path, "credentials");
+    if tags.is_empty() {
+        findings.problem(list, "expected at least one credential, found none");
+        return Vec::new();
+    }
+    let mut members = Vec::new();
+    for (place, member) in tags.iter().enumerate() {
+        let path = format!("{list}[{place}]");
+        let entry = entries.iter().find(|entry| tag(entry) == member);
+        match (entry, credentials.iter().position(|credential| credential.tag == *member)) {
+            (Some(RawCredential::Default(_)), Some(index)) if members.contains(&index) => {
+                findings.problem(path, format!("expected each credential once, found {member:?} again"));
+            }
+            (Some(RawCredential::Default(_)), Some(index)) => members.push(index),
+            (Some(RawCredential::Balancer(_) | RawCredential::Fallback(_)), _) => {
+                findings.problem(path, format!("expected a default credential, found {member:?}, a pool"));
+            }
+            // A credential with a problem of its own: that was told.
+            (Some(_), _) => {}
+            (None, _) => findings.problem(path, format!("expected the tag of a credential, found {member:?}")),
+        }
+    }
+    members
+}

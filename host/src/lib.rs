@@ -1,0 +1,11 @@
+//! Tollgate: a gateway for several OpenAI Codex credentials and API keys, whose choices (which credential, which
+//! header fields, which price) are made by WebAssembly policies.
+//!
+//! Modules stand on floors; each imports only from lower ones. `ARCHITECTURE.md` has the picture.
+
+// Floor 0
+pub mod values;
+// Floor 1
+pub mod config;
+// Floor 2
+pub mod policy;

@@ -1,0 +1,138 @@
+//! The wasmtime engine that all policies share: its settings, its clock and the code compiled so far.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use wasmtime::component::{Component, HasSelf, Linker};
+use wasmtime::{Config, InstanceAllocationStrategy, PoolingAllocationConfig};
+
+use super::bindings;
+use super::inert_wasi;
+use super::instance::Guest;
+
+/// How often the epoch advances: the unit of every deadline.
+pub(super) const TICK: Duration = Duration::from_millis(1);
+
+/// A guest's stack, in bytes. What needs more is recursing without end.
+const STACK_BYTES: usize = 256 * 1024;
+
+/// Instances at a time, over all policies and threads. Each reserves address space, and memory only as it uses it.
+const INSTANCES: u32 = 1000;
+
+/// Core instances, memories and tables of one component. A Python guest needs over 32 of the first.
+const CORE_INSTANCES_EACH: u32 = 64;
+const MEMORIES_EACH: u32 = 2;
+const TABLES_EACH: u32 = 8;
+const TABLE_ELEMENTS: usize = 20_000;
+
+/// Components whose compiled code is kept in memory.
+const COMPILED: usize = 64;
+
+/// The policy engine could not be set up: a fault of this machine, told by wasmtime.
+#[derive(Debug, thiserror::Error)]
+#[error("policy engine: {0}")]
+pub struct EngineError(String);
+
+/// The engine. Cloning it is cheap; the clones share everything.
+#[derive(Clone)]
+pub struct Engine {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    engine: wasmtime::Engine,
+    linker: Linker<Guest>,
+    /// By SHA-256 of the component.
+    compiled: Mutex<HashMap<[u8; 32], Component>>,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// An engine whose guests may have up to `memory_max` bytes each.
+    ///
+    /// # Errors
+    /// This machine cannot run one.
+    pub fn new(memory_max: usize) -> Result<Self, EngineError> {
+        let failed = |error: wasmtime::Error| EngineError(format!("{error:#}"));
+        // Where the address space is too small for a pool, instances are made one by one: slower, and as safe.
+        let engine = wasmtime::Engine::new(&config(Some(memory_max)))
+            .or_else(|_| wasmtime::Engine::new(&config(None)))
+            .map_err(failed)?;
+        let mut linker = Linker::new(&engine);
+        bindings::balancer::tollgate::policy::host::add_to_linker::<Guest, HasSelf<Guest>>(&mut linker, |guest| guest)
+            .map_err(failed)?;
+        inert_wasi::add_to_linker(&mut linker).map_err(failed)?;
+        start_clock(&engine).map_err(|error| EngineError(format!("cannot start its clock: {error}")))?;
+        Ok(Self { shared: Arc::new(Shared { engine, linker, compiled: Mutex::default() }) })
+    }
+
+    pub(super) fn wasmtime(&self) -> &wasmtime::Engine {
+        &self.shared.engine
+    }
+
+    pub(super) fn linker(&self) -> &Linker<Guest> {
+        &self.shared.linker
+    }
+
+    /// Compiles `bytes`, whose SHA-256 is `digest`, or takes what was compiled before.
+    pub(super) fn compile(&self, digest: [u8; 32], bytes: &[u8]) -> wasmtime::Result<Component> {
+        let mut compiled = self.shared.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(component) = compiled.get(&digest) {
+            return Ok(component.clone());
+        }
+        let component = Component::from_binary(&self.shared.engine, bytes)?;
+        if compiled.len() >= COMPILED {
+            compiled.clear();
+        }
+        compiled.insert(digest, component.clone());
+        Ok(component)
+    }
+}
+
+fn config(pool_memory_max: Option<usize>) -> Config {
+    let mut config = Config::new();
+    config
+        .epoch_interruption(true)
+        .max_wasm_stack(STACK_BYTES)
+        // The same arguments give the same result on every machine.
+        .cranelift_nan_canonicalization(true)
+        .relaxed_simd_deterministic(true)
+        .wasm_memory64(false)
+        // Collecting a backtrace makes a trap four times as dear.
+        .wasm_backtrace_max_frames(None)
+        .memory_init_cow(true);
+    if let Some(memory_max) = pool_memory_max {
+        let mut pool = PoolingAllocationConfig::new();
+        pool.total_component_instances(INSTANCES)
+            .total_core_instances(INSTANCES * 8)
+            .total_memories(INSTANCES)
+            .total_tables(INSTANCES * 4)
+            .max_core_instances_per_component(CORE_INSTANCES_EACH)
+            .max_memories_per_component(MEMORIES_EACH)
+            .max_tables_per_component(TABLES_EACH)
+            .table_elements(TABLE_ELEMENTS)
+            .max_memory_size(memory_max);
+        config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+    }
+    config
+}
+
+/// Advances the epoch for as long as the engine lives.
+fn start_clock(engine: &wasmtime::Engine) -> std::io::Result<()> {
+    let engine = engine.weak();
+    let tick = move || {
+        while let Some(engine) = engine.upgrade() {
+            engine.increment_epoch();
+            drop(engine);
+            thread::sleep(TICK);
+        }
+    };
+    thread::Builder::new().name("policy-clock".to_owned()).spawn(tick).map(drop)
+}

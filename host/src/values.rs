@@ -1,0 +1,11 @@
+//! Floor 0: the values that the floors above share. They know nothing of sockets, files or policies.
+
+pub mod clock;
+pub mod counts;
+pub mod exchange;
+pub mod headers;
+pub mod json_scan;
+pub mod limits;
+pub mod money;
+pub mod secret;
+pub mod windows;

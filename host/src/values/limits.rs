@@ -1,0 +1,106 @@
+//! Every bound of the gateway: its name, its default and its unit, in one place.
+
+use std::time::Duration;
+
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+
+/// What to do with new requests while the ledger cannot be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LedgerFull {
+    /// Refuse them with 503: no response goes unrecorded.
+    Refuse,
+    /// Serve them, keep their rows in memory as far as `settle_queue` goes, and write further ones to the log.
+    Serve,
+}
+
+/// The bounds. Fields are named as in the configuration's `limits`; sizes are in bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// A request's head: request line and header fields. Past it: 431.
+    pub request_head_bytes: u64,
+    /// A request's body. Past it: 413.
+    pub request_body_bytes: u64,
+    /// How much of a request's body is kept so that it can be sent again to another credential.
+    pub replay_bytes: u64,
+    /// How far a compressed body, of a request or a response, is decoded on the side.
+    pub decoded_bytes: u64,
+    /// Connections from clients at a time, over all services.
+    pub connections: u64,
+    /// Streams at a time on one HTTP/2 connection.
+    pub http2_streams: u32,
+    /// Requests whose rows are not yet committed: the ledger's room. Past it: 503.
+    pub settle_queue: u64,
+    /// The ledger's size on disk; past it the ledger is full. 0: as far as the disk goes.
+    pub ledger_bytes: u64,
+    /// What to do with requests while the ledger cannot be written.
+    pub ledger_full: LedgerFull,
+    /// Sessions whose home is remembered, and responses whose maker is.
+    pub sessions: u64,
+    /// Addresses whose failed authentications are remembered.
+    pub auth_addresses: u64,
+    /// From connect to the end of the TLS handshake, on either side.
+    pub handshake_timeout: Duration,
+    /// From a connection's start, or the response before, to the end of a request's head.
+    pub head_timeout: Duration,
+    /// Between two parts of a request's body.
+    pub body_timeout: Duration,
+    /// To a connection to upstream, name look-up included.
+    pub connect_timeout: Duration,
+    /// From a request sent to upstream to the response's head. Past it: 504.
+    pub upstream_head_timeout: Duration,
+    /// Between two parts of upstream's response body.
+    pub upstream_idle_timeout: Duration,
+    /// For how long a response's last byte waits for its row.
+    pub commit_timeout: Duration,
+    /// For how long requests under way may go on after a signal to stop.
+    pub drain_timeout: Duration,
+    /// An idle connection to upstream is kept for that long.
+    pub upstream_keep_alive: Duration,
+    /// A session's home is forgotten after that long without a request.
+    pub session_lifetime: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            request_head_bytes: 64 * KIB,
+            request_body_bytes: 128 * MIB,
+            replay_bytes: 32 * MIB,
+            decoded_bytes: 256 * MIB,
+            connections: 16_384,
+            http2_streams: 256,
+            settle_queue: 16_384,
+            ledger_bytes: 0,
+            ledger_full: LedgerFull::Refuse,
+            sessions: 65_536,
+            auth_addresses: 4096,
+            handshake_timeout: Duration::from_secs(10),
+            head_timeout: Duration::from_secs(60),
+            body_timeout: Duration::from_secs(60),
+            connect_timeout: Duration::from_secs(10),
+            upstream_head_timeout: Duration::from_secs(600),
+            upstream_idle_timeout: Duration::from_secs(600),
+            commit_timeout: Duration::from_secs(10),
+            drain_timeout: Duration::from_secs(30),
+            upstream_keep_alive: Duration::from_secs(90),
+            session_lifetime: Duration::from_secs(24 * 60 * 60),
+        }
+    }
+}
+
+/// The longest string that is taken from a request or response for the ledger, a session's key or a policy. A longer
+/// one counts as missing.
+pub const FIELD_BYTES: usize = 256;
+
+/// auth.json: a file past this size is not read.
+pub const AUTH_FILE_BYTES: u64 = MIB;
+
+/// A configuration file past this size is not read.
+pub const CONFIG_FILE_BYTES: u64 = 16 * MIB;
+
+/// A policy's component past this size is not read.
+pub const COMPONENT_BYTES: u64 = 64 * MIB;
+
+/// A response body that is kept to read an error from it: 429s and the like.
+pub const ERROR_BODY_BYTES: usize = 64 * KIB as usize;

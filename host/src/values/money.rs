@@ -1,0 +1,64 @@
+//! Money: whole nano-dollars, and the difference between nothing and unknown.
+
+use std::fmt;
+
+/// An amount in nano-dollars (10^-9 USD).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct NanoUsd(pub u64);
+
+impl NanoUsd {
+    /// The amount in USD, for formats that have no integers. Exact to 2^53 nano-dollars (9 million USD).
+    pub fn usd(self) -> f64 {
+        self.0 as f64 / 1e9
+    }
+
+    /// The amount of so many USD, rounded; none where that is negative or not a number.
+    pub fn from_usd(usd: f64) -> Option<Self> {
+        let nano = (usd * 1e9).round();
+        (0.0..9e18).contains(&nano).then_some(Self(nano as u64))
+    }
+}
+
+impl fmt::Display for NanoUsd {
+    /// In USD to the fourth place after the point, rounded half up.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let tenths_of_mill = (self.0 + 50_000) / 100_000;
+        write!(f, "${}.{:04}", tenths_of_mill / 10_000, tenths_of_mill % 10_000)
+    }
+}
+
+/// What a response cost, or why that is not known. Unknown is never nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cost {
+    /// Priced by a policy.
+    Priced {
+        /// The amount.
+        amount: NanoUsd,
+        /// The context window that the price belongs to, in tokens.
+        context_window: u64,
+    },
+    /// Not priced.
+    Unpriced {
+        /// Why not.
+        reason: String,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn amounts_show_to_the_fourth_place() {
+        assert_eq!(NanoUsd(15_275_000_000).to_string(), "$15.2750");
+        assert_eq!(NanoUsd(49_999).to_string(), "$0.0000");
+        assert_eq!(NanoUsd(50_000).to_string(), "$0.0001");
+    }
+
+    #[test]
+    fn usd_is_read_back_to_the_nano_dollar() {
+        assert_eq!(NanoUsd::from_usd(NanoUsd(1_234_567_891).usd()), Some(NanoUsd(1_234_567_891)));
+        assert_eq!(NanoUsd::from_usd(-1.0), None);
+        assert_eq!(NanoUsd::from_usd(f64::NAN), None);
+    }
+}

@@ -1,0 +1,275 @@
+//! Rate-limit windows: how much of a credential's 5-hour and weekly allowance is used, as upstream tells it.
+
+use http::HeaderMap;
+
+use super::clock::Millis;
+
+/// Two resets less far apart than this belong to the same window: upstream's clock and ours differ.
+const SAME_WINDOW_MS: u64 = 10 * 60 * 1000;
+
+/// The limit that headers belong to where upstream names none.
+const DEFAULT_LIMIT: &str = "codex";
+
+/// One of the windows.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Window {
+    /// The used part, in percent, 0 to 100.
+    pub used: f64,
+    /// When it starts anew.
+    pub reset_at: Option<Millis>,
+    /// Its length in minutes.
+    pub minutes: u32,
+}
+
+/// Which of a credential's windows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Span {
+    /// About 300 minutes.
+    FiveHour,
+    /// About 10080 minutes.
+    Weekly,
+}
+
+impl Span {
+    /// Its length in minutes.
+    pub const fn minutes(self) -> u32 {
+        match self {
+            Self::FiveHour => 300,
+            Self::Weekly => 10_080,
+        }
+    }
+
+    /// The span that is about `minutes` long, within a fifth.
+    pub fn of(minutes: u32) -> Option<Self> {
+        [Self::FiveHour, Self::Weekly].into_iter().find(|span| minutes.abs_diff(span.minutes()) * 5 <= span.minutes())
+    }
+}
+
+/// A credential's windows, as far as they are known.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Windows {
+    five_hour: Option<Window>,
+    weekly: Option<Window>,
+}
+
+impl Windows {
+    /// The used part of a window at `now`, in percent. A window that started anew since is unused, and one that is
+    /// not known counts as unused.
+    pub fn used(&self, span: Span, now: Millis) -> f64 {
+        match self.window(span) {
+            Some(window) if window.reset_at.is_none_or(|reset| reset > now) => window.used,
+            _ => 0.0,
+        }
+    }
+
+    /// When a window starts anew, where that is known and to come.
+    pub fn reset_at(&self, span: Span, now: Millis) -> Option<Millis> {
+        self.window(span).and_then(|window| window.reset_at).filter(|reset| *reset > now)
+    }
+
+    /// The start of the week that `now` lies in: the weekly reset less the window's length, in Unix seconds.
+    pub fn week_start_unix(&self, now: Millis) -> Option<u64> {
+        let window = self.weekly?;
+        let reset = window.reset_at.filter(|reset| *reset > now)?;
+        reset.unix().checked_sub(u64::from(window.minutes) * 60)
+    }
+
+    fn window(&self, span: Span) -> Option<&Window> {
+        match span {
+            Span::FiveHour => self.five_hour.as_ref(),
+            Span::Weekly => self.weekly.as_ref(),
+        }
+    }
+
+    /// Takes in what a response's headers say. Within one window, use never falls: responses overtake each other.
+    pub fn observe(&mut self, reading: &Reading, now: Millis) {
+        for (span, window) in reading.windows() {
+            let slot = match span {
+                Span::FiveHour => &mut self.five_hour,
+                Span::Weekly => &mut self.weekly,
+            };
+            *slot = Some(match slot {
+                Some(known) if is_same(known, &window, now) => Window { used: window.used.max(known.used), ..window },
+                _ => window,
+            });
+        }
+    }
+}
+
+fn is_same(known: &Window, new: &Window, now: Millis) -> bool {
+    match (known.reset_at, new.reset_at) {
+        (Some(known), _) if known <= now => false,
+        (Some(known), Some(new)) => new.0 <= known.0 + SAME_WINDOW_MS,
+        _ => true,
+    }
+}
+
+/// What one response's headers say of the windows.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Reading {
+    five_hour: Option<Window>,
+    weekly: Option<Window>,
+    /// The window that upstream enforces by this limit resets then; for a 429.
+    first_reset: Option<Millis>,
+}
+
+impl Reading {
+    /// Reads the `x-<limit>-{primary,secondary}-*` headers. Windows are told apart by their length, whatever slot they
+    /// stand in; a slot without a length is taken by its name. What is no number is left out.
+    pub fn from_headers(headers: &HeaderMap, now: Millis) -> Self {
+        let limit = active_limit(headers);
+        let mut reading = Self::default();
+        for (slot, by_name) in [("primary", Span::FiveHour), ("secondary", Span::Weekly)] {
+            let number = |what: &str| number(headers, &limit, slot, what);
+            let Some(used) = number("used-percent") else { continue };
+            let minutes = number("window-minutes").map(|minutes| minutes as u32);
+            let Some(span) = minutes.map_or(Some(by_name), Span::of) else { continue };
+            let at = number("reset-at").map(|seconds| Millis::from_unix(seconds as u64));
+            let after = number("reset-after-seconds").map(|seconds| Millis(now.0.saturating_add((seconds * 1e3) as u64)));
+            let window = Window {
+                used: used.clamp(0.0, 100.0),
+                reset_at: at.or(after),
+                minutes: minutes.unwrap_or(span.minutes()),
+            };
+            reading.put(span, window);
+        }
+        reading.first_reset = reading.enforced_reset();
+        reading
+    }
+
+    fn put(&mut self, span: Span, window: Window) {
+        match span {
+            Span::FiveHour => self.five_hour = Some(window),
+            Span::Weekly => self.weekly = Some(window),
+        }
+    }
+
+    fn windows(&self) -> impl Iterator<Item = (Span, Window)> {
+        let five_hour = self.five_hour.map(|window| (Span::FiveHour, window));
+        five_hour.into_iter().chain(self.weekly.map(|window| (Span::Weekly, window)))
+    }
+
+    /// When the exhausted window resets: the later one where both are.
+    fn enforced_reset(&self) -> Option<Millis> {
+        let full = |window: &Window| window.used >= 100.0;
+        self.windows().map(|(_, window)| window).filter(full).filter_map(|window| window.reset_at).max()
+    }
+
+    /// When the limit that refused a request resets, as its headers tell: an exhausted window's reset.
+    pub fn refused_until(&self) -> Option<Millis> {
+        self.first_reset
+    }
+}
+
+fn active_limit(headers: &HeaderMap) -> String {
+    let named = headers.get("x-codex-active-limit").and_then(|value| value.to_str().ok());
+    let named = named.map(|name| name.trim().to_ascii_lowercase().replace('_', "-"));
+    named.filter(|name| !name.is_empty()).unwrap_or_else(|| DEFAULT_LIMIT.to_owned())
+}
+
+fn number(headers: &HeaderMap, limit: &str, slot: &str, what: &str) -> Option<f64> {
+    let read = |limit: &str| {
+        let value = headers.get(format!("x-{limit}-{slot}-{what}"))?;
+        let number: f64 = value.to_str().ok()?.trim().parse().ok()?;
+        (number.is_finite() && number >= 0.0).then_some(number)
+    };
+    read(limit).or_else(|| read(DEFAULT_LIMIT))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Millis = Millis(1_000_000_000);
+
+    fn reading(fields: &[(&'static str, &str)]) -> Reading {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.insert(*name, value.parse().expect("a value"));
+        }
+        Reading::from_headers(&headers, NOW)
+    }
+
+    fn used(windows: &Windows) -> (f64, f64) {
+        (windows.used(Span::FiveHour, NOW), windows.used(Span::Weekly, NOW))
+    }
+
+    #[test]
+    fn windows_are_told_apart_by_their_length() {
+        let mut windows = Windows::default();
+        windows.observe(
+            &reading(&[
+                ("x-codex-primary-used-percent", "12.5"),
+                ("x-codex-primary-window-minutes", "10080"),
+                ("x-codex-secondary-used-percent", "40"),
+                ("x-codex-secondary-window-minutes", "299"),
+            ]),
+            NOW,
+        );
+        assert_eq!(used(&windows), (40.0, 12.5));
+    }
+
+    #[test]
+    fn the_active_limit_goes_before_codex_and_falls_back_to_it() {
+        let mut windows = Windows::default();
+        windows.observe(
+            &reading(&[
+                ("x-codex-active-limit", "codex_bengalfox"),
+                ("x-codex-bengalfox-primary-used-percent", "7"),
+                ("x-codex-primary-used-percent", "1"),
+                ("x-codex-secondary-used-percent", "2"),
+            ]),
+            NOW,
+        );
+        assert_eq!(used(&windows), (7.0, 2.0));
+    }
+
+    #[test]
+    fn within_a_window_use_never_falls_and_a_new_window_starts_anew() {
+        let at = |used: &str, reset: &str| {
+            reading(&[("x-codex-primary-used-percent", used), ("x-codex-primary-reset-at", reset)])
+        };
+        let mut windows = Windows::default();
+        windows.observe(&at("50", "1010000"), NOW);
+        windows.observe(&at("40", "1010000"), NOW);
+        assert_eq!(used(&windows).0, 50.0);
+        windows.observe(&at("3", "1028000"), NOW);
+        assert_eq!(used(&windows).0, 3.0);
+        assert_eq!(windows.used(Span::FiveHour, Millis::from_unix(1_028_000)), 0.0, "after its reset");
+    }
+
+    #[test]
+    fn what_is_no_number_is_left_out() {
+        for wrong in ["", "many", "NaN", "inf", "-5"] {
+            assert_eq!(reading(&[("x-codex-primary-used-percent", wrong)]), Reading::default(), "{wrong:?}");
+        }
+        let mut windows = Windows::default();
+        windows.observe(&reading(&[("x-codex-primary-used-percent", "250")]), NOW);
+        assert_eq!(used(&windows).0, 100.0);
+    }
+
+    #[test]
+    fn the_week_starts_a_window_before_its_reset() {
+        let mut windows = Windows::default();
+        windows.observe(
+            &reading(&[
+                ("x-codex-secondary-used-percent", "1"),
+                ("x-codex-secondary-reset-at", "1604800"),
+                ("x-codex-secondary-window-minutes", "10080"),
+            ]),
+            NOW,
+        );
+        assert_eq!(windows.week_start_unix(NOW), Some(1_000_000));
+    }
+
+    #[test]
+    fn a_refusal_ends_when_the_exhausted_window_resets() {
+        let found = reading(&[
+            ("x-codex-primary-used-percent", "100"),
+            ("x-codex-primary-reset-at", "1005000"),
+            ("x-codex-secondary-used-percent", "30"),
+            ("x-codex-secondary-reset-at", "1500000"),
+        ]);
+        assert_eq!(found.refused_until(), Some(Millis::from_unix(1_005_000)));
+    }
+}

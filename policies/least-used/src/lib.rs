@@ -1,0 +1,150 @@
+//! The shipped balancer `least_used`: a new session goes to the credential with the most capacity left.
+//!
+//! A credential's score is what is left of its weekly window under its cap, times its plan's weight, and more the
+//! sooner the window starts anew, since what is left then is lost. The highest score wins, the first of equals.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+use tollgate_policy::{Balancer, Candidate, Candidates, Decision, Request, Weights};
+
+const WEEK_HOURS: f64 = 168.0;
+
+/// The configuration of `least-used`.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(crate = "tollgate_policy::schemars")]
+pub struct Config {
+    /// Moves a session when its credential's weekly use exceeds the best one's by more than this many percentage
+    /// points, divided by its plan's weight. 0: never.
+    #[serde(default)]
+    #[schemars(range(min = 0.0))]
+    rebalance_threshold: f64,
+    /// The weights of plans, beside `pro` 10 and all others 1.
+    #[serde(default)]
+    plan_weights: BTreeMap<String, f64>,
+}
+
+/// The policy.
+pub struct LeastUsed {
+    rebalance_threshold: f64,
+}
+
+impl Balancer for LeastUsed {
+    type Config = Config;
+
+    fn new(config: Config, weights: &mut Weights) -> Result<Self, String> {
+        for (plan, weight) in &config.plan_weights {
+            weights.set(plan, *weight)?;
+        }
+        Ok(Self { rebalance_threshold: config.rebalance_threshold })
+    }
+
+    fn pick(&self, _: &Request, candidates: &Candidates) -> Decision {
+        if self.rebalance_threshold > 0.0
+            && candidates.continues().is_none()
+            && let (Some(home), Some(best)) = (candidates.home().filter(Candidate::usable), best(candidates))
+            && home.weekly_used() - best.weekly_used() > self.rebalance_threshold / home.weight()
+        {
+            return best.adopt();
+        }
+        candidates.sticky(|| best(candidates))
+    }
+}
+
+fn best<'a>(candidates: &Candidates<'a>) -> Option<Candidate<'a>> {
+    let mut best: Option<(Candidate<'a>, f64)> = None;
+    for candidate in candidates.usable() {
+        let score = score(&candidate);
+        if best.as_ref().is_none_or(|(_, highest)| score > *highest) {
+            best = Some((candidate, score));
+        }
+    }
+    best.map(|(candidate, _)| candidate)
+}
+
+fn score(candidate: &Candidate) -> f64 {
+    let left = (candidate.weekly_cap() - candidate.weekly_used()) * candidate.weight();
+    match candidate.weekly_reset() {
+        Some(minutes) => left * (WEEK_HOURS / (minutes / 60.0).max(1.0)),
+        None => left,
+    }
+}
+
+tollgate_policy::export_balancer!(LeastUsed);
+
+#[cfg(test)]
+mod tests {
+    use tollgate_policy::testing::{Member, member, pick, request};
+
+    use super::*;
+
+    #[track_caller]
+    fn check(config: &str, members: &[Member], home: Option<usize>, expected: (Option<usize>, bool)) {
+        let decision = pick::<LeastUsed>(config, members, home, &request());
+        assert_eq!((decision.member(), decision.moves_home()), expected);
+    }
+
+    #[test]
+    fn most_capacity_left_wins_and_the_first_of_equals() {
+        check("{}", &[member("a").with("weekly-used", 40.0), member("b").with("weekly-used", 20.0)], None, (Some(1), true));
+        check("{}", &[member("a"), member("b")], None, (Some(0), true));
+    }
+
+    #[test]
+    fn a_pro_plan_counts_ten_times() {
+        let members = [member("a"), member("b").plan("pro").with("weekly-used", 80.0)];
+        check("{}", &members, None, (Some(1), true));
+        check(r#"{"plan_weights": {"pro": 1}}"#, &members, None, (Some(0), true));
+    }
+
+    #[test]
+    fn a_near_reset_raises_the_score_but_never_below_an_hour() {
+        let far = member("a").with("weekly-used", 10.0).with("weekly-reset", 168.0 * 60.0);
+        let near = member("b").with("weekly-used", 50.0).with("weekly-reset", 24.0 * 60.0);
+        check("{}", &[far, near.clone()], None, (Some(1), true));
+        let minute = member("c").with("weekly-used", 50.0).with("weekly-reset", 1.0);
+        let hour = member("d").with("weekly-used", 50.0).with("weekly-reset", 60.0);
+        check("{}", &[minute, hour], None, (Some(0), true));
+    }
+
+    #[test]
+    fn a_session_stays_while_its_home_is_usable() {
+        let members = [member("a"), member("b").with("weekly-used", 90.0)];
+        check("{}", &members, Some(1), (Some(1), false));
+    }
+
+    #[test]
+    fn a_short_outage_lends_and_a_long_one_moves() {
+        let short = member("b").unusable().with("limited", 5.0);
+        check("{}", &[member("a"), short], Some(1), (Some(0), false));
+        let long = member("b").unusable().with("limited", 300.0);
+        check("{}", &[member("a"), long], Some(1), (Some(0), true));
+        let full = member("b").unusable().with("weekly-used", 99.0);
+        check("{}", &[member("a"), full], Some(1), (Some(0), true));
+    }
+
+    #[test]
+    fn the_owner_of_the_previous_response_goes_before_the_home() {
+        let members = [member("a"), member("b").with("continues", 1.0)];
+        check("{}", &members, Some(0), (Some(1), false));
+    }
+
+    #[test]
+    fn the_threshold_is_divided_by_the_plan_weight() {
+        let config = r#"{"rebalance_threshold": 20}"#;
+        let plus = [member("a").with("weekly-used", 21.0), member("b")];
+        check(config, &plus, Some(0), (Some(1), true));
+        let within = [member("a").with("weekly-used", 20.0), member("b")];
+        check(config, &within, Some(0), (Some(0), false));
+        let pro = [member("a").plan("pro").with("weekly-used", 3.0), member("b").plan("pro")];
+        check(config, &pro, Some(0), (Some(1), true));
+    }
+
+    #[test]
+    fn nobody_usable_is_a_decision_with_a_reason() {
+        check("{}", &[member("a").unusable()], None, (None, false));
+        check("{}", &[], None, (None, false));
+    }
+}

@@ -1,0 +1,206 @@
+//! The price table: from USD per million tokens, as a person writes it, to rates that can be charged.
+
+use std::collections::{BTreeMap, HashMap};
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::{LONG_CONTEXT, SHORT_CONTEXT};
+
+const SHIPPED: &str = include_str!("../prices.json");
+
+/// Dearer than any token was ever sold for: beyond it a figure is a slip of the pen.
+const USD_PER_MILLION_MAX: f64 = 1_000_000.0;
+
+/// The prices of a model family, in USD per million tokens.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(crate = "tollgate_policy::schemars")]
+#[cfg_attr(not(test), expect(dead_code, reason = "source and date are for whoever reads the table"))]
+pub(crate) struct Family {
+    /// Where the figures come from.
+    #[serde(default)]
+    source: String,
+    /// The day on which they were read there: `2026-03-05`.
+    #[serde(default)]
+    date: String,
+    /// The prices of the default tier.
+    default: Usd,
+    /// Those of the default tier beyond 272,000 input tokens.
+    long: Option<Usd>,
+    /// The prices of the flex tier, or their ratio to the default tier's.
+    flex: Option<Tier>,
+    /// The prices of the priority tier, or their ratio to the default tier's.
+    priority: Option<Tier>,
+}
+
+/// USD per million tokens.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(crate = "tollgate_policy::schemars")]
+struct Usd {
+    /// Input tokens.
+    #[schemars(range(min = 0.0))]
+    input: f64,
+    /// Input tokens that were read from a prompt cache.
+    #[schemars(range(min = 0.0))]
+    cached: f64,
+    /// Input tokens that were written to a prompt cache; as `input` where it is missing.
+    #[schemars(range(min = 0.0))]
+    cache_write: Option<f64>,
+    /// Output tokens, reasoning contained.
+    #[schemars(range(min = 0.0))]
+    output: f64,
+}
+
+/// A tier's prices.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+#[schemars(crate = "tollgate_policy::schemars")]
+enum Tier {
+    /// So many times those of the default tier, long context contained.
+    Ratio(#[schemars(range(min = 0.0))] f64),
+    /// Their own; a tier of that form has no long-context price.
+    Own(Usd),
+}
+
+/// What a token costs, in pico-dollars (10^-12 USD): the cheapest half of a nano-dollar is still whole.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rate(u64);
+
+impl Rate {
+    fn from_usd_per_million(usd: f64) -> Result<Self, String> {
+        if !(0.0..=USD_PER_MILLION_MAX).contains(&usd) {
+            return Err(format!("expected USD per million tokens from 0 to {USD_PER_MILLION_MAX}, found {usd}"));
+        }
+        Ok(Self((usd * 1e6).round() as u64))
+    }
+
+    /// The cost of `tokens` in nano-dollars, rounded half up.
+    pub(crate) fn of(self, tokens: u64) -> u64 {
+        let picodollars = u128::from(self.0) * u128::from(tokens);
+        u64::try_from((picodollars + 500) / 1000).unwrap_or(u64::MAX)
+    }
+}
+
+/// The rates of one tier at one context length.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rates {
+    pub(crate) input: Rate,
+    pub(crate) cached: Rate,
+    pub(crate) cache_write: Rate,
+    pub(crate) output: Rate,
+}
+
+impl Rates {
+    fn new(usd: &Usd, ratio: f64) -> Result<Self, String> {
+        Ok(Self {
+            input: Rate::from_usd_per_million(usd.input * ratio)?,
+            cached: Rate::from_usd_per_million(usd.cached * ratio)?,
+            cache_write: Rate::from_usd_per_million(usd.cache_write.unwrap_or(usd.input) * ratio)?,
+            output: Rate::from_usd_per_million(usd.output * ratio)?,
+        })
+    }
+}
+
+/// The prices of one family, ready to charge.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Prices {
+    by_tier: [Option<TierRates>; 3],
+}
+
+#[derive(Debug, Clone, Copy)]
+struct TierRates {
+    short: Rates,
+    long: Option<Rates>,
+}
+
+impl Prices {
+    fn new(family: &Family) -> Result<Self, String> {
+        let scaled = |ratio: f64| -> Result<TierRates, String> {
+            let long = family.long.as_ref().map(|long| Rates::new(long, ratio)).transpose()?;
+            Ok(TierRates { short: Rates::new(&family.default, ratio)?, long })
+        };
+        let tier = |tier: &Option<Tier>| match tier {
+            None => Ok(None),
+            Some(Tier::Ratio(ratio)) => scaled(*ratio).map(Some),
+            Some(Tier::Own(usd)) => Ok(Some(TierRates { short: Rates::new(usd, 1.0)?, long: None })),
+        };
+        Ok(Self { by_tier: [Some(scaled(1.0)?), tier(&family.flex)?, tier(&family.priority)?] })
+    }
+
+    /// The rates of `tier` and the context window that they belong to; none where the tier has no price.
+    pub(crate) fn rates(&self, tier: &str, beyond_short_context: bool) -> Option<(&Rates, u64)> {
+        let place = match tier {
+            "flex" => 1,
+            "priority" => 2,
+            _ => 0,
+        };
+        let rates = self.by_tier[place].as_ref()?;
+        match &rates.long {
+            Some(long) if beyond_short_context => Some((long, LONG_CONTEXT)),
+            _ => Some((&rates.short, SHORT_CONTEXT)),
+        }
+    }
+}
+
+/// Prices by the name of the model family.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    families: HashMap<String, Prices>,
+}
+
+impl Table {
+    /// The prices of `prices.json`.
+    pub(crate) fn shipped() -> Result<Self, String> {
+        let families: BTreeMap<String, Family> =
+            serde_json::from_str(SHIPPED).map_err(|error| format!("shipped prices: {error}"))?;
+        let mut table = Self::default();
+        for (name, family) in families {
+            table.insert(name, &family)?;
+        }
+        Ok(table)
+    }
+
+    pub(crate) fn insert(&mut self, name: String, family: &Family) -> Result<(), String> {
+        let prices = Prices::new(family).map_err(|error| format!("prices.{name}: {error}"))?;
+        self.families.insert(name, prices);
+        Ok(())
+    }
+
+    /// The prices of `model`: under its own name, else under its name without the date at its end.
+    pub(crate) fn find(&self, model: &str) -> Option<&Prices> {
+        self.families.get(model).or_else(|| self.families.get(undated(model)?))
+    }
+}
+
+/// `gpt-5.4-2026-03-05` without its date; none where it has no date.
+fn undated(model: &str) -> Option<&str> {
+    let (family, date) = model.split_at_checked(model.len().checked_sub("-2026-03-05".len())?)?;
+    let is_date = date.bytes().enumerate().all(|(place, byte)| match place {
+        0 | 5 | 8 => byte == b'-',
+        _ => byte.is_ascii_digit(),
+    });
+    is_date.then_some(family)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_shipped_price_names_its_source_and_date() {
+        let families: BTreeMap<String, Family> = serde_json::from_str(SHIPPED).expect("prices.json is well formed");
+        assert!(families.len() > 20);
+        for (name, family) in families {
+            assert!(family.source.starts_with("https://"), "{name}: source {:?}", family.source);
+            assert_eq!(family.date.len(), "2026-03-05".len(), "{name}: date {:?}", family.date);
+        }
+    }
+
+    #[test]
+    fn every_shipped_price_can_be_charged() {
+        let table = Table::shipped().expect("prices.json is within bounds");
+        assert!(table.find("gpt-5.3-codex").is_some());
+    }
+}

@@ -1,0 +1,327 @@
+//! The bytes that the bench upstream sends, made once and sent as they are.
+//!
+//! Owns the shapes of traffic and what the answer to each looks like on the wire. Knows no socket. The load
+//! generator makes the same answers and checks that each body arrived whole: forwarders that drop or
+//! rewrite bytes fail the run instead of winning it.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use serde_json::json;
+
+/// The model named in requests and answers; one that Tollgate's pricer knows.
+pub const MODEL: &str = "gpt-5.4";
+
+/// A kind of traffic, and with it one measure of the bench.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Shape {
+    /// A small JSON answer with usage.
+    Json,
+    /// An event stream, one event per write of the upstream.
+    Sse,
+    /// An event stream, many events per write of the upstream, each its own HTTP chunk.
+    Burst,
+    /// A head and one event, then silence with the stream open.
+    Idle,
+}
+
+impl Shape {
+    /// In the order in which they are measured and printed.
+    pub const ALL: [Shape; 4] = [Shape::Json, Shape::Sse, Shape::Burst, Shape::Idle];
+
+    /// The short name: of `--only`, of the JSON report and of the request's query.
+    pub fn name(self) -> &'static str {
+        match self {
+            Shape::Json => "json",
+            Shape::Sse => "sse",
+            Shape::Burst => "burst",
+            Shape::Idle => "idle",
+        }
+    }
+
+    /// The shape of that name.
+    pub fn named(name: &str) -> Option<Shape> {
+        Self::ALL.into_iter().find(|shape| shape.name() == name)
+    }
+
+    /// What a client asks for. The query tells the upstream how to answer; every forwarder keeps it.
+    pub fn target(self) -> &'static str {
+        match self {
+            Shape::Json => "/v1/responses?shape=json",
+            Shape::Sse => "/v1/responses?shape=sse",
+            Shape::Burst => "/v1/responses?shape=burst",
+            Shape::Idle => "/v1/responses?shape=idle",
+        }
+    }
+
+    /// The shape that a request target asks for, whatever its path.
+    pub fn of_target(target: &str) -> Option<Shape> {
+        let (_, query) = target.split_once('?')?;
+        query
+            .split('&')
+            .find_map(|pair| pair.strip_prefix("shape="))
+            .and_then(Shape::named)
+    }
+}
+
+/// How long the streams are and how their events lie in the upstream's writes.
+#[derive(Clone, Copy, Debug)]
+pub struct StreamPlan {
+    /// Deltas in a stream, besides the few events that frame them.
+    pub deltas: usize,
+    /// Events per write in [`Shape::Burst`], at least 1.
+    pub burst: usize,
+}
+
+/// Whole HTTP/1.1 answers, head and body, cut into the upstream's writes.
+#[derive(Debug)]
+pub struct Answers {
+    json: Vec<Bytes>,
+    sse: Vec<Bytes>,
+    burst: Vec<Bytes>,
+    idle: Vec<Bytes>,
+    usage_poll: Bytes,
+    events: usize,
+    json_body_bytes: usize,
+    stream_body_bytes: usize,
+}
+
+impl Answers {
+    /// Makes every answer. The rate-limit windows end some days from now.
+    pub fn new(plan: StreamPlan) -> Self {
+        let now_s = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs());
+        let limits = rate_limit_headers(now_s);
+        let json_body = json_body();
+        let events = events(plan.deltas);
+        let first = events.first().cloned().unwrap_or_default();
+        Self {
+            json: vec![sized_answer(&limits, &json_body)],
+            sse: chunked_answer(&limits, &events, 1),
+            burst: chunked_answer(&limits, &events, plan.burst.max(1)),
+            idle: vec![Bytes::from([stream_head(&limits), chunk(&first)].concat())],
+            usage_poll: sized_answer(&limits, &usage_poll_body(now_s)),
+            events: events.len(),
+            json_body_bytes: json_body.len(),
+            stream_body_bytes: events.iter().map(String::len).sum(),
+        }
+    }
+
+    /// The writes that make the answer to `shape`. [`Shape::Idle`]'s has no end.
+    pub fn writes(&self, shape: Shape) -> &[Bytes] {
+        match shape {
+            Shape::Json => &self.json,
+            Shape::Sse => &self.sse,
+            Shape::Burst => &self.burst,
+            Shape::Idle => &self.idle,
+        }
+    }
+
+    /// The answer to Tollgate's polls of `wham/usage`.
+    pub fn usage_poll(&self) -> &Bytes {
+        &self.usage_poll
+    }
+
+    /// What a client counts in one answer: requests for JSON and idle streams, else events.
+    pub fn units(&self, shape: Shape) -> u64 {
+        match shape {
+            Shape::Json | Shape::Idle => 1,
+            Shape::Sse | Shape::Burst => self.events as u64,
+        }
+    }
+
+    /// How many bytes of body a client must have seen when an answer is whole; `None` if it never is.
+    pub fn body_bytes(&self, shape: Shape) -> Option<usize> {
+        match shape {
+            Shape::Json => Some(self.json_body_bytes),
+            Shape::Sse | Shape::Burst => Some(self.stream_body_bytes),
+            Shape::Idle => None,
+        }
+    }
+}
+
+fn rate_limit_headers(now_s: u64) -> String {
+    let primary_reset = now_s + 4 * 3600;
+    let secondary_reset = now_s + 4 * 86_400;
+    format!(
+        "x-codex-active-limit: codex\r\n\
+         x-codex-primary-used-percent: 12.5\r\n\
+         x-codex-primary-window-minutes: 300\r\n\
+         x-codex-primary-reset-at: {primary_reset}\r\n\
+         x-codex-secondary-used-percent: 7.5\r\n\
+         x-codex-secondary-window-minutes: 10080\r\n\
+         x-codex-secondary-reset-at: {secondary_reset}\r\n\
+         x-request-id: req_0123456789abcdef0123456789abcdef\r\n\
+         openai-model: {MODEL}\r\n\
+         date: Thu, 01 Jan 2026 00:00:00 GMT\r\n"
+    )
+}
+
+fn sized_answer(limits: &str, body: &str) -> Bytes {
+    let length = body.len();
+    Bytes::from(format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n{limits}\r\n{body}"
+    ))
+}
+
+fn stream_head(limits: &str) -> String {
+    format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncache-control: no-cache\r\n\
+         transfer-encoding: chunked\r\n{limits}\r\n"
+    )
+}
+
+/// One event is one chunk, as servers that flush each event send it.
+fn chunk(event: &str) -> String {
+    format!("{:x}\r\n{event}\r\n", event.len())
+}
+
+fn chunked_answer(limits: &str, events: &[String], events_per_write: usize) -> Vec<Bytes> {
+    let mut writes: Vec<String> = events
+        .chunks(events_per_write)
+        .map(|group| group.iter().map(|event| chunk(event)).collect())
+        .collect();
+    if let Some(first) = writes.first_mut() {
+        first.insert_str(0, &stream_head(limits));
+    }
+    if let Some(last) = writes.last_mut() {
+        last.push_str("0\r\n\r\n");
+    }
+    writes.into_iter().map(Bytes::from).collect()
+}
+
+const RESPONSE_ID: &str = "resp_0123456789abcdef0123456789abcdef";
+const MESSAGE_ID: &str = "msg_0123456789abcdef0123456789abcdef";
+const DELTA: &str = " gateway";
+
+fn usage() -> serde_json::Value {
+    json!({
+        "input_tokens": 1200,
+        "input_tokens_details": {"cached_tokens": 1024},
+        "output_tokens": 340,
+        "output_tokens_details": {"reasoning_tokens": 128},
+        "total_tokens": 1540,
+    })
+}
+
+fn response(status: &str, text: &str, with_usage: bool) -> serde_json::Value {
+    json!({
+        "id": RESPONSE_ID,
+        "object": "response",
+        "created_at": 1_767_225_600,
+        "status": status,
+        "model": MODEL,
+        "service_tier": "default",
+        "output": [{
+            "id": MESSAGE_ID,
+            "type": "message",
+            "role": "assistant",
+            "status": "completed",
+            "content": [{"type": "output_text", "annotations": [], "text": text}],
+        }],
+        "usage": with_usage.then(usage),
+    })
+}
+
+fn json_body() -> String {
+    response("completed", "The gateway is open.", true).to_string()
+}
+
+fn usage_poll_body(now_s: u64) -> String {
+    json!({
+        "plan_type": "pro",
+        "rate_limit": {
+            "allowed": true,
+            "limit_reached": false,
+            "primary_window": {
+                "used_percent": 12, "limit_window_seconds": 18_000, "reset_at": now_s + 4 * 3600,
+            },
+            "secondary_window": {
+                "used_percent": 7, "limit_window_seconds": 604_800, "reset_at": now_s + 4 * 86_400,
+            },
+        },
+    })
+    .to_string()
+}
+
+fn event(name: &str, data: &serde_json::Value) -> String {
+    format!("event: {name}\ndata: {data}\n\n")
+}
+
+/// A whole turn: opening events, the deltas, and a `response.completed` that repeats the output and has usage.
+fn events(deltas: usize) -> Vec<String> {
+    let text = DELTA.repeat(deltas);
+    let item = json!({"id": MESSAGE_ID, "type": "message", "role": "assistant", "content": []});
+    let whole = response("completed", &text, true);
+    let mut events = Vec::with_capacity(deltas + 4);
+    events.push(event(
+        "response.created",
+        &json!({"type": "response.created", "response": response("in_progress", "", false)}),
+    ));
+    events.push(event(
+        "response.output_item.added",
+        &json!({"type": "response.output_item.added", "output_index": 0, "item": item}),
+    ));
+    events.extend((0..deltas).map(delta));
+    events.push(event(
+        "response.output_item.done",
+        &json!({"type": "response.output_item.done", "output_index": 0, "item": whole["output"][0]}),
+    ));
+    events.push(event(
+        "response.completed",
+        &json!({"type": "response.completed", "response": whole}),
+    ));
+    events
+}
+
+fn delta(sequence: usize) -> String {
+    event(
+        "response.output_text.delta",
+        &json!({
+            "type": "response.output_text.delta",
+            "sequence_number": sequence + 2,
+            "item_id": MESSAGE_ID,
+            "output_index": 0,
+            "content_index": 0,
+            "delta": DELTA,
+        }),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Answers, Shape, StreamPlan, delta, events};
+
+    #[test]
+    fn a_delta_is_about_two_hundred_bytes() {
+        let length = delta(1000).len();
+        assert!((180..=240).contains(&length), "{length}");
+    }
+
+    #[test]
+    fn both_streams_carry_the_same_bytes() {
+        let answers = Answers::new(StreamPlan {
+            deltas: 100,
+            burst: 16,
+        });
+        assert_eq!(
+            answers.writes(Shape::Sse).concat(),
+            answers.writes(Shape::Burst).concat()
+        );
+        assert_eq!(answers.writes(Shape::Sse).len(), events(100).len());
+        assert_eq!(
+            answers.writes(Shape::Burst).len(),
+            events(100).len().div_ceil(16)
+        );
+    }
+
+    #[test]
+    fn a_target_names_its_shape_under_any_path() {
+        for shape in Shape::ALL {
+            let mapped = shape.target().replace("/v1/", "/backend-api/codex/");
+            assert_eq!(Shape::of_target(&mapped), Some(shape));
+        }
+        assert_eq!(Shape::of_target("/v1/responses"), None);
+    }
+}

@@ -1,0 +1,366 @@
+//! The load: client connections, and what is sent over them.
+//!
+//! Knows a forwarder's address and nothing else of it. Every answer is checked for its status and its
+//! length; one that is not whole ends the measurement. What the load itself costs is not measured.
+
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::{
+    body::Incoming,
+    client::conn::http1::{self, SendRequest},
+};
+use hyper_util::rt::TokioIo;
+use serde_json::json;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    task::{AbortHandle, JoinSet},
+};
+
+use crate::{
+    answers::{Answers, MODEL, Shape},
+    forwarder::USER_TOKEN,
+};
+
+/// Idle streams that are opened at the same time.
+const OPENING_MAX: usize = 32;
+/// How much of a refusal's body an error quotes.
+const EXCERPT_BYTES: usize = 300;
+
+/// Why a load did not go through.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The connection could not be made, or not set up.
+    #[error("cannot connect: {0}")]
+    Connect(io::Error),
+    /// HTTP failed under way.
+    #[error("exchange failed: {0}")]
+    Exchange(#[from] hyper::Error),
+    /// The bench made a request that is none.
+    #[error("request malformed: {0}")]
+    Request(#[from] http::Error),
+    /// Another status than 200.
+    #[error("status {status}, expected 200: {excerpt}")]
+    Status {
+        /// What came.
+        status: StatusCode,
+        /// The beginning of the body.
+        excerpt: String,
+    },
+    /// Bytes are missing from the body, or too many.
+    #[error("body of {found} bytes, expected {expected}")]
+    Length {
+        /// What came.
+        found: usize,
+        /// What upstream sent.
+        expected: usize,
+    },
+    /// A stream that should stay open ended.
+    #[error("idle stream ended before its first event")]
+    Ended,
+    /// A task of the load generator panicked.
+    #[error("load generator failed: {0}")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+/// What a load took in.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tally {
+    /// Requests or events, as the shape counts.
+    pub units: u64,
+    /// Reads of the client's sockets that gave bytes: how finely the forwarder wrote.
+    pub reads: u64,
+}
+
+/// Client connections, each used once already, so that no measurement pays for opening them.
+#[derive(Debug)]
+pub struct Clients {
+    connections: Vec<Connection>,
+    answers: Arc<Answers>,
+}
+
+impl Clients {
+    /// Opens `count` connections and sends one JSON request over each.
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    pub async fn connect(
+        address: SocketAddr,
+        count: usize,
+        answers: &Arc<Answers>,
+    ) -> Result<Self, LoadError> {
+        let mut connections = Vec::with_capacity(count);
+        for number in 0..count {
+            let mut connection = Connection::open(address, number).await?;
+            connection
+                .exchange(Shape::Json, answers.body_bytes(Shape::Json))
+                .await?;
+            connections.push(connection);
+        }
+        Ok(Self {
+            connections,
+            answers: Arc::clone(answers),
+        })
+    }
+
+    /// Takes `times` answers over each connection, all connections at once.
+    ///
+    /// # Errors
+    /// The first [`LoadError`] of any of them.
+    pub async fn drive(&mut self, shape: Shape, times: usize) -> Result<Tally, LoadError> {
+        let expected = self.answers.body_bytes(shape);
+        let mut tasks = JoinSet::new();
+        for mut connection in self.connections.drain(..) {
+            tasks.spawn(async move {
+                let reads_before = connection.reads();
+                for _ in 0..times {
+                    connection.exchange(shape, expected).await?;
+                }
+                let reads = connection.reads() - reads_before;
+                Ok::<_, LoadError>((connection, reads))
+            });
+        }
+        let mut tally = Tally::default();
+        while let Some(outcome) = tasks.join_next().await {
+            let (connection, reads) = outcome??;
+            self.connections.push(connection);
+            tally.units += times as u64 * self.answers.units(shape);
+            tally.reads += reads;
+        }
+        Ok(tally)
+    }
+}
+
+/// Streams whose first event has come and that are open as long as this value lives.
+#[derive(Debug)]
+pub struct IdleStreams {
+    _held: Vec<(Connection, Incoming)>,
+}
+
+impl IdleStreams {
+    /// Opens `count` streams, each on a connection of its own.
+    ///
+    /// # Errors
+    /// The first [`LoadError`] of any of them.
+    pub async fn open(address: SocketAddr, count: usize) -> Result<Self, LoadError> {
+        let mut held = Vec::with_capacity(count);
+        let mut opening = JoinSet::new();
+        for number in 0..count {
+            if opening.len() >= OPENING_MAX
+                && let Some(opened) = opening.join_next().await
+            {
+                held.push(opened??);
+            }
+            opening.spawn(async move { Connection::open(address, number).await?.hold().await });
+        }
+        while let Some(opened) = opening.join_next().await {
+            held.push(opened??);
+        }
+        Ok(Self { _held: held })
+    }
+}
+
+/// One client connection with a session of its own, as a Codex client has.
+#[derive(Debug)]
+struct Connection {
+    sender: SendRequest<Full<Bytes>>,
+    driver: AbortHandle,
+    reads: Arc<AtomicU64>,
+    headers: HeaderMap,
+    json_body: Bytes,
+    stream_body: Bytes,
+}
+
+impl Connection {
+    async fn open(address: SocketAddr, number: usize) -> Result<Self, LoadError> {
+        let stream = TcpStream::connect(address)
+            .await
+            .map_err(LoadError::Connect)?;
+        stream.set_nodelay(true).map_err(LoadError::Connect)?;
+        let reads = Arc::new(AtomicU64::new(0));
+        let counted = CountedReads {
+            stream,
+            reads: Arc::clone(&reads),
+        };
+        let (sender, driver) = http1::handshake(TokioIo::new(counted)).await?;
+        // What ends the driver is seen by the exchange under way.
+        let driver = tokio::spawn(async move { driver.await.ok() }).abort_handle();
+        let session = format!("01990000-0000-7000-8000-{number:012x}");
+        Ok(Self {
+            sender,
+            driver,
+            reads,
+            headers: headers(address, &session)?,
+            json_body: request_body(&session, false),
+            stream_body: request_body(&session, true),
+        })
+    }
+
+    fn reads(&self) -> u64 {
+        self.reads.load(Ordering::Relaxed)
+    }
+
+    /// One request and its whole answer.
+    async fn exchange(&mut self, shape: Shape, expected: Option<usize>) -> Result<(), LoadError> {
+        let mut body = self.send(shape).await?;
+        let mut found = 0;
+        while let Some(frame) = body.frame().await {
+            found += frame?.data_ref().map_or(0, Bytes::len);
+        }
+        match expected {
+            Some(expected) if expected != found => Err(LoadError::Length { found, expected }),
+            _ => Ok(()),
+        }
+    }
+
+    /// One idle stream, up to its first event.
+    async fn hold(mut self) -> Result<(Self, Incoming), LoadError> {
+        let mut body = self.send(Shape::Idle).await?;
+        match body.frame().await {
+            Some(frame) => frame.map(drop)?,
+            None => return Err(LoadError::Ended),
+        }
+        Ok((self, body))
+    }
+
+    /// One request and the head of its answer, which must be a success.
+    async fn send(&mut self, shape: Shape) -> Result<Incoming, LoadError> {
+        let body = match shape {
+            Shape::Json => &self.json_body,
+            Shape::Sse | Shape::Burst | Shape::Idle => &self.stream_body,
+        };
+        let mut request = Request::new(Full::new(body.clone()));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = http::Uri::from_static(shape.target());
+        *request.headers_mut() = self.headers.clone();
+        self.sender.ready().await?;
+        let response = self.sender.send_request(request).await?;
+        match response.status() {
+            StatusCode::OK => Ok(response.into_body()),
+            status => {
+                let excerpt = excerpt(response.into_body()).await;
+                Err(LoadError::Status { status, excerpt })
+            }
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // Closes the socket now, whatever answer is still under way on it.
+        self.driver.abort();
+    }
+}
+
+async fn excerpt(mut body: Incoming) -> String {
+    let mut bytes = Vec::new();
+    while bytes.len() < EXCERPT_BYTES
+        && let Some(Ok(frame)) = body.frame().await
+    {
+        if let Some(data) = frame.data_ref() {
+            bytes.extend_from_slice(data);
+        }
+    }
+    bytes.truncate(EXCERPT_BYTES);
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// The headers of a Codex client over SSE (wire.md, "Codex CLI as a client of the gateway").
+fn headers(address: SocketAddr, session: &str) -> Result<HeaderMap, http::Error> {
+    let host = address.to_string();
+    let authorization = format!("Bearer {USER_TOKEN}");
+    let window = format!("{session}:0");
+    let metadata = json!({"turn_id": session, "sandbox": "none"}).to_string();
+    let fields: [(&'static str, &str); 11] = [
+        ("host", &host),
+        ("authorization", &authorization),
+        ("content-type", "application/json"),
+        ("accept", "text/event-stream"),
+        (
+            "user-agent",
+            "codex_exec/0.169.0 (Debian 12; x86_64) tollgate-bench",
+        ),
+        ("originator", "codex_exec"),
+        ("session-id", session),
+        ("thread-id", session),
+        ("x-client-request-id", session),
+        ("x-codex-window-id", &window),
+        ("x-codex-turn-metadata", &metadata),
+    ];
+    fields
+        .into_iter()
+        .map(|(name, value)| Ok((HeaderName::from_static(name), HeaderValue::from_str(value)?)))
+        .collect()
+}
+
+fn request_body(session: &str, stream: bool) -> Bytes {
+    let body = json!({
+        "model": MODEL,
+        "stream": stream,
+        "instructions": "You are a coding agent.",
+        "input": [{
+            "type": "message",
+            "role": "user",
+            "content": [{"type": "input_text", "text": "Say whether the gateway is open."}],
+        }],
+        "tools": [],
+        "tool_choice": "auto",
+        "parallel_tool_calls": false,
+        "store": false,
+        "include": [],
+        "prompt_cache_key": session,
+        "client_metadata": {"session_id": session},
+    });
+    Bytes::from(body.to_string())
+}
+
+/// A socket that counts the reads that gave bytes.
+struct CountedReads {
+    stream: TcpStream,
+    reads: Arc<AtomicU64>,
+}
+
+impl AsyncRead for CountedReads {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+        if buffer.filled().len() > before {
+            self.reads.fetch_add(1, Ordering::Relaxed);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for CountedReads {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

@@ -1,0 +1,199 @@
+//! `tollgate-bench`: the command line; the only prints of this crate.
+//!
+//! Runs on one thread, because the kernel ties the children's life to the thread that starts them. On
+//! Ctrl-C, SIGTERM, an error or a panic the children end with the values that own them.
+
+use std::{fs, io, path::PathBuf, process::ExitCode, thread, time::Duration};
+
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+use tollgate_bench::{
+    answers::{Shape, StreamPlan},
+    forwarder::{Forwarder, Site, StartError},
+    report::Report,
+    rounds::{self, BenchError},
+    settings::Settings,
+};
+
+/// Measures Tollgate, a bare hyper proxy and nginx before the same upstream: each one's own CPU time per
+/// request and per event, and its memory per idle stream.
+///
+/// Build first: `cargo build --release -p tollgate -p tollgate-bench`.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// Tollgate's release binary
+    #[arg(long, default_value = "target/release/tollgate")]
+    tollgate: PathBuf,
+    /// JSON merged into Tollgate's config, for example {"limits": {…}}
+    #[arg(long, value_name = "JSON", default_value = "{}")]
+    tollgate_set: serde_json::Value,
+    /// Measures to take, separated by commas: json, sse, burst, idle
+    #[arg(long, value_delimiter = ',', value_parser = shape)]
+    only: Vec<Shape>,
+    /// Interleaved rounds of each measure
+    #[arg(long, default_value_t = 5, value_parser = count)]
+    rounds: usize,
+    /// Client connections kept alive
+    #[arg(long, default_value_t = 16, value_parser = count)]
+    connections: usize,
+    /// JSON requests in one measurement
+    #[arg(long, default_value_t = 8000, value_parser = count)]
+    requests: usize,
+    /// Deltas in one event stream
+    #[arg(long, default_value_t = 2000, value_parser = count)]
+    deltas: usize,
+    /// Events in one write of the upstream, in the measure of bursts
+    #[arg(long, default_value_t = 16, value_parser = count)]
+    burst: usize,
+    /// Microseconds between two writes of the upstream in one stream; 0 sends without a pause
+    #[arg(long, default_value_t = 1000)]
+    pace_us: u64,
+    /// Streams held open at once, bounded by the limit of open files
+    #[arg(long, default_value_t = 1000, value_parser = count)]
+    idle_streams: usize,
+    /// Milliseconds of silence before the memory of idle streams is read
+    #[arg(long, default_value_t = 1500)]
+    idle_settle_ms: u64,
+    /// Seconds that one measurement may take
+    #[arg(long, default_value_t = 60)]
+    measurement_timeout_s: u64,
+    /// Seconds that the whole run may take
+    #[arg(long, default_value_t = 900)]
+    run_timeout_s: u64,
+    /// A smoke run of a few seconds
+    #[arg(long)]
+    quick: bool,
+    /// Print JSON instead of the table
+    #[arg(long)]
+    json: bool,
+}
+
+fn shape(name: &str) -> Result<Shape, String> {
+    Shape::named(name).ok_or_else(|| "expected json, sse, burst or idle".to_owned())
+}
+
+/// Large enough for any use, small enough that no product of two overflows.
+const COUNT_MAX: usize = 10_000_000;
+
+fn count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count @ 1..=COUNT_MAX) => Ok(count),
+        _ => Err(format!("expected 1 to {COUNT_MAX}")),
+    }
+}
+
+impl Arguments {
+    fn settings(&self) -> Settings {
+        let chosen = |shape: &Shape| self.only.is_empty() || self.only.contains(shape);
+        let settings = Settings {
+            tollgate: self.tollgate.clone(),
+            tollgate_overrides: self.tollgate_set.clone(),
+            shapes: Shape::ALL.into_iter().filter(chosen).collect(),
+            rounds: self.rounds,
+            connections: self.connections,
+            requests: self.requests,
+            streams: StreamPlan {
+                deltas: self.deltas,
+                burst: self.burst,
+            },
+            pace: Duration::from_micros(self.pace_us),
+            idle_streams: self.idle_streams,
+            idle_settle: Duration::from_millis(self.idle_settle_ms),
+            measurement_timeout: Duration::from_secs(self.measurement_timeout_s),
+            run_timeout: Duration::from_secs(self.run_timeout_s),
+        };
+        if self.quick {
+            settings.quick()
+        } else {
+            settings
+        }
+    }
+}
+
+/// Why the program fails.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("cannot prepare: {0}")]
+    Prepare(#[from] io::Error),
+    #[error(transparent)]
+    Start(#[from] StartError),
+    #[error(transparent)]
+    Bench(#[from] BenchError),
+    #[error("run not done after {} s", .0.as_secs())]
+    Slow(Duration),
+    #[error("interrupted")]
+    Interrupted,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match bench(arguments.settings()).await {
+        Ok(report) if arguments.json => println!("{:#}", report.json()),
+        Ok(report) => print!("{report}"),
+        Err(failure) => {
+            eprintln!("tollgate-bench: {failure}");
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+async fn bench(mut settings: Settings) -> Result<Report, Failure> {
+    let asked_streams = settings.idle_streams;
+    let open_files = settings.fit_open_files()?;
+    let folder = tempfile::Builder::new()
+        .prefix("tollgate-bench-")
+        .tempdir()?;
+    let site = Site::survey(&settings, folder.path(), open_files)?;
+    let mut notes = notes(&settings, asked_streams, &site);
+    let progress = |text: &str| eprintln!("{text}");
+    let series = tokio::select! {
+        series = rounds::run(&settings, &site, &progress) => series?,
+        () = tokio::time::sleep(settings.run_timeout) => return Err(Failure::Slow(settings.run_timeout)),
+        failure = interruption() => return Err(failure),
+    };
+    notes.push(format!("load average at the end: {}", load_average()));
+    Ok(Report::new(&settings, &series, notes))
+}
+
+/// Ends when the user or the system wants the program to.
+async fn interruption() -> Failure {
+    let (mut interrupt, mut terminate) = match (
+        signal(SignalKind::interrupt()),
+        signal(SignalKind::terminate()),
+    ) {
+        (Ok(interrupt), Ok(terminate)) => (interrupt, terminate),
+        (Err(error), _) | (_, Err(error)) => return Failure::Prepare(error),
+    };
+    tokio::select! {
+        _ = interrupt.recv() => Failure::Interrupted,
+        _ = terminate.recv() => Failure::Interrupted,
+    }
+}
+
+/// What a reader has to know besides the figures.
+fn notes(settings: &Settings, asked_streams: usize, site: &Site) -> Vec<String> {
+    let mut notes = Vec::new();
+    if !site.forwarders().contains(&Forwarder::Nginx) {
+        notes.push("nginx is left out: not on PATH (apt-get install nginx-light)".to_owned());
+    }
+    if settings.idle_streams < asked_streams {
+        let held = settings.idle_streams;
+        notes.push(format!(
+            "idle streams: {held} instead of {asked_streams}, by the limit of open files"
+        ));
+    }
+    let cores = thread::available_parallelism().map_or(0, usize::from);
+    notes.push(format!(
+        "{cores} cores; load average at the start: {}",
+        load_average()
+    ));
+    notes
+}
+
+fn load_average() -> String {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').take(3).collect::<Vec<_>>().join(" ")
+}

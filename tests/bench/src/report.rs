@@ -1,0 +1,339 @@
+//! What the samples say: medians, spreads, and ratios taken round by round; as a table or as JSON.
+
+use std::fmt::{self, Write as _};
+
+use serde_json::{Value, json};
+
+use crate::{
+    answers::Shape,
+    forwarder::Forwarder,
+    rounds::{Sample, Series},
+    settings::Settings,
+};
+
+/// Issue 2: CPU per request of Tollgate relative to the bare hyper proxy.
+pub const AIM_TO_BARE_HYPER: f64 = 1.25;
+
+/// A run's figures and what a reader has to know of how they came to be.
+#[derive(Debug)]
+pub struct Report {
+    notes: Vec<String>,
+    settings: Value,
+    measures: Vec<Measure>,
+}
+
+#[derive(Debug)]
+struct Measure {
+    shape: Shape,
+    rows: Vec<Row>,
+}
+
+#[derive(Debug)]
+struct Row {
+    forwarder: Forwarder,
+    values: Spread,
+    to_bare_hyper: Option<f64>,
+    to_nginx: Option<f64>,
+    reads_per_unit: f64,
+    elapsed_s: f64,
+    samples: Vec<f64>,
+}
+
+/// A median with the least and the greatest.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Spread {
+    median: f64,
+    min: f64,
+    max: f64,
+}
+
+impl Report {
+    /// Sums up `series`. `notes` are sentences printed with the figures.
+    pub fn new(settings: &Settings, series: &[Series], notes: Vec<String>) -> Self {
+        let measure = |&shape: &Shape| {
+            let of_shape: Vec<&Series> = series
+                .iter()
+                .filter(|series| series.shape == shape)
+                .collect();
+            Measure {
+                shape,
+                rows: of_shape
+                    .iter()
+                    .map(|series| row(series, &of_shape))
+                    .collect(),
+            }
+        };
+        let measures = settings.shapes.iter().map(measure).collect();
+        Self {
+            notes,
+            settings: settings_json(settings),
+            measures,
+        }
+    }
+
+    /// The same figures for programs.
+    pub fn json(&self) -> Value {
+        json!({
+            "settings": self.settings,
+            "aim": {"measure": Shape::Json.name(), "to_bare_hyper_max": AIM_TO_BARE_HYPER, "met": self.aim_met()},
+            "measures": self.measures.iter().map(Measure::json).collect::<Vec<_>>(),
+            "notes": self.notes,
+        })
+    }
+
+    fn aim_ratio(&self) -> Option<f64> {
+        let measure = self
+            .measures
+            .iter()
+            .find(|measure| measure.shape == Shape::Json)?;
+        measure
+            .rows
+            .iter()
+            .find(|row| row.forwarder == Forwarder::Tollgate)?
+            .to_bare_hyper
+    }
+
+    fn aim_met(&self) -> Option<bool> {
+        self.aim_ratio().map(|ratio| ratio <= AIM_TO_BARE_HYPER)
+    }
+}
+
+fn settings_json(settings: &Settings) -> Value {
+    json!({
+        "rounds": settings.rounds,
+        "connections": settings.connections,
+        "requests": settings.requests,
+        "deltas": settings.streams.deltas,
+        "burst": settings.streams.burst,
+        "pace_us": settings.pace.as_micros() as u64,
+        "idle_streams": settings.idle_streams,
+        "idle_settle_ms": settings.idle_settle.as_millis() as u64,
+        "tollgate": settings.tollgate,
+        "tollgate_overrides": settings.tollgate_overrides,
+    })
+}
+
+fn row(series: &Series, of_shape: &[&Series]) -> Row {
+    let to = |forwarder| {
+        let base = of_shape.iter().find(|base| base.forwarder == forwarder)?;
+        ratio(&series.samples, &base.samples)
+    };
+    let samples: Vec<f64> = series.samples.iter().map(|sample| sample.value).collect();
+    Row {
+        forwarder: series.forwarder,
+        values: Spread::of(&samples),
+        to_bare_hyper: to(Forwarder::BareHyper),
+        to_nginx: to(Forwarder::Nginx),
+        reads_per_unit: median(series.samples.iter().map(|sample| sample.reads_per_unit)),
+        elapsed_s: median(
+            series
+                .samples
+                .iter()
+                .map(|sample| sample.elapsed.as_secs_f64()),
+        ),
+        samples,
+    }
+}
+
+/// The median over the rounds of the two values' ratio in that round; none where a base is not above zero.
+fn ratio(samples: &[Sample], base: &[Sample]) -> Option<f64> {
+    let mut ratios = Vec::with_capacity(samples.len());
+    for (sample, base) in samples.iter().zip(base) {
+        if base.value <= 0.0 {
+            return None;
+        }
+        ratios.push(sample.value / base.value);
+    }
+    (!ratios.is_empty()).then(|| median(ratios))
+}
+
+fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut sorted: Vec<f64> = values.into_iter().collect();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    match sorted.len() {
+        0 => f64::NAN,
+        length if length % 2 == 1 => sorted[middle],
+        _ => f64::midpoint(sorted[middle - 1], sorted[middle]),
+    }
+}
+
+impl Spread {
+    fn of(values: &[f64]) -> Self {
+        Self {
+            median: median(values.iter().copied()),
+            min: values.iter().copied().fold(f64::INFINITY, f64::min),
+            max: values.iter().copied().fold(f64::NEG_INFINITY, f64::max),
+        }
+    }
+}
+
+impl Measure {
+    fn title(&self) -> &'static str {
+        match self.shape {
+            Shape::Json => "CPU per small JSON request, us",
+            Shape::Sse => "CPU per SSE event, one event a write, us",
+            Shape::Burst => "CPU per SSE event, bursts of events in one write, us",
+            Shape::Idle => "Memory per idle stream, KiB",
+        }
+    }
+
+    fn unit(&self) -> &'static str {
+        match self.shape {
+            Shape::Json => "us/request",
+            Shape::Sse | Shape::Burst => "us/event",
+            Shape::Idle => "KiB/stream",
+        }
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "measure": self.shape.name(),
+            "title": self.title(),
+            "unit": self.unit(),
+            "rows": self.rows.iter().map(Row::json).collect::<Vec<_>>(),
+        })
+    }
+
+    fn write(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The columns' names stand over the figures, the measure's over the forwarders.
+        writeln!(out, "{}", self.title())?;
+        write!(
+            out,
+            "  {:<12}{:>10}{:>22}{:>10}{:>10}",
+            "", "median", "min - max", "x bare", "x nginx"
+        )?;
+        match self.shape {
+            Shape::Sse | Shape::Burst => writeln!(out, "{:>14}", "reads/event")?,
+            Shape::Json | Shape::Idle => writeln!(out)?,
+        }
+        self.rows
+            .iter()
+            .try_for_each(|row| row.write(self.shape, out))
+    }
+}
+
+impl Row {
+    fn json(&self) -> Value {
+        json!({
+            "forwarder": self.forwarder.name(),
+            "median": self.values.median,
+            "min": self.values.min,
+            "max": self.values.max,
+            "ratio_to_bare_hyper": self.to_bare_hyper,
+            "ratio_to_nginx": self.to_nginx,
+            "client_reads_per_unit": self.reads_per_unit,
+            "elapsed_s": self.elapsed_s,
+            "samples": self.samples,
+        })
+    }
+
+    fn write(&self, shape: Shape, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Spread { median, min, max } = self.values;
+        let range = format!("{min:.2} - {max:.2}");
+        let (to_bare, to_nginx) = (times(self.to_bare_hyper), times(self.to_nginx));
+        write!(
+            out,
+            "  {:<12}{median:>10.2}{range:>22}{to_bare:>10}{to_nginx:>10}",
+            self.forwarder
+        )?;
+        match shape {
+            Shape::Sse | Shape::Burst => writeln!(out, "{:>14.2}", self.reads_per_unit),
+            Shape::Json | Shape::Idle => writeln!(out),
+        }
+    }
+}
+
+fn times(ratio: Option<f64>) -> String {
+    ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"))
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut head = String::new();
+        for key in [
+            "rounds",
+            "connections",
+            "requests",
+            "deltas",
+            "burst",
+            "idle_streams",
+        ] {
+            let separator = if head.is_empty() { "" } else { ", " };
+            write!(
+                head,
+                "{separator}{} {}",
+                key.replace('_', " "),
+                self.settings[key]
+            )?;
+        }
+        writeln!(out, "{head}\n")?;
+        for measure in &self.measures {
+            measure.write(out)?;
+            writeln!(out)?;
+        }
+        if let Some(ratio) = self.aim_ratio() {
+            let verdict = if ratio <= AIM_TO_BARE_HYPER {
+                "met"
+            } else {
+                "missed"
+            };
+            writeln!(
+                out,
+                "aim: at most {AIM_TO_BARE_HYPER} x bare hyper per request: {ratio:.2}, {verdict}"
+            )?;
+        }
+        self.notes
+            .iter()
+            .try_for_each(|note| writeln!(out, "note: {note}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{Spread, median, ratio};
+    use crate::rounds::Sample;
+
+    fn samples(values: &[f64]) -> Vec<Sample> {
+        let sample = |&value| Sample {
+            value,
+            reads_per_unit: 0.0,
+            elapsed: Duration::ZERO,
+        };
+        values.iter().map(sample).collect()
+    }
+
+    #[test]
+    fn a_median_of_an_even_number_lies_between() {
+        assert!((median([4.0, 1.0, 2.0, 3.0]) - 2.5).abs() < 1e-9);
+        assert!((median([9.0, 1.0, 2.0]) - 2.0).abs() < 1e-9);
+        assert!(median([]).is_nan());
+    }
+
+    #[test]
+    fn a_slow_round_that_hits_both_leaves_the_ratio() {
+        let gateway = samples(&[12.0, 120.0, 12.0]);
+        let bare = samples(&[10.0, 100.0, 10.0]);
+        assert!(ratio(&gateway, &bare).is_some_and(|ratio| (ratio - 1.2).abs() < 1e-9));
+    }
+
+    #[test]
+    fn a_base_of_nothing_gives_no_ratio() {
+        assert_eq!(ratio(&samples(&[1.0]), &samples(&[0.0])), None);
+        assert_eq!(ratio(&samples(&[]), &samples(&[])), None);
+    }
+
+    #[test]
+    fn a_spread_holds_the_extremes() {
+        assert_eq!(
+            Spread::of(&[3.0, 1.0, 2.0]),
+            Spread {
+                median: 2.0,
+                min: 1.0,
+                max: 3.0
+            }
+        );
+    }
+}

@@ -1,0 +1,294 @@
+//! The order of a run: warm-up, then interleaved rounds of each measure, and what one measurement is.
+//!
+//! Owns no process longer than a measure needs it. For CPU the forwarders live through all rounds, warm.
+//! For memory each starts anew each time: what an allocator kept from the load before would hide the cost.
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    answers::{Answers, Shape},
+    forwarder::{Forwarder, Running, Site, StartError},
+    load::{Clients, IdleStreams, LoadError},
+    process::ProcessError,
+    settings::Settings,
+};
+
+/// After the last byte: what a forwarder still does for the requests measured (a ledger's checkpoint).
+const TRAILING_WORK: Duration = Duration::from_millis(100);
+/// For the load's own tasks to close their sockets: a forwarder that is told to end would wait for them.
+const CLOSING: Duration = Duration::from_millis(100);
+/// The warm-up's part of a measurement.
+const WARM_UP_DIVISOR: usize = 4;
+/// Requests over each connection before the memory of a new forwarder is read: what is set up once is.
+const FIRST_REQUESTS: usize = 20;
+
+/// Why a run ended without its figures.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    /// Something could not be started.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// Something could not be measured.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// The load did not go through a forwarder.
+    #[error("{forwarder}: {}: {cause}{}", .shape.name(), quoted(.last_words))]
+    Load {
+        /// Through which.
+        forwarder: Forwarder,
+        /// In which measure.
+        shape: Shape,
+        /// What failed.
+        cause: LoadError,
+        /// The end of the forwarder's output.
+        last_words: String,
+    },
+    /// One measurement took too long.
+    #[error("{forwarder}: {}: not done after {} s{}", .shape.name(), .timeout.as_secs(), quoted(.last_words))]
+    Slow {
+        /// Through which.
+        forwarder: Forwarder,
+        /// In which measure.
+        shape: Shape,
+        /// The bound.
+        timeout: Duration,
+        /// The end of the forwarder's output.
+        last_words: String,
+    },
+}
+
+fn quoted(last_words: &str) -> String {
+    match last_words {
+        "" => String::new(),
+        words => format!("; it said:\n{words}"),
+    }
+}
+
+/// One measurement of one forwarder.
+#[derive(Clone, Copy, Debug)]
+pub struct Sample {
+    /// Microseconds of CPU per request or event; KiB per stream for [`Shape::Idle`].
+    pub value: f64,
+    /// Reads of the client per event, or per request; 0 for [`Shape::Idle`].
+    pub reads_per_unit: f64,
+    /// Wall time of the load.
+    pub elapsed: Duration,
+}
+
+/// All rounds of one measure through one forwarder, in order.
+#[derive(Clone, Debug)]
+pub struct Series {
+    /// What was measured.
+    pub shape: Shape,
+    /// Through which.
+    pub forwarder: Forwarder,
+    /// One a round: the same index is the same round in the series of another forwarder.
+    pub samples: Vec<Sample>,
+}
+
+/// Takes every measurement that `settings` asks for. `progress` is told what is being done.
+///
+/// # Errors
+/// The first [`BenchError`]; whatever was started has ended by then.
+pub async fn run(
+    settings: &Settings,
+    site: &Site,
+    progress: &dyn Fn(&str),
+) -> Result<Vec<Series>, BenchError> {
+    let upstream = site.start_upstream(settings).await?;
+    let bench = Bench {
+        settings,
+        site,
+        progress,
+        upstream: upstream.address,
+        answers: Arc::new(Answers::new(settings.streams)),
+    };
+    let (of_memory, of_cpu): (Vec<Shape>, Vec<Shape>) = settings
+        .shapes
+        .iter()
+        .copied()
+        .partition(|&shape| shape == Shape::Idle);
+    let mut series = match of_cpu.is_empty() {
+        true => Vec::new(),
+        false => bench.cpu_rounds(&of_cpu).await?,
+    };
+    if !of_memory.is_empty() {
+        series.extend(bench.idle_rounds().await?);
+    }
+    Ok(series)
+}
+
+struct Bench<'a> {
+    settings: &'a Settings,
+    site: &'a Site,
+    progress: &'a dyn Fn(&str),
+    upstream: SocketAddr,
+    answers: Arc<Answers>,
+}
+
+impl Bench<'_> {
+    async fn cpu_rounds(&self, shapes: &[Shape]) -> Result<Vec<Series>, BenchError> {
+        let mut fleet = Vec::new();
+        for forwarder in self.site.forwarders() {
+            (self.progress)(&format!("starting {forwarder}"));
+            fleet.push((forwarder, self.site.start(forwarder, self.upstream).await?));
+        }
+        let mut all = Vec::new();
+        for &shape in shapes {
+            for (forwarder, running) in &fleet {
+                (self.progress)(&format!("{}: warm-up of {forwarder}", shape.name()));
+                let times = self
+                    .settings
+                    .exchanges_per_connection(shape)
+                    .div_ceil(WARM_UP_DIVISOR);
+                self.cpu(*forwarder, running, shape, times).await?;
+            }
+            let mut series = self.empty_series(shape);
+            for round in 1..=self.settings.rounds {
+                (self.progress)(&format!(
+                    "{}: round {round} of {}",
+                    shape.name(),
+                    self.settings.rounds
+                ));
+                for (series, (forwarder, running)) in series.iter_mut().zip(&fleet) {
+                    let times = self.settings.exchanges_per_connection(shape);
+                    series
+                        .samples
+                        .push(self.cpu(*forwarder, running, shape, times).await?);
+                }
+            }
+            all.extend(series);
+        }
+        Ok(all)
+    }
+
+    async fn idle_rounds(&self) -> Result<Vec<Series>, BenchError> {
+        let mut series = self.empty_series(Shape::Idle);
+        for round in 1..=self.settings.rounds {
+            (self.progress)(&format!("idle: round {round} of {}", self.settings.rounds));
+            for series in &mut series {
+                let running = self.site.start(series.forwarder, self.upstream).await?;
+                let measurement = self.idle_memory(&running);
+                let sample = self
+                    .bounded(series.forwarder, &running, Shape::Idle, measurement)
+                    .await?;
+                series.samples.push(sample);
+            }
+        }
+        Ok(series)
+    }
+
+    fn empty_series(&self, shape: Shape) -> Vec<Series> {
+        let empty = |forwarder| Series {
+            shape,
+            forwarder,
+            samples: Vec::new(),
+        };
+        self.site.forwarders().into_iter().map(empty).collect()
+    }
+
+    async fn cpu(
+        &self,
+        forwarder: Forwarder,
+        running: &Running,
+        shape: Shape,
+        times: usize,
+    ) -> Result<Sample, BenchError> {
+        self.bounded(
+            forwarder,
+            running,
+            shape,
+            self.cpu_time(running, shape, times),
+        )
+        .await
+    }
+
+    /// `measurement` under the time-out, its failure told with whose it is.
+    async fn bounded(
+        &self,
+        forwarder: Forwarder,
+        running: &Running,
+        shape: Shape,
+        measurement: impl Future<Output = Result<Sample, Unmeasured>>,
+    ) -> Result<Sample, BenchError> {
+        let timeout = self.settings.measurement_timeout;
+        match tokio::time::timeout(timeout, measurement).await {
+            Ok(Ok(sample)) => Ok(sample),
+            Ok(Err(Unmeasured::Process(error))) => Err(error.into()),
+            Ok(Err(Unmeasured::Load(cause))) => {
+                let last_words = running.process.last_words();
+                Err(BenchError::Load {
+                    forwarder,
+                    shape,
+                    cause,
+                    last_words,
+                })
+            }
+            Err(_) => {
+                let last_words = running.process.last_words();
+                Err(BenchError::Slow {
+                    forwarder,
+                    shape,
+                    timeout,
+                    last_words,
+                })
+            }
+        }
+    }
+
+    async fn cpu_time(
+        &self,
+        running: &Running,
+        shape: Shape,
+        times: usize,
+    ) -> Result<Sample, Unmeasured> {
+        let count = self.settings.connections;
+        let mut clients = Clients::connect(running.address, count, &self.answers).await?;
+        let cpu_before = running.process.cpu_time()?;
+        let began = Instant::now();
+        let tally = clients.drive(shape, times).await?;
+        let elapsed = began.elapsed();
+        tokio::time::sleep(TRAILING_WORK).await;
+        let spent = running.process.cpu_time()?.saturating_sub(cpu_before);
+        Ok(Sample {
+            value: spent.as_secs_f64() * 1e6 / tally.units as f64,
+            reads_per_unit: tally.reads as f64 / tally.units as f64,
+            elapsed,
+        })
+    }
+
+    async fn idle_memory(&self, running: &Running) -> Result<Sample, Unmeasured> {
+        let mut clients =
+            Clients::connect(running.address, self.settings.connections, &self.answers).await?;
+        clients.drive(Shape::Json, FIRST_REQUESTS).await?;
+        drop(clients);
+        tokio::time::sleep(self.settings.idle_settle).await;
+        let before = running.process.memory_bytes()?;
+        let began = Instant::now();
+        let count = self.settings.idle_streams;
+        let streams = IdleStreams::open(running.address, count).await?;
+        let elapsed = began.elapsed();
+        tokio::time::sleep(self.settings.idle_settle).await;
+        let after = running.process.memory_bytes()?;
+        drop(streams);
+        tokio::time::sleep(CLOSING).await;
+        Ok(Sample {
+            value: (after as f64 - before as f64) / 1024.0 / count as f64,
+            reads_per_unit: 0.0,
+            elapsed,
+        })
+    }
+}
+
+/// Why one measurement failed, before it is known whose it was.
+#[derive(Debug, thiserror::Error)]
+enum Unmeasured {
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+}

@@ -1,0 +1,94 @@
+//! What a run does: sizes, counts and bounds, from the command line.
+//!
+//! Every count and time of the bench is in here or a named constant beside its user; nothing is unbounded.
+
+use std::{io, path::PathBuf, time::Duration};
+
+use crate::answers::{Shape, StreamPlan};
+
+/// Descriptors that a forwarder needs besides two for each stream.
+const DESCRIPTORS_BESIDES: u64 = 512;
+
+/// The whole plan of a run.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Tollgate's release binary.
+    pub tollgate: PathBuf,
+    /// JSON merged into Tollgate's config, object by object.
+    pub tollgate_overrides: serde_json::Value,
+    /// What is measured, in order.
+    pub shapes: Vec<Shape>,
+    /// Interleaved rounds of each measure, after a warm-up.
+    pub rounds: usize,
+    /// Client connections kept alive through a measurement.
+    pub connections: usize,
+    /// JSON requests of one measurement, over all connections.
+    pub requests: usize,
+    /// Length of the streams and of the bursts in them.
+    pub streams: StreamPlan,
+    /// Time between two writes of the upstream in one stream.
+    pub pace: Duration,
+    /// Streams held open at once.
+    pub idle_streams: usize,
+    /// Silence before the memory of idle streams is read.
+    pub idle_settle: Duration,
+    /// Longest time that one measurement may take.
+    pub measurement_timeout: Duration,
+    /// Longest time that the run may take.
+    pub run_timeout: Duration,
+}
+
+impl Settings {
+    /// A smoke run of seconds: its figures say that the bench works, not how fast anything is.
+    #[must_use]
+    pub fn quick(mut self) -> Self {
+        self.rounds = 1;
+        self.requests = self.requests.min(400);
+        self.streams.deltas = self.streams.deltas.min(200);
+        self.idle_streams = self.idle_streams.min(50);
+        self.idle_settle = self.idle_settle.min(Duration::from_millis(200));
+        self
+    }
+
+    /// Answers of `shape` that one connection takes in one measurement.
+    pub fn exchanges_per_connection(&self, shape: Shape) -> usize {
+        match shape {
+            Shape::Json => self.requests.div_ceil(self.connections),
+            Shape::Sse => 1,
+            // A burst carries many events in one tick: more streams for as much to measure.
+            Shape::Burst => 4,
+            Shape::Idle => 0,
+        }
+    }
+
+    /// Raises this process's limit of open files as far as allowed (children inherit it), and holds the
+    /// number of idle streams under it. Tells the limit.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn fit_open_files(&mut self) -> io::Result<u64> {
+        let limit = raise_open_files()?;
+        let streams_max = limit.saturating_sub(DESCRIPTORS_BESIDES) / 2;
+        self.idle_streams = self
+            .idle_streams
+            .min(usize::try_from(streams_max).unwrap_or(usize::MAX));
+        Ok(limit)
+    }
+}
+
+fn raise_open_files() -> io::Result<u64> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is a valid place for the answer.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: `limit` is a valid value to read.
+    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(limit.rlim_cur)
+}

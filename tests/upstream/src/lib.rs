@@ -1,0 +1,45 @@
+//! A scripted stand-in for the OpenAI backend: chatgpt.com/backend-api and api.openai.com on one plain-HTTP listener.
+//!
+//! Owns what upstream answers (accounts, their standing, scripted replies) and what it saw. Knows nothing of the
+//! gateway. Invariant: it never waits for time to pass unless a reply asks for a pause; a test steers it by explicit
+//! signals ([`Gate`]) and observes it by bounded waits.
+//!
+//! ```no_run
+//! # async fn example() {
+//! use scripted_upstream::{Reply, Standing, Upstream};
+//! let upstream = Upstream::start().await;
+//! let ana = upstream.account("at-ana", "acct-ana");
+//! ana.set_standing(Standing::new("pro").five_hour_used(12.0).weekly_used(30.0));
+//! ana.then(Reply::usage_limit_reached().resets_in_seconds(600));
+//! // ... point a gateway at upstream.chatgpt_url(), send one request ...
+//! let turns = upstream.wait_for_turns(1).await;
+//! assert_eq!(turns[0].account.as_deref(), Some("acct-ana"));
+//! # }
+//! ```
+
+mod account;
+mod answer;
+mod asked;
+mod body;
+mod encoding;
+mod gate;
+mod reply;
+mod seen;
+mod server;
+mod sse;
+mod standing;
+mod wire;
+
+#[cfg(test)]
+mod tests;
+
+pub use account::Account;
+pub use encoding::Encoding;
+pub use gate::Gate;
+pub use reply::{End, Reply, Usage};
+pub use seen::SeenRequest;
+pub use server::{Options, Remember, Upstream};
+pub use standing::{HeaderForm, Slots, Standing, Window};
+
+/// How long any wait of this crate lasts before it panics with what was seen instead.
+pub const WAIT_MAX: std::time::Duration = std::time::Duration::from_secs(10);

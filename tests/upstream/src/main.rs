@@ -1,0 +1,133 @@
+//! The scripted upstream as a program: for benches, and for trying the gateway by hand.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::Parser;
+use scripted_upstream::{Options, Remember, Reply, Standing, Upstream};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// A scripted stand-in for the OpenAI backend, on 127.0.0.1.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Port to listen on; 0 takes a free one.
+    #[arg(long, default_value_t = 0)]
+    port: u16,
+    /// Write the port to this file once it listens.
+    #[arg(long, value_name = "FILE")]
+    port_file: Option<PathBuf>,
+    /// An account: TOKEN:ACCOUNT_ID:FIVE_HOUR:WEEKLY[:PLAN], use in percent. May be repeated.
+    #[arg(long = "account", value_name = "ACCOUNT")]
+    accounts: Vec<NamedAccount>,
+    /// Wait this long between events.
+    #[arg(long, value_name = "MS", default_value_t = 0)]
+    delay_per_delta: u64,
+    /// Deltas in an answer.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    deltas: usize,
+    /// Bytes of text in a delta.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    delta_bytes: usize,
+}
+
+#[derive(Clone, Debug)]
+struct NamedAccount {
+    token: String,
+    id: String,
+    standing: Standing,
+}
+
+impl FromStr for NamedAccount {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let fields: Vec<&str> = text.split(':').collect();
+        let (token, id, five_hour, weekly, plan) = match fields[..] {
+            [token, id, five_hour, weekly] => (token, id, five_hour, weekly, "plus"),
+            [token, id, five_hour, weekly, plan] => (token, id, five_hour, weekly, plan),
+            _ => return Err("expected TOKEN:ACCOUNT_ID:FIVE_HOUR:WEEKLY[:PLAN]".to_owned()),
+        };
+        let standing = Standing::new(plan)
+            .five_hour_used(percent(five_hour)?)
+            .weekly_used(percent(weekly)?);
+        Ok(NamedAccount {
+            token: token.to_owned(),
+            id: id.to_owned(),
+            standing,
+        })
+    }
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(percent),
+        Ok(_) | Err(_) => Err(format!("{text:?}: expected a percentage from 0 to 100")),
+    }
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> io::Result<()> {
+    let arguments = Arguments::parse();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let upstream = Upstream::start_with(Options {
+        port: arguments.port,
+        remember: Remember::Counts,
+    })
+    .await?;
+    let mut reply = Reply::ok()
+        .deltas(arguments.deltas)
+        .delta_bytes(arguments.delta_bytes);
+    if arguments.delay_per_delta > 0 {
+        reply = reply.pause_between(Duration::from_millis(arguments.delay_per_delta));
+    }
+    upstream.always(reply);
+    for account in arguments.accounts {
+        upstream
+            .account(&account.token, &account.id)
+            .set_standing(account.standing);
+    }
+    if let Some(file) = &arguments.port_file {
+        write_port(file, upstream.address().port())?;
+    }
+    // After the port file: who reads these lines finds it written.
+    println!("chatgpt {}", upstream.chatgpt_url());
+    println!("api     {}", upstream.api_url());
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    upstream.stop().await;
+    Ok(())
+}
+
+/// By rename, so that a reader sees the whole number or no file.
+fn write_port(file: &Path, port: u16) -> io::Result<()> {
+    let mut partial = file.as_os_str().to_owned();
+    partial.push(".partial");
+    std::fs::write(&partial, format!("{port}\n"))?;
+    std::fs::rename(&partial, file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_account_is_read_with_and_without_its_plan() {
+        let account: NamedAccount = "at:acct:12:30.5:pro".parse().expect("an account");
+        assert_eq!(
+            (
+                account.standing.plan.as_str(),
+                account.standing.weekly.used_percent
+            ),
+            ("pro", 30.5)
+        );
+        let account: NamedAccount = "at:acct:12:30".parse().expect("an account");
+        assert_eq!(account.standing.plan, "plus");
+        assert!("at:acct:12:101".parse::<NamedAccount>().is_err());
+        assert!("at:acct".parse::<NamedAccount>().is_err());
+    }
+}

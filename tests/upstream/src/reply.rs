@@ -1,0 +1,455 @@
+//! What upstream is told to answer: a builder. Owns the wish, not its bytes (those are in `answer`).
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, StatusCode};
+use serde_json::{Map, Value, json};
+
+use crate::body::Break;
+use crate::encoding::Encoding;
+use crate::gate::Gate;
+use crate::sse::Spelling;
+
+const DELTAS: usize = 3;
+const DELTA_BYTES: usize = 5;
+
+/// One scripted reply. By default a turn that goes well; each method changes one thing about it.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    pub(crate) content: Content,
+    pub(crate) status: StatusCode,
+    pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
+    pub(crate) rate_limits: Presence,
+    pub(crate) content_type: Presence,
+    pub(crate) spelling: Spelling,
+    pub(crate) encoding: Option<Encoding>,
+    pub(crate) chunk_bytes: Vec<usize>,
+    pub(crate) head_gate: Option<Gate>,
+    pub(crate) gates: Vec<(usize, Gate)>,
+    pub(crate) pause: Option<Duration>,
+    pub(crate) cut: Option<Cut>,
+    pub(crate) cut_by: Break,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Content {
+    /// What the route answers when all goes well.
+    Natural(Turn),
+    /// `{"error": {…}}`.
+    Error(Map<String, Value>),
+    /// These bytes as the body.
+    Raw {
+        body: Bytes,
+        media: Option<&'static str>,
+    },
+    /// These bytes in place of HTTP.
+    Garbage(Bytes),
+}
+
+/// The figures of a turn that goes well.
+#[derive(Clone, Debug)]
+pub(crate) struct Turn {
+    pub(crate) deltas: usize,
+    pub(crate) delta_bytes: usize,
+    pub(crate) model: Option<String>,
+    pub(crate) service_tier: Option<String>,
+    pub(crate) response_id: Option<String>,
+    pub(crate) usage: Option<Usage>,
+    pub(crate) end: End,
+}
+
+/// Whether a header is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Presence {
+    Present,
+    Absent,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cut {
+    BeforeHead,
+    AfterBytes(usize),
+}
+
+/// How a Responses stream ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// `response.completed`.
+    Completed,
+    /// `response.incomplete`, out of output tokens.
+    Incomplete,
+    /// `response.failed`, a server error.
+    Failed,
+    /// No last event: the body just ends after the deltas.
+    Missing,
+}
+
+/// Tokens of a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// `input_tokens`, the cached ones among them.
+    pub input: u64,
+    /// `input_tokens_details.cached_tokens`.
+    pub cached: u64,
+    /// `input_tokens_details.cache_write_tokens`.
+    pub cache_write: u64,
+    /// `output_tokens`, the reasoning ones among them.
+    pub output: u64,
+    /// `output_tokens_details.reasoning_tokens`.
+    pub reasoning: u64,
+}
+
+impl Default for Usage {
+    fn default() -> Self {
+        Usage {
+            input: 1200,
+            cached: 800,
+            cache_write: 0,
+            output: 150,
+            reasoning: 50,
+        }
+    }
+}
+
+impl Default for Reply {
+    fn default() -> Self {
+        Self::ok()
+    }
+}
+
+impl Reply {
+    /// What the route answers when all goes well; what kind (stream or one object) is the request's wish.
+    pub fn ok() -> Self {
+        Self::with_content(StatusCode::OK, Content::Natural(Turn::default()))
+    }
+
+    /// A status with these bytes as its body and no Content-Type; for one use [`header`](Self::header).
+    ///
+    /// # Panics
+    /// If `status` is none.
+    pub fn raw(status: u16, body: impl Into<Bytes>) -> Self {
+        Self::with_content(
+            status_code(status),
+            Content::Raw {
+                body: body.into(),
+                media: None,
+            },
+        )
+    }
+
+    /// A status with a JSON body.
+    ///
+    /// # Panics
+    /// If `status` is none.
+    pub fn json(status: u16, body: &Value) -> Self {
+        let content = Content::Raw {
+            body: body.to_string().into(),
+            media: Some("application/json"),
+        };
+        Self::with_content(status_code(status), content)
+    }
+
+    /// 200 with these bytes as the event stream.
+    pub fn sse(body: impl Into<Bytes>) -> Self {
+        let content = Content::Raw {
+            body: body.into(),
+            media: Some("text/event-stream"),
+        };
+        Self::with_content(StatusCode::OK, content)
+    }
+
+    /// An error shaped as OpenAI's: `{"error": {"message", "type", "code": null}}`.
+    ///
+    /// # Panics
+    /// If `status` is none.
+    pub fn error(status: u16, error_type: &str, message: &str) -> Self {
+        Self::with_content(
+            status_code(status),
+            Content::Error(Map::from_iter([
+                ("message".to_owned(), json!(message)),
+                ("type".to_owned(), json!(error_type)),
+                ("code".to_owned(), Value::Null),
+            ])),
+        )
+    }
+
+    /// A 5xx as the backend words it.
+    ///
+    /// # Panics
+    /// If `status` is none.
+    pub fn server_error(status: u16) -> Self {
+        Self::error(
+            status,
+            "server_error",
+            "The server had an error while processing your request.",
+        )
+    }
+
+    /// 429 `usage_limit_reached`. Add when it ends: [`resets_at`](Self::resets_at),
+    /// [`resets_in_seconds`](Self::resets_in_seconds), [`retry_after`](Self::retry_after), or nothing.
+    pub fn usage_limit_reached() -> Self {
+        Self::error(
+            429,
+            "usage_limit_reached",
+            "The usage limit has been reached",
+        )
+        .error_field("plan_type", json!("plus"))
+    }
+
+    /// Bytes that are no HTTP, then the end of the connection.
+    pub fn garbage(bytes: impl Into<Bytes>) -> Self {
+        Self::with_content(StatusCode::OK, Content::Garbage(bytes.into()))
+    }
+
+    /// Closes the connection in place of an answer.
+    pub fn close_before_head() -> Self {
+        Reply {
+            cut: Some(Cut::BeforeHead),
+            ..Self::ok()
+        }
+    }
+
+    /// Adds `resets_at` (Unix seconds) to an error.
+    pub fn resets_at(self, unix_seconds: u64) -> Self {
+        self.error_field("resets_at", json!(unix_seconds))
+    }
+
+    /// Adds `resets_in_seconds` to an error.
+    pub fn resets_in_seconds(self, seconds: u64) -> Self {
+        self.error_field("resets_in_seconds", json!(seconds))
+    }
+
+    /// Adds a field to an error, or changes one (`code`, for example).
+    ///
+    /// # Panics
+    /// If the reply is no error.
+    pub fn error_field(mut self, name: &str, value: Value) -> Self {
+        let Content::Error(fields) = &mut self.content else {
+            panic!("scripted upstream: only an error has the field {name:?}");
+        };
+        fields.insert(name.to_owned(), value);
+        self
+    }
+
+    /// Adds Retry-After: seconds or a date.
+    pub fn retry_after(self, value: &str) -> Self {
+        self.header("retry-after", value)
+    }
+
+    /// Sets the status and leaves the rest.
+    ///
+    /// # Panics
+    /// If `status` is none.
+    pub fn status(mut self, status: u16) -> Self {
+        self.status = status_code(status);
+        self
+    }
+
+    /// Adds a header. Content-Type replaces the natural one.
+    ///
+    /// # Panics
+    /// If name or value is none that HTTP allows.
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        let name = HeaderName::try_from(name).expect("a header name");
+        self.headers
+            .push((name, HeaderValue::try_from(value).expect("a header value")));
+        self
+    }
+
+    /// Leaves the account's rate-limit headers out.
+    pub fn without_rate_limits(mut self) -> Self {
+        self.rate_limits = Presence::Absent;
+        self
+    }
+
+    /// Leaves the natural Content-Type out.
+    pub fn without_content_type(mut self) -> Self {
+        self.content_type = Presence::Absent;
+        self
+    }
+
+    /// How many deltas the answer comes in (3 unless told).
+    pub fn deltas(self, count: usize) -> Self {
+        self.turn(|turn| turn.deltas = count)
+    }
+
+    /// How many bytes of text a delta has (5 unless told).
+    pub fn delta_bytes(self, bytes: usize) -> Self {
+        self.turn(|turn| turn.delta_bytes = bytes)
+    }
+
+    /// The model that the answer names, in place of the request's.
+    pub fn model(self, model: &str) -> Self {
+        self.turn(|turn| turn.model = Some(model.to_owned()))
+    }
+
+    /// The service tier that the answer names, in place of the request's (or `default`).
+    pub fn service_tier(self, tier: &str) -> Self {
+        self.turn(|turn| turn.service_tier = Some(tier.to_owned()))
+    }
+
+    /// The response's id, in place of a fresh one.
+    pub fn response_id(self, id: &str) -> Self {
+        self.turn(|turn| turn.response_id = Some(id.to_owned()))
+    }
+
+    /// The tokens that the answer tells.
+    pub fn usage(self, usage: Usage) -> Self {
+        self.turn(|turn| turn.usage = Some(usage))
+    }
+
+    /// Tells no tokens.
+    pub fn without_usage(self) -> Self {
+        self.turn(|turn| turn.usage = None)
+    }
+
+    /// How the answer ends.
+    pub fn end(self, end: End) -> Self {
+        self.turn(|turn| turn.end = end)
+    }
+
+    /// Compresses the body.
+    pub fn encoded(mut self, encoding: Encoding) -> Self {
+        self.encoding = Some(encoding);
+        self
+    }
+
+    /// Events end their lines by CRLF.
+    pub fn crlf(mut self) -> Self {
+        self.spelling.crlf = true;
+        self
+    }
+
+    /// A comment line stands before each event.
+    pub fn comments(mut self) -> Self {
+        self.spelling.comments = true;
+        self
+    }
+
+    /// No space after a field's colon (`data:{…}`).
+    pub fn without_space(mut self) -> Self {
+        self.spelling.no_space = true;
+        self
+    }
+
+    /// The last event has no line end.
+    pub fn without_final_newline(mut self) -> Self {
+        self.spelling.no_final_newline = true;
+        self
+    }
+
+    /// Writes the body in chunks of these sizes, taken in turn until it ends, each after the one before is out.
+    ///
+    /// # Panics
+    /// If a size is 0.
+    pub fn chunks(mut self, sizes: &[usize]) -> Self {
+        assert!(
+            !sizes.contains(&0),
+            "scripted upstream: a chunk of 0 bytes would end the body"
+        );
+        self.chunk_bytes = sizes.to_vec();
+        self
+    }
+
+    /// Sends nothing, not even the head, until the gate opens. A gate that never opens is an upstream that never
+    /// answers.
+    pub fn hold_head(mut self, gate: &Gate) -> Self {
+        self.head_gate = Some(gate.clone());
+        self
+    }
+
+    /// Sends the head and `parts` parts, then waits for the gate. A part is an event; with
+    /// [`chunks`](Self::chunks), a chunk. A body that is no stream is one part.
+    pub fn hold_after(mut self, parts: usize, gate: &Gate) -> Self {
+        self.gates.push((parts, gate.clone()));
+        self
+    }
+
+    /// Waits this long between parts: for demonstrations and benches, not for tests.
+    pub fn pause_between(mut self, pause: Duration) -> Self {
+        self.pause = Some(pause);
+        self
+    }
+
+    /// Closes the connection once `bytes` bytes of the body (as compressed) are out.
+    pub fn close_after(mut self, bytes: usize) -> Self {
+        self.cut = Some(Cut::AfterBytes(bytes));
+        self
+    }
+
+    /// Where the reply closes the connection, RST goes out and not FIN.
+    pub fn by_reset(mut self) -> Self {
+        self.cut_by = Break::Reset;
+        self
+    }
+
+    fn with_content(status: StatusCode, content: Content) -> Self {
+        Reply {
+            content,
+            status,
+            headers: Vec::new(),
+            rate_limits: Presence::Present,
+            content_type: Presence::Present,
+            spelling: Spelling::default(),
+            encoding: None,
+            chunk_bytes: Vec::new(),
+            head_gate: None,
+            gates: Vec::new(),
+            pause: None,
+            cut: None,
+            cut_by: Break::Close,
+        }
+    }
+
+    fn turn(mut self, change: impl FnOnce(&mut Turn)) -> Self {
+        let Content::Natural(turn) = &mut self.content else {
+            panic!("scripted upstream: only a reply from Reply::ok() has figures of a turn");
+        };
+        change(turn);
+        self
+    }
+}
+
+impl Default for Turn {
+    fn default() -> Self {
+        Turn {
+            deltas: DELTAS,
+            delta_bytes: DELTA_BYTES,
+            model: None,
+            service_tier: None,
+            response_id: None,
+            usage: Some(Usage::default()),
+            end: End::Completed,
+        }
+    }
+}
+
+impl Usage {
+    /// As the Responses API writes it.
+    pub(crate) fn for_responses(&self) -> Value {
+        json!({
+            "input_tokens": self.input,
+            "input_tokens_details": {"cached_tokens": self.cached, "cache_write_tokens": self.cache_write},
+            "output_tokens": self.output,
+            "output_tokens_details": {"reasoning_tokens": self.reasoning},
+            "total_tokens": self.input + self.output,
+        })
+    }
+
+    /// As the chat completions API writes it.
+    pub(crate) fn for_chat(&self) -> Value {
+        json!({
+            "prompt_tokens": self.input,
+            "prompt_tokens_details": {"cached_tokens": self.cached},
+            "completion_tokens": self.output,
+            "completion_tokens_details": {"reasoning_tokens": self.reasoning},
+            "total_tokens": self.input + self.output,
+        })
+    }
+}
+
+fn status_code(status: u16) -> StatusCode {
+    StatusCode::from_u16(status)
+        .unwrap_or_else(|_| panic!("scripted upstream: {status} is no HTTP status"))
+}
