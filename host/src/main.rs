@@ -1,2 +1,7 @@
-//! p
-fn main(){}
+//! The `tollgate` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tollgate::cli::main()
+}

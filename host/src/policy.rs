@@ -17,7 +17,7 @@ pub mod balancer;
 pub mod pricer;
 pub mod rewriter;
 
-pub use balancer::{Balancer, Candidate, Choice, Members};
+pub use balancer::{Balancer, Choice, Members};
 pub use engine::{Engine, EngineError};
 pub use fault::{Fault, FaultKind};
 pub use load::{LoadError, Stamp};

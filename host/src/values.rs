@@ -1,5 +1,6 @@
 //! Floor 0: the values that the floors above share. They know nothing of sockets, files or policies.
 
+pub mod candidate;
 pub mod clock;
 pub mod counts;
 pub mod exchange;

@@ -11,10 +11,11 @@ use super::instance::{Seat, world};
 use super::load::{LoadError, load};
 use super::{Facts, Stamp};
 use crate::config::{PolicyConfig, PolicyKind};
+use crate::values::candidate::Candidate;
 
 world!(BalancerPolicy, BalancerPolicyPre<super::instance::Guest>, PolicyKind::Balancer);
 
-/// The columns of the table, in the order of [`Candidate::row`]. The contract describes them.
+/// The columns of the table, in the order of [`row`]. The contract describes them.
 const COLUMNS: [&str; 12] = [
     "usable",
     "five-hour-used",
@@ -30,53 +31,22 @@ const COLUMNS: [&str; 12] = [
     "continues",
 ];
 
-/// A member of a pool at the moment of a request. Windows are in percent and minutes.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Candidate {
-    /// Whether it may be chosen.
-    pub usable: bool,
-    /// Used part of the 5-hour window.
-    pub five_hour_used: f64,
-    /// Where the 5-hour window ends for this credential.
-    pub five_hour_cap: f64,
-    /// Minutes until the 5-hour window starts anew.
-    pub five_hour_reset: Option<f64>,
-    /// Used part of the weekly window.
-    pub weekly_used: f64,
-    /// Where the weekly window ends for this credential.
-    pub weekly_cap: f64,
-    /// Minutes until the weekly window starts anew.
-    pub weekly_reset: Option<f64>,
-    /// Minutes for which upstream refuses it.
-    pub limited: f64,
-    /// Requests under way.
-    pub in_flight: u32,
-    /// Failed attempts of late.
-    pub recent_failures: u32,
-    /// Milliseconds to the response head, of late.
-    pub recent_latency: Option<f64>,
-    /// Whether it made the response that the request continues.
-    pub continues: bool,
-}
-
-impl Candidate {
-    fn row(&self) -> [f64; COLUMNS.len()] {
-        let unknown = -1.0;
-        [
-            f64::from(u8::from(self.usable)),
-            self.five_hour_used,
-            self.five_hour_cap,
-            self.five_hour_reset.unwrap_or(unknown),
-            self.weekly_used,
-            self.weekly_cap,
-            self.weekly_reset.unwrap_or(unknown),
-            self.limited,
-            f64::from(self.in_flight),
-            f64::from(self.recent_failures),
-            self.recent_latency.unwrap_or(unknown),
-            f64::from(u8::from(self.continues)),
-        ]
-    }
+fn row(candidate: &Candidate) -> [f64; COLUMNS.len()] {
+    let unknown = -1.0;
+    [
+        f64::from(u8::from(candidate.usable)),
+        candidate.five_hour_used,
+        candidate.five_hour_cap,
+        candidate.five_hour_reset.unwrap_or(unknown),
+        candidate.weekly_used,
+        candidate.weekly_cap,
+        candidate.weekly_reset.unwrap_or(unknown),
+        candidate.limited,
+        f64::from(candidate.in_flight),
+        f64::from(candidate.recent_failures),
+        candidate.recent_latency.unwrap_or(unknown),
+        f64::from(u8::from(candidate.continues)),
+    ]
 }
 
 /// A pool's members as a balancer is told of them. Telling costs more than picking, so an instance remembers whose
@@ -165,7 +135,7 @@ impl Balancer {
         let request = self.seat.request(facts, 0);
         let mut table = Vec::with_capacity(candidates.len() * COLUMNS.len());
         for candidate in candidates {
-            table.extend_from_slice(&candidate.row());
+            table.extend_from_slice(&row(candidate));
         }
         let home = home.map_or(-1, |home| home as i32);
         let decision = self.seat.call("pick", facts, |store, world| {

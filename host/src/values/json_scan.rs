@@ -427,12 +427,13 @@ mod tests {
 
     #[test]
     fn any_bytes_are_read_without_a_panic() {
+        const ALPHABET: &[u8] = b"{}[]\",:\\abc 1\xff";
         let mut state = 1_u32;
         for _ in 0..2000 {
             let bytes: Vec<u8> = (0..64)
                 .map(|_| {
                     state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                    b"{}[]\",:\\abc 1\xff"[(state >> 24) as usize % 15]
+                    ALPHABET[(state >> 24) as usize % ALPHABET.len()]
                 })
                 .collect();
             let object = [b"{\"b\":{".as_slice(), &bytes].concat();

@@ -1,0 +1,122 @@
+//! The commands. Owns everything that is printed, and the exit codes: 0, 1 (configuration or runtime), 2 (usage).
+
+mod logging;
+mod run;
+mod usage;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{self, Config, Loaded};
+use crate::server;
+
+/// A gateway for several OpenAI Codex credentials and API keys.
+///
+/// Clients authenticate with tokens of yours and are served by credentials that WebAssembly policies choose; usage and
+/// cost of every request are kept in a ledger. Configured as sing-box's OCM service is.
+#[derive(Debug, Parser)]
+#[command(name = "tollgate", version, max_term_width = 100, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the gateway until SIGTERM or SIGINT.
+    ///
+    /// Without a configuration it serves $CODEX_HOME/auth.json (or ~/.codex/auth.json) on 127.0.0.1:8080.
+    Run {
+        /// The configuration: JSON, with comments and trailing commas.
+        #[arg(short, long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Write a JSON file with the addresses once every listener is up.
+        #[arg(long, value_name = "FILE")]
+        ready_file: Option<PathBuf>,
+    },
+    /// Check a configuration, and everything that it names, without starting anything.
+    Check {
+        /// The configuration.
+        #[arg(short, long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Print usage and cost from the ledger.
+    Usage(usage::Args),
+    /// Print the JSON Schema of the configuration.
+    ConfigSchema,
+    /// Print the version.
+    Version,
+}
+
+/// Runs the command of this process's arguments.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.command {
+        Command::Run { config, ready_file } => run::run(config.as_deref(), ready_file.as_deref()),
+        Command::Check { config } => check(&config),
+        Command::Usage(args) => usage::usage(&args),
+        Command::ConfigSchema => {
+            println!("{:#}", config::schema());
+            Ok(())
+        }
+        Command::Version => {
+            println!("tollgate {}", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("tollgate: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A failure, as a person reads it.
+type Message = String;
+
+fn check(path: &std::path::Path) -> Result<(), Message> {
+    let Loaded { config, warnings } = load(Some(path))?;
+    for warning in &warnings {
+        eprintln!("tollgate: {}: warning: {warning}", path.display());
+    }
+    let summary = summary(&config);
+    server::check(config).map_err(|error| in_file(path, &error.to_string()))?;
+    println!("{}: {summary}", path.display());
+    Ok(())
+}
+
+fn summary(config: &Config) -> String {
+    let count = |number: usize, one: &str, many: &str| {
+        if number == 1 { format!("1 {one}") } else { format!("{number} {many}") }
+    };
+    let credentials: usize = config.services.iter().map(|service| service.credentials.len()).sum();
+    let users: usize = config.services.iter().map(|service| service.users.len()).sum();
+    format!(
+        "ok: {}, {}, {}",
+        count(config.services.len(), "service", "services"),
+        count(credentials, "credential", "credentials"),
+        count(users, "user", "users"),
+    )
+}
+
+/// Reads the configuration at `path`, or the default one.
+fn load(path: Option<&std::path::Path>) -> Result<Loaded, Message> {
+    match path {
+        Some(path) => config::load(path).map_err(|error| {
+            let warnings: Vec<String> = error.warnings.iter().map(|warning| format!("warning: {warning}")).collect();
+            let all: Vec<String> = warnings.into_iter().chain([error.to_string()]).collect();
+            in_file(path, &all.join("\n"))
+        }),
+        None => config::parse(config::DEFAULT_CONFIG.to_owned()).map_err(|error| error.to_string()),
+    }
+}
+
+/// Every line of `text`, with the file that it is about.
+fn in_file(path: &std::path::Path, text: &str) -> String {
+    let lines: Vec<String> = text.lines().map(|line| format!("{}: {line}", path.display())).collect();
+    lines.join("\ntollgate: ")
+}

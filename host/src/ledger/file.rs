@@ -1,0 +1,218 @@
+//! The ledger's file: whether it is one, which version it is, and how it is opened.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags};
+
+use crate::config::plain;
+
+/// `TOLL`: the application id in the header of every ledger (SQLite's file format, section 1.3).
+const APPLICATION_ID: i32 = 0x544f_4c4c;
+const APPLICATION_ID_AT: usize = 68;
+const HEADER_BYTES: usize = 100;
+const SQLITE_MAGIC: &[u8] = b"SQLite format 3\0";
+
+/// What makes each version of the schema from the one before. Released steps are never changed.
+const MIGRATIONS: [&str; 2] = [
+    "CREATE TABLE usage (
+        id INTEGER PRIMARY KEY,
+        request_id TEXT NOT NULL UNIQUE,
+        started_at INTEGER NOT NULL,
+        finished_at INTEGER NOT NULL,
+        user TEXT,
+        credential TEXT,
+        service TEXT NOT NULL,
+        model TEXT,
+        service_tier TEXT,
+        transport TEXT NOT NULL,
+        path TEXT NOT NULL,
+        status INTEGER NOT NULL,
+        end TEXT NOT NULL,
+        attempts TEXT NOT NULL,
+        session TEXT,
+        response_id TEXT,
+        input_tokens INTEGER,
+        cached_tokens INTEGER,
+        cache_write_tokens INTEGER,
+        output_tokens INTEGER,
+        reasoning_tokens INTEGER,
+        context_window INTEGER,
+        week_start_unix INTEGER,
+        cost_nanousd INTEGER,
+        unpriced_reason TEXT,
+        priced_by TEXT,
+        ttfb_ms INTEGER,
+        duration_ms INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX usage_by_start ON usage (started_at);",
+    "CREATE TABLE usage_view (
+        path TEXT PRIMARY KEY,
+        through INTEGER NOT NULL,
+        digest TEXT,
+        through_before INTEGER NOT NULL,
+        digest_before TEXT
+    ) STRICT;",
+];
+
+/// The ledger cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// The file system is at fault.
+    #[error("cannot use {path}: {reason}")]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The file is no ledger.
+    #[error("{path}: expected a Tollgate ledger, found {found}; it was left alone")]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        found: &'static str,
+    },
+    /// A newer version made the file.
+    #[error("{path}: made by a newer version of Tollgate (schema {found}, this one knows {known})")]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: usize,
+        /// The newest that is known.
+        known: usize,
+    },
+    /// Another process writes it.
+    #[error("{path}: in use by another process; each gateway needs a data_dir of its own")]
+    InUse {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// SQLite says why.
+    #[error("{path}: {source}")]
+    Sqlite {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: rusqlite::Error,
+    },
+}
+
+impl LedgerError {
+    pub(super) fn io(path: &Path, error: &io::Error) -> Self {
+        Self::Io { path: path.to_owned(), reason: plain(error) }
+    }
+
+    pub(super) fn sqlite(path: &Path) -> impl Fn(rusqlite::Error) -> Self {
+        move |source| Self::Sqlite { path: path.to_owned(), source }
+    }
+}
+
+/// Makes the folder, and takes the lock that one process holds.
+pub(super) fn lock(data_dir: &Path) -> Result<File, LedgerError> {
+    let failed = |error: io::Error| LedgerError::io(data_dir, &error);
+    DirBuilder::new().recursive(true).mode(0o700).create(data_dir).map_err(failed)?;
+    let path = data_dir.join("ledger.lock");
+    let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path).map_err(failed)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(LedgerError::InUse { path: data_dir.to_owned() }),
+        Err(TryLockError::Error(error)) => Err(failed(error)),
+    }
+}
+
+/// Opens the ledger at `path` for writing, made or brought up to date where needed.
+pub(super) fn open(path: &Path, bytes_max: u64) -> Result<Connection, LedgerError> {
+    check(path)?;
+    let failed = LedgerError::sqlite(path);
+    let io_failed = |error: io::Error| LedgerError::io(path, &error);
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path).map_err(io_failed)?;
+    let is_new = file.metadata().map_err(io_failed)?.len() == 0;
+    let mut connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(&failed)?;
+    connection.busy_timeout(Duration::from_secs(5)).map_err(&failed)?;
+    if is_new {
+        // Before the log is ahead of the file: at whatever instant the process is killed, the header says what it is.
+        connection.pragma_update(None, "application_id", APPLICATION_ID).map_err(&failed)?;
+    }
+    connection.pragma_update(None, "journal_mode", "wal").map_err(&failed)?;
+    connection.pragma_update(None, "synchronous", "normal").map_err(&failed)?;
+    migrate(path, &mut connection)?;
+    limit(&connection, bytes_max).map_err(&failed)?;
+    Ok(connection)
+}
+
+/// Opens the ledger at `path` for reading.
+pub(super) fn open_to_read(path: &Path) -> Result<Connection, LedgerError> {
+    let failed = LedgerError::sqlite(path);
+    if let Err(error) = fs::metadata(path) {
+        return Err(LedgerError::io(path, &error));
+    }
+    check(path)?;
+    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(&failed)?;
+    connection.busy_timeout(Duration::from_secs(5)).map_err(&failed)?;
+    Ok(connection)
+}
+
+/// Looks at the file before SQLite does: what is no ledger is not touched.
+fn check(path: &Path) -> Result<(), LedgerError> {
+    let foreign = |found: &'static str| Err(LedgerError::Foreign { path: path.to_owned(), found });
+    let meta = match fs::metadata(path) {
+        Ok(meta) => meta,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(LedgerError::io(path, &error)),
+    };
+    if !meta.is_file() {
+        return foreign("something that is no file");
+    }
+    if meta.len() == 0 {
+        return Ok(());
+    }
+    let mut header = [0; HEADER_BYTES];
+    let file = File::open(path).map_err(|error| LedgerError::io(path, &error))?;
+    let read = file.take(HEADER_BYTES as u64).read(&mut header).map_err(|error| LedgerError::io(path, &error))?;
+    if read < HEADER_BYTES || !header.starts_with(SQLITE_MAGIC) {
+        return foreign("another kind of file");
+    }
+    if header[APPLICATION_ID_AT..][..4] != APPLICATION_ID.to_be_bytes() {
+        return foreign("another SQLite database");
+    }
+    Ok(())
+}
+
+fn migrate(path: &Path, connection: &mut Connection) -> Result<(), LedgerError> {
+    let failed = LedgerError::sqlite(path);
+    let version: u32 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(&failed)?;
+    let version = version as usize;
+    if version > MIGRATIONS.len() {
+        return Err(LedgerError::Newer { path: path.to_owned(), found: version, known: MIGRATIONS.len() });
+    }
+    let step = |connection: &mut Connection, target: usize| -> rusqlite::Result<()> {
+        let transaction = connection.transaction()?;
+        transaction.execute_batch(MIGRATIONS[target - 1])?;
+        transaction.pragma_update(None, "user_version", target as u32)?;
+        transaction.commit()
+    };
+    for target in version + 1..=MIGRATIONS.len() {
+        step(connection, target).map_err(&failed)?;
+    }
+    Ok(())
+}
+
+fn limit(connection: &Connection, bytes_max: u64) -> rusqlite::Result<()> {
+    if bytes_max == 0 {
+        return Ok(());
+    }
+    let page: u32 = connection.pragma_query_value(None, "page_size", |row| row.get(0))?;
+    let pages = i64::try_from((bytes_max / u64::from(page.max(1))).max(1)).unwrap_or(i64::MAX);
+    connection.pragma_update(None, "max_page_count", pages)
+}
+
+#[cfg(test)]
+pub(super) const FIRST_SCHEMA: &str = MIGRATIONS[0];
+#[cfg(test)]
+pub(super) const ID: i32 = APPLICATION_ID;

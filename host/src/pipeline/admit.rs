@@ -1,0 +1,47 @@
+//! Admit: room in the ledger is reserved, or the request is refused. From here on it makes exactly one row.
+
+use std::sync::Arc;
+
+use http::request::Parts;
+use hyper::body::Incoming;
+
+use super::receive::Authenticated;
+use super::refusal::Refusal;
+use super::service::Service;
+use super::settle::{OpenRow, Opening};
+use crate::sessions::{Owner, key_in_headers};
+
+/// A request that will be recorded, whatever becomes of it.
+pub(super) struct Admitted {
+    pub(super) open: OpenRow,
+    pub(super) head: Parts,
+    pub(super) body: Incoming,
+}
+
+/// # Errors
+/// There is no room.
+pub(super) fn admit(service: &Arc<Service>, authenticated: Authenticated) -> Result<Admitted, Refusal> {
+    let Authenticated { received, user } = authenticated;
+    let room = service.parts.ledger.reserve().map_err(|reason| {
+        let refusal = Refusal::no_room(reason);
+        refusal.log(service.tag(), &received.id, received.path());
+        refusal
+    })?;
+    let owner = Owner { pool: service.pool_of(user.as_deref()), user: user.as_ref().map(|user| user.index) };
+    let session = key_in_headers(&received.head.headers);
+    let path = received.path().to_owned();
+    let method = received.head.method.clone();
+    let opening = Opening {
+        id: received.id,
+        seed: received.seed,
+        started_at: received.at,
+        clock: received.clock,
+        user,
+        owner,
+        path,
+        method,
+        session,
+    };
+    let open = OpenRow::new(Arc::clone(service), room, opening);
+    Ok(Admitted { open, head: received.head, body: received.body })
+}

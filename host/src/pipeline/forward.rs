@@ -1,0 +1,58 @@
+//! Forward: one attempt, from a request that upstream may see to the head of its response.
+
+use std::time::Instant;
+
+use http::Response;
+use hyper::body::Incoming;
+
+use super::rewrite::Rewritten;
+use super::service::Service;
+use super::settle::OpenRow;
+use crate::upstream::UpstreamError;
+use crate::values::clock::Millis;
+use crate::values::exchange::Outcome;
+use crate::values::windows::Reading;
+
+/// The head of upstream's response, whose body is still to come.
+pub(super) struct Sent {
+    pub(super) credential: usize,
+    pub(super) response: Response<Incoming>,
+    pub(super) reading: Reading,
+}
+
+/// # Errors
+/// There is no response.
+pub(super) async fn forward(
+    service: &Service,
+    open: &mut OpenRow,
+    credential: usize,
+    request: Rewritten,
+) -> Result<Sent, UpstreamError> {
+    let account = &service.parts.credentials[credential];
+    open.begins_attempt(credential);
+    let begun = Instant::now();
+    let sent = service.parts.upstreams[credential].send(request.0).await;
+    let now = Millis::now();
+    match sent {
+        Ok(response) => {
+            open.ends_attempt(Outcome::Status(response.status().as_u16()));
+            let reading = Reading::from_headers(response.headers(), now);
+            account.observe(&reading, now);
+            account.answered(begun.elapsed());
+            Ok(Sent { credential, response, reading })
+        }
+        Err(error) => {
+            open.ends_attempt(match &error {
+                UpstreamError::Unreachable(_) => Outcome::Unreachable,
+                UpstreamError::TimedOut => Outcome::TimedOut,
+                UpstreamError::RequestBody(_) => Outcome::Abandoned,
+                UpstreamError::Broken(_) => Outcome::Broken,
+            });
+            if !matches!(error, UpstreamError::RequestBody(_)) {
+                account.failed(now);
+                tracing::warn!(credential = account.tag(), %error, "no answer from upstream");
+            }
+            Err(error)
+        }
+    }
+}

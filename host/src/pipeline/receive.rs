@@ -1,0 +1,120 @@
+//! Receive, route and authenticate: what is asked, whether it is asked in the right way, and by whom.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::header::UPGRADE;
+use http::request::Parts;
+use http::{Method, Request};
+use hyper::body::Incoming;
+use tokio::time::sleep;
+use uuid::Uuid;
+
+use super::refusal::Refusal;
+use super::service::Service;
+use crate::authenticate::{Authenticated as Proof, User};
+use crate::values::clock::Millis;
+
+/// A request whose head was read.
+#[derive(Debug)]
+pub(super) struct Received {
+    /// Its name in the ledger and the log.
+    pub(super) id: String,
+    /// Random bits of its name: the seed of what chance decides about it.
+    pub(super) seed: u64,
+    pub(super) at: Millis,
+    pub(super) clock: Instant,
+    pub(super) peer: IpAddr,
+    pub(super) head: Parts,
+    pub(super) body: Incoming,
+}
+
+impl Received {
+    pub(super) fn new(request: Request<Incoming>, peer: IpAddr) -> Self {
+        let id = Uuid::now_v7();
+        let (head, body) = request.into_parts();
+        Self {
+            id: id.to_string(),
+            // The lower bits of a version 7 UUID are random (RFC 9562, section 5.7).
+            seed: id.as_u128() as u64,
+            at: Millis::now(),
+            clock: Instant::now(),
+            peer,
+            head,
+            body,
+        }
+    }
+
+    pub(super) fn path(&self) -> &str {
+        self.head.uri.path()
+    }
+}
+
+/// A request for what the service serves.
+#[derive(Debug)]
+pub(super) struct Routed(Received);
+
+/// # Errors
+/// It asks for something else, or with the wrong kind of credential.
+pub(super) fn route(service: &Service, received: Received) -> Result<Routed, Refusal> {
+    let refused = |refusal: Refusal| {
+        refusal.log(service.tag(), &received.id, received.path());
+        Err(refusal)
+    };
+    if !received.path().starts_with("/v1/") {
+        return refused(Refusal::not_found("path must start with /v1/"));
+    }
+    if received.head.headers.contains_key("x-api-key") || received.head.headers.contains_key("api-key") {
+        let message = "API keys in X-Api-Key or Api-Key are not supported: send Authorization: Bearer <token>";
+        return refused(Refusal::invalid(message));
+    }
+    Ok(Routed(received))
+}
+
+/// A request of somebody who may ask.
+#[derive(Debug)]
+pub(super) struct Authenticated {
+    pub(super) received: Received,
+    pub(super) user: Option<Arc<User>>,
+}
+
+/// # Errors
+/// Nobody who may asks. Repeated failures of an address are answered late.
+pub(super) async fn authenticate(service: &Service, routed: Routed) -> Result<Authenticated, Refusal> {
+    let Routed(received) = routed;
+    let proof = prove(service, &received).await?;
+    let authenticated = Authenticated { user: proof.user().cloned(), received };
+    if wants_websocket(&authenticated.received) {
+        let refusal = Refusal::websocket_later();
+        refusal.log(service.tag(), &authenticated.received.id, authenticated.received.path());
+        return Err(refusal);
+    }
+    Ok(authenticated)
+}
+
+/// Who sends the request.
+///
+/// # Errors
+/// Nobody who may.
+pub(super) async fn prove(service: &Service, received: &Received) -> Result<Proof, Refusal> {
+    match service.users.authenticate(&received.head.headers) {
+        Ok(proof) => Ok(proof),
+        Err(error) => {
+            let delay = service.users.failed(received.peer, received.at);
+            if !delay.is_zero() {
+                sleep(delay).await;
+            }
+            let refusal = Refusal::unauthenticated(error);
+            refusal.log(service.tag(), &received.id, received.path());
+            Err(refusal)
+        }
+    }
+}
+
+fn wants_websocket(received: &Received) -> bool {
+    let upgrade = received.head.headers.get(UPGRADE).and_then(|value| value.to_str().ok());
+    received.head.method == Method::GET
+        && received.path().starts_with("/v1/responses")
+        && upgrade.is_some_and(|upgrade| upgrade.eq_ignore_ascii_case("websocket"))
+}

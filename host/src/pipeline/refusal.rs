@@ -1,0 +1,189 @@
+//! Answers that the gateway gives by itself: a status, and a body in the form of OpenAI's errors.
+
+use bytes::Bytes;
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, UPGRADE, WWW_AUTHENTICATE};
+use http::{Response, StatusCode};
+use serde_json::{Map, Value, json};
+
+use super::answer::AnswerBody;
+use crate::authenticate::AuthError;
+use crate::ledger::NoRoom;
+use crate::policy::Refused;
+use crate::upstream::RequestBodyError;
+use crate::values::clock::Millis;
+
+/// The field that names a request in the ledger and the log.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-tollgate-request-id");
+
+/// A request that is answered by the gateway itself.
+#[derive(Debug, Clone)]
+pub struct Refusal {
+    status: StatusCode,
+    kind: &'static str,
+    code: Option<&'static str>,
+    message: String,
+    /// When it is worth trying again: now, and then.
+    again: Option<(Millis, Millis)>,
+    field: Option<(HeaderName, HeaderValue)>,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Self {
+        Self { status, kind, code: None, message: message.into(), again: None, field: None }
+    }
+
+    fn coded(self, code: &'static str) -> Self {
+        Self { code: Some(code), ..self }
+    }
+
+    fn with_field(self, name: HeaderName, value: &'static str) -> Self {
+        Self { field: Some((name, HeaderValue::from_static(value))), ..self }
+    }
+
+    pub(super) fn not_found(message: &str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message)
+    }
+
+    pub(super) fn invalid(message: &str) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", message)
+    }
+
+    pub(super) fn unauthenticated(error: AuthError) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "authentication_error", error.to_string())
+            .with_field(WWW_AUTHENTICATE, "Bearer")
+    }
+
+    pub(super) fn forbidden(message: &str) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "permission_error", message)
+    }
+
+    pub(super) fn get_only() -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", "only GET is allowed here")
+            .with_field(ALLOW, "GET")
+    }
+
+    /// Codex takes a 426 as the word to go on with POST, at once and without telling its user.
+    pub(super) fn websocket_later() -> Self {
+        let message = "WebSocket is not there yet: use POST";
+        Self::new(StatusCode::UPGRADE_REQUIRED, "invalid_request_error", message).with_field(UPGRADE, "HTTP/1.1")
+    }
+
+    pub(super) fn no_room(reason: NoRoom) -> Self {
+        let code = match reason {
+            NoRoom::Busy => "overloaded",
+            NoRoom::Failing => "ledger_unavailable",
+        };
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", reason.to_string())
+            .coded(code)
+            .with_field(RETRY_AFTER, "1")
+    }
+
+    /// The response's row could not be committed: the response must not count as seen.
+    pub(super) fn not_recorded() -> Self {
+        Self::no_room(NoRoom::Failing)
+    }
+
+    pub(super) fn body(error: RequestBodyError) -> Self {
+        let (status, message) = match error {
+            RequestBodyError::TooLarge => {
+                (StatusCode::PAYLOAD_TOO_LARGE, "the request's body is larger than limits.request_body_bytes")
+            }
+            RequestBodyError::TimedOut => (StatusCode::REQUEST_TIMEOUT, "the request's body did not come in time"),
+            RequestBodyError::Broken => (StatusCode::BAD_REQUEST, "the request's body broke off"),
+        };
+        // The rest of the body is not read: the connection cannot go on.
+        Self::new(status, "invalid_request_error", message).with_field(CONNECTION, "close")
+    }
+
+    pub(super) fn api_key_only() -> Self {
+        Self::invalid("/v1/chat/completions is only available in API key mode")
+    }
+
+    /// Every usable credential is used up or refused, until `until` where that is known.
+    pub(super) fn exhausted(now: Millis, until: Option<Millis>) -> Self {
+        let refusal = Self::new(StatusCode::TOO_MANY_REQUESTS, "usage_limit_reached", "all credentials are rate-limited");
+        Self { again: until.map(|until| (now, until)), ..refusal.coded("credentials_exhausted") }
+    }
+
+    pub(super) fn unavailable() -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", "no credential is available")
+            .coded("credentials_unavailable")
+    }
+
+    pub(super) fn upstream_unreachable() -> Self {
+        Self::new(StatusCode::BAD_GATEWAY, "api_error", "upstream cannot be reached").coded("upstream_unreachable")
+    }
+
+    pub(super) fn upstream_broke() -> Self {
+        Self::new(StatusCode::BAD_GATEWAY, "api_error", "upstream broke off before its answer").coded("upstream_broken")
+    }
+
+    pub(super) fn upstream_timed_out() -> Self {
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "api_error", "upstream did not answer in time").coded("upstream_timeout")
+    }
+
+    pub(super) fn by_policy(refused: Refused) -> Self {
+        let kind = if refused.status.is_client_error() { "invalid_request_error" } else { "server_error" };
+        Self::new(refused.status, kind, refused.message).coded("refused_by_policy")
+    }
+
+    pub(super) fn policy_failed() -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", "a policy failed; the cause is in the gateway's log")
+            .coded("policy_failed")
+    }
+
+    pub(super) fn unsendable() -> Self {
+        Self::invalid("the request's path cannot be sent to upstream")
+    }
+
+    pub(super) fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// One event for a request that was refused at the door. It has no row.
+    pub(super) fn log(&self, service: &str, request_id: &str, path: &str) {
+        tracing::info!(service, request_id, path, status = self.status.as_u16(), reason = %self.message, "refused");
+    }
+
+    /// The response.
+    pub(super) fn answer(self) -> Response<AnswerBody> {
+        let body = Bytes::from(self.body_json().to_string());
+        let mut response = Response::new(AnswerBody::whole(body));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some((name, value)) = self.field {
+            headers.insert(name, value);
+        }
+        if let Some((now, until)) = self.again {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds_until(now, until)));
+        }
+        response
+    }
+
+    fn body_json(&self) -> Value {
+        let mut error = Map::new();
+        error.insert("type".to_owned(), json!(self.kind));
+        if let Some(code) = self.code {
+            error.insert("code".to_owned(), json!(code));
+        }
+        error.insert("message".to_owned(), json!(self.message));
+        if let Some((now, until)) = self.again {
+            error.insert("resets_at".to_owned(), json!(until.0.div_ceil(1000)));
+            error.insert("resets_in_seconds".to_owned(), json!(seconds_until(now, until)));
+        }
+        json!({ "error": error })
+    }
+}
+
+/// Whole seconds, at least one: a client that waits so long comes after the moment, not before.
+fn seconds_until(now: Millis, until: Millis) -> u64 {
+    until.0.saturating_sub(now.0).div_ceil(1000).max(1)
+}
+
+/// Writes the request's name on its response, for whoever looks for it in the ledger or the log.
+pub(super) fn name_request(response: &mut Response<AnswerBody>, id: &str) {
+    if let Ok(value) = HeaderValue::from_str(id) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+}

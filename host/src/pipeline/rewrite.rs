@@ -1,0 +1,79 @@
+//! Rewrite: policies edit the head, then the host attaches the credential. Never the other way round.
+
+use http::header::{AUTHORIZATION, HeaderMap, HeaderName};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{Method, Request, Uri};
+
+use super::refusal::Refusal;
+use super::select::Selected;
+use super::service::Service;
+use super::settle::OpenRow;
+use crate::config::OnFailure;
+use crate::credentials::{Identity, IdentityKind};
+use crate::upstream::RequestBody;
+use crate::values::clock::Millis;
+
+const ACCOUNT_ID: HeaderName = HeaderName::from_static("chatgpt-account-id");
+
+/// A request that upstream may see: rewritten, and with the credential attached.
+pub(super) struct Rewritten(pub(super) Request<RequestBody>);
+
+/// A request's head as all attempts start from it: stripped, not yet rewritten.
+pub(super) struct Template {
+    pub(super) method: Method,
+    pub(super) uri: Uri,
+    pub(super) headers: HeaderMap,
+}
+
+/// # Errors
+/// A policy refuses the request, or failed and its configuration says that then the request is refused.
+pub(super) fn rewrite(
+    service: &Service,
+    open: &OpenRow,
+    selected: &Selected,
+    template: Template,
+    body: RequestBody,
+    now: Millis,
+) -> Result<Rewritten, Refusal> {
+    let Template { method, uri, mut headers } = template;
+    let facts = open.facts(now, service.parts.credentials[selected.credential].tag());
+    for rewriter in &service.parts.rewriters {
+        match (rewriter.request(&facts, &mut headers), rewriter.on_failure()) {
+            (Ok(Ok(())), _) => {}
+            (Ok(Err(refused)), _) => return Err(Refusal::by_policy(refused)),
+            (Err(fault), OnFailure::Skip) => tracing::warn!(%fault, "its edits are left out"),
+            (Err(fault), OnFailure::Refuse) => {
+                tracing::error!(%fault, "the request is refused");
+                return Err(Refusal::policy_failed());
+            }
+        }
+    }
+    // After rewriting: a policy must never see the upstream secret.
+    attach(&selected.identity, &mut headers);
+    let mut request = Request::new(body);
+    *request.method_mut() = method;
+    *request.uri_mut() = target(service, selected.identity.kind, &uri).ok_or_else(Refusal::unsendable)?;
+    *request.headers_mut() = headers;
+    Ok(Rewritten(request))
+}
+
+fn attach(identity: &Identity, headers: &mut HeaderMap) {
+    headers.insert(AUTHORIZATION, identity.authorization().clone());
+    if let Some(account) = identity.account_id() {
+        headers.insert(ACCOUNT_ID, account.clone());
+    }
+}
+
+/// Where the request goes: OAuth to the ChatGPT backend without `/v1`, an API key to the API with its path.
+fn target(service: &Service, kind: IdentityKind, asked: &Uri) -> Option<Uri> {
+    let path = asked.path_and_query()?.as_str();
+    let (base, prefix, path) = match kind {
+        IdentityKind::OAuth => (&service.endpoints.chatgpt, "/codex", path.strip_prefix("/v1")?),
+        IdentityKind::ApiKey => (&service.endpoints.api, "", path),
+    };
+    let folder = base.path().trim_end_matches('/');
+    let path: PathAndQuery = format!("{folder}{prefix}{path}").parse().ok()?;
+    let scheme: Scheme = base.scheme()?.clone();
+    let authority: Authority = base.authority()?.clone();
+    Uri::builder().scheme(scheme).authority(authority).path_and_query(path).build().ok()
+}

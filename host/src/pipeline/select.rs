@@ -1,0 +1,127 @@
+//! Select: a balancer chooses the credential. Where it fails the shipped one does, then the order of the pool.
+
+use std::sync::Arc;
+
+use tokio::task::spawn_blocking;
+
+use super::refusal::Refusal;
+use super::service::{Pool, Service};
+use super::settle::OpenRow;
+use crate::credentials::{Credential, Identity, IdentityKind};
+use crate::policy::{Choice, Facts};
+use crate::values::candidate::Candidate;
+use crate::values::clock::Millis;
+
+/// A credential that was chosen, and what upstream is shown of it.
+pub(super) struct Selected {
+    /// Its place in the service.
+    pub(super) credential: usize,
+    pub(super) identity: Arc<Identity>,
+    /// The session lives there once it has answered.
+    pub(super) move_home: bool,
+}
+
+/// # Errors
+/// Nobody is usable.
+pub(super) async fn select(
+    service: &Service,
+    open: &OpenRow,
+    tried: &[usize],
+    now: Millis,
+) -> Result<Selected, Refusal> {
+    let pool = open.pool();
+    read_again(service, pool, now).await;
+    let candidates = candidates(service, open, tried, now);
+    let home = home(service, open, now);
+    let chosen = choose(service, pool, open, &candidates, home, now);
+    let Some((member, move_home)) = chosen else {
+        return Err(nobody(service, pool, now));
+    };
+    let credential = pool.members[member];
+    match service.parts.credentials[credential].identity() {
+        Some(identity) => Ok(Selected { credential, identity, move_home }),
+        // It went away between the table and here.
+        None => Err(Refusal::unavailable()),
+    }
+}
+
+/// Reads the files of members that are unavailable, where that is due. A file may have appeared since.
+async fn read_again(service: &Service, pool: &Pool, now: Millis) {
+    for member in &pool.members {
+        let credential = &service.parts.credentials[*member];
+        if !credential.wants_reading(now) {
+            continue;
+        }
+        let reading = Arc::clone(credential);
+        let before = credential.unavailable();
+        // The file may lie on a disk that hangs; no worker waits for it.
+        let read = spawn_blocking(move || reading.read(now).map(drop)).await;
+        match read {
+            Ok(Ok(())) if before.is_some() => tracing::info!(credential = credential.tag(), "credential available"),
+            Ok(Err(reason)) if before.as_ref() != Some(&reason) => {
+                tracing::warn!(credential = credential.tag(), %reason, "credential unavailable");
+            }
+            _ => {}
+        }
+    }
+}
+
+fn candidates(service: &Service, open: &OpenRow, tried: &[usize], now: Millis) -> Vec<Candidate> {
+    let pool = open.pool();
+    let previous = open.asked().previous_response_id.as_deref();
+    let maker = previous.and_then(|id| service.sessions.maker(open.owner(), id, now));
+    let candidate = |member: &usize| {
+        let credential = &service.parts.credentials[*member];
+        let excluded = tried.contains(member) || !belongs(pool, credential);
+        Candidate { continues: maker == Some(*member), ..credential.candidate(now, excluded) }
+    };
+    pool.members.iter().map(candidate).collect()
+}
+
+/// An API key is no member of a pool, even where its file becomes one later.
+fn belongs(pool: &Pool, credential: &Credential) -> bool {
+    pool.single || credential.identity().is_none_or(|identity| identity.kind == IdentityKind::OAuth)
+}
+
+/// The member that the request's session lives on.
+fn home(service: &Service, open: &OpenRow, now: Millis) -> Option<usize> {
+    let credential = service.sessions.home(open.owner(), open.session()?, now)?;
+    open.pool().members.iter().position(|member| *member == credential)
+}
+
+fn choose(
+    service: &Service,
+    pool: &Pool,
+    open: &OpenRow,
+    candidates: &[Candidate],
+    home: Option<usize>,
+    now: Millis,
+) -> Option<(usize, bool)> {
+    if pool.single {
+        return candidates[0].usable.then_some((0, false));
+    }
+    let members = pool.members_named(&service.parts.credentials);
+    let facts = Facts { sequence: pool.sequence(home.is_some()), ..open.facts(now, "") };
+    let by = [&pool.balancer, &service.parts.fallback];
+    for balancer in by {
+        match balancer.pick(&facts, &members, candidates, home) {
+            Ok(Choice::Member { index, move_home }) => return Some((index, move_home)),
+            Ok(Choice::Nobody { reason }) => {
+                tracing::debug!(pool = pool.tag, reason, "the balancer chose nobody");
+                return None;
+            }
+            Err(fault) => tracing::error!(pool = pool.tag, %fault, "the next balancer chooses"),
+        }
+    }
+    candidates.iter().position(|candidate| candidate.usable).map(|first| (first, home.is_none()))
+}
+
+/// Why nobody is usable: rate-limited where anybody is loaded, unavailable where nobody is.
+fn nobody(service: &Service, pool: &Pool, now: Millis) -> Refusal {
+    let credentials = pool.members.iter().map(|member| &service.parts.credentials[*member]);
+    let mut loaded = credentials.filter(|credential| credential.identity().is_some() && belongs(pool, credential)).peekable();
+    if loaded.peek().is_none() {
+        return Refusal::unavailable();
+    }
+    Refusal::exhausted(now, loaded.filter_map(|credential| credential.usable_again_at(now)).min())
+}

@@ -1,0 +1,133 @@
+//! A service as the stages see it: everything that they look things up in, and nothing that they wait for.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::mpsc;
+
+use crate::authenticate::{User, Users};
+use crate::config::{Endpoints, PoolConfig, ServiceConfig};
+use crate::credentials::Credential;
+use crate::ledger::Ledger;
+use crate::policy::{Balancer, Members, Pricer, Rewriter};
+use crate::sessions::Sessions;
+use crate::upstream::Upstream;
+use crate::values::limits::Limits;
+
+/// What a service is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// The credentials, in the order of the configuration.
+    pub credentials: Vec<Arc<Credential>>,
+    /// The connections of each.
+    pub upstreams: Vec<Upstream>,
+    /// The balancer of each pool.
+    pub balancers: Vec<Arc<Balancer>>,
+    /// The balancer that stands in for one that fails.
+    pub fallback: Arc<Balancer>,
+    /// The rewriters, in order.
+    pub rewriters: Vec<Arc<Rewriter>>,
+    /// The pricer.
+    pub pricer: Arc<Pricer>,
+    /// The ledger.
+    pub ledger: Arc<Ledger>,
+    /// The bounds.
+    pub limits: Arc<Limits>,
+    /// Held for as long as anything holds the service: whoever has the other end knows when all is over.
+    pub alive: mpsc::Sender<()>,
+}
+
+/// A service.
+#[derive(Debug)]
+pub struct Service {
+    pub(super) tag: String,
+    pub(super) users: Users,
+    pub(super) pools: Vec<Pool>,
+    pub(super) default_pool: usize,
+    pub(super) endpoints: Endpoints,
+    pub(super) sessions: Sessions,
+    pub(super) parts: Parts,
+    requests: AtomicU64,
+}
+
+/// A pool: its members and who chooses among them.
+#[derive(Debug)]
+pub(super) struct Pool {
+    pub(super) tag: String,
+    /// Places in [`Parts::credentials`].
+    pub(super) members: Vec<usize>,
+    pub(super) balancer: Arc<Balancer>,
+    /// It is one credential alone: there is nothing to choose.
+    pub(super) single: bool,
+    announced: Mutex<Members>,
+    homeless: AtomicU64,
+}
+
+impl Service {
+    /// The service of `config`, made of `parts`.
+    pub fn new(config: ServiceConfig, parts: Parts) -> Self {
+        let pools = config.pools.into_iter().zip(&parts.balancers).map(|(pool, balancer)| Pool::new(pool, balancer, &parts.credentials));
+        Self {
+            tag: config.tag,
+            users: Users::new(&config.users, &parts.limits),
+            pools: pools.collect(),
+            default_pool: config.default_pool,
+            endpoints: config.endpoints,
+            sessions: Sessions::new(&parts.limits),
+            requests: AtomicU64::new(0),
+            parts,
+        }
+    }
+
+    /// Its name.
+    pub fn tag(&self) -> &str {
+        &self.tag
+    }
+
+    /// Its credentials.
+    pub fn credentials(&self) -> &[Arc<Credential>] {
+        &self.parts.credentials
+    }
+
+    pub(super) fn pool_of(&self, user: Option<&User>) -> usize {
+        user.map_or(self.default_pool, |user| user.pool)
+    }
+
+    /// The place of a request in the order of all.
+    pub(super) fn next_request(&self) -> u64 {
+        self.requests.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+impl Pool {
+    fn new(config: PoolConfig, balancer: &Arc<Balancer>, credentials: &[Arc<Credential>]) -> Self {
+        let named = named(&config.members, credentials);
+        Self {
+            tag: config.tag,
+            members: config.members,
+            balancer: Arc::clone(balancer),
+            single: config.single,
+            announced: Mutex::new(Members::new(named)),
+            homeless: AtomicU64::new(0),
+        }
+    }
+
+    /// The members as a balancer is told of them, with their plans as they are now.
+    pub(super) fn members_named(&self, credentials: &[Arc<Credential>]) -> Members {
+        let named = named(&self.members, credentials);
+        let mut announced = self.announced.lock().unwrap_or_else(PoisonError::into_inner);
+        if announced.named() != named {
+            *announced = announced.changed(named);
+        }
+        announced.clone()
+    }
+
+    /// The place of a request in the order of those without a home; one that has one takes no place.
+    pub(super) fn sequence(&self, has_home: bool) -> u64 {
+        if has_home { self.homeless.load(Ordering::Relaxed) } else { self.homeless.fetch_add(1, Ordering::Relaxed) }
+    }
+}
+
+fn named(members: &[usize], credentials: &[Arc<Credential>]) -> Vec<(String, String)> {
+    members.iter().map(|member| (credentials[*member].tag().to_owned(), credentials[*member].plan())).collect()
+}

@@ -1,0 +1,197 @@
+//! The gateway: everything that a configuration names, put together, started and stopped.
+//!
+//! Owns the wiring and the order of start and stop; refuses to know what happens to a request. Invariant: on a stop,
+//! every request under way ends or is recorded as cut before the ledger closes.
+
+mod build;
+mod connection;
+mod views;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+use crate::config::{Config, ConfigError};
+use crate::ledger::{Ledger, LedgerError};
+use crate::listener::Listener;
+use crate::pipeline::Service;
+use crate::policy::EngineError;
+use crate::tls::Tls;
+use crate::values::limits::Limits;
+
+pub use build::check;
+
+use connection::Accepting;
+use views::Views;
+
+/// The gateway cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration names what cannot be used.
+    #[error("{0}")]
+    Config(ConfigError),
+    /// The ledger cannot be used.
+    #[error("ledger: {0}")]
+    Ledger(#[from] LedgerError),
+    /// The policy engine cannot be used.
+    #[error("{0}")]
+    Engine(#[from] EngineError),
+    /// A usage file cannot be used.
+    #[error("usage file {path}: {reason}")]
+    UsageFile {
+        /// The file.
+        path: String,
+        /// Why.
+        reason: String,
+    },
+    /// An address cannot be listened on.
+    #[error("service {service:?}: cannot listen on {address}: {reason}")]
+    Listen {
+        /// The service's tag.
+        service: String,
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        reason: String,
+    },
+    /// A thread cannot be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
+}
+
+/// A listener that is up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listening {
+    /// The service's tag.
+    pub service: String,
+    /// The address, with the port that was taken.
+    pub address: SocketAddr,
+}
+
+/// How far the gateway is from its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Serving,
+    /// No new connections and requests; those under way go on.
+    Draining,
+    /// Everything ends now.
+    Ending,
+}
+
+/// A running gateway.
+pub struct Gateway {
+    listening: Vec<Listening>,
+    phase: watch::Sender<Phase>,
+    /// Ends when nothing holds a service any more: no connection, and no response whose row is not handed over.
+    alive: mpsc::Receiver<()>,
+    views: Option<(std::sync::mpsc::Sender<()>, JoinHandle<()>)>,
+    ledger: Arc<Ledger>,
+    limits: Arc<Limits>,
+}
+
+impl std::fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gateway").field("listening", &self.listening).finish_non_exhaustive()
+    }
+}
+
+impl Gateway {
+    /// Starts what `config` describes. When this returns, every listener is up.
+    ///
+    /// # Errors
+    /// Something cannot be used; nothing is left running.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let limits = Arc::new(config.limits.clone());
+        let data_dir = config.data_dir.clone();
+        let (alive_sender, alive) = mpsc::channel(1);
+        // Compiling policies and reading files takes a while: not on a worker.
+        let built = spawn_blocking({
+            let limits = Arc::clone(&limits);
+            move || -> Result<_, StartError> {
+                let prepared = build::prepare(config)?;
+                let ledger = Arc::new(Ledger::open(&data_dir, &limits)?);
+                let services = prepared.services(&ledger, &limits, &alive_sender)?;
+                let views = Views::open(&ledger, services.iter().map(|(service, _)| service))?;
+                Ok((services, ledger, views))
+            }
+        });
+        let (services, ledger, views) = match built.await {
+            Ok(built) => built?,
+            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+        };
+        let room = Arc::new(Semaphore::new(connections(&limits)));
+        let mut listeners = Vec::new();
+        for (service, door) in services {
+            let listener = Listener::bind(door.listen, Arc::clone(&room)).await.map_err(|error| StartError::Listen {
+                service: service.tag().to_owned(),
+                address: door.listen,
+                reason: crate::config::plain(&error),
+            })?;
+            listeners.push((listener, Arc::new(service), door.tls));
+        }
+        let views = views.start().map_err(StartError::Thread)?;
+        let (phase, phases) = watch::channel(Phase::Serving);
+        let listening = serve(listeners, &phases, &limits);
+        Ok(Self { listening, phase, alive, views, ledger, limits })
+    }
+
+    /// The listeners, in the order of the configuration.
+    pub fn listening(&self) -> &[Listening] {
+        &self.listening
+    }
+
+    /// The ledger.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// Stops: no new requests, up to `limits.drain_timeout` for those under way, then usage files and ledger are
+    /// written and closed.
+    pub async fn stop(mut self) {
+        self.phase.send_replace(Phase::Draining);
+        let ended = async { while self.alive.recv().await.is_some() {} };
+        if timeout(self.limits.drain_timeout, ended).await.is_err() {
+            tracing::warn!("limits.drain_timeout is over: requests under way are cut");
+        }
+        self.phase.send_replace(Phase::Ending);
+        // Every connection hands its rows to the ledger before it lets go of this.
+        while self.alive.recv().await.is_some() {}
+        let views = self.views.take();
+        let ledger = Arc::clone(&self.ledger);
+        let closing = spawn_blocking(move || {
+            if let Some((stop, thread)) = views {
+                drop(stop);
+                if thread.join().is_err() {
+                    tracing::error!("the writer of usage files panicked");
+                }
+            }
+            ledger.close();
+        });
+        if let Err(error) = closing.await {
+            tracing::error!(%error, "the ledger was not closed in order");
+        }
+    }
+}
+
+/// Accepts on every listener, each in a task of its own.
+fn serve(
+    listeners: Vec<(Listener, Arc<Service>, Option<Tls>)>,
+    phases: &watch::Receiver<Phase>,
+    limits: &Arc<Limits>,
+) -> Vec<Listening> {
+    let mut listening = Vec::new();
+    for (listener, service, tls) in listeners {
+        listening.push(Listening { service: service.tag().to_owned(), address: listener.address() });
+        let accepting = Accepting { service, tls, limits: Arc::clone(limits), phases: phases.clone() };
+        tokio::spawn(connection::accept(listener, accepting));
+    }
+    listening
+}
+
+fn connections(limits: &Limits) -> usize {
+    usize::try_from(limits.connections).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS)
+}

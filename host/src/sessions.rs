@@ -1,0 +1,169 @@
+//! Where sessions live: the credential that serves a user's session, and the one that made a response.
+//!
+//! Owns two bounded maps; refuses to know when a session should move. Keys are per user: nobody finds another's.
+
+use std::num::NonZeroUsize;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use http::HeaderMap;
+use lru::LruCache;
+
+use crate::values::clock::Millis;
+use crate::values::limits::{FIELD_BYTES, Limits};
+
+/// The headers that name a session, the first found counts. Codex CLI sends `session-id` (0.144 and later) or
+/// `session_id` (before).
+const SESSION_HEADERS: [&str; 5] = ["session_id", "session-id", "x-session-id", "conversation_id", "thread-id"];
+
+/// The session that a request's headers name. Without one, the body's `prompt_cache_key` is the key.
+pub fn key_in_headers(headers: &HeaderMap) -> Option<String> {
+    let value = SESSION_HEADERS.iter().find_map(|name| headers.get(*name))?;
+    let key = value.to_str().ok()?.trim();
+    (!key.is_empty() && key.len() <= FIELD_BYTES).then(|| key.to_owned())
+}
+
+/// Whose key: the pool and the user, by their places in the service's configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Owner {
+    /// The pool.
+    pub pool: usize,
+    /// The user; none where the service has no users.
+    pub user: Option<usize>,
+}
+
+#[derive(PartialEq, Eq, Hash)]
+struct Key {
+    owner: Owner,
+    name: String,
+}
+
+struct Home {
+    credential: usize,
+    used_at: Millis,
+}
+
+/// The sessions of a service.
+pub struct Sessions {
+    homes: Mutex<LruCache<Key, Home>>,
+    makers: Mutex<LruCache<Key, Home>>,
+    lifetime: Duration,
+}
+
+impl std::fmt::Debug for Sessions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sessions").finish_non_exhaustive()
+    }
+}
+
+impl Sessions {
+    /// No sessions, and room for `limits.sessions`.
+    pub fn new(limits: &Limits) -> Self {
+        let room = usize::try_from(limits.sessions).ok().and_then(NonZeroUsize::new).unwrap_or(NonZeroUsize::MIN);
+        let room = || Mutex::new(LruCache::unbounded().resized(room));
+        Self { homes: room(), makers: room(), lifetime: limits.session_lifetime }
+    }
+
+    /// The credential that the session lives on. Asking counts as use.
+    pub fn home(&self, owner: &Owner, session: &str, now: Millis) -> Option<usize> {
+        self.find(&self.homes, owner, session, now)
+    }
+
+    /// The session lives on that credential from now on.
+    pub fn settle_on(&self, owner: &Owner, session: &str, credential: usize, now: Millis) {
+        put(&self.homes, owner, session, credential, now);
+    }
+
+    /// The credential that made the response of that id.
+    pub fn maker(&self, owner: &Owner, response_id: &str, now: Millis) -> Option<usize> {
+        self.find(&self.makers, owner, response_id, now)
+    }
+
+    /// That credential made the response of that id.
+    pub fn made(&self, owner: &Owner, response_id: &str, credential: usize, now: Millis) {
+        put(&self.makers, owner, response_id, credential, now);
+    }
+
+    fn find(&self, map: &Mutex<LruCache<Key, Home>>, owner: &Owner, name: &str, now: Millis) -> Option<usize> {
+        let key = Key { owner: owner.clone(), name: name.to_owned() };
+        let mut map = map.lock().unwrap_or_else(PoisonError::into_inner);
+        let home = map.get_mut(&key)?;
+        if now.since(home.used_at) >= self.lifetime {
+            map.pop(&key);
+            return None;
+        }
+        home.used_at = now;
+        Some(home.credential)
+    }
+}
+
+fn put(map: &Mutex<LruCache<Key, Home>>, owner: &Owner, name: &str, credential: usize, now: Millis) {
+    let key = Key { owner: owner.clone(), name: name.to_owned() };
+    map.lock().unwrap_or_else(PoisonError::into_inner).put(key, Home { credential, used_at: now });
+}
+
+/// An LRU that grows as it is used: its bound is not its first allocation.
+trait Resized {
+    fn resized(self, room: NonZeroUsize) -> Self;
+}
+
+impl Resized for LruCache<Key, Home> {
+    fn resized(mut self, room: NonZeroUsize) -> Self {
+        self.resize(room);
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OWNER: Owner = Owner { pool: 0, user: Some(0) };
+    const OTHER: Owner = Owner { pool: 0, user: Some(1) };
+
+    fn sessions(room: u64) -> Sessions {
+        Sessions::new(&Limits { sessions: room, ..Limits::default() })
+    }
+
+    #[test]
+    fn a_session_is_its_users_own() {
+        let sessions = sessions(10);
+        sessions.settle_on(&OWNER, "s", 2, Millis(0));
+        assert_eq!(sessions.home(&OWNER, "s", Millis(0)), Some(2));
+        assert_eq!(sessions.home(&OTHER, "s", Millis(0)), None);
+    }
+
+    #[test]
+    fn a_session_lives_a_day_since_its_last_use() {
+        let sessions = sessions(10);
+        let hours = |hours: u64| Millis(hours * 3_600_000);
+        sessions.settle_on(&OWNER, "s", 1, hours(0));
+        assert_eq!(sessions.home(&OWNER, "s", hours(23)), Some(1));
+        assert_eq!(sessions.home(&OWNER, "s", hours(46)), Some(1));
+        assert_eq!(sessions.home(&OWNER, "s", hours(70)), None);
+    }
+
+    #[test]
+    fn the_session_that_was_idle_longest_goes_first() {
+        let sessions = sessions(2);
+        for (name, time) in [("a", 0), ("b", 1)] {
+            sessions.settle_on(&OWNER, name, 0, Millis(time));
+        }
+        sessions.home(&OWNER, "a", Millis(2));
+        sessions.settle_on(&OWNER, "c", 0, Millis(3));
+        assert_eq!(sessions.home(&OWNER, "b", Millis(4)), None);
+        assert_eq!(sessions.home(&OWNER, "a", Millis(4)), Some(0));
+    }
+
+    #[test]
+    fn todays_and_yesterdays_session_headers_are_read() {
+        for name in SESSION_HEADERS {
+            let mut headers = HeaderMap::new();
+            headers.insert(name, "one".parse().expect("a value"));
+            assert_eq!(key_in_headers(&headers).as_deref(), Some("one"), "{name}");
+        }
+        let mut headers = HeaderMap::new();
+        headers.insert("session-id", "x".repeat(FIELD_BYTES + 1).parse().expect("a value"));
+        assert_eq!(key_in_headers(&headers), None);
+    }
+}

@@ -1,0 +1,153 @@
+//! Upstream: connections to OpenAI, pooled per credential, and what goes over them.
+//!
+//! Owns the client's rustls settings, connecting and the body that a request is sent with; refuses to know what is
+//! asked. Invariant: two credentials never share a connection.
+
+mod body;
+mod connect;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper_rustls::HttpsConnectorBuilder;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rustls::crypto::ring;
+use rustls::{ClientConfig, RootCertStore};
+use tokio::time::timeout;
+
+pub use body::{BodyPart, ClientBody, RequestBody, RequestBodyError};
+
+use crate::values::limits::Limits;
+
+use connect::Bounded;
+
+/// Idle connections that are kept for one credential.
+const IDLE_CONNECTIONS: usize = 64;
+
+/// No answer from upstream.
+#[derive(Debug, thiserror::Error)]
+pub enum UpstreamError {
+    /// No connection came about: the request was not sent.
+    #[error("cannot connect: {0}")]
+    Unreachable(String),
+    /// The response's head did not come within `limits.upstream_head_timeout`.
+    #[error("no response head in time")]
+    TimedOut,
+    /// The client's body broke off while it was being sent.
+    #[error("the request's body: {0}")]
+    RequestBody(RequestBodyError),
+    /// The connection broke, or what came over it was no HTTP.
+    #[error("{0}")]
+    Broken(String),
+}
+
+/// The certificates that upstream's are checked against: the platform's, or those of `SSL_CERT_FILE`.
+#[derive(Clone)]
+pub struct Trust {
+    config: ClientConfig,
+    roots: usize,
+}
+
+impl std::fmt::Debug for Trust {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Trust").field("roots", &self.roots).finish_non_exhaustive()
+    }
+}
+
+impl Trust {
+    /// Reads the platform's certificates. One that cannot be read is left out.
+    pub fn of_the_platform() -> Self {
+        let mut roots = RootCertStore::empty();
+        let found = rustls_native_certs::load_native_certs();
+        roots.add_parsable_certificates(found.certs);
+        let count = roots.len();
+        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap_or_else(|error| unreachable!("ring has the default versions: {error}"))
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Self { config, roots: count }
+    }
+
+    /// Whether there is no certificate to check against: every `https` upstream will be refused.
+    pub fn is_empty(&self) -> bool {
+        self.roots == 0
+    }
+}
+
+/// The connections of one credential.
+#[derive(Clone)]
+pub struct Upstream {
+    client: Client<Bounded, RequestBody>,
+    head_timeout: Duration,
+}
+
+impl std::fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Upstream").finish_non_exhaustive()
+    }
+}
+
+impl Upstream {
+    /// No connections yet.
+    pub fn new(trust: &Trust, limits: &Limits) -> Self {
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        let https = HttpsConnectorBuilder::new()
+            .with_tls_config(trust.config.clone())
+            .https_or_http()
+            .enable_all_versions()
+            .wrap_connector(tcp);
+        let client = Client::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(limits.upstream_keep_alive)
+            .pool_max_idle_per_host(IDLE_CONNECTIONS)
+            .build(Bounded::new(https, limits.connect_timeout));
+        Self { client, head_timeout: limits.upstream_head_timeout }
+    }
+
+    /// Sends a request and waits for the response's head.
+    ///
+    /// # Errors
+    /// There is none.
+    pub async fn send(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, UpstreamError> {
+        match timeout(self.head_timeout, self.client.request(request)).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) => Err(classify(&error)),
+            Err(_) => Err(UpstreamError::TimedOut),
+        }
+    }
+}
+
+fn classify(error: &hyper_util::client::legacy::Error) -> UpstreamError {
+    if let Some(body) = find::<RequestBodyError>(error) {
+        return UpstreamError::RequestBody(*body);
+    }
+    if error.is_connect() { UpstreamError::Unreachable(cause(error)) } else { UpstreamError::Broken(cause(error)) }
+}
+
+/// The innermost cause's words.
+fn cause(error: &dyn std::error::Error) -> String {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
+}
+
+fn find<'a, E: std::error::Error + 'static>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a E> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref::<E>() {
+            return Some(found);
+        }
+        next = error.source();
+    }
+    None
+}
