@@ -8,8 +8,7 @@ use std::process::{Command, exit};
 
 const TARGET: &str = "wasm32-wasip2";
 const PROFILE: &str = "policy";
-const POLICIES: [&str; 6] =
-    ["least-used", "round-robin", "random", "fallback", "standard-headers", "openai-pricing"];
+const POLICIES: [&str; 6] = ["least-used", "round-robin", "random", "fallback", "standard-headers", "openai-pricing"];
 
 fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));

@@ -132,10 +132,7 @@ struct Member {
 
 impl Pool {
     pub(crate) fn new(columns: &[String], members: Vec<(String, String)>, weights: &Weights) -> Self {
-        let members = members
-            .into_iter()
-            .map(|(tag, plan)| Member { weight: weights.of(&plan), tag, plan })
-            .collect();
+        let members = members.into_iter().map(|(tag, plan)| Member { weight: weights.of(&plan), tag, plan }).collect();
         let places = COLUMNS.map(|name| columns.iter().position(|column| column == name));
         Self { members, width: columns.len(), places }
     }

@@ -22,6 +22,13 @@ fn diagnostic(message: String) -> Vec<types::Diagnostic> {
     vec![types::Diagnostic { pointer: String::new(), message }]
 }
 
+/// Whether a type is a balancer, where nothing is exported.
+pub fn is_balancer<P: Balancer>() {}
+/// Whether a type is a rewriter, where nothing is exported.
+pub fn is_rewriter<P: Rewriter>() {}
+/// Whether a type is a pricer, where nothing is exported.
+pub fn is_pricer<P: Pricer>() {}
+
 /// One configured instance of an author's type, with what the host told it since.
 pub struct Instance<P, Known> {
     policy: OnceCell<P>,
@@ -81,12 +88,7 @@ impl<P: Balancer> Instance<P, Pool> {
     }
 
     /// `balancer.pick`
-    pub fn pick(
-        &self,
-        request: types::Request,
-        table: &[f64],
-        home: i32,
-    ) -> Result<balancer_world::Decision, String> {
+    pub fn pick(&self, request: types::Request, table: &[f64], home: i32) -> Result<balancer_world::Decision, String> {
         let policy = self.policy.get().ok_or(NOT_CONFIGURED)?;
         let pool = self.known.borrow();
         let candidates = Candidates::new(&pool, table, home)?;
@@ -204,9 +206,11 @@ macro_rules! __export_lifecycle {
 #[macro_export]
 macro_rules! export_balancer {
     ($policy:ty) => {
+        // The exports' names are a component's: no other linker takes them.
+        #[cfg(target_family = "wasm")]
         const _: () = {
-            use $crate::bindings::balancer as part;
             use part::exports::tollgate::policy::balancer;
+            use $crate::bindings::balancer as part;
 
             type Instance = $crate::export::BalancerInstance<$policy>;
             $crate::__export_lifecycle!(Instance);
@@ -220,8 +224,9 @@ macro_rules! export_balancer {
                 }
             }
 
-            part::export_balancer_part!(Component with_types_in part);
+    part::export_balancer_part!(Component with_types_in part);
         };
+        const _: fn() = $crate::export::is_balancer::<$policy>;
     };
 }
 
@@ -229,9 +234,11 @@ macro_rules! export_balancer {
 #[macro_export]
 macro_rules! export_rewriter {
     ($policy:ty) => {
+        // The exports' names are a component's: no other linker takes them.
+        #[cfg(target_family = "wasm")]
         const _: () = {
-            use $crate::bindings::rewriter as part;
             use part::exports::tollgate::policy::rewriter;
+            use $crate::bindings::rewriter as part;
 
             type Instance = $crate::export::RewriterInstance<$policy>;
             $crate::__export_lifecycle!(Instance);
@@ -252,8 +259,9 @@ macro_rules! export_rewriter {
                 }
             }
 
-            part::export_rewriter_part!(Component with_types_in part);
+    part::export_rewriter_part!(Component with_types_in part);
         };
+        const _: fn() = $crate::export::is_rewriter::<$policy>;
     };
 }
 
@@ -261,9 +269,11 @@ macro_rules! export_rewriter {
 #[macro_export]
 macro_rules! export_pricer {
     ($policy:ty) => {
+        // The exports' names are a component's: no other linker takes them.
+        #[cfg(target_family = "wasm")]
         const _: () = {
-            use $crate::bindings::pricer as part;
             use part::exports::tollgate::policy::pricer;
+            use $crate::bindings::pricer as part;
 
             type Instance = $crate::export::PricerInstance<$policy>;
             $crate::__export_lifecycle!(Instance);
@@ -277,7 +287,8 @@ macro_rules! export_pricer {
                 }
             }
 
-            part::export_pricer_part!(Component with_types_in part);
+    part::export_pricer_part!(Component with_types_in part);
         };
+        const _: fn() = $crate::export::is_pricer::<$policy>;
     };
 }

@@ -89,9 +89,10 @@ impl Users {
     pub fn new(configs: &[UserConfig], limits: &Limits) -> Self {
         let key = *uuid::Uuid::new_v4().as_bytes();
         let by_hash = configs.iter().enumerate().map(|(index, user)| (hash(&key, user.token.expose()), index));
-        let users = configs.iter().enumerate().map(|(index, user)| {
-            Arc::new(User { index, name: user.name.clone(), pool: user.pool })
-        });
+        let users = configs
+            .iter()
+            .enumerate()
+            .map(|(index, user)| Arc::new(User { index, name: user.name.clone(), pool: user.pool }));
         let room = usize::try_from(limits.auth_addresses).ok().and_then(NonZeroUsize::new);
         let mut failures = LruCache::unbounded();
         failures.resize(room.unwrap_or(NonZeroUsize::MIN));

@@ -126,11 +126,12 @@ impl Gateway {
         let room = Arc::new(Semaphore::new(connections(&limits)));
         let mut listeners = Vec::new();
         for (service, door) in services {
-            let listener = Listener::bind(door.listen, Arc::clone(&room)).await.map_err(|error| StartError::Listen {
-                service: service.tag().to_owned(),
-                address: door.listen,
-                reason: crate::config::plain(&error),
-            })?;
+            let listener =
+                Listener::bind(door.listen, Arc::clone(&room)).await.map_err(|error| StartError::Listen {
+                    service: service.tag().to_owned(),
+                    address: door.listen,
+                    reason: crate::config::plain(&error),
+                })?;
             listeners.push((listener, Arc::new(service), door.tls));
         }
         let views = views.start().map_err(StartError::Thread)?;

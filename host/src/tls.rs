@@ -44,9 +44,10 @@ impl Tls {
     /// # Errors
     /// The certificate or the key cannot be used, at its place in the configuration.
     pub fn new(config: &TlsConfig, handshake_timeout: Duration) -> Result<Self, Problem> {
-        let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&config.certificate)
-            .collect::<Result<_, _>>()
-            .map_err(|_| Problem::new(&config.certificate_from, "expected certificates in PEM, found something else"))?;
+        let chain: Vec<CertificateDer<'static>> =
+            CertificateDer::pem_slice_iter(&config.certificate).collect::<Result<_, _>>().map_err(|_| {
+                Problem::new(&config.certificate_from, "expected certificates in PEM, found something else")
+            })?;
         if chain.is_empty() {
             return Err(Problem::new(&config.certificate_from, "expected certificates in PEM, found none"));
         }

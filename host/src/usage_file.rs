@@ -92,13 +92,7 @@ impl Sums {
             context_window: usage.context_window.unwrap_or(CONTEXT_WINDOW),
             week_start_unix: usage.week_start_unix.unwrap_or(0),
         };
-        let sum = Sum {
-            requests: 1,
-            input: usage.input,
-            output: usage.output,
-            cached: usage.cached,
-            cost: usage.cost,
-        };
+        let sum = Sum { requests: 1, input: usage.input, output: usage.output, cached: usage.cached, cost: usage.cost };
         let combined = self.combinations.entry(combination).or_default();
         combined.total.add(&sum);
         if let Some(user) = usage.user {
@@ -111,8 +105,8 @@ impl Sums {
         let mut costs = CostsJson::default();
         let mut all = Sum::default();
         for (combination, combined) in &self.combinations {
-            let week = (combination.week_start_unix > 0)
-                .then(|| Millis::from_unix(combination.week_start_unix).rfc3339());
+            let week =
+                (combination.week_start_unix > 0).then(|| Millis::from_unix(combination.week_start_unix).rfc3339());
             all.add(&combined.total);
             if let Some(week) = &week {
                 *costs.by_week.entry(week.clone()).or_default() += combined.total.cost.0;
@@ -131,7 +125,11 @@ impl Sums {
                 total_usd: all.cost.usd(),
                 by_user: usd(&costs.by_user),
                 by_week: usd(&costs.by_week),
-                by_user_and_week: costs.by_user_and_week.iter().map(|(user, weeks)| (user.clone(), usd(weeks))).collect(),
+                by_user_and_week: costs
+                    .by_user_and_week
+                    .iter()
+                    .map(|(user, weeks)| (user.clone(), usd(weeks)))
+                    .collect(),
             },
             combinations: self.combinations.iter().map(CombinationJson::from).collect(),
         };

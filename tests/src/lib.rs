@@ -1,1 +1,54 @@
-//! placeholder
+//! The rig: a scripted upstream, the real gateway before it, and a client. Every scenario arranges with it, acts once,
+//! and asserts what the client, the upstream or the ledger sees.
+//!
+//! The gateway runs in this process by [`Rig::start`], or as the real binary by [`Rig::spawn`]. Ports are free ones,
+//! folders are temporary, and nothing waits by sleeping.
+
+mod client;
+mod gateway;
+mod ledger;
+
+pub use client::{Answer, Client, Stream};
+pub use gateway::{Program, Rig, binary};
+pub use ledger::{Row, rows, wait_for_rows};
+pub use scripted_upstream as upstream;
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+
+/// An auth.json of a ChatGPT account, as Codex writes it.
+pub fn oauth_file(access_token: &str, account_id: &str) -> Value {
+    json!({
+        "OPENAI_API_KEY": null,
+        "tokens": {
+            "id_token": "x.e30.y",
+            "access_token": access_token,
+            "refresh_token": format!("refresh-{access_token}"),
+            "account_id": account_id,
+        },
+        "last_refresh": "2026-11-22T10:00:00.000000000Z",
+    })
+}
+
+/// An auth.json of an API key.
+pub fn key_file(key: &str) -> Value {
+    json!({ "OPENAI_API_KEY": key })
+}
+
+/// Seconds since the epoch, `seconds` from now.
+pub fn unix_in(seconds: u64) -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock stands after 1970");
+    now.as_secs() + seconds
+}
+
+/// A turn as Codex sends it: streamed, in `session`.
+pub fn turn(session: &str) -> Value {
+    json!({
+        "model": "gpt-5.4",
+        "stream": true,
+        "store": false,
+        "input": [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hello"}]}],
+        "prompt_cache_key": session,
+    })
+}

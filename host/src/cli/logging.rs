@@ -53,7 +53,8 @@ fn writer(output: &LogOutput) -> Result<(BoxMakeWriter, bool), String> {
         LogOutput::Stdout => (BoxMakeWriter::new(io::stdout), io::stdout().is_terminal()),
         LogOutput::File(path) => {
             let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path);
-            let file = file.map_err(|error| format!("log.output: cannot open {}: {}", path.display(), plain(&error)))?;
+            let file =
+                file.map_err(|error| format!("log.output: cannot open {}: {}", path.display(), plain(&error)))?;
             (BoxMakeWriter::new(Mutex::new(file)), false)
         }
     })

@@ -107,7 +107,11 @@ fn as_csv(by: ByName, summaries: &[Summary]) -> String {
 
 /// A field of CSV (RFC 4180), quoted where it must be.
 fn quoted(field: &str) -> String {
-    if field.contains([',', '"', '\n', '\r']) { format!("\"{}\"", field.replace('"', "\"\"")) } else { field.to_owned() }
+    if field.contains([',', '"', '\n', '\r']) {
+        format!("\"{}\"", field.replace('"', "\"\""))
+    } else {
+        field.to_owned()
+    }
 }
 
 fn as_table(by: ByName, summaries: &[Summary]) -> String {

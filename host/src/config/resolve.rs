@@ -33,11 +33,7 @@ impl Findings<'_> {
 }
 
 /// Resolves `raw`. None only where there is a problem.
-pub(super) fn resolve(
-    raw: &RawConfig,
-    problems: &mut Vec<Problem>,
-    warnings: &mut Vec<Problem>,
-) -> Option<Config> {
+pub(super) fn resolve(raw: &RawConfig, problems: &mut Vec<Problem>, warnings: &mut Vec<Problem>) -> Option<Config> {
     let mut findings = Findings { problems, warnings };
     let mut policies = Policies::configured(&raw.policies, &mut findings);
     let services = services(raw, &mut policies, &mut findings);
@@ -52,11 +48,7 @@ pub(super) fn resolve(
     Some(Config { log: log(&raw.log), services, policies: policies.resolved(), data_dir: data_dir?, limits })
 }
 
-fn services(
-    raw: &RawConfig,
-    policies: &mut Policies,
-    findings: &mut Findings<'_>,
-) -> Vec<super::ServiceConfig> {
+fn services(raw: &RawConfig, policies: &mut Policies, findings: &mut Findings<'_>) -> Vec<super::ServiceConfig> {
     let entries = raw.services.as_slice();
     let served = entries.iter().filter(|entry| matches!(entry, RawService::Ocm(_))).count();
     if served == 0 {

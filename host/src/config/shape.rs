@@ -27,11 +27,7 @@ impl Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.path.is_empty() {
-            f.write_str(&self.message)
-        } else {
-            write!(f, "{}: {}", self.path, self.message)
-        }
+        if self.path.is_empty() { f.write_str(&self.message) } else { write!(f, "{}: {}", self.path, self.message) }
     }
 }
 
@@ -83,7 +79,8 @@ impl Shape {
             }
             kind => {
                 let expected = self.range(error).unwrap_or_else(|| expected(kind));
-                problems.push(Problem::new(path, format!("expected {expected}, found {}", found(kind, error.instance()))));
+                problems
+                    .push(Problem::new(path, format!("expected {expected}, found {}", found(kind, error.instance()))));
             }
         }
     }
@@ -136,9 +133,7 @@ fn is_of_another_form(here: &Location, error: &ValidationError<'_>) -> bool {
     let depth = |location: &Location| location.into_iter().count();
     match error.kind() {
         ValidationErrorKind::Type { .. } => depth(error.instance_path()) == depth(here),
-        ValidationErrorKind::Required { property } => {
-            property == "type" && depth(error.instance_path()) == depth(here)
-        }
+        ValidationErrorKind::Required { property } => property == "type" && depth(error.instance_path()) == depth(here),
         ValidationErrorKind::Enum { .. } | ValidationErrorKind::Constant { .. } => {
             let below = depth(error.instance_path()) == depth(here) + 1;
             below && error.instance_path().as_str().ends_with("/type")

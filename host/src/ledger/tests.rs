@@ -157,12 +157,8 @@ fn a_full_ledger_refuses_requests_and_loses_nothing() {
 #[test]
 fn a_full_ledger_that_may_serve_keeps_the_rows_in_memory() {
     let folder = Folder::new("serve");
-    let limits = Limits {
-        ledger_bytes: 64 * 1024,
-        ledger_full: LedgerFull::Serve,
-        settle_queue: 8,
-        ..Limits::default()
-    };
+    let limits =
+        Limits { ledger_bytes: 64 * 1024, ledger_full: LedgerFull::Serve, settle_queue: 8, ..Limits::default() };
     let ledger = Ledger::open(&folder.0, &limits).expect("a new ledger");
     for number in 0..500 {
         let Ok(room) = ledger.reserve() else {

@@ -5,7 +5,8 @@ use http::HeaderMap;
 use super::*;
 use crate::values::counts::TokenCounts;
 
-const DELTA: &str = "event: response.output_text.delta\ndata: {\"type\":\"response.output_text.delta\",\"delta\":\"hi\"}\n\n";
+const DELTA: &str =
+    "event: response.output_text.delta\ndata: {\"type\":\"response.output_text.delta\",\"delta\":\"hi\"}\n\n";
 const LAST: &str = concat!(
     "event: response.completed\n",
     r#"data: {"type":"response.completed","response":{"id":"resp_1","object":"response","model":"gpt-5.4","#,

@@ -38,10 +38,7 @@ pub(super) struct Answered {
 
 /// # Errors
 /// No credential is usable or none answered. The row is closed then.
-pub(super) async fn send(
-    service: &Service,
-    inspected: Inspected,
-) -> Result<(Answered, OpenRow), Refusal> {
+pub(super) async fn send(service: &Service, inspected: Inspected) -> Result<(Answered, OpenRow), Refusal> {
     let Inspected { mut open, head, mut body } = inspected;
     let mut headers = Some(head.headers);
     let mut tried = Vec::new();
@@ -168,10 +165,7 @@ async fn read_error(response: &mut Response<Incoming>) -> Vec<Bytes> {
 const RESETS_AT: u8 = 0;
 const RESETS_IN: u8 = 1;
 const KEYS: &[Wanted] = &[
-    Wanted::within(
-        "error",
-        &[Wanted::scalar("resets_at", RESETS_AT), Wanted::scalar("resets_in_seconds", RESETS_IN)],
-    ),
+    Wanted::within("error", &[Wanted::scalar("resets_at", RESETS_AT), Wanted::scalar("resets_in_seconds", RESETS_IN)]),
     Wanted::scalar("resets_at", RESETS_AT),
     Wanted::scalar("resets_in_seconds", RESETS_IN),
 ];

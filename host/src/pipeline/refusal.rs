@@ -101,7 +101,8 @@ impl Refusal {
 
     /// Every usable credential is used up or refused, until `until` where that is known.
     pub(super) fn exhausted(now: Millis, until: Option<Millis>) -> Self {
-        let refusal = Self::new(StatusCode::TOO_MANY_REQUESTS, "usage_limit_reached", "all credentials are rate-limited");
+        let refusal =
+            Self::new(StatusCode::TOO_MANY_REQUESTS, "usage_limit_reached", "all credentials are rate-limited");
         Self { again: until.map(|until| (now, until)), ..refusal.coded("credentials_exhausted") }
     }
 
@@ -128,8 +129,12 @@ impl Refusal {
     }
 
     pub(super) fn policy_failed() -> Self {
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", "a policy failed; the cause is in the gateway's log")
-            .coded("policy_failed")
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "server_error",
+            "a policy failed; the cause is in the gateway's log",
+        )
+        .coded("policy_failed")
     }
 
     pub(super) fn unsendable() -> Self {

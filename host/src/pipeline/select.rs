@@ -119,7 +119,8 @@ fn choose(
 /// Why nobody is usable: rate-limited where anybody is loaded, unavailable where nobody is.
 fn nobody(service: &Service, pool: &Pool, now: Millis) -> Refusal {
     let credentials = pool.members.iter().map(|member| &service.parts.credentials[*member]);
-    let mut loaded = credentials.filter(|credential| credential.identity().is_some() && belongs(pool, credential)).peekable();
+    let mut loaded =
+        credentials.filter(|credential| credential.identity().is_some() && belongs(pool, credential)).peekable();
     if loaded.peek().is_none() {
         return Refusal::unavailable();
     }

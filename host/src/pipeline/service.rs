@@ -66,7 +66,11 @@ pub(super) struct Pool {
 impl Service {
     /// The service of `config`, made of `parts`.
     pub fn new(config: ServiceConfig, parts: Parts) -> Self {
-        let pools = config.pools.into_iter().zip(&parts.balancers).map(|(pool, balancer)| Pool::new(pool, balancer, &parts.credentials));
+        let pools = config
+            .pools
+            .into_iter()
+            .zip(&parts.balancers)
+            .map(|(pool, balancer)| Pool::new(pool, balancer, &parts.credentials));
         Self {
             tag: config.tag,
             users: Users::new(&config.users, &parts.limits),

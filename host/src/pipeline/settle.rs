@@ -196,7 +196,13 @@ impl OpenRow {
     }
 
     /// What the response cost. None where it can have cost nothing: it failed, or was no turn of a model.
-    fn cost(&self, metered: &Metered, model: Option<&str>, tier: Option<&str>, credential: Option<&str>) -> Option<Cost> {
+    fn cost(
+        &self,
+        metered: &Metered,
+        model: Option<&str>,
+        tier: Option<&str>,
+        credential: Option<&str>,
+    ) -> Option<Cost> {
         let Some(counts) = &metered.counts else {
             let used = self.status.is_some_and(|status| status.is_success()) && self.asked.model.is_some();
             let reason = metered.unknown.unwrap_or("upstream told no usage");
@@ -238,11 +244,8 @@ fn log(row: &Row) {
         Some(Cost::Unpriced { reason }) => (None, Some(reason.as_str())),
         None => (None, None),
     };
-    let attempts: Vec<String> = row
-        .attempts
-        .iter()
-        .map(|attempt| format!("{}={}", attempt.credential, attempt.outcome.name()))
-        .collect();
+    let attempts: Vec<String> =
+        row.attempts.iter().map(|attempt| format!("{}={}", attempt.credential, attempt.outcome.name())).collect();
     tracing::info!(
         request_id = row.request_id,
         service = row.service,

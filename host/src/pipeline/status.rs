@@ -52,8 +52,10 @@ struct Capacity {
 /// 100 less the weighted mean of what is left under each window's cap; 100, 100 and 0 where there is no credential.
 fn capacity(service: &Service, pool: usize, now: Millis) -> Capacity {
     let pool = &service.pools[pool];
-    let credentials: Vec<&Arc<Credential>> = pool.members.iter().map(|member| &service.parts.credentials[*member]).collect();
-    let available: Vec<usize> = (0..credentials.len()).filter(|index| credentials[*index].identity().is_some()).collect();
+    let credentials: Vec<&Arc<Credential>> =
+        pool.members.iter().map(|member| &service.parts.credentials[*member]).collect();
+    let available: Vec<usize> =
+        (0..credentials.len()).filter(|index| credentials[*index].identity().is_some()).collect();
     let members = pool.members_named(&service.parts.credentials);
     let weights = weights(service, pool, &members, now);
     let mut left = (0.0, 0.0);

@@ -151,9 +151,7 @@ impl Balancer {
             return Ok(Choice::Nobody { reason: cut(decision.reason) });
         }
         match usize::try_from(decision.member).ok().filter(|index| *index < candidates.len()) {
-            Some(index) if candidates[index].usable => {
-                Ok(Choice::Member { index, move_home: decision.move_home })
-            }
+            Some(index) if candidates[index].usable => Ok(Choice::Member { index, move_home: decision.move_home }),
             Some(index) => Err(self.bad_output(format!("member {index} is not usable"))),
             None => {
                 let count = candidates.len();
@@ -172,8 +170,8 @@ impl Balancer {
             store.data_mut().announced = Some((members.pool, members.version));
             Ok(weights)
         })?;
-        let sound = weights.len() == members.named.len()
-            && weights.iter().all(|weight| weight.is_finite() && *weight > 0.0);
+        let sound =
+            weights.len() == members.named.len() && weights.iter().all(|weight| weight.is_finite() && *weight > 0.0);
         if sound {
             return Ok(weights);
         }

@@ -138,7 +138,9 @@ mod tests {
     fn only_what_is_given_may_be_imported() {
         assert!(is_given("wasi:io/streams@0.2.6"));
         assert!(is_given("tollgate:policy/host@0.1.0"));
-        for refused in ["wasi:sockets/tcp@0.2.6", "wasi:io/streams@0.3.0", "wasi:io/streams", "tollgate:policy/host@0.2.0"] {
+        for refused in
+            ["wasi:sockets/tcp@0.2.6", "wasi:io/streams@0.3.0", "wasi:io/streams", "tollgate:policy/host@0.2.0"]
+        {
             assert!(!is_given(refused), "{refused}");
         }
     }

@@ -124,7 +124,9 @@ fn add_cli(linker: &mut Linker<Guest>) -> Result<()> {
     let mut exit = linker.instance(&name("cli/exit"))?;
     exit.func_wrap("exit", |_, (_,): (std::result::Result<(), ()>,)| -> Result<()> { bail!("the guest exited") })?;
 
-    linker.instance(&name("cli/stdin"))?.func_wrap("get-stdin", |_, (): ()| Ok((Resource::<InputStream>::new_own(0),)))?;
+    linker
+        .instance(&name("cli/stdin"))?
+        .func_wrap("get-stdin", |_, (): ()| Ok((Resource::<InputStream>::new_own(0),)))?;
     for stream in ["stdout", "stderr"] {
         linker
             .instance(&name(&format!("cli/{stream}")))?
@@ -177,10 +179,9 @@ fn add_random(linker: &mut Linker<Guest>) -> Result<()> {
                 Ok(((0..length).map(|_| guest.random() as u8).collect::<Vec<u8>>(),))
             },
         )?;
-        random.func_wrap(
-            &format!("get-{prefix}random-u64"),
-            |mut store: StoreContextMut<'_, Guest>, (): ()| Ok((store.data_mut().random(),)),
-        )?;
+        random.func_wrap(&format!("get-{prefix}random-u64"), |mut store: StoreContextMut<'_, Guest>, (): ()| {
+            Ok((store.data_mut().random(),))
+        })?;
     }
     linker.instance(&name("random/insecure-seed"))?.func_wrap(
         "insecure-seed",

@@ -81,9 +81,9 @@ pub(super) fn load<W: World>(engine: &Engine, policy: &PolicyConfig) -> Result<L
     let tag: Arc<str> = policy.tag.as_str().into();
     let mut store = new_store(engine, tag.clone(), LOAD_TIMEOUT, policy.memory);
     store.set_epoch_deadline(LOAD_TIMEOUT.as_millis() as u64);
-    let said = |error: wasmtime::Error, store: &Store<Guest>| format!("{}{}", root_cause(&error), last_words(store.data()));
-    let world =
-        W::instantiate(&pre, &mut store).map_err(|error| failed("instantiate it")(said(error, &store)))?;
+    let said =
+        |error: wasmtime::Error, store: &Store<Guest>| format!("{}{}", root_cause(&error), last_words(store.data()));
+    let world = W::instantiate(&pre, &mut store).map_err(|error| failed("instantiate it")(said(error, &store)))?;
     let manifest = world.describe(&mut store).map_err(|error| failed("describe it")(said(error, &store)))?;
     let fields = fields(&manifest).map_err(failed("use it"))?;
 

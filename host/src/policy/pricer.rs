@@ -56,9 +56,9 @@ impl Pricer {
     pub fn price(&self, facts: &Facts<'_>, counts: &TokenCounts) -> Result<Cost, Fault> {
         let request = self.seat.request(facts, 0);
         let columns = counts.columns();
-        let quote = self
-            .seat
-            .call("price", facts, |store, world| world.tollgate_policy_pricer().call_price(store, &request, &columns))?;
+        let quote = self.seat.call("price", facts, |store, world| {
+            world.tollgate_policy_pricer().call_price(store, &request, &columns)
+        })?;
         match quote {
             Err(reason) => Ok(Cost::Unpriced { reason: cut(reason) }),
             Ok(quote) => self.check(&quote),

@@ -1,7 +1,7 @@
 //! Rewriters: wanted header fields go in, edits come out, and are checked before they touch anything.
 
-use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::StatusCode;
+use http::header::{HeaderMap, HeaderName, HeaderValue};
 
 use super::balancer::cut;
 use super::bindings::balancer::tollgate::policy::types::{Edit, Header, Refusal};

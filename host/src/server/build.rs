@@ -6,9 +6,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use super::StartError;
-use crate::config::{
-    Config, ConfigError, PolicyConfig, PolicyId, PolicyKind, PolicySource, Problem, ServiceConfig,
-};
+use crate::config::{Config, ConfigError, PolicyConfig, PolicyId, PolicyKind, PolicySource, Problem, ServiceConfig};
 use crate::config::{OnFailure, POLICY_MEMORY, POLICY_TIMEOUT};
 use crate::credentials::{Credential, IdentityKind};
 use crate::ledger::Ledger;

@@ -56,9 +56,8 @@ impl Views {
                     Some(reader) => reader,
                     None => ledger.reader()?,
                 };
-                let view = open(&reader, path.to_owned(), service.tag(), credential.tag()).map_err(|reason| {
-                    StartError::UsageFile { path: path.display().to_string(), reason }
-                })?;
+                let view = open(&reader, path.to_owned(), service.tag(), credential.tag())
+                    .map_err(|reason| StartError::UsageFile { path: path.display().to_string(), reason })?;
                 views.reader = Some(reader);
                 ledger.save_view(&view.key(), view.state.clone()).wait();
                 views.views.push(view);
@@ -98,9 +97,7 @@ fn open(reader: &Reader, path: PathBuf, service: &str, credential: &str) -> Resu
     let (sums, through, digest) = match (found, noted) {
         (Found::Missing, None) => (Sums::default(), last_row, None),
         // Noted, and then killed before the first writing.
-        (Found::Missing, Some(noted)) if noted.digest_before.is_none() => {
-            (Sums::default(), noted.through_before, None)
-        }
+        (Found::Missing, Some(noted)) if noted.digest_before.is_none() => (Sums::default(), noted.through_before, None),
         // Somebody removed it, to begin anew.
         (Found::Missing, Some(noted)) => (Sums::default(), noted.through, None),
         (Found::Sums(sums, digest), Some(noted)) if noted.digest_before.as_ref() == Some(&digest) => {

@@ -121,8 +121,9 @@ mod tests {
 
     #[test]
     fn upstreams_cookies_never_pass() {
-        assert_eq!(stripped(strip_response, &[("set-cookie", "a"), ("x-codex-turn-state", "b")]), [
-            "x-codex-turn-state"
-        ]);
+        assert_eq!(
+            stripped(strip_response, &[("set-cookie", "a"), ("x-codex-turn-state", "b")]),
+            ["x-codex-turn-state"]
+        );
     }
 }

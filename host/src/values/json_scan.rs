@@ -110,7 +110,10 @@ enum State {
     Text,
     Bare,
     /// Inside a container or string that nobody asked for; `nested` containers are open in it.
-    Skip { nested: u32, in_string: bool },
+    Skip {
+        nested: u32,
+        in_string: bool,
+    },
     Done,
     Stopped,
 }

@@ -125,7 +125,8 @@ impl Reading {
             let minutes = number("window-minutes").map(|minutes| minutes as u32);
             let Some(span) = minutes.map_or(Some(by_name), Span::of) else { continue };
             let at = number("reset-at").map(|seconds| Millis::from_unix(seconds as u64));
-            let after = number("reset-after-seconds").map(|seconds| Millis(now.0.saturating_add((seconds * 1e3) as u64)));
+            let after =
+                number("reset-after-seconds").map(|seconds| Millis(now.0.saturating_add((seconds * 1e3) as u64)));
             let window = Window {
                 used: used.clamp(0.0, 100.0),
                 reset_at: at.or(after),

@@ -88,7 +88,12 @@ mod tests {
 
     #[test]
     fn most_capacity_left_wins_and_the_first_of_equals() {
-        check("{}", &[member("a").with("weekly-used", 40.0), member("b").with("weekly-used", 20.0)], None, (Some(1), true));
+        check(
+            "{}",
+            &[member("a").with("weekly-used", 40.0), member("b").with("weekly-used", 20.0)],
+            None,
+            (Some(1), true),
+        );
         check("{}", &[member("a"), member("b")], None, (Some(0), true));
     }
 

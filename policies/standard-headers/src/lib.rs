@@ -55,9 +55,9 @@ mod tests {
 
     #[track_caller]
     fn check(set: &[(&str, &[&str])], expected: &[Edit]) {
-        let set = set.iter().map(|(name, values)| {
-            ((*name).to_owned(), values.iter().map(|value| (*value).to_owned()).collect())
-        });
+        let set = set
+            .iter()
+            .map(|(name, values)| ((*name).to_owned(), values.iter().map(|value| (*value).to_owned()).collect()));
         let policy = StandardHeaders::new(Config { set: set.collect() }).expect("any configuration is accepted");
         let edits = policy.request(&request(), &Headers::default()).expect("nothing is refused");
         assert_eq!(format!("{edits:?}"), format!("{expected:?}"));
@@ -70,10 +70,7 @@ mod tests {
 
     #[test]
     fn further_values_are_appended_in_order() {
-        check(
-            &[("a", &["1", "2", "3"])],
-            &[Edit::set_to("a", "1"), Edit::add("a", "2"), Edit::add("a", "3")],
-        );
+        check(&[("a", &["1", "2", "3"])], &[Edit::set_to("a", "1"), Edit::add("a", "2"), Edit::add("a", "3")]);
     }
 
     #[test]

@@ -57,10 +57,7 @@ impl Shape {
     /// The shape that a request target asks for, whatever its path.
     pub fn of_target(target: &str) -> Option<Shape> {
         let (_, query) = target.split_once('?')?;
-        query
-            .split('&')
-            .find_map(|pair| pair.strip_prefix("shape="))
-            .and_then(Shape::named)
+        query.split('&').find_map(|pair| pair.strip_prefix("shape=")).and_then(Shape::named)
     }
 }
 
@@ -89,9 +86,7 @@ pub struct Answers {
 impl Answers {
     /// Makes every answer. The rate-limit windows end some days from now.
     pub fn new(plan: StreamPlan) -> Self {
-        let now_s = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs());
+        let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let limits = rate_limit_headers(now_s);
         let json_body = json_body();
         let events = events(plan.deltas);
@@ -178,10 +173,8 @@ fn chunk(event: &str) -> String {
 }
 
 fn chunked_answer(limits: &str, events: &[String], events_per_write: usize) -> Vec<Bytes> {
-    let mut writes: Vec<String> = events
-        .chunks(events_per_write)
-        .map(|group| group.iter().map(|event| chunk(event)).collect())
-        .collect();
+    let mut writes: Vec<String> =
+        events.chunks(events_per_write).map(|group| group.iter().map(|event| chunk(event)).collect()).collect();
     if let Some(first) = writes.first_mut() {
         first.insert_str(0, &stream_head(limits));
     }
@@ -268,10 +261,7 @@ fn events(deltas: usize) -> Vec<String> {
         "response.output_item.done",
         &json!({"type": "response.output_item.done", "output_index": 0, "item": whole["output"][0]}),
     ));
-    events.push(event(
-        "response.completed",
-        &json!({"type": "response.completed", "response": whole}),
-    ));
+    events.push(event("response.completed", &json!({"type": "response.completed", "response": whole})));
     events
 }
 
@@ -301,19 +291,10 @@ mod tests {
 
     #[test]
     fn both_streams_carry_the_same_bytes() {
-        let answers = Answers::new(StreamPlan {
-            deltas: 100,
-            burst: 16,
-        });
-        assert_eq!(
-            answers.writes(Shape::Sse).concat(),
-            answers.writes(Shape::Burst).concat()
-        );
+        let answers = Answers::new(StreamPlan { deltas: 100, burst: 16 });
+        assert_eq!(answers.writes(Shape::Sse).concat(), answers.writes(Shape::Burst).concat());
         assert_eq!(answers.writes(Shape::Sse).len(), events(100).len());
-        assert_eq!(
-            answers.writes(Shape::Burst).len(),
-            events(100).len().div_ceil(16)
-        );
+        assert_eq!(answers.writes(Shape::Burst).len(), events(100).len().div_ceil(16));
     }
 
     #[test]

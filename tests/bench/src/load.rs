@@ -96,23 +96,14 @@ impl Clients {
     ///
     /// # Errors
     /// [`LoadError`].
-    pub async fn connect(
-        address: SocketAddr,
-        count: usize,
-        answers: &Arc<Answers>,
-    ) -> Result<Self, LoadError> {
+    pub async fn connect(address: SocketAddr, count: usize, answers: &Arc<Answers>) -> Result<Self, LoadError> {
         let mut connections = Vec::with_capacity(count);
         for number in 0..count {
             let mut connection = Connection::open(address, number).await?;
-            connection
-                .exchange(Shape::Json, answers.body_bytes(Shape::Json))
-                .await?;
+            connection.exchange(Shape::Json, answers.body_bytes(Shape::Json)).await?;
             connections.push(connection);
         }
-        Ok(Self {
-            connections,
-            answers: Arc::clone(answers),
-        })
+        Ok(Self { connections, answers: Arc::clone(answers) })
     }
 
     /// Takes `times` answers over each connection, all connections at once.
@@ -185,15 +176,10 @@ struct Connection {
 
 impl Connection {
     async fn open(address: SocketAddr, number: usize) -> Result<Self, LoadError> {
-        let stream = TcpStream::connect(address)
-            .await
-            .map_err(LoadError::Connect)?;
+        let stream = TcpStream::connect(address).await.map_err(LoadError::Connect)?;
         stream.set_nodelay(true).map_err(LoadError::Connect)?;
         let reads = Arc::new(AtomicU64::new(0));
-        let counted = CountedReads {
-            stream,
-            reads: Arc::clone(&reads),
-        };
+        let counted = CountedReads { stream, reads: Arc::clone(&reads) };
         let (sender, driver) = http1::handshake(TokioIo::new(counted)).await?;
         // What ends the driver is seen by the exchange under way.
         let driver = tokio::spawn(async move { driver.await.ok() }).abort_handle();
@@ -288,10 +274,7 @@ fn headers(address: SocketAddr, session: &str) -> Result<HeaderMap, http::Error>
         ("authorization", &authorization),
         ("content-type", "application/json"),
         ("accept", "text/event-stream"),
-        (
-            "user-agent",
-            "codex_exec/0.169.0 (Debian 12; x86_64) tollgate-bench",
-        ),
+        ("user-agent", "codex_exec/0.169.0 (Debian 12; x86_64) tollgate-bench"),
         ("originator", "codex_exec"),
         ("session-id", session),
         ("thread-id", session),
@@ -299,10 +282,7 @@ fn headers(address: SocketAddr, session: &str) -> Result<HeaderMap, http::Error>
         ("x-codex-window-id", &window),
         ("x-codex-turn-metadata", &metadata),
     ];
-    fields
-        .into_iter()
-        .map(|(name, value)| Ok((HeaderName::from_static(name), HeaderValue::from_str(value)?)))
-        .collect()
+    fields.into_iter().map(|(name, value)| Ok((HeaderName::from_static(name), HeaderValue::from_str(value)?))).collect()
 }
 
 fn request_body(session: &str, stream: bool) -> Bytes {
@@ -348,11 +328,7 @@ impl AsyncRead for CountedReads {
 }
 
 impl AsyncWrite for CountedReads {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 

@@ -93,21 +93,14 @@ impl Arguments {
             rounds: self.rounds,
             connections: self.connections,
             requests: self.requests,
-            streams: StreamPlan {
-                deltas: self.deltas,
-                burst: self.burst,
-            },
+            streams: StreamPlan { deltas: self.deltas, burst: self.burst },
             pace: Duration::from_micros(self.pace_us),
             idle_streams: self.idle_streams,
             idle_settle: Duration::from_millis(self.idle_settle_ms),
             measurement_timeout: Duration::from_secs(self.measurement_timeout_s),
             run_timeout: Duration::from_secs(self.run_timeout_s),
         };
-        if self.quick {
-            settings.quick()
-        } else {
-            settings
-        }
+        if self.quick { settings.quick() } else { settings }
     }
 }
 
@@ -143,9 +136,7 @@ async fn main() -> ExitCode {
 async fn bench(mut settings: Settings) -> Result<Report, Failure> {
     let asked_streams = settings.idle_streams;
     let open_files = settings.fit_open_files()?;
-    let folder = tempfile::Builder::new()
-        .prefix("tollgate-bench-")
-        .tempdir()?;
+    let folder = tempfile::Builder::new().prefix("tollgate-bench-").tempdir()?;
     let site = Site::survey(&settings, folder.path(), open_files)?;
     let mut notes = notes(&settings, asked_streams, &site);
     let progress = |text: &str| eprintln!("{text}");
@@ -160,10 +151,7 @@ async fn bench(mut settings: Settings) -> Result<Report, Failure> {
 
 /// Ends when the user or the system wants the program to.
 async fn interruption() -> Failure {
-    let (mut interrupt, mut terminate) = match (
-        signal(SignalKind::interrupt()),
-        signal(SignalKind::terminate()),
-    ) {
+    let (mut interrupt, mut terminate) = match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
         (Ok(interrupt), Ok(terminate)) => (interrupt, terminate),
         (Err(error), _) | (_, Err(error)) => return Failure::Prepare(error),
     };
@@ -181,19 +169,35 @@ fn notes(settings: &Settings, asked_streams: usize, site: &Site) -> Vec<String> 
     }
     if settings.idle_streams < asked_streams {
         let held = settings.idle_streams;
-        notes.push(format!(
-            "idle streams: {held} instead of {asked_streams}, by the limit of open files"
-        ));
+        notes.push(format!("idle streams: {held} instead of {asked_streams}, by the limit of open files"));
     }
     let cores = thread::available_parallelism().map_or(0, usize::from);
-    notes.push(format!(
-        "{cores} cores; load average at the start: {}",
-        load_average()
-    ));
+    notes.push(format!("{cores} cores; load average at the start: {}", load_average()));
     notes
 }
 
 fn load_average() -> String {
     let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split(' ').take(3).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+    use tollgate_bench::answers::Shape;
+
+    use super::Arguments;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn only_keeps_the_order_of_measures() {
+        let arguments = Arguments::parse_from(["tollgate-bench", "--only", "idle,json", "--quick"]);
+        let settings = arguments.settings();
+        assert_eq!(settings.shapes, [Shape::Json, Shape::Idle]);
+        assert_eq!(settings.rounds, 1);
+    }
 }

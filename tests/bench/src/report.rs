@@ -51,24 +51,11 @@ impl Report {
     /// Sums up `series`. `notes` are sentences printed with the figures.
     pub fn new(settings: &Settings, series: &[Series], notes: Vec<String>) -> Self {
         let measure = |&shape: &Shape| {
-            let of_shape: Vec<&Series> = series
-                .iter()
-                .filter(|series| series.shape == shape)
-                .collect();
-            Measure {
-                shape,
-                rows: of_shape
-                    .iter()
-                    .map(|series| row(series, &of_shape))
-                    .collect(),
-            }
+            let of_shape: Vec<&Series> = series.iter().filter(|series| series.shape == shape).collect();
+            Measure { shape, rows: of_shape.iter().map(|series| row(series, &of_shape)).collect() }
         };
         let measures = settings.shapes.iter().map(measure).collect();
-        Self {
-            notes,
-            settings: settings_json(settings),
-            measures,
-        }
+        Self { notes, settings: settings_json(settings), measures }
     }
 
     /// The same figures for programs.
@@ -82,15 +69,8 @@ impl Report {
     }
 
     fn aim_ratio(&self) -> Option<f64> {
-        let measure = self
-            .measures
-            .iter()
-            .find(|measure| measure.shape == Shape::Json)?;
-        measure
-            .rows
-            .iter()
-            .find(|row| row.forwarder == Forwarder::Tollgate)?
-            .to_bare_hyper
+        let measure = self.measures.iter().find(|measure| measure.shape == Shape::Json)?;
+        measure.rows.iter().find(|row| row.forwarder == Forwarder::Tollgate)?.to_bare_hyper
     }
 
     fn aim_met(&self) -> Option<bool> {
@@ -125,12 +105,7 @@ fn row(series: &Series, of_shape: &[&Series]) -> Row {
         to_bare_hyper: to(Forwarder::BareHyper),
         to_nginx: to(Forwarder::Nginx),
         reads_per_unit: median(series.samples.iter().map(|sample| sample.reads_per_unit)),
-        elapsed_s: median(
-            series
-                .samples
-                .iter()
-                .map(|sample| sample.elapsed.as_secs_f64()),
-        ),
+        elapsed_s: median(series.samples.iter().map(|sample| sample.elapsed.as_secs_f64())),
         samples,
     }
 }
@@ -196,20 +171,13 @@ impl Measure {
     }
 
     fn write(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The columns' names stand over the figures, the measure's over the forwarders.
         writeln!(out, "{}", self.title())?;
-        write!(
-            out,
-            "  {:<12}{:>10}{:>22}{:>10}{:>10}",
-            "", "median", "min - max", "x bare", "x nginx"
-        )?;
+        write!(out, "  {:<12}{:>10}{:>22}{:>10}{:>10}", "", "median", "min - max", "x bare", "x nginx")?;
         match self.shape {
             Shape::Sse | Shape::Burst => writeln!(out, "{:>14}", "reads/event")?,
             Shape::Json | Shape::Idle => writeln!(out)?,
         }
-        self.rows
-            .iter()
-            .try_for_each(|row| row.write(self.shape, out))
+        self.rows.iter().try_for_each(|row| row.write(self.shape, out))
     }
 }
 
@@ -232,11 +200,7 @@ impl Row {
         let Spread { median, min, max } = self.values;
         let range = format!("{min:.2} - {max:.2}");
         let (to_bare, to_nginx) = (times(self.to_bare_hyper), times(self.to_nginx));
-        write!(
-            out,
-            "  {:<12}{median:>10.2}{range:>22}{to_bare:>10}{to_nginx:>10}",
-            self.forwarder
-        )?;
+        write!(out, "  {:<12}{median:>10.2}{range:>22}{to_bare:>10}{to_nginx:>10}", self.forwarder)?;
         match shape {
             Shape::Sse | Shape::Burst => writeln!(out, "{:>14.2}", self.reads_per_unit),
             Shape::Json | Shape::Idle => writeln!(out),
@@ -251,21 +215,9 @@ fn times(ratio: Option<f64>) -> String {
 impl fmt::Display for Report {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut head = String::new();
-        for key in [
-            "rounds",
-            "connections",
-            "requests",
-            "deltas",
-            "burst",
-            "idle_streams",
-        ] {
+        for key in ["rounds", "connections", "requests", "deltas", "burst", "idle_streams"] {
             let separator = if head.is_empty() { "" } else { ", " };
-            write!(
-                head,
-                "{separator}{} {}",
-                key.replace('_', " "),
-                self.settings[key]
-            )?;
+            write!(head, "{separator}{} {}", key.replace('_', " "), self.settings[key])?;
         }
         writeln!(out, "{head}\n")?;
         for measure in &self.measures {
@@ -273,19 +225,10 @@ impl fmt::Display for Report {
             writeln!(out)?;
         }
         if let Some(ratio) = self.aim_ratio() {
-            let verdict = if ratio <= AIM_TO_BARE_HYPER {
-                "met"
-            } else {
-                "missed"
-            };
-            writeln!(
-                out,
-                "aim: at most {AIM_TO_BARE_HYPER} x bare hyper per request: {ratio:.2}, {verdict}"
-            )?;
+            let verdict = if ratio <= AIM_TO_BARE_HYPER { "met" } else { "missed" };
+            writeln!(out, "aim: at most {AIM_TO_BARE_HYPER} x bare hyper per request: {ratio:.2}, {verdict}")?;
         }
-        self.notes
-            .iter()
-            .try_for_each(|note| writeln!(out, "note: {note}"))
+        self.notes.iter().try_for_each(|note| writeln!(out, "note: {note}"))
     }
 }
 
@@ -297,11 +240,7 @@ mod tests {
     use crate::rounds::Sample;
 
     fn samples(values: &[f64]) -> Vec<Sample> {
-        let sample = |&value| Sample {
-            value,
-            reads_per_unit: 0.0,
-            elapsed: Duration::ZERO,
-        };
+        let sample = |&value| Sample { value, reads_per_unit: 0.0, elapsed: Duration::ZERO };
         values.iter().map(sample).collect()
     }
 
@@ -327,13 +266,6 @@ mod tests {
 
     #[test]
     fn a_spread_holds_the_extremes() {
-        assert_eq!(
-            Spread::of(&[3.0, 1.0, 2.0]),
-            Spread {
-                median: 2.0,
-                min: 1.0,
-                max: 3.0
-            }
-        );
+        assert_eq!(Spread::of(&[3.0, 1.0, 2.0]), Spread { median: 2.0, min: 1.0, max: 3.0 });
     }
 }

@@ -94,11 +94,7 @@ pub struct Series {
 ///
 /// # Errors
 /// The first [`BenchError`]; whatever was started has ended by then.
-pub async fn run(
-    settings: &Settings,
-    site: &Site,
-    progress: &dyn Fn(&str),
-) -> Result<Vec<Series>, BenchError> {
+pub async fn run(settings: &Settings, site: &Site, progress: &dyn Fn(&str)) -> Result<Vec<Series>, BenchError> {
     let upstream = site.start_upstream(settings).await?;
     let bench = Bench {
         settings,
@@ -107,11 +103,8 @@ pub async fn run(
         upstream: upstream.address,
         answers: Arc::new(Answers::new(settings.streams)),
     };
-    let (of_memory, of_cpu): (Vec<Shape>, Vec<Shape>) = settings
-        .shapes
-        .iter()
-        .copied()
-        .partition(|&shape| shape == Shape::Idle);
+    let (of_memory, of_cpu): (Vec<Shape>, Vec<Shape>) =
+        settings.shapes.iter().copied().partition(|&shape| shape == Shape::Idle);
     let mut series = match of_cpu.is_empty() {
         true => Vec::new(),
         false => bench.cpu_rounds(&of_cpu).await?,
@@ -141,24 +134,15 @@ impl Bench<'_> {
         for &shape in shapes {
             for (forwarder, running) in &fleet {
                 (self.progress)(&format!("{}: warm-up of {forwarder}", shape.name()));
-                let times = self
-                    .settings
-                    .exchanges_per_connection(shape)
-                    .div_ceil(WARM_UP_DIVISOR);
+                let times = self.settings.exchanges_per_connection(shape).div_ceil(WARM_UP_DIVISOR);
                 self.cpu(*forwarder, running, shape, times).await?;
             }
             let mut series = self.empty_series(shape);
             for round in 1..=self.settings.rounds {
-                (self.progress)(&format!(
-                    "{}: round {round} of {}",
-                    shape.name(),
-                    self.settings.rounds
-                ));
+                (self.progress)(&format!("{}: round {round} of {}", shape.name(), self.settings.rounds));
                 for (series, (forwarder, running)) in series.iter_mut().zip(&fleet) {
                     let times = self.settings.exchanges_per_connection(shape);
-                    series
-                        .samples
-                        .push(self.cpu(*forwarder, running, shape, times).await?);
+                    series.samples.push(self.cpu(*forwarder, running, shape, times).await?);
                 }
             }
             all.extend(series);
@@ -173,9 +157,7 @@ impl Bench<'_> {
             for series in &mut series {
                 let running = self.site.start(series.forwarder, self.upstream).await?;
                 let measurement = self.idle_memory(&running);
-                let sample = self
-                    .bounded(series.forwarder, &running, Shape::Idle, measurement)
-                    .await?;
+                let sample = self.bounded(series.forwarder, &running, Shape::Idle, measurement).await?;
                 series.samples.push(sample);
             }
         }
@@ -183,11 +165,7 @@ impl Bench<'_> {
     }
 
     fn empty_series(&self, shape: Shape) -> Vec<Series> {
-        let empty = |forwarder| Series {
-            shape,
-            forwarder,
-            samples: Vec::new(),
-        };
+        let empty = |forwarder| Series { shape, forwarder, samples: Vec::new() };
         self.site.forwarders().into_iter().map(empty).collect()
     }
 
@@ -198,13 +176,7 @@ impl Bench<'_> {
         shape: Shape,
         times: usize,
     ) -> Result<Sample, BenchError> {
-        self.bounded(
-            forwarder,
-            running,
-            shape,
-            self.cpu_time(running, shape, times),
-        )
-        .await
+        self.bounded(forwarder, running, shape, self.cpu_time(running, shape, times)).await
     }
 
     /// `measurement` under the time-out, its failure told with whose it is.
@@ -221,31 +193,16 @@ impl Bench<'_> {
             Ok(Err(Unmeasured::Process(error))) => Err(error.into()),
             Ok(Err(Unmeasured::Load(cause))) => {
                 let last_words = running.process.last_words();
-                Err(BenchError::Load {
-                    forwarder,
-                    shape,
-                    cause,
-                    last_words,
-                })
+                Err(BenchError::Load { forwarder, shape, cause, last_words })
             }
             Err(_) => {
                 let last_words = running.process.last_words();
-                Err(BenchError::Slow {
-                    forwarder,
-                    shape,
-                    timeout,
-                    last_words,
-                })
+                Err(BenchError::Slow { forwarder, shape, timeout, last_words })
             }
         }
     }
 
-    async fn cpu_time(
-        &self,
-        running: &Running,
-        shape: Shape,
-        times: usize,
-    ) -> Result<Sample, Unmeasured> {
+    async fn cpu_time(&self, running: &Running, shape: Shape, times: usize) -> Result<Sample, Unmeasured> {
         let count = self.settings.connections;
         let mut clients = Clients::connect(running.address, count, &self.answers).await?;
         let cpu_before = running.process.cpu_time()?;
@@ -262,8 +219,7 @@ impl Bench<'_> {
     }
 
     async fn idle_memory(&self, running: &Running) -> Result<Sample, Unmeasured> {
-        let mut clients =
-            Clients::connect(running.address, self.settings.connections, &self.answers).await?;
+        let mut clients = Clients::connect(running.address, self.settings.connections, &self.answers).await?;
         clients.drive(Shape::Json, FIRST_REQUESTS).await?;
         drop(clients);
         tokio::time::sleep(self.settings.idle_settle).await;
@@ -276,11 +232,7 @@ impl Bench<'_> {
         let after = running.process.memory_bytes()?;
         drop(streams);
         tokio::time::sleep(CLOSING).await;
-        Ok(Sample {
-            value: (after as f64 - before as f64) / 1024.0 / count as f64,
-            reads_per_unit: 0.0,
-            elapsed,
-        })
+        Ok(Sample { value: (after as f64 - before as f64) / 1024.0 / count as f64, reads_per_unit: 0.0, elapsed })
     }
 }
 

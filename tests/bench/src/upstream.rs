@@ -28,11 +28,7 @@ pub async fn serve(listener: TcpListener, answers: Arc<Answers>, pace: Duration)
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
-        let connection = Connection {
-            stream,
-            answers: Arc::clone(&answers),
-            pace,
-        };
+        let connection = Connection { stream, answers: Arc::clone(&answers), pace };
         // A peer that goes away ends its own connection only, and is seen at the load generator.
         tokio::spawn(async move { connection.run().await.ok() });
     }
@@ -92,16 +88,12 @@ impl Connection {
         let answers = Arc::clone(&self.answers);
         match Shape::of_target(target) {
             Some(shape @ Shape::Json) => self.stream.write_all(&answers.writes(shape)[0]).await,
-            Some(shape @ (Shape::Sse | Shape::Burst)) => {
-                self.stream_events(answers.writes(shape)).await
-            }
+            Some(shape @ (Shape::Sse | Shape::Burst)) => self.stream_events(answers.writes(shape)).await,
             Some(shape @ Shape::Idle) => {
                 self.stream.write_all(&answers.writes(shape)[0]).await?;
                 self.hold_until_closed().await
             }
-            None if target.starts_with("/backend-api/wham/usage") => {
-                self.stream.write_all(answers.usage_poll()).await
-            }
+            None if target.starts_with("/backend-api/wham/usage") => self.stream.write_all(answers.usage_poll()).await,
             None => self.stream.write_all(NOT_FOUND).await,
         }
     }
@@ -147,26 +139,17 @@ impl Head {
     fn parse(bytes: &[u8]) -> io::Result<Self> {
         let text = std::str::from_utf8(bytes).map_err(|_| io::ErrorKind::InvalidData)?;
         let mut lines = text.split("\r\n");
-        let target = lines
-            .next()
-            .and_then(|line| line.split(' ').nth(1))
-            .ok_or(io::ErrorKind::InvalidData)?;
+        let target = lines.next().and_then(|line| line.split(' ').nth(1)).ok_or(io::ErrorKind::InvalidData)?;
         let mut framing = Framing::Sized(0);
         for (name, value) in lines.filter_map(|line| line.split_once(':')) {
             if name.eq_ignore_ascii_case("content-length") {
-                let length = value
-                    .trim()
-                    .parse()
-                    .map_err(|_| io::ErrorKind::InvalidData)?;
+                let length = value.trim().parse().map_err(|_| io::ErrorKind::InvalidData)?;
                 framing = Framing::Sized(length);
             } else if name.eq_ignore_ascii_case("transfer-encoding") {
                 framing = Framing::Chunked;
             }
         }
-        Ok(Self {
-            target: target.to_owned(),
-            framing,
-        })
+        Ok(Self { target: target.to_owned(), framing })
     }
 }
 
@@ -184,9 +167,7 @@ impl Framing {
 }
 
 fn find(within: &[u8], sought: &[u8]) -> Option<usize> {
-    within
-        .windows(sought.len())
-        .position(|window| window == sought)
+    within.windows(sought.len()).position(|window| window == sought)
 }
 
 #[cfg(test)]
@@ -195,8 +176,7 @@ mod tests {
 
     #[test]
     fn a_head_gives_its_target_and_framing() {
-        let Ok(head) = Head::parse(b"POST /a?shape=json HTTP/1.1\r\nContent-Length: 12\r\n\r\n")
-        else {
+        let Ok(head) = Head::parse(b"POST /a?shape=json HTTP/1.1\r\nContent-Length: 12\r\n\r\n") else {
             panic!("not parsed");
         };
         assert_eq!(head.target, "/a?shape=json");
@@ -207,10 +187,7 @@ mod tests {
     #[test]
     fn a_chunked_body_ends_with_its_last_chunk() {
         assert_eq!(Framing::Chunked.body_bytes(b"2\r\n{}\r\n0\r\n"), None);
-        assert_eq!(
-            Framing::Chunked.body_bytes(b"2\r\n{}\r\n0\r\n\r\nPOST"),
-            Some(12)
-        );
+        assert_eq!(Framing::Chunked.body_bytes(b"2\r\n{}\r\n0\r\n\r\nPOST"), Some(12));
         assert_eq!(Framing::Chunked.body_bytes(b"0\r\n\r\n"), Some(5));
     }
 }

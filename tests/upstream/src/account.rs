@@ -40,9 +40,7 @@ impl Account {
             turns: Script::default(),
             polls: Script::default(),
         };
-        Account {
-            state: Arc::new(state),
-        }
+        Account { state: Arc::new(state) }
     }
 
     /// The account's id: what `ChatGPT-Account-Id` must say, if it says anything.
@@ -112,10 +110,7 @@ impl Account {
     }
 
     fn told(&self) -> std::sync::MutexGuard<'_, Told> {
-        self.state
-            .standing
-            .lock()
-            .expect("no holder of the standing panics")
+        self.state.standing.lock().expect("no holder of the standing panics")
     }
 }
 

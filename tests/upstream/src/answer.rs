@@ -70,24 +70,12 @@ impl Prepared {
     pub(crate) fn new(reply: Reply) -> Self {
         let turn = match &reply.content {
             Content::Natural(turn) => turn.clone(),
-            Content::Error(_) | Content::Raw { .. } | Content::Garbage(_) => Turn {
-                deltas: 0,
-                ..Turn::default()
-            },
+            Content::Error(_) | Content::Raw { .. } | Content::Garbage(_) => Turn { deltas: 0, ..Turn::default() },
         };
         let delta = filler(turn.delta_bytes);
         let (delta_events, delta_events_joined) = delta_events(reply.spelling, &delta, turn.deltas);
-        let usage = turn
-            .usage
-            .as_ref()
-            .map_or(Value::Null, |usage| usage.for_responses());
-        Prepared {
-            text: delta.repeat(turn.deltas),
-            delta_events,
-            delta_events_joined,
-            usage,
-            reply,
-        }
+        let usage = turn.usage.as_ref().map_or(Value::Null, |usage| usage.for_responses());
+        Prepared { text: delta.repeat(turn.deltas), delta_events, delta_events_joined, usage, reply }
     }
 
     /// The head and the body for one request.
@@ -113,12 +101,7 @@ impl Prepared {
         let streamed = whole.media == Some(EVENT_STREAM);
         let parts = self.reply.cut_up(whole.parts);
         let length = (!streamed).then(|| parts.iter().map(|part| part.len() as u64).sum());
-        Answer {
-            status: self.reply.status,
-            headers,
-            steps: self.reply.steps(parts),
-            length,
-        }
+        Answer { status: self.reply.status, headers, steps: self.reply.steps(parts), length }
     }
 
     fn whole(&self, call: &Call) -> Whole {
@@ -126,29 +109,21 @@ impl Prepared {
             Content::Natural(turn) => turn,
             Content::Error(fields) => return Whole::json(&json!({ "error": fields })),
             Content::Raw { body, media } => {
-                return Whole {
-                    media: *media,
-                    parts: vec![body.clone()],
-                };
+                return Whole { media: *media, parts: vec![body.clone()] };
             }
             Content::Garbage(_) => {
-                return Whole {
-                    media: None,
-                    parts: Vec::new(),
-                };
+                return Whole { media: None, parts: Vec::new() };
             }
         };
         match call.route {
-            Route::Responses if call.asked.stream => Whole {
-                media: Some(EVENT_STREAM),
-                parts: self.events(turn, call),
-            },
+            Route::Responses if call.asked.stream => {
+                Whole { media: Some(EVENT_STREAM), parts: self.events(turn, call) }
+            }
             Route::Responses => Whole::json_text(self.response(turn, call, turn.end)),
             Route::Compact => Whole::json(&self.compaction(turn, call)),
-            Route::ChatCompletions if call.asked.stream => Whole {
-                media: Some(EVENT_STREAM),
-                parts: self.chat_events(turn, call),
-            },
+            Route::ChatCompletions if call.asked.stream => {
+                Whole { media: Some(EVENT_STREAM), parts: self.chat_events(turn, call) }
+            }
             Route::ChatCompletions => Whole::json(&self.chat_completion(turn, call)),
             Route::Models => Whole::json(&models()),
             Route::CodexModels => Whole::json(&json!({ "models": [] })),
@@ -192,39 +167,21 @@ impl Prepared {
             let kept = self.reply.spelling.trim_last(last).len();
             last.truncate(kept);
         }
-        if self.reply.is_in_parts() {
-            parts
-        } else {
-            vec![join(&parts)]
-        }
+        if self.reply.is_in_parts() { parts } else { vec![join(&parts)] }
     }
 
     /// The response object at its end.
     fn response(&self, turn: &Turn, call: &Call, end: End) -> String {
         let (status, more) = match end {
             End::Completed | End::Missing => ("completed", ""),
-            End::Incomplete => (
-                "incomplete",
-                r#","incomplete_details":{"reason":"max_output_tokens"}"#,
-            ),
-            End::Failed => (
-                "failed",
-                r#","error":{"code":"server_error","message":"The model failed, as scripted."}"#,
-            ),
+            End::Incomplete => ("incomplete", r#","incomplete_details":{"reason":"max_output_tokens"}"#),
+            End::Failed => ("failed", r#","error":{"code":"server_error","message":"The model failed, as scripted."}"#),
         };
         let output = format!("[{}]", self.message());
         self.response_with(turn, call, status, &output, &self.usage.to_string(), more)
     }
 
-    fn response_with(
-        &self,
-        turn: &Turn,
-        call: &Call,
-        status: &str,
-        output: &str,
-        usage: &str,
-        more: &str,
-    ) -> String {
+    fn response_with(&self, turn: &Turn, call: &Call, status: &str, output: &str, usage: &str, more: &str) -> String {
         let (id, model) = (quoted(&call.response_id(turn)), quoted(call.model(turn)));
         let (tier, created_at) = (quoted(call.service_tier(turn)), unix_now());
         format!(
@@ -270,18 +227,10 @@ impl Prepared {
         };
         let choice = |delta: Value, finish: Value| json!([{"index": 0, "delta": delta, "finish_reason": finish}]);
         let delta = filler(turn.delta_bytes);
-        let mut parts = vec![chunk(
-            choice(json!({"role": "assistant", "content": ""}), Value::Null),
-            None,
-        )];
-        parts.extend(
-            (0..turn.deltas).map(|_| chunk(choice(json!({"content": delta}), Value::Null), None)),
-        );
+        let mut parts = vec![chunk(choice(json!({"role": "assistant", "content": ""}), Value::Null), None)];
+        parts.extend((0..turn.deltas).map(|_| chunk(choice(json!({"content": delta}), Value::Null), None)));
         if turn.end != End::Missing {
-            parts.push(chunk(
-                choice(json!({}), json!(finish_reason(turn.end))),
-                None,
-            ));
+            parts.push(chunk(choice(json!({}), json!(finish_reason(turn.end))), None));
             if let (true, Some(usage)) = (call.asked.include_usage, turn.usage) {
                 parts.push(chunk(json!([]), Some(usage.for_chat())));
             }
@@ -378,29 +327,16 @@ impl Reply {
 
 impl Call {
     fn response_id(&self, turn: &Turn) -> String {
-        let prefix = if self.route == Route::ChatCompletions {
-            "chatcmpl"
-        } else {
-            "resp"
-        };
-        turn.response_id
-            .clone()
-            .unwrap_or_else(|| format!("{prefix}_{:032x}", self.number))
+        let prefix = if self.route == Route::ChatCompletions { "chatcmpl" } else { "resp" };
+        turn.response_id.clone().unwrap_or_else(|| format!("{prefix}_{:032x}", self.number))
     }
 
     fn model<'a>(&'a self, turn: &'a Turn) -> &'a str {
-        turn.model
-            .as_deref()
-            .or(self.asked.model.as_deref())
-            .unwrap_or(MODEL)
+        turn.model.as_deref().or(self.asked.model.as_deref()).unwrap_or(MODEL)
     }
 
     fn service_tier<'a>(&'a self, turn: &'a Turn) -> &'a str {
-        let asked = self
-            .asked
-            .service_tier
-            .as_deref()
-            .filter(|tier| *tier != "auto");
+        let asked = self.asked.service_tier.as_deref().filter(|tier| *tier != "auto");
         turn.service_tier.as_deref().or(asked).unwrap_or("default")
     }
 }
@@ -411,10 +347,7 @@ impl Whole {
     }
 
     fn json_text(text: String) -> Self {
-        Whole {
-            media: Some(JSON),
-            parts: vec![Bytes::from(text)],
-        }
+        Whole { media: Some(JSON), parts: vec![Bytes::from(text)] }
     }
 }
 
@@ -430,10 +363,7 @@ fn delta_events(spelling: Spelling, delta: &str, count: usize) -> (Vec<Bytes>, B
     }
     let joined = Bytes::from(joined);
     let starts = std::iter::once(0).chain(ends.iter().copied());
-    let events = starts
-        .zip(&ends)
-        .map(|(start, &end)| joined.slice(start..end))
-        .collect();
+    let events = starts.zip(&ends).map(|(start, &end)| joined.slice(start..end)).collect();
     (events, joined)
 }
 
@@ -477,8 +407,7 @@ fn finish_reason(end: End) -> &'static str {
 }
 
 fn models() -> Value {
-    let models = MODELS.map(
-        |id| json!({"id": id, "object": "model", "created": 1_700_000_000, "owned_by": "scripted"}),
-    );
+    let models =
+        MODELS.map(|id| json!({"id": id, "object": "model", "created": 1_700_000_000, "owned_by": "scripted"}));
     json!({ "object": "list", "data": models })
 }

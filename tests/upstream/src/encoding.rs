@@ -33,11 +33,10 @@ impl Encoding {
     pub(crate) fn encode(self, parts: Vec<Bytes>) -> Vec<Bytes> {
         let encoded = match self {
             Encoding::Gzip => squeeze(GzEncoder::new(Vec::new(), Compression::default()), parts),
-            Encoding::Deflate => {
-                squeeze(ZlibEncoder::new(Vec::new(), Compression::default()), parts)
+            Encoding::Deflate => squeeze(ZlibEncoder::new(Vec::new(), Compression::default()), parts),
+            Encoding::Zstd => {
+                zstd::stream::write::Encoder::new(Vec::new(), ZSTD_LEVEL).and_then(|encoder| squeeze(encoder, parts))
             }
-            Encoding::Zstd => zstd::stream::write::Encoder::new(Vec::new(), ZSTD_LEVEL)
-                .and_then(|encoder| squeeze(encoder, parts)),
         };
         encoded.expect("writing to memory does not fail")
     }

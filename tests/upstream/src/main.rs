@@ -49,14 +49,8 @@ impl FromStr for NamedAccount {
             [token, id, five_hour, weekly, plan] => (token, id, five_hour, weekly, plan),
             _ => return Err("expected TOKEN:ACCOUNT_ID:FIVE_HOUR:WEEKLY[:PLAN]".to_owned()),
         };
-        let standing = Standing::new(plan)
-            .five_hour_used(percent(five_hour)?)
-            .weekly_used(percent(weekly)?);
-        Ok(NamedAccount {
-            token: token.to_owned(),
-            id: id.to_owned(),
-            standing,
-        })
+        let standing = Standing::new(plan).five_hour_used(percent(five_hour)?).weekly_used(percent(weekly)?);
+        Ok(NamedAccount { token: token.to_owned(), id: id.to_owned(), standing })
     }
 }
 
@@ -72,22 +66,14 @@ async fn main() -> io::Result<()> {
     let arguments = Arguments::parse();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let upstream = Upstream::start_with(Options {
-        port: arguments.port,
-        remember: Remember::Counts,
-    })
-    .await?;
-    let mut reply = Reply::ok()
-        .deltas(arguments.deltas)
-        .delta_bytes(arguments.delta_bytes);
+    let upstream = Upstream::start_with(Options { port: arguments.port, remember: Remember::Counts }).await?;
+    let mut reply = Reply::ok().deltas(arguments.deltas).delta_bytes(arguments.delta_bytes);
     if arguments.delay_per_delta > 0 {
         reply = reply.pause_between(Duration::from_millis(arguments.delay_per_delta));
     }
     upstream.always(reply);
     for account in arguments.accounts {
-        upstream
-            .account(&account.token, &account.id)
-            .set_standing(account.standing);
+        upstream.account(&account.token, &account.id).set_standing(account.standing);
     }
     if let Some(file) = &arguments.port_file {
         write_port(file, upstream.address().port())?;
@@ -118,13 +104,7 @@ mod tests {
     #[test]
     fn an_account_is_read_with_and_without_its_plan() {
         let account: NamedAccount = "at:acct:12:30.5:pro".parse().expect("an account");
-        assert_eq!(
-            (
-                account.standing.plan.as_str(),
-                account.standing.weekly.used_percent
-            ),
-            ("pro", 30.5)
-        );
+        assert_eq!((account.standing.plan.as_str(), account.standing.weekly.used_percent), ("pro", 30.5));
         let account: NamedAccount = "at:acct:12:30".parse().expect("an account");
         assert_eq!(account.standing.plan, "plus");
         assert!("at:acct:12:101".parse::<NamedAccount>().is_err());

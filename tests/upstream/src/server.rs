@@ -84,9 +84,7 @@ impl Upstream {
     /// # Panics
     /// If there is no port to listen on.
     pub async fn start() -> Self {
-        Self::start_with(Options::default())
-            .await
-            .expect("a free port on 127.0.0.1")
+        Self::start_with(Options::default()).await.expect("a free port on 127.0.0.1")
     }
 
     /// Starts as told.
@@ -104,14 +102,7 @@ impl Upstream {
             well: Arc::new(Prepared::new(Reply::ok())),
         });
         let task = Mutex::new(Some(tokio::spawn(accept(listener, Arc::clone(&stage)))));
-        Ok(Upstream {
-            stage,
-            listening: Arc::new(Listening {
-                address,
-                task,
-                record,
-            }),
-        })
+        Ok(Upstream { stage, listening: Arc::new(Listening { address, task, record }) })
     }
 
     /// Where it listens.
@@ -140,15 +131,8 @@ impl Upstream {
     }
 
     fn account_with(&self, token: &str, id: &str, form: HeaderForm) -> Account {
-        let mut accounts = self
-            .stage
-            .accounts
-            .lock()
-            .expect("no holder of the accounts panics");
-        accounts
-            .entry(token.to_owned())
-            .or_insert_with(|| Account::new(id, form))
-            .clone()
+        let mut accounts = self.stage.accounts.lock().expect("no holder of the accounts panics");
+        accounts.entry(token.to_owned()).or_insert_with(|| Account::new(id, form)).clone()
     }
 
     /// The reply to every turn of every account that has no script of its own.
@@ -163,10 +147,7 @@ impl Upstream {
 
     /// The turns among [`requests`](Self::requests): POSTs to a model route.
     pub fn turns(&self) -> Vec<SeenRequest> {
-        self.requests()
-            .into_iter()
-            .filter(SeenRequest::is_turn)
-            .collect()
+        self.requests().into_iter().filter(SeenRequest::is_turn).collect()
     }
 
     /// How many requests there were, kept or not.
@@ -179,12 +160,7 @@ impl Upstream {
     /// # Panics
     /// After [`WAIT_MAX`](crate::WAIT_MAX), with what was seen instead.
     pub async fn wait_for_requests(&self, count: usize) -> Vec<SeenRequest> {
-        self.stage
-            .record
-            .wait(&format!("{count} requests"), |counts| {
-                counts.requests >= count
-            })
-            .await;
+        self.stage.record.wait(&format!("{count} requests"), |counts| counts.requests >= count).await;
         self.requests()
     }
 
@@ -193,10 +169,7 @@ impl Upstream {
     /// # Panics
     /// As [`wait_for_requests`](Self::wait_for_requests).
     pub async fn wait_for_turns(&self, count: usize) -> Vec<SeenRequest> {
-        self.stage
-            .record
-            .wait(&format!("{count} turns"), |counts| counts.turns >= count)
-            .await;
+        self.stage.record.wait(&format!("{count} turns"), |counts| counts.turns >= count).await;
         self.turns()
     }
 
@@ -211,12 +184,7 @@ impl Upstream {
     /// # Panics
     /// As [`wait_for_requests`](Self::wait_for_requests).
     pub async fn wait_for_abandoned(&self, count: usize) {
-        self.stage
-            .record
-            .wait(&format!("{count} abandoned requests"), |counts| {
-                counts.abandoned >= count
-            })
-            .await;
+        self.stage.record.wait(&format!("{count} abandoned requests"), |counts| counts.abandoned >= count).await;
     }
 
     /// Closes the listener and every connection; both are closed when this returns.
@@ -232,11 +200,7 @@ impl Upstream {
 impl Listening {
     fn end(&self) -> Option<JoinHandle<()>> {
         self.record.stopping();
-        let task = self
-            .task
-            .lock()
-            .expect("no holder of the task panics")
-            .take();
+        let task = self.task.lock().expect("no holder of the task panics").take();
         task.inspect(JoinHandle::abort)
     }
 }
@@ -289,10 +253,7 @@ impl Stage {
         let asked = Asked::read(&head.headers, &body);
         self.record.add(SeenRequest {
             method: head.method,
-            target: head
-                .uri
-                .path_and_query()
-                .map_or_else(|| head.uri.to_string(), ToString::to_string),
+            target: head.uri.path_and_query().map_or_else(|| head.uri.to_string(), ToString::to_string),
             headers: head.headers,
             body,
             account: account.as_ref().map(|account| account.id().to_owned()),
@@ -301,55 +262,27 @@ impl Stage {
         });
         let prepared = match (prepared, &asked, route) {
             // Only where nothing was scripted: a script answers whatever the body is.
-            (
-                Chosen::Default(_),
-                None,
-                Some(Route::Responses | Route::Compact | Route::ChatCompletions),
-            ) => error(
-                400,
-                "invalid_request_error",
-                "We could not parse the JSON body of your request.",
-            ),
+            (Chosen::Default(_), None, Some(Route::Responses | Route::Compact | Route::ChatCompletions)) => {
+                error(400, "invalid_request_error", "We could not parse the JSON body of your request.")
+            }
             (Chosen::Default(prepared) | Chosen::Scripted(prepared), _, _) => prepared,
         };
         if let Some(gate) = &prepared.reply.head_gate {
             gate.clone().pass().await;
         }
         break_before_head(&prepared.reply, &wire, &mut underway).await?;
-        let call = call(
-            route,
-            account.as_ref(),
-            &prepared.reply,
-            asked.unwrap_or_default(),
-        );
+        let call = call(route, account.as_ref(), &prepared.reply, asked.unwrap_or_default());
         Ok(respond(prepared.answer(call), wire, underway))
     }
 
     fn account_of(&self, headers: &HeaderMap) -> Option<Account> {
-        let token = headers
-            .get(AUTHORIZATION)?
-            .to_str()
-            .ok()?
-            .strip_prefix("Bearer ")?;
-        self.accounts
-            .lock()
-            .expect("no holder of the accounts panics")
-            .get(token)
-            .cloned()
+        let token = headers.get(AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")?;
+        self.accounts.lock().expect("no holder of the accounts panics").get(token).cloned()
     }
 
-    fn choose(
-        &self,
-        route: Option<Route>,
-        account: Option<&Account>,
-        headers: &HeaderMap,
-    ) -> Chosen {
+    fn choose(&self, route: Option<Route>, account: Option<&Account>, headers: &HeaderMap) -> Chosen {
         let Some(route) = route else {
-            return Chosen::Scripted(error(
-                404,
-                "invalid_request_error",
-                "no such path on the scripted upstream",
-            ));
+            return Chosen::Scripted(error(404, "invalid_request_error", "no such path on the scripted upstream"));
         };
         let Some(account) = account else {
             return Chosen::Scripted(error(
@@ -360,11 +293,7 @@ impl Stage {
         };
         let named = headers.get("chatgpt-account-id");
         if named.is_some_and(|id| id.as_bytes() != account.id().as_bytes()) {
-            return Chosen::Scripted(error(
-                401,
-                "invalid_request_error",
-                "The account id is not that of the token.",
-            ));
+            return Chosen::Scripted(error(401, "invalid_request_error", "The account id is not that of the token."));
         }
         let scripted = match route {
             Route::Responses | Route::Compact | Route::ChatCompletions => {
@@ -386,9 +315,7 @@ enum Chosen {
 fn route(method: &Method, path: &str) -> Option<Route> {
     match (method, path) {
         (&Method::POST, "/backend-api/codex/responses" | "/v1/responses") => Some(Route::Responses),
-        (&Method::POST, "/backend-api/codex/responses/compact" | "/v1/responses/compact") => {
-            Some(Route::Compact)
-        }
+        (&Method::POST, "/backend-api/codex/responses/compact" | "/v1/responses/compact") => Some(Route::Compact),
         (&Method::POST, "/v1/chat/completions") => Some(Route::ChatCompletions),
         (&Method::GET, "/v1/models") => Some(Route::Models),
         (&Method::GET, "/backend-api/codex/models") => Some(Route::CodexModels),
@@ -402,11 +329,7 @@ fn error(status: u16, error_type: &str, message: &str) -> Arc<Prepared> {
 }
 
 /// Ends the connection in place of an answer, if the reply says so.
-async fn break_before_head(
-    reply: &Reply,
-    wire: &Wire,
-    underway: &mut Underway,
-) -> Result<(), Broken> {
+async fn break_before_head(reply: &Reply, wire: &Wire, underway: &mut Underway) -> Result<(), Broken> {
     if let Content::Garbage(bytes) = &reply.content {
         // The client may close at the first strange byte; that is its right.
         let _ = wire.write_bare(bytes).await;
@@ -418,10 +341,7 @@ async fn break_before_head(
 }
 
 fn call(route: Option<Route>, account: Option<&Account>, reply: &Reply, asked: Asked) -> Call {
-    let turn = matches!(
-        route,
-        Some(Route::Responses | Route::Compact | Route::ChatCompletions)
-    );
+    let turn = matches!(route, Some(Route::Responses | Route::Compact | Route::ChatCompletions));
     if let (Some(account), true, true) = (account, turn, reply.status.is_success()) {
         account.use_one_turn();
     }
@@ -429,21 +349,14 @@ fn call(route: Option<Route>, account: Option<&Account>, reply: &Reply, asked: A
         // A request without a route has an error for a reply, which looks at no route.
         route: route.unwrap_or(Route::Models),
         asked,
-        usage_body: account
-            .filter(|_| route == Some(Route::Usage))
-            .map(|account| account.standing().usage_body()),
+        usage_body: account.filter(|_| route == Some(Route::Usage)).map(|account| account.standing().usage_body()),
         rate_limits: account.map(Account::rate_limit_headers).unwrap_or_default(),
         number: NEXT_NUMBER.fetch_add(1, Ordering::Relaxed),
     }
 }
 
 fn respond(answer: Answer, wire: Arc<Wire>, underway: Underway) -> Response<ScriptedBody> {
-    let mut response = Response::new(ScriptedBody::new(
-        answer.steps,
-        answer.length,
-        wire,
-        underway,
-    ));
+    let mut response = Response::new(ScriptedBody::new(answer.steps, answer.length, wire, underway));
     *response.status_mut() = answer.status;
     *response.headers_mut() = answer.headers;
     response

@@ -6,11 +6,9 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::policies::Policies;
-use super::service::{check_detour, Context};
+use super::service::{Context, check_detour};
 use super::{Findings, default_credential_path, span};
-use crate::config::raw::{
-    LaterCredentialType, RawBalancer, RawCredential, RawDefault, RawDuration, RawOcm,
-};
+use crate::config::raw::{LaterCredentialType, RawBalancer, RawCredential, RawDefault, RawDuration, RawOcm};
 use crate::config::shape::join;
 use crate::config::{Caps, CredentialConfig, PolicyId, PolicyKind, PoolConfig};
 

@@ -117,9 +117,10 @@ impl Policies {
     /// The shipped policy `name` with `config`: one for all that ask for the same.
     pub(super) fn shipped(&mut self, name: &'static str, config: Value) -> PolicyId {
         let source = PolicySource::Shipped(name);
-        let same = self.found.iter().position(|policy| {
-            policy.path_in_config.is_empty() && policy.source == source && policy.config == config
-        });
+        let same = self
+            .found
+            .iter()
+            .position(|policy| policy.path_in_config.is_empty() && policy.source == source && policy.config == config);
         if let Some(index) = same {
             return PolicyId(index);
         }

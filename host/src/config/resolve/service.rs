@@ -8,9 +8,9 @@ use http::uri::Uri;
 use http::{HeaderName, HeaderValue};
 use serde_json::json;
 
+use super::Findings;
 use super::credentials::{Files, Resolved, several, single};
 use super::policies::Policies;
-use super::Findings;
 use crate::config::raw::{OneOrMany, RawConfig, RawEndpoints, RawOcm, RawTls, RawUser};
 use crate::config::shape::join;
 use crate::config::{
@@ -126,13 +126,7 @@ fn users(
     users
 }
 
-fn user_pool(
-    path: &str,
-    user: &RawUser,
-    multiple: bool,
-    pools: &[PoolConfig],
-    findings: &mut Findings<'_>,
-) -> usize {
+fn user_pool(path: &str, user: &RawUser, multiple: bool, pools: &[PoolConfig], findings: &mut Findings<'_>) -> usize {
     let path = join(path, "credential");
     match user.credential.as_deref().filter(|tag| !tag.is_empty()) {
         None if multiple => {
@@ -173,11 +167,7 @@ fn rewriters(
     rewriters
 }
 
-fn header_fields(
-    path: &str,
-    raw: &BTreeMap<String, OneOrMany<String>>,
-    findings: &mut Findings<'_>,
-) -> HeaderFields {
+fn header_fields(path: &str, raw: &BTreeMap<String, OneOrMany<String>>, findings: &mut Findings<'_>) -> HeaderFields {
     let mut fields: HeaderFields = Vec::new();
     for (name, values) in raw {
         let path = join(path, name);

@@ -44,9 +44,7 @@ async fn main() -> io::Result<()> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     ready::announce(&arguments.ready_file, listener.local_addr()?)?;
     // Accepting on a worker, not on the main thread: one thread does all the work.
-    tokio::spawn(accept(listener, proxy))
-        .await
-        .map_err(io::Error::other)
+    tokio::spawn(accept(listener, proxy)).await.map_err(io::Error::other)
 }
 
 async fn accept(listener: TcpListener, proxy: Proxy) {
@@ -65,10 +63,7 @@ async fn serve(stream: TcpStream, proxy: Proxy) {
     }
     let service = service_fn(|request| proxy.forward(request));
     // A client that goes away ends its own connection only.
-    http1::Builder::new()
-        .serve_connection(TokioIo::new(stream), service)
-        .await
-        .ok();
+    http1::Builder::new().serve_connection(TokioIo::new(stream), service).await.ok();
 }
 
 #[derive(Clone)]
@@ -106,12 +101,7 @@ impl Proxy {
         let mut parts = http::uri::Parts::default();
         parts.scheme = Some(Scheme::HTTP);
         parts.authority = Some(self.authority.clone());
-        parts.path_and_query = Some(
-            asked
-                .path_and_query()
-                .cloned()
-                .unwrap_or_else(|| PathAndQuery::from_static("/")),
-        );
+        parts.path_and_query = Some(asked.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/")));
         // With scheme, authority and path there is nothing left to refuse.
         Uri::from_parts(parts).unwrap_or_default()
     }

@@ -31,12 +31,7 @@ pub(super) async fn start(site: &Site, upstream: SocketAddr) -> Result<Running, 
         .map_err(|cause| StartError::Files { name: NAME, cause })?;
     let ready_file = folder.join("ready");
     let mut command = Command::new(&site.tollgate);
-    command
-        .arg("run")
-        .arg("-c")
-        .arg(config)
-        .arg("--ready-file")
-        .arg(&ready_file);
+    command.arg("run").arg("-c").arg(config).arg("--ready-file").arg(&ready_file);
     command.env("TOKIO_WORKER_THREADS", "1");
     let mut process = Process::start(NAME, command, &folder)?;
     let address = process.ready(|| address_in(&ready_file)).await?;
@@ -87,9 +82,7 @@ fn write_files(folder: &Path, upstream: SocketAddr, overrides: &Value) -> io::Re
 }
 
 fn auth_json(tag: &str) -> io::Result<Vec<u8>> {
-    let now = OffsetDateTime::now_utc()
-        .format(&Rfc3339)
-        .map_err(io::Error::other)?;
+    let now = OffsetDateTime::now_utc().format(&Rfc3339).map_err(io::Error::other)?;
     Ok(serde_json::to_vec_pretty(&json!({
         "OPENAI_API_KEY": null,
         "auth_mode": "chatgpt",
@@ -112,9 +105,7 @@ fn merge(onto: &mut Value, overrides: &Value) {
             }
         }
         (Value::Array(onto), Value::Array(overrides)) if onto.len() == overrides.len() => {
-            onto.iter_mut()
-                .zip(overrides)
-                .for_each(|(onto, value)| merge(onto, value));
+            onto.iter_mut().zip(overrides).for_each(|(onto, value)| merge(onto, value));
         }
         (onto, overrides) => *onto = overrides.clone(),
     }
@@ -129,10 +120,7 @@ mod tests {
     #[test]
     fn overrides_change_only_what_they_name() {
         let mut config = json!({"log": {"level": "warn"}, "services": [{"tag": "bench", "headers": {"a": "b"}}]});
-        merge(
-            &mut config,
-            &json!({"limits": {"streams": 9}, "services": [{"headers": {"c": "d"}}]}),
-        );
+        merge(&mut config, &json!({"limits": {"streams": 9}, "services": [{"headers": {"c": "d"}}]}));
         let expected = json!({
             "log": {"level": "warn"},
             "services": [{"tag": "bench", "headers": {"a": "b", "c": "d"}}],

@@ -1,0 +1,92 @@
+//! The ledger as a test reads it: from its file, beside the gateway.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rusqlite::types::Value as Sql;
+use rusqlite::{Connection, OpenFlags};
+
+/// A row, by the names of its columns.
+#[derive(Debug, Clone)]
+pub struct Row {
+    columns: BTreeMap<String, Sql>,
+}
+
+impl Row {
+    /// A column's text; none where it is NULL.
+    ///
+    /// # Panics
+    /// There is no such column, or it is a number.
+    pub fn text(&self, column: &str) -> Option<&str> {
+        match &self.columns[column] {
+            Sql::Null => None,
+            Sql::Text(text) => Some(text),
+            other => panic!("{column}: {other:?} is no text"),
+        }
+    }
+
+    /// A column's number; none where it is NULL.
+    ///
+    /// # Panics
+    /// There is no such column, or it is no integer.
+    pub fn number(&self, column: &str) -> Option<i64> {
+        match &self.columns[column] {
+            Sql::Null => None,
+            Sql::Integer(number) => Some(*number),
+            other => panic!("{column}: {other:?} is no integer"),
+        }
+    }
+
+    /// The attempts: credential and outcome of each.
+    pub fn attempts(&self) -> Vec<(String, String)> {
+        let list: serde_json::Value =
+            serde_json::from_str(self.text("attempts").expect("never NULL")).expect("attempts are JSON");
+        let text = |value: &serde_json::Value| value.as_str().expect("a text").to_owned();
+        list.as_array()
+            .expect("a list")
+            .iter()
+            .map(|attempt| (text(&attempt["credential"]), text(&attempt["outcome"])))
+            .collect()
+    }
+
+    /// Everything in it, as text: for a search for what must not be there.
+    pub fn everything(&self) -> String {
+        format!("{:?}", self.columns)
+    }
+}
+
+/// All rows of the ledger at `path`, in order; none where there is no ledger yet.
+pub fn rows(path: &Path) -> Vec<Row> {
+    let Ok(connection) = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY) else {
+        return Vec::new();
+    };
+    connection.busy_timeout(Duration::from_secs(5)).expect("a time-out can be set");
+    let Ok(mut query) = connection.prepare("SELECT * FROM usage ORDER BY id") else {
+        return Vec::new();
+    };
+    let names: Vec<String> = query.column_names().into_iter().map(str::to_owned).collect();
+    let rows = query.query_map([], |row| {
+        let columns = names.iter().enumerate().map(|(place, name)| Ok((name.clone(), row.get(place)?)));
+        Ok(Row { columns: columns.collect::<rusqlite::Result<_>>()? })
+    });
+    rows.expect("the ledger can be read").map(|row| row.expect("a row")).collect()
+}
+
+/// Waits until the ledger at `path` has `count` rows, at most ten seconds.
+///
+/// # Panics
+/// It has not, or has more.
+pub async fn wait_for_rows(path: &Path, count: usize) -> Vec<Row> {
+    let begun = Instant::now();
+    loop {
+        let found = rows(path);
+        assert!(found.len() <= count, "{} rows, expected {count}: {found:#?}", found.len());
+        if found.len() == count {
+            return found;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(10), "{} rows, expected {count}: {found:#?}", found.len());
+        // Another process may write it: there is no signal but the file.
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
