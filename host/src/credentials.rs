@@ -7,7 +7,7 @@ mod auth_file;
 mod standing;
 
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -31,6 +31,8 @@ const REFUSED_FOR: Duration = Duration::from_secs(5 * 60);
 pub struct Credential {
     config: CredentialConfig,
     in_flight: AtomicU32,
+    /// Counts the changes of its plan.
+    plan_version: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -62,7 +64,7 @@ impl Credential {
             suspect: false,
             standing: Standing::default(),
         };
-        Self { config, in_flight: AtomicU32::new(0), state: Mutex::new(state) }
+        Self { config, in_flight: AtomicU32::new(0), plan_version: AtomicU64::new(0), state: Mutex::new(state) }
     }
 
     /// Its name.
@@ -96,8 +98,10 @@ impl Credential {
         state.suspect = false;
         if let Ok(identity) = &read
             && let Some(plan) = &identity.plan
+            && *plan != state.standing.plan
         {
             state.standing.plan.clone_from(plan);
+            self.plan_version.fetch_add(1, Ordering::Release);
         }
         state.identity = read.clone();
         read
@@ -124,6 +128,11 @@ impl Credential {
     /// Its plan; empty while unknown.
     pub fn plan(&self) -> String {
         self.state().standing.plan.clone()
+    }
+
+    /// Changes whenever its plan does.
+    pub fn plan_version(&self) -> u64 {
+        self.plan_version.load(Ordering::Acquire)
     }
 
     /// How it stands, as a balancer sees it. An API key has no windows; where it is `excluded` it may not be chosen.

@@ -53,7 +53,7 @@ impl Meter {
     pub fn new(headers: &HeaderMap, decoded_bytes: u64) -> Self {
         let scanner = Scanner::for_type(headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()));
         let encoding = headers.get(CONTENT_ENCODING).map_or("", |value| value.to_str().unwrap_or("?"));
-        let source = match Decoder::new(encoding, Tap::new(scanner, decoded_bytes)) {
+        let source = match Decoder::choose(encoding, Tap::new(scanner, decoded_bytes)) {
             decode::Chosen::Identity(tap) => Source::Plain(tap.into_scanner()),
             decode::Chosen::Decoder(decoder) => Source::Encoded(Box::new(decoder)),
             decode::Chosen::Unknown => Source::Blind("the response has a content encoding that is not known"),

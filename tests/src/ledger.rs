@@ -65,7 +65,7 @@ pub fn rows(path: &Path) -> Vec<Row> {
     let Ok(mut query) = connection.prepare("SELECT * FROM usage ORDER BY id") else {
         return Vec::new();
     };
-    let names: Vec<String> = query.column_names().into_iter().map(str::to_owned).collect();
+    let names: Vec<String> = query.column_names().map(str::to_owned).collect();
     let rows = query.query_map([], |row| {
         let columns = names.iter().enumerate().map(|(place, name)| Ok((name.clone(), row.get(place)?)));
         Ok(Row { columns: columns.collect::<rusqlite::Result<_>>()? })

@@ -69,7 +69,7 @@ pub(super) enum Chosen {
 }
 
 impl Decoder {
-    pub(super) fn new(encoding: &str, tap: Tap) -> Chosen {
+    pub(super) fn choose(encoding: &str, tap: Tap) -> Chosen {
         Chosen::Decoder(match encoding.trim().to_ascii_lowercase().as_str() {
             "" | "identity" => return Chosen::Identity(tap),
             "gzip" | "x-gzip" => Self::Gzip(MultiGzDecoder::new(tap)),

@@ -53,8 +53,15 @@ pub(super) async fn send(service: &Service, inspected: Inspected) -> Result<(Ans
             Err(nobody) => return Err(open.refuse(last.unwrap_or(nobody)).await),
         };
         let credential = selected.credential;
-        let may_go_on = body.can_be_sent_again() && open.pool().members.len() > tried.len() + 1;
         tried.push(credential);
+        let others = if !body.can_be_sent_again() {
+            Others::OutOfReach
+        } else if tried.len() < open.pool().members.len() {
+            Others::Left
+        } else {
+            Others::NoneLeft
+        };
+        let may_go_on = others == Others::Left;
         // Moved where no further attempt can need them.
         let fields = if may_go_on { headers.clone() } else { headers.take() };
         let template =
@@ -64,7 +71,7 @@ pub(super) async fn send(service: &Service, inspected: Inspected) -> Result<(Ans
             Err(refusal) => return Err(open.refuse(refusal).await),
         };
         match forward(service, &mut open, credential, request).await {
-            Ok(sent) => match judge(service, &open, sent, may_go_on).await {
+            Ok(sent) => match judge(service, &open, sent, others).await {
                 Verdict::Answer(answered) => {
                     remember_home(service, &open, &answered, selected.move_home, now);
                     return Ok((answered, open));
@@ -77,6 +84,17 @@ pub(super) async fn send(service: &Service, inspected: Inspected) -> Result<(Ans
     }
 }
 
+/// Whether a request can go to another credential of its pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Others {
+    /// There are some that were not tried.
+    Left,
+    /// All were tried.
+    NoneLeft,
+    /// The body is gone: it was too large to be kept.
+    OutOfReach,
+}
+
 enum Verdict {
     /// The client gets this.
     Answer(Answered),
@@ -85,7 +103,7 @@ enum Verdict {
 }
 
 /// Whether a response goes to the client, or another credential is asked.
-async fn judge(service: &Service, open: &OpenRow, sent: Sent, may_go_on: bool) -> Verdict {
+async fn judge(service: &Service, open: &OpenRow, sent: Sent, others: Others) -> Verdict {
     let Sent { credential, mut response, reading } = sent;
     let account = &service.parts.credentials[credential];
     let answer = |response, read| Verdict::Answer(Answered { credential, response, read });
@@ -93,7 +111,7 @@ async fn judge(service: &Service, open: &OpenRow, sent: Sent, may_go_on: bool) -
         StatusCode::UNAUTHORIZED => {
             account.token_refused();
             tracing::warn!(credential = account.tag(), "upstream refused the credential's token");
-            if may_go_on { Verdict::Next } else { answer(response, Vec::new()) }
+            if others == Others::Left { Verdict::Next } else { answer(response, Vec::new()) }
         }
         // A key's limits are of seconds and of its own: its client knows what to do.
         StatusCode::TOO_MANY_REQUESTS if is_oauth(service, credential) => {
@@ -102,7 +120,12 @@ async fn judge(service: &Service, open: &OpenRow, sent: Sent, may_go_on: bool) -
             let told = reading.refused_until().or_else(|| told_in_body(&read, now));
             let until = account.refused(told.or_else(|| retry_after(response.headers(), now)), now);
             tracing::warn!(credential = account.tag(), until = until.rfc3339(), "upstream refuses the credential");
-            if may_go_on || !open.pool().single { Verdict::Next } else { answer(response, read) }
+            match others {
+                Others::Left => Verdict::Next,
+                // The pool's answer tells when its first credential is back; upstream's only when this one is.
+                Others::NoneLeft if !open.pool().single => Verdict::Next,
+                Others::NoneLeft | Others::OutOfReach => answer(response, read),
+            }
         }
         _ => answer(response, Vec::new()),
     }

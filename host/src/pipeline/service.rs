@@ -59,7 +59,8 @@ pub(super) struct Pool {
     pub(super) balancer: Arc<Balancer>,
     /// It is one credential alone: there is nothing to choose.
     pub(super) single: bool,
-    announced: Mutex<Members>,
+    /// The members as balancers are told of them, and the sum of their plans' versions then.
+    announced: Mutex<(u64, Members)>,
     homeless: AtomicU64,
 }
 
@@ -105,31 +106,36 @@ impl Service {
 
 impl Pool {
     fn new(config: PoolConfig, balancer: &Arc<Balancer>, credentials: &[Arc<Credential>]) -> Self {
+        let versions = versions(&config.members, credentials);
         let named = named(&config.members, credentials);
         Self {
             tag: config.tag,
             members: config.members,
             balancer: Arc::clone(balancer),
             single: config.single,
-            announced: Mutex::new(Members::new(named)),
+            announced: Mutex::new((versions, Members::new(named))),
             homeless: AtomicU64::new(0),
         }
     }
 
     /// The members as a balancer is told of them, with their plans as they are now.
     pub(super) fn members_named(&self, credentials: &[Arc<Credential>]) -> Members {
-        let named = named(&self.members, credentials);
+        let versions = versions(&self.members, credentials);
         let mut announced = self.announced.lock().unwrap_or_else(PoisonError::into_inner);
-        if announced.named() != named {
-            *announced = announced.changed(named);
+        if announced.0 != versions {
+            *announced = (versions, announced.1.changed(named(&self.members, credentials)));
         }
-        announced.clone()
+        announced.1.clone()
     }
 
     /// The place of a request in the order of those without a home; one that has one takes no place.
     pub(super) fn sequence(&self, has_home: bool) -> u64 {
         if has_home { self.homeless.load(Ordering::Relaxed) } else { self.homeless.fetch_add(1, Ordering::Relaxed) }
     }
+}
+
+fn versions(members: &[usize], credentials: &[Arc<Credential>]) -> u64 {
+    members.iter().map(|member| credentials[*member].plan_version()).sum()
 }
 
 fn named(members: &[usize], credentials: &[Arc<Credential>]) -> Vec<(String, String)> {

@@ -75,7 +75,8 @@ async fn serve_tls(
     peer: std::net::SocketAddr,
     accepting: &Accepting,
 ) -> Result<(), Failure> {
-    let stream = tls.accept(stream).await?;
+    let Some(stream) = before_draining(accepting, tls.accept(stream)).await else { return Ok(()) };
+    let stream = stream?;
     if is_http2(&stream) {
         serve_http2(TokioIo::new(stream), peer, accepting).await
     } else {
@@ -84,13 +85,21 @@ async fn serve_tls(
 }
 
 async fn serve_clear(stream: TcpStream, peer: std::net::SocketAddr, accepting: &Accepting) -> Result<(), Failure> {
-    let Ok(begun) = timeout(accepting.limits.head_timeout, begins_http2(&stream)).await else {
-        return Err("no request in time".into());
-    };
-    if begun? {
+    let beginning = timeout(accepting.limits.head_timeout, begins_http2(&stream));
+    let Some(begun) = before_draining(accepting, beginning).await else { return Ok(()) };
+    if begun.map_err(|_| "no request in time")?? {
         serve_http2(TokioIo::new(stream), peer, accepting).await
     } else {
         serve_http1(TokioIo::new(stream), peer, accepting).await
+    }
+}
+
+/// Waits for what comes before a connection's first request, but not once the gateway drains.
+async fn before_draining<T>(accepting: &Accepting, waiting: impl Future<Output = T>) -> Option<T> {
+    let mut phases = accepting.phases.clone();
+    tokio::select! {
+        done = waiting => Some(done),
+        _ = phases.wait_for(|phase| *phase != Phase::Serving) => None,
     }
 }
 

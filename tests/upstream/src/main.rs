@@ -1,5 +1,9 @@
-//! The scripted upstream as a program: for benches, and for trying the gateway by hand.
+//! The scripted upstream as a program: for benches, for the checks with real clients, and for trying the gateway by
+//! hand.
 
+mod control;
+
+use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -8,6 +12,8 @@ use std::time::Duration;
 use clap::Parser;
 use scripted_upstream::{Options, Remember, Reply, Standing, Upstream};
 use tokio::signal::unix::{SignalKind, signal};
+
+use control::Control;
 
 /// A scripted stand-in for the OpenAI backend, on 127.0.0.1.
 #[derive(Debug, Parser)]
@@ -21,6 +27,12 @@ struct Arguments {
     /// An account: TOKEN:ACCOUNT_ID:FIVE_HOUR:WEEKLY[:PLAN], use in percent. May be repeated.
     #[arg(long = "account", value_name = "ACCOUNT")]
     accounts: Vec<NamedAccount>,
+    /// An API key and a name for it: KEY:NAME. It tells no rate-limit windows. May be repeated.
+    #[arg(long = "api-key", value_name = "API_KEY")]
+    api_keys: Vec<NamedKey>,
+    /// Listen for control too (see `control.rs`), keep every request, and write the control's port to this file.
+    #[arg(long, value_name = "FILE")]
+    control_port_file: Option<PathBuf>,
     /// Wait this long between events.
     #[arg(long, value_name = "MS", default_value_t = 0)]
     delay_per_delta: u64,
@@ -54,6 +66,21 @@ impl FromStr for NamedAccount {
     }
 }
 
+#[derive(Clone, Debug)]
+struct NamedKey {
+    key: String,
+    name: String,
+}
+
+impl FromStr for NamedKey {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (key, name) = text.split_once(':').ok_or("expected KEY:NAME")?;
+        Ok(NamedKey { key: key.to_owned(), name: name.to_owned() })
+    }
+}
+
 fn percent(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(percent),
@@ -66,14 +93,25 @@ async fn main() -> io::Result<()> {
     let arguments = Arguments::parse();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let upstream = Upstream::start_with(Options { port: arguments.port, remember: Remember::Counts }).await?;
+    let remember = if arguments.control_port_file.is_some() { Remember::Everything } else { Remember::Counts };
+    let upstream = Upstream::start_with(Options { port: arguments.port, remember }).await?;
     let mut reply = Reply::ok().deltas(arguments.deltas).delta_bytes(arguments.delta_bytes);
     if arguments.delay_per_delta > 0 {
         reply = reply.pause_between(Duration::from_millis(arguments.delay_per_delta));
     }
     upstream.always(reply);
-    for account in arguments.accounts {
-        upstream.account(&account.token, &account.id).set_standing(account.standing);
+    let mut accounts = HashMap::new();
+    for NamedAccount { token, id, standing } in arguments.accounts {
+        let account = upstream.account(&token, &id);
+        account.set_standing(standing);
+        accounts.insert(id, account);
+    }
+    for NamedKey { key, name } in arguments.api_keys {
+        let account = upstream.api_key(&key, &name);
+        accounts.insert(name, account);
+    }
+    if let Some(file) = &arguments.control_port_file {
+        write_port(file, Control { upstream: upstream.clone(), accounts }.start().await?)?;
     }
     if let Some(file) = &arguments.port_file {
         write_port(file, upstream.address().port())?;

@@ -30,7 +30,7 @@ impl Spelling {
     }
 
     /// The bytes of the last event, without its line ends if the spelling says so.
-    pub(crate) fn trim_last<'a>(self, last: &'a [u8]) -> &'a [u8] {
+    pub(crate) fn trim_last(self, last: &[u8]) -> &[u8] {
         if !self.no_final_newline {
             return last;
         }

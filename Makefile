@@ -1,0 +1,69 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Each installs what is missing, and says what it does.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+CARGO ?= cargo
+DENY_VERSION := 0.20.2
+TOOLS := target/tools
+DENY := $(TOOLS)/bin/cargo-deny
+WASM_TARGET := wasm32-wasip2
+
+.PHONY: help demo test build lint deny docs examples clients bench bench-policies tools
+
+help: ## Show the targets.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: tools ## Build all and show the main job at work. DEMO_ONCE=1 ends after the tour.
+	@echo "== building the gateway, its policies and the demo (the first build takes some minutes)"
+	$(CARGO) build --locked -p tollgate -p tollgate-tests --bins
+	target/debug/demo
+
+test: tools lint ## Check the format, lint, run all tests, check licences, build the docs.
+	@echo "== building what the tests run"
+	$(CARGO) build --locked --workspace --bins
+	@echo "== all tests"
+	$(CARGO) test --locked --workspace
+	$(MAKE) examples deny docs
+
+build: tools ## Build the release binary.
+	$(CARGO) build --locked --release -p tollgate
+	@ls -l target/release/tollgate
+
+lint:
+	@echo "== format and lints"
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+examples: ## Build the example policies as components.
+	@echo "== the example policies, as components"
+	$(CARGO) build --locked --target $(WASM_TARGET) --profile policy --target-dir target/policies -p fewest-in-flight -p tag-sessions
+
+deny: $(DENY)
+	@echo "== licences, bans and sources of the dependencies"
+	$(DENY) check bans licenses sources
+
+docs:
+	@echo "== the documentation"
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps -p tollgate -p tollgate-policy
+
+clients: ## Run openai-python, openai-node and the Codex CLI against the gateway.
+	$(CARGO) build --locked -p tollgate -p scripted-upstream
+	tests/clients/run
+
+bench: tools examples ## Measure the gateway beside a bare hyper proxy and nginx, and the policies' calls.
+	@command -v nginx > /dev/null || { echo "== installing nginx"; apt-get update -qq && apt-get install -y -qq nginx-light; }
+	$(CARGO) build --locked --release -p tollgate -p tollgate-bench
+	$(CARGO) bench --locked -p tollgate-bench
+	target/release/tollgate-bench $(BENCH_ARGS)
+
+tools:
+	@command -v cc > /dev/null || { echo "== installing a C compiler (SQLite and zstd are built from source)"; apt-get update -qq && apt-get install -y -qq gcc libc6-dev; }
+	@command -v $(CARGO) > /dev/null || { echo "cargo is missing: install Rust by rustup (https://rustup.rs)"; exit 1; }
+	@rustup target list --installed | grep -qx $(WASM_TARGET) || { echo "== installing the target $(WASM_TARGET)"; rustup target add $(WASM_TARGET); }
+	@for part in clippy rustfmt; do rustup component list --installed | grep -q "^$$part" || { echo "== installing $$part"; rustup component add $$part; }; done
+
+$(DENY):
+	@echo "== installing cargo-deny $(DENY_VERSION) into $(TOOLS) (some minutes)"
+	$(CARGO) install cargo-deny --locked --version $(DENY_VERSION) --root $(TOOLS)

@@ -1,0 +1,63 @@
+//! How fast a response is read on its way past.
+
+use std::hint::black_box;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use http::{HeaderMap, HeaderValue};
+use tollgate::meter::Meter;
+
+const EVENTS: usize = 5000;
+
+fn headers(content_type: &'static str) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert("content-type", HeaderValue::from_static(content_type));
+    headers
+}
+
+/// Deltas as Codex gets them, about 250 bytes each.
+fn deltas() -> String {
+    let delta = |number: usize| {
+        format!(
+            "event: response.output_text.delta\ndata: {{\"type\":\"response.output_text.delta\",\"sequence_number\":{number},\
+             \"item_id\":\"msg_0199a0c49a527d10b0c95d1f0e5a2f11\",\"output_index\":0,\"content_index\":0,\
+             \"delta\":\" word\",\"logprobs\":[],\"obfuscation\":\"aF3kLmN09\"}}\n\n"
+        )
+    };
+    (0..EVENTS).map(delta).collect()
+}
+
+fn last() -> String {
+    let output = "x".repeat(100_000);
+    format!(
+        "event: response.completed\ndata: {{\"type\":\"response.completed\",\"response\":{{\"id\":\"resp_1\",\"model\":\"gpt-5.4\",\
+         \"output\":[{{\"content\":[{{\"text\":\"{output}\"}}]}}],\"usage\":{{\"input_tokens\":1,\"output_tokens\":2}}}}}}\n\n"
+    )
+}
+
+fn chat() -> String {
+    let chunk = "data: {\"id\":\"chatcmpl-1\",\"object\":\"chat.completion.chunk\",\"created\":1,\"model\":\"gpt-4o\",\
+                 \"choices\":[{\"index\":0,\"delta\":{\"content\":\" word\"},\"finish_reason\":null}],\"usage\":null}\n\n";
+    chunk.repeat(EVENTS)
+}
+
+fn meter(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("meter");
+    for (name, body) in [("deltas", deltas()), ("last-event", last()), ("chat-chunks", chat())] {
+        group.throughput(Throughput::Bytes(body.len() as u64));
+        for piece in [256, 4096, 65_536] {
+            group.bench_function(BenchmarkId::new(name, piece), |bencher| {
+                bencher.iter(|| {
+                    let mut meter = Meter::new(&headers("text/event-stream"), 1 << 30);
+                    for piece in body.as_bytes().chunks(piece) {
+                        black_box(meter.feed(piece));
+                    }
+                    meter.metered()
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, meter);
+criterion_main!(benches);

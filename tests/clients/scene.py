@@ -1,0 +1,241 @@
+"""The scene: accounts, credentials and a config in a folder, the scripted upstream and the real gateway over them.
+
+Nothing in it is secret, and nothing leads off this machine. Whatever is started here ends with the scene: by
+`Scene.end`, and by the kernel (`setpriv --pdeathsig`) should this process be killed.
+"""
+
+import base64
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import signal
+import sqlite3
+import subprocess
+import tempfile
+import time
+import urllib.request
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BINARIES = ROOT / "target" / "debug"
+CLIENTS = ROOT / "target" / "clients"
+
+# In seconds. The gateway compiles its policies at start, which takes a while on a machine that is busy.
+START_WAIT_MAX = 90
+# Above the gateway's drain time-out.
+STOP_WAIT_MAX = 40
+POLL = 0.02
+HOUR = 3600
+
+API_KEY = "sk-scripted-upstream"
+
+
+@dataclasses.dataclass(frozen=True)
+class User:
+    """Who shows `token`, and the credential or pool that serves them."""
+
+    name: str
+    credential: str
+
+    @property
+    def token(self):
+        return f"tg-client-{self.name}"
+
+
+# The pool of the SDKs, and one of its own for Codex, whose checks use its accounts up.
+POOLS = {"pool": ["ana", "ben"], "codex-pool": ["cyd", "dan"]}
+# Accounts with a 429 in store; each stands alone.
+LIMITED = ["limited-python", "limited-node"]
+OAUTH = [*POOLS["pool"], *POOLS["codex-pool"], *LIMITED]
+KEY = "key"
+
+USERS = {
+    user.name: user
+    for user in [
+        User("python", "pool"),
+        User("python-key", KEY),
+        User("python-limited", "limited-python"),
+        User("node", "pool"),
+        User("node-key", KEY),
+        User("node-limited", "limited-node"),
+        User("codex", "codex-pool"),
+    ]
+}
+
+
+class Scene:
+    """All that the clients need: `url`, and the means to steer and to look."""
+
+    def __init__(self):
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="tollgate-clients-"))
+        self.children = []
+        self.url = self.control_url = None
+
+    def set(self):
+        """Starts upstream and gateway.
+
+        By the folder: the files are there before the process that reads them.
+        """
+        accounts = [self._credential(tag) for tag in OAUTH]
+        self._write(f"auth-{KEY}.json", {"OPENAI_API_KEY": API_KEY})
+        port, control = self.folder / "port", self.folder / "control-port"
+        arguments = [text for account in accounts for text in ("--account", account)]
+        arguments += ["--api-key", f"{API_KEY}:{KEY}", "--port-file", port, "--control-port-file", control]
+        self._start("scripted-upstream", *arguments)
+        self.control_url = f"http://127.0.0.1:{self._wait_for(control).strip()}"
+        upstream = f"http://127.0.0.1:{self._wait_for(port).strip()}"
+        self._write("tollgate.json", self._config(upstream))
+        ready = self.folder / "ready.json"
+        self._start("tollgate", "run", "-c", self.folder / "tollgate.json", "--ready-file", ready)
+        self.url = f"http://{json.loads(self._wait_for(ready))['services'][0]['address']}"
+
+    def end(self):
+        """Stops what was started, the last first. Answers complaints; without any the folder goes too."""
+        complaints = []
+        for name, child in reversed(self.children):
+            if child.poll() is not None:
+                complaints.append(f"{name} had ended with {child.returncode}")
+                continue
+            child.send_signal(signal.SIGTERM)
+            try:
+                code = child.wait(STOP_WAIT_MAX)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+                code = f"no end within {STOP_WAIT_MAX} s"
+            if code != 0:
+                complaints.append(f"{name}: after SIGTERM expected exit code 0, found {code}")
+        self.children = []
+        return complaints
+
+    def clear_away(self):
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def script(self, account, **script):
+        """Tells the account behind credential `account` what to answer (see control.rs of the scripted upstream)."""
+        request = urllib.request.Request(f"{self.control_url}/account/{account_id(account)}", method="POST")
+        with LOOPBACK.open(request, json.dumps(script).encode(), timeout=10):
+            pass
+
+    def upstream_requests(self):
+        """Every request that upstream saw."""
+        with LOOPBACK.open(f"{self.control_url}/requests", timeout=30) as answer:
+            return json.load(answer)
+
+    def rows(self, after=0):
+        """The ledger's rows with an id above `after`. A row is there as soon as a client has the whole response."""
+        with sqlite3.connect(f"file:{self.folder}/data/ledger.db?mode=ro", uri=True) as ledger:
+            ledger.row_factory = sqlite3.Row
+            rows = ledger.execute("SELECT * FROM usage WHERE id > ? ORDER BY id", [after]).fetchall()
+        ledger.close()
+        return [dict(row) for row in rows]
+
+    def log(self):
+        """The gateway's events so far."""
+        lines = (self.folder / "gateway.log").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    def tails(self):
+        """The last lines of every log, for whoever looks into a failure."""
+        texts = []
+        for path in sorted(self.folder.glob("*.log")):
+            lines = path.read_text(errors="replace").splitlines()[-20:]
+            texts.append("\n".join([f"{path.name} ends:", *(f"  {line}" for line in lines)]))
+        return "\n".join(texts)
+
+    def _config(self, upstream):
+        credentials = [{"tag": tag, "credential_path": str(self.folder / f"auth-{tag}.json")} for tag in [*OAUTH, KEY]]
+        credentials += [
+            {"tag": tag, "type": "balancer", "strategy": "least_used", "credentials": members}
+            for tag, members in POOLS.items()
+        ]
+        users = [{"name": user.name, "token": user.token, "credential": user.credential} for user in USERS.values()]
+        return {
+            "log": {"level": "info", "output": str(self.folder / "gateway.log"), "format": "json"},
+            "data_dir": str(self.folder / "data"),
+            "services": [
+                {
+                    "type": "ocm",
+                    "tag": "clients",
+                    "listen": "127.0.0.1",
+                    "listen_port": 0,
+                    "credentials": credentials,
+                    "users": users,
+                    "endpoints": {
+                        "chatgpt": f"{upstream}/backend-api",
+                        "api": upstream,
+                        "token": f"{upstream}/oauth/token",
+                    },
+                }
+            ],
+        }
+
+    def _credential(self, tag):
+        """Writes an auth.json; answers the account behind it as the scripted upstream takes it."""
+        claims = {
+            "iss": "https://auth.openai.com",
+            "sub": tag,
+            "exp": int(time.time()) + 240 * HOUR,
+            "https://api.openai.com/auth": {"chatgpt_account_id": account_id(tag), "chatgpt_plan_type": "plus"},
+        }
+        access_token = jwt(claims, "access")
+        tokens = {
+            "id_token": jwt(claims, "id"),
+            "access_token": access_token,
+            "refresh_token": f"rt-{tag}",
+            "account_id": account_id(tag),
+        }
+        last_refresh = time.strftime("%Y-%m-%dT%H:%M:%S.000000000Z", time.gmtime())
+        self._write(f"auth-{tag}.json", {"OPENAI_API_KEY": None, "tokens": tokens, "last_refresh": last_refresh})
+        return f"{access_token}:{account_id(tag)}:10:20"
+
+    def _write(self, name, value):
+        path = self.folder / name
+        with open(path, "x", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+            json.dump(value, file, indent=2)
+
+    def _start(self, name, *arguments):
+        output = open(self.folder / f"{name}-output.log", "wb")
+        command = ["setpriv", "--pdeathsig", "TERM", "--", BINARIES / name, *arguments]
+        # A session of its own: Ctrl-C is ours to handle.
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+        output.close()
+        self.children.append((name, child))
+
+    def _wait_for(self, path):
+        """The text of a file that the child last started is going to write by rename."""
+        name, child = self.children[-1]
+        deadline = time.monotonic() + START_WAIT_MAX
+        while not path.exists():
+            if child.poll() is not None:
+                raise RuntimeError(f"{name} ended with {child.returncode} before it was ready")
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{name}: not ready within {START_WAIT_MAX} s")
+            time.sleep(POLL)
+        return path.read_text()
+
+
+# Past any proxy that the environment names.
+LOOPBACK = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def environment(**more):
+    """An environment for a client: nothing of the caller's accounts or proxies, and no way off this machine."""
+    names = ("PATH", "LANG", "TMPDIR")
+    kept = {name: os.environ[name] for name in names if name in os.environ}
+    nowhere = "http://127.0.0.1:9"
+    ways = {"HTTP_PROXY": nowhere, "HTTPS_PROXY": nowhere, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    return {**kept, **ways, **more}
+
+
+def account_id(tag):
+    return f"acct-{tag}"
+
+
+def jwt(claims, signature):
+    """A token of a JWT's shape; its signature is just a word."""
+    parts = ['{"alg":"none","typ":"JWT"}', json.dumps(claims), signature]
+    return ".".join(base64.urlsafe_b64encode(part.encode()).decode().rstrip("=") for part in parts)

@@ -1,0 +1,360 @@
+//! What `tollgate check` says of a configuration. A case is a folder of `tests/cases/config`: `case.json`, what the
+//! command prints of it to standard error (`case.stderr`) and, where it is accepted, to standard output
+//! (`case.stdout`). The command runs in a folder that holds the case and what [`fixtures`] puts beside it.
+//!
+//! `UPDATE_CASES=1` writes the expected files anew, and a person reads each of them before it is kept. `CASE=NAME`
+//! runs those whose name contains `NAME`.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{LazyLock, Mutex};
+use std::thread;
+
+use rcgen::CertifiedKey;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tollgate_tests::binary;
+
+/// In every secret of every case. No output may contain it.
+const CANARY: &str = "canary";
+
+/// What a command printed, and how it ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Said {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+/// A self-signed certificate, its key, and the key of another: made once.
+static CERTIFICATE: LazyLock<[String; 3]> = LazyLock::new(|| {
+    let made = |name: &str| rcgen::generate_simple_self_signed([name.to_owned()]).expect("a certificate can be made");
+    let CertifiedKey { cert, signing_key } = made("localhost");
+    [cert.pem(), signing_key.serialize_pem(), made("other").signing_key.serialize_pem()]
+});
+
+/// What stands beside every case.
+fn fixtures(folder: &Path) {
+    let write = |name: &str, content: &[u8]| fs::write(folder.join(name), content).expect("a fixture can be written");
+    let [certificate, key, other_key] = &*CERTIFICATE;
+    write("cert.pem", certificate.as_bytes());
+    write("key.pem", key.as_bytes());
+    write("other-key.pem", other_key.as_bytes());
+    write("text.txt", b"canary-text: neither JSON nor PEM nor WebAssembly\n");
+    write("empty", b"");
+    write("key-auth.json", br#"{ "OPENAI_API_KEY": "sk-canary" }"#);
+    for tag in ["a", "b"] {
+        let auth = tollgate_tests::oauth_file(&format!("canary-access-{tag}"), &format!("canary-account-{tag}"));
+        write(&format!("{tag}.json"), auth.to_string().as_bytes());
+    }
+    write("module.wasm", b"\0asm\x01\0\0\0");
+    write("nothing.wasm", COMPONENT);
+    write("broken.wasm", b"\0asm\x0d\0\x01\0\xff\xff");
+    let pricer = exports(&["tollgate:policy/lifecycle@0.1.0", "tollgate:policy/pricer@0.1.0"]);
+    write("pricer.wasm", &[COMPONENT, &pricer].concat());
+    write("sockets.wasm", &[COMPONENT, &imports(&["wasi:sockets/tcp@0.2.6"]), &pricer].concat());
+    fs::create_dir(folder.join("folder")).expect("a folder can be made");
+}
+
+/// The header of a WebAssembly component: one that has nothing in it.
+const COMPONENT: &[u8] = b"\0asm\x0d\0\x01\0";
+
+/// A component's section of imports: instances of these names.
+fn imports(names: &[&str]) -> Vec<u8> {
+    section(10, names, &[0x05, 0x00])
+}
+
+/// A component's section of exports: instances under these names.
+fn exports(names: &[&str]) -> Vec<u8> {
+    section(11, names, &[0x05, 0x00, 0x00])
+}
+
+fn section(id: u8, names: &[&str], what: &[u8]) -> Vec<u8> {
+    let small = |length: usize| u8::try_from(length).ok().filter(|length| *length < 0x80).expect("one byte of LEB128");
+    let mut content = vec![small(names.len())];
+    for name in names {
+        content.extend([0x00, small(name.len())]);
+        content.extend(name.as_bytes());
+        content.extend(what);
+    }
+    [&[id, small(content.len())], content.as_slice()].concat()
+}
+
+/// Runs `tollgate check -c FILE` in `folder`, with nothing in its environment that a case does not name.
+fn check(folder: &Path, file: &str) -> Said {
+    run(command(folder, file), folder)
+}
+
+fn command(folder: &Path, file: &str) -> Command {
+    let mut command = Command::new(binary());
+    command.args(["check", "-c", file]).current_dir(folder).env_clear().env("HOME", folder);
+    command
+}
+
+/// Runs `command`, with `folder` left out of what it prints.
+fn run(mut command: Command, folder: &Path) -> Said {
+    let output = command.stdin(Stdio::null()).output().expect("the binary runs");
+    let folder = folder.to_str().expect("temporary folders have plain names");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("messages are UTF-8").replace(folder, "$FOLDER");
+    Said { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+/// Runs `tollgate check` of `content`.
+fn check_text(content: impl AsRef<[u8]>) -> Said {
+    let folder = folder();
+    fs::write(folder.path().join("case.json"), content).expect("the case can be written");
+    check(folder.path(), "case.json")
+}
+
+fn folder() -> TempDir {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    fixtures(folder.path());
+    folder
+}
+
+fn cases() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("cases/config")
+}
+
+fn names() -> Vec<String> {
+    let entries = fs::read_dir(cases()).expect("the cases are there");
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.expect("an entry").file_name().into_string().expect("cases have plain names"))
+        .filter(|name| std::env::var("CASE").map_or(true, |wanted| name.contains(&wanted)))
+        .collect();
+    names.sort();
+    names
+}
+
+/// What is wrong with the case of that name; none where all is as its files say.
+fn failure(name: &str) -> Option<String> {
+    let place = cases().join(name);
+    let said = check_text(fs::read(place.join("case.json")).expect("a case has a case.json"));
+    if std::env::var_os("UPDATE_CASES").is_some() {
+        fs::write(place.join("case.stderr"), &said.stderr).expect("the case can be written");
+        match said.code {
+            Some(0) => fs::write(place.join("case.stdout"), &said.stdout).expect("the case can be written"),
+            _ => drop(fs::remove_file(place.join("case.stdout"))),
+        }
+    }
+    let accepted = fs::read_to_string(place.join("case.stdout")).ok();
+    let expected = Said {
+        code: Some(i32::from(accepted.is_none())),
+        stdout: accepted.unwrap_or_default(),
+        stderr: fs::read_to_string(place.join("case.stderr")).expect("a case has a case.stderr"),
+    };
+    let leaks = [&said.stdout, &said.stderr].into_iter().any(|text| text.contains(CANARY));
+    if leaks {
+        return Some(format!("{name}: a secret is quoted\n{}", shown(&said)));
+    }
+    (said != expected).then(|| format!("{name}: expected\n{}found\n{}", shown(&expected), shown(&said)))
+}
+
+fn shown(said: &Said) -> String {
+    let indented = |text: &str| text.lines().map(|line| format!("    {line}\n")).collect::<String>();
+    format!("  exit {:?}\n{}{}", said.code, indented(&said.stdout), indented(&said.stderr))
+}
+
+#[test]
+fn every_case_is_answered_as_its_files_say() {
+    let names = names();
+    assert!(!names.is_empty(), "no case has that name");
+    let left = Mutex::new(names.iter());
+    let failures = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                loop {
+                    let Some(name) = left.lock().expect("no test panics here").next() else { return };
+                    let failure = failure(name);
+                    failures.lock().expect("no test panics here").extend(failure);
+                }
+            });
+        }
+    });
+    let mut failures = failures.into_inner().expect("no test panics here");
+    failures.sort();
+    assert!(failures.is_empty(), "{} of {} cases\n\n{}", failures.len(), names.len(), failures.join("\n"));
+}
+
+/// Every refusal is one line a problem, with the file's name first, so that a script can read it.
+#[test]
+fn every_line_of_a_refusal_names_the_file() {
+    for name in names() {
+        let text = fs::read_to_string(cases().join(&name).join("case.stderr")).expect("a case has a case.stderr");
+        for line in text.lines() {
+            assert!(line.starts_with("tollgate: case.json: ") || line.contains("case.json: "), "{name}: {line}");
+        }
+    }
+}
+
+#[track_caller]
+fn check_refused(said: &Said, expected: &str) {
+    assert_eq!((said.code, said.stdout.as_str()), (Some(1), ""), "{said:?}");
+    assert_eq!(said.stderr, expected);
+}
+
+#[test]
+fn a_missing_file_is_said() {
+    let said = check(folder().path(), "nowhere.json");
+    check_refused(&said, "tollgate: nowhere.json: cannot read it: no such file or directory\n");
+}
+
+#[test]
+fn a_folder_is_said() {
+    let said = check(folder().path(), "folder");
+    check_refused(&said, "tollgate: folder: cannot read it: expected a file, found a folder\n");
+}
+
+#[test]
+fn a_file_that_may_not_be_read_is_said() {
+    let folder = folder();
+    let file = folder.path().join("case.json");
+    fs::write(&file, "{}").expect("the case can be written");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o000)).expect("it is ours");
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("it is ours");
+    let mut command = command(folder.path(), "case.json");
+    // SAFETY: getuid has no memory to be unsafe with.
+    if unsafe { libc::getuid() } == 0 {
+        // Root reads everything; nobody does not.
+        command.uid(65534).gid(65534);
+    }
+    check_refused(&run(command, folder.path()), "tollgate: case.json: cannot read it: permission denied\n");
+}
+
+#[test]
+fn a_file_that_breaks_off_while_it_is_read_is_said() {
+    // A process's memory at address 0: it is a file, it opens, and it cannot be read.
+    let said = check(folder().path(), "/proc/self/mem");
+    check_refused(&said, "tollgate: /proc/self/mem: cannot read it: input/output error\n");
+}
+
+#[test]
+fn a_pipe_that_nobody_writes_does_not_hold_the_command() {
+    let folder = folder();
+    let path = folder.path().join("pipe");
+    let made = Command::new("mkfifo").arg(&path).status().expect("mkfifo runs");
+    assert!(made.success());
+    let mut command = Command::new("timeout");
+    command.arg("10").arg(binary()).args(["check", "-c", "pipe"]);
+    command.current_dir(folder.path()).env("HOME", folder.path());
+    let said = run(command, folder.path());
+    assert_eq!(said.code, Some(1), "124 is the end of its time: {said:?}");
+}
+
+#[test]
+fn a_file_of_17_megabytes_is_refused_unread() {
+    let folder = folder();
+    let file = fs::File::create(folder.path().join("case.json")).expect("the case can be written");
+    file.set_len(17 * 1024 * 1024).expect("the case can be written");
+    let said = check(folder.path(), "case.json");
+    let expected = "tollgate: case.json: cannot read it: expected at most 16777216 bytes, found 17825792\n";
+    check_refused(&said, expected);
+}
+
+#[test]
+fn a_large_file_that_is_no_json_is_refused_in_one_line() {
+    let said = check_text(vec![b'['; 8 * 1024 * 1024]);
+    assert_eq!((said.code, said.stderr.lines().count()), (Some(1), 1), "{:.2000}", said.stderr);
+}
+
+#[test]
+fn a_token_is_never_quoted_wherever_it_stands() {
+    let whole = json!({
+        "log": { "level": "info", "output": "stderr", "format": "json" },
+        "services": [{
+            "type": "ocm", "tag": "x", "listen": "127.0.0.1", "listen_port": 1,
+            "credentials": [{ "tag": "a", "credential_path": "a.json", "reserve_5h": 20, "detour": "out" },
+                { "tag": "pool", "type": "balancer", "strategy": "random", "credentials": ["a"], "poll_interval": "60s",
+                  "rebalance_threshold": 0 }],
+            "users": [{ "name": "alice", "token": "t", "credential": "a" }],
+            "headers": { "x-a": "b" }, "endpoints": { "chatgpt": "http://127.0.0.1", "api": "http://127.0.0.1" },
+            "tls": { "enabled": false, "alpn": ["h2"], "min_version": "1.2" }, "pricer": "p", "rewriters": [],
+        }],
+        "outbounds": [{ "type": "direct", "tag": "out" }],
+        "policies": [{ "tag": "p", "kind": "pricer", "path": "builtin:openai-pricing", "timeout": "5ms",
+            "memory": 16777216, "config": { "shipped_prices": true } }],
+        "data_dir": "data", "limits": { "drain_timeout": "30s", "ledger_full": "refuse", "sessions": 1 },
+    });
+    let accepted = check_text(whole.to_string());
+    assert_eq!(accepted.code, Some(0), "{accepted:?}");
+    let canary = format!("sk-{CANARY}-{}", "0123456789".repeat(4));
+    let mut quoted = Vec::new();
+    for place in places(&whole, "") {
+        // A secret in the place of any value, alone or in something else, is not what is shown to whoever reads a log.
+        for wrong in [json!(canary), json!([canary]), json!({ "type": canary }), json!([[{ "x": [canary] }]])] {
+            let mut case = whole.clone();
+            *case.pointer_mut(&place).expect("a place of its own") = wrong.clone();
+            let said = check_text(case.to_string());
+            if format!("{}{}", said.stdout, said.stderr).contains(&canary) {
+                quoted.push(format!("{place} = {wrong}: {}", said.stderr.trim_end()));
+            }
+        }
+    }
+    assert!(quoted.is_empty(), "{} places\n{}", quoted.len(), quoted.join("\n"));
+}
+
+/// The pointers of everything in `value`.
+fn places(value: &Value, here: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let below: Vec<(String, &Value)> = match value {
+        Value::Object(fields) => fields.iter().map(|(name, value)| (name.clone(), value)).collect(),
+        Value::Array(items) => items.iter().enumerate().map(|(place, item)| (place.to_string(), item)).collect(),
+        _ => Vec::new(),
+    };
+    for (name, value) in below {
+        let path = format!("{here}/{}", name.replace('~', "~0").replace('/', "~1"));
+        found.push(path.clone());
+        found.extend(places(value, &path));
+    }
+    found
+}
+
+#[test]
+fn problems_of_form_meaning_and_files_are_told_in_one_run() {
+    let case = json!({
+        "services": [{
+            "type": "ocm",
+            "listen_port": "80",
+            "listen": "localhost",
+            "users": [{ "name": "alice", "token": "canary-1" }, { "name": "alice", "token": "canary-2" }],
+        }],
+        "policies": [{ "tag": "p", "kind": "pricer", "path": "nowhere.wasm" }],
+    });
+    let said = check_text(case.to_string());
+    assert_eq!(said.code, Some(1));
+    for place in ["services[0].listen_port: ", "services[0].listen: ", "services[0].users[1].name: ", "policies[0]"] {
+        assert!(said.stderr.contains(place), "{place} is not in\n{}", said.stderr);
+    }
+}
+
+#[test]
+fn nothing_is_left_behind_by_a_check() {
+    let folder = folder();
+    let config = json!({ "services": [{ "type": "ocm", "usages_path": "u.json" }], "data_dir": "data" });
+    fs::write(folder.path().join("case.json"), config.to_string()).expect("the case can be written");
+    let listed = || {
+        let entries = fs::read_dir(folder.path()).expect("the folder can be read");
+        let mut names: Vec<_> = entries.map(|entry| entry.expect("an entry").file_name()).collect();
+        names.sort();
+        names
+    };
+    let before = listed();
+    assert_eq!(check(folder.path(), "case.json").code, Some(0));
+    assert_eq!(listed(), before);
+}
+
+#[test]
+fn a_configuration_may_lie_in_a_folder_with_an_odd_name() {
+    let folder = folder();
+    let odd = folder.path().join("two words, \"quoted\"");
+    fs::create_dir(&odd).expect("a folder can be made");
+    let mut file = fs::File::create(odd.join("case.json")).expect("the case can be written");
+    file.write_all(b"[]").expect("the case can be written");
+    let said = check(folder.path(), "two words, \"quoted\"/case.json");
+    check_refused(&said, "tollgate: two words, \"quoted\"/case.json: expected an object, found an array\n");
+}
