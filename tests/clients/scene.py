@@ -73,10 +73,7 @@ class Scene:
         self.url = self.control_url = None
 
     def set(self):
-        """Starts upstream and gateway.
-
-        By the folder: the files are there before the process that reads them.
-        """
+        """Writes every file, starts upstream and gateway, and waits until both are ready."""
         accounts = [self._credential(tag) for tag in OAUTH]
         self._write(f"auth-{KEY}.json", {"OPENAI_API_KEY": API_KEY})
         port, control = self.folder / "port", self.folder / "control-port"
@@ -130,6 +127,10 @@ class Scene:
             rows = ledger.execute("SELECT * FROM usage WHERE id > ? ORDER BY id", [after]).fetchall()
         ledger.close()
         return [dict(row) for row in rows]
+
+    def last_row(self):
+        """The id of the ledger's last row."""
+        return max([row["id"] for row in self.rows()], default=0)
 
     def log(self):
         """The gateway's events so far."""

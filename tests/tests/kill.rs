@@ -89,7 +89,7 @@ fn check(ledger: &Path, seen: &Seen, round: usize) -> usize {
 async fn a_kill_at_any_instant_loses_no_response_that_a_client_saw_whole() {
     let mut chance = Chance::seeded();
     let rig = Rig::new().await;
-    let config = rig.team(&["a", "b"], json!({ "strategy": "round_robin" }));
+    let config = rig.team(&["a", "b"], json!({}));
     // In many pieces, so that a kill falls between them.
     rig.account("a").always(Reply::ok().deltas(8).chunks(&[97, 11, 400]));
     let seen = Seen::default();

@@ -585,7 +585,8 @@ async fn a_packed_body_goes_on_packed_and_is_read_on_the_side() {
         let answer = client.ask(Method::POST, "/v1/responses", body.clone()).await;
         assert_eq!(answer.status, StatusCode::OK);
         let seen = rig.upstream.turns().pop().expect("a turn");
-        assert_eq!((seen.header("content-encoding"), seen.body), (Some(encoding), Bytes::from(body)));
+        assert_eq!(seen.header("content-encoding"), Some(encoding));
+        assert_eq!(seen.body, Bytes::from(body));
         let row = &wait_for_rows(&rig.ledger(), place + 1).await[place];
         assert_eq!((row.text("model"), row.text("session")), (Some("gpt-5.4"), Some("packed")), "{encoding}");
     }

@@ -17,6 +17,10 @@ use crate::standing::unix_now;
 const JSON: &str = "application/json";
 const EVENT_STREAM: &str = "text/event-stream";
 const MODEL: &str = "scripted-model";
+/// The events before a stream's first delta: created, in_progress, output_item.added, content_part.added.
+const EVENTS_BEFORE_DELTAS: usize = 4;
+/// Where in the response the text stands.
+const IN_MESSAGE: &str = r#""item_id":"msg_scripted","output_index":0,"content_index":0"#;
 const MODELS: [&str; 3] = ["gpt-5.4", "gpt-5.3-codex", "gpt-4.1-mini"];
 
 /// Where a request goes.
@@ -131,35 +135,63 @@ impl Prepared {
         }
     }
 
-    /// The events of a Responses stream: one part each where somebody waits between them, else in one part.
+    /// The events of a Responses stream. Where somebody waits between parts, they are: the events before the first
+    /// delta, each delta, the events that end the message, the last event. Else all is one part.
     fn events(&self, turn: &Turn, call: &Call) -> Vec<Bytes> {
-        let spelling = self.reply.spelling;
-        let event = |name: &str, data: &str| event(spelling, Some(name), data);
-        let created = format!(
-            r#"{{"type":"response.created","sequence_number":0,"response":{}}}"#,
-            self.response_with(turn, call, "in_progress", "[]", "null", ""),
-        );
-        let mut parts = vec![event("response.created", &created)];
+        let mut parts = vec![self.beginning(turn, call)];
         if self.reply.is_in_parts() {
             parts.extend(self.delta_events.iter().cloned());
         } else {
             parts.push(self.delta_events_joined.clone());
         }
-        let (name, sequence) = (end_event(turn.end), turn.deltas + 1);
-        if let Some(name) = name {
-            let done = format!(
-                r#"{{"type":"response.output_item.done","sequence_number":{sequence},"output_index":0,"item":{}}}"#,
-                self.message(),
-            );
+        if let Some(name) = end_event(turn.end) {
+            let sequence = EVENTS_BEFORE_DELTAS + turn.deltas;
+            parts.push(self.message_done(sequence));
             let ended = format!(
                 r#"{{"type":"{name}","sequence_number":{},"response":{}}}"#,
-                sequence + 1,
+                sequence + 3,
                 self.response(turn, call, turn.end),
             );
-            parts.push(event("response.output_item.done", &done));
-            parts.push(event(name, &ended));
+            parts.push(event(self.reply.spelling, Some(name), &ended));
         }
         self.finish_events(parts)
+    }
+
+    /// What stands before the first delta. Codex and the SDKs' stream helpers put a delta into the item that
+    /// `response.output_item.added` names.
+    fn beginning(&self, turn: &Turn, call: &Call) -> Bytes {
+        let response = self.response_with(turn, call, "in_progress", "[]", "null", "");
+        let item = r#"{"type":"message","id":"msg_scripted","status":"in_progress","role":"assistant","content":[]}"#;
+        self.numbered_events(
+            0,
+            [
+                ("response.created", format!(r#""response":{response}"#)),
+                ("response.in_progress", format!(r#""response":{response}"#)),
+                ("response.output_item.added", format!(r#""output_index":0,"item":{item}"#)),
+                ("response.content_part.added", format!(r#"{IN_MESSAGE},"part":{}"#, text_part(""))),
+            ],
+        )
+    }
+
+    fn message_done(&self, sequence: usize) -> Bytes {
+        self.numbered_events(
+            sequence,
+            [
+                ("response.output_text.done", format!(r#"{IN_MESSAGE},"text":"{}","logprobs":[]"#, self.text)),
+                ("response.content_part.done", format!(r#"{IN_MESSAGE},"part":{}"#, text_part(&self.text))),
+                ("response.output_item.done", format!(r#""output_index":0,"item":{}"#, self.message())),
+            ],
+        )
+    }
+
+    /// Events with these names and fields, numbered from `sequence`.
+    fn numbered_events<const N: usize>(&self, sequence: usize, events: [(&str, String); N]) -> Bytes {
+        let mut out = Vec::new();
+        for (number, (name, fields)) in (sequence..).zip(events) {
+            let data = format!(r#"{{"type":"{name}","sequence_number":{number},{fields}}}"#);
+            self.reply.spelling.write(&mut out, Some(name), &data);
+        }
+        out.into()
     }
 
     fn finish_events(&self, mut parts: Vec<Bytes>) -> Vec<Bytes> {
@@ -190,10 +222,9 @@ impl Prepared {
     }
 
     fn message(&self) -> String {
-        // The text is letters and spaces: no escapes.
         format!(
-            r#"{{"type":"message","id":"msg_scripted","status":"completed","role":"assistant","content":[{{"type":"output_text","text":"{}","annotations":[]}}]}}"#,
-            self.text,
+            r#"{{"type":"message","id":"msg_scripted","status":"completed","role":"assistant","content":[{}]}}"#,
+            text_part(&self.text),
         )
     }
 
@@ -351,12 +382,17 @@ impl Whole {
     }
 }
 
+/// The text is letters and spaces: no escapes.
+fn text_part(text: &str) -> String {
+    format!(r#"{{"type":"output_text","text":"{text}","annotations":[],"logprobs":[]}}"#)
+}
+
 fn delta_events(spelling: Spelling, delta: &str, count: usize) -> (Vec<Bytes>, Bytes) {
     let mut joined = Vec::new();
     let mut ends = Vec::with_capacity(count);
-    for sequence in 1..=count {
+    for sequence in (EVENTS_BEFORE_DELTAS..).take(count) {
         let data = format!(
-            r#"{{"type":"response.output_text.delta","sequence_number":{sequence},"item_id":"msg_scripted","output_index":0,"content_index":0,"delta":"{delta}"}}"#,
+            r#"{{"type":"response.output_text.delta","sequence_number":{sequence},{IN_MESSAGE},"delta":"{delta}","logprobs":[]}}"#,
         );
         spelling.write(&mut joined, Some("response.output_text.delta"), &data);
         ends.push(joined.len());

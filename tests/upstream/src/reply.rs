@@ -323,8 +323,9 @@ impl Reply {
         self
     }
 
-    /// Sends the head and `parts` parts, then waits for the gate. A part is an event; with
-    /// [`chunks`](Self::chunks), a chunk. A body that is no stream is one part.
+    /// Sends the head and `parts` parts, then waits for the gate. The events
+    /// before the first delta are one part, so is each delta, so are those that end the message, and the last event;
+    /// with [`chunks`](Self::chunks), a part is a chunk. A body that is no stream is one part.
     pub fn hold_after(mut self, parts: usize, gate: &Gate) -> Self {
         self.gates.push((parts, gate.clone()));
         self

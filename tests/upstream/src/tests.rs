@@ -83,11 +83,23 @@ async fn an_unscripted_turn_is_a_well_formed_stream() {
     assert_eq!(answered.headers["content-type"], "text/event-stream");
     let events = answered.events();
     let names: Vec<&str> = events.iter().map(|(name, _)| name.as_str()).collect();
-    let delta = "response.output_text.delta";
-    assert_eq!(names, ["response.created", delta, delta, delta, "response.output_item.done", "response.completed"],);
+    let expected = [
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+        "response.output_text.delta",
+        "response.output_text.delta",
+        "response.output_text.delta",
+        "response.output_text.done",
+        "response.content_part.done",
+        "response.output_item.done",
+        "response.completed",
+    ];
+    assert_eq!(names, expected);
     let sequence: Vec<u64> = events.iter().filter_map(|(_, data)| data["sequence_number"].as_u64()).collect();
-    assert_eq!(sequence, [0, 1, 2, 3, 4, 5]);
-    let response = &events[5].1["response"];
+    assert_eq!(sequence, Vec::from_iter(0..11));
+    let response = &events[10].1["response"];
     assert_eq!(response["model"], "gpt-5.4");
     assert_eq!(response["service_tier"], "default");
     assert_eq!(response["id"], events[0].1["response"]["id"]);
@@ -210,14 +222,15 @@ async fn a_gate_holds_the_stream_until_told() {
     gate.wait_until_reached().await;
     let mut body = response.into_body();
     let mut seen = Vec::new();
-    while events(&seen).len() < 2 {
+    // The events before the first delta, and that delta.
+    while events(&seen).len() < 5 {
         let frame = body.frame().await.expect("a frame").expect("no error");
         seen.extend_from_slice(frame.data_ref().expect("data"));
     }
-    assert_eq!(events(&seen).len(), 2);
+    assert_eq!(events(&seen).len(), 5);
     gate.open();
     seen.extend_from_slice(&body.collect().await.expect("the rest").to_bytes());
-    assert_eq!(events(&seen).len(), 6);
+    assert_eq!(events(&seen).len(), 11);
     assert_eq!(upstream.abandoned(), 0);
 }
 
@@ -280,17 +293,17 @@ async fn a_compressed_stream_reads_part_by_part() {
         ana.then(Reply::ok().encoded(encoding).chunks(&[1, 7]));
         let answered = ask(&upstream, RESPONSES, turn()).await;
         assert_eq!(answered.headers["content-encoding"], encoding.name());
-        assert_eq!(events(&decoded(encoding, &answered.body)).len(), 6, "{encoding:?}");
+        assert_eq!(events(&decoded(encoding, &answered.body)).len(), 11, "{encoding:?}");
         let gate = Gate::new();
         ana.then(Reply::ok().encoded(encoding).hold_after(3, &gate));
         let response = send(&upstream, request(RESPONSES, "at-ana", turn().to_string())).await.expect("a head");
         let (mut body, mut seen) = (response.into_body(), Vec::new());
-        while events(&decoded(encoding, &seen)).len() < 3 {
+        while events(&decoded(encoding, &seen)).len() < 6 {
             seen.extend_from_slice(body.frame().await.expect("a frame").expect("no error").data_ref().expect("data"));
         }
         gate.open();
         seen.extend_from_slice(&body.collect().await.expect("the rest").to_bytes());
-        assert_eq!(events(&decoded(encoding, &seen)).len(), 6, "{encoding:?}");
+        assert_eq!(events(&decoded(encoding, &seen)).len(), 11, "{encoding:?}");
     }
 }
 
@@ -318,7 +331,7 @@ async fn streams_are_spelt_as_told() {
     let text = std::str::from_utf8(&answered.body).expect("text");
     assert!(text.starts_with(":a comment\r\nevent:response.created\r\ndata:{"), "{text}");
     assert!(text.ends_with("}}"), "{text}");
-    assert_eq!(answered.events().len(), 6);
+    assert_eq!(answered.events().len(), 11);
 }
 
 #[tokio::test]
@@ -369,7 +382,7 @@ async fn http2_is_spoken_by_prior_knowledge() {
     *asked.uri_mut() = format!("{}{RESPONSES}", upstream.api_url()).parse().expect("a URI");
     let response = sender.send_request(asked).await.expect("an answer");
     let body = response.into_body().collect().await.expect("a whole body").to_bytes();
-    assert_eq!(events(&body).len(), 6);
+    assert_eq!(events(&body).len(), 11);
     assert_eq!(upstream.requests()[0].version, http::Version::HTTP_2);
 }
 

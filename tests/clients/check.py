@@ -1,0 +1,92 @@
+"""Real clients through the real gateway: sets the scene, runs the checks, tells what came of them.
+
+    check.py [NAME…]    only the checks whose names contain one of these
+"""
+
+import signal
+import sys
+import time
+import traceback
+
+import codex
+import sdks
+from scene import API_KEY, USERS, Scene
+
+
+def main():
+    # What ends this process by a signal ends it by an exception, so that everything started here is ended too.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    tally = Tally(wanted=sys.argv[1:])
+    scene = Scene()
+    try:
+        scene.set()
+        print(f"clients: the gateway listens at {scene.url}", flush=True)
+        for group in (
+            sdks.checks("python", scene),
+            sdks.checks("node", scene),
+            codex.checks(scene),
+        ):
+            with group as checks:
+                for name, check in checks:
+                    tally.run(name, check)
+        tally.run("clients: no token reaches who must not see it", lambda: no_secret_leaks(scene))
+    except Exception:
+        tally.failed += 1
+        traceback.print_exc()
+    finally:
+        complaints = scene.end()
+        tally.failed += len(complaints)
+        for complaint in complaints:
+            print(f"FAILED  {complaint}")
+        if tally.failed:
+            print(scene.tails(), flush=True)
+        scene.clear_away()
+    print(f"{tally.passed} passed, {tally.failed} failed")
+    return 1 if tally.failed or not tally.passed else 0
+
+
+class Tally:
+    """What came of the checks."""
+
+    def __init__(self, wanted):
+        self.wanted = wanted
+        self.passed = self.failed = 0
+
+    def run(self, name, check):
+        if self.wanted and not any(wanted in name for wanted in self.wanted):
+            return
+        began = time.monotonic()
+        try:
+            check()
+        except AssertionError as failure:
+            self.failed += 1
+            print(f"FAILED  {name}: {failure}", flush=True)
+        except Exception:
+            self.failed += 1
+            print(f"FAILED  {name}: {traceback.format_exc()}", flush=True)
+        else:
+            self.passed += 1
+            print(f"ok      {name} ({time.monotonic() - began:.1f} s)", flush=True)
+
+
+def no_secret_leaks(scene):
+    """No client's token goes upstream, and no token of either side goes into the log or the ledger."""
+    tokens = [user.token for user in USERS.values()]
+    seen = scene.upstream_requests()
+    if not seen:
+        raise AssertionError("upstream saw no request")
+    for request in seen:
+        text = repr(request)
+        if any(token in text for token in tokens):
+            raise AssertionError(f"a client's token in {request['method']} {request['target']} to upstream")
+    authorizations = [dict(request["headers"])["authorization"].removeprefix("Bearer ") for request in seen]
+    secrets = {*tokens, *authorizations, API_KEY}
+    kept = {"gateway.log": (scene.folder / "gateway.log").read_text(), "ledger": repr(scene.rows())}
+    for place, text in kept.items():
+        if any(secret in text for secret in secrets):
+            raise AssertionError(f"a token in the {place}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

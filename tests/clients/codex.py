@@ -1,0 +1,161 @@
+"""The checks of the Codex CLI: `codex exec` and `codex exec resume`, over SSE.
+
+They build on one another: one session begins, is resumed, and loses its credential.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+
+from expect import TEXT, TURN, equal, includes, one_row, refused
+from scene import CLIENTS, POOLS, USERS, environment
+from sdks import Sdk
+
+# A turn takes a second; Codex gives up by itself after some 25 s of tries.
+RUN_WAIT_MAX = 60
+CODEX = CLIENTS / "node" / "node_modules" / "@openai" / "codex" / "bin" / "codex.js"
+USER = "codex"
+MEMBERS = tuple(POOLS["codex-pool"])
+
+
+class Codex:
+    """A Codex home whose only provider is the gateway."""
+
+    def __init__(self, scene, name, supports_websockets):
+        folder = scene.folder / name
+        self.home, self.work = folder / "home", folder / "work"
+        for made in (self.home, self.work):
+            made.mkdir(parents=True)
+        self.log = scene.folder / f"{name}.log"
+        (self.home / "config.toml").write_text(f"""\
+model = "gpt-5.4"
+model_provider = "tollgate"
+check_for_update_on_startup = false
+
+[analytics]
+enabled = false
+
+[model_providers.tollgate]
+name = "Tollgate"
+base_url = "{scene.url}/v1"
+wire_api = "responses"
+supports_websockets = {str(supports_websockets).lower()}
+experimental_bearer_token = "{USERS[USER].token}"
+""")
+
+    def exec(self, *arguments):
+        """Runs `codex exec` to its end; answers its exit code, standard output and standard error."""
+        command = ["node", CODEX, "exec", "--skip-git-repo-check", "--sandbox", "read-only", *arguments]
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=self.work,
+            env=environment(HOME=str(self.home), CODEX_HOME=str(self.home)),
+            # A group of its own: node starts the program that does the work.
+            start_new_session=True,
+        )
+        try:
+            output, errors = (text.decode(errors="replace") for text in child.communicate(timeout=RUN_WAIT_MAX))
+        except BaseException as error:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.communicate()
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise AssertionError(f"codex exec: no end within {RUN_WAIT_MAX} s") from None
+            raise
+        with open(self.log, "a") as log:
+            log.write(f"$ codex exec {' '.join(arguments)}\n{output}{errors}exit code {child.returncode}\n")
+        return {"code": child.returncode, "output": output, "errors": errors}
+
+    def turn(self, *arguments):
+        """A run that finishes and prints the assistant's message; answers the id of its session."""
+        ran = self.exec(*arguments)
+        includes(ran, code=0)
+        equal("standard output", ran["output"].strip(), TEXT.strip())
+        told = re.search(r"^session id: (\S+)$", ran["errors"], re.MULTILINE)
+        if not told:
+            raise AssertionError(f"no session id in what codex printed: {ran['errors']}")
+        return told[1]
+
+
+@contextlib.contextmanager
+def checks(scene):
+    """The checks, while another client of the same user runs beside Codex."""
+    other = Sdk("python", scene)
+    try:
+        yield checks_of(Codex(scene, "codex", supports_websockets=False), other, scene)
+    finally:
+        other.end()
+
+
+def checks_of(codex, other, scene):
+    """(Name, check) of each check."""
+    turn = {"user": USER, "path": "/v1/responses", "transport": "http", **TURN}
+    # The session that the checks share, and the credential that it lives on.
+    session, home = None, None
+
+    def away_from(credential):
+        (other_member,) = set(MEMBERS) - {credential}
+        return other_member
+
+    def a_turn_finishes():
+        nonlocal session, home
+        with one_row(scene, credential=MEMBERS, **turn) as row:
+            session = codex.turn("Say something.")
+        equal("the row's session", row["session"], session)
+        home = row["credential"]
+
+    def resume_lands_on_the_same_credential():
+        # Whoever has no home goes to the other credential now; its first answers tell the gateway so.
+        scene.script(home, weekly=80)
+        for _ in range(3):
+            last = scene.last_row()
+            includes(other.do("responses", USER), status="completed")
+            (row,) = scene.rows(last)
+        equal("the credential of a request without a session", row["credential"], away_from(home))
+        with one_row(scene, credential=(home,), attempts=[home], session=session, **turn):
+            equal("session", codex.turn("resume", "--last", "Go on."), session)
+
+    def refused_websocket_falls_back_to_post():
+        # Until the gateway speaks WebSocket itself.
+        with_websocket = Codex(scene, "codex-websocket", supports_websockets=True)
+        with one_row(scene, credential=MEMBERS, **turn) as row:
+            began = with_websocket.turn("Say something.")
+        equal("the row's session", row["session"], began)
+        refusals = [event for event in scene.log() if event.get("message") == "refused" and event.get("status") == 426]
+        equal("whether a WebSocket was refused by 426", bool(refusals), True)
+
+    def usage_limit_reached_moves_the_turn():
+        scene.script(home, then=[usage_limit_reached()])
+        moved = away_from(home)
+        with one_row(scene, credential=(moved,), attempts=[home, moved], session=session, **turn):
+            equal("session", codex.turn("resume", "--last", "Go on."), session)
+        with one_row(scene, credential=(moved,), attempts=[moved], session=session, **turn):
+            equal("session", codex.turn("resume", "--last", "And on."), session)
+
+    def exhausted_pool_is_told_at_once():
+        last_one = away_from(home)
+        scene.script(last_one, then=[usage_limit_reached()])
+        row = {"user": USER, "path": "/v1/responses", "model": "gpt-5.4", **refused(429)}
+        with one_row(scene, attempts=[last_one], session=session, **row):
+            ran = codex.exec("resume", "--last", "And on.")
+        includes(ran, code=1)
+        if "usage limit" not in ran["errors"]:
+            raise AssertionError(f"expected codex to tell of the usage limit, found {ran['errors']}")
+
+    deeds = [
+        a_turn_finishes,
+        resume_lands_on_the_same_credential,
+        refused_websocket_falls_back_to_post,
+        usage_limit_reached_moves_the_turn,
+        exhausted_pool_is_told_at_once,
+    ]
+    return [(f"codex: {deed.__name__.replace('_', ' ')}", deed) for deed in deeds]
+
+
+def usage_limit_reached():
+    error = {"type": "usage_limit_reached", "message": "The usage limit has been reached", "plan_type": "plus"}
+    return {"status": 429, "body": {"error": {**error, "resets_in_seconds": 1800}}}

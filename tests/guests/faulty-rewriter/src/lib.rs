@@ -1,0 +1,71 @@
+//! A rewriter that fails as its configuration says.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+use tollgate_policy::{Edit, Headers, Refusal, Request, Rewriter};
+
+/// How it fails.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+enum Fault {
+    Panic,
+    Reserved,
+    NewLine,
+    Huge,
+    Many,
+    Refuse,
+    RefuseWith200,
+    Response,
+    Spy,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Config {
+    fault: Fault,
+}
+
+struct Faulty(Fault);
+
+impl Rewriter for Faulty {
+    type Config = Config;
+
+    const REQUEST_HEADERS: &'static [&'static str] = &["*"];
+    const RESPONSE_HEADERS: &'static [&'static str] = &["*"];
+
+    fn new(config: Config) -> Result<Self, String> {
+        Ok(Self(config.fault))
+    }
+
+    fn request(&self, _: &Request, headers: &Headers) -> Result<Vec<Edit>, Refusal> {
+        match self.0 {
+            Fault::Panic => panic!("my own words"),
+            // The first edit is good: none of them may be made.
+            Fault::Reserved => Ok(vec![Edit::set_to("x-good", "1"), Edit::set_to("authorization", "Bearer mine")]),
+            Fault::NewLine => Ok(vec![Edit::set_to("x-split", "a\r\nb: c")]),
+            Fault::Huge => Ok(vec![Edit::set_to("x-huge", "x".repeat(100_000))]),
+            Fault::Many => Ok((0..1000).map(|number| Edit::set_to(format!("x-{number}"), "1")).collect()),
+            Fault::Refuse => Err(Refusal { status: 418, message: "not today".to_owned() }),
+            Fault::RefuseWith200 => Err(Refusal { status: 200, message: "fine".to_owned() }),
+            Fault::Response => Ok(Vec::new()),
+            // Everything that it sees, for the test to look at.
+            Fault::Spy => {
+                let seen: Vec<String> = headers.iter().map(|(name, value)| format!("{name}={value}")).collect();
+                Ok(vec![Edit::set_to("x-seen", seen.join(";"))])
+            }
+        }
+    }
+
+    fn response(&self, _: &Request, _: u16, headers: &Headers) -> Result<Vec<Edit>, String> {
+        match self.0 {
+            Fault::Response => Ok(vec![Edit::drop("content-length")]),
+            Fault::Spy => {
+                let seen: Vec<&str> = headers.iter().map(|(name, _)| name).collect();
+                Ok(vec![Edit::set_to("x-seen", seen.join(";"))])
+            }
+            _ => Ok(Vec::new()),
+        }
+    }
+}
+
+tollgate_policy::export_rewriter!(Faulty);

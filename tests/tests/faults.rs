@@ -1,0 +1,176 @@
+//! Policies that fail: for their own call, at once, and for nobody else.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use http::StatusCode;
+use serde_json::{Value, json};
+use tollgate_tests::{Client, Rig, Row, turn, wait_for_rows};
+
+/// The component of a crate of `tests/guests`, built at its first use.
+fn guest(name: &str) -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    let folder = BUILT.get_or_init(|| {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the workspace");
+        let target = root.join("target/policies");
+        let built = Command::new(env!("CARGO"))
+            .current_dir(root)
+            .args(["build", "--locked", "--quiet", "--target", "wasm32-wasip2", "--profile", "policy", "--target-dir"])
+            .arg(&target)
+            .args(["-p", "faulty-balancer", "-p", "faulty-rewriter", "-p", "faulty-pricer"])
+            .status();
+        assert!(built.is_ok_and(|status| status.success()), "the guests cannot be built");
+        target.join("wasm32-wasip2/policy")
+    });
+    folder.join(format!("{name}.wasm"))
+}
+
+fn policy(kind: &str, fault: &str) -> Value {
+    json!({
+        "tag": "faulty",
+        "kind": kind,
+        "path": guest(&format!("faulty_{kind}")),
+        "config": { "fault": fault },
+        "memory": 4 * 1024 * 1024,
+    })
+}
+
+/// A team of two whose policy of `kind` fails in that way.
+async fn faulty(rig: &mut Rig, kind: &str, fault: &str, more: Value) -> Client {
+    let pool = if kind == "balancer" { json!({ "strategy": "faulty" }) } else { json!({}) };
+    let mut config = rig.team(&["a", "b"], pool);
+    match kind {
+        "rewriter" => config["services"][0]["rewriters"] = json!(["faulty"]),
+        "pricer" => config["services"][0]["pricer"] = json!("faulty"),
+        _ => {}
+    }
+    let mut policy = policy(kind, fault);
+    policy.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+    config["policies"] = json!([policy]);
+    rig.start(config).await.token("token-alice")
+}
+
+async fn one_row(rig: &mut Rig) -> Row {
+    let rows = wait_for_rows(&rig.ledger(), 1).await;
+    rig.stop().await;
+    rows.into_iter().next().expect("one row")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failing_balancer_is_stood_in_for_at_once() {
+    for fault in ["panic", "loop", "grow", "recurse", "unusable"] {
+        let mut rig = Rig::new().await;
+        let client = faulty(&mut rig, "balancer", fault, json!({})).await;
+        for session in 0..3 {
+            let answer = client.turn(&turn(&format!("session {session}"))).await;
+            assert_eq!(answer.status, StatusCode::OK, "{fault}: {}", answer.text());
+        }
+        rig.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_balancer_may_choose_nobody() {
+    let mut rig = Rig::new().await;
+    let client = faulty(&mut rig, "balancer", "pick-nobody", json!({})).await;
+    let answer = client.turn(&turn("one")).await;
+    assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(one_row(&mut rig).await.text("end"), Some("failed"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failing_rewriter_refuses_the_request_and_upstream_sees_nothing() {
+    for fault in ["panic", "reserved", "new-line", "huge", "many", "refuse-with200"] {
+        let mut rig = Rig::new().await;
+        let client = faulty(&mut rig, "rewriter", fault, json!({})).await;
+        let answer = client.turn(&turn("one")).await;
+        assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR, "{fault}");
+        assert_eq!(answer.json()["error"]["code"], "policy_failed", "{fault}");
+        assert_eq!(rig.upstream.request_count(), 0, "{fault}");
+        assert_eq!(one_row(&mut rig).await.text("end"), Some("failed"), "{fault}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failing_rewriter_that_may_be_skipped_leaves_no_edit() {
+    for fault in ["panic", "reserved", "new-line", "huge", "many"] {
+        let mut rig = Rig::new().await;
+        let client = faulty(&mut rig, "rewriter", fault, json!({ "on_failure": "skip" })).await;
+        let answer = client.turn(&turn("one")).await;
+        assert_eq!(answer.status, StatusCode::OK, "{fault}");
+        let seen = &rig.upstream.turns()[0];
+        assert_eq!(seen.header("x-good"), None, "{fault}");
+        assert!(seen.header("authorization").is_some_and(|value| value.starts_with("Bearer access-")), "{fault}");
+        rig.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rewriter_may_refuse_with_its_own_status_and_words() {
+    let mut rig = Rig::new().await;
+    let client = faulty(&mut rig, "rewriter", "refuse", json!({})).await;
+    let answer = client.turn(&turn("one")).await;
+    assert_eq!(answer.status, StatusCode::IM_A_TEAPOT);
+    assert_eq!(answer.json()["error"]["message"], "not today");
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rewriter_that_breaks_a_response_refuses_it() {
+    let mut rig = Rig::new().await;
+    let client = faulty(&mut rig, "rewriter", "response", json!({})).await;
+    let answer = client.turn(&turn("one")).await;
+    assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_policy_sees_a_credential() {
+    let mut rig = Rig::new().await;
+    let client = faulty(&mut rig, "rewriter", "spy", json!({})).await;
+    let client = client.header("cookie", "c=canary").header("x-plain", "yes").header("chatgpt-account-id", "canary");
+    let answer = client.turn(&turn("one")).await;
+    let turns = rig.upstream.turns();
+    let seen = turns[0].header("x-seen").expect("the spy's report");
+    assert!(seen.contains("x-plain=yes"), "{seen}");
+    for hidden in ["canary", "token-alice", "access-", "authorization", "account"] {
+        assert!(!seen.contains(hidden), "{hidden} in {seen}");
+    }
+    assert!(!answer.header("x-seen").expect("the spy's report").contains("set-cookie"));
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failing_pricer_leaves_the_row_unpriced_with_the_reason() {
+    for (fault, reason) in [
+        ("panic", "my own words"),
+        ("loop", "deadline exceeded after 5 ms"),
+        ("absurd", "bad output"),
+        ("unknown", "never heard of it"),
+    ] {
+        let mut rig = Rig::new().await;
+        let client = faulty(&mut rig, "pricer", fault, json!({})).await;
+        let answer = client.turn(&turn("one")).await;
+        assert!(answer.whole, "{fault}");
+        let row = one_row(&mut rig).await;
+        assert_eq!(row.number("cost_nanousd"), None, "{fault}");
+        assert!(row.text("unpriced_reason").is_some_and(|found| found.contains(reason)), "{fault}: {row:?}");
+        assert_eq!(row.number("input_tokens"), Some(1200), "{fault}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_fails_while_it_is_loaded_stops_the_start_with_its_place() {
+    for (fault, expected) in [
+        ("refuse-config", "policies[0].config: this fault is not to my taste"),
+        ("panic-in-new", "in new"),
+        ("nonsense", "policies[0].config.fault: expected one of"),
+    ] {
+        let mut rig = Rig::new().await;
+        let mut config = rig.team(&["a"], json!({ "strategy": "faulty" }));
+        config["policies"] = json!([policy("balancer", fault)]);
+        let error = rig.try_start(config).await.err().expect("it does not start").to_string();
+        assert!(error.contains(expected), "{fault}: {error}");
+    }
+}
