@@ -15,7 +15,7 @@ from scene import API_KEY, USERS, Scene
 
 def main():
     # What ends this process by a signal ends it by an exception, so that everything started here is ended too.
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     tally = Tally(wanted=sys.argv[1:])
     scene = Scene()

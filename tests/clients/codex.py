@@ -4,13 +4,14 @@ They build on one another: one session begins, is resumed, and loses its credent
 """
 
 import contextlib
+import json
 import os
 import re
 import signal
 import subprocess
 
-from expect import TEXT, TURN, equal, includes, one_row, refused
-from scene import CLIENTS, POOLS, USERS, environment
+from expect import COUNTED, TEXT, TURN, equal, includes, one_row, refused
+from scene import CLIENTS, POOLS, USERS, environment, start
 from sdks import Sdk
 
 # A turn takes a second; Codex gives up by itself after some 25 s of tries.
@@ -47,20 +48,19 @@ experimental_bearer_token = "{USERS[USER].token}"
 
     def exec(self, *arguments):
         """Runs `codex exec` to its end; answers its exit code, standard output and standard error."""
-        command = ["node", CODEX, "exec", "--skip-git-repo-check", "--sandbox", "read-only", *arguments]
-        child = subprocess.Popen(
-            command,
+        # By node and its launcher, as people run it; the launcher starts the program that does the work.
+        child = start(
+            ["node", CODEX, "exec", "--skip-git-repo-check", "--sandbox", "read-only", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             cwd=self.work,
             env=environment(HOME=str(self.home), CODEX_HOME=str(self.home)),
-            # A group of its own: node starts the program that does the work.
-            start_new_session=True,
         )
         try:
             output, errors = (text.decode(errors="replace") for text in child.communicate(timeout=RUN_WAIT_MAX))
         except BaseException as error:
+            # The whole group, which is its own.
             os.killpg(child.pid, signal.SIGKILL)
             child.communicate()
             if isinstance(error, subprocess.TimeoutExpired):
@@ -116,8 +116,18 @@ def checks_of(codex, other, scene):
             includes(other.do("responses", USER), status="completed")
             (row,) = scene.rows(last)
         equal("the credential of a request without a session", row["credential"], away_from(home))
-        with one_row(scene, credential=(home,), attempts=[home], session=session, **turn):
+        with one_row(scene, credential=home, attempts=[home], session=session, **turn):
             equal("session", codex.turn("resume", "--last", "Go on."), session)
+
+    def turn_with_a_tool_call_stays_on_its_credential():
+        scene.script(home, then=[tool_call(turn_state="state-1")])
+        before, last = len(scene.upstream_requests()), scene.last_row()
+        equal("session", codex.turn("resume", "--last", "Use a tool."), session)
+        rows = scene.rows(last)
+        placed = [(row["credential"], row["session"], row["cost_nanousd"]) for row in rows]
+        equal("credential, session and cost of its requests", placed, [(home, session, TURN["cost_nanousd"])] * 2)
+        states = [dict(seen["headers"]).get("x-codex-turn-state") for seen in scene.upstream_requests()[before:]]
+        equal("the turn state that upstream saw", states, [None, "state-1"])
 
     def refused_websocket_falls_back_to_post():
         # Until the gateway speaks WebSocket itself.
@@ -131,9 +141,9 @@ def checks_of(codex, other, scene):
     def usage_limit_reached_moves_the_turn():
         scene.script(home, then=[usage_limit_reached()])
         moved = away_from(home)
-        with one_row(scene, credential=(moved,), attempts=[home, moved], session=session, **turn):
+        with one_row(scene, credential=moved, attempts=[home, moved], session=session, **turn):
             equal("session", codex.turn("resume", "--last", "Go on."), session)
-        with one_row(scene, credential=(moved,), attempts=[moved], session=session, **turn):
+        with one_row(scene, credential=moved, attempts=[moved], session=session, **turn):
             equal("session", codex.turn("resume", "--last", "And on."), session)
 
     def exhausted_pool_is_told_at_once():
@@ -149,6 +159,7 @@ def checks_of(codex, other, scene):
     deeds = [
         a_turn_finishes,
         resume_lands_on_the_same_credential,
+        turn_with_a_tool_call_stays_on_its_credential,
         refused_websocket_falls_back_to_post,
         usage_limit_reached_moves_the_turn,
         exhausted_pool_is_told_at_once,
@@ -159,3 +170,26 @@ def checks_of(codex, other, scene):
 def usage_limit_reached():
     error = {"type": "usage_limit_reached", "message": "The usage limit has been reached", "plan_type": "plus"}
     return {"status": 429, "body": {"error": {**error, "resets_in_seconds": 1800}}}
+
+
+def tool_call(turn_state):
+    """A stream that calls a tool which Codex does not have: it says so in a second request of the same turn."""
+    item = {"type": "function_call", "id": "fc_1", "call_id": "call_1", "name": "no_such_tool", "arguments": "{}"}
+    usage = {
+        "input_tokens": COUNTED["input_tokens"],
+        "input_tokens_details": {"cached_tokens": COUNTED["cached_tokens"]},
+        "output_tokens": COUNTED["output_tokens"],
+        "output_tokens_details": {"reasoning_tokens": COUNTED["reasoning_tokens"]},
+        "total_tokens": COUNTED["input_tokens"] + COUNTED["output_tokens"],
+    }
+    response = {"id": "resp_tool", "object": "response", "model": "gpt-5.4", "service_tier": "default"}
+    completed = {**response, "status": "completed", "output": [item], "usage": usage}
+    events = [
+        {"type": "response.created", "response": {**response, "status": "in_progress", "output": []}},
+        {"type": "response.output_item.added", "output_index": 0, "item": item},
+        {"type": "response.output_item.done", "output_index": 0, "item": item},
+        {"type": "response.completed", "response": completed},
+    ]
+    body = "".join(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in events)
+    headers = {"content-type": "text/event-stream", "x-codex-turn-state": turn_state}
+    return {"status": 200, "headers": headers, "body": body}

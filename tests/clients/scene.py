@@ -1,10 +1,11 @@
 """The scene: accounts, credentials and a config in a folder, the scripted upstream and the real gateway over them.
 
-Nothing in it is secret, and nothing leads off this machine. Whatever is started here ends with the scene: by
-`Scene.end`, and by the kernel (`setpriv --pdeathsig`) should this process be killed.
+Nothing in it is secret, and nothing leads off this machine. Invariant: whatever `start` started ends before this
+process or with it, however that ends.
 """
 
 import base64
+import contextlib
 import dataclasses
 import json
 import os
@@ -78,7 +79,7 @@ class Scene:
         self._write(f"auth-{KEY}.json", {"OPENAI_API_KEY": API_KEY})
         port, control = self.folder / "port", self.folder / "control-port"
         arguments = [text for account in accounts for text in ("--account", account)]
-        arguments += ["--api-key", f"{API_KEY}:{KEY}", "--port-file", port, "--control-port-file", control]
+        arguments += ["--api-key", f"{API_KEY}:{account_id(KEY)}", "--port-file", port, "--control-port-file", control]
         self._start("scripted-upstream", *arguments)
         self.control_url = f"http://127.0.0.1:{self._wait_for(control).strip()}"
         upstream = f"http://127.0.0.1:{self._wait_for(port).strip()}"
@@ -122,11 +123,10 @@ class Scene:
 
     def rows(self, after=0):
         """The ledger's rows with an id above `after`. A row is there as soon as a client has the whole response."""
-        with sqlite3.connect(f"file:{self.folder}/data/ledger.db?mode=ro", uri=True) as ledger:
+        ledger = sqlite3.connect(f"file:{self.folder}/data/ledger.db?mode=ro", uri=True)
+        with contextlib.closing(ledger):
             ledger.row_factory = sqlite3.Row
-            rows = ledger.execute("SELECT * FROM usage WHERE id > ? ORDER BY id", [after]).fetchall()
-        ledger.close()
-        return [dict(row) for row in rows]
+            return [dict(row) for row in ledger.execute("SELECT * FROM usage WHERE id > ? ORDER BY id", [after])]
 
     def last_row(self):
         """The id of the ledger's last row."""
@@ -198,11 +198,7 @@ class Scene:
 
     def _start(self, name, *arguments):
         output = open(self.folder / f"{name}-output.log", "wb")
-        command = ["setpriv", "--pdeathsig", "TERM", "--", BINARIES / name, *arguments]
-        # A session of its own: Ctrl-C is ours to handle.
-        child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-        )
+        child = start([BINARIES / name, *arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         output.close()
         self.children.append((name, child))
 
@@ -217,6 +213,12 @@ class Scene:
                 raise RuntimeError(f"{name}: not ready within {START_WAIT_MAX} s")
             time.sleep(POLL)
         return path.read_text()
+
+
+def start(command, **options):
+    """Starts a child that the kernel ends should this process be killed."""
+    # A session of its own: Ctrl-C is ours to handle.
+    return subprocess.Popen(["setpriv", "--pdeathsig", "TERM", "--", *command], start_new_session=True, **options)
 
 
 # Past any proxy that the environment names.

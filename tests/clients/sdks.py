@@ -7,7 +7,7 @@ import select
 import subprocess
 
 from expect import CHAT, TEXT, TOKENS, TURN, equal, includes, one_row, refused
-from scene import CLIENTS, USERS, environment
+from scene import CLIENTS, KEY, POOLS, USERS, environment, start
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ANSWER_WAIT_MAX = 60
@@ -24,14 +24,14 @@ class Sdk:
     def __init__(self, name, scene):
         self.name = name
         self.scene = scene
-        self.child = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "TERM", "--", *PROGRAMS[name]],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=open(scene.folder / f"sdk-{name}.log", "wb"),
-            env=environment(CLIENTS_NODE=str(CLIENTS / "node")),
-            start_new_session=True,
-        )
+        with open(scene.folder / f"sdk-{name}.log", "ab") as log:
+            self.child = start(
+                PROGRAMS[name],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=environment(CLIENTS_NODE=str(CLIENTS / "node")),
+            )
 
     def do(self, deed, user, model="gpt-5.4", token=None):
         """What the SDK got, in the user's name."""
@@ -68,7 +68,8 @@ def checks_of(sdk, scene):
     """(Name, check) of each check of that SDK."""
     name = sdk.name
     pool, key, limited = name, f"{name}-key", f"{name}-limited"
-    in_pool = {"user": pool, "credential": ("ana", "ben"), "path": "/v1/responses"}
+    spent = USERS[limited].credential
+    in_pool = {"user": pool, "credential": tuple(POOLS["pool"]), "path": "/v1/responses"}
 
     def response_whole():
         with one_row(scene, **in_pool, **TURN) as row:
@@ -90,18 +91,18 @@ def checks_of(sdk, scene):
         equal("response_id", row["response_id"], got["id"])
 
     def response_with_an_api_key():
-        with one_row(scene, user=key, credential=("key",), path="/v1/responses", **TURN) as row:
+        with one_row(scene, user=key, credential=KEY, path="/v1/responses", **TURN) as row:
             got = sdk.do("responses", key)
         includes(got, status="completed", text=TEXT, **TOKENS)
         equal("response_id", row["response_id"], got["id"])
 
     def chat_whole():
-        with one_row(scene, user=key, credential=("key",), path="/v1/chat/completions", **CHAT):
+        with one_row(scene, user=key, credential=KEY, path="/v1/chat/completions", **CHAT):
             got = sdk.do("chat", key, model=CHAT["model"])
         includes(got, text=TEXT, **TOKENS)
 
     def chat_streamed():
-        with one_row(scene, user=key, credential=("key",), path="/v1/chat/completions", **CHAT):
+        with one_row(scene, user=key, credential=KEY, path="/v1/chat/completions", **CHAT):
             got = sdk.do("chat_stream", key, model=CHAT["model"])
         includes(got, text=TEXT, finish="stop", **TOKENS)
 
@@ -112,14 +113,14 @@ def checks_of(sdk, scene):
 
     def models_are_listed():
         free = {"status": 200, "end": "complete", "input_tokens": None, "cost_nanousd": None, "unpriced_reason": None}
-        with one_row(scene, user=key, credential=("key",), path="/v1/models", model=None, **free):
+        with one_row(scene, user=key, credential=KEY, path="/v1/models", model=None, **free):
             got = sdk.do("models", key)
         includes(got, models=["gpt-5.4", "gpt-5.3-codex", "gpt-4.1-mini"])
 
     def unknown_model_is_upstreams_own_400():
         error = {"message": "No such model.", "type": "invalid_request_error", "code": "model_not_found"}
-        scene.script("key", then=[{"status": 400, "body": {"error": {**error, "param": "model"}}}])
-        row = {"user": key, "credential": ("key",), "path": "/v1/responses", "model": "no-such-model"}
+        scene.script(KEY, then=[{"status": 400, "body": {"error": {**error, "param": "model"}}}])
+        row = {"user": key, "credential": KEY, "path": "/v1/responses", "model": "no-such-model"}
         with one_row(scene, **row, **refused(400)):
             got = sdk.do("responses", key, model="no-such-model")
         includes(got, error="BadRequestError", status=400, type="invalid_request_error", code="model_not_found")
@@ -134,9 +135,9 @@ def checks_of(sdk, scene):
         error = {"type": "usage_limit_reached", "message": "The usage limit has been reached", "plan_type": "plus"}
         # Once: whoever asks a second time gets a turn, should the gateway not remember.
         body = {"error": {**error, "resets_in_seconds": 1800}}
-        scene.script(limited, then=[{"status": 429, "body": body}])
+        scene.script(spent, then=[{"status": 429, "body": body}])
         row = {"user": limited, "path": "/v1/responses", "model": "gpt-5.4", **refused(429)}
-        with one_row(scene, credential=(limited,), attempts=[limited], **row):
+        with one_row(scene, credential=spent, attempts=[spent], **row):
             got = sdk.do("responses", limited)
         includes(got, error="RateLimitError", status=429, type="usage_limit_reached")
         with one_row(scene, credential=None, attempts=[], **row):

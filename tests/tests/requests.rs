@@ -2,9 +2,8 @@
 
 use bytes::Bytes;
 use http::{Method, StatusCode, Version};
-use scripted_upstream::{Encoding, Gate, Reply, SeenRequest, Standing};
 use serde_json::{Value, json};
-use tollgate_tests::upstream as scripted_upstream;
+use tollgate_tests::upstream::{Encoding, Gate, Reply, SeenRequest, Standing};
 use tollgate_tests::{Answer, Client, Rig, rows, turn, wait_for_rows};
 
 const NOT_UNDER_V1: &str = "path must start with /v1/";
@@ -77,6 +76,20 @@ async fn a_path_that_is_not_under_v1_is_not_found() {
         check_error(&answer, 404, "invalid_request_error", None, NOT_UNDER_V1);
     }
     assert_eq!(rig.upstream.request_count(), 0);
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dot_segments_do_not_lead_out_of_v1() {
+    let (mut rig, client) = team_rig().await;
+    for path in ["/v1/../wham/usage", "/v1/./../../wham/usage", "/v1/%2e%2e/wham/usage", "/v1/x/.%2E/../../y"] {
+        // By the rules of RFC 3986, section 5.2.4, and for whatever server stands at upstream, these are not under
+        // /v1/: with the operator's token they would reach the rest of the backend.
+        let answer = client.token("token-alice").get(path).await;
+        let sent: Vec<String> = rig.upstream.requests().into_iter().map(|seen| seen.target).collect();
+        assert!(sent.is_empty(), "{path} went to upstream as {sent:?}");
+        check_error(&answer, 404, "invalid_request_error", None, NOT_UNDER_V1);
+    }
     rig.stop().await;
 }
 

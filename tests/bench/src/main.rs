@@ -26,7 +26,7 @@ struct Arguments {
     #[arg(long, default_value = "target/release/tollgate")]
     tollgate: PathBuf,
     /// JSON merged into Tollgate's config, for example {"limits": {…}}
-    #[arg(long, value_name = "JSON", default_value = "{}")]
+    #[arg(long, value_name = "JSON", default_value = "{}", value_parser = json)]
     tollgate_set: serde_json::Value,
     /// Measures to take, separated by commas: json, sse, burst, idle
     #[arg(long, value_delimiter = ',', value_parser = shape)]
@@ -81,6 +81,11 @@ fn count(text: &str) -> Result<usize, String> {
         Ok(count @ 1..=COUNT_MAX) => Ok(count),
         _ => Err(format!("expected 1 to {COUNT_MAX}")),
     }
+}
+
+/// Reads JSON. Clap's own choice for this type takes any text as a JSON string.
+fn json(text: &str) -> Result<serde_json::Value, serde_json::Error> {
+    serde_json::from_str(text)
 }
 
 impl Arguments {

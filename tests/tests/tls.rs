@@ -1,0 +1,372 @@
+//! TLS on both sides: a listener with a certificate of the test's own, and an upstream behind one.
+
+#[path = "peer/mod.rs"]
+mod peer;
+
+use std::fs::File;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{Request, StatusCode, Version};
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::crypto::ring;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::version::{TLS12, TLS13};
+use rustls::{ClientConfig, ProtocolVersion, RootCertStore, ServerConfig, SupportedProtocolVersion};
+use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tollgate_tests::{Client, Rig, binary, rows, turn, wait_for_rows};
+
+use peer::{Peer, WAIT_MAX, post};
+
+const BOTH: &[&SupportedProtocolVersion] = &[&TLS12, &TLS13];
+
+/// Who signs certificates.
+struct Authority {
+    pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+/// A certificate and its key, in PEM.
+struct Certificate {
+    pem: String,
+    key: String,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new(Vec::<String>::new()).expect("no names");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let pem = params.self_signed(&key).expect("signs").pem();
+        Self { pem, issuer: Issuer::new(params, key) }
+    }
+
+    fn sign(&self, names: &[&str]) -> Certificate {
+        let key = KeyPair::generate().expect("a key");
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let params = CertificateParams::new(names).expect("names");
+        let pem = params.signed_by(&key, &self.issuer).expect("signs").pem();
+        Certificate { pem, key: key.serialize_pem() }
+    }
+
+    fn client(&self, versions: &[&'static SupportedProtocolVersion], alpn: &[&str]) -> TlsConnector {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(self.pem.as_bytes()).expect("PEM")).expect("a root");
+        let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_protocol_versions(versions)
+            .expect("versions")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+        TlsConnector::from(Arc::new(config))
+    }
+}
+
+/// A gateway with a TLS listener.
+struct Scene {
+    rig: Rig,
+    authority: Authority,
+    address: SocketAddr,
+}
+
+impl Scene {
+    async fn new(tls: Value, limits: Value) -> Self {
+        let mut rig = Rig::new().await;
+        let authority = Authority::new();
+        let certificate = authority.sign(&["localhost"]);
+        let mut config = rig.config(json!({ "credentials": [rig.oauth("a")] }));
+        let mut whole = json!({ "enabled": true, "certificate": certificate.pem, "key": certificate.key });
+        for (name, value) in tls.as_object().expect("fields") {
+            whole[name] = value.clone();
+        }
+        config["services"][0]["tls"] = whole;
+        config["limits"] = limits;
+        let address = rig.start(config).await.address();
+        Self { rig, authority, address }
+    }
+
+    async fn connect(
+        &self,
+        versions: &[&'static SupportedProtocolVersion],
+        alpn: &[&str],
+    ) -> std::io::Result<TlsStream<TcpStream>> {
+        let stream = TcpStream::connect(self.address).await?;
+        let name = ServerName::try_from("localhost").expect("a name");
+        let shaking = self.authority.client(versions, alpn).connect(name, stream);
+        let mut stream = tokio::time::timeout(WAIT_MAX, shaking).await.expect("a handshake in time")?;
+        // By TLS 1.3 a server's refusal comes after the client's handshake has ended.
+        tokio::io::AsyncWriteExt::flush(&mut stream).await?;
+        Ok(stream)
+    }
+
+    /// A turn over what was agreed on. Answers that.
+    async fn turn(&self, alpn: &[&str]) -> Option<String> {
+        let stream = self.connect(BOTH, alpn).await.expect("a handshake");
+        let agreed = stream.get_ref().1.alpn_protocol().map(|name| String::from_utf8_lossy(name).into_owned());
+        let text = if agreed.as_deref() == Some("h2") {
+            over_http2(stream).await
+        } else {
+            let mut peer = Peer::new(stream);
+            peer.send(post(&turn("tls").to_string())).await;
+            let answer = peer.message().await.expect("an answer");
+            assert!(answer.status() == 200 && answer.whole);
+            answer.text()
+        };
+        assert!(text.contains("response.completed"), "{text}");
+        agreed
+    }
+
+    async fn is_refused(&self, versions: &[&'static SupportedProtocolVersion], alpn: &[&str]) -> bool {
+        let Ok(stream) = self.connect(versions, alpn).await else { return true };
+        let mut peer = Peer::new(stream);
+        peer.send(post(&turn("refused").to_string())).await;
+        peer.message().await.is_none()
+    }
+
+    async fn end(mut self, admitted: usize) {
+        wait_for_rows(&self.rig.ledger(), admitted).await;
+        self.rig.stop().await;
+        assert_eq!(rows(&self.rig.ledger()).len(), admitted);
+    }
+}
+
+async fn over_http2(stream: TlsStream<TcpStream>) -> String {
+    let shaken = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
+    let (mut sender, connection) = shaken.expect("HTTP/2");
+    tokio::spawn(connection);
+    let request = Request::post("https://localhost/v1/responses")
+        .body(Full::new(Bytes::from(turn("tls").to_string())))
+        .expect("a request");
+    let answer = sender.send_request(request).await.expect("an answer");
+    assert_eq!((answer.status(), answer.version()), (StatusCode::OK, Version::HTTP_2));
+    String::from_utf8(answer.collect().await.expect("whole").to_bytes().to_vec()).expect("text")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn http1_and_http2_are_agreed_on_by_alpn() {
+    let scene = Scene::new(json!({}), json!({})).await;
+    assert_eq!(scene.turn(&["h2", "http/1.1"]).await.as_deref(), Some("h2"));
+    assert_eq!(scene.turn(&["h2"]).await.as_deref(), Some("h2"));
+    assert_eq!(scene.turn(&["http/1.1"]).await.as_deref(), Some("http/1.1"));
+    assert_eq!(scene.turn(&[]).await, None);
+    scene.end(4).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_what_alpn_lists_is_agreed_on() {
+    let scene = Scene::new(json!({ "alpn": "http/1.1" }), json!({})).await;
+    assert_eq!(scene.turn(&["h2", "http/1.1"]).await.as_deref(), Some("http/1.1"));
+    assert!(scene.is_refused(BOTH, &["h2"]).await);
+    scene.end(1).await;
+    let scene = Scene::new(json!({ "alpn": ["http/1.1", "h2"] }), json!({})).await;
+    assert_eq!(scene.turn(&["h2", "http/1.1"]).await.as_deref(), Some("http/1.1"), "the gateway's order counts");
+    assert_eq!(scene.turn(&["h2"]).await.as_deref(), Some("h2"));
+    scene.end(2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn min_and_max_version_are_honoured() {
+    let cases = [
+        (json!({}), true, true),
+        (json!({ "min_version": "1.3" }), false, true),
+        (json!({ "max_version": "1.2" }), true, false),
+        (json!({ "min_version": "1.2", "max_version": "1.2" }), true, false),
+    ];
+    for (tls, by_1_2, by_1_3) in cases {
+        let scene = Scene::new(tls.clone(), json!({})).await;
+        for (version, taken) in [(&TLS12, by_1_2), (&TLS13, by_1_3)] {
+            let connected = scene.connect(&[version], &["http/1.1"]).await;
+            assert_eq!(connected.is_ok(), taken, "{tls}: {:?}", version.version);
+            if let Ok(stream) = connected {
+                assert_eq!(stream.get_ref().1.protocol_version(), Some(version.version));
+            }
+        }
+        let newest = if by_1_3 { ProtocolVersion::TLSv1_3 } else { ProtocolVersion::TLSv1_2 };
+        let stream = scene.connect(BOTH, &[]).await.expect("a handshake");
+        assert_eq!(stream.get_ref().1.protocol_version(), Some(newest), "{tls}");
+        drop(stream);
+        scene.end(0).await;
+    }
+}
+
+/// The beginning of a ClientHello.
+const HELLO: &[u8] = &[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3, 0, 0, 0];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn handshakes_that_stand_still_do_not_stop_others() {
+    let scene = Scene::new(json!({}), json!({ "handshake_timeout": "30s", "drain_timeout": "200ms" })).await;
+    let mut stalled = Vec::new();
+    for number in 0..40 {
+        let mut peer = Peer::connect(scene.address).await;
+        peer.send(if number % 2 == 0 { HELLO } else { b"" }).await;
+        stalled.push(peer);
+    }
+    assert_eq!(scene.turn(&["h2", "http/1.1"]).await.as_deref(), Some("h2"));
+    assert_eq!(scene.turn(&["http/1.1"]).await.as_deref(), Some("http/1.1"));
+    for peer in &mut stalled {
+        assert!(peer.is_quiet_for(Duration::from_millis(1)).await, "it was closed before: the test shows nothing");
+    }
+    scene.end(2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handshake_that_does_not_end_is_dropped_after_its_limit() {
+    let limit = Duration::from_millis(300);
+    let scene = Scene::new(json!({}), json!({ "handshake_timeout": "300ms" })).await;
+    for begun in [&b""[..], HELLO] {
+        let mut peer = Peer::connect(scene.address).await;
+        let since = Instant::now();
+        peer.send(begun).await;
+        peer.rest().await;
+        assert!(since.elapsed() >= limit && since.elapsed() < limit + Duration::from_secs(5), "{:?}", since.elapsed());
+    }
+    // Byte by byte is no way around it.
+    let mut peer = Peer::connect(scene.address).await;
+    let since = Instant::now();
+    peer.send(HELLO).await;
+    while peer.is_quiet_for(Duration::from_millis(20)).await {
+        peer.send([0]).await;
+        assert!(since.elapsed() < Duration::from_secs(5), "a handshake byte by byte goes on");
+    }
+    assert_eq!(scene.turn(&["h2"]).await.as_deref(), Some("h2"));
+    scene.end(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_speaks_no_tls_is_closed() {
+    let scene = Scene::new(json!({}), json!({})).await;
+    for bytes in [post(&turn("plain").to_string()).as_str(), "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "\0\0\0\0\0\0\0\0"] {
+        let mut peer = Peer::connect(scene.address).await;
+        peer.send(bytes).await;
+        let rest = peer.rest().await;
+        assert!(!rest.starts_with(b"HTTP/"), "{bytes:?} is answered in clear: {:?}", String::from_utf8_lossy(&rest));
+    }
+    assert_eq!(scene.turn(&["h2"]).await.as_deref(), Some("h2"));
+    scene.end(1).await;
+}
+
+/// TLS in front of the scripted upstream.
+async fn terminator(upstream: SocketAddr, certificate: &Certificate, alpn: &[&str]) -> SocketAddr {
+    let chain = vec![CertificateDer::from_pem_slice(certificate.pem.as_bytes()).expect("PEM")];
+    let key = PrivateKeyDer::from_pem_slice(certificate.key.as_bytes()).expect("PEM");
+    let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .expect("a certificate and its key");
+    config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let mut outside = acceptor.accept(stream).await?;
+                let mut inside = TcpStream::connect(upstream).await?;
+                tokio::io::copy_bidirectional(&mut outside, &mut inside).await
+            });
+        }
+    });
+    address
+}
+
+/// The real binary, trusting the certificates of one file.
+struct Trusting {
+    child: Child,
+    client: Client,
+}
+
+impl Trusting {
+    async fn start(rig: &Rig, config: &Value, trusted: &str) -> Self {
+        let (config, ready) = (rig.write("config.json", config.to_string()), rig.path("ready.json"));
+        let log = File::create(rig.path("gateway.log")).expect("the log can be written");
+        let child = Command::new(binary())
+            .args(["run", "-c", &config, "--ready-file"])
+            .arg(&ready)
+            .env("SSL_CERT_FILE", trusted)
+            .env_remove("SSL_CERT_DIR")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a file can be shared"))
+            .stderr(log)
+            .spawn()
+            .expect("the binary runs");
+        let mut trusting = Self { child, client: Client::new(SocketAddr::from(([127, 0, 0, 1], 0))) };
+        trusting.client = Client::new(trusting.wait_until_ready(ready).await);
+        trusting
+    }
+
+    async fn wait_until_ready(&mut self, ready: PathBuf) -> SocketAddr {
+        let begun = Instant::now();
+        loop {
+            if let Ok(text) = std::fs::read(&ready) {
+                let ready: Value = serde_json::from_slice(&text).expect("JSON");
+                return ready["services"][0]["address"].as_str().expect("an address").parse().expect("an address");
+            }
+            assert!(self.child.try_wait().expect("it can be asked").is_none(), "the gateway ended at once");
+            assert!(begun.elapsed() < Duration::from_secs(60), "the gateway is not ready");
+            // The ready file is the signal; there is nothing else to wait for.
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+impl Drop for Trusting {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn behind(rig: &Rig, address: SocketAddr) -> Value {
+    let mut config = rig.config(json!({ "credentials": [rig.oauth("a")] }));
+    config["services"][0]["endpoints"]["chatgpt"] = json!(format!("https://localhost:{}/backend-api", address.port()));
+    config
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_https_upstream_is_trusted_by_ssl_cert_file() {
+    for (alpn, version) in [(&["h2", "http/1.1"][..], Version::HTTP_2), (&["http/1.1"], Version::HTTP_11)] {
+        let rig = Rig::new().await;
+        let authority = Authority::new();
+        let address = terminator(rig.upstream.address(), &authority.sign(&["localhost"]), alpn).await;
+        let trusted = rig.write("trusted.pem", &authority.pem);
+        let gateway = Trusting::start(&rig, &behind(&rig, address), &trusted).await;
+        let answer = gateway.client.turn(&turn("https")).await;
+        assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
+        assert!(answer.whole && answer.text().contains("response.completed"));
+        assert_eq!(rig.upstream.turns()[0].version, version);
+        let rows = wait_for_rows(&rig.ledger(), 1).await;
+        assert_eq!(rows[0].text("end"), Some("complete"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_whose_certificate_is_not_trusted_is_502_and_sees_no_request() {
+    let (trusted, stranger) = (Authority::new(), Authority::new());
+    let cases =
+        [("of another authority", stranger.sign(&["localhost"])), ("of another name", trusted.sign(&["elsewhere"]))];
+    for (what, certificate) in cases {
+        let rig = Rig::new().await;
+        let address = terminator(rig.upstream.address(), &certificate, &["h2", "http/1.1"]).await;
+        let file = rig.write("trusted.pem", &trusted.pem);
+        let gateway = Trusting::start(&rig, &behind(&rig, address), &file).await;
+        let answer = gateway.client.turn(&turn("https")).await;
+        assert_eq!(answer.status, StatusCode::BAD_GATEWAY, "{what}: {}", answer.text());
+        assert_eq!(answer.json()["error"]["type"], "api_error", "{what}");
+        assert_eq!(rig.upstream.request_count(), 0, "{what}");
+        let rows = wait_for_rows(&rig.ledger(), 1).await;
+        assert_eq!((rows[0].number("status"), rows[0].text("end")), (Some(502), Some("upstream_gone")), "{what}");
+    }
+}
