@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http::HeaderValue;
+use tokio::sync::Notify;
 
 pub use auth_file::{Identity, IdentityKind};
 pub use standing::Standing;
@@ -24,6 +25,9 @@ use crate::values::windows::{Reading, Span};
 /// How often a file is read again for requests that find its credential unavailable.
 const READ_AGAIN: Duration = Duration::from_secs(2);
 
+/// A credential whose token upstream refused steps back for so long, or until its file has another token.
+const TOKEN_REFUSED_FOR: Duration = Duration::from_secs(60);
+
 /// A refusal by 429 whose end nobody tells, or that is said to be over already, lasts so long.
 const REFUSED_FOR: Duration = Duration::from_secs(5 * 60);
 
@@ -33,14 +37,22 @@ pub struct Credential {
     in_flight: AtomicU32,
     /// Counts the changes of its plan.
     plan_version: AtomicU64,
+    /// Wakes who waits for it to turn unusable.
+    unusable: Notify,
     state: Mutex<State>,
+}
+
+impl State {
+    fn is_suspect(&self, now: Millis) -> bool {
+        self.suspect_until.is_some_and(|until| until > now)
+    }
 }
 
 struct State {
     identity: Result<Arc<Identity>, Unavailable>,
     read_at: Option<Millis>,
-    /// Upstream refused its token: the file may have a newer one.
-    suspect: bool,
+    /// Upstream refused its token: it steps back until then.
+    suspect_until: Option<Millis>,
     standing: Standing,
 }
 
@@ -61,10 +73,16 @@ impl Credential {
         let state = State {
             identity: Err(Unavailable("not read yet".to_owned())),
             read_at: None,
-            suspect: false,
+            suspect_until: None,
             standing: Standing::default(),
         };
-        Self { config, in_flight: AtomicU32::new(0), plan_version: AtomicU64::new(0), state: Mutex::new(state) }
+        Self {
+            config,
+            in_flight: AtomicU32::new(0),
+            plan_version: AtomicU64::new(0),
+            unusable: Notify::new(),
+            state: Mutex::new(state),
+        }
     }
 
     /// Its name.
@@ -95,7 +113,11 @@ impl Credential {
         let read = auth_file::read(&self.config.path).map(Arc::new).map_err(Unavailable);
         let mut state = self.state();
         state.read_at = Some(now);
-        state.suspect = false;
+        if let (Ok(new), Ok(old)) = (&read, &state.identity)
+            && new.authorization != old.authorization
+        {
+            state.suspect_until = None;
+        }
         if let Ok(identity) = &read
             && let Some(plan) = &identity.plan
             && *plan != state.standing.plan
@@ -112,7 +134,7 @@ impl Credential {
     pub fn wants_reading(&self, now: Millis) -> bool {
         let state = self.state();
         let due = state.read_at.is_none_or(|read| now.since(read) >= READ_AGAIN);
-        due && (state.identity.is_err() || state.suspect)
+        due && (state.identity.is_err() || state.is_suspect(now))
     }
 
     /// What upstream is shown, where it is loaded.
@@ -144,6 +166,16 @@ impl Credential {
         candidate
     }
 
+    /// Whether upstream refused its token of late.
+    pub fn is_suspect(&self, now: Millis) -> bool {
+        self.state().is_suspect(now)
+    }
+
+    /// Waits until it turns unusable: upstream refuses it, or its use reaches a cap.
+    pub async fn turns_unusable(&self) {
+        self.unusable.notified().await;
+    }
+
     /// When it will be usable again, where it is loaded and paused: by a refusal or by its caps.
     pub fn usable_again_at(&self, now: Millis) -> Option<Millis> {
         let state = self.state();
@@ -164,19 +196,28 @@ impl Credential {
 
     /// Takes in what a response's headers say.
     pub fn observe(&self, reading: &Reading, now: Millis) {
-        self.state().standing.windows.observe(reading, now);
+        let mut state = self.state();
+        let usable = |state: &State| state.standing.candidate(self.config.caps, now).usable;
+        let before = usable(&state);
+        state.standing.windows.observe(reading, now);
+        let turned = before && !usable(&state);
+        drop(state);
+        if turned {
+            self.unusable.notify_waiters();
+        }
     }
 
     /// Takes in a refusal by 429 until that time. A time that is past, or not told, counts as five minutes.
     pub fn refused(&self, until: Option<Millis>, now: Millis) -> Millis {
         let until = until.filter(|until| *until > now).unwrap_or_else(|| now.after(REFUSED_FOR));
         self.state().standing.limited_until = Some(until);
+        self.unusable.notify_waiters();
         until
     }
 
     /// Takes in that upstream refused its token.
-    pub fn token_refused(&self) {
-        self.state().suspect = true;
+    pub fn token_refused(&self, now: Millis) {
+        self.state().suspect_until = Some(now.after(TOKEN_REFUSED_FOR));
     }
 
     /// Takes in a failed attempt.

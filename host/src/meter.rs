@@ -9,15 +9,18 @@ mod reading;
 mod request;
 mod sse;
 
+use std::io::{self, Write};
+
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
 
 use crate::values::exchange::{End, Metered};
 use crate::values::json_scan::{JsonScan, Progress};
 
-use decode::{Decoder, Tap};
+use decode::{Chosen, Decoder};
 use reading::{KEYS, Reading};
 use sse::Sse;
 
+pub use decode::decoded;
 pub use request::{Asked, RequestScan};
 
 /// What a piece of a response means for whoever forwards it.
@@ -37,7 +40,7 @@ pub struct Meter {
 
 enum Source {
     Plain(Scanner),
-    Encoded(Box<Decoder>),
+    Encoded(Box<Decoder<Tap>>),
     /// Of no use to read.
     Blind(&'static str),
 }
@@ -53,10 +56,11 @@ impl Meter {
     pub fn new(headers: &HeaderMap, decoded_bytes: u64) -> Self {
         let scanner = Scanner::for_type(headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()));
         let encoding = headers.get(CONTENT_ENCODING).map_or("", |value| value.to_str().unwrap_or("?"));
-        let source = match Decoder::choose(encoding, Tap::new(scanner, decoded_bytes)) {
-            decode::Chosen::Identity(tap) => Source::Plain(tap.into_scanner()),
-            decode::Chosen::Decoder(decoder) => Source::Encoded(Box::new(decoder)),
-            decode::Chosen::Unknown => Source::Blind("the response has a content encoding that is not known"),
+        let tap = Tap { scanner, left: decoded_bytes, signal: Signal::More, closed: false };
+        let source = match Decoder::choose(encoding, tap) {
+            Chosen::Identity(tap) => Source::Plain(tap.scanner),
+            Chosen::Decoder(decoder) => Source::Encoded(decoder),
+            Chosen::Unknown(_) => Source::Blind("the response has a content encoding that is not known"),
         };
         Self { source, fed: false }
     }
@@ -66,15 +70,7 @@ impl Meter {
         self.fed |= !piece.is_empty();
         match &mut self.source {
             Source::Plain(scanner) => scanner.feed(piece),
-            Source::Encoded(decoder) => match decoder.feed(piece) {
-                Ok(signal) => signal,
-                Err(reason) => {
-                    // What was read so far stays known.
-                    decoder.tap_mut().scanner.reading_mut().metered.unknown = Some(reason);
-                    decoder.close();
-                    Signal::More
-                }
-            },
+            Source::Encoded(decoder) => feed_encoded(decoder, piece),
             Source::Blind(_) => Signal::More,
         }
     }
@@ -83,7 +79,7 @@ impl Meter {
     pub fn finish(&mut self) -> End {
         match &mut self.source {
             Source::Plain(scanner) => scanner.finish(),
-            Source::Encoded(decoder) => decoder.tap_mut().scanner.finish(),
+            Source::Encoded(decoder) => decoder.writer_mut().scanner.finish(),
             Source::Blind(_) => End::Complete,
         }
     }
@@ -104,9 +100,51 @@ impl Meter {
     fn scanner(&self) -> Option<&Scanner> {
         match &self.source {
             Source::Plain(scanner) => Some(scanner),
-            Source::Encoded(decoder) => Some(&decoder.tap().scanner),
+            Source::Encoded(decoder) => Some(&decoder.writer().scanner),
             Source::Blind(_) => None,
         }
+    }
+}
+
+fn feed_encoded(decoder: &mut Decoder<Tap>, piece: &[u8]) -> Signal {
+    if decoder.writer().closed {
+        return Signal::More;
+    }
+    let fed = decoder.feed(piece);
+    let tap = decoder.writer_mut();
+    if let Err(error) = fed {
+        // What was read so far stays known.
+        tap.closed = true;
+        tap.scanner.reading_mut().metered.unknown = Some(match error.kind() {
+            io::ErrorKind::FileTooLarge => "the response is larger, decoded, than limits.decoded_bytes",
+            _ => "the response cannot be decoded",
+        });
+    }
+    std::mem::replace(&mut tap.signal, Signal::More)
+}
+
+/// The end of a decoder: counts what comes out, and lets a scanner read it.
+struct Tap {
+    scanner: Scanner,
+    left: u64,
+    signal: Signal,
+    closed: bool,
+}
+
+impl Write for Tap {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.closed {
+            return Ok(bytes.len());
+        }
+        self.left = self.left.checked_sub(bytes.len() as u64).ok_or(io::ErrorKind::FileTooLarge)?;
+        if self.scanner.feed(bytes) == Signal::Whole {
+            self.signal = Signal::Whole;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

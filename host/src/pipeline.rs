@@ -23,16 +23,18 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 
 pub use answer::AnswerBody;
-pub use refusal::Refusal;
 pub use service::{Parts, Service};
 
+use admit::Admitted;
 use receive::Received;
+use refusal::Refusal;
 
 /// Serves a request, whatever it is and whatever happens.
 pub async fn handle(service: &Arc<Service>, request: Request<Incoming>, peer: IpAddr) -> Response<AnswerBody> {
-    let received = Received::new(request, peer);
+    let (head, body) = request.into_parts();
+    let received = Received::new(head, peer);
     let id = received.id.clone();
-    let mut response = match journey(service, received).await {
+    let mut response = match journey(service, received, body).await {
         Ok(response) => response,
         Err(refusal) => refusal.answer(),
     };
@@ -40,14 +42,25 @@ pub async fn handle(service: &Arc<Service>, request: Request<Incoming>, peer: Ip
     response
 }
 
-async fn journey(service: &Arc<Service>, received: Received) -> Result<Response<AnswerBody>, Refusal> {
+async fn journey(service: &Arc<Service>, received: Received, body: Incoming) -> Result<Response<AnswerBody>, Refusal> {
     if status::is_asked(&received) {
         return status::answer(service, &received).await;
     }
+    let admitted = match enter(service, received).await {
+        Ok(admitted) => admitted,
+        Err(refusal) => {
+            receive::discard(body, service.limits());
+            return Err(refusal);
+        }
+    };
+    let inspected = inspect::inspect(service, admitted, body).await?;
+    let (answered, open) = failover::send(service, inspected).await?;
+    answer::answer(service, answered, open).await
+}
+
+/// The stages at the door: they look at the head alone.
+async fn enter(service: &Arc<Service>, received: Received) -> Result<Admitted, Refusal> {
     let routed = receive::route(service, received)?;
     let authenticated = receive::authenticate(service, routed).await?;
-    let admitted = admit::admit(service, authenticated)?;
-    let inspected = inspect::inspect(service, admitted).await?;
-    let (sent, open) = failover::send(service, inspected).await?;
-    answer::answer(service, sent, open).await
+    admit::admit(service, authenticated)
 }

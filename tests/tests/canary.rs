@@ -351,7 +351,7 @@ fn no_error_of_a_configuration_quotes_a_secret_that_is_a_number() {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_panic_or_error_at_start_quotes_an_auth_file() {
     let contents = [
-        format!("{BROKEN}"),
+        BROKEN.to_owned(),
         format!("[\"{BROKEN}\"]"),
         format!("{{\"OPENAI_API_KEY\": [\"{BROKEN}\"]}}"),
         format!("{{\"OPENAI_API_KEY\": \"{BROKEN}\\n\"}}"),

@@ -134,7 +134,7 @@ async fn room_comes_back_before_its_response_is_whole() {
     let mut config = rig.team(&["a"], json!({}));
     config["limits"] = json!({ "settle_queue": 1 });
     let client = rig.start(config).await.token("token-alice");
-    for number in 0..300 {
+    for number in 0..2000 {
         let mut body = turn("one after the other");
         body["stream"] = json!(number % 2 == 0);
         let answer = client.turn(&body).await;

@@ -563,6 +563,8 @@ pub struct RawLimits {
     pub replay_bytes: Option<u64>,
     /// How far a compressed body is decoded on the side, for metering. Default: 268435456.
     pub decoded_bytes: Option<u64>,
+    /// How far the body of a refused request is read on, so that its client sees the answer. Default: 16777216.
+    pub discard_bytes: Option<u64>,
     /// Connections from clients at a time. Default: 16384.
     #[schemars(range(min = 1))]
     pub connections: Option<u64>,
@@ -588,6 +590,8 @@ pub struct RawLimits {
     pub head_timeout: Option<RawDuration>,
     /// Between two parts of a request's body. Default: `60s`.
     pub body_timeout: Option<RawDuration>,
+    /// For how long the body of a refused request is read on. Default: `10s`.
+    pub discard_timeout: Option<RawDuration>,
     /// To a connection to upstream. Default: `10s`.
     pub connect_timeout: Option<RawDuration>,
     /// From a request to upstream to the response's head; past it 504. Default: `10m`.

@@ -3,9 +3,7 @@
 
 use std::io::{self, Write};
 
-use flate2::write::MultiGzDecoder;
-
-use super::decode::zstd_decoder;
+use super::decode::{Chosen, Decoder};
 use crate::values::json_scan::{Flow, JsonScan, Scalar, Wanted};
 
 const MODEL: u8 = 0;
@@ -44,8 +42,7 @@ pub struct RequestScan {
 
 enum Source {
     Plain(Tap),
-    Gzip(Box<MultiGzDecoder<Tap>>),
-    Zstd(Box<zstd::stream::write::Decoder<'static, Tap>>),
+    Encoded(Box<Decoder<Tap>>),
     /// Not to be read any further; what was read stays.
     Closed(Asked),
 }
@@ -66,14 +63,10 @@ impl RequestScan {
     /// A scan of a body with that content encoding, that decodes up to `decoded_bytes` of it.
     pub fn new(encoding: Option<&str>, decoded_bytes: u64) -> Self {
         let tap = Tap { scan: JsonScan::new(KEYS), asked: Asked::default(), left: decoded_bytes };
-        let source = match encoding.map(|text| text.trim().to_ascii_lowercase()).as_deref() {
-            None | Some("" | "identity") => Source::Plain(tap),
-            Some("gzip") => Source::Gzip(Box::new(MultiGzDecoder::new(tap))),
-            Some("zstd") => match zstd_decoder(tap) {
-                Some(decoder) => Source::Zstd(Box::new(decoder)),
-                None => Source::Closed(Asked::default()),
-            },
-            Some(_) => Source::Closed(Asked::default()),
+        let source = match Decoder::choose(encoding.unwrap_or_default(), tap) {
+            Chosen::Identity(tap) => Source::Plain(tap),
+            Chosen::Decoder(decoder) => Source::Encoded(decoder),
+            Chosen::Unknown(_) => Source::Closed(Asked::default()),
         };
         Self { source }
     }
@@ -82,8 +75,7 @@ impl RequestScan {
     pub fn feed(&mut self, piece: &[u8]) {
         let read = match &mut self.source {
             Source::Plain(tap) => tap.write_all(piece),
-            Source::Gzip(decoder) => decoder.write_all(piece).and_then(|()| decoder.flush()),
-            Source::Zstd(decoder) => decoder.write_all(piece).and_then(|()| decoder.flush()),
+            Source::Encoded(decoder) => decoder.feed(piece),
             Source::Closed(_) => Ok(()),
         };
         if read.is_err() {
@@ -95,8 +87,7 @@ impl RequestScan {
     pub fn asked(&self) -> &Asked {
         match &self.source {
             Source::Plain(tap) => &tap.asked,
-            Source::Gzip(decoder) => &decoder.get_ref().asked,
-            Source::Zstd(decoder) => &decoder.get_ref().asked,
+            Source::Encoded(decoder) => &decoder.writer().asked,
             Source::Closed(asked) => asked,
         }
     }

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use http::request::Parts;
-use hyper::body::Incoming;
 
 use super::receive::Authenticated;
 use super::refusal::Refusal;
@@ -15,7 +14,6 @@ use crate::sessions::{Owner, key_in_headers};
 pub(super) struct Admitted {
     pub(super) open: OpenRow,
     pub(super) head: Parts,
-    pub(super) body: Incoming,
 }
 
 /// # Errors
@@ -43,5 +41,5 @@ pub(super) fn admit(service: &Arc<Service>, authenticated: Authenticated) -> Res
         session,
     };
     let open = OpenRow::new(Arc::clone(service), room, opening);
-    Ok(Admitted { open, head: received.head, body: received.body })
+    Ok(Admitted { open, head: received.head })
 }

@@ -3,14 +3,14 @@
 
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use http::header::{HeaderMap, RETRY_AFTER};
+use bytes::Bytes;
+use http::header::{CONTENT_ENCODING, HeaderMap, RETRY_AFTER};
 use http::{Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::timeout;
 
-use super::forward::{Sent, forward};
+use super::forward::{NoResponse, Sent, forward};
 use super::inspect::Inspected;
 use super::refusal::Refusal;
 use super::rewrite::{Template, rewrite};
@@ -18,11 +18,15 @@ use super::select::select;
 use super::service::Service;
 use super::settle::OpenRow;
 use crate::credentials::IdentityKind;
+use crate::meter::decoded;
 use crate::upstream::{RequestBodyError, UpstreamError};
 use crate::values::clock::Millis;
 use crate::values::exchange::End;
-use crate::values::json_scan::{Flow, JsonScan, Progress, Scalar, Wanted};
+use crate::values::json_scan::{Flow, JsonScan, Scalar, Wanted};
 use crate::values::limits::ERROR_BODY_BYTES;
+
+/// How far the body of a refusal is decoded.
+const DECODED_BYTES: usize = 4 * ERROR_BODY_BYTES;
 
 /// For how long the body of a refusal is waited for.
 const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -77,11 +81,27 @@ pub(super) async fn send(service: &Service, inspected: Inspected) -> Result<(Ans
                     return Ok((answered, open));
                 }
                 Verdict::Next => last = None,
+                Verdict::CutOff => return Err(cut_off(service, open, &tried).await),
             },
-            Err(UpstreamError::Unreachable(_)) if may_go_on => last = Some(Refusal::upstream_unreachable()),
-            Err(error) => return Err(no_answer(open, &error).await),
+            Err(NoResponse::Withdrawn) if others == Others::OutOfReach => {
+                return Err(cut_off(service, open, &tried).await);
+            }
+            Err(NoResponse::Withdrawn) => last = None,
+            Err(NoResponse::Upstream(UpstreamError::Unreachable(_))) if may_go_on => {
+                last = Some(Refusal::upstream_unreachable());
+            }
+            Err(NoResponse::Upstream(error)) => return Err(no_answer(open, &error).await),
         }
     }
+}
+
+/// The credential is used up, and the request cannot go to another: where one has room, its client should try again.
+async fn cut_off(service: &Service, open: OpenRow, tried: &[usize]) -> Refusal {
+    let refusal = match select(service, &open, tried, Millis::now()).await {
+        Ok(_) => Refusal::cut_off(),
+        Err(nobody) => nobody,
+    };
+    open.refuse(refusal).await
 }
 
 /// Whether a request can go to another credential of its pool.
@@ -98,8 +118,10 @@ enum Others {
 enum Verdict {
     /// The client gets this.
     Answer(Answered),
-    /// Another credential is asked.
+    /// Another credential is asked, if there is one.
     Next,
+    /// The request would go to another credential, but its body is gone.
+    CutOff,
 }
 
 /// Whether a response goes to the client, or another credential is asked.
@@ -109,22 +131,29 @@ async fn judge(service: &Service, open: &OpenRow, sent: Sent, others: Others) ->
     let answer = |response, read| Verdict::Answer(Answered { credential, response, read });
     match response.status() {
         StatusCode::UNAUTHORIZED => {
-            account.token_refused();
+            account.token_refused(Millis::now());
             tracing::warn!(credential = account.tag(), "upstream refused the credential's token");
-            if others == Others::Left { Verdict::Next } else { answer(response, Vec::new()) }
+            // In a pool this is not the client's business: its own token is good.
+            if others == Others::OutOfReach || open.pool().single {
+                answer(response, Vec::new())
+            } else {
+                Verdict::Next
+            }
         }
         // A key's limits are of seconds and of its own: its client knows what to do.
         StatusCode::TOO_MANY_REQUESTS if is_oauth(service, credential) => {
             let read = read_error(&mut response).await;
             let now = Millis::now();
-            let told = reading.refused_until().or_else(|| told_in_body(&read, now));
+            let encoding = response.headers().get(CONTENT_ENCODING).and_then(|value| value.to_str().ok());
+            let told = reading.refused_until().or_else(|| told_in_body(&decoded(encoding, &read, DECODED_BYTES), now));
             let until = account.refused(told.or_else(|| retry_after(response.headers(), now)), now);
             tracing::warn!(credential = account.tag(), until = until.rfc3339(), "upstream refuses the credential");
             match others {
-                Others::Left => Verdict::Next,
-                // The pool's answer tells when its first credential is back; upstream's only when this one is.
-                Others::NoneLeft if !open.pool().single => Verdict::Next,
-                Others::NoneLeft | Others::OutOfReach => answer(response, read),
+                // Upstream's answer tells when this credential is back: all that there is to know of one alone.
+                _ if open.pool().single => answer(response, read),
+                // The pool's answer tells when its first one is.
+                Others::Left | Others::NoneLeft => Verdict::Next,
+                Others::OutOfReach => Verdict::CutOff,
             }
         }
         _ => answer(response, Vec::new()),
@@ -194,21 +223,16 @@ const KEYS: &[Wanted] = &[
 ];
 
 /// When a refusal ends, as its body tells.
-fn told_in_body(parts: &[Bytes], now: Millis) -> Option<Millis> {
-    let mut whole = BytesMut::new();
-    parts.iter().for_each(|part| whole.extend_from_slice(part));
+fn told_in_body(body: &[u8], now: Millis) -> Option<Millis> {
     let (mut at, mut within) = (None, None);
     let mut scan = JsonScan::new(KEYS);
-    let progress = scan.feed(&whole, |name, scalar: Scalar<'_>| {
+    scan.feed(body, |name, scalar: Scalar<'_>| {
         match name {
             RESETS_AT => at = scalar.number(),
             _ => within = scalar.number(),
         }
         Flow::Continue
     });
-    if progress == Progress::Open && at.is_none() && within.is_none() {
-        return None;
-    }
     let positive = |number: &f64| *number > 0.0 && *number < 1e12;
     let at = at.filter(positive).map(|seconds| Millis((seconds * 1e3) as u64));
     at.or_else(|| within.filter(positive).map(|seconds| now.after(Duration::from_secs_f64(seconds))))
@@ -233,8 +257,7 @@ mod tests {
 
     #[track_caller]
     fn check_body(body: &str, expected: Option<u64>) {
-        let parts: Vec<Bytes> = body.as_bytes().chunks(7).map(Bytes::copy_from_slice).collect();
-        assert_eq!(told_in_body(&parts, NOW), expected.map(Millis), "{body}");
+        assert_eq!(told_in_body(body.as_bytes(), NOW), expected.map(Millis), "{body}");
     }
 
     #[test]

@@ -20,6 +20,14 @@ pub(super) struct Sent {
     pub(super) reading: Reading,
 }
 
+/// Why an attempt has no response.
+pub(super) enum NoResponse {
+    /// Upstream gave none.
+    Upstream(UpstreamError),
+    /// The credential turned unusable while the response's head was waited for.
+    Withdrawn,
+}
+
 /// # Errors
 /// There is no response.
 pub(super) async fn forward(
@@ -27,11 +35,19 @@ pub(super) async fn forward(
     open: &mut OpenRow,
     credential: usize,
     request: Rewritten,
-) -> Result<Sent, UpstreamError> {
+) -> Result<Sent, NoResponse> {
     let account = &service.parts.credentials[credential];
     open.begins_attempt(credential);
     let begun = Instant::now();
-    let sent = service.parts.upstreams[credential].send(request.0).await;
+    let sent = tokio::select! {
+        // A response that is there goes before the news that there may be no other.
+        biased;
+        sent = service.parts.upstreams[credential].send(request.0) => sent,
+        () = account.turns_unusable() => {
+            open.ends_attempt(Outcome::Withdrawn);
+            return Err(NoResponse::Withdrawn);
+        }
+    };
     let now = Millis::now();
     match sent {
         Ok(response) => {
@@ -52,7 +68,7 @@ pub(super) async fn forward(
                 account.failed(now);
                 tracing::warn!(credential = account.tag(), %error, "no answer from upstream");
             }
-            Err(error)
+            Err(NoResponse::Upstream(error))
         }
     }
 }

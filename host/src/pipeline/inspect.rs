@@ -8,8 +8,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, HeaderMap};
 use http::request::Parts;
+use hyper::body::Incoming;
 
 use super::admit::Admitted;
+use super::receive::discard;
 use super::refusal::Refusal;
 use super::service::Service;
 use super::settle::OpenRow;
@@ -50,12 +52,15 @@ impl Body {
 
 /// # Errors
 /// The body is too large, too slow or broken off.
-pub(super) async fn inspect(service: &Service, admitted: Admitted) -> Result<Inspected, Refusal> {
-    let Admitted { mut open, mut head, body } = admitted;
+pub(super) async fn inspect(service: &Service, admitted: Admitted, body: Incoming) -> Result<Inspected, Refusal> {
+    let Admitted { mut open, mut head } = admitted;
     let limits = &service.parts.limits;
     let length = declared_length(&head.headers);
     let read = match length {
-        Some(length) if length > limits.request_body_bytes => Err(RequestBodyError::TooLarge),
+        Some(length) if length > limits.request_body_bytes => {
+            discard(body, limits);
+            Err(RequestBodyError::TooLarge)
+        }
         _ => {
             let body = ClientBody::new(body, limits.request_body_bytes, limits.body_timeout);
             read(body, &head.headers, length, limits, &mut open).await

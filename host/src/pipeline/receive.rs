@@ -4,17 +4,20 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use http::Method;
 use http::header::UPGRADE;
 use http::request::Parts;
-use http::{Method, Request};
+use hyper::body::Body;
 use hyper::body::Incoming;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
 use super::refusal::Refusal;
 use super::service::Service;
 use crate::authenticate::{Authenticated as Proof, User};
+use crate::upstream::ClientBody;
 use crate::values::clock::Millis;
+use crate::values::limits::Limits;
 
 /// A request whose head was read.
 #[derive(Debug)]
@@ -27,13 +30,11 @@ pub(super) struct Received {
     pub(super) clock: Instant,
     pub(super) peer: IpAddr,
     pub(super) head: Parts,
-    pub(super) body: Incoming,
 }
 
 impl Received {
-    pub(super) fn new(request: Request<Incoming>, peer: IpAddr) -> Self {
+    pub(super) fn new(head: Parts, peer: IpAddr) -> Self {
         let id = Uuid::now_v7();
-        let (head, body) = request.into_parts();
         Self {
             id: id.to_string(),
             // The lower bits of a version 7 UUID are random (RFC 9562, section 5.7).
@@ -42,7 +43,6 @@ impl Received {
             clock: Instant::now(),
             peer,
             head,
-            body,
         }
     }
 
@@ -62,7 +62,7 @@ pub(super) fn route(service: &Service, received: Received) -> Result<Routed, Ref
         refusal.log(service.tag(), &received.id, received.path());
         Err(refusal)
     };
-    if !received.path().starts_with("/v1/") {
+    if !stays_under_v1(received.path()) {
         return refused(Refusal::not_found("path must start with /v1/"));
     }
     if received.head.headers.contains_key("x-api-key") || received.head.headers.contains_key("api-key") {
@@ -70,6 +70,25 @@ pub(super) fn route(service: &Service, received: Received) -> Result<Routed, Ref
         return refused(Refusal::invalid(message));
     }
     Ok(Routed(received))
+}
+
+/// Whether a path is under `/v1/`, whatever an upstream makes of it: one that leads out again by dot segments (RFC 3986,
+/// section 5.2.4), plain or percent-encoded, would reach the rest of the backend with the operator's token.
+fn stays_under_v1(path: &str) -> bool {
+    let plain =
+        path.to_ascii_lowercase().replace("%2e", ".").replace("%2f", "/").replace("%5c", "/").replace('\\', "/");
+    path.starts_with("/v1/") && !plain.split('/').any(|segment| matches!(segment, "." | ".."))
+}
+
+/// Reads on in the body of a request that was refused, within bounds. A client that is still sending when its
+/// connection is closed may never see the answer.
+pub(super) fn discard(body: Incoming, limits: &Limits) {
+    if body.is_end_stream() {
+        return;
+    }
+    let mut body = ClientBody::new(body, limits.discard_bytes, limits.body_timeout);
+    let reading = async move { while let Some(Ok(_)) = body.part().await {} };
+    tokio::spawn(timeout(limits.discard_timeout, reading));
 }
 
 /// A request of somebody who may ask.
@@ -117,4 +136,21 @@ fn wants_websocket(received: &Received) -> bool {
     received.head.method == Method::GET
         && received.path().starts_with("/v1/responses")
         && upgrade.is_some_and(|upgrade| upgrade.eq_ignore_ascii_case("websocket"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::stays_under_v1;
+
+    #[test]
+    fn no_spelling_of_a_dot_segment_leads_out() {
+        for path in ["/v1/responses", "/v1/a..b", "/v1/...", "/v1/models/gpt-5.4"] {
+            assert!(stays_under_v1(path), "{path}");
+        }
+        for path in
+            ["/", "/v1", "/v2/x", "/v1/../x", "/v1/..", "/v1/%2e%2E/x", "/v1/a%2f..%2Fx", "/v1/a\\..\\x", "/v1/./x"]
+        {
+            assert!(!stays_under_v1(path), "{path}");
+        }
+    }
 }

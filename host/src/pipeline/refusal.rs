@@ -17,7 +17,7 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-tollgate-request-id");
 
 /// A request that is answered by the gateway itself.
 #[derive(Debug, Clone)]
-pub struct Refusal {
+pub(super) struct Refusal {
     status: StatusCode,
     kind: &'static str,
     code: Option<&'static str>,
@@ -104,6 +104,14 @@ impl Refusal {
         let refusal =
             Self::new(StatusCode::TOO_MANY_REQUESTS, "usage_limit_reached", "all credentials are rate-limited");
         Self { again: until.map(|until| (now, until)), ..refusal.coded("credentials_exhausted") }
+    }
+
+    /// The request's credential was used up while another has room, and the request cannot be sent again from here.
+    pub(super) fn cut_off() -> Self {
+        let message = "the credential was used up under way; another has room: try again";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", message)
+            .coded("credential_usage_exhausted")
+            .with_field(RETRY_AFTER, "1")
     }
 
     pub(super) fn unavailable() -> Self {

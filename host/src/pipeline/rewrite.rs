@@ -15,6 +15,9 @@ use crate::values::clock::Millis;
 
 const ACCOUNT_ID: HeaderName = HeaderName::from_static("chatgpt-account-id");
 
+/// Codex sends back the state of a turn that upstream gave it with the turn's first response.
+const TURN_STATE: HeaderName = HeaderName::from_static("x-codex-turn-state");
+
 /// A request that upstream may see: rewritten, and with the credential attached.
 pub(super) struct Rewritten(pub(super) Request<RequestBody>);
 
@@ -36,6 +39,10 @@ pub(super) fn rewrite(
     now: Millis,
 ) -> Result<Rewritten, Refusal> {
     let Template { method, uri, mut headers } = template;
+    if selected.away || open.attempts() > 0 {
+        // It belongs to the account that issued it.
+        headers.remove(TURN_STATE);
+    }
     let facts = open.facts(now, service.parts.credentials[selected.credential].tag());
     for rewriter in &service.parts.rewriters {
         match (rewriter.request(&facts, &mut headers), rewriter.on_failure()) {

@@ -19,6 +19,8 @@ pub(super) struct Selected {
     pub(super) identity: Arc<Identity>,
     /// The session lives there once it has answered.
     pub(super) move_home: bool,
+    /// It is not the one that served the session before.
+    pub(super) away: bool,
 }
 
 /// # Errors
@@ -39,7 +41,9 @@ pub(super) async fn select(
     };
     let credential = pool.members[member];
     match service.parts.credentials[credential].identity() {
-        Some(identity) => Ok(Selected { credential, identity, move_home }),
+        Some(identity) => {
+            Ok(Selected { credential, identity, move_home, away: home.is_some_and(|home| home != member) })
+        }
         // It went away between the table and here.
         None => Err(Refusal::unavailable()),
     }
@@ -72,7 +76,7 @@ fn candidates(service: &Service, open: &OpenRow, tried: &[usize], now: Millis) -
     let maker = previous.and_then(|id| service.sessions.maker(open.owner(), id, now));
     let candidate = |member: &usize| {
         let credential = &service.parts.credentials[*member];
-        let excluded = tried.contains(member) || !belongs(pool, credential);
+        let excluded = tried.contains(member) || !belongs(pool, credential) || steps_back(pool, credential, now);
         Candidate { continues: maker == Some(*member), ..credential.candidate(now, excluded) }
     };
     pool.members.iter().map(candidate).collect()
@@ -81,6 +85,11 @@ fn candidates(service: &Service, open: &OpenRow, tried: &[usize], now: Millis) -
 /// An API key is no member of a pool, even where its file becomes one later.
 fn belongs(pool: &Pool, credential: &Credential) -> bool {
     pool.single || credential.identity().is_none_or(|identity| identity.kind == IdentityKind::OAuth)
+}
+
+/// A member of a pool whose token upstream refused of late. A credential alone is tried all the same.
+fn steps_back(pool: &Pool, credential: &Credential, now: Millis) -> bool {
+    !pool.single && credential.is_suspect(now)
 }
 
 /// The member that the request's session lives on.
@@ -119,8 +128,10 @@ fn choose(
 /// Why nobody is usable: rate-limited where anybody is loaded, unavailable where nobody is.
 fn nobody(service: &Service, pool: &Pool, now: Millis) -> Refusal {
     let credentials = pool.members.iter().map(|member| &service.parts.credentials[*member]);
-    let mut loaded =
-        credentials.filter(|credential| credential.identity().is_some() && belongs(pool, credential)).peekable();
+    let counts = |credential: &&Arc<Credential>| {
+        credential.identity().is_some() && belongs(pool, credential) && !steps_back(pool, credential, now)
+    };
+    let mut loaded = credentials.filter(counts).peekable();
     if loaded.peek().is_none() {
         return Refusal::unavailable();
     }

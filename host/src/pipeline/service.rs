@@ -89,6 +89,10 @@ impl Service {
         &self.tag
     }
 
+    pub(super) fn limits(&self) -> &Limits {
+        &self.parts.limits
+    }
+
     /// Its credentials.
     pub fn credentials(&self) -> &[Arc<Credential>] {
         &self.parts.credentials

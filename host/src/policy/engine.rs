@@ -54,12 +54,25 @@ impl std::fmt::Debug for Engine {
     }
 }
 
+/// The engines of this process, by the memory of their guests. They stay: what they compiled is of use again.
+static ENGINES: Mutex<Vec<(usize, Engine)>> = Mutex::new(Vec::new());
+
 impl Engine {
-    /// An engine whose guests may have up to `memory_max` bytes each.
+    /// The process's engine whose guests may have up to `memory_max` bytes each.
     ///
     /// # Errors
     /// This machine cannot run one.
-    pub fn new(memory_max: usize) -> Result<Self, EngineError> {
+    pub fn of_the_process(memory_max: usize) -> Result<Self, EngineError> {
+        let mut engines = ENGINES.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, engine)) = engines.iter().find(|(memory, _)| *memory == memory_max) {
+            return Ok(engine.clone());
+        }
+        let engine = Self::new(memory_max)?;
+        engines.push((memory_max, engine.clone()));
+        Ok(engine)
+    }
+
+    fn new(memory_max: usize) -> Result<Self, EngineError> {
         let failed = |error: wasmtime::Error| EngineError(format!("{error:#}"));
         // Where the address space is too small for a pool, instances are made one by one: slower, and as safe.
         let engine = wasmtime::Engine::new(&config(Some(memory_max)))

@@ -57,7 +57,7 @@ pub fn check(config: Config) -> Result<(), StartError> {
 pub(super) fn prepare(config: Config) -> Result<Prepared, StartError> {
     let mut problems = Vec::new();
     let memory_max = config.policies.iter().map(|policy| policy.memory).max().unwrap_or(POLICY_MEMORY);
-    let engine = Engine::new(memory_max.max(POLICY_MEMORY))?;
+    let engine = Engine::of_the_process(memory_max.max(POLICY_MEMORY))?;
     let stand_in = Balancer::load(&engine, &stand_in_config());
     let policies: Vec<Option<Policy>> = config
         .policies

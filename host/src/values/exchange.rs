@@ -57,6 +57,8 @@ pub enum Outcome {
     Broken,
     /// The client left before an answer.
     Abandoned,
+    /// The credential turned unusable before an answer.
+    Withdrawn,
 }
 
 impl Outcome {
@@ -68,6 +70,7 @@ impl Outcome {
             Self::TimedOut => "timed_out".to_owned(),
             Self::Broken => "broken".to_owned(),
             Self::Abandoned => "abandoned".to_owned(),
+            Self::Withdrawn => "withdrawn".to_owned(),
         }
     }
 }

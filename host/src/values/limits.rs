@@ -25,6 +25,8 @@ pub struct Limits {
     pub replay_bytes: u64,
     /// How far a compressed body, of a request or a response, is decoded on the side.
     pub decoded_bytes: u64,
+    /// How far the body of a refused request is read on, so that its client sees the answer.
+    pub discard_bytes: u64,
     /// Connections from clients at a time, over all services.
     pub connections: u64,
     /// Streams at a time on one HTTP/2 connection.
@@ -45,6 +47,8 @@ pub struct Limits {
     pub head_timeout: Duration,
     /// Between two parts of a request's body.
     pub body_timeout: Duration,
+    /// For how long the body of a refused request is read on.
+    pub discard_timeout: Duration,
     /// To a connection to upstream, name look-up included.
     pub connect_timeout: Duration,
     /// From a request sent to upstream to the response's head. Past it: 504.
@@ -68,6 +72,7 @@ impl Default for Limits {
             request_body_bytes: 128 * MIB,
             replay_bytes: 32 * MIB,
             decoded_bytes: 256 * MIB,
+            discard_bytes: 16 * MIB,
             connections: 16_384,
             http2_streams: 256,
             settle_queue: 16_384,
@@ -78,6 +83,7 @@ impl Default for Limits {
             handshake_timeout: Duration::from_secs(10),
             head_timeout: Duration::from_secs(60),
             body_timeout: Duration::from_secs(60),
+            discard_timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(10),
             upstream_head_timeout: Duration::from_secs(600),
             upstream_idle_timeout: Duration::from_secs(600),

@@ -55,7 +55,7 @@ fn candidates(count: usize) -> Vec<Candidate> {
 }
 
 fn pick(criterion: &mut Criterion) {
-    let engine = Engine::new(MEMORY).expect("an engine");
+    let engine = Engine::of_the_process(MEMORY).expect("an engine");
     let mut group = criterion.benchmark_group("pick");
     for name in ["least-used", "round-robin", "random", "fallback"] {
         let policy = shipped(name, PolicyKind::Balancer, serde_json::json!({}));
@@ -73,7 +73,7 @@ fn pick(criterion: &mut Criterion) {
 }
 
 fn price(criterion: &mut Criterion) {
-    let engine = Engine::new(MEMORY).expect("an engine");
+    let engine = Engine::of_the_process(MEMORY).expect("an engine");
     let policy = shipped("openai-pricing", PolicyKind::Pricer, serde_json::json!({}));
     let pricer = Pricer::load(&engine, &policy).expect("a shipped policy");
     let counts = TokenCounts { input: 120_000, cached: 100_000, output: 2000, reasoning: 800, cache_write: 0 };
@@ -83,7 +83,7 @@ fn price(criterion: &mut Criterion) {
 }
 
 fn rewrite(criterion: &mut Criterion) {
-    let engine = Engine::new(MEMORY).expect("an engine");
+    let engine = Engine::of_the_process(MEMORY).expect("an engine");
     let set = serde_json::json!({"set": {"x-team": ["platform"], "openai-beta": ["a"], "user-agent": ["tollgate"]}});
     let policy = shipped("standard-headers", PolicyKind::Rewriter, set);
     let rewriter = Rewriter::load(&engine, &policy).expect("a shipped policy");
