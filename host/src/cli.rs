@@ -4,13 +4,14 @@ mod logging;
 mod run;
 mod usage;
 
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::{self, Config, Loaded};
-use crate::server;
+use crate::config::{self, Config, Loaded, plain};
+use crate::server::{self, StartError};
 
 /// A gateway for several OpenAI Codex credentials and API keys.
 ///
@@ -57,14 +58,8 @@ pub fn main() -> ExitCode {
         Command::Run { config, ready_file } => run::run(config.as_deref(), ready_file.as_deref()),
         Command::Check { config } => check(&config),
         Command::Usage(args) => usage::usage(&args),
-        Command::ConfigSchema => {
-            println!("{:#}", config::schema());
-            Ok(())
-        }
-        Command::Version => {
-            println!("tollgate {}", env!("CARGO_PKG_VERSION"));
-            Ok(())
-        }
+        Command::ConfigSchema => print(&format!("{:#}", config::schema())),
+        Command::Version => print(concat!("tollgate ", env!("CARGO_PKG_VERSION"))),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -84,9 +79,18 @@ fn check(path: &std::path::Path) -> Result<(), Message> {
         eprintln!("tollgate: {}: warning: {warning}", path.display());
     }
     let summary = summary(&config);
-    server::check(config).map_err(|error| in_file(path, &error.to_string()))?;
-    println!("{}: {summary}", path.display());
-    Ok(())
+    for warning in server::check(config).map_err(|error| in_file(path, &error.to_string()))? {
+        eprintln!("tollgate: {}: warning: {warning}", path.display());
+    }
+    print(&format!("{}: {summary}", path.display()))
+}
+
+/// Prints a text. Whoever reads it may stop before its end.
+fn print(text: &str) -> Result<(), Message> {
+    match writeln!(io::stdout(), "{text}") {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(format!("cannot print: {}", plain(&error))),
+        _ => Ok(()),
+    }
 }
 
 fn summary(config: &Config) -> String {
@@ -106,7 +110,13 @@ fn summary(config: &Config) -> String {
 /// Reads the configuration at `path`, or the default one.
 fn load(path: Option<&std::path::Path>) -> Result<Loaded, Message> {
     match path {
-        Some(path) => config::load(path).map_err(|error| {
+        Some(path) => config::load(path).map_err(|mut error| {
+            // What the rest of it names is looked at, too: one run tells everything.
+            if let Some(rest) = error.rest.take()
+                && let Err(StartError::Config(more)) = server::check(*rest)
+            {
+                error.problems.extend(more.problems);
+            }
             let warnings: Vec<String> = error.warnings.iter().map(|warning| format!("warning: {warning}")).collect();
             let all: Vec<String> = warnings.into_iter().chain([error.to_string()]).collect();
             in_file(path, &all.join("\n"))

@@ -6,6 +6,7 @@ pub mod raw;
 pub mod resolve;
 pub mod shape;
 
+use std::io::Read;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -142,6 +143,8 @@ pub struct PoolConfig {
     pub tag: String,
     /// Its members: indices into [`ServiceConfig::credentials`].
     pub members: Vec<usize>,
+    /// Where the list of its members stands in the file; empty where it is a credential alone.
+    pub members_from: String,
     /// Who chooses among them.
     pub balancer: PolicyId,
     /// Whether it is a credential alone, which may be an API key.
@@ -244,11 +247,13 @@ pub struct ConfigError {
     pub problems: Vec<Problem>,
     /// What was skipped or is risky besides.
     pub warnings: Vec<Problem>,
+    /// The rest of it, where that can be looked at further.
+    pub rest: Option<Box<Config>>,
 }
 
 impl ConfigError {
     fn whole(message: String) -> Self {
-        Self { problems: vec![Problem::new("", message)], warnings: Vec::new() }
+        Self { problems: vec![Problem::new("", message)], warnings: Vec::new(), rest: None }
     }
 }
 
@@ -269,19 +274,42 @@ pub const DEFAULT_CONFIG: &str = r#"{"services": [{"type": "ocm", "listen": "127
 /// # Errors
 /// Everything that is wrong with it.
 pub fn load(path: &Path) -> Result<Loaded, ConfigError> {
-    let cannot = |what: String| ConfigError::whole(format!("cannot read {}: {what}", path.display()));
-    let meta = fs::metadata(path).map_err(|error| cannot(plain(&error)))?;
-    if meta.is_dir() {
-        return Err(cannot("expected a file, found a folder".to_owned()));
-    }
-    if meta.len() > CONFIG_FILE_BYTES {
-        return Err(cannot(format!("expected at most {CONFIG_FILE_BYTES} bytes, found {}", meta.len())));
-    }
-    let bytes = fs::read(path).map_err(|error| cannot(plain(&error)))?;
+    let bytes =
+        read_bounded(path, CONFIG_FILE_BYTES).map_err(|what| ConfigError::whole(format!("cannot read it: {what}")))?;
     let text = String::from_utf8(bytes).map_err(|error| {
-        cannot(format!("expected UTF-8, found another encoding at byte {}", error.utf8_error().valid_up_to()))
+        let place = error.utf8_error().valid_up_to();
+        ConfigError::whole(format!("expected UTF-8, found another encoding at byte {place}"))
     })?;
     parse(text)
+}
+
+/// Reads a file of at most `bytes_max`, which may be a pipe.
+///
+/// # Errors
+/// Why it cannot be read, without its name.
+pub fn read_bounded(path: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
+    if fs::metadata(path).is_ok_and(|meta| meta.is_dir()) {
+        return Err("expected a file, found a folder".to_owned());
+    }
+    let file = fs::File::open(path).map_err(|error| plain(&error))?;
+    let mut bytes = Vec::new();
+    file.take(bytes_max + 1).read_to_end(&mut bytes).map_err(|error| plain(&error))?;
+    if bytes.len() as u64 > bytes_max {
+        return Err(format!("expected at most {bytes_max} bytes, found more"));
+    }
+    Ok(bytes)
+}
+
+/// Reads a file of at most `bytes_max`, and nothing that is no file: opening a FIFO could block for ever.
+///
+/// # Errors
+/// Why it cannot be read, without its name.
+pub fn read_regular(path: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
+    let meta = fs::metadata(path).map_err(|error| plain(&error))?;
+    if !meta.is_file() {
+        return Err("expected a file, found something else".to_owned());
+    }
+    read_bounded(path, bytes_max)
 }
 
 /// Reads the configuration `text`.
@@ -292,25 +320,77 @@ pub fn parse(mut text: String) -> Result<Loaded, ConfigError> {
     if text.trim().is_empty() {
         return Err(ConfigError::whole("expected a JSON object, found an empty file".to_owned()));
     }
-    json_strip_comments::strip(&mut text)
-        .map_err(|_| ConfigError::whole("expected JSON, found a comment without an end".to_owned()))?;
+    strip_comments(&mut text)?;
     let mut value: Value = serde_json::from_str(&text).map_err(|error| {
-        // The parser's own words name a place and a kind of fault, never the text that stands there.
-        ConfigError::whole(format!("expected JSON: {error}"))
+        // Only the place: what stands there may be a secret.
+        let (line, column) = (error.line(), error.column());
+        ConfigError::whole(format!("line {line} column {column}: expected JSON, found something else"))
     })?;
     let mut warnings = skip_known_keys(&mut value);
-    let problems = shape().problems("", &value);
+    let shape = shape();
+    let mut problems = shape.problems("", &value);
+    // What is of the wrong form is taken out, so that the rest can be looked at in the same run.
     if !problems.is_empty() {
-        return Err(ConfigError { problems, warnings });
+        problems.iter().for_each(|problem| take_out(&mut value, &problem.path));
+        if !shape.problems("", &value).is_empty() {
+            return Err(ConfigError { problems, warnings, rest: None });
+        }
     }
     let raw: raw::RawConfig = serde_json::from_value(value)
         .map_err(|_| ConfigError::whole("expected the shape that `tollgate config-schema` prints".to_owned()))?;
-    let mut problems = Vec::new();
-    let config = resolve::resolve(&raw, &mut problems, &mut warnings);
+    let mut found = Vec::new();
+    let config = resolve::resolve(&raw, &mut found, &mut warnings);
+    let known: Vec<String> = problems.iter().map(|problem| problem.path.clone()).collect();
+    problems.extend(found.into_iter().filter(|problem| !follows_from(&problem.path, &known)));
     match config {
         Some(config) if problems.is_empty() => Ok(Loaded { config, warnings }),
-        _ => Err(ConfigError { problems, warnings }),
+        rest => Err(ConfigError { problems, warnings, rest: rest.map(Box::new) }),
     }
+}
+
+fn strip_comments(text: &mut String) -> Result<(), ConfigError> {
+    const END: char = '\u{1}';
+    let unended = || ConfigError::whole("expected JSON, found a comment without an end".to_owned());
+    if let Some(rest) = text.strip_prefix('\u{feff}') {
+        *text = rest.to_owned();
+    }
+    // A mark behind the end: a comment that has none would swallow it.
+    text.push('\n');
+    text.push(END);
+    json_strip_comments::strip(text).map_err(|_| unended())?;
+    if text.pop() != Some(END) {
+        return Err(unended());
+    }
+    if text.trim().is_empty() {
+        return Err(ConfigError::whole("expected a JSON object, found only comments".to_owned()));
+    }
+    Ok(())
+}
+
+/// Takes out what stands at `path`. A list keeps its length, so that other paths stay right: it goes as a whole.
+fn take_out(value: &mut Value, path: &str) {
+    let mut here = value;
+    let mut keys = path.split('.').peekable();
+    while let Some(key) = keys.next() {
+        let (name, indices) = key.split_once('[').map_or((key, ""), |(name, rest)| (name, rest));
+        let last = keys.peek().is_none() && indices.is_empty();
+        let Some(object) = here.as_object_mut() else { return };
+        if last {
+            object.shift_remove(name);
+            return;
+        }
+        let Some(next) = object.get_mut(name) else { return };
+        here = next;
+        for index in indices.trim_end_matches(']').split("][").filter(|index| !index.is_empty()) {
+            let Some(item) = index.parse::<usize>().ok().and_then(|index| here.get_mut(index)) else { return };
+            here = item;
+        }
+    }
+}
+
+/// Whether a problem at `path` may be there only because something at one of `known` was taken out.
+fn follows_from(path: &str, known: &[String]) -> bool {
+    known.iter().any(|known| path.starts_with(known.as_str()) || known.starts_with(path))
 }
 
 /// The JSON Schema of the configuration (draft 2020-12).

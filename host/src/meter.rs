@@ -79,7 +79,11 @@ impl Meter {
     pub fn finish(&mut self) -> End {
         match &mut self.source {
             Source::Plain(scanner) => scanner.finish(),
-            Source::Encoded(decoder) => decoder.writer_mut().scanner.finish(),
+            Source::Encoded(decoder) => {
+                let tap = decoder.writer_mut();
+                // Where reading was given up, the transport alone says how it ended.
+                if tap.closed { tap.scanner.reading().ended.unwrap_or(End::Complete) } else { tap.scanner.finish() }
+            }
             Source::Blind(_) => End::Complete,
         }
     }

@@ -64,7 +64,7 @@ impl Tls {
             .map_err(|error| Problem::new(&config.certificate_from, error.to_string()))?
             .with_no_client_auth()
             .with_single_cert(chain, key)
-            .map_err(|error| Problem::new(&config.key_from, format!("cannot be used with the certificate: {error}")))?;
+            .map_err(|error| unusable(config, &error))?;
         server.alpn_protocols.clone_from(&config.alpn);
         Ok(Self { acceptor: TlsAcceptor::from(Arc::new(server)), handshake_timeout })
     }
@@ -79,6 +79,18 @@ impl Tls {
             Ok(Err(error)) => Err(HandshakeError::Failed(error)),
             Err(_) => Err(HandshakeError::TimedOut),
         }
+    }
+}
+
+fn unusable(config: &TlsConfig, error: &rustls::Error) -> Problem {
+    match error {
+        rustls::Error::InvalidCertificate(_) => {
+            Problem::new(&config.certificate_from, "expected certificates in PEM, found one that cannot be read")
+        }
+        rustls::Error::InconsistentKeys(_) => {
+            Problem::new(&config.key_from, "expected the key of the certificate, found another's")
+        }
+        other => Problem::new(&config.key_from, format!("cannot be used with the certificate: {other}")),
     }
 }
 

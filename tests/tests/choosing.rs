@@ -414,7 +414,7 @@ async fn a_pool_with_an_api_key_is_an_error_at_load() {
         let pool = json!({ "tag": "pool", "type": kind, "credentials": ["a", "k"] });
         let config = rig.config(json!({ "credentials": [rig.oauth("a"), rig.api_key("k"), pool] }));
         let error = rig.try_start(config).await.err().expect("no gateway").to_string();
-        assert!(error.contains("\"k\"") && error.contains("\"pool\""), "{error}");
+        assert!(error.contains("services[0].credentials[2].credentials[1]: ") && error.contains("\"k\""), "{error}");
         assert!(!error.contains("sk-k"), "{error}");
     }
 }

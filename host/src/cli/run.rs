@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::json;
@@ -14,7 +15,10 @@ use crate::server::{Gateway, Listening};
 
 pub(super) fn run(config_path: Option<&Path>, ready_file: Option<&Path>) -> Result<(), Message> {
     let Loaded { config, warnings } = load(config_path)?;
-    logging::start(&config.log)?;
+    logging::start(&config.log).map_err(|error| match config_path {
+        Some(path) => in_file(path, &error),
+        None => error,
+    })?;
     for warning in &warnings {
         tracing::warn!("{warning}");
     }
@@ -38,7 +42,7 @@ pub(super) fn run(config_path: Option<&Path>, ready_file: Option<&Path>) -> Resu
         tracing::info!(signal = name, "stopping: requests under way may end; once more to cut them");
         tokio::select! {
             () = gateway.stop() => {}
-            name = signals.next() => {
+            name = signals.again() => {
                 tracing::warn!(signal = name, "cut");
                 return Err("stopped by a second signal before all requests had ended".to_owned());
             }
@@ -69,6 +73,17 @@ impl Signals {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
+    /// Another signal, after the first.
+    async fn again(&mut self) -> &'static str {
+        let first = Instant::now();
+        loop {
+            let name = self.next().await;
+            if first.elapsed() >= SAME_SIGNAL {
+                return name;
+            }
+        }
+    }
+
     async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
@@ -76,6 +91,10 @@ impl Signals {
         }
     }
 }
+
+/// A signal that comes so soon after the first is the same one: `timeout` and shells send theirs to a process and to its
+/// group.
+const SAME_SIGNAL: Duration = Duration::from_secs(1);
 
 /// Whoever waits for the file finds all of it or none.
 fn write_ready_file(path: &Path, listening: &[Listening]) -> Result<(), Message> {

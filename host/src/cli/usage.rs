@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use serde_json::json;
 
-use super::{Message, load};
+use super::{Message, load, print};
 use crate::ledger::{By, FILE_NAME, Reader, Summary};
 use crate::values::money::NanoUsd;
 
@@ -59,15 +59,17 @@ const NUMBERS: [&str; 8] =
 pub(super) fn usage(args: &Args) -> Result<(), Message> {
     let config = load(args.config.as_deref())?.config;
     let path = config.data_dir.join(FILE_NAME);
-    let reader = Reader::open(&path).map_err(|error| format!("{error}; has the gateway run with this data_dir?"))?;
+    if !path.exists() {
+        return Err(format!("there is no ledger at {}: has the gateway run with this data_dir?", path.display()));
+    }
+    let reader = Reader::open(&path).map_err(|error| error.to_string())?;
     let summaries = reader.summary(args.by.by()).map_err(|error| format!("{}: {error}", path.display()))?;
     let text = match (args.json, args.csv) {
         (true, _) => as_json(args.by, &summaries),
         (_, true) => as_csv(args.by, &summaries),
         _ => as_table(args.by, &summaries),
     };
-    println!("{text}");
-    Ok(())
+    print(&text)
 }
 
 fn numbers(summary: &Summary) -> [u64; 6] {

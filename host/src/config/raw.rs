@@ -153,6 +153,19 @@ pub enum OtherServiceType {
     SsmApi,
 }
 
+impl OtherServiceType {
+    /// Its name, as it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ccm => "ccm",
+            Self::Derp => "derp",
+            Self::HysteriaRealm => "hysteria-realm",
+            Self::Resolved => "resolved",
+            Self::SsmApi => "ssm-api",
+        }
+    }
+}
+
 /// The type of an OCM service.
 #[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]

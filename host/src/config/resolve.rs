@@ -41,7 +41,7 @@ pub(super) fn resolve(raw: &RawConfig, problems: &mut Vec<Problem>, warnings: &m
         findings.problem("admin", "an admin listener is not there yet");
     }
     let limits = limits(&raw.limits, &mut findings);
-    let data_dir = match &raw.data_dir {
+    let data_dir = match raw.data_dir.as_deref().filter(|path| !path.is_empty()) {
         Some(path) => Some(PathBuf::from(path)),
         None => default_data_dir(&mut findings),
     };
@@ -56,6 +56,7 @@ fn services(raw: &RawConfig, policies: &mut Policies, findings: &mut Findings<'_
     }
     let mut services = Vec::new();
     let mut tags = HashSet::new();
+    let mut addresses = HashSet::new();
     let mut files = credentials::Files::default();
     for (index, entry) in entries.iter().enumerate() {
         let path = format!("services[{index}]");
@@ -66,10 +67,18 @@ fn services(raw: &RawConfig, policies: &mut Policies, findings: &mut Findings<'_
                     findings.problem(join(&path, "tag"), format!("expected a name of its own, found {tag:?} again"));
                 }
                 let context = service::Context { path, tag, raw_config: raw };
-                services.extend(service::resolve(context, raw_service, policies, &mut files, findings));
+                let service = service::resolve(context, raw_service, policies, &mut files, findings);
+                if let Some(service) = &service
+                    && service.listen.port() != 0
+                    && !addresses.insert(service.listen)
+                {
+                    let message = format!("expected an address of its own, found {} again", service.listen);
+                    findings.problem(format!("services[{index}].listen_port"), message);
+                }
+                services.extend(service);
             }
             RawService::Other(other) => {
-                findings.warning(path, format!("skipped: a service of type {:?}", other.kind));
+                findings.warning(path, format!("skipped: a service of type {:?}", other.kind.name()));
             }
         }
     }

@@ -86,7 +86,7 @@ impl Shape {
     }
 
     /// Of several forms that a value may have, reports what is wrong with the one that was meant: of the right JSON
-    /// type and with the right `type`.
+    /// type and with the right `type`. Where none was, says which there are.
     fn report_likeliest(
         &self,
         root: &str,
@@ -95,29 +95,40 @@ impl Shape {
         problems: &mut Vec<Problem>,
     ) {
         let here = error.instance_path();
-        let likeliest = context.iter().min_by_key(|errors| {
-            let misses = errors.iter().filter(|error| is_of_another_form(here, error)).count();
-            (misses, errors.len())
-        });
-        let Some(likeliest) = likeliest else { return };
-        let meant = likeliest.iter().filter(|error| !is_of_another_form(here, error)).count() > 0;
-        if meant || context.len() == 1 || !has_type_key(error.instance()) {
+        let place = join(root, &path(here));
+        if let Some(expected) = choices(here, context) {
+            let found = found_choice(error.instance());
+            problems.push(Problem::new(place, format!("expected one of {expected}, found {found}")));
+            return;
+        }
+        if let Some(expected) = json_types(here, context) {
+            let found = kind_of(error.instance());
+            problems.push(Problem::new(place, format!("expected {expected}, found {found}")));
+            return;
+        }
+        let misses =
+            |errors: &[ValidationError<'_>]| errors.iter().filter(|error| is_of_another_form(here, error)).count();
+        let Some(likeliest) = context.iter().min_by_key(|errors| (misses(errors), errors.len())) else { return };
+        let names = type_names(context);
+        if misses(likeliest) == 0 || names.is_empty() || error.instance().get("type").is_none() {
             for error in likeliest {
                 self.report(root, error, problems);
             }
             return;
         }
-        let path = join(&join(root, &path(here)), "type");
-        let found = error.instance().get("type").map_or("nothing".to_owned(), Value::to_string);
-        let types = type_names(context);
-        problems.push(Problem::new(path, format!("expected {types}, found {found}")));
+        let found = error.instance().get("type").map_or("nothing".to_owned(), found_choice);
+        let expected = names.join(", ");
+        problems.push(Problem::new(join(&place, "type"), format!("expected one of {expected}, found {found}")));
     }
 
-    /// `1 to 99`, where a number is out of a range that has two ends.
+    /// What a number or duration must be, where the schema says more than its type: `1 to 99`.
     fn range(&self, error: &ValidationError<'_>) -> Option<String> {
         let pointer = error.schema_path().as_str();
-        let parent = pointer.strip_suffix("/minimum").or_else(|| pointer.strip_suffix("/maximum"))?;
+        let parent = ["/minimum", "/maximum", "/type"].into_iter().find_map(|end| pointer.strip_suffix(end))?;
         let schema = self.schema.pointer(parent)?;
+        if schema.get("pattern").and_then(Value::as_str).is_some_and(is_of_durations) {
+            return Some(A_DURATION.to_owned());
+        }
         Some(format!("{} to {}", number(schema.get("minimum")?), number(schema.get("maximum")?)))
     }
 
@@ -130,50 +141,89 @@ impl Shape {
 
 /// Whether `error` says that the value at `here` is not of this form at all.
 fn is_of_another_form(here: &Location, error: &ValidationError<'_>) -> bool {
-    let depth = |location: &Location| location.into_iter().count();
+    let at = error.instance_path();
     match error.kind() {
-        ValidationErrorKind::Type { .. } => depth(error.instance_path()) == depth(here),
-        ValidationErrorKind::Required { property } => property == "type" && depth(error.instance_path()) == depth(here),
-        ValidationErrorKind::Enum { .. } | ValidationErrorKind::Constant { .. } => {
-            let below = depth(error.instance_path()) == depth(here) + 1;
-            below && error.instance_path().as_str().ends_with("/type")
-        }
-        ValidationErrorKind::AnyOf { context } => {
-            context.iter().all(|errors| errors.iter().any(|error| is_of_another_form(here, error)))
-                || error.instance_path().as_str().ends_with("/type")
-        }
+        ValidationErrorKind::Type { .. } => depth(at) == depth(here) || is_type_key(here, at),
+        ValidationErrorKind::Required { property } => property == "type" && depth(at) == depth(here),
+        ValidationErrorKind::Enum { .. }
+        | ValidationErrorKind::Constant { .. }
+        | ValidationErrorKind::AnyOf { .. }
+        | ValidationErrorKind::OneOfNotValid { .. } => is_type_key(here, at),
         _ => false,
     }
 }
 
-fn has_type_key(value: &Value) -> bool {
-    value.get("type").is_some()
+fn depth(location: &Location) -> usize {
+    location.into_iter().count()
 }
 
-fn type_names(context: &[Vec<ValidationError<'static>>]) -> String {
+/// Whether `at` is the `type` of the object at `here`.
+fn is_type_key(here: &Location, at: &Location) -> bool {
+    depth(at) == depth(here) + 1 && at.as_str().ends_with("/type")
+}
+
+/// The values that a text at `here` may have, where that is all that its forms say.
+fn choices(here: &Location, context: &[Vec<ValidationError<'static>>]) -> Option<String> {
+    let mut names = Vec::new();
+    for error in context.iter().flatten() {
+        match error.kind() {
+            _ if depth(error.instance_path()) != depth(here) => return None,
+            ValidationErrorKind::Type { .. } => {}
+            kind => names.extend(options(kind)?),
+        }
+    }
+    names.dedup();
+    (!names.is_empty()).then(|| names.join(", "))
+}
+
+/// The JSON types that a value at `here` may have, where it has none of them.
+fn json_types(here: &Location, context: &[Vec<ValidationError<'static>>]) -> Option<String> {
+    let mut names: Vec<String> = Vec::new();
+    for errors in context {
+        let of_type = errors.iter().find(|error| {
+            matches!(error.kind(), ValidationErrorKind::Type { .. }) && depth(error.instance_path()) == depth(here)
+        })?;
+        let name = expected(of_type.kind());
+        if name != "a null" && !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names.sort();
+    names.reverse();
+    Some(names.join(" or "))
+}
+
+/// The values of an enum or constant, as they are written.
+fn options(kind: &ValidationErrorKind) -> Option<Vec<String>> {
+    match kind {
+        ValidationErrorKind::Enum { options } => {
+            let options = options.as_array().into_iter().flatten().filter(|option| !option.is_null());
+            Some(options.map(Value::to_string).collect())
+        }
+        ValidationErrorKind::Constant { expected_value } => Some(vec![expected_value.to_string()]),
+        _ => None,
+    }
+}
+
+/// The values that `type` may have, over all forms.
+fn type_names(context: &[Vec<ValidationError<'static>>]) -> Vec<String> {
     let mut names = Vec::new();
     for error in context.iter().flatten() {
         collect_type_names(error, &mut names);
     }
     names.dedup();
-    format!("one of {}", names.join(", "))
+    names
 }
 
 fn collect_type_names(error: &ValidationError<'_>, names: &mut Vec<String>) {
+    if !error.instance_path().as_str().ends_with("/type") {
+        return;
+    }
     match error.kind() {
-        ValidationErrorKind::Enum { options } if error.instance_path().as_str().ends_with("/type") => {
-            let options = options.as_array().into_iter().flatten();
-            names.extend(options.filter(|option| !option.is_null()).map(Value::to_string));
+        ValidationErrorKind::AnyOf { context } | ValidationErrorKind::OneOfNotValid { context } => {
+            context.iter().flatten().for_each(|error| collect_type_names(error, names));
         }
-        ValidationErrorKind::Constant { expected_value } if error.instance_path().as_str().ends_with("/type") => {
-            names.push(expected_value.to_string());
-        }
-        ValidationErrorKind::AnyOf { context } => {
-            for error in context.iter().flatten() {
-                collect_type_names(error, names);
-            }
-        }
-        _ => {}
+        kind => names.extend(options(kind).unwrap_or_default()),
     }
 }
 
@@ -187,6 +237,12 @@ pub fn unknown_key(key: &str, known: &[String]) -> String {
     }
 }
 
+const A_DURATION: &str = "a duration such as \"60s\" or \"1h30m\"";
+
+fn is_of_durations(pattern: &str) -> bool {
+    pattern.contains("ns|us")
+}
+
 fn expected(kind: &ValidationErrorKind) -> String {
     match kind {
         ValidationErrorKind::Type { kind: TypeKind::Single(single) } => with_article(&single.to_string()),
@@ -195,22 +251,15 @@ fn expected(kind: &ValidationErrorKind) -> String {
                 several.iter().map(|name| name.to_string()).filter(|name| name != "null").collect();
             names.iter().map(|name| with_article(name)).collect::<Vec<_>>().join(" or ")
         }
-        ValidationErrorKind::Enum { options } => {
-            let options = options.as_array().into_iter().flatten().filter(|option| !option.is_null());
-            format!("one of {}", options.map(Value::to_string).collect::<Vec<_>>().join(", "))
-        }
-        ValidationErrorKind::Constant { expected_value } => expected_value.to_string(),
         ValidationErrorKind::Minimum { limit } => format!("{} or more", number(limit)),
         ValidationErrorKind::Maximum { limit } => format!("{} or less", number(limit)),
         ValidationErrorKind::ExclusiveMinimum { limit } => format!("more than {}", number(limit)),
         ValidationErrorKind::ExclusiveMaximum { limit } => format!("less than {}", number(limit)),
-        ValidationErrorKind::Pattern { pattern } if pattern.contains("ns|us") => {
-            "a duration such as \"60s\" or \"1h30m\"".to_owned()
-        }
-        _ => {
-            let keyword = kind.keyword();
-            format!("what the schema says of {keyword:?}")
-        }
+        ValidationErrorKind::Pattern { pattern } if is_of_durations(pattern) => A_DURATION.to_owned(),
+        kind => match options(kind) {
+            Some(options) => format!("one of {}", options.join(", ")),
+            None => format!("what the schema says of {:?}", kind.keyword()),
+        },
     }
 }
 
@@ -221,20 +270,42 @@ fn number(limit: &Value) -> String {
     }
 }
 
-/// What stands there: numbers and what has a closed list of values in full, other texts only as "a string".
+/// What stands there. A text may be a secret, and a number that stands where a text belongs, too: they are named by
+/// their kind, but for texts out of a closed list and numbers out of a range.
 fn found(kind: &ValidationErrorKind, value: &Value) -> String {
-    let closed = matches!(
-        kind,
-        ValidationErrorKind::Enum { .. } | ValidationErrorKind::Constant { .. } | ValidationErrorKind::Pattern { .. }
-    );
+    match kind {
+        ValidationErrorKind::Enum { .. }
+        | ValidationErrorKind::Constant { .. }
+        | ValidationErrorKind::Pattern { .. } => found_choice(value),
+        ValidationErrorKind::Type { kind: TypeKind::Single(single) } if single.to_string() == "string" => {
+            kind_of(value).to_owned()
+        }
+        ValidationErrorKind::Type { .. }
+        | ValidationErrorKind::Minimum { .. }
+        | ValidationErrorKind::Maximum { .. } => match value {
+            Value::Number(number) => number.to_string(),
+            other => kind_of(other).to_owned(),
+        },
+        _ => kind_of(value).to_owned(),
+    }
+}
+
+/// A text that should have been out of a closed list.
+fn found_choice(value: &Value) -> String {
     match value {
-        Value::String(text) if closed && text.len() <= 40 => format!("{text:?}"),
-        Value::Number(number) => number.to_string(),
-        Value::Bool(truth) => truth.to_string(),
-        Value::Null => "null".to_owned(),
-        Value::String(_) => "a string".to_owned(),
-        Value::Array(_) => "an array".to_owned(),
-        Value::Object(_) => "an object".to_owned(),
+        Value::String(text) if text.len() <= 40 => format!("{text:?}"),
+        other => kind_of(other).to_owned(),
+    }
+}
+
+fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
     }
 }
 

@@ -1,7 +1,5 @@
 //! auth.json, as Codex writes it: from its text to what upstream is shown. No error quotes what stands in it.
 
-use std::fs;
-use std::io::Read;
 use std::path::Path;
 
 use base64::Engine;
@@ -10,7 +8,7 @@ use http::HeaderValue;
 use serde_json::{Map, Value};
 use zeroize::Zeroize;
 
-use crate::config::plain;
+use crate::config::read_regular;
 use crate::values::limits::AUTH_FILE_BYTES;
 use crate::values::secret::Secret;
 
@@ -39,26 +37,11 @@ pub enum IdentityKind {
 /// # Errors
 /// What is wrong with the file, and where in it.
 pub(super) fn read(path: &Path) -> Result<Identity, String> {
-    let mut bytes = read_bytes(path)?;
+    let read = read_regular(path, AUTH_FILE_BYTES);
+    let mut bytes = read.map_err(|reason| format!("cannot read {}: {reason}", path.display()))?;
     let parsed = parse(&bytes);
     bytes.zeroize();
     parsed
-}
-
-fn read_bytes(path: &Path) -> Result<Vec<u8>, String> {
-    let cannot = |error: &std::io::Error| format!("cannot read {}: {}", path.display(), plain(error));
-    let meta = fs::metadata(path).map_err(|error| cannot(&error))?;
-    // Before opening: a FIFO would block for ever.
-    if !meta.is_file() {
-        return Err(format!("{}: expected a file, found something else", path.display()));
-    }
-    if meta.len() > AUTH_FILE_BYTES {
-        return Err(format!("{}: expected at most {AUTH_FILE_BYTES} bytes, found {}", path.display(), meta.len()));
-    }
-    let file = fs::File::open(path).map_err(|error| cannot(&error))?;
-    let mut bytes = Vec::new();
-    file.take(AUTH_FILE_BYTES).read_to_end(&mut bytes).map_err(|error| cannot(&error))?;
-    Ok(bytes)
 }
 
 fn parse(bytes: &[u8]) -> Result<Identity, String> {

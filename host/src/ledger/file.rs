@@ -155,6 +155,10 @@ pub(super) fn open_to_read(path: &Path) -> Result<Connection, LedgerError> {
     check(path)?;
     let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(&failed)?;
     connection.busy_timeout(Duration::from_secs(5)).map_err(&failed)?;
+    let version: u32 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(&failed)?;
+    if version == 0 {
+        return Err(LedgerError::Foreign { path: path.to_owned(), found: "an empty one that no gateway has opened" });
+    }
     Ok(connection)
 }
 

@@ -53,8 +53,8 @@ struct Writer {
 
 struct Pending {
     what: What,
-    /// Given back when this is dropped: after the commit.
-    _room: Option<Room>,
+    /// Given back with the commit, before anybody is told of it.
+    room: Option<Room>,
     done: Option<oneshot::Sender<()>>,
 }
 
@@ -121,14 +121,14 @@ impl Writer {
                 let _ = done.send(());
             }
             Command::Row { row, room, done } => {
-                let mut pending = Pending { what: What::Row(row), _room: Some(room), done: Some(done) };
+                let mut pending = Pending { what: What::Row(row), room: Some(room), done: Some(done) };
                 if self.is_failing() {
                     self.release_unless_refusing(&mut pending);
                 }
                 self.pending.push(pending);
             }
             Command::View { path, state, done } => {
-                self.pending.push(Pending { what: What::View(path, state), _room: None, done: Some(done) });
+                self.pending.push(Pending { what: What::View(path, state), room: None, done: Some(done) });
             }
             Command::Close => self.closing = true,
         }
@@ -148,6 +148,7 @@ impl Writer {
                     tracing::info!(rows = self.pending.len(), "the ledger can be written again; what waited is in it");
                 }
                 for mut pending in self.pending.drain(..) {
+                    drop(pending.room.take());
                     if let Some(done) = pending.done.take() {
                         let _ = done.send(());
                     }

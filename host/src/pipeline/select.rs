@@ -63,7 +63,8 @@ async fn read_again(service: &Service, pool: &Pool, now: Millis) {
         match read {
             Ok(Ok(())) if before.is_some() => tracing::info!(credential = credential.tag(), "credential available"),
             Ok(Err(reason)) if before.as_ref() != Some(&reason) => {
-                tracing::warn!(credential = credential.tag(), %reason, "credential unavailable");
+                let path = credential.path().display();
+                tracing::warn!(credential = credential.tag(), %path, %reason, "credential unavailable");
             }
             _ => {}
         }

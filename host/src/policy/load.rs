@@ -1,8 +1,5 @@
 //! From a configured policy to one that can be called: read, digest, check, compile, configure, try.
 
-use std::fs;
-use std::io::Read;
-use std::path::Path;
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
@@ -12,7 +9,7 @@ use super::bindings::balancer::tollgate::policy::types::{Diagnostic, Manifest};
 use super::engine::Engine;
 use super::instance::{Guest, LOAD_TIMEOUT, Seat, Setting, World, last_words, new_store, root_cause};
 use super::{Field, imports, shipped};
-use crate::config::{PolicyConfig, PolicySource, Problem, Shape, plain};
+use crate::config::{PolicyConfig, PolicySource, Problem, Shape, read_regular};
 use crate::values::limits::COMPONENT_BYTES;
 
 /// What a policy's manifest may hold, in bytes over all its texts.
@@ -52,7 +49,10 @@ impl LoadError {
     pub fn problems(self, policy: &PolicyConfig) -> Vec<Problem> {
         match self {
             Self::Config(problems) => problems,
-            component @ Self::Component { .. } => vec![Problem::new(&policy.path_in_config, component.to_string())],
+            Self::Component { stage, reason, .. } if !policy.path_in_config.is_empty() => {
+                vec![Problem::new(format!("{}.path", policy.path_in_config), format!("cannot {stage}: {reason}"))]
+            }
+            component @ Self::Component { .. } => vec![Problem::new("", component.to_string())],
         }
     }
 }
@@ -115,24 +115,10 @@ fn read(source: &PolicySource) -> Result<Vec<u8>, String> {
         PolicySource::Shipped(name) => {
             shipped::component(name).map(<[u8]>::to_vec).ok_or_else(|| "it is not in this binary".to_owned())
         }
-        PolicySource::File(path) => read_file(path),
+        PolicySource::File(path) => {
+            read_regular(path, COMPONENT_BYTES).map_err(|reason| format!("{}: {reason}", path.display()))
+        }
     }
-}
-
-fn read_file(path: &Path) -> Result<Vec<u8>, String> {
-    let cannot = |what: String| format!("{}: {what}", path.display());
-    let meta = fs::metadata(path).map_err(|error| cannot(plain(&error)))?;
-    // Before opening: a FIFO would block for ever.
-    if !meta.is_file() {
-        return Err(cannot("expected a file, found something else".to_owned()));
-    }
-    if meta.len() > COMPONENT_BYTES {
-        return Err(cannot(format!("expected at most {COMPONENT_BYTES} bytes, found {}", meta.len())));
-    }
-    let file = fs::File::open(path).map_err(|error| cannot(plain(&error)))?;
-    let mut bytes = Vec::new();
-    file.take(COMPONENT_BYTES).read_to_end(&mut bytes).map_err(|error| cannot(plain(&error)))?;
-    Ok(bytes)
 }
 
 fn fields(manifest: &Manifest) -> Result<Vec<Field>, String> {

@@ -40,18 +40,29 @@ enum Policy {
     Pricer(Arc<Pricer>),
 }
 
-/// Loads what `config` names, and starts nothing.
+/// Loads what `config` names, and starts nothing. Answers what an operator should know besides.
 ///
 /// # Errors
 /// Everything that cannot be used.
-pub fn check(config: Config) -> Result<(), StartError> {
-    let prepared = prepare(config)?;
+pub fn check(config: Config) -> Result<Vec<Problem>, StartError> {
     let mut problems = Vec::new();
-    for (service, _) in &prepared.services {
+    let mut warnings = Vec::new();
+    for service in &config.services {
         let credentials = credentials(service);
         key_in_pool(service, &credentials, &mut problems);
+        for credential in &credentials {
+            if let Some(reason) = credential.unavailable() {
+                let place = format!("service {:?}, credential {:?}", service.tag, credential.tag());
+                warnings.push(Problem::new(place, reason.to_string()));
+            }
+        }
     }
-    refuse_if_any(problems)
+    match prepare(config) {
+        Err(StartError::Config(error)) => problems.extend(error.problems),
+        other => drop(other?),
+    }
+    refuse_if_any(problems)?;
+    Ok(warnings)
 }
 
 pub(super) fn prepare(config: Config) -> Result<Prepared, StartError> {
@@ -74,7 +85,11 @@ pub(super) fn prepare(config: Config) -> Result<Prepared, StartError> {
     }
     refuse_if_any(problems)?;
     let stand_in = stand_in.map_err(|error| {
-        StartError::Config(ConfigError { problems: error.problems(&stand_in_config()), warnings: Vec::new() })
+        StartError::Config(ConfigError {
+            problems: error.problems(&stand_in_config()),
+            warnings: Vec::new(),
+            rest: None,
+        })
     })?;
     let trust = Trust::of_the_platform();
     let policies = policies.into_iter().flatten().collect();
@@ -171,7 +186,10 @@ fn credentials(config: &ServiceConfig) -> Vec<Arc<Credential>> {
         let credential = Credential::new(config.clone());
         match credential.read(now) {
             Ok(identity) => tracing::debug!(credential = config.tag, kind = ?identity.kind, "credential available"),
-            Err(reason) => tracing::warn!(credential = config.tag, %reason, "credential unavailable"),
+            Err(reason) => {
+                let path = config.path.display();
+                tracing::warn!(credential = config.tag, %path, %reason, "credential unavailable");
+            }
         }
         Arc::new(credential)
     };
@@ -180,12 +198,12 @@ fn credentials(config: &ServiceConfig) -> Vec<Arc<Credential>> {
 
 fn key_in_pool(config: &ServiceConfig, credentials: &[Arc<Credential>], problems: &mut Vec<Problem>) {
     for pool in config.pools.iter().filter(|pool| !pool.single) {
-        for member in &pool.members {
+        for (place, member) in pool.members.iter().enumerate() {
             let credential = &credentials[*member];
             if credential.identity().is_some_and(|identity| identity.kind == IdentityKind::ApiKey) {
                 problems.push(Problem::new(
-                    format!("service {:?}, pool {:?}", config.tag, pool.tag),
-                    format!("expected OAuth credentials, found {:?}, an API key", credential.tag()),
+                    format!("{}[{place}]", pool.members_from),
+                    format!("expected an OAuth credential, found {:?}, an API key", credential.tag()),
                 ));
             }
         }
@@ -196,7 +214,7 @@ fn refuse_if_any(problems: Vec<Problem>) -> Result<(), StartError> {
     if problems.is_empty() {
         return Ok(());
     }
-    Err(StartError::Config(ConfigError { problems, warnings: Vec::new() }))
+    Err(StartError::Config(ConfigError { problems, warnings: Vec::new(), rest: None }))
 }
 
 // The resolved configuration refers to policies only by ids of the right kind.

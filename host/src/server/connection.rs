@@ -1,22 +1,28 @@
 //! Connections: from an accepted one to requests. Each lives in a task of its own, handshake included.
 
 use std::convert::Infallible;
-use std::pin::pin;
-use std::sync::Arc;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use http::{Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
 use hyper::rt::{Read, Write};
 use hyper::server::conn::{http1, http2};
-use hyper::service::service_fn;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::Phase;
 use crate::listener::{Connection, Listener};
-use crate::pipeline::{Service, handle};
+use crate::pipeline::{AnswerBody, handle};
 use crate::tls::{Tls, is_http2};
 use crate::values::limits::Limits;
 
@@ -36,7 +42,7 @@ const FIELDS: usize = 256;
 /// What accepting needs to know.
 #[derive(Clone)]
 pub(super) struct Accepting {
-    pub(super) service: Arc<Service>,
+    pub(super) service: Arc<crate::pipeline::Service>,
     pub(super) tls: Option<Tls>,
     pub(super) limits: Arc<Limits>,
     pub(super) phases: watch::Receiver<Phase>,
@@ -69,12 +75,7 @@ async fn serve(connection: Connection, accepting: Accepting) {
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-async fn serve_tls(
-    tls: &Tls,
-    stream: TcpStream,
-    peer: std::net::SocketAddr,
-    accepting: &Accepting,
-) -> Result<(), Failure> {
+async fn serve_tls(tls: &Tls, stream: TcpStream, peer: SocketAddr, accepting: &Accepting) -> Result<(), Failure> {
     let Some(stream) = before_draining(accepting, tls.accept(stream)).await else { return Ok(()) };
     let stream = stream?;
     if is_http2(&stream) {
@@ -84,7 +85,7 @@ async fn serve_tls(
     }
 }
 
-async fn serve_clear(stream: TcpStream, peer: std::net::SocketAddr, accepting: &Accepting) -> Result<(), Failure> {
+async fn serve_clear(stream: TcpStream, peer: SocketAddr, accepting: &Accepting) -> Result<(), Failure> {
     let beginning = timeout(accepting.limits.head_timeout, begins_http2(&stream));
     let Some(begun) = before_draining(accepting, beginning).await else { return Ok(()) };
     if begun.map_err(|_| "no request in time")?? {
@@ -118,18 +119,7 @@ async fn begins_http2(stream: &TcpStream) -> std::io::Result<bool> {
     }
 }
 
-macro_rules! requests_of {
-    ($accepting:expr, $peer:expr) => {{
-        let service = Arc::clone(&$accepting.service);
-        let address = $peer.ip();
-        service_fn(move |request| {
-            let service = Arc::clone(&service);
-            async move { Ok::<_, Infallible>(handle(&service, request, address).await) }
-        })
-    }};
-}
-
-async fn serve_http1<I>(io: I, peer: std::net::SocketAddr, accepting: &Accepting) -> Result<(), Failure>
+async fn serve_http1<I>(io: I, peer: SocketAddr, accepting: &Accepting) -> Result<(), Failure>
 where
     I: Read + Write + Unpin + Send + 'static,
 {
@@ -138,30 +128,122 @@ where
         .header_read_timeout(accepting.limits.head_timeout)
         .max_buf_size(usize::try_from(accepting.limits.request_head_bytes).unwrap_or(usize::MAX))
         .max_headers(FIELDS)
-        .serve_connection(io, requests_of!(accepting, peer));
-    drive(connection, accepting).await
+        .serve_connection(io, requests(accepting, peer, Arc::default()));
+    drive(connection, accepting, std::future::pending()).await
 }
 
-async fn serve_http2<I>(io: I, peer: std::net::SocketAddr, accepting: &Accepting) -> Result<(), Failure>
+async fn serve_http2<I>(io: I, peer: SocketAddr, accepting: &Accepting) -> Result<(), Failure>
 where
     I: Read + Write + Unpin + Send + 'static,
 {
+    let activity = Arc::new(Activity::default());
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .max_concurrent_streams(accepting.limits.http2_streams)
         .max_header_list_size(u32::try_from(accepting.limits.request_head_bytes).unwrap_or(u32::MAX))
         .keep_alive_interval(HTTP2_PING_INTERVAL)
-        .serve_connection(io, requests_of!(accepting, peer));
-    drive(connection, accepting).await
+        .serve_connection(io, requests(accepting, peer, Arc::clone(&activity)));
+    // HTTP/1.1 has a time-out for heads of its own; here a silent client would keep its place for ever.
+    drive(connection, accepting, idle(activity, accepting.limits.head_timeout)).await
 }
 
-/// Serves a connection to its end: by itself, or as the gateway's phases say.
-async fn drive<C>(connection: C, accepting: &Accepting) -> Result<(), Failure>
+/// The requests of a connection.
+fn requests(
+    accepting: &Accepting,
+    peer: SocketAddr,
+    activity: Arc<Activity>,
+) -> impl Service<Request<Incoming>, Response = Response<Tracked>, Error = Infallible, Future: Send + 'static> + use<> {
+    let service = Arc::clone(&accepting.service);
+    let address = peer.ip();
+    service_fn(move |request| {
+        let service = Arc::clone(&service);
+        let open = Activity::begin(&activity);
+        async move {
+            let response = handle(&service, request, address).await;
+            Ok(response.map(|body| Tracked { body, _open: open }))
+        }
+    })
+}
+
+/// What happens on a connection: how many requests are open, and when the last one ended.
+#[derive(Default)]
+struct Activity {
+    open: AtomicUsize,
+    changed: Mutex<Option<Instant>>,
+}
+
+/// An open request of a connection.
+struct Open(Arc<Activity>);
+
+impl Activity {
+    fn begin(activity: &Arc<Self>) -> Open {
+        activity.open.fetch_add(1, Ordering::AcqRel);
+        Open(Arc::clone(activity))
+    }
+
+    /// Since when nothing is open; `since` where nothing ever was.
+    fn idle_since(&self, since: Instant) -> Option<Instant> {
+        if self.open.load(Ordering::Acquire) > 0 {
+            return None;
+        }
+        Some(self.changed.lock().unwrap_or_else(PoisonError::into_inner).unwrap_or(since))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        *self.0.changed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        self.0.open.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Ends when nothing has been open for `limit`.
+async fn idle(activity: Arc<Activity>, limit: Duration) {
+    let begun = Instant::now();
+    loop {
+        let wake = match activity.idle_since(begun) {
+            Some(since) if since.elapsed() >= limit => return,
+            Some(since) => since + limit,
+            None => Instant::now() + limit,
+        };
+        sleep_until(wake).await;
+    }
+}
+
+/// A response's body, which counts as open for as long as it is there.
+struct Tracked {
+    body: AnswerBody,
+    _open: Open,
+}
+
+impl Body for Tracked {
+    type Data = <AnswerBody as Body>::Data;
+    type Error = <AnswerBody as Body>::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Serves a connection to its end: by itself, as the gateway's phases say, or when `idle` ends.
+async fn drive<C>(connection: C, accepting: &Accepting, idle: impl Future<Output = ()>) -> Result<(), Failure>
 where
     C: GracefulConnection,
     C::Error: Into<Failure>,
 {
     let mut connection = pin!(connection);
+    let mut idle = pin!(idle);
     let mut phases = accepting.phases.clone();
     loop {
         let phase = *phases.borrow_and_update();
@@ -172,6 +254,7 @@ where
         }
         tokio::select! {
             ended = connection.as_mut() => return ended.map_err(Into::into),
+            () = idle.as_mut() => return Err("no request in time".into()),
             changed = phases.changed() => {
                 if changed.is_err() {
                     // The gateway was dropped without a stop.

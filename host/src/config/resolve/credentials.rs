@@ -1,7 +1,7 @@
 //! Credentials and the pools that are made of them.
 
 use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde_json::json;
 
@@ -18,21 +18,38 @@ const SINGLE_TAG: &str = "default";
 /// A reserve that is not set.
 const RESERVE: f64 = 1.0;
 
-/// The files that credentials use, over all services: no two may share one.
+/// The files that credentials use, over all services: no two uses may share one, however it is spelled.
 #[derive(Default)]
 pub(super) struct Files {
-    credentials: HashMap<PathBuf, String>,
-    usages: HashMap<PathBuf, String>,
+    used: HashMap<PathBuf, String>,
 }
 
 impl Files {
-    fn claim(used: &mut HashMap<PathBuf, String>, file: &Path, path: String, findings: &mut Findings<'_>) {
-        if let Some(first) = used.get(file) {
+    fn claim(&mut self, file: &Path, path: String, findings: &mut Findings<'_>) {
+        let file = one_spelling(file);
+        if let Some(first) = self.used.get(&file) {
             findings.problem(path, format!("expected a file of its own, found the one of {first}"));
         } else {
-            used.insert(file.to_owned(), path);
+            self.used.insert(file, path);
         }
     }
+}
+
+/// The file that is there, past links; or else its absolute path without dot segments.
+fn one_spelling(file: &Path) -> PathBuf {
+    if let Ok(found) = file.canonicalize() {
+        return found;
+    }
+    let absolute = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+    let mut plain = PathBuf::new();
+    for component in absolute.components() {
+        match component {
+            Component::ParentDir => drop(plain.pop()),
+            Component::CurDir => {}
+            other => plain.push(other),
+        }
+    }
+    plain
 }
 
 /// The credentials of a service and its pools: each credential alone, then the configured ones.
@@ -120,7 +137,8 @@ pub(super) fn several(
         let Some(pool) = pool else { continue };
         let members = members(&path, pool.members, entries, &credentials, findings);
         let Some(balancer) = pool.balancer else { continue };
-        pools.push(PoolConfig { tag: pool.tag.to_owned(), members, balancer, single: false });
+        let members_from = join(&path, "credentials");
+        pools.push(PoolConfig { tag: pool.tag.to_owned(), members, members_from, balancer, single: false });
     }
     let first_tag = entries.first().map_or("", tag);
     let first = pools.iter().position(|pool| pool.tag == first_tag).unwrap_or(0);
@@ -161,6 +179,7 @@ fn alone(credentials: &[CredentialConfig], balancer: PolicyId) -> Vec<PoolConfig
         .map(|(index, credential)| PoolConfig {
             tag: credential.tag.clone(),
             members: vec![index],
+            members_from: String::new(),
             balancer,
             single: true,
         })
@@ -204,10 +223,10 @@ fn file_credential(
         Some(file) => PathBuf::from(file),
         None => default_credential_path(&credential_path, findings)?,
     };
-    Files::claim(&mut files.credentials, &file, credential_path, findings);
+    files.claim(&file, credential_path, findings);
     let usages_path = paths.usages.filter(|file| !file.is_empty()).map(PathBuf::from);
     if let Some(file) = &usages_path {
-        Files::claim(&mut files.usages, file, join(path, "usages_path"), findings);
+        files.claim(file, join(path, "usages_path"), findings);
     }
     check_detour(context, paths.detour, &join(path, "detour"), findings);
     Some(CredentialConfig { tag: tag.to_owned(), path: file, usages_path, caps })
@@ -267,8 +286,11 @@ fn balancer<'a>(
 }
 
 fn check_interval(raw: Option<&RawDuration>, path: &str, findings: &mut Findings<'_>) {
-    if let Some(raw) = raw {
-        span(raw, join(path, "poll_interval"), findings);
+    let path = join(path, "poll_interval");
+    if let Some(raw) = raw
+        && span(raw, path.clone(), findings).is_some_and(|interval| interval.is_zero())
+    {
+        findings.problem(path, "expected more than 0, found 0");
     }
 }
 

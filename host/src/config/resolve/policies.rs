@@ -47,7 +47,7 @@ impl Policies {
         let tag_path = join(&path, "tag");
         if raw.tag.is_empty() {
             findings.problem(tag_path, "missing");
-        } else if shipped(&raw.tag).is_some() {
+        } else if shipped(&raw.tag.replace('_', "-")).is_some() {
             findings.problem(tag_path, format!("expected a name that no shipped policy has, found {:?}", raw.tag));
         } else if self.by_tag.contains_key(&raw.tag) {
             findings.problem(tag_path, format!("expected a name of its own, found {:?} again", raw.tag));

@@ -1,8 +1,8 @@
 //! One service: listener, TLS, users, headers, endpoints, policies.
 
-use std::collections::{BTreeMap, HashSet};
-use std::fs;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
 
 use http::uri::Uri;
 use http::{HeaderName, HeaderValue};
@@ -14,7 +14,8 @@ use super::policies::Policies;
 use crate::config::raw::{OneOrMany, RawConfig, RawEndpoints, RawOcm, RawTls, RawUser};
 use crate::config::shape::join;
 use crate::config::{
-    Endpoints, HeaderFields, PolicyId, PolicyKind, PoolConfig, ServiceConfig, TlsConfig, TlsVersion, UserConfig, plain,
+    Endpoints, HeaderFields, PolicyId, PolicyKind, PoolConfig, ServiceConfig, TlsConfig, TlsVersion, UserConfig,
+    read_bounded,
 };
 use crate::values::headers::is_reserved;
 use crate::values::limits::CONFIG_FILE_BYTES;
@@ -86,7 +87,9 @@ fn listen(context: &Context<'_>, raw: &RawOcm, findings: &mut Findings<'_>) -> O
         Some(text) => match text.parse() {
             Ok(address) => address,
             Err(_) => {
-                let message = format!("expected an IP address such as \"127.0.0.1\" or \"::\", found {text:?}");
+                let with_port = text.parse::<SocketAddr>().is_ok();
+                let hint = if with_port { "; the port goes into listen_port" } else { "" };
+                let message = format!("expected an IP address such as \"127.0.0.1\" or \"::\", found {text:?}{hint}");
                 findings.problem(join(&context.path, "listen"), message);
                 return None;
             }
@@ -134,10 +137,16 @@ fn user_pool(path: &str, user: &RawUser, multiple: bool, pools: &[PoolConfig], f
             0
         }
         None => 0,
+        Some(_) if !multiple => {
+            findings.problem(path, "only together with credentials");
+            0
+        }
         Some(tag) => match pools.iter().position(|pool| pool.tag == tag) {
             Some(pool) => pool,
             None => {
-                let known: Vec<String> = pools.iter().map(|pool| format!("{:?}", pool.tag)).collect();
+                let tags: BTreeSet<&str> =
+                    pools.iter().map(|pool| pool.tag.as_str()).filter(|tag| !tag.is_empty()).collect();
+                let known: Vec<String> = tags.iter().map(|tag| format!("{tag:?}")).collect();
                 findings.problem(path, format!("expected one of {}, found {tag:?}", known.join(", ")));
                 0
             }
@@ -218,11 +227,14 @@ fn endpoint(path: &str, text: &str, findings: &mut Findings<'_>) -> Option<Uri> 
     let uri: Option<Uri> = text.trim_end_matches('/').parse().ok();
     let uri = uri.filter(|uri| {
         let scheme = uri.scheme_str();
-        let plain_authority = uri.authority().is_some_and(|authority| !authority.as_str().contains('@'));
+        let plain_authority =
+            uri.authority().is_some_and(|authority| !authority.host().is_empty() && !authority.as_str().contains('@'));
         matches!(scheme, Some("http" | "https")) && plain_authority && uri.query().is_none()
     });
     if uri.is_none() {
-        findings.problem(path, "expected a URL such as \"https://example.com/path\", found something else");
+        let message =
+            "expected a URL such as \"https://example.com/path\", by http or https, without user, password and query";
+        findings.problem(path, message);
     }
     uri
 }
@@ -239,7 +251,7 @@ fn tls(path: &str, raw: &RawTls, findings: &mut Findings<'_>) -> Option<TlsConfi
     let min_version = version(&join(path, "min_version"), raw.min_version.as_deref(), TlsVersion::V1_2, findings);
     let max_version = version(&join(path, "max_version"), raw.max_version.as_deref(), TlsVersion::V1_3, findings);
     if min_version > max_version {
-        findings.problem(join(path, "min_version"), "expected at most max_version, found a greater one");
+        findings.problem(join(path, "min_version"), "expected at most max_version (1.2), found 1.3");
     }
     let (certificate_from, certificate) = certificate?;
     let (key_from, key) = key?;
@@ -274,12 +286,7 @@ fn pem(
         findings.problem(file_path, "missing: TLS is enabled");
         return None;
     };
-    let read = match fs::metadata(file) {
-        Ok(meta) if meta.len() > CONFIG_FILE_BYTES => Err(format!("expected at most {CONFIG_FILE_BYTES} bytes")),
-        Ok(_) => fs::read(file).map_err(|error| plain(&error)),
-        Err(error) => Err(plain(&error)),
-    };
-    match read {
+    match read_bounded(Path::new(file), CONFIG_FILE_BYTES) {
         Ok(bytes) => Some((file_path, bytes)),
         Err(error) => {
             findings.problem(file_path, format!("cannot read {file}: {error}"));
