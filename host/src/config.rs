@@ -390,7 +390,10 @@ fn take_out(value: &mut Value, path: &str) {
 
 /// Whether a problem at `path` may be there only because something at one of `known` was taken out.
 fn follows_from(path: &str, known: &[String]) -> bool {
-    known.iter().any(|known| path.starts_with(known.as_str()) || known.starts_with(path))
+    let within = |inner: &str, outer: &str| {
+        inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+    };
+    known.iter().any(|known| within(path, known) || within(known, path))
 }
 
 /// The JSON Schema of the configuration (draft 2020-12).

@@ -203,13 +203,13 @@ fn check_refused(said: &Said, expected: &str) {
 #[test]
 fn a_missing_file_is_said() {
     let said = check(folder().path(), "nowhere.json");
-    check_refused(&said, "tollgate: nowhere.json: cannot read nowhere.json: no such file or directory\n");
+    check_refused(&said, "tollgate: nowhere.json: cannot read it: no such file or directory\n");
 }
 
 #[test]
 fn a_folder_is_said() {
     let said = check(folder().path(), "folder");
-    check_refused(&said, "tollgate: folder: cannot read folder: expected a file, found a folder\n");
+    check_refused(&said, "tollgate: folder: cannot read it: expected a file, found a folder\n");
 }
 
 #[test]
@@ -225,14 +225,14 @@ fn a_file_that_may_not_be_read_is_said() {
         // Root reads everything; nobody does not.
         command.uid(65534).gid(65534);
     }
-    check_refused(&run(command, folder.path()), "tollgate: case.json: cannot read case.json: permission denied\n");
+    check_refused(&run(command, folder.path()), "tollgate: case.json: cannot read it: permission denied\n");
 }
 
 #[test]
 fn a_file_that_breaks_off_while_it_is_read_is_said() {
     // A process's memory at address 0: it is a file, it opens, and it cannot be read.
     let said = check(folder().path(), "/proc/self/mem");
-    check_refused(&said, "tollgate: /proc/self/mem: cannot read /proc/self/mem: input/output error\n");
+    check_refused(&said, "tollgate: /proc/self/mem: cannot read it: input/output error\n");
 }
 
 /// Runs `tollgate check -c /dev/stdin` with `content` in a pipe.
@@ -266,7 +266,7 @@ fn a_file_of_17_megabytes_is_refused_unread() {
     let file = fs::File::create(folder.path().join("case.json")).expect("the case can be written");
     file.set_len(17 * 1024 * 1024).expect("the case can be written");
     let said = check(folder.path(), "case.json");
-    let expected = "tollgate: case.json: cannot read case.json: expected at most 16777216 bytes, found 17825792\n";
+    let expected = "tollgate: case.json: cannot read it: expected at most 16777216 bytes, found more\n";
     check_refused(&said, expected);
 }
 

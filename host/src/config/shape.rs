@@ -145,10 +145,12 @@ fn is_of_another_form(here: &Location, error: &ValidationError<'_>) -> bool {
     match error.kind() {
         ValidationErrorKind::Type { .. } => depth(at) == depth(here) || is_type_key(here, at),
         ValidationErrorKind::Required { property } => property == "type" && depth(at) == depth(here),
-        ValidationErrorKind::Enum { .. }
-        | ValidationErrorKind::Constant { .. }
-        | ValidationErrorKind::AnyOf { .. }
-        | ValidationErrorKind::OneOfNotValid { .. } => is_type_key(here, at),
+        ValidationErrorKind::Enum { .. } | ValidationErrorKind::Constant { .. } => is_type_key(here, at),
+        ValidationErrorKind::AnyOf { context } | ValidationErrorKind::OneOfNotValid { context } => {
+            let nowhere =
+                |errors: &Vec<ValidationError<'_>>| errors.iter().any(|error| is_of_another_form(here, error));
+            is_type_key(here, at) || (depth(at) == depth(here) && context.iter().all(nowhere))
+        }
         _ => false,
     }
 }
@@ -188,8 +190,7 @@ fn json_types(here: &Location, context: &[Vec<ValidationError<'static>>]) -> Opt
             names.push(name);
         }
     }
-    names.sort();
-    names.reverse();
+    names.sort_by_key(|name| name == "an array");
     Some(names.join(" or "))
 }
 

@@ -252,6 +252,7 @@ fn tls(path: &str, raw: &RawTls, findings: &mut Findings<'_>) -> Option<TlsConfi
     let max_version = version(&join(path, "max_version"), raw.max_version.as_deref(), TlsVersion::V1_3, findings);
     if min_version > max_version {
         findings.problem(join(path, "min_version"), "expected at most max_version (1.2), found 1.3");
+        return None;
     }
     let (certificate_from, certificate) = certificate?;
     let (key_from, key) = key?;
