@@ -47,8 +47,7 @@ const MIGRATIONS: [&str; 2] = [
         priced_by TEXT,
         ttfb_ms INTEGER,
         duration_ms INTEGER NOT NULL
-    ) STRICT;
-    CREATE INDEX usage_by_start ON usage (started_at);",
+    ) STRICT;",
     "CREATE TABLE usage_view (
         path TEXT PRIMARY KEY,
         through INTEGER NOT NULL,

@@ -12,7 +12,7 @@ use crate::sessions::{Owner, key_in_headers};
 
 /// A request that will be recorded, whatever becomes of it.
 pub(super) struct Admitted {
-    pub(super) open: OpenRow,
+    pub(super) open: Box<OpenRow>,
     pub(super) head: Parts,
 }
 

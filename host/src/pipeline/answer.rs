@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -64,7 +64,7 @@ pub enum Cut {
 pub(super) async fn answer(
     service: &Service,
     answered: Answered,
-    mut open: OpenRow,
+    mut open: Box<OpenRow>,
 ) -> Result<Response<AnswerBody>, Refusal> {
     let (mut head, body) = answered.response.into_parts();
     strip_response(&mut head.headers);
@@ -75,7 +75,11 @@ pub(super) async fn answer(
     if read.is_empty() && body.is_end_stream() {
         return empty(service, head, meter, open).await;
     }
-    let left = head.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    let left: Option<u64> = head.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    let (read, body) = match arrived(read, body, left) {
+        Arrived::Whole(bytes) => return whole(service, head, bytes, meter, open).await,
+        Arrived::InPart(read, body) => (read, body),
+    };
     let streaming = Streaming {
         body,
         read,
@@ -92,18 +96,66 @@ pub(super) async fn answer(
     Ok(Response::from_parts(head, AnswerBody::Streaming(Box::new(streaming))))
 }
 
-/// A response without a body is whole with its head: that waits for the row.
+/// A response's body as it is there together with its head.
+enum Arrived {
+    /// All of it.
+    Whole(Bytes),
+    /// Some of it, or nothing; the rest is to come.
+    InPart(VecDeque<Bytes>, Incoming),
+}
+
+/// Looks whether a short body has arrived together with its head, without waiting for anything.
+fn arrived(mut read: VecDeque<Bytes>, mut body: Incoming, length: Option<u64>) -> Arrived {
+    let Some(length) = length.filter(|_| read.is_empty()) else { return Arrived::InPart(read, body) };
+    let mut cx = Context::from_waker(Waker::noop());
+    if let Poll::Ready(Some(Ok(frame))) = Pin::new(&mut body).poll_frame(&mut cx)
+        && let Ok(data) = frame.into_data()
+    {
+        if data.len() as u64 == length {
+            return Arrived::Whole(data);
+        }
+        read.push_back(data);
+    }
+    Arrived::InPart(read, body)
+}
+
+/// A short response goes out in one piece with its head, when its row is committed.
+async fn whole(
+    service: &Service,
+    head: http::response::Parts,
+    body: Bytes,
+    mut meter: Meter,
+    open: Box<OpenRow>,
+) -> Result<Response<AnswerBody>, Refusal> {
+    meter.feed(&body);
+    let end = meter.finish();
+    recorded(service, head, AnswerBody::whole(body), end, meter, open).await
+}
+
+/// A response without a body is whole with its head.
 async fn empty(
     service: &Service,
     head: http::response::Parts,
     meter: Meter,
-    mut open: OpenRow,
+    open: Box<OpenRow>,
 ) -> Result<Response<AnswerBody>, Refusal> {
-    let Some(commit) = open.close(end_of(head.status, End::Complete), meter.metered()) else {
+    recorded(service, head, AnswerBody::Whole(None), End::Complete, meter, open).await
+}
+
+/// Waits for the row, then answers.
+async fn recorded(
+    service: &Service,
+    head: http::response::Parts,
+    body: AnswerBody,
+    end: End,
+    meter: Meter,
+    mut open: Box<OpenRow>,
+) -> Result<Response<AnswerBody>, Refusal> {
+    let Some(commit) = open.close(end_of(head.status, end), meter.metered()) else {
         unreachable!("the row is closed here and nowhere before");
     };
     match timeout(service.parts.limits.commit_timeout, commit).await {
-        Ok(true) => Ok(Response::from_parts(head, AnswerBody::Whole(None))),
+        Ok(true) => Ok(Response::from_parts(head, body)),
         Ok(false) | Err(_) => Err(Refusal::not_recorded()),
     }
 }
@@ -143,7 +195,7 @@ pub struct Streaming {
     left: Option<u64>,
     status: StatusCode,
     meter: Meter,
-    open: OpenRow,
+    open: Box<OpenRow>,
     state: State,
     idle_limit: Duration,
     commit_limit: Duration,

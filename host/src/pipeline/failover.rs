@@ -42,7 +42,7 @@ pub(super) struct Answered {
 
 /// # Errors
 /// No credential is usable or none answered. The row is closed then.
-pub(super) async fn send(service: &Service, inspected: Inspected) -> Result<(Answered, OpenRow), Refusal> {
+pub(super) async fn send(service: &Service, inspected: Inspected) -> Result<(Answered, Box<OpenRow>), Refusal> {
     let Inspected { mut open, head, mut body } = inspected;
     let mut headers = Some(head.headers);
     let mut tried = Vec::new();
@@ -96,7 +96,7 @@ pub(super) async fn send(service: &Service, inspected: Inspected) -> Result<(Ans
 }
 
 /// The credential is used up, and the request cannot go to another: where one has room, its client should try again.
-async fn cut_off(service: &Service, open: OpenRow, tried: &[usize]) -> Refusal {
+async fn cut_off(service: &Service, open: Box<OpenRow>, tried: &[usize]) -> Refusal {
     let refusal = match select(service, &open, tried, Millis::now()).await {
         Ok(_) => Refusal::cut_off(),
         Err(nobody) => nobody,
@@ -183,7 +183,7 @@ fn remember_home(service: &Service, open: &OpenRow, answered: &Answered, move_ho
     }
 }
 
-async fn no_answer(open: OpenRow, error: &UpstreamError) -> Refusal {
+async fn no_answer(open: Box<OpenRow>, error: &UpstreamError) -> Refusal {
     match error {
         UpstreamError::Unreachable(_) => open.refuse_as(End::UpstreamGone, Refusal::upstream_unreachable()).await,
         UpstreamError::Broken(_) => open.refuse_as(End::UpstreamGone, Refusal::upstream_broke()).await,

@@ -23,7 +23,7 @@ use crate::values::limits::Limits;
 
 /// A request of which is known what it asks for.
 pub(super) struct Inspected {
-    pub(super) open: OpenRow,
+    pub(super) open: Box<OpenRow>,
     pub(super) head: Parts,
     pub(super) body: Body,
 }

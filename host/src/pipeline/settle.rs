@@ -48,8 +48,9 @@ pub(super) struct OpenRow {
 }
 
 impl OpenRow {
-    pub(super) fn new(service: Arc<Service>, room: Room, opening: Opening) -> Self {
-        Self {
+    /// Boxed: it goes through every stage.
+    pub(super) fn new(service: Arc<Service>, room: Room, opening: Opening) -> Box<Self> {
+        Box::new(Self {
             sequence: service.next_request(),
             service,
             opening,
@@ -59,7 +60,7 @@ impl OpenRow {
             status: None,
             ttfb_ms: None,
             room: Some(room),
-        }
+        })
     }
 
     /// What the body asks for. Its cache key names the session where no header did.
@@ -140,12 +141,12 @@ impl OpenRow {
     }
 
     /// The exchange is over with an answer of the gateway's own: waits for the row, then answers.
-    pub(super) async fn refuse(self, refusal: Refusal) -> Refusal {
+    pub(super) async fn refuse(self: Box<Self>, refusal: Refusal) -> Refusal {
         self.refuse_as(End::Failed, refusal).await
     }
 
     /// The same, where it ended in another way.
-    pub(super) async fn refuse_as(mut self, end: End, refusal: Refusal) -> Refusal {
+    pub(super) async fn refuse_as(mut self: Box<Self>, end: End, refusal: Refusal) -> Refusal {
         if self.status.is_none() {
             self.answered(refusal.status());
         }

@@ -1,6 +1,6 @@
 //! Rate-limit windows: how much of a credential's 5-hour and weekly allowance is used, as upstream tells it.
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::clock::Millis;
 
@@ -119,14 +119,13 @@ impl Reading {
     pub fn from_headers(headers: &HeaderMap, now: Millis) -> Self {
         let limit = active_limit(headers);
         let mut reading = Self::default();
-        for (slot, by_name) in [("primary", Span::FiveHour), ("secondary", Span::Weekly)] {
-            let number = |what: &str| number(headers, &limit, slot, what);
-            let Some(used) = number("used-percent") else { continue };
-            let minutes = number("window-minutes").map(|minutes| minutes as u32);
+        for (slot, by_name) in [(&PRIMARY, Span::FiveHour), (&SECONDARY, Span::Weekly)] {
+            let number = |field: usize| number(headers, limit.as_deref(), slot, field);
+            let Some(used) = number(USED_PERCENT) else { continue };
+            let minutes = number(WINDOW_MINUTES).map(|minutes| minutes as u32);
             let Some(span) = minutes.map_or(Some(by_name), Span::of) else { continue };
-            let at = number("reset-at").map(|seconds| Millis::from_unix(seconds as u64));
-            let after =
-                number("reset-after-seconds").map(|seconds| Millis(now.0.saturating_add((seconds * 1e3) as u64)));
+            let at = number(RESET_AT).map(|seconds| Millis::from_unix(seconds as u64));
+            let after = number(RESET_AFTER_SECONDS).map(|seconds| Millis(now.0.saturating_add((seconds * 1e3) as u64)));
             let window = Window {
                 used: used.clamp(0.0, 100.0),
                 reset_at: at.or(after),
@@ -162,19 +161,45 @@ impl Reading {
     }
 }
 
-fn active_limit(headers: &HeaderMap) -> String {
-    let named = headers.get("x-codex-active-limit").and_then(|value| value.to_str().ok());
-    let named = named.map(|name| name.trim().to_ascii_lowercase().replace('_', "-"));
-    named.filter(|name| !name.is_empty()).unwrap_or_else(|| DEFAULT_LIMIT.to_owned())
+/// The limit that is active, where it is not the usual one.
+fn active_limit(headers: &HeaderMap) -> Option<String> {
+    let named = headers.get("x-codex-active-limit").and_then(|value| value.to_str().ok())?;
+    let named = named.trim().to_ascii_lowercase().replace('_', "-");
+    (!named.is_empty() && named != DEFAULT_LIMIT).then_some(named)
 }
 
-fn number(headers: &HeaderMap, limit: &str, slot: &str, what: &str) -> Option<f64> {
-    let read = |limit: &str| {
-        let value = headers.get(format!("x-{limit}-{slot}-{what}"))?;
+const USED_PERCENT: usize = 0;
+const WINDOW_MINUTES: usize = 1;
+const RESET_AT: usize = 2;
+const RESET_AFTER_SECONDS: usize = 3;
+
+/// The fields of a slot under the usual limit: no name needs to be put together for them.
+type Slot = [HeaderName; 4];
+
+static PRIMARY: Slot = [
+    HeaderName::from_static("x-codex-primary-used-percent"),
+    HeaderName::from_static("x-codex-primary-window-minutes"),
+    HeaderName::from_static("x-codex-primary-reset-at"),
+    HeaderName::from_static("x-codex-primary-reset-after-seconds"),
+];
+static SECONDARY: Slot = [
+    HeaderName::from_static("x-codex-secondary-used-percent"),
+    HeaderName::from_static("x-codex-secondary-window-minutes"),
+    HeaderName::from_static("x-codex-secondary-reset-at"),
+    HeaderName::from_static("x-codex-secondary-reset-after-seconds"),
+];
+
+fn number(headers: &HeaderMap, limit: Option<&str>, slot: &Slot, field: usize) -> Option<f64> {
+    let usual = &slot[field];
+    let under_limit = || {
+        let name = usual.as_str().strip_prefix("x-codex-")?;
+        headers.get(format!("x-{}-{name}", limit?))
+    };
+    let read = |value: &HeaderValue| {
         let number: f64 = value.to_str().ok()?.trim().parse().ok()?;
         (number.is_finite() && number >= 0.0).then_some(number)
     };
-    read(limit).or_else(|| read(DEFAULT_LIMIT))
+    under_limit().and_then(read).or_else(|| headers.get(usual).and_then(read))
 }
 
 #[cfg(test)]
