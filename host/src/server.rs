@@ -152,11 +152,21 @@ impl Gateway {
 
     /// Stops: no new requests, up to `limits.drain_timeout` for those under way, then usage files and ledger are
     /// written and closed.
-    pub async fn stop(mut self) {
+    pub async fn stop(self) {
+        self.stop_or_cut(std::future::pending()).await;
+    }
+
+    /// Stops, and cuts the requests under way as soon as `cut` ends. What is cut is recorded, too.
+    pub async fn stop_or_cut(mut self, cut: impl Future<Output = ()>) {
         self.phase.send_replace(Phase::Draining);
         let ended = async { while self.alive.recv().await.is_some() {} };
-        if timeout(self.limits.drain_timeout, ended).await.is_err() {
-            tracing::warn!("limits.drain_timeout is over: requests under way are cut");
+        tokio::select! {
+            drained = timeout(self.limits.drain_timeout, ended) => {
+                if drained.is_err() {
+                    tracing::warn!("limits.drain_timeout is over: requests under way are cut");
+                }
+            }
+            () = cut => {}
         }
         self.phase.send_replace(Phase::Ending);
         // Every connection hands its rows to the ledger before it lets go of this.

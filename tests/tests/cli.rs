@@ -476,6 +476,8 @@ mod run {
 
         program.signal(libc::SIGTERM);
         wait_for_log(&rig, "SIGTERM").await;
+        // Sooner it would count as the same signal.
+        tokio::time::sleep(Duration::from_millis(60)).await;
         program.signal(libc::SIGINT);
 
         assert_eq!(program.wait(Duration::from_secs(20)).await.code(), Some(1), "sooner than limits.drain_timeout");
@@ -622,7 +624,7 @@ all           3             0  3,600   2,400     450        150  $0.0104        
     #[test]
     fn of_a_missing_ledger_asks_whether_the_gateway_has_run() {
         let folder = with_config();
-        let expected = "cannot use data/ledger.db: no such file or directory; has the gateway run with this data_dir?";
+        let expected = "there is no ledger at data/ledger.db: has the gateway run with this data_dir?";
         check_refused(folder.path(), expected);
         assert!(!folder.path().join("data").exists(), "reading makes nothing");
     }

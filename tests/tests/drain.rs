@@ -168,6 +168,8 @@ async fn a_second_signal_cuts_at_once_and_what_is_cut_is_recorded() {
     let stream = client.start_turn(&turn("cut")).await;
     program.signal(libc::SIGTERM);
     wait_until_closed(client.address()).await;
+    // Sooner it would count as the same signal.
+    tokio::time::sleep(Duration::from_millis(60)).await;
     program.signal(libc::SIGTERM);
     assert!(!stream.finish().await.whole);
     ended(program).await;

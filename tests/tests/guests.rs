@@ -48,7 +48,7 @@ async fn check_as(kinds: &[&str], component: &[u8], named: &[&str]) {
         let path = rig.write("own.wasm", component);
         let started = rig.try_start(config(&rig, kind, &path)).await;
         let error = started.err().unwrap_or_else(|| panic!("{kind}: it starts")).to_string();
-        for word in named.iter().chain(&["own"]) {
+        for word in named.iter().chain(&["policies[0].path: "]) {
             assert!(error.contains(word), "{kind}: {word:?} is not in {error:?}");
         }
         assert!(!rig.ledger().exists(), "{kind}: a gateway that does not start makes no ledger");

@@ -40,15 +40,15 @@ pub(super) fn run(config_path: Option<&Path>, ready_file: Option<&Path>) -> Resu
         }
         let name = signals.next().await;
         tracing::info!(signal = name, "stopping: requests under way may end; once more to cut them");
-        tokio::select! {
-            () = gateway.stop() => {}
-            name = signals.again() => {
-                tracing::warn!(signal = name, "cut");
-                return Err("stopped by a second signal before all requests had ended".to_owned());
-            }
-        }
+        let mut was_cut = false;
+        let cut = async {
+            let name = signals.again().await;
+            was_cut = true;
+            tracing::warn!(signal = name, "requests under way are cut");
+        };
+        gateway.stop_or_cut(cut).await;
         tracing::info!("stopped");
-        Ok(())
+        if was_cut { Err("stopped by a second signal before all requests had ended".to_owned()) } else { Ok(()) }
     })
 }
 
@@ -94,7 +94,7 @@ impl Signals {
 
 /// A signal that comes so soon after the first is the same one: `timeout` and shells send theirs to a process and to its
 /// group.
-const SAME_SIGNAL: Duration = Duration::from_secs(1);
+const SAME_SIGNAL: Duration = Duration::from_millis(50);
 
 /// Whoever waits for the file finds all of it or none.
 fn write_ready_file(path: &Path, listening: &[Listening]) -> Result<(), Message> {
