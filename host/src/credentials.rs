@@ -129,12 +129,16 @@ impl Credential {
         read
     }
 
-    /// Whether its file should be read again before a request: it is unavailable or its token was refused, and the
-    /// last reading is some time ago.
-    pub fn wants_reading(&self, now: Millis) -> bool {
-        let state = self.state();
+    /// Whether its file should be read again by whoever asks: it is unavailable or its token was refused, and the last
+    /// reading is some time ago. One that is told so counts as the reader: others are not told for a while.
+    pub fn claim_reading(&self, now: Millis) -> bool {
+        let mut state = self.state();
         let due = state.read_at.is_none_or(|read| now.since(read) >= READ_AGAIN);
-        due && (state.identity.is_err() || state.is_suspect(now))
+        let wanted = due && (state.identity.is_err() || state.is_suspect(now));
+        if wanted {
+            state.read_at = Some(now);
+        }
+        wanted
     }
 
     /// What upstream is shown, where it is loaded.
@@ -215,9 +219,13 @@ impl Credential {
         until
     }
 
-    /// Takes in that upstream refused its token.
-    pub fn token_refused(&self, now: Millis) {
-        self.state().suspect_until = Some(now.after(TOKEN_REFUSED_FOR));
+    /// Takes in that upstream refused the token that it was shown.
+    pub fn token_refused(&self, shown: &Identity, now: Millis) {
+        let mut state = self.state();
+        // A late answer to an old token says nothing about the new one.
+        if state.identity.as_ref().is_ok_and(|known| known.authorization == shown.authorization) {
+            state.suspect_until = Some(now.after(TOKEN_REFUSED_FOR));
+        }
     }
 
     /// Takes in a failed attempt.

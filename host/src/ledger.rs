@@ -2,7 +2,7 @@
 //!
 //! Owns the file, its schema and the order of commits; refuses to know how a row came about. Invariants: room for a
 //! row is reserved before its request is served, and whoever waits for a row's commit is told only when it is on the
-//! file. Commits are synced as WAL's `NORMAL` does: a killed process loses nothing, a power cut at most the last rows.
+//! file; or, where the operator chose to serve while the file cannot be written, that it is kept. Commits are synced as WAL's `NORMAL` does: a killed process loses nothing, a power cut at most the last rows.
 
 mod file;
 mod query;

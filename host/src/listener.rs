@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::net::sockopt::set_tcp_user_timeout;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::sleep;
@@ -21,6 +22,7 @@ pub struct Listener {
     listener: TcpListener,
     address: SocketAddr,
     room: Arc<Semaphore>,
+    stall_limit: Duration,
 }
 
 /// A connection from a client.
@@ -35,14 +37,15 @@ pub struct Connection {
 }
 
 impl Listener {
-    /// Listens on `address`, with `room` shared by all listeners.
+    /// Listens on `address`, with `room` shared by all listeners. A client that takes nothing for `stall_limit` of what
+    /// is sent to it loses its connection.
     ///
     /// # Errors
     /// The address cannot be listened on.
-    pub async fn bind(address: SocketAddr, room: Arc<Semaphore>) -> io::Result<Self> {
+    pub async fn bind(address: SocketAddr, room: Arc<Semaphore>, stall_limit: Duration) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
-        Ok(Self { listener, address, room })
+        Ok(Self { listener, address, room, stall_limit })
     }
 
     /// The address, with the port that was taken.
@@ -61,6 +64,9 @@ impl Listener {
                 Ok((stream, peer)) => {
                     // A response's parts are written when they are whole; holding them back only adds latency.
                     let _ = stream.set_nodelay(true);
+                    // RFC 5482: unacknowledged data and a window that stays closed end the connection after so long.
+                    let limit_ms = u32::try_from(self.stall_limit.as_millis()).unwrap_or(u32::MAX);
+                    let _ = set_tcp_user_timeout(&stream, limit_ms);
                     return Connection { stream, peer, place };
                 }
                 Err(error) if is_of_one_connection(&error) => {}

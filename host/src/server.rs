@@ -127,10 +127,12 @@ impl Gateway {
         let mut listeners = Vec::new();
         for (service, door) in services {
             let listener =
-                Listener::bind(door.listen, Arc::clone(&room)).await.map_err(|error| StartError::Listen {
-                    service: service.tag().to_owned(),
-                    address: door.listen,
-                    reason: crate::config::plain(&error),
+                Listener::bind(door.listen, Arc::clone(&room), limits.client_stall_timeout).await.map_err(|error| {
+                    StartError::Listen {
+                        service: service.tag().to_owned(),
+                        address: door.listen,
+                        reason: crate::config::plain(&error),
+                    }
                 })?;
             listeners.push((listener, Arc::new(service), door.tls));
         }

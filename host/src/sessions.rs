@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use http::HeaderMap;
 use lru::LruCache;
+use sha2::{Digest, Sha256};
 
 use crate::values::clock::Millis;
 use crate::values::limits::{FIELD_BYTES, Limits};
@@ -21,6 +22,11 @@ pub fn key_in_headers(headers: &HeaderMap) -> Option<String> {
     let value = SESSION_HEADERS.iter().find_map(|name| headers.get(*name))?;
     let key = value.to_str().ok()?.trim();
     (!key.is_empty() && key.len() <= FIELD_BYTES).then(|| key.to_owned())
+}
+
+/// The key of something that has no bound of its own: a turn's state. No response's id looks like it.
+pub fn opaque_key(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Whose key: the pool and the user, by their places in the service's configuration.

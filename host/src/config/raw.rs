@@ -605,6 +605,8 @@ pub struct RawLimits {
     pub body_timeout: Option<RawDuration>,
     /// For how long the body of a refused request is read on. Default: `10s`.
     pub discard_timeout: Option<RawDuration>,
+    /// For how long a client may take nothing of what is sent to it. Default: `5m`.
+    pub client_stall_timeout: Option<RawDuration>,
     /// To a connection to upstream. Default: `10s`.
     pub connect_timeout: Option<RawDuration>,
     /// From a request to upstream to the response's head; past it 504. Default: `10m`.

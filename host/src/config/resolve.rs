@@ -166,6 +166,7 @@ fn limits(raw: &RawLimits, findings: &mut Findings<'_>) -> Limits {
         head_timeout,
         body_timeout,
         discard_timeout,
+        client_stall_timeout,
         connect_timeout,
         upstream_head_timeout,
         upstream_idle_timeout,

@@ -299,7 +299,8 @@ fn found_choice(value: &Value) -> String {
     }
 }
 
-fn kind_of(value: &Value) -> &'static str {
+/// What kind of value stands there, in words: for messages that must not quote it.
+pub fn kind_of(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use zeroize::Zeroize;
 
 use crate::config::read_regular;
+use crate::config::shape::kind_of;
 use crate::values::limits::AUTH_FILE_BYTES;
 use crate::values::secret::Secret;
 
@@ -115,17 +116,6 @@ fn claim(token: &str, name: &str) -> Option<String> {
     let payload = BASE64_URL_SAFE_NO_PAD.decode(payload.trim_end_matches('=')).ok()?;
     let claims: Value = serde_json::from_slice(&payload).ok()?;
     claims.get(CLAIMS)?.get(name)?.as_str().map(str::to_owned)
-}
-
-fn kind_of(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "an array",
-        Value::Object(_) => "an object",
-    }
 }
 
 #[cfg(test)]

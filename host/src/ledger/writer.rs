@@ -125,7 +125,7 @@ impl Writer {
 
     fn take(&mut self, command: Command) {
         match command {
-            Command::Row { row, room, done } if room.permit.is_none() => {
+            Command::Row { row, room, done } if room.permit.is_none() && self.is_failing() => {
                 log_lost_row(&row, "the ledger cannot be written and its queue is full");
                 let _ = done.send(());
             }
@@ -137,7 +137,13 @@ impl Writer {
                 self.pending.push(pending);
             }
             Command::View { path, state, done } => {
-                self.pending.push(Pending { what: What::View(path, state), room: None, done: Some(done) });
+                // A note that waits is replaced by the newer one of its file: what waits has a bound.
+                self.pending.retain(|pending| !matches!(&pending.what, What::View(noted, _) if *noted == path));
+                let mut pending = Pending { what: What::View(path, state), room: None, done: Some(done) };
+                if self.is_failing() {
+                    self.release_unless_refusing(&mut pending);
+                }
+                self.pending.push(pending);
             }
             Command::Close => self.closing = true,
         }
@@ -176,10 +182,15 @@ impl Writer {
 
     /// While the ledger fails, responses wait for their rows only where requests are refused.
     fn release_unless_refusing(&self, pending: &mut Pending) {
-        if self.full == LedgerFull::Serve
-            && let Some(done) = pending.done.take()
-        {
-            let _ = done.send(());
+        match pending.what {
+            // Let go without a word, it says "not committed": nobody blocks on a note, and no file is written without.
+            What::View(..) => drop(pending.done.take()),
+            What::Row(_) if self.full == LedgerFull::Serve => {
+                if let Some(done) = pending.done.take() {
+                    let _ = done.send(());
+                }
+            }
+            What::Row(_) => {}
         }
     }
 

@@ -116,6 +116,9 @@ impl Reading {
             b"response.completed" => Kind::Last(End::Complete),
             b"response.incomplete" => Kind::Last(End::Incomplete),
             b"response.failed" => Kind::Last(End::Failed),
+            // The ends of the API's other streams, which tell usage at the top.
+            b"image_generation.completed" | b"image_edit.completed" => Kind::Last(End::Complete),
+            b"speech.audio.done" | b"transcript.text.done" => Kind::Last(End::Complete),
             b"error" => Kind::Error,
             // All others: deltas and the like. They carry no usage, and are most of a stream.
             _ => return Flow::Stop,

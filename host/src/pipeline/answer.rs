@@ -16,11 +16,13 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::failover::Answered;
 use super::refusal::Refusal;
+use super::rewrite::TURN_STATE;
 use super::service::Service;
 use super::settle::OpenRow;
 use crate::config::OnFailure;
 use crate::ledger::Commit;
 use crate::meter::{Meter, Signal};
+use crate::sessions::opaque_key;
 use crate::values::clock::Millis;
 use crate::values::exchange::End;
 use crate::values::headers::strip_response;
@@ -68,16 +70,24 @@ pub(super) async fn answer(
 ) -> Result<Response<AnswerBody>, Refusal> {
     let (mut head, body) = answered.response.into_parts();
     strip_response(&mut head.headers);
-    rewrite(service, &open, answered.credential, head.status, &mut head.headers)?;
+    remember_turn_state(service, &open, answered.credential, &head.headers);
+    if let Err(refusal) = rewrite(service, &open, answered.credential, head.status, &mut head.headers) {
+        return Err(open.refuse(refusal).await);
+    }
     open.answered(head.status);
     let meter = Meter::new(&head.headers, service.parts.limits.decoded_bytes);
     let read: VecDeque<Bytes> = answered.read.into();
-    if read.is_empty() && body.is_end_stream() {
+    let left: Option<u64> = head.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    let has_no_body = open.is_head() || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    if has_no_body || (read.is_empty() && (body.is_end_stream() || left == Some(0))) {
         return empty(service, head, meter, open).await;
     }
-    let left: Option<u64> = head.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    if answered.broken {
+        return Err(open.refuse_as(End::UpstreamGone, Refusal::upstream_broke()).await);
+    }
     let (read, body) = match arrived(read, body, left) {
         Arrived::Whole(bytes) => return whole(service, head, bytes, meter, open).await,
+        Arrived::Broken => return Err(open.refuse_as(End::UpstreamGone, Refusal::upstream_broke()).await),
         Arrived::InPart(read, body) => (read, body),
     };
     let streaming = Streaming {
@@ -102,19 +112,32 @@ enum Arrived {
     Whole(Bytes),
     /// Some of it, or nothing; the rest is to come.
     InPart(VecDeque<Bytes>, Incoming),
+    /// It broke off before its first byte.
+    Broken,
+}
+
+/// Codex sends a turn's state back with the turn's further requests: it belongs to the account that issued it.
+fn remember_turn_state(service: &Service, open: &OpenRow, credential: usize, headers: &HeaderMap) {
+    if let Some(state) = headers.get(TURN_STATE) {
+        service.sessions.made(open.owner(), &opaque_key(state.as_bytes()), credential, Millis::now());
+    }
 }
 
 /// Looks whether a short body has arrived together with its head, without waiting for anything.
 fn arrived(mut read: VecDeque<Bytes>, mut body: Incoming, length: Option<u64>) -> Arrived {
     let Some(length) = length.filter(|_| read.is_empty()) else { return Arrived::InPart(read, body) };
     let mut cx = Context::from_waker(Waker::noop());
-    if let Poll::Ready(Some(Ok(frame))) = Pin::new(&mut body).poll_frame(&mut cx)
-        && let Ok(data) = frame.into_data()
-    {
-        if data.len() as u64 == length {
-            return Arrived::Whole(data);
+    match Pin::new(&mut body).poll_frame(&mut cx) {
+        Poll::Ready(Some(Ok(frame))) => {
+            if let Ok(data) = frame.into_data() {
+                if data.len() as u64 == length {
+                    return Arrived::Whole(data);
+                }
+                read.push_back(data);
+            }
         }
-        read.push_back(data);
+        Poll::Ready(Some(Err(_)) | None) => return Arrived::Broken,
+        Poll::Pending => {}
     }
     Arrived::InPart(read, body)
 }
@@ -252,10 +275,7 @@ impl Streaming {
                 return Poll::Ready(None);
             }
         };
-        let data = match frame.into_data() {
-            Ok(data) => data,
-            Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
-        };
+        let Ok(data) = frame.into_data() else { unreachable!("only data comes this far") };
         let signal = self.meter.feed(&data);
         if signal == Signal::Whole || self.left == Some(0) {
             let end = match self.meter.ended() {
@@ -310,9 +330,9 @@ impl Streaming {
         match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Ready(frame) => {
                 self.quiet_since = None;
-                if let Some(Ok(frame)) = &frame
-                    && let Some(data) = frame.data_ref()
-                {
+                if let Some(Ok(frame)) = &frame {
+                    // Trailers are the last frame. They belong to the connection, as the field that announces them.
+                    let Some(data) = frame.data_ref() else { return Poll::Ready(None) };
                     self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
                 }
                 Poll::Ready(frame.map(|frame| frame.map_err(|_| Cut::Upstream)))

@@ -17,7 +17,7 @@ use super::rewrite::{Template, rewrite};
 use super::select::select;
 use super::service::Service;
 use super::settle::OpenRow;
-use crate::credentials::IdentityKind;
+use crate::credentials::{Identity, IdentityKind};
 use crate::meter::decoded;
 use crate::upstream::{RequestBodyError, UpstreamError};
 use crate::values::clock::Millis;
@@ -38,6 +38,8 @@ pub(super) struct Answered {
     pub(super) credential: usize,
     pub(super) response: Response<Incoming>,
     pub(super) read: Vec<Bytes>,
+    /// The body broke off while it was read.
+    pub(super) broken: bool,
 }
 
 /// # Errors
@@ -75,7 +77,7 @@ pub(super) async fn send(service: &Service, inspected: Inspected) -> Result<(Ans
             Err(refusal) => return Err(open.refuse(refusal).await),
         };
         match forward(service, &mut open, credential, request).await {
-            Ok(sent) => match judge(service, &open, sent, others).await {
+            Ok(sent) => match judge(service, &open, &selected.identity, sent, others).await {
                 Verdict::Answer(answered) => {
                     remember_home(service, &open, &answered, selected.move_home, now);
                     return Ok((answered, open));
@@ -125,24 +127,20 @@ enum Verdict {
 }
 
 /// Whether a response goes to the client, or another credential is asked.
-async fn judge(service: &Service, open: &OpenRow, sent: Sent, others: Others) -> Verdict {
+async fn judge(service: &Service, open: &OpenRow, shown: &Identity, sent: Sent, others: Others) -> Verdict {
     let Sent { credential, mut response, reading } = sent;
     let account = &service.parts.credentials[credential];
-    let answer = |response, read| Verdict::Answer(Answered { credential, response, read });
+    let answer = |response| Verdict::Answer(Answered { credential, response, read: Vec::new(), broken: false });
     match response.status() {
         StatusCode::UNAUTHORIZED => {
-            account.token_refused(Millis::now());
+            account.token_refused(shown, Millis::now());
             tracing::warn!(credential = account.tag(), "upstream refused the credential's token");
             // In a pool this is not the client's business: its own token is good.
-            if others == Others::OutOfReach || open.pool().single {
-                answer(response, Vec::new())
-            } else {
-                Verdict::Next
-            }
+            if others == Others::OutOfReach || open.pool().single { answer(response) } else { Verdict::Next }
         }
         // A key's limits are of seconds and of its own: its client knows what to do.
         StatusCode::TOO_MANY_REQUESTS if is_oauth(service, credential) => {
-            let read = read_error(&mut response).await;
+            let (read, broken) = read_error(&mut response).await;
             let now = Millis::now();
             let encoding = response.headers().get(CONTENT_ENCODING).and_then(|value| value.to_str().ok());
             let told = reading.refused_until().or_else(|| told_in_body(&decoded(encoding, &read, DECODED_BYTES), now));
@@ -150,13 +148,13 @@ async fn judge(service: &Service, open: &OpenRow, sent: Sent, others: Others) ->
             tracing::warn!(credential = account.tag(), until = until.rfc3339(), "upstream refuses the credential");
             match others {
                 // Upstream's answer tells when this credential is back: all that there is to know of one alone.
-                _ if open.pool().single => answer(response, read),
+                _ if open.pool().single => Verdict::Answer(Answered { credential, response, read, broken }),
                 // The pool's answer tells when its first one is.
                 Others::Left | Others::NoneLeft => Verdict::Next,
                 Others::OutOfReach => Verdict::CutOff,
             }
         }
-        _ => answer(response, Vec::new()),
+        _ => answer(response),
     }
 }
 
@@ -195,23 +193,32 @@ async fn no_answer(open: Box<OpenRow>, error: &UpstreamError) -> Refusal {
     }
 }
 
-/// Reads the beginning of a refusal's body: it may tell until when it holds.
-async fn read_error(response: &mut Response<Incoming>) -> Vec<Bytes> {
+/// Reads the beginning of a refusal's body: it may tell until when it holds. Answers whether it broke off, too.
+async fn read_error(response: &mut Response<Incoming>) -> (Vec<Bytes>, bool) {
     let mut read = Vec::new();
     let mut size = 0;
+    let mut broken = false;
     let body = response.body_mut();
     let reading = async {
         while size < ERROR_BODY_BYTES {
-            let Some(Ok(frame)) = body.frame().await else { break };
-            if let Ok(data) = frame.into_data() {
-                size += data.len();
-                read.push(data);
+            match body.frame().await {
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        size += data.len();
+                        read.push(data);
+                    }
+                }
+                Some(Err(_)) => {
+                    broken = true;
+                    break;
+                }
+                None => break,
             }
         }
     };
     // What came until then is what there is to know.
     let _ = timeout(ERROR_BODY_TIMEOUT, reading).await;
-    read
+    (read, broken)
 }
 
 const RESETS_AT: u8 = 0;

@@ -10,13 +10,14 @@ use super::service::Service;
 use super::settle::OpenRow;
 use crate::config::OnFailure;
 use crate::credentials::{Identity, IdentityKind};
+use crate::sessions::opaque_key;
 use crate::upstream::RequestBody;
 use crate::values::clock::Millis;
 
 const ACCOUNT_ID: HeaderName = HeaderName::from_static("chatgpt-account-id");
 
 /// Codex sends back the state of a turn that upstream gave it with the turn's first response.
-const TURN_STATE: HeaderName = HeaderName::from_static("x-codex-turn-state");
+pub(super) const TURN_STATE: HeaderName = HeaderName::from_static("x-codex-turn-state");
 
 /// A request that upstream may see: rewritten, and with the credential attached.
 pub(super) struct Rewritten(pub(super) Request<RequestBody>);
@@ -39,7 +40,10 @@ pub(super) fn rewrite(
     now: Millis,
 ) -> Result<Rewritten, Refusal> {
     let Template { method, uri, mut headers } = template;
-    if selected.away || open.attempts() > 0 {
+    if let Some(state) = headers.get(TURN_STATE)
+        && !open.pool().single
+        && service.sessions.maker(open.owner(), &opaque_key(state.as_bytes()), now) != Some(selected.credential)
+    {
         // It belongs to the account that issued it.
         headers.remove(TURN_STATE);
     }

@@ -1,8 +1,10 @@
 //! Select: a balancer chooses the credential. Where it fails the shipped one does, then the order of the pool.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 use super::refusal::Refusal;
 use super::service::{Pool, Service};
@@ -12,6 +14,9 @@ use crate::policy::{Choice, Facts};
 use crate::values::candidate::Candidate;
 use crate::values::clock::Millis;
 
+/// For how long a request waits for a credential's file to be read.
+const FILE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// A credential that was chosen, and what upstream is shown of it.
 pub(super) struct Selected {
     /// Its place in the service.
@@ -19,8 +24,6 @@ pub(super) struct Selected {
     pub(super) identity: Arc<Identity>,
     /// The session lives there once it has answered.
     pub(super) move_home: bool,
-    /// It is not the one that served the session before.
-    pub(super) away: bool,
 }
 
 /// # Errors
@@ -41,9 +44,7 @@ pub(super) async fn select(
     };
     let credential = pool.members[member];
     match service.parts.credentials[credential].identity() {
-        Some(identity) => {
-            Ok(Selected { credential, identity, move_home, away: home.is_some_and(|home| home != member) })
-        }
+        Some(identity) => Ok(Selected { credential, identity, move_home }),
         // It went away between the table and here.
         None => Err(Refusal::unavailable()),
     }
@@ -53,15 +54,17 @@ pub(super) async fn select(
 async fn read_again(service: &Service, pool: &Pool, now: Millis) {
     for member in &pool.members {
         let credential = &service.parts.credentials[*member];
-        if !credential.wants_reading(now) {
+        if !credential.claim_reading(now) {
             continue;
         }
         let reading = Arc::clone(credential);
         let before = credential.unavailable();
-        // The file may lie on a disk that hangs; no worker waits for it.
-        let read = spawn_blocking(move || reading.read(now).map(drop)).await;
-        match read {
-            Ok(Ok(())) if before.is_some() => tracing::info!(credential = credential.tag(), "credential available"),
+        // The file may lie on a disk that hangs: no worker waits for it, and no request for long.
+        let read = timeout(FILE_TIMEOUT, spawn_blocking(move || reading.read(now).map(drop))).await;
+        match read.unwrap_or(Ok(Ok(()))) {
+            Ok(Ok(())) if before.is_some() && credential.identity().is_some() => {
+                tracing::info!(credential = credential.tag(), "credential available")
+            }
             Ok(Err(reason)) if before.as_ref() != Some(&reason) => {
                 let path = credential.path().display();
                 tracing::warn!(credential = credential.tag(), %path, %reason, "credential unavailable");

@@ -109,6 +109,11 @@ impl OpenRow {
         self.ttfb_ms = Some(self.elapsed_ms());
     }
 
+    /// Whether the request asks for a head alone.
+    pub(super) fn is_head(&self) -> bool {
+        self.opening.method == Method::HEAD
+    }
+
     pub(super) fn attempts(&self) -> u32 {
         self.attempts.len() as u32
     }
@@ -124,7 +129,7 @@ impl OpenRow {
             method: self.opening.method.as_str(),
             service: self.service.tag(),
             credential,
-            attempt: self.attempts(),
+            attempt: self.attempts().saturating_sub(u32::from(self.credential.is_some())),
             now,
             seed: self.opening.seed,
             sequence: self.sequence,
@@ -196,7 +201,16 @@ impl OpenRow {
         }
     }
 
-    /// What the response cost. None where it can have cost nothing: it failed, or was no turn of a model.
+    /// Whether upstream may have done work for the request, whatever became of its answer.
+    fn reached_upstream(&self) -> bool {
+        self.attempts.iter().any(|attempt| match attempt.outcome {
+            Outcome::Status(status) => (200..300).contains(&status),
+            Outcome::Abandoned | Outcome::TimedOut | Outcome::Broken | Outcome::Withdrawn => true,
+            Outcome::Unreachable => false,
+        })
+    }
+
+    /// What the response cost. None where it can have cost nothing: upstream refused it, or it was no turn of a model.
     fn cost(
         &self,
         metered: &Metered,
@@ -205,7 +219,8 @@ impl OpenRow {
         credential: Option<&str>,
     ) -> Option<Cost> {
         let Some(counts) = &metered.counts else {
-            let used = self.status.is_some_and(|status| status.is_success()) && self.asked.model.is_some();
+            let is_turn = model.is_some() || metered.response_id.is_some() || metered.unknown.is_some();
+            let used = is_turn && self.reached_upstream();
             let reason = metered.unknown.unwrap_or("upstream told no usage");
             return used.then(|| Cost::Unpriced { reason: reason.to_owned() });
         };

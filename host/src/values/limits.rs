@@ -49,6 +49,8 @@ pub struct Limits {
     pub body_timeout: Duration,
     /// For how long the body of a refused request is read on.
     pub discard_timeout: Duration,
+    /// For how long a client may take nothing of what is sent to it.
+    pub client_stall_timeout: Duration,
     /// To a connection to upstream, name look-up included.
     pub connect_timeout: Duration,
     /// From a request sent to upstream to the response's head. Past it: 504.
@@ -84,6 +86,7 @@ impl Default for Limits {
             head_timeout: Duration::from_secs(60),
             body_timeout: Duration::from_secs(60),
             discard_timeout: Duration::from_secs(10),
+            client_stall_timeout: Duration::from_secs(300),
             connect_timeout: Duration::from_secs(10),
             upstream_head_timeout: Duration::from_secs(600),
             upstream_idle_timeout: Duration::from_secs(600),

@@ -41,7 +41,9 @@ impl Span {
 
     /// The span that is about `minutes` long, within a fifth.
     pub fn of(minutes: u32) -> Option<Self> {
-        [Self::FiveHour, Self::Weekly].into_iter().find(|span| minutes.abs_diff(span.minutes()) * 5 <= span.minutes())
+        [Self::FiveHour, Self::Weekly]
+            .into_iter()
+            .find(|span| minutes.abs_diff(span.minutes()).saturating_mul(5) <= span.minutes())
     }
 }
 
@@ -99,7 +101,7 @@ impl Windows {
 fn is_same(known: &Window, new: &Window, now: Millis) -> bool {
     match (known.reset_at, new.reset_at) {
         (Some(known), _) if known <= now => false,
-        (Some(known), Some(new)) => new.0 <= known.0 + SAME_WINDOW_MS,
+        (Some(known), Some(new)) => new.0 <= known.0.saturating_add(SAME_WINDOW_MS),
         _ => true,
     }
 }
