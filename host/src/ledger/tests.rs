@@ -172,3 +172,18 @@ fn a_full_ledger_that_may_serve_keeps_the_rows_in_memory() {
     assert!(ledger.state.failing.load(Ordering::Relaxed));
     assert!(ledger.reserve().is_ok());
 }
+
+#[test]
+fn a_note_does_not_wait_for_a_full_ledger_and_is_not_told_to_be_written() {
+    let folder = Folder::new("note");
+    let limits = Limits { ledger_bytes: 64 * 1024, ledger_full: LedgerFull::Serve, ..Limits::default() };
+    let ledger = Ledger::open(&folder.0, &limits).expect("a new ledger");
+    let mut number = 0;
+    while !ledger.state.failing.load(Ordering::Relaxed) {
+        let room = ledger.reserve().expect("room");
+        ledger.write(room, row(&format!("row {number}"))).wait();
+        number += 1;
+        assert!(number < 10_000, "the bound was never reached");
+    }
+    assert!(!ledger.save_view("p", ViewState::default()).wait());
+}
