@@ -84,7 +84,7 @@ impl Decision {
 }
 
 /// The columns that this SDK has an accessor for, in the order of [`Column`].
-const COLUMNS: [&str; 12] = [
+const COLUMNS: [&str; 13] = [
     "usable",
     "five-hour-used",
     "five-hour-cap",
@@ -97,6 +97,7 @@ const COLUMNS: [&str; 12] = [
     "recent-failures",
     "recent-latency",
     "continues",
+    "own-weight",
 ];
 
 #[derive(Clone, Copy)]
@@ -113,6 +114,7 @@ enum Column {
     RecentFailures,
     RecentLatency,
     Continues,
+    OwnWeight,
 }
 
 /// A pool's members and where each known column stands in the table.
@@ -248,9 +250,10 @@ impl<'a> Candidate<'a> {
         &self.pool.members[self.index].plan
     }
 
-    /// How much its plan's capacity counts.
+    /// How much its capacity counts: what it tells itself, as a gateway does, or else its plan's weight.
     pub fn weight(&self) -> f64 {
-        self.pool.members[self.index].weight
+        let own = self.known(Column::OwnWeight).filter(|weight| *weight > 0.0);
+        own.unwrap_or(self.pool.members[self.index].weight)
     }
 
     /// Whether it may be chosen.

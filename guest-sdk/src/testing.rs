@@ -14,7 +14,7 @@ pub struct Member {
 
 /// A fresh, usable member of plan `plus`.
 pub fn member(tag: &str) -> Member {
-    let row = vec![1.0, 0.0, 99.0, -1.0, 0.0, 99.0, -1.0, 0.0, 0.0, 0.0, -1.0, 0.0];
+    let row = vec![1.0, 0.0, 99.0, -1.0, 0.0, 99.0, -1.0, 0.0, 0.0, 0.0, -1.0, 0.0, -1.0];
     Member { tag: tag.to_owned(), plan: "plus".to_owned(), row }
 }
 

@@ -36,6 +36,8 @@ pub struct User {
     pub name: String,
     /// Its pool: a place in the service's pools.
     pub pool: usize,
+    /// Whether other gateways may serve it.
+    pub allow_external_usage: bool,
 }
 
 /// Who sends a request: proof that it was asked for. Only this module makes one.
@@ -89,10 +91,14 @@ impl Users {
     pub fn new(configs: &[UserConfig], limits: &Limits) -> Self {
         let key = *uuid::Uuid::new_v4().as_bytes();
         let by_hash = configs.iter().enumerate().map(|(index, user)| (hash(&key, user.token.expose()), index));
-        let users = configs
-            .iter()
-            .enumerate()
-            .map(|(index, user)| Arc::new(User { index, name: user.name.clone(), pool: user.pool }));
+        let users = configs.iter().enumerate().map(|(index, user)| {
+            Arc::new(User {
+                index,
+                name: user.name.clone(),
+                pool: user.pool,
+                allow_external_usage: user.allow_external_usage,
+            })
+        });
         let room = usize::try_from(limits.auth_addresses).ok().and_then(NonZeroUsize::new);
         let mut failures = LruCache::unbounded();
         failures.resize(room.unwrap_or(NonZeroUsize::MIN));
@@ -102,6 +108,15 @@ impl Users {
     /// Whether everybody is let in.
     pub fn is_empty(&self) -> bool {
         self.users.is_empty()
+    }
+
+    /// The user of that name: none for the empty name where there are no users, and an outer none where there is no
+    /// such user.
+    pub fn named(&self, name: &str) -> Option<Option<Arc<User>>> {
+        if self.users.is_empty() {
+            return name.is_empty().then_some(None);
+        }
+        self.users.iter().find(|user| user.name == name).map(|user| Some(Arc::clone(user)))
     }
 
     /// Who sends a request with these headers.
@@ -165,6 +180,7 @@ mod tests {
             name: name.to_owned(),
             token: Secret::new(token.to_owned()),
             pool: 0,
+            allow_external_usage: false,
         };
         Users::new(&[user("alice", "sk-a"), user("bob", "sk-b")], &Limits::default())
     }

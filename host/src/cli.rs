@@ -2,6 +2,8 @@
 
 mod logging;
 mod run;
+mod status;
+mod table;
 mod usage;
 
 use std::io::{self, Write};
@@ -10,7 +12,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::{self, Config, Loaded, plain};
+use crate::config::{self, Config, Loaded};
+use crate::files::plain;
 use crate::server::{self, StartError};
 
 /// A gateway for several OpenAI Codex credentials and API keys.
@@ -43,12 +46,17 @@ enum Command {
         #[arg(short, long, value_name = "FILE")]
         config: PathBuf,
     },
+    /// Print the state of the running gateway's credentials.
+    Status(status::Args),
     /// Print usage and cost from the ledger.
     Usage(usage::Args),
     /// Print the JSON Schema of the configuration.
     ConfigSchema,
     /// Print the version.
     Version,
+    /// Refresh one credential's tokens as standard input says. The gateway runs it.
+    #[command(hide = true, name = server::REFRESH_COMMAND)]
+    RefreshCredential,
 }
 
 /// Runs the command of this process's arguments.
@@ -57,6 +65,8 @@ pub fn main() -> ExitCode {
     let done = match cli.command {
         Command::Run { config, ready_file } => run::run(config.as_deref(), ready_file.as_deref()),
         Command::Check { config } => check(&config),
+        Command::Status(args) => status::status(&args),
+        Command::RefreshCredential => run::refresh_credential(),
         Command::Usage(args) => usage::usage(&args),
         Command::ConfigSchema => print(&format!("{:#}", config::schema())),
         Command::Version => print(concat!("tollgate ", env!("CARGO_PKG_VERSION"))),

@@ -6,11 +6,10 @@ pub mod raw;
 pub mod resolve;
 pub mod shape;
 
-use std::io::Read;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use std::{fmt, fs};
 
 use http::uri::Uri;
 use http::{HeaderName, HeaderValue};
@@ -20,6 +19,7 @@ use serde_json::Value;
 pub use raw::{LogFormat, LogLevel, OnFailure, PolicyKind};
 pub use shape::{Problem, Shape};
 
+use crate::files::read_bounded;
 use crate::values::limits::{CONFIG_FILE_BYTES, Limits};
 use crate::values::secret::Secret;
 
@@ -112,19 +112,37 @@ pub struct UserConfig {
     pub token: Secret,
     /// Its pool: an index into [`ServiceConfig::pools`].
     pub pool: usize,
+    /// Whether other gateways may serve it.
+    pub allow_external_usage: bool,
 }
 
-/// A credential that is a file.
+/// A credential.
 #[derive(Debug, Clone)]
 pub struct CredentialConfig {
     /// Its name.
     pub tag: String,
-    /// Its auth.json.
-    pub path: PathBuf,
+    /// What it is.
+    pub source: CredentialSource,
     /// Its usage file.
     pub usages_path: Option<PathBuf>,
     /// At how many percent of a window it pauses.
     pub caps: Caps,
+    /// How often upstream is asked for its use.
+    pub poll_interval: Duration,
+}
+
+/// What a credential is.
+#[derive(Debug, Clone)]
+pub enum CredentialSource {
+    /// An auth.json.
+    File(PathBuf),
+    /// Another gateway.
+    Gateway {
+        /// Where it listens, without a slash at its end.
+        url: Uri,
+        /// What it knows this gateway by.
+        token: Secret,
+    },
 }
 
 /// At how many percent of each window a credential pauses.
@@ -149,6 +167,8 @@ pub struct PoolConfig {
     pub balancer: PolicyId,
     /// Whether it is a credential alone, which may be an API key.
     pub single: bool,
+    /// Whether all its members are other gateways.
+    pub only_external: bool,
 }
 
 /// Where upstream is.
@@ -158,6 +178,8 @@ pub struct Endpoints {
     pub chatgpt: Uri,
     /// The API, without a slash at its end.
     pub api: Uri,
+    /// Where tokens are refreshed.
+    pub token: Uri,
 }
 
 /// TLS towards clients. The PEM texts are read, and not yet parsed.
@@ -283,35 +305,6 @@ pub fn load(path: &Path) -> Result<Loaded, ConfigError> {
     parse(text)
 }
 
-/// Reads a file of at most `bytes_max`, which may be a pipe.
-///
-/// # Errors
-/// Why it cannot be read, without its name.
-pub fn read_bounded(path: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
-    if fs::metadata(path).is_ok_and(|meta| meta.is_dir()) {
-        return Err("expected a file, found a folder".to_owned());
-    }
-    let file = fs::File::open(path).map_err(|error| plain(&error))?;
-    let mut bytes = Vec::new();
-    file.take(bytes_max + 1).read_to_end(&mut bytes).map_err(|error| plain(&error))?;
-    if bytes.len() as u64 > bytes_max {
-        return Err(format!("expected at most {bytes_max} bytes, found more"));
-    }
-    Ok(bytes)
-}
-
-/// Reads a file of at most `bytes_max`, and nothing that is no file: opening a FIFO could block for ever.
-///
-/// # Errors
-/// Why it cannot be read, without its name.
-pub fn read_regular(path: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
-    let meta = fs::metadata(path).map_err(|error| plain(&error))?;
-    if !meta.is_file() {
-        return Err("expected a file, found something else".to_owned());
-    }
-    read_bounded(path, bytes_max)
-}
-
 /// Reads the configuration `text`.
 ///
 /// # Errors
@@ -415,12 +408,4 @@ fn skip_known_keys(value: &mut Value) -> Vec<Problem> {
         return Vec::new();
     }
     vec![Problem::new("", format!("skipped: {} (sing-box's, of no meaning here)", skipped.join(", ")))]
-}
-
-/// An error of the file system in plain words, without the number.
-pub fn plain(error: &std::io::Error) -> String {
-    let text = error.to_string();
-    let text = text.split(" (os error").next().unwrap_or_default();
-    let mut letters = text.chars();
-    letters.next().map(|first| first.to_lowercase().chain(letters).collect()).unwrap_or_default()
 }

@@ -6,6 +6,7 @@
 
 mod file;
 mod query;
+mod sessions;
 mod writer;
 
 use std::fs;
@@ -18,7 +19,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 pub use file::LedgerError;
 pub use query::{By, Reader, Summary, UsageRow, ViewState};
+pub use sessions::{KnownMaker, KnownSession};
 
+use crate::values::clock::Millis;
 use crate::values::exchange::Row;
 use crate::values::limits::{LedgerFull, Limits};
 
@@ -104,6 +107,8 @@ impl Ledger {
         let lock = file::lock(data_dir)?;
         let path = data_dir.join(FILE_NAME);
         let connection = file::open(&path, limits.ledger_bytes)?;
+        let forgotten = Millis::now().before(limits.session_lifetime);
+        sessions::forget(&connection, forgotten).map_err(LedgerError::sqlite(&path))?;
         let (commands, received) = mpsc::channel();
         let state = Arc::new(State::default());
         let writer = writer::start(connection, received, Arc::clone(&state), limits.ledger_full)

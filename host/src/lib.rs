@@ -4,6 +4,7 @@
 //! Modules stand on floors; each imports only from lower ones. `ARCHITECTURE.md` has the picture.
 
 // Floor 0
+pub mod files;
 pub mod values;
 // Floor 1
 pub mod config;
@@ -18,6 +19,7 @@ pub mod sessions;
 pub mod tls;
 pub mod upstream;
 pub mod usage_file;
+pub mod watch;
 // Floor 3
 pub mod pipeline;
 // Floor 4

@@ -3,8 +3,12 @@
 //! Owns the wiring and the order of start and stop; refuses to know what happens to a request. Invariant: on a stop,
 //! every request under way ends or is recorded as cut before the ledger closes.
 
+mod admin;
 mod build;
 mod connection;
+mod keep;
+mod poll;
+mod refresh;
 mod views;
 
 use std::net::SocketAddr;
@@ -12,7 +16,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::timeout;
 
 use crate::config::{Config, ConfigError};
@@ -21,11 +25,18 @@ use crate::listener::Listener;
 use crate::pipeline::Service;
 use crate::policy::EngineError;
 use crate::tls::Tls;
+use crate::values::clock::Millis;
 use crate::values::limits::Limits;
+use crate::watch::Watch;
 
+pub use admin::{CredentialStatus, SOCKET, ServiceStatus, Status};
 pub use build::check;
+pub use refresh::{COMMAND as REFRESH_COMMAND, Errand, RefreshIn, run_errand};
 
+use admin::Admin;
+use build::Door;
 use connection::Accepting;
+use keep::Keeping;
 use views::Views;
 
 /// The gateway cannot start.
@@ -86,6 +97,9 @@ enum Phase {
 pub struct Gateway {
     listening: Vec<Listening>,
     phase: watch::Sender<Phase>,
+    /// What goes on in the background.
+    tasks: JoinSet<()>,
+    refresh_in: RefreshIn,
     /// Ends when nothing holds a service any more: no connection, and no response whose row is not handed over.
     alive: mpsc::Receiver<()>,
     views: Option<(std::sync::mpsc::Sender<()>, JoinHandle<()>)>,
@@ -100,11 +114,19 @@ impl std::fmt::Debug for Gateway {
 }
 
 impl Gateway {
-    /// Starts what `config` describes. When this returns, every listener is up.
+    /// Starts what `config` describes. When this returns, every listener is up. Tokens are refreshed in this process.
     ///
     /// # Errors
     /// Something cannot be used; nothing is left running.
     pub async fn start(config: Config) -> Result<Self, StartError> {
+        Self::start_with(config, RefreshIn::ThisProcess).await
+    }
+
+    /// The same, with tokens refreshed as `refresh_in` says.
+    ///
+    /// # Errors
+    /// As [`Gateway::start`].
+    pub async fn start_with(config: Config, refresh_in: RefreshIn) -> Result<Self, StartError> {
         let limits = Arc::new(config.limits.clone());
         let data_dir = config.data_dir.clone();
         let (alive_sender, alive) = mpsc::channel(1);
@@ -114,12 +136,14 @@ impl Gateway {
             move || -> Result<_, StartError> {
                 let prepared = build::prepare(config)?;
                 let ledger = Arc::new(Ledger::open(&data_dir, &limits)?);
+                let trust = prepared.trust.clone();
                 let services = prepared.services(&ledger, &limits, &alive_sender)?;
+                restore(&ledger, &services, &limits);
                 let views = Views::open(&ledger, services.iter().map(|(service, _)| service))?;
-                Ok((services, ledger, views))
+                Ok((services, ledger, views, trust))
             }
         });
-        let (services, ledger, views) = match built.await {
+        let (services, ledger, views, trust) = match built.await {
             Ok(built) => built?,
             Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
         };
@@ -131,15 +155,28 @@ impl Gateway {
                     StartError::Listen {
                         service: service.tag().to_owned(),
                         address: door.listen,
-                        reason: crate::config::plain(&error),
+                        reason: crate::files::plain(&error),
                     }
                 })?;
             listeners.push((listener, Arc::new(service), door.tls));
         }
         let views = views.start().map_err(StartError::Thread)?;
         let (phase, phases) = watch::channel(Phase::Serving);
+        let mut tasks = JoinSet::new();
+        let keeping = Keeping {
+            limits: Arc::clone(&limits),
+            trust,
+            refresh_in: refresh_in.clone(),
+            watch: Watch::start(),
+            phases: phases.clone(),
+            turn: Arc::new(Semaphore::new(1)),
+            looks: Arc::new(Semaphore::new(keep::LOOKS)),
+        };
+        listeners.iter().for_each(|(_, service, _)| keeping.keep(service, &mut tasks));
+        let admin = Admin::new(listeners.iter().map(|(_, service, _)| service));
+        admin.listen(ledger.path().with_file_name(SOCKET), &phases, &mut tasks);
         let listening = serve(listeners, &phases, &limits);
-        Ok(Self { listening, phase, alive, views, ledger, limits })
+        Ok(Self { listening, phase, tasks, refresh_in, alive, views, ledger, limits })
     }
 
     /// The listeners, in the order of the configuration.
@@ -171,6 +208,12 @@ impl Gateway {
             () = cut => {}
         }
         self.phase.send_replace(Phase::Ending);
+        match self.refresh_in {
+            // A refresh that has begun goes to its end: its token is spent. It has its own bounds.
+            RefreshIn::ThisProcess => while self.tasks.join_next().await.is_some() {},
+            // So does one in a process of its own, by itself.
+            RefreshIn::Child(_) => self.tasks.shutdown().await,
+        }
         // Every connection hands its rows to the ledger before it lets go of this.
         while self.alive.recv().await.is_some() {}
         let views = self.views.take();
@@ -203,6 +246,21 @@ fn serve(
         tokio::spawn(connection::accept(listener, accepting));
     }
     listening
+}
+
+/// Sessions live where they lived before the restart.
+fn restore(ledger: &Ledger, services: &[(Service, Door)], limits: &Limits) {
+    let read = || -> Result<_, String> {
+        let reader = ledger.reader().map_err(|error| error.to_string())?;
+        let begin = Millis::now().before(limits.session_lifetime);
+        let sessions = reader.sessions(limits.sessions).map_err(|error| error.to_string())?;
+        let makers = reader.makers(begin, limits.sessions).map_err(|error| error.to_string())?;
+        Ok((sessions, makers))
+    };
+    match read() {
+        Ok((sessions, makers)) => services.iter().for_each(|(service, _)| service.restore(&sessions, &makers)),
+        Err(error) => tracing::warn!(error, "sessions of before are not known: they begin anew"),
+    }
 }
 
 fn connections(limits: &Limits) -> usize {

@@ -17,6 +17,9 @@ use crate::values::limits::{FIELD_BYTES, Limits};
 /// `session_id` (before).
 const SESSION_HEADERS: [&str; 5] = ["session_id", "session-id", "x-session-id", "conversation_id", "thread-id"];
 
+/// How often in its lifetime a session's use is noted: after a restart it lives shorter by at most so small a part.
+const NOTES_A_LIFE: u32 = 24;
+
 /// The session that a request's headers name. Without one, the body's `prompt_cache_key` is the key.
 pub fn key_in_headers(headers: &HeaderMap) -> Option<String> {
     let value = SESSION_HEADERS.iter().find_map(|name| headers.get(*name))?;
@@ -47,6 +50,8 @@ struct Key {
 struct Home {
     credential: usize,
     used_at: Millis,
+    /// The use that was told last to whoever keeps it; none where it moved since.
+    noted_at: Option<Millis>,
 }
 
 /// The sessions of a service.
@@ -77,7 +82,33 @@ impl Sessions {
 
     /// The session lives on that credential from now on.
     pub fn settle_on(&self, owner: &Owner, session: &str, credential: usize, now: Millis) {
-        put(&self.homes, owner, session, credential, now);
+        put(&self.homes, owner, session, Home { credential, used_at: now, noted_at: None });
+    }
+
+    /// The session's home, where that is worth noting: it moved, or its last noted use is some time ago. Whoever is told
+    /// keeps it.
+    pub fn to_note(&self, owner: &Owner, session: &str, now: Millis) -> Option<usize> {
+        let key = Key { owner: owner.clone(), name: session.to_owned() };
+        let mut homes = self.homes.lock().unwrap_or_else(PoisonError::into_inner);
+        let home = homes.get_mut(&key)?;
+        let is_fresh = home.noted_at.is_some_and(|noted| now.since(noted) < self.lifetime / NOTES_A_LIFE);
+        if is_fresh {
+            return None;
+        }
+        home.noted_at = Some(now);
+        Some(home.credential)
+    }
+
+    /// The session lived on that credential, and was used last at `used_at`, as was noted.
+    pub fn restore_home(&self, owner: &Owner, session: &str, credential: usize, used_at: Millis) {
+        put(&self.homes, owner, session, Home { credential, used_at, noted_at: Some(used_at) });
+    }
+
+    /// How many sessions live on that credential.
+    pub fn living_on(&self, credential: usize, now: Millis) -> usize {
+        let homes = self.homes.lock().unwrap_or_else(PoisonError::into_inner);
+        let lives = |home: &&Home| home.credential == credential && now.since(home.used_at) < self.lifetime;
+        homes.iter().map(|(_, home)| home).filter(lives).count()
     }
 
     /// The credential that made the response of that id.
@@ -87,7 +118,7 @@ impl Sessions {
 
     /// That credential made the response of that id.
     pub fn made(&self, owner: &Owner, response_id: &str, credential: usize, now: Millis) {
-        put(&self.makers, owner, response_id, credential, now);
+        put(&self.makers, owner, response_id, Home { credential, used_at: now, noted_at: None });
     }
 
     fn find(&self, map: &Mutex<LruCache<Key, Home>>, owner: &Owner, name: &str, now: Millis) -> Option<usize> {
@@ -103,9 +134,9 @@ impl Sessions {
     }
 }
 
-fn put(map: &Mutex<LruCache<Key, Home>>, owner: &Owner, name: &str, credential: usize, now: Millis) {
+fn put(map: &Mutex<LruCache<Key, Home>>, owner: &Owner, name: &str, home: Home) {
     let key = Key { owner: owner.clone(), name: name.to_owned() };
-    map.lock().unwrap_or_else(PoisonError::into_inner).put(key, Home { credential, used_at: now });
+    map.lock().unwrap_or_else(PoisonError::into_inner).put(key, home);
 }
 
 /// An LRU that grows as it is used: its bound is not its first allocation.
@@ -159,6 +190,20 @@ mod tests {
         sessions.settle_on(&OWNER, "c", 0, Millis(3));
         assert_eq!(sessions.home(&OWNER, "b", Millis(4)), None);
         assert_eq!(sessions.home(&OWNER, "a", Millis(4)), Some(0));
+    }
+
+    #[test]
+    fn a_home_is_noted_when_it_moves_and_once_an_hour() {
+        let sessions = sessions(10);
+        let minutes = |minutes: u64| Millis(minutes * 60_000);
+        assert_eq!(sessions.to_note(&OWNER, "s", minutes(0)), None);
+        sessions.settle_on(&OWNER, "s", 1, minutes(0));
+        assert_eq!(sessions.to_note(&OWNER, "s", minutes(0)), Some(1));
+        assert_eq!(sessions.to_note(&OWNER, "s", minutes(59)), None);
+        assert_eq!(sessions.to_note(&OWNER, "s", minutes(60)), Some(1));
+        sessions.settle_on(&OWNER, "s", 2, minutes(61));
+        assert_eq!(sessions.to_note(&OWNER, "s", minutes(61)), Some(2));
+        assert_eq!((sessions.living_on(2, minutes(61)), sessions.living_on(1, minutes(61))), (1, 0));
     }
 
     #[test]

@@ -9,7 +9,9 @@ mod connect;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{Request, Response};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::client::legacy::Client;
@@ -34,8 +36,8 @@ pub enum UpstreamError {
     /// No connection came about: the request was not sent.
     #[error("cannot connect: {0}")]
     Unreachable(String),
-    /// The response's head did not come within `limits.upstream_head_timeout`.
-    #[error("no response head in time")]
+    /// The response did not come in time.
+    #[error("no response in time")]
     TimedOut,
     /// The client's body broke off while it was being sent.
     #[error("the request's body: {0}")]
@@ -83,7 +85,6 @@ impl Trust {
 #[derive(Clone)]
 pub struct Upstream {
     client: Client<Bounded, RequestBody>,
-    head_timeout: Duration,
 }
 
 impl std::fmt::Debug for Upstream {
@@ -109,19 +110,42 @@ impl Upstream {
             .pool_idle_timeout(limits.upstream_keep_alive)
             .pool_max_idle_per_host(IDLE_CONNECTIONS)
             .build(Bounded::new(https, limits.connect_timeout));
-        Self { client, head_timeout: limits.upstream_head_timeout }
+        Self { client }
     }
 
-    /// Sends a request and waits for the response's head.
+    /// Sends a request and waits for the response's head, at most for `limit`.
     ///
     /// # Errors
     /// There is none.
-    pub async fn send(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, UpstreamError> {
-        match timeout(self.head_timeout, self.client.request(request)).await {
+    pub async fn send(
+        &self,
+        request: Request<RequestBody>,
+        limit: Duration,
+    ) -> Result<Response<Incoming>, UpstreamError> {
+        match timeout(limit, self.client.request(request)).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(classify(&error)),
             Err(_) => Err(UpstreamError::TimedOut),
         }
+    }
+
+    /// Sends a request and reads the whole of its answer, of at most `bytes_max`, within `limit`.
+    ///
+    /// # Errors
+    /// There is none, or it is larger.
+    pub async fn exchange(
+        &self,
+        request: Request<RequestBody>,
+        bytes_max: usize,
+        limit: Duration,
+    ) -> Result<Response<Bytes>, UpstreamError> {
+        let exchange = async {
+            let (head, body) = self.send(request, limit).await?.into_parts();
+            let broken = |error: Box<dyn std::error::Error + Send + Sync>| UpstreamError::Broken(cause(&*error));
+            let body = Limited::new(body, bytes_max).collect().await.map_err(broken)?;
+            Ok(Response::from_parts(head, body.to_bytes()))
+        };
+        timeout(limit, exchange).await.unwrap_or(Err(UpstreamError::TimedOut))
     }
 }
 

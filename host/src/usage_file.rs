@@ -4,14 +4,13 @@
 //! is a fraction only in the file.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::files::{folder, replace};
 use crate::values::clock::Millis;
 use crate::values::money::NanoUsd;
 
@@ -309,15 +308,8 @@ pub fn digest(bytes: &[u8]) -> String {
 /// # Errors
 /// It cannot be written; the old one is as it was.
 pub fn write(path: &Path, text: &str) -> io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::create_dir_all(folder)?;
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".tmp");
-    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    File::open(folder)?.sync_all()
+    fs::create_dir_all(folder(path))?;
+    replace(path, text.as_bytes())
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
     check.py [NAME…]    only the checks whose names contain one of these
 """
 
+import json
 import signal
 import sys
 import time
@@ -10,6 +11,7 @@ import traceback
 
 import codex
 import sdks
+import shared_login
 from scene import API_KEY, USERS, Scene
 
 
@@ -26,6 +28,7 @@ def main():
             sdks.checks("python", scene),
             sdks.checks("node", scene),
             codex.checks(scene),
+            shared_login.checks(scene),
         ):
             with group as checks:
                 for name, check in checks:
@@ -80,12 +83,19 @@ def no_secret_leaks(scene):
         text = repr(request)
         if any(token in text for token in tokens):
             raise AssertionError(f"a client's token in {request['method']} {request['target']} to upstream")
-    authorizations = [dict(request["headers"])["authorization"].removeprefix("Bearer ") for request in seen]
-    secrets = {*tokens, *authorizations, API_KEY}
+    secrets = {*tokens, API_KEY, *(secret for request in seen for secret in secrets_of(request))}
     kept = {"gateway.log": (scene.folder / "gateway.log").read_text(), "ledger": repr(scene.rows())}
     for place, text in kept.items():
         if any(secret in text for secret in secrets):
             raise AssertionError(f"a token in the {place}")
+
+
+def secrets_of(request):
+    """The access token of a request, or the refresh token of one for new tokens."""
+    if request["target"] == "/oauth/token":
+        return [json.loads(request["body"])["refresh_token"]]
+    authorization = dict(request["headers"]).get("authorization")
+    return [authorization.removeprefix("Bearer ")] if authorization else []
 
 
 if __name__ == "__main__":

@@ -22,29 +22,27 @@ MEMBERS = tuple(POOLS["codex-pool"])
 
 
 class Codex:
-    """A Codex home whose only provider is the gateway."""
+    """A Codex home with one provider, whose table is `provider`."""
 
-    def __init__(self, scene, name, supports_websockets):
+    def __init__(self, scene, name, provider, more_environment=None):
         folder = scene.folder / name
         self.home, self.work = folder / "home", folder / "work"
         for made in (self.home, self.work):
-            made.mkdir(parents=True)
+            made.mkdir(parents=True, exist_ok=True)
         self.log = scene.folder / f"{name}.log"
+        self.environment = more_environment or {}
         (self.home / "config.toml").write_text(f"""\
 model = "gpt-5.4"
-model_provider = "tollgate"
+model_provider = "it"
 check_for_update_on_startup = false
+chatgpt_base_url = "{scene.upstream_url}/backend-api"
 
 [analytics]
 enabled = false
 
-[model_providers.tollgate]
-name = "Tollgate"
-base_url = "{scene.url}/v1"
+[model_providers.it]
 wire_api = "responses"
-supports_websockets = {str(supports_websockets).lower()}
-experimental_bearer_token = "{USERS[USER].token}"
-""")
+{provider}""")
 
     def exec(self, *arguments):
         """Runs `codex exec` to its end; answers its exit code, standard output and standard error."""
@@ -55,7 +53,7 @@ experimental_bearer_token = "{USERS[USER].token}"
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             cwd=self.work,
-            env=environment(HOME=str(self.home), CODEX_HOME=str(self.home)),
+            env=environment(HOME=str(self.home), CODEX_HOME=str(self.home), **self.environment),
         )
         try:
             output, errors = (text.decode(errors="replace") for text in child.communicate(timeout=RUN_WAIT_MAX))
@@ -81,12 +79,31 @@ experimental_bearer_token = "{USERS[USER].token}"
         return told[1]
 
 
+def gateway_provider(scene, supports_websockets):
+    """The gateway, with a token of its own."""
+    return f"""\
+name = "Tollgate"
+base_url = "{scene.url}/v1"
+supports_websockets = {str(supports_websockets).lower()}
+experimental_bearer_token = "{USERS[USER].token}"
+"""
+
+
+def upstream_provider(scene):
+    """Upstream itself, with the ChatGPT login of the Codex home."""
+    return f"""\
+name = "Upstream"
+base_url = "{scene.upstream_url}/backend-api/codex"
+requires_openai_auth = true
+"""
+
+
 @contextlib.contextmanager
 def checks(scene):
     """The checks, while another client of the same user runs beside Codex."""
     other = Sdk("python", scene)
     try:
-        yield checks_of(Codex(scene, "codex", supports_websockets=False), other, scene)
+        yield checks_of(Codex(scene, "codex", gateway_provider(scene, supports_websockets=False)), other, scene)
     finally:
         other.end()
 
@@ -131,7 +148,7 @@ def checks_of(codex, other, scene):
 
     def refused_websocket_falls_back_to_post():
         # Until the gateway speaks WebSocket itself.
-        with_websocket = Codex(scene, "codex-websocket", supports_websockets=True)
+        with_websocket = Codex(scene, "codex-websocket", gateway_provider(scene, supports_websockets=True))
         with one_row(scene, credential=MEMBERS, **turn) as row:
             began = with_websocket.turn("Say something.")
         equal("the row's session", row["session"], began)

@@ -50,6 +50,8 @@ POOLS = {"pool": ["ana", "ben"], "codex-pool": ["cyd", "dan"]}
 LIMITED = ["limited-python", "limited-node"]
 OAUTH = [*POOLS["pool"], *POOLS["codex-pool"], *LIMITED]
 KEY = "key"
+# A login that upstream rotates; its auth.json lies in a Codex home.
+LOGIN = "shared"
 
 USERS = {
     user.name: user
@@ -61,6 +63,7 @@ USERS = {
         User("node-key", KEY),
         User("node-limited", "limited-node"),
         User("codex", "codex-pool"),
+        User(LOGIN, LOGIN),
     ]
 }
 
@@ -71,7 +74,8 @@ class Scene:
     def __init__(self):
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="tollgate-clients-"))
         self.children = []
-        self.url = self.control_url = None
+        self.url = self.upstream_url = self.control_url = None
+        self.shared_file = self.folder / LOGIN / "home" / "auth.json"
 
     def set(self):
         """Writes every file, starts upstream and gateway, and waits until both are ready."""
@@ -79,11 +83,13 @@ class Scene:
         self._write(f"auth-{KEY}.json", {"OPENAI_API_KEY": API_KEY})
         port, control = self.folder / "port", self.folder / "control-port"
         arguments = [text for account in accounts for text in ("--account", account)]
-        arguments += ["--api-key", f"{API_KEY}:{account_id(KEY)}", "--port-file", port, "--control-port-file", control]
-        self._start("scripted-upstream", *arguments)
+        arguments += ["--api-key", f"{API_KEY}:{account_id(KEY)}", "--login", account_id(LOGIN)]
+        self._start("scripted-upstream", *arguments, "--port-file", port, "--control-port-file", control)
         self.control_url = f"http://127.0.0.1:{self._wait_for(control).strip()}"
-        upstream = f"http://127.0.0.1:{self._wait_for(port).strip()}"
-        self._write("tollgate.json", self._config(upstream))
+        self.upstream_url = f"http://127.0.0.1:{self._wait_for(port).strip()}"
+        self.shared_file.parent.mkdir(parents=True)
+        self.write_shared(self.script_login())
+        self._write("tollgate.json", self._config(self.upstream_url))
         ready = self.folder / "ready.json"
         self._start("tollgate", "run", "-c", self.folder / "tollgate.json", "--ready-file", ready)
         self.url = f"http://{json.loads(self._wait_for(ready))['services'][0]['address']}"
@@ -112,14 +118,35 @@ class Scene:
 
     def script(self, account, **script):
         """Tells the account behind credential `account` what to answer (see control.rs of the scripted upstream)."""
-        request = urllib.request.Request(f"{self.control_url}/account/{account_id(account)}", method="POST")
-        with LOOPBACK.open(request, json.dumps(script).encode(), timeout=10):
-            pass
+        self._control(f"account/{account_id(account)}", script)
+
+    def script_login(self, **script):
+        """Tells the shared login how to go on; answers auth.json with its newest tokens."""
+        return self._control(f"login/{account_id(LOGIN)}", script)
+
+    def login_counts(self):
+        """What the token endpoint saw of the shared login: posts, rotations, reuses, and whether it is revoked."""
+        return self._control(f"login/{account_id(LOGIN)}")
 
     def upstream_requests(self):
         """Every request that upstream saw."""
-        with LOOPBACK.open(f"{self.control_url}/requests", timeout=30) as answer:
-            return json.load(answer)
+        return self._control("requests")
+
+    def write_shared(self, auth):
+        """Replaces the shared auth.json, as Codex does."""
+        partial = self.shared_file.with_suffix(".partial")
+        self._write(partial, auth)
+        partial.rename(self.shared_file)
+
+    @contextlib.contextmanager
+    def suspended_gateway(self):
+        """The gateway stands still for as long."""
+        (gateway,) = [child for name, child in self.children if name == "tollgate"]
+        gateway.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            gateway.send_signal(signal.SIGCONT)
 
     def rows(self, after=0):
         """The ledger's rows with an id above `after`. A row is there as soon as a client has the whole response."""
@@ -147,6 +174,7 @@ class Scene:
 
     def _config(self, upstream):
         credentials = [{"tag": tag, "credential_path": str(self.folder / f"auth-{tag}.json")} for tag in [*OAUTH, KEY]]
+        credentials.append({"tag": LOGIN, "credential_path": str(self.shared_file)})
         credentials += [
             {"tag": tag, "type": "balancer", "strategy": "least_used", "credentials": members}
             for tag, members in POOLS.items()
@@ -190,6 +218,12 @@ class Scene:
         last_refresh = time.strftime("%Y-%m-%dT%H:%M:%S.000000000Z", time.gmtime())
         self._write(f"auth-{tag}.json", {"OPENAI_API_KEY": None, "tokens": tokens, "last_refresh": last_refresh})
         return f"{access_token}:{account_id(tag)}:10:20"
+
+    def _control(self, path, script=None):
+        """What the scripted upstream's control answers: to a POST where there is a script, to a GET otherwise."""
+        body = None if script is None else json.dumps(script).encode()
+        with LOOPBACK.open(f"{self.control_url}/{path}", body, timeout=30) as answer:
+            return json.load(answer)
 
     def _write(self, name, value):
         path = self.folder / name

@@ -1,12 +1,14 @@
 //! The gateway of a rig: in this process, or the real binary.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use scripted_upstream::Upstream;
+use scripted_upstream::{Login, SeenRequest, Upstream};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tollgate::config;
@@ -61,6 +63,22 @@ impl Rig {
         self.upstream.account(&format!("access-{tag}"), &format!("account-{tag}"))
     }
 
+    /// A login of the account `account-TAG` and its auth.json, which only its owner reads: a default credential for a
+    /// configuration, and the login to script.
+    pub fn login(&self, tag: &str) -> (Value, Login) {
+        let login = self.upstream.login(&format!("account-{tag}"));
+        let path = self.credential_file(tag);
+        let opened = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
+        let mut file = opened.expect("the folder can be written");
+        file.write_all(login.auth_json().to_string().as_bytes()).expect("the file can be written");
+        (json!({ "tag": tag, "credential_path": path }), login)
+    }
+
+    /// The auth.json of the default credential `tag`.
+    pub fn credential_file(&self, tag: &str) -> PathBuf {
+        self.path(&format!("{tag}.json"))
+    }
+
     /// An API key that upstream knows, and its auth.json.
     pub fn api_key(&self, tag: &str) -> Value {
         self.upstream.api_key(&format!("sk-{tag}"), tag);
@@ -74,7 +92,11 @@ impl Rig {
             "type": "ocm",
             "listen": "127.0.0.1",
             "listen_port": 0,
-            "endpoints": { "chatgpt": self.upstream.chatgpt_url(), "api": self.upstream.api_url() },
+            "endpoints": {
+                "chatgpt": self.upstream.chatgpt_url(),
+                "api": self.upstream.api_url(),
+                "token": self.upstream.token_url(),
+            },
         });
         merge(&mut whole, service);
         json!({ "services": [whole], "data_dir": self.path("data") })
@@ -113,6 +135,13 @@ impl Rig {
         if let Some(gateway) = self.gateway.take() {
             gateway.stop().await;
         }
+    }
+
+    /// What upstream saw of clients: without what the gateway asks for itself, which says so.
+    pub fn forwarded(&self) -> Vec<SeenRequest> {
+        let of_gateway =
+            |seen: &SeenRequest| seen.header("user-agent").is_some_and(|agent| agent.starts_with("tollgate/"));
+        self.upstream.requests().into_iter().filter(|seen| !of_gateway(seen)).collect()
     }
 
     /// The ledger's file.

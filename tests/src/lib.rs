@@ -4,21 +4,32 @@
 //! The gateway runs in this process by [`Rig::start`], or as the real binary by [`Rig::spawn`]. Ports are free ones,
 //! folders are temporary, and nothing waits by sleeping.
 
+mod auth;
+mod chance;
 mod client;
 mod gateway;
 mod ledger;
+mod nowhere;
+mod status;
 
+pub use auth::{read_json, replace_file};
+pub use chance::Chance;
 pub use client::{Answer, Client, Stream};
 pub use gateway::{Program, Rig, binary};
 pub use ledger::{Row, rows, wait_for_rows};
+pub use nowhere::Nowhere;
 pub use scripted_upstream as upstream;
+pub use status::ask_socket;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
-/// An auth.json of a ChatGPT account, as Codex writes it.
+/// An auth.json of a ChatGPT account, as Codex writes it, refreshed just now.
 pub fn oauth_file(access_token: &str, account_id: &str) -> Value {
+    let now = OffsetDateTime::now_utc().format(&Rfc3339).expect("a time of this century has an RFC 3339 form");
     json!({
         "OPENAI_API_KEY": null,
         "tokens": {
@@ -27,7 +38,7 @@ pub fn oauth_file(access_token: &str, account_id: &str) -> Value {
             "refresh_token": format!("refresh-{access_token}"),
             "account_id": account_id,
         },
-        "last_refresh": "2026-11-22T10:00:00.000000000Z",
+        "last_refresh": now,
     })
 }
 

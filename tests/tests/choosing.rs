@@ -10,10 +10,18 @@ use tollgate_tests::{Client, Rig, key_file, oauth_file, rows, turn, unix_in, wai
 /// `{"https://api.openai.com/auth":{"chatgpt_plan_type":"…"}}` in base64url: the claims of an id token.
 const PRO: &str = "eyJodHRwczovL2FwaS5vcGVuYWkuY29tL2F1dGgiOnsiY2hhdGdwdF9wbGFuX3R5cGUiOiJwcm8ifX0";
 const PLUS: &str = "eyJodHRwczovL2FwaS5vcGVuYWkuY29tL2F1dGgiOnsiY2hhdGdwdF9wbGFuX3R5cGUiOiJwbHVzIn19";
+/// `{}`.
+const NO_PLAN: &str = "e30";
 
-/// An account whose id token names its plan.
-fn planned(rig: &Rig, tag: &str, claims: &str) -> Value {
+/// An account whose id token names its plan, as polls do. Where the name is empty, neither does.
+fn planned(rig: &Rig, tag: &str, plan: &str) -> Value {
     let credential = rig.oauth(tag);
+    rig.account(tag).set_standing(Standing::new(plan));
+    let claims = match plan {
+        "pro" => PRO,
+        "plus" => PLUS,
+        _ => NO_PLAN,
+    };
     let mut file = oauth_file(&format!("access-{tag}"), &format!("account-{tag}"));
     file["tokens"]["id_token"] = json!(format!("x.{claims}.y"));
     rig.write(&format!("{tag}.json"), file.to_string());
@@ -36,11 +44,12 @@ fn team(rig: &Rig, tags: &[&str], pool: Value) -> Value {
 async fn start(tags: &[&str], pool: Value) -> (Rig, Client) {
     let mut rig = Rig::new().await;
     let config = team(&rig, tags, pool);
-    let client = rig.start(config).await;
+    let client = rig.start_polled(config).await;
     (rig, client)
 }
 
-/// Sets an account's standing and lets the gateway learn of it: by a turn of the user on that credential alone.
+/// Sets an account's standing and lets the gateway learn of it: by a turn of the user on that credential alone. Its
+/// first poll is over, or that would undo it.
 async fn tell(rig: &Rig, client: &Client, tag: &str, standing: Standing) {
     rig.account(tag).set_standing(standing);
     assert_eq!(client.token(&format!("token-{tag}")).turn(&homeless()).await.status, StatusCode::OK);
@@ -111,7 +120,7 @@ async fn a_credential_is_usable_below_its_caps_and_not_at_them() {
     }
     let users: Vec<Value> = (0..cases.len()).map(|place| user(&tag(place), &tag(place))).collect();
     let config = rig.config(json!({ "credentials": credentials, "users": users }));
-    let client = rig.start(config).await;
+    let client = rig.start_polled(config).await;
     for (place, (name, _, standing, usable)) in cases.into_iter().enumerate() {
         tell(&rig, &client, &tag(place), standing).await;
         let answer = client.token(&format!("token-{}", tag(place))).turn(&homeless()).await;
@@ -123,7 +132,7 @@ async fn a_credential_is_usable_below_its_caps_and_not_at_them() {
 
 // Strategies
 
-/// A member of a pool: its plan's claims, its fields, and where it stands.
+/// A member of a pool: its plan, its fields, and where it stands.
 type Member = (&'static str, Value, Standing);
 
 #[tokio::test(flavor = "multi_thread")]
@@ -136,9 +145,9 @@ async fn least_used_takes_the_highest_score_and_the_first_of_equals() {
         ("equals", [plain(used(20.0)), plain(used(20.0))], 0),
         ("less used", [plain(used(40.0)), plain(used(20.0))], 1),
         ("the 5-hour window does not count", [plain(used(0.0).five_hour_used(98.0)), plain(used(0.0))], 0),
-        ("pro counts ten times", [plain(used(0.0)), (PRO, json!({}), used(85.0))], 1),
-        ("pro counts ten times, not more", [plain(used(0.0)), (PRO, json!({}), used(91.0))], 0),
-        ("plus counts once", [plain(used(0.0)), (PLUS, json!({}), used(1.0))], 0),
+        ("pro counts ten times", [plain(used(0.0)), ("pro", json!({}), used(85.0))], 1),
+        ("pro counts ten times, not more", [plain(used(0.0)), ("pro", json!({}), used(91.0))], 0),
+        ("plus counts once", [plain(used(0.0)), ("plus", json!({}), used(1.0))], 0),
         ("what is left under the cap", [("", json!({"limit_weekly": 30}), used(0.0)), plain(used(50.0))], 1),
         ("a near reset", [plain(used(10.0)), plain(near(50.0, 24.0))], 1),
         // 168 / 1 hour at most: 9 x 168 against 10 x 168.
@@ -148,8 +157,8 @@ async fn least_used_takes_the_highest_score_and_the_first_of_equals() {
     let (mut credentials, mut users) = (Vec::new(), Vec::new());
     for (place, (_, members, _)) in cases.iter().enumerate() {
         let tags = [0, 1].map(|member| format!("c{place}m{member}"));
-        for (tag, (claims, fields, _)) in tags.iter().zip(members) {
-            let mut credential = planned(&rig, tag, if claims.is_empty() { "e30" } else { claims });
+        for (tag, (plan, fields, _)) in tags.iter().zip(members) {
+            let mut credential = planned(&rig, tag, plan);
             credential.as_object_mut().expect("an object").extend(fields.as_object().expect("an object").clone());
             credentials.push(credential);
             users.push(user(tag, tag));
@@ -158,9 +167,10 @@ async fn least_used_takes_the_highest_score_and_the_first_of_equals() {
         users.push(user(&format!("team{place}"), &format!("pool{place}")));
     }
     let config = rig.config(json!({ "credentials": credentials, "users": users }));
-    let client = rig.start(config).await;
+    let client = rig.start_polled(config).await;
     for (place, (name, members, expected)) in cases.into_iter().enumerate() {
-        for (member, (_, _, standing)) in members.into_iter().enumerate() {
+        for (member, (plan, _, standing)) in members.into_iter().enumerate() {
+            let standing = Standing { plan: plan.to_owned(), ..standing };
             tell(&rig, &client, &format!("c{place}m{member}"), standing).await;
         }
         let found = served(&rig, &client.token(&format!("token-team{place}")), &homeless()).await;
@@ -216,15 +226,15 @@ async fn fallback_takes_the_first_usable_and_is_never_sticky() {
 async fn an_operators_own_policy_chooses() {
     let mut rig = Rig::new().await;
     let credentials = json!([
-        planned(&rig, "a", PRO),
-        planned(&rig, "b", PLUS),
+        planned(&rig, "a", "pro"),
+        planned(&rig, "b", "plus"),
         {"tag": "pool", "type": "balancer", "strategy": "mine", "credentials": ["a", "b"]},
     ]);
     let mut config = rig.config(json!({ "credentials": credentials, "users": [user("alice", "pool")] }));
     config["policies"] = json!([
         {"tag": "mine", "kind": "balancer", "path": "builtin:least-used", "config": {"plan_weights": {"plus": 50}}},
     ]);
-    let client = rig.start(config).await.token("token-alice");
+    let client = rig.start_polled(config).await.token("token-alice");
     // 99 x 10 against 99 x 50.
     assert_eq!(served(&rig, &client, &homeless()).await, "b");
     assert_eq!(client.get("/ocm/v1/status").await.json()["plan_weight"].as_f64(), Some(60.0));
@@ -389,13 +399,13 @@ async fn a_session_moves_when_its_credential_is_further_used_than_the_threshold_
 async fn the_threshold_is_divided_by_the_plans_weight() {
     let mut rig = Rig::new().await;
     let credentials = json!([
-        planned(&rig, "a", PRO),
-        planned(&rig, "b", PRO),
+        planned(&rig, "a", "pro"),
+        planned(&rig, "b", "pro"),
         {"tag": "pool", "type": "balancer", "credentials": ["a", "b"], "rebalance_threshold": 20},
     ]);
     let users = json!([user("alice", "pool"), user("a", "a"), user("b", "b")]);
     let config = rig.config(json!({ "credentials": credentials, "users": users }));
-    let client = rig.start(config).await;
+    let client = rig.start_polled(config).await;
     let alice = client.token("token-alice");
     assert_eq!(served(&rig, &alice, &turn("one")).await, "a");
     tell(&rig, &client, "a", Standing::new("pro").weekly_used(2.0)).await;

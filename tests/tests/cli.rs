@@ -4,7 +4,7 @@
 //! `UPDATE_CASES=1` writes the expected help texts (`tests/cases/help`) anew, and a person reads each before it is kept.
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -30,10 +30,17 @@ struct Said {
 
 /// Runs `tollgate` in `folder` to its end, with nothing in its environment but `HOME`.
 fn tollgate(folder: &Path, args: &[&str]) -> Said {
+    tollgate_given(folder, args, b"")
+}
+
+/// As [`tollgate`], with `input` on its standard input.
+fn tollgate_given(folder: &Path, args: &[&str], input: &[u8]) -> Said {
     let mut command = Command::new(binary());
     command.args(args).current_dir(folder).env_clear().env("HOME", folder);
-    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-    let child = child.expect("the binary runs");
+    let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let mut child = child.expect("the binary runs");
+    // It may end without reading it.
+    let _ = child.stdin.take().expect("it is piped").write_all(input);
     let pid = libc::pid_t::try_from(child.id()).expect("a process id");
     let (sender, ended) = mpsc::channel();
     thread::spawn(move || sender.send(child.wait_with_output()));
@@ -91,7 +98,7 @@ mod help {
     #[test]
     fn of_every_command_is_as_it_was_read() {
         let commands = commands();
-        for wanted in ["run", "check", "usage", "version", "config-schema"] {
+        for wanted in ["run", "check", "status", "usage", "version", "config-schema"] {
             assert!(commands.contains(&wanted.to_owned()), "{wanted} is not among {commands:?}");
         }
         for name in commands {
@@ -121,7 +128,7 @@ fn the_version_is_that_of_the_workspace() {
 
 #[test]
 fn a_wrong_use_ends_with_2_and_says_so_on_standard_error() {
-    let uses: [&[&str]; 12] = [
+    let uses: [&[&str]; 15] = [
         &[],
         &["rum"],
         &["--config", "x.json"],
@@ -130,10 +137,13 @@ fn a_wrong_use_ends_with_2_and_says_so_on_standard_error() {
         &["run", "--redy-file", "x"],
         &["check"],
         &["check", "x.json"],
+        &["status", "x.json"],
+        &["status", "--csv"],
         &["usage", "--by", "nonsense"],
         &["usage", "--json", "--csv"],
         &["version", "now"],
         &["config-schema", "--json"],
+        &["refresh-credential", "auth.json"],
     ];
     for args in uses {
         let said = tollgate(folder().path(), args);
@@ -154,7 +164,7 @@ fn a_bad_configuration_ends_every_command_that_reads_it_with_1() {
     let folder = folder();
     fs::write(folder.path().join("case.json"), "{}").expect("a file");
     let said = "tollgate: case.json: services: expected at least one of type \"ocm\", found none\n";
-    for command in ["run", "check", "usage"] {
+    for command in ["run", "check", "status", "usage"] {
         let expected = Said { code: Some(1), stdout: String::new(), stderr: said.to_owned() };
         assert_eq!(tollgate(folder.path(), &[command, "-c", "case.json"]), expected, "{command}");
     }
@@ -172,6 +182,38 @@ fn output_that_nobody_reads_is_no_panic() {
         child.stderr.take().expect("it is piped").read_to_string(&mut said).expect("messages are UTF-8");
         child.wait().expect("it ends");
         assert!(!said.contains("panicked"), "{args:?}: {said}");
+    }
+}
+
+/// What the gateway runs to refresh a credential's tokens.
+mod refresh_credential {
+    use super::*;
+
+    const COMMAND: &str = "refresh-credential";
+
+    #[test]
+    fn is_nothing_for_people() {
+        for args in [&["--help"][..], &["-h"], &["help"], &[]] {
+            let said = tollgate(folder().path(), args);
+            assert!(!(said.stdout + &said.stderr).contains("refresh"), "{args:?}");
+        }
+    }
+
+    #[test]
+    fn given_what_is_no_errand_ends_with_1_and_says_so() {
+        let canary = br#"{ "job": { "path": "auth.json", "due": "canary" }, "endpoint": "canary" }"#;
+        let inputs: [&[u8]; 9] =
+            [b"", b"canary\n", b"{}", b"[]", b"null", b"\"", canary, b"\xff\xfe", &[b'['; 1 << 20]];
+        for input in inputs {
+            let folder = folder();
+            let said = tollgate_given(folder.path(), &[COMMAND], input);
+            let start: String = String::from_utf8_lossy(input).chars().take(40).collect();
+            assert_eq!((said.code, said.stdout.as_str()), (Some(1), ""), "{start}");
+            let is_one_line = said.stderr.starts_with("tollgate: standard input: ") && said.stderr.lines().count() == 1;
+            assert!(is_one_line && !said.stderr.contains("canary"), "{start}: {}", said.stderr);
+            let left = fs::read_dir(folder.path()).expect("the folder can be read").count();
+            assert_eq!(left, 0, "{start}: something was made");
+        }
     }
 }
 

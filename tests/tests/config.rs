@@ -284,8 +284,9 @@ fn whole() -> Value {
             "type": "ocm", "tag": "x", "listen": "127.0.0.1", "listen_port": 1,
             "credentials": [{ "tag": "a", "credential_path": "a.json", "reserve_5h": 20, "detour": "out" },
                 { "tag": "pool", "type": "balancer", "strategy": "random", "credentials": ["a"],
-                  "poll_interval": "60s", "rebalance_threshold": 0 }],
-            "users": [{ "name": "alice", "token": "t", "credential": "a" }],
+                  "poll_interval": "60s", "rebalance_threshold": 0 },
+                { "tag": "x", "type": "external", "url": "http://127.0.0.1", "token": "t", "poll_interval": "60s" }],
+            "users": [{ "name": "alice", "token": "t", "credential": "a", "allow_external_usage": true }],
             "headers": { "x-a": "b", "x-b": ["c"] },
             "endpoints": { "chatgpt": "http://127.0.0.1", "api": "http://127.0.0.1", "token": "http://127.0.0.1" },
             "tls": { "enabled": false, "key": "k", "alpn": ["h2"], "min_version": "1.2" },
@@ -295,12 +296,20 @@ fn whole() -> Value {
         "policies": [{ "tag": "p", "kind": "pricer", "path": "builtin:openai-pricing", "timeout": "5ms",
             "memory": 16777216, "config": { "shipped_prices": true } }],
         "data_dir": "data",
-        "limits": { "drain_timeout": "30s", "ledger_full": "refuse", "sessions": 1 },
+        "limits": { "drain_timeout": "30s", "ledger_full": "refuse", "sessions": 1,
+            "failover": { "unauthorized": true } },
     })
 }
 
-const SECRET_PLACES: [&str; 4] =
-    ["/services/0/users/0/token", "/services/0/headers/x-a", "/services/0/headers/x-b/0", "/services/0/tls/key"];
+const SECRET_PLACES: [&str; 6] = [
+    "/services/0/users/0/token",
+    "/services/0/credentials/2/token",
+    // It may name a user and a password.
+    "/services/0/credentials/2/url",
+    "/services/0/headers/x-a",
+    "/services/0/headers/x-b/0",
+    "/services/0/tls/key",
+];
 
 /// What is said of [`whole`] with `wrong` at `place`. In this process: it is run some hundred times.
 fn said_of(place: &str, wrong: &Value) -> String {

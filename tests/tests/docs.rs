@@ -4,14 +4,42 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use serde_json::Value;
 use tollgate::config::{duration, schema};
 use tollgate::values::limits::Limits;
 
 /// The defaults of the limits, by their names.
 fn defaults() -> BTreeMap<String, String> {
     let shown = format!("{:#?}", Limits::default());
-    let fields = shown.lines().filter_map(|line| line.trim().trim_end_matches(',').split_once(": "));
-    fields.map(|(name, value)| (name.to_owned(), normal(value))).collect()
+    let mut defaults = BTreeMap::new();
+    let mut within = String::new();
+    for line in shown.lines().skip(1).map(|line| line.trim().trim_end_matches(',')) {
+        match line.split_once(": ") {
+            Some((name, value)) if value.ends_with('{') => within = format!("{name}."),
+            Some((name, value)) => drop(defaults.insert(format!("{within}{name}"), normal(value))),
+            None => within.clear(),
+        }
+    }
+    defaults
+}
+
+/// What the schema says of the limits below `properties`, by their names.
+fn documented(schema: &Value, definition: &str, within: &str) -> BTreeMap<String, String> {
+    let limits = schema["$defs"][definition]["properties"].as_object().expect("the limits");
+    let mut documented = BTreeMap::new();
+    for (name, property) in limits {
+        let description = property["description"].as_str().expect("every limit is described");
+        match property["$ref"].as_str().and_then(|path| path.strip_prefix("#/$defs/")) {
+            Some(inner) => documented.extend(self::documented(schema, inner, &format!("{name}."))),
+            // A switch is on, as its list says.
+            None if !within.is_empty() => drop(documented.insert(format!("{within}{name}"), "true".to_owned())),
+            None => {
+                let default = description.split("Default: ").nth(1).expect("every limit has a default");
+                documented.insert(name.clone(), normal(default));
+            }
+        }
+    }
+    documented
 }
 
 /// A value in one spelling, whether it was written by a person or by `Debug`.
@@ -44,17 +72,7 @@ fn the_readme_names_every_limit_with_its_default() {
 
 #[test]
 fn the_schema_names_every_limit_with_its_default() {
-    let schema = schema();
-    let limits = schema["$defs"]["RawLimits"]["properties"].as_object().expect("the limits");
-    let documented: BTreeMap<String, String> = limits
-        .iter()
-        .map(|(name, property)| {
-            let description = property["description"].as_str().expect("every limit is described");
-            let default = description.split("Default: ").nth(1).expect("every limit has a default");
-            (name.clone(), normal(default))
-        })
-        .collect();
-    assert_eq!(documented, defaults());
+    assert_eq!(documented(&schema(), "RawLimits", ""), defaults());
 }
 
 #[test]

@@ -11,6 +11,7 @@ use rcgen::CertifiedKey;
 use serde_json::{Value, json};
 use tollgate::config;
 use tollgate::values::limits::Limits;
+use tollgate_tests::upstream::Standing;
 use tollgate_tests::{Rig, binary, turn, wait_for_rows};
 
 fn folder() -> PathBuf {
@@ -96,10 +97,12 @@ async fn the_third_example_balances_alice_and_leaves_bob_his_credential() {
     for (place, tag) in ["a", "b"].into_iter().enumerate() {
         take_in(&rig, tag, &mut config["services"][0]["credentials"][place]);
     }
-    // Past a's reserve of 20 and b's of 10: the pool has b left, and a on its own has nothing.
-    rig.account("a").set_standing(tollgate_tests::upstream::Standing::new("plus").five_hour_used(81.0));
-    rig.account("b").set_standing(tollgate_tests::upstream::Standing::new("plus").five_hour_used(81.0));
-    let client = rig.start(config).await;
+    let client = rig.start_polled(config).await;
+    // Past a's reserve of 20, as a's first answer says, and not past b's of 10: the pool has b left, and a on its own
+    // has nothing.
+    for tag in ["a", "b"] {
+        rig.account(tag).set_standing(Standing::new("plus").five_hour_used(81.0));
+    }
     let (alice, bob) = (client.token("sk-ocm-hello-world"), client.token("sk-ocm-hello-bob"));
 
     let first = bob.turn(&turn("one")).await;

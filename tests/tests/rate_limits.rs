@@ -25,7 +25,7 @@ async fn separate(count: usize) -> (Rig, Vec<(Client, Account)>) {
         users.push(json!({ "name": tag, "token": format!("token-{tag}"), "credential": pool }));
     }
     let config = rig.config(json!({ "credentials": credentials, "users": users }));
-    let client = rig.start(config).await;
+    let client = rig.start_polled(config).await;
     let tags = (0..count).map(|place| format!("c{place}"));
     let each = tags.map(|tag| (client.token(&format!("token-{tag}")), rig.account(&tag))).collect();
     (rig, each)
@@ -362,7 +362,7 @@ async fn a_refused_token_sends_the_request_to_the_next_credential() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_refusal_is_answered_and_not_tried_elsewhere() {
     let (mut rig, client) = pool(&["a", "b"]).await;
-    for status in [400, 403, 404, 500, 503] {
+    for status in [400, 403, 404, 500, 501] {
         rig.account("a").then(Reply::raw(status, "theirs"));
         let answer = client.turn(&turn("one")).await;
         assert_eq!((answer.status.as_u16(), answer.text().as_str()), (status, "theirs"));
@@ -529,8 +529,9 @@ async fn a_failure_to_connect_sends_the_request_to_the_next_credential() {
     service["endpoints"]["chatgpt"] = json!(format!("http://{address}/backend-api"));
     let users = service["users"].as_array_mut().expect("a list");
     users.push(json!({ "name": "carol", "token": "token-carol", "credential": "b" }));
-    let client = rig.start(config).await;
-    // Some connections of b's stay open; a has none.
+    // Some connections of b's stay open; a has none, not even that of its poll.
+    rig.account("a").always_for_poll(Reply::close_before_head());
+    let client = rig.start_polled(config).await;
     let gate = Gate::new();
     rig.account("b").always(Reply::ok().hold_after(1, &gate));
     let carol = client.token("token-carol");

@@ -75,7 +75,7 @@ async fn a_path_that_is_not_under_v1_is_not_found() {
         let answer = client.token("token-alice").get(path).await;
         check_error(&answer, 404, "invalid_request_error", None, NOT_UNDER_V1);
     }
-    assert_eq!(rig.upstream.request_count(), 0);
+    assert!(rig.forwarded().is_empty());
     rig.stop().await;
 }
 
@@ -86,7 +86,7 @@ async fn dot_segments_do_not_lead_out_of_v1() {
         // By the rules of RFC 3986, section 5.2.4, and for whatever server stands at upstream, these are not under
         // /v1/: with the operator's token they would reach the rest of the backend.
         let answer = client.token("token-alice").get(path).await;
-        let sent: Vec<String> = rig.upstream.requests().into_iter().map(|seen| seen.target).collect();
+        let sent: Vec<String> = rig.forwarded().into_iter().map(|seen| seen.target).collect();
         assert!(sent.is_empty(), "{path} went to upstream as {sent:?}");
         check_error(&answer, 404, "invalid_request_error", None, NOT_UNDER_V1);
     }
@@ -104,7 +104,7 @@ async fn a_key_in_another_header_is_refused_with_a_hint_whatever_else_is_sent() 
             check_error(&answer, 400, "invalid_request_error", None, "Authorization: Bearer");
         }
     }
-    assert_eq!(rig.upstream.request_count(), 0);
+    assert!(rig.forwarded().is_empty());
     rig.stop().await;
 }
 
@@ -136,7 +136,7 @@ async fn who_shows_no_token_of_a_user_is_told_what_is_wrong_with_it() {
         check_error(&answer, 401, "authentication_error", None, message);
         assert_eq!(answer.json()["error"]["message"], message, "{value:?}");
     }
-    assert_eq!(rig.upstream.request_count(), 0);
+    assert!(rig.forwarded().is_empty());
     assert!(rows(&rig.ledger()).is_empty(), "nobody's requests are no rows");
     rig.stop().await;
 }
@@ -256,7 +256,7 @@ async fn a_limited_pool_answers_429_and_an_empty_one_503() {
     let config = rig.config(json!({ "credentials": [{"tag": "a", "credential_path": rig.path("none.json")}] }));
     let client = rig.start(config).await;
     check_error(&client.turn(&turn("one")).await, 503, "server_error", Some("credentials_unavailable"), "");
-    assert_eq!(rig.upstream.request_count(), 0);
+    assert!(rig.forwarded().is_empty());
     rig.stop().await;
 }
 
@@ -273,7 +273,7 @@ async fn a_websocket_handshake_is_told_to_use_post() {
         .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==");
     let answer = client.get("/v1/responses").await;
     assert_eq!(answer.status, StatusCode::UPGRADE_REQUIRED);
-    assert_eq!(rig.upstream.request_count(), 0);
+    assert!(rig.forwarded().is_empty());
     rig.stop().await;
 }
 
@@ -318,7 +318,7 @@ async fn paths_are_mapped_by_the_kind_of_credential_and_queries_are_kept() {
     for way in ways {
         let token = if way.oauth { "token-alice" } else { "token-bob" };
         client.token(token).ask(Method::POST, way.asked, turn("one").to_string()).await;
-        let seen = rig.upstream.requests().pop().expect("a request");
+        let seen = rig.forwarded().pop().expect("a request");
         assert_eq!((seen.target.as_str(), seen.method), (way.sent, Method::POST), "{}", way.asked);
     }
     rig.stop().await;
@@ -330,7 +330,7 @@ async fn the_method_is_kept() {
     for method in [Method::GET, Method::PUT, Method::DELETE, Method::PATCH, Method::OPTIONS, Method::HEAD] {
         let answer = client.ask(method.clone(), "/v1/elsewhere", "").await;
         assert_eq!(answer.status, StatusCode::NOT_FOUND, "upstream's own answer to {method}");
-        assert_eq!(rig.upstream.requests().pop().expect("a request").method, method);
+        assert_eq!(rig.forwarded().pop().expect("a request").method, method);
     }
     rig.stop().await;
 }
@@ -713,7 +713,7 @@ async fn status_is_for_users_and_read_only() {
         assert_eq!(answer.status, StatusCode::METHOD_NOT_ALLOWED);
     }
     assert_eq!(client.token("token-alice").get(STATUS).await.status, StatusCode::OK);
-    assert_eq!(rig.upstream.request_count(), 0);
+    assert!(rig.forwarded().is_empty());
     assert!(rows(&rig.ledger()).is_empty());
     rig.stop().await;
 }
@@ -732,10 +732,11 @@ fn check_status(answer: &Answer, five_hour: f64, weekly: f64, weight: f64) {
     assert_eq!(body.as_object().map(|body| body.len()), Some(3), "{body}");
 }
 
-/// An auth.json whose id token names a plan: `{"https://api.openai.com/auth":{"chatgpt_plan_type":"pro"}}`.
+/// An account of the plan `pro`, and an auth.json whose id token names it: `{"https://api.openai.com/auth":{"chatgpt_plan_type":"pro"}}`.
 fn pro_file(rig: &Rig, tag: &str) -> Value {
     const PRO: &str = "eyJodHRwczovL2FwaS5vcGVuYWkuY29tL2F1dGgiOnsiY2hhdGdwdF9wbGFuX3R5cGUiOiJwcm8ifX0";
     let credential = rig.oauth(tag);
+    rig.account(tag).set_standing(Standing::new("pro"));
     let mut file = tollgate_tests::oauth_file(&format!("access-{tag}"), &format!("account-{tag}"));
     file["tokens"]["id_token"] = json!(format!("x.{PRO}.y"));
     rig.write(&format!("{tag}.json"), file.to_string());
@@ -754,7 +755,7 @@ async fn status_weighs_what_is_left_under_the_caps_by_plan() {
         "credentials": [a, b, away, {"tag": "pool", "type": "balancer", "credentials": ["a", "b", "away"]}],
         "users": (["a", "b", "away", "pool"].map(user)),
     }));
-    let client = rig.start(config).await;
+    let client = rig.start_polled(config).await;
     let ask = async |name: &str| client.token(&format!("token-{name}")).get(STATUS).await;
 
     // Nothing is used; what is not reserved is what there is.

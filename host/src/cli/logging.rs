@@ -12,7 +12,8 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, fmt};
 
-use crate::config::{LogConfig, LogFormat, LogLevel, LogOutput, plain};
+use crate::config::{LogConfig, LogFormat, LogLevel, LogOutput};
+use crate::files::plain;
 
 /// Sets up the log of this process.
 pub(super) fn start(config: &LogConfig) -> Result<(), String> {

@@ -1,17 +1,19 @@
 //! `tollgate run`: from a configuration to a gateway, until a signal.
 
-use std::fs;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use std::{env, fs};
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::json;
 use tokio::runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{Message, in_file, load, logging};
-use crate::config::{Loaded, plain};
-use crate::server::{Gateway, Listening};
+use super::{Message, in_file, load, logging, print};
+use crate::config::Loaded;
+use crate::files::plain;
+use crate::server::{Gateway, Listening, RefreshIn, run_errand};
 
 pub(super) fn run(config_path: Option<&Path>, ready_file: Option<&Path>) -> Result<(), Message> {
     let Loaded { config, warnings } = load(config_path)?;
@@ -28,10 +30,11 @@ pub(super) fn run(config_path: Option<&Path>, ready_file: Option<&Path>) -> Resu
     runtime.block_on(async {
         // Before anything starts: a signal that comes early must not be lost.
         let mut signals = Signals::new().map_err(|error| format!("cannot watch for signals: {}", plain(&error)))?;
-        let gateway = Gateway::start(config).await.map_err(|error| match config_path {
-            Some(path) => in_file(path, &error.to_string()),
-            None => error.to_string(),
-        })?;
+        let gateway =
+            Gateway::start_with(config, RefreshIn::Child(this_program())).await.map_err(|error| match config_path {
+                Some(path) => in_file(path, &error.to_string()),
+                None => error.to_string(),
+            })?;
         for listening in gateway.listening() {
             tracing::info!(service = listening.service, address = %listening.address, "listening");
         }
@@ -50,6 +53,28 @@ pub(super) fn run(config_path: Option<&Path>, ready_file: Option<&Path>) -> Resu
         tracing::info!("stopped");
         if was_cut { Err("stopped by a second signal before all requests had ended".to_owned()) } else { Ok(()) }
     })
+}
+
+/// This program, even where its file was replaced by a newer one since.
+fn this_program() -> PathBuf {
+    let running = PathBuf::from("/proc/self/exe");
+    if running.exists() { running } else { env::current_exe().unwrap_or(running) }
+}
+
+/// Does the refresh that standard input describes, to its end: signals do not stop it. Its outcome goes to standard
+/// output.
+pub(super) fn refresh_credential() -> Result<(), Message> {
+    let mut text = String::new();
+    io::stdin().read_to_string(&mut text).map_err(|error| format!("standard input: {}", plain(&error)))?;
+    let errand = serde_json::from_str(&text).map_err(|_| "standard input: expected an errand of the gateway's")?;
+    let runtime = runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| format!("cannot start: {}", plain(&error)))?;
+    let outcome = runtime.block_on(async {
+        // Taken, and not acted upon.
+        let _signals = Signals::new();
+        run_errand(errand).await
+    });
+    print(&serde_json::to_string(&outcome).map_err(|error| error.to_string())?)
 }
 
 /// As many files and sockets as the system allows: the first limit is often far below.

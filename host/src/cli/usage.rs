@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use serde_json::json;
 
+use super::table::{Side, lines as table_lines};
 use super::{Message, load, print};
 use crate::ledger::{By, FILE_NAME, Reader, Summary};
 use crate::values::money::NanoUsd;
@@ -126,17 +127,7 @@ fn as_table(by: ByName, summaries: &[Summary]) -> String {
     if summaries.len() > 1 {
         rows.push(cells("all", &total(summaries)));
     }
-    let widths: Vec<usize> =
-        (0..head.len()).map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)).collect();
-    let line = |row: &[String; 9]| {
-        let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, width))| match column {
-            0 => format!("{cell:<width$}"),
-            _ => format!("{cell:>width$}"),
-        });
-        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
-    };
-    let mut lines: Vec<String> = rows.iter().map(line).collect();
-    lines.insert(1, "-".repeat(widths.iter().sum::<usize>() + 2 * (widths.len() - 1)));
+    let mut lines = table_lines(&rows, |column| if column == 0 { Side::Left } else { Side::Right });
     if summaries.len() > 1 {
         let rule = lines[1].clone();
         lines.insert(lines.len() - 1, rule);

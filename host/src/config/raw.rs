@@ -291,6 +291,9 @@ pub struct RawUser {
     pub token: String,
     /// The credential or pool that serves the user. Required with `credentials`.
     pub credential: Option<String>,
+    /// Whether credentials of type `external` may serve the user. Default: false.
+    #[serde(default)]
+    pub allow_external_usage: bool,
 }
 
 /// A credential, or a pool of them.
@@ -304,6 +307,8 @@ pub enum RawCredential {
     /// A pool whose members are taken in order.
     Fallback(RawFallback),
     /// Another gateway.
+    External(RawExternal),
+    /// What is not there yet.
     Later(RawLaterCredential),
 }
 
@@ -331,12 +336,19 @@ pub enum FallbackType {
     Fallback,
 }
 
+/// The type of a credential that is another gateway.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "the name says it")]
+pub enum ExternalType {
+    External,
+}
+
 /// Types of credentials that are not there yet.
 #[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[expect(missing_docs, reason = "the names say it")]
 pub enum LaterCredentialType {
-    External,
     Reverse,
 }
 
@@ -413,12 +425,38 @@ pub struct RawFallback {
     pub poll_interval: Option<RawDuration>,
 }
 
+/// Another gateway that speaks this protocol, with a token that it gave to one of its users.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawExternal {
+    /// `external`
+    #[serde(rename = "type")]
+    #[expect(dead_code, reason = "read for its shape only")]
+    kind: ExternalType,
+    /// Its name.
+    #[serde(default)]
+    pub tag: String,
+    /// Where it listens, such as `https://gateway.example:8080`.
+    #[serde(default)]
+    pub url: String,
+    /// The token that it knows this gateway by.
+    #[serde(default)]
+    pub token: String,
+    /// The outbound to it.
+    pub detour: Option<String>,
+    /// The usage file.
+    pub usages_path: Option<String>,
+    /// How often it is asked for its use. Default: `60s`.
+    pub poll_interval: Option<RawDuration>,
+}
+
 /// A credential of a type that is not there yet.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub struct RawLaterCredential {
-    /// `external` or `reverse`
+    /// `reverse`
     #[serde(rename = "type")]
-    pub kind: LaterCredentialType,
+    #[expect(dead_code, reason = "read for its shape only")]
+    kind: LaterCredentialType,
     /// Its name.
     #[serde(default)]
     pub tag: String,
@@ -563,6 +601,27 @@ pub enum RawLedgerFull {
     Serve,
 }
 
+/// When a request goes on to the next credential of its pool, before a byte of an answer was sent. Each is on by
+/// default.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawFailover {
+    /// Upstream answers 429.
+    pub rate_limited: Option<bool>,
+    /// Upstream refuses the credential's token (401), and a refresh does not help.
+    pub unauthorized: Option<bool>,
+    /// No connection comes about.
+    pub unreachable: Option<bool>,
+    /// The response's head does not come within `upstream_head_timeout`.
+    pub timed_out: Option<bool>,
+    /// Upstream answers 502.
+    pub bad_gateway: Option<bool>,
+    /// Upstream answers 503.
+    pub service_unavailable: Option<bool>,
+    /// Upstream answers 504.
+    pub gateway_timeout: Option<bool>,
+}
+
 /// The bounds of the gateway. Sizes are in bytes.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -617,6 +676,16 @@ pub struct RawLimits {
     pub commit_timeout: Option<RawDuration>,
     /// For how long requests may go on after a signal to stop. Default: `30s`.
     pub drain_timeout: Option<RawDuration>,
+    /// From a request's first attempt to the head of its last one's response. Default: `15m`.
+    pub failover_timeout: Option<RawDuration>,
+    /// When a request goes on to the next credential.
+    pub failover: RawFailover,
+    /// For how long a refresh of tokens may take. Default: `30s`.
+    pub refresh_timeout: Option<RawDuration>,
+    /// For how long another process may hold the lock of an auth.json. Default: `20s`.
+    pub lock_timeout: Option<RawDuration>,
+    /// For how long upstream may take to tell a credential's use. Default: `5s`.
+    pub poll_timeout: Option<RawDuration>,
     /// For how long an idle connection to upstream is kept. Default: `90s`.
     pub upstream_keep_alive: Option<RawDuration>,
     /// After how long without a request a session's credential is forgotten. Default: `24h`.

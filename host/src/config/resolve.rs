@@ -172,9 +172,17 @@ fn limits(raw: &RawLimits, findings: &mut Findings<'_>) -> Limits {
         upstream_idle_timeout,
         commit_timeout,
         drain_timeout,
+        failover_timeout,
+        refresh_timeout,
+        lock_timeout,
+        poll_timeout,
         upstream_keep_alive,
         session_lifetime
     );
+    macro_rules! switch {
+        ($($name:ident),*) => { $( if let Some(value) = raw.failover.$name { limits.failover.$name = value; } )* };
+    }
+    switch!(rate_limited, unauthorized, unreachable, timed_out, bad_gateway, service_unavailable, gateway_timeout);
     if let Some(choice) = raw.ledger_full {
         limits.ledger_full = match choice {
             RawLedgerFull::Refuse => LedgerFull::Refuse,

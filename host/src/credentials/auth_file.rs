@@ -5,11 +5,14 @@ use std::path::Path;
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use http::HeaderValue;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use zeroize::Zeroize;
+use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
 
-use crate::config::read_regular;
 use crate::config::shape::kind_of;
+use crate::files::read_regular;
+use crate::values::clock::Millis;
 use crate::values::limits::AUTH_FILE_BYTES;
 use crate::values::secret::Secret;
 
@@ -24,6 +27,34 @@ pub struct Identity {
     pub(super) authorization: HeaderValue,
     pub(super) account_id: Option<HeaderValue>,
     pub(super) plan: Option<String>,
+    /// When the access token expires, where it is a JWT that tells.
+    pub(super) expires_at: Option<Millis>,
+    /// When its tokens were made.
+    pub(super) refreshed_at: Option<Millis>,
+    /// Whether there is a refresh token.
+    pub(super) refreshable: bool,
+}
+
+impl Identity {
+    /// Whether its access token is of no use any more.
+    pub fn is_expired(&self, now: Millis) -> bool {
+        self.expires_at.is_some_and(|expires| expires <= now)
+    }
+
+    /// Which access token it is, for whoever must tell it from another without having it.
+    pub fn fingerprint(&self) -> Fingerprint {
+        Fingerprint::of(self.authorization.as_bytes())
+    }
+}
+
+/// The SHA-256 of a secret, in hexadecimal: tells it from another, and tells nothing of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fingerprint(String);
+
+impl Fingerprint {
+    pub(super) fn of(secret: &[u8]) -> Self {
+        Self(Sha256::digest(secret).iter().map(|byte| format!("{byte:02x}")).collect())
+    }
 }
 
 /// What a credential is.
@@ -33,19 +64,22 @@ pub enum IdentityKind {
     OAuth,
     /// An API key.
     ApiKey,
+    /// Another gateway.
+    External,
+}
+
+/// The text of the file at `path`.
+///
+/// # Errors
+/// Why it cannot be read.
+pub(super) fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
+    let read = read_regular(path, AUTH_FILE_BYTES).map(Zeroizing::new);
+    read.map_err(|reason| format!("cannot read {}: {reason}", path.display()))
 }
 
 /// # Errors
-/// What is wrong with the file, and where in it.
-pub(super) fn read(path: &Path) -> Result<Identity, String> {
-    let read = read_regular(path, AUTH_FILE_BYTES);
-    let mut bytes = read.map_err(|reason| format!("cannot read {}: {reason}", path.display()))?;
-    let parsed = parse(&bytes);
-    bytes.zeroize();
-    parsed
-}
-
-fn parse(bytes: &[u8]) -> Result<Identity, String> {
+/// What is wrong with the text, and where in it.
+pub(super) fn parse(bytes: &[u8]) -> Result<Identity, String> {
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Err("expected a JSON object, found an empty file".to_owned());
     }
@@ -69,6 +103,22 @@ fn api_key(key: &str) -> Result<Identity, String> {
         authorization: bearer(key, "OPENAI_API_KEY")?,
         account_id: None,
         plan: None,
+        expires_at: None,
+        refreshed_at: None,
+        refreshable: false,
+    })
+}
+
+/// Another gateway, by the token that it gave its user.
+pub(super) fn external(token: &Secret) -> Option<Identity> {
+    Some(Identity {
+        kind: IdentityKind::External,
+        authorization: token.bearer()?,
+        account_id: None,
+        plan: None,
+        expires_at: None,
+        refreshed_at: None,
+        refreshable: false,
     })
 }
 
@@ -81,6 +131,8 @@ fn oauth(object: &Map<String, Value>) -> Result<Identity, String> {
     let access = text(tokens, "access_token", "tokens.access_token")?.filter(|token| !token.is_empty());
     let access = access.ok_or("tokens.access_token: missing")?;
     let id_token = text(tokens, "id_token", "tokens.id_token")?;
+    let refresh = text(tokens, "refresh_token", "tokens.refresh_token")?;
+    let refreshed_at = text(object, "last_refresh", "last_refresh")?.and_then(Millis::from_rfc3339);
     let claim = |name: &str| id_token.into_iter().chain([access]).find_map(|token| claim(token, name));
     let account = text(tokens, "account_id", "tokens.account_id")?.map(str::to_owned);
     let account = account.filter(|account| !account.is_empty()).or_else(|| claim("chatgpt_account_id"));
@@ -93,7 +145,24 @@ fn oauth(object: &Map<String, Value>) -> Result<Identity, String> {
         authorization: bearer(access, "tokens.access_token")?,
         account_id,
         plan: claim("chatgpt_plan_type"),
+        expires_at: expiry(access),
+        refreshed_at,
+        refreshable: refresh.is_some_and(|token| !token.is_empty()),
     })
+}
+
+/// The refresh token, where the text has one.
+pub(super) fn refresh_token(bytes: &[u8]) -> Option<Zeroizing<String>> {
+    #[derive(Deserialize)]
+    struct File {
+        tokens: Tokens,
+    }
+    #[derive(Deserialize)]
+    struct Tokens {
+        refresh_token: Zeroizing<String>,
+    }
+    let file: File = serde_json::from_slice(bytes).ok()?;
+    Some(file.tokens.refresh_token).filter(|token| !token.is_empty())
 }
 
 fn bearer(token: &str, place: &str) -> Result<HeaderValue, String> {
@@ -112,10 +181,19 @@ fn text<'a>(object: &'a Map<String, Value>, key: &str, place: &str) -> Result<Op
 
 /// A claim of a JWT (RFC 7519) of OpenAI's. The signature is upstream's business: nothing is granted by it here.
 fn claim(token: &str, name: &str) -> Option<String> {
+    claims(token)?.get(CLAIMS)?.get(name)?.as_str().map(str::to_owned)
+}
+
+/// When a JWT expires (RFC 7519, section 4.1.4). A token that is none does not tell.
+fn expiry(token: &str) -> Option<Millis> {
+    let seconds = claims(token)?.get("exp")?.as_f64().filter(|seconds| (0.0..1e12).contains(seconds))?;
+    Some(Millis((seconds * 1e3) as u64))
+}
+
+fn claims(token: &str) -> Option<Value> {
     let payload = token.split('.').nth(1)?;
     let payload = BASE64_URL_SAFE_NO_PAD.decode(payload.trim_end_matches('=')).ok()?;
-    let claims: Value = serde_json::from_slice(&payload).ok()?;
-    claims.get(CLAIMS)?.get(name)?.as_str().map(str::to_owned)
+    serde_json::from_slice(&payload).ok()
 }
 
 #[cfg(test)]
@@ -160,6 +238,19 @@ mod tests {
         let identity = parse(file.as_bytes()).expect("tokens");
         assert_eq!(identity.plan.as_deref(), Some("pro"));
         assert_eq!(identity.account_id.expect("an account"), "acc");
+    }
+
+    #[test]
+    fn a_jwt_tells_its_end_and_another_token_does_not() {
+        let end = |access: &str| {
+            let file = format!(r#"{{"tokens": {{"access_token": "{access}"}}}}"#);
+            parse(file.as_bytes()).expect("tokens").expires_at
+        };
+        let jwt = |claims: &str| format!("x.{}.y", BASE64_URL_SAFE_NO_PAD.encode(claims));
+        assert_eq!(end(&jwt(r#"{"exp": 1700000000}"#)), Some(Millis(1_700_000_000_000)));
+        for none in ["plain", "a.b.c", "..", &jwt("[]"), &jwt(r#"{"exp": "soon"}"#), &jwt(r#"{"exp": -1}"#)] {
+            assert_eq!(end(none), None, "{none}");
+        }
     }
 
     #[test]

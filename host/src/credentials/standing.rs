@@ -24,6 +24,12 @@ pub struct Standing {
     pub windows: Windows,
     /// Upstream refuses it until then.
     pub limited_until: Option<Millis>,
+    /// The window that is why, where that is known.
+    pub limited_by: Option<Span>,
+    /// The weight of its capacity, where it tells that itself.
+    pub own_weight: Option<f64>,
+    /// How often responses told something of the windows.
+    pub(super) observations: u64,
     failures: VecDeque<Millis>,
     latency_ms: Option<f64>,
 }
@@ -47,6 +53,7 @@ impl Standing {
             recent_failures: self.recent_failures(now),
             recent_latency: self.latency_ms,
             continues: false,
+            own_weight: self.own_weight,
         }
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
 
-use crate::config::plain;
+use crate::files::plain;
 
 /// `TOLL`: the application id in the header of every ledger (SQLite's file format, section 1.3).
 const APPLICATION_ID: i32 = 0x544f_4c4c;
@@ -17,7 +17,7 @@ const HEADER_BYTES: usize = 100;
 const SQLITE_MAGIC: &[u8] = b"SQLite format 3\0";
 
 /// What makes each version of the schema from the one before. Released steps are never changed.
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     "CREATE TABLE usage (
         id INTEGER PRIMARY KEY,
         request_id TEXT NOT NULL UNIQUE,
@@ -55,6 +55,16 @@ const MIGRATIONS: [&str; 2] = [
         through_before INTEGER NOT NULL,
         digest_before TEXT
     ) STRICT;",
+    // The user is empty where a service has none: a key must be no NULL.
+    "CREATE TABLE session_home (
+        service TEXT NOT NULL,
+        pool TEXT NOT NULL,
+        user TEXT NOT NULL,
+        session TEXT NOT NULL,
+        credential TEXT NOT NULL,
+        used_at INTEGER NOT NULL,
+        PRIMARY KEY (service, pool, user, session)
+    ) STRICT, WITHOUT ROWID;",
 ];
 
 /// The ledger cannot be used.

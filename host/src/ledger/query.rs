@@ -95,7 +95,7 @@ pub struct ViewState {
 /// A connection that reads the ledger.
 #[derive(Debug)]
 pub struct Reader {
-    connection: Connection,
+    pub(super) connection: Connection,
 }
 
 impl Reader {
@@ -197,10 +197,10 @@ impl Reader {
     }
 }
 
-fn whole(number: i64) -> u64 {
+pub(super) fn whole(number: i64) -> u64 {
     number.unsigned_abs()
 }
 
-fn signed(number: u64) -> i64 {
+pub(super) fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }

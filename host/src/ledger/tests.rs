@@ -39,6 +39,7 @@ fn row(id: &str) -> Row {
         status: 200,
         end: End::Complete,
         attempts: Vec::new(),
+        home: None,
         session: None,
         response_id: None,
         counts: Some(TokenCounts { input: 100, cached: 40, output: 10, ..TokenCounts::default() }),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use rusqlite::{Connection, params};
 use tokio::sync::oneshot;
 
-use super::{Command, Room, State, ViewState};
+use super::{Command, Room, State, ViewState, sessions};
 use crate::values::exchange::{Attempt, Row};
 use crate::values::limits::LedgerFull;
 use crate::values::money::Cost;
@@ -200,7 +200,10 @@ impl Writer {
             let mut insert = transaction.prepare_cached(INSERT)?;
             for pending in &self.pending {
                 match &pending.what {
-                    What::Row(row) => insert_row(&mut insert, row)?,
+                    What::Row(row) => {
+                        insert_row(&mut insert, row)?;
+                        sessions::note(&transaction, row)?;
+                    }
                     What::View(path, view) => {
                         let before = i64::try_from(view.through_before).unwrap_or(i64::MAX);
                         let through = i64::try_from(view.through).unwrap_or(i64::MAX);

@@ -1,7 +1,8 @@
-//! Failover: attempts with one credential after another, until one answers. Each credential is tried once, and none
-//! after a byte of an answer has gone to the client.
+//! Failover: attempts with one credential after another, until one answers. Each credential is tried once, or once more
+//! after a refresh of its tokens, and none after a byte of an answer has gone to the client.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, HeaderMap, RETRY_AFTER};
@@ -11,10 +12,10 @@ use hyper::body::Incoming;
 use tokio::time::timeout;
 
 use super::forward::{NoResponse, Sent, forward};
-use super::inspect::Inspected;
+use super::inspect::{Body, Inspected};
 use super::refusal::Refusal;
 use super::rewrite::{Template, rewrite};
-use super::select::select;
+use super::select::{Selected, has_other, select};
 use super::service::Service;
 use super::settle::OpenRow;
 use crate::credentials::{Identity, IdentityKind};
@@ -42,125 +43,238 @@ pub(super) struct Answered {
     pub(super) broken: bool,
 }
 
+/// What the client gets if no further credential answers.
+enum Last {
+    /// The pool's own words: who is used up, and until when.
+    Nobody,
+    /// What came of the last attempt.
+    Refusal(Refusal),
+    /// What upstream answered to it.
+    Answer(Answered),
+}
+
 /// # Errors
 /// No credential is usable or none answered. The row is closed then.
 pub(super) async fn send(service: &Service, inspected: Inspected) -> Result<(Answered, Box<OpenRow>), Refusal> {
     let Inspected { mut open, head, mut body } = inspected;
+    let deadline = Instant::now() + service.parts.limits.failover_timeout;
     let mut headers = Some(head.headers);
     let mut tried = Vec::new();
-    let mut last = None;
+    let mut last = Last::Nobody;
+    // The credential whose token was refused and that has another now: once a request.
+    let mut again = None;
+    let mut refreshed = false;
     loop {
-        let now = Millis::now();
         if let Some(refusal) = chat_needs_a_key(service, &open, head.uri.path()) {
             return Err(open.refuse(refusal).await);
         }
-        let selected = match select(service, &open, &tried, now).await {
-            Ok(selected) => selected,
-            Err(nobody) => return Err(open.refuse(last.unwrap_or(nobody)).await),
+        let selected = match again.take() {
+            Some(selected) => selected,
+            // What would be asked from here on would come too late.
+            None if !tried.is_empty() && Instant::now() >= deadline => {
+                let nobody = cut_off_refusal(service, &open, &tried).await;
+                return give_up(open, last, nobody).await;
+            }
+            None => match select(service, &open, &mut tried).await {
+                Ok(selected) => selected,
+                Err(nobody) => return give_up(open, last, nobody).await,
+            },
         };
-        let credential = selected.credential;
-        tried.push(credential);
-        let others = if !body.can_be_sent_again() {
-            Others::OutOfReach
-        } else if tried.len() < open.pool().members.len() {
-            Others::Left
-        } else {
-            Others::NoneLeft
-        };
-        let may_go_on = others == Others::Left;
+        let now = Millis::now();
+        let others = others(service, &open, &body, &tried, deadline, now);
+        let may_be_sent_again = others == Others::Left || (body.can_be_sent_again() && !refreshed);
         // Moved where no further attempt can need them.
-        let fields = if may_go_on { headers.clone() } else { headers.take() };
+        let fields = if may_be_sent_again { headers.clone() } else { headers.take() };
         let template =
             Template { method: head.method.clone(), uri: head.uri.clone(), headers: fields.unwrap_or_default() };
         let request = match rewrite(service, &open, &selected, template, body.take(), now) {
             Ok(request) => request,
             Err(refusal) => return Err(open.refuse(refusal).await),
         };
-        match forward(service, &mut open, credential, request).await {
-            Ok(sent) => match judge(service, &open, &selected.identity, sent, others).await {
-                Verdict::Answer(answered) => {
-                    remember_home(service, &open, &answered, selected.move_home, now);
-                    return Ok((answered, open));
-                }
-                Verdict::Next => last = None,
-                Verdict::CutOff => return Err(cut_off(service, open, &tried).await),
+        let limit = head_limit(service, open.attempts(), deadline);
+        let verdict = match forward(service, &mut open, selected.credential, request, limit).await {
+            Ok(sent) => {
+                let refresh = if refreshed { Refresh::Done } else { Refresh::Open };
+                judge(service, &open, &selected.identity, sent, others, refresh).await
+            }
+            Err(NoResponse::Withdrawn) if others == Others::OutOfReach => Verdict::CutOff,
+            Err(NoResponse::Withdrawn) => Verdict::Next(Last::Nobody),
+            Err(NoResponse::Upstream(error)) => match next_after(service, &error, others) {
+                Some(refusal) => Verdict::Next(Last::Refusal(refusal)),
+                None => return Err(no_answer(open, &error).await),
             },
-            Err(NoResponse::Withdrawn) if others == Others::OutOfReach => {
-                return Err(cut_off(service, open, &tried).await);
+        };
+        match verdict {
+            Verdict::Answer(answered) => {
+                remember_home(service, &open, &answered, selected.move_home, now);
+                return Ok((answered, open));
             }
-            Err(NoResponse::Withdrawn) => last = None,
-            Err(NoResponse::Upstream(UpstreamError::Unreachable(_))) if may_go_on => {
-                last = Some(Refusal::upstream_unreachable());
+            Verdict::Again(identity) => {
+                refreshed = true;
+                again = Some(Selected { identity, ..selected });
             }
-            Err(NoResponse::Upstream(error)) => return Err(no_answer(open, &error).await),
+            // What came of an attempt before counts for more: who was only busy is worth another try.
+            Verdict::Next(Last::Nobody) => {}
+            Verdict::Next(so_far) => last = so_far,
+            Verdict::CutOff => return Err(cut_off(service, open, &tried).await),
         }
+    }
+}
+
+/// For how long an attempt waits for its response's head: further ones have what is left.
+fn head_limit(service: &Service, attempts: u32, deadline: Instant) -> Duration {
+    let limit = service.parts.limits.upstream_head_timeout;
+    if attempts == 0 { limit } else { limit.min(deadline.saturating_duration_since(Instant::now())) }
+}
+
+fn others(service: &Service, open: &OpenRow, body: &Body, tried: &[usize], deadline: Instant, now: Millis) -> Others {
+    if !body.can_be_sent_again() {
+        Others::OutOfReach
+    } else if Instant::now() < deadline && has_other(service, open, tried, now) {
+        Others::Left
+    } else {
+        Others::NoneLeft
+    }
+}
+
+/// What the client would get where another credential is asked after this error; none where none is.
+fn next_after(service: &Service, error: &UpstreamError, others: Others) -> Option<Refusal> {
+    let switches = &service.parts.limits.failover;
+    match error {
+        _ if others != Others::Left => None,
+        UpstreamError::Unreachable(_) if switches.unreachable => Some(Refusal::upstream_unreachable()),
+        UpstreamError::TimedOut if switches.timed_out => Some(Refusal::upstream_timed_out()),
+        UpstreamError::Unreachable(_)
+        | UpstreamError::TimedOut
+        | UpstreamError::Broken(_)
+        | UpstreamError::RequestBody(_) => None,
+    }
+}
+
+/// No credential is left to be asked.
+async fn give_up(open: Box<OpenRow>, last: Last, nobody: Refusal) -> Result<(Answered, Box<OpenRow>), Refusal> {
+    match last {
+        Last::Answer(answered) => Ok((answered, open)),
+        Last::Refusal(refusal) => Err(open.refuse_as(End::UpstreamGone, refusal).await),
+        Last::Nobody => Err(open.refuse(nobody).await),
     }
 }
 
 /// The credential is used up, and the request cannot go to another: where one has room, its client should try again.
 async fn cut_off(service: &Service, open: Box<OpenRow>, tried: &[usize]) -> Refusal {
-    let refusal = match select(service, &open, tried, Millis::now()).await {
+    let refusal = cut_off_refusal(service, &open, tried).await;
+    open.refuse(refusal).await
+}
+
+async fn cut_off_refusal(service: &Service, open: &OpenRow, tried: &[usize]) -> Refusal {
+    let mut tried = tried.to_vec();
+    match select(service, open, &mut tried).await {
         Ok(_) => Refusal::cut_off(),
         Err(nobody) => nobody,
-    };
-    open.refuse(refusal).await
+    }
 }
 
 /// Whether a request can go to another credential of its pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Others {
-    /// There are some that were not tried.
+    /// There are usable ones that were not tried.
     Left,
-    /// All were tried.
+    /// There are none, or the time is over.
     NoneLeft,
     /// The body is gone: it was too large to be kept.
     OutOfReach,
 }
 
+/// Whether this request has had its one refresh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refresh {
+    Open,
+    Done,
+}
+
 enum Verdict {
     /// The client gets this.
     Answer(Answered),
-    /// Another credential is asked, if there is one.
-    Next,
+    /// The same credential is asked again, with this.
+    Again(Arc<Identity>),
+    /// Another credential is asked; where there is none, the client gets this.
+    Next(Last),
     /// The request would go to another credential, but its body is gone.
     CutOff,
 }
 
-/// Whether a response goes to the client, or another credential is asked.
-async fn judge(service: &Service, open: &OpenRow, shown: &Identity, sent: Sent, others: Others) -> Verdict {
+/// Whether a response goes to the client, or upstream is asked again.
+async fn judge(
+    service: &Service,
+    open: &OpenRow,
+    shown: &Identity,
+    sent: Sent,
+    others: Others,
+    refresh: Refresh,
+) -> Verdict {
     let Sent { credential, mut response, reading } = sent;
     let account = &service.parts.credentials[credential];
-    let answer = |response| Verdict::Answer(Answered { credential, response, read: Vec::new(), broken: false });
-    match response.status() {
+    let switches = &service.parts.limits.failover;
+    let answered = |response| Answered { credential, response, read: Vec::new(), broken: false };
+    let status = response.status();
+    match status {
         StatusCode::UNAUTHORIZED => {
-            account.token_refused(shown, Millis::now());
             tracing::warn!(credential = account.tag(), "upstream refused the credential's token");
+            let limit = match (others, refresh) {
+                // Too late for this request; not for the next.
+                (Others::OutOfReach, _) | (_, Refresh::Done) => Duration::ZERO,
+                _ => service.refresh_wait(),
+            };
+            match account.instead_of(shown, limit).await {
+                Some(identity) if others != Others::OutOfReach && refresh == Refresh::Open => {
+                    return Verdict::Again(identity);
+                }
+                Some(_) => {}
+                None => account.token_refused(shown, Millis::now()),
+            }
             // In a pool this is not the client's business: its own token is good.
-            if others == Others::OutOfReach || open.pool().single { answer(response) } else { Verdict::Next }
+            let stays = others == Others::OutOfReach || open.pool().single || !switches.unauthorized;
+            if stays { Verdict::Answer(answered(response)) } else { Verdict::Next(Last::Nobody) }
         }
         // A key's limits are of seconds and of its own: its client knows what to do.
-        StatusCode::TOO_MANY_REQUESTS if is_oauth(service, credential) => {
+        StatusCode::TOO_MANY_REQUESTS if !is_api_key(shown) => {
             let (read, broken) = read_error(&mut response).await;
             let now = Millis::now();
             let encoding = response.headers().get(CONTENT_ENCODING).and_then(|value| value.to_str().ok());
             let told = reading.refused_until().or_else(|| told_in_body(&decoded(encoding, &read, DECODED_BYTES), now));
-            let until = account.refused(told.or_else(|| retry_after(response.headers(), now)), now);
+            let told = told.or_else(|| retry_after(response.headers(), now));
+            let until = account.refused(told, reading.exhausted(), now);
             tracing::warn!(credential = account.tag(), until = until.rfc3339(), "upstream refuses the credential");
             match others {
                 // Upstream's answer tells when this credential is back: all that there is to know of one alone.
-                _ if open.pool().single => Verdict::Answer(Answered { credential, response, read, broken }),
+                _ if open.pool().single || !switches.rate_limited => {
+                    Verdict::Answer(Answered { credential, response, read, broken })
+                }
                 // The pool's answer tells when its first one is.
-                Others::Left | Others::NoneLeft => Verdict::Next,
+                Others::Left | Others::NoneLeft => Verdict::Next(Last::Nobody),
                 Others::OutOfReach => Verdict::CutOff,
             }
         }
-        _ => answer(response),
+        StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
+            account.failed(Millis::now());
+            let goes_on = match status {
+                StatusCode::BAD_GATEWAY => switches.bad_gateway,
+                StatusCode::SERVICE_UNAVAILABLE => switches.service_unavailable,
+                _ => switches.gateway_timeout,
+            };
+            let answered = answered(response);
+            if goes_on && others == Others::Left {
+                Verdict::Next(Last::Answer(answered))
+            } else {
+                Verdict::Answer(answered)
+            }
+        }
+        _ => Verdict::Answer(answered(response)),
     }
 }
 
-fn is_oauth(service: &Service, credential: usize) -> bool {
-    let identity = service.parts.credentials[credential].identity();
-    identity.is_none_or(|identity| identity.kind == IdentityKind::OAuth)
+fn is_api_key(shown: &Identity) -> bool {
+    shown.kind == IdentityKind::ApiKey
 }
 
 /// Chat completions exist only where an API key is used.

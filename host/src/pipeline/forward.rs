@@ -1,6 +1,6 @@
 //! Forward: one attempt, from a request that upstream may see to the head of its response.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::Response;
 use hyper::body::Incoming;
@@ -35,6 +35,7 @@ pub(super) async fn forward(
     open: &mut OpenRow,
     credential: usize,
     request: Rewritten,
+    limit: Duration,
 ) -> Result<Sent, NoResponse> {
     let account = &service.parts.credentials[credential];
     open.begins_attempt(credential);
@@ -42,7 +43,7 @@ pub(super) async fn forward(
     let sent = tokio::select! {
         // A response that is there goes before the news that there may be no other.
         biased;
-        sent = service.parts.upstreams[credential].send(request.0) => sent,
+        sent = service.parts.upstreams[credential].send(request.0, limit) => sent,
         () = account.turns_unusable() => {
             open.ends_attempt(Outcome::Withdrawn);
             return Err(NoResponse::Withdrawn);

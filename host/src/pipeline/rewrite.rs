@@ -63,7 +63,7 @@ pub(super) fn rewrite(
     attach(&selected.identity, &mut headers);
     let mut request = Request::new(body);
     *request.method_mut() = method;
-    *request.uri_mut() = target(service, selected.identity.kind, &uri).ok_or_else(Refusal::unsendable)?;
+    *request.uri_mut() = target(service, selected, &uri).ok_or_else(Refusal::unsendable)?;
     *request.headers_mut() = headers;
     Ok(Rewritten(request))
 }
@@ -75,12 +75,14 @@ fn attach(identity: &Identity, headers: &mut HeaderMap) {
     }
 }
 
-/// Where the request goes: OAuth to the ChatGPT backend without `/v1`, an API key to the API with its path.
-fn target(service: &Service, kind: IdentityKind, asked: &Uri) -> Option<Uri> {
+/// Where the request goes: OAuth to the ChatGPT backend without `/v1`, an API key to the API with its path, and so to
+/// another gateway.
+fn target(service: &Service, selected: &Selected, asked: &Uri) -> Option<Uri> {
     let path = asked.path_and_query()?.as_str();
-    let (base, prefix, path) = match kind {
+    let (base, prefix, path) = match selected.identity.kind {
         IdentityKind::OAuth => (&service.endpoints.chatgpt, "/codex", path.strip_prefix("/v1")?),
         IdentityKind::ApiKey => (&service.endpoints.api, "", path),
+        IdentityKind::External => (service.parts.credentials[selected.credential].gateway()?, "", path),
     };
     let folder = base.path().trim_end_matches('/');
     let path: PathAndQuery = format!("{folder}{prefix}{path}").parse().ok()?;

@@ -9,6 +9,7 @@ use tokio::time::timeout;
 use super::refusal::Refusal;
 use super::service::{Pool, Service};
 use super::settle::OpenRow;
+use crate::authenticate::User;
 use crate::credentials::{Credential, Identity, IdentityKind};
 use crate::policy::{Choice, Facts};
 use crate::values::candidate::Candidate;
@@ -26,28 +27,36 @@ pub(super) struct Selected {
     pub(super) move_home: bool,
 }
 
+/// Chooses among the members that were not tried. Those that are found to be of no use, because their tokens cannot be
+/// refreshed, count as tried from here on, as does the one that is chosen.
+///
 /// # Errors
 /// Nobody is usable.
-pub(super) async fn select(
-    service: &Service,
-    open: &OpenRow,
-    tried: &[usize],
-    now: Millis,
-) -> Result<Selected, Refusal> {
+pub(super) async fn select(service: &Service, open: &OpenRow, tried: &mut Vec<usize>) -> Result<Selected, Refusal> {
     let pool = open.pool();
-    read_again(service, pool, now).await;
-    let candidates = candidates(service, open, tried, now);
-    let home = home(service, open, now);
-    let chosen = choose(service, pool, open, &candidates, home, now);
-    let Some((member, move_home)) = chosen else {
-        return Err(nobody(service, pool, now));
-    };
-    let credential = pool.members[member];
-    match service.parts.credentials[credential].identity() {
-        Some(identity) => Ok(Selected { credential, identity, move_home }),
-        // It went away between the table and here.
-        None => Err(Refusal::unavailable()),
+    read_again(service, pool, Millis::now()).await;
+    let mut unready = false;
+    loop {
+        let now = Millis::now();
+        let candidates = candidates(service, open, tried, now);
+        let home = home(service, open, now);
+        let chosen = choose(service, pool, open, &candidates, home, now);
+        let Some((member, move_home)) = chosen else {
+            return Err(nobody(service, open, unready, now));
+        };
+        let credential = pool.members[member];
+        tried.push(credential);
+        // At once, but where its tokens have expired: then a refresh is waited for.
+        if let Some(identity) = service.parts.credentials[credential].present(service.refresh_wait()).await {
+            return Ok(Selected { credential, identity, move_home });
+        }
+        unready = true;
     }
+}
+
+/// Whether there is a usable member that was not tried.
+pub(super) fn has_other(service: &Service, open: &OpenRow, tried: &[usize], now: Millis) -> bool {
+    candidates(service, open, tried, now).iter().any(|candidate| candidate.usable)
 }
 
 /// Reads the files of members that are unavailable, where that is due. A file may have appeared since.
@@ -60,14 +69,13 @@ async fn read_again(service: &Service, pool: &Pool, now: Millis) {
         let reading = Arc::clone(credential);
         let before = credential.unavailable();
         // The file may lie on a disk that hangs: no worker waits for it, and no request for long.
-        let read = timeout(FILE_TIMEOUT, spawn_blocking(move || reading.read(now).map(drop))).await;
+        let read = timeout(FILE_TIMEOUT, spawn_blocking(move || reading.read(now))).await;
         match read.unwrap_or(Ok(Ok(()))) {
             Ok(Ok(())) if before.is_some() && credential.identity().is_some() => {
                 tracing::info!(credential = credential.tag(), "credential available")
             }
             Ok(Err(reason)) if before.as_ref() != Some(&reason) => {
-                let path = credential.path().display();
-                tracing::warn!(credential = credential.tag(), %path, %reason, "credential unavailable");
+                tracing::warn!(credential = credential.tag(), %reason, "credential unavailable");
             }
             _ => {}
         }
@@ -80,7 +88,10 @@ fn candidates(service: &Service, open: &OpenRow, tried: &[usize], now: Millis) -
     let maker = previous.and_then(|id| service.sessions.maker(open.owner(), id, now));
     let candidate = |member: &usize| {
         let credential = &service.parts.credentials[*member];
-        let excluded = tried.contains(member) || !belongs(pool, credential) || steps_back(pool, credential, now);
+        let excluded = tried.contains(member)
+            || !belongs(pool, credential)
+            || !is_allowed(open.user(), credential)
+            || steps_back(pool, credential, now);
         Candidate { continues: maker == Some(*member), ..credential.candidate(now, excluded) }
     };
     pool.members.iter().map(candidate).collect()
@@ -88,7 +99,12 @@ fn candidates(service: &Service, open: &OpenRow, tried: &[usize], now: Millis) -
 
 /// An API key is no member of a pool, even where its file becomes one later.
 fn belongs(pool: &Pool, credential: &Credential) -> bool {
-    pool.single || credential.identity().is_none_or(|identity| identity.kind == IdentityKind::OAuth)
+    pool.single || credential.identity().is_none_or(|identity| identity.kind != IdentityKind::ApiKey)
+}
+
+/// Other gateways serve only users who may use them.
+pub(super) fn is_allowed(user: Option<&User>, credential: &Credential) -> bool {
+    credential.gateway().is_none() || user.is_none_or(|user| user.allow_external_usage)
 }
 
 /// A member of a pool whose token upstream refused of late. A credential alone is tried all the same.
@@ -129,11 +145,17 @@ fn choose(
     candidates.iter().position(|candidate| candidate.usable).map(|first| (first, home.is_none()))
 }
 
-/// Why nobody is usable: rate-limited where anybody is loaded, unavailable where nobody is.
-fn nobody(service: &Service, pool: &Pool, now: Millis) -> Refusal {
+/// Why nobody is usable: rate-limited where anybody is loaded, unavailable where nobody is, or where a refresh was waited for
+/// in vain (`unready`) and nobody else would serve.
+fn nobody(service: &Service, open: &OpenRow, unready: bool, now: Millis) -> Refusal {
+    let pool = open.pool();
     let credentials = pool.members.iter().map(|member| &service.parts.credentials[*member]);
     let counts = |credential: &&Arc<Credential>| {
-        credential.identity().is_some() && belongs(pool, credential) && !steps_back(pool, credential, now)
+        credential.can_serve(now)
+            && (!unready || credential.is_used_up(now))
+            && belongs(pool, credential)
+            && is_allowed(open.user(), credential)
+            && !steps_back(pool, credential, now)
     };
     let mut loaded = credentials.filter(counts).peekable();
     if loaded.peek().is_none() {

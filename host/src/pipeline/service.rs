@@ -2,16 +2,18 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
 use crate::authenticate::{User, Users};
 use crate::config::{Endpoints, PoolConfig, ServiceConfig};
-use crate::credentials::Credential;
-use crate::ledger::Ledger;
+use crate::credentials::{Credential, Health};
+use crate::ledger::{KnownMaker, KnownSession, Ledger};
 use crate::policy::{Balancer, Members, Pricer, Rewriter};
-use crate::sessions::Sessions;
+use crate::sessions::{Owner, Sessions};
 use crate::upstream::Upstream;
+use crate::values::clock::Millis;
 use crate::values::limits::Limits;
 
 /// What a service is made of.
@@ -100,6 +102,46 @@ impl Service {
 
     pub(super) fn pool_of(&self, user: Option<&User>) -> usize {
         user.map_or(self.default_pool, |user| user.pool)
+    }
+
+    /// Takes up what the ledger knows of sessions and responses: homes and makers whose user, pool and credential are
+    /// still there, oldest first.
+    pub fn restore(&self, sessions: &[KnownSession], makers: &[KnownMaker]) {
+        let credential = |tag: &str| self.parts.credentials.iter().position(|known| known.tag() == tag);
+        for known in sessions.iter().filter(|known| known.service == self.tag) {
+            let Some(user) = self.users.named(&known.user) else { continue };
+            let Some(pool) = self.pools.iter().position(|pool| pool.tag == known.pool) else { continue };
+            let Some(credential) = credential(&known.credential) else { continue };
+            let owner = Owner { pool, user: user.as_ref().map(|user| user.index) };
+            self.sessions.restore_home(&owner, &known.session, credential, known.used_at);
+        }
+        for known in makers.iter().filter(|known| known.service == self.tag) {
+            let Some(user) = self.users.named(&known.user) else { continue };
+            let Some(credential) = credential(&known.credential) else { continue };
+            let owner = Owner { pool: self.pool_of(user.as_deref()), user: user.as_ref().map(|user| user.index) };
+            self.sessions.made(&owner, &known.response_id, credential, known.made_at);
+        }
+    }
+
+    /// How its credentials are, each with the number of sessions that live on it.
+    pub fn health(&self, now: Millis) -> Vec<(Health, usize)> {
+        let credentials = self.parts.credentials.iter().enumerate();
+        credentials.map(|(index, known)| (known.health(now), self.sessions.living_on(index, now))).collect()
+    }
+
+    /// Where upstream is.
+    pub fn endpoints(&self) -> &Endpoints {
+        &self.endpoints
+    }
+
+    /// The connections of each credential, in their order.
+    pub fn upstreams(&self) -> &[Upstream] {
+        &self.parts.upstreams
+    }
+
+    /// For how long a request waits for a refresh of tokens: as long as one may take.
+    pub(super) fn refresh_wait(&self) -> Duration {
+        self.parts.limits.lock_timeout + self.parts.limits.refresh_timeout
     }
 
     /// The place of a request in the order of all.

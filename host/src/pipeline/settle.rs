@@ -15,7 +15,7 @@ use crate::meter::Asked;
 use crate::policy::Facts;
 use crate::sessions::Owner;
 use crate::values::clock::Millis;
-use crate::values::exchange::{Attempt, End, Metered, Outcome, Row};
+use crate::values::exchange::{Attempt, End, Home, Metered, Outcome, Row};
 use crate::values::money::Cost;
 
 /// What is known of a request when its row is opened.
@@ -77,6 +77,10 @@ impl OpenRow {
 
     pub(super) fn pool(&self) -> &Pool {
         &self.service.pools[self.opening.owner.pool]
+    }
+
+    pub(super) fn user(&self) -> Option<&User> {
+        self.opening.user.as_deref()
     }
 
     pub(super) fn owner(&self) -> &Owner {
@@ -174,6 +178,7 @@ impl OpenRow {
         }
         let model = metered.model.clone().or_else(|| self.asked.model.clone());
         let service_tier = metered.service_tier.clone().or_else(|| self.asked.service_tier.clone());
+        let home = self.home(now);
         let cost = self.cost(&metered, model.as_deref(), service_tier.as_deref(), credential.map(|found| found.tag()));
         let stamp = self.service.parts.pricer.stamp();
         Row {
@@ -191,6 +196,7 @@ impl OpenRow {
             end,
             attempts: self.attempts.clone(),
             session: self.opening.session.clone(),
+            home,
             response_id: metered.response_id,
             counts: metered.counts,
             priced_by: cost.is_some().then(|| format!("{} {} sha256:{}", stamp.name, stamp.version, stamp.digest)),
@@ -199,6 +205,13 @@ impl OpenRow {
             ttfb_ms: self.ttfb_ms,
             duration_ms: self.elapsed_ms(),
         }
+    }
+
+    /// Where the session lives, where the ledger is to note that.
+    fn home(&self, now: Millis) -> Option<Home> {
+        let credential = self.service.sessions.to_note(&self.opening.owner, self.session()?, now)?;
+        let credential = self.service.parts.credentials[credential].tag().to_owned();
+        Some(Home { pool: self.pool().tag.clone(), credential })
     }
 
     /// Whether upstream may have done work for the request, whatever became of its answer.

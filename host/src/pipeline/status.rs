@@ -10,7 +10,9 @@ use serde_json::json;
 use super::answer::AnswerBody;
 use super::receive::{Received, prove};
 use super::refusal::Refusal;
+use super::select::is_allowed;
 use super::service::Service;
+use crate::authenticate::User;
 use crate::credentials::Credential;
 use crate::policy::{Facts, Members};
 use crate::values::clock::Millis;
@@ -31,7 +33,7 @@ pub(super) async fn answer(service: &Service, received: &Received) -> Result<Res
         return Err(Refusal::forbidden("status is for users, and this service has none"));
     }
     let proof = prove(service, received).await?;
-    let capacity = capacity(service, service.pool_of(proof.user().map(Arc::as_ref)), received.at);
+    let capacity = capacity(service, proof.user().map(Arc::as_ref), received.at);
     let body = json!({
         "five_hour_utilization": capacity.five_hour_utilization,
         "weekly_utilization": capacity.weekly_utilization,
@@ -50,14 +52,19 @@ struct Capacity {
 }
 
 /// 100 less the weighted mean of what is left under each window's cap; 100, 100 and 0 where there is no credential.
-fn capacity(service: &Service, pool: usize, now: Millis) -> Capacity {
-    let pool = &service.pools[pool];
+fn capacity(service: &Service, user: Option<&User>, now: Millis) -> Capacity {
+    let pool = &service.pools[service.pool_of(user)];
     let credentials: Vec<&Arc<Credential>> =
         pool.members.iter().map(|member| &service.parts.credentials[*member]).collect();
-    let available: Vec<usize> =
-        (0..credentials.len()).filter(|index| credentials[*index].identity().is_some()).collect();
+    let available: Vec<usize> = (0..credentials.len())
+        .filter(|index| credentials[*index].can_serve(now) && is_allowed(user, credentials[*index]))
+        .collect();
     let members = pool.members_named(&service.parts.credentials);
-    let weights = weights(service, pool, &members, now);
+    let mut weights = weights(service, pool, &members, now);
+    // A gateway tells its own.
+    for (weight, credential) in weights.iter_mut().zip(&credentials) {
+        *weight = credential.own_weight().unwrap_or(*weight);
+    }
     let mut left = (0.0, 0.0);
     let mut total = 0.0;
     for index in available {

@@ -16,7 +16,7 @@ use crate::values::candidate::Candidate;
 world!(BalancerPolicy, BalancerPolicyPre<super::instance::Guest>, PolicyKind::Balancer);
 
 /// The columns of the table, in the order of [`row`]. The contract describes them.
-const COLUMNS: [&str; 12] = [
+const COLUMNS: [&str; 13] = [
     "usable",
     "five-hour-used",
     "five-hour-cap",
@@ -29,6 +29,7 @@ const COLUMNS: [&str; 12] = [
     "recent-failures",
     "recent-latency",
     "continues",
+    "own-weight",
 ];
 
 fn row(candidate: &Candidate) -> [f64; COLUMNS.len()] {
@@ -46,6 +47,7 @@ fn row(candidate: &Candidate) -> [f64; COLUMNS.len()] {
         f64::from(candidate.recent_failures),
         candidate.recent_latency.unwrap_or(unknown),
         f64::from(u8::from(candidate.continues)),
+        candidate.own_weight.unwrap_or(unknown),
     ]
 }
 

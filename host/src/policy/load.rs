@@ -9,7 +9,8 @@ use super::bindings::balancer::tollgate::policy::types::{Diagnostic, Manifest};
 use super::engine::Engine;
 use super::instance::{Guest, LOAD_TIMEOUT, Seat, Setting, World, last_words, new_store, root_cause};
 use super::{Field, imports, shipped};
-use crate::config::{PolicyConfig, PolicySource, Problem, Shape, read_regular};
+use crate::config::{PolicyConfig, PolicySource, Problem, Shape};
+use crate::files::read_regular;
 use crate::values::limits::COMPONENT_BYTES;
 
 /// What a policy's manifest may hold, in bytes over all its texts.

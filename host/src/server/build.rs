@@ -7,8 +7,8 @@ use tokio::sync::mpsc;
 
 use super::StartError;
 use crate::config::{Config, ConfigError, PolicyConfig, PolicyId, PolicyKind, PolicySource, Problem, ServiceConfig};
-use crate::config::{OnFailure, POLICY_MEMORY, POLICY_TIMEOUT};
-use crate::credentials::{Credential, IdentityKind};
+use crate::config::{CredentialSource, OnFailure, POLICY_MEMORY, POLICY_TIMEOUT};
+use crate::credentials::{Credential, IdentityKind, take_up};
 use crate::ledger::Ledger;
 use crate::pipeline::{Parts, Service};
 use crate::policy::{Balancer, Engine, Pricer, Rewriter};
@@ -31,7 +31,7 @@ pub(super) struct Prepared {
     policies: Vec<Policy>,
     stand_in: Arc<Balancer>,
     services: Vec<(ServiceConfig, Option<Tls>)>,
-    trust: Trust,
+    pub(super) trust: Trust,
 }
 
 enum Policy {
@@ -156,6 +156,7 @@ impl Prepared {
         let mut problems = Vec::new();
         let mut services = Vec::new();
         for (config, tls) in self.services {
+            take_up_refreshes(&config);
             let credentials = credentials(&config);
             key_in_pool(&config, &credentials, &mut problems);
             let policy = |id: PolicyId| &self.policies[id.0];
@@ -179,17 +180,25 @@ impl Prepared {
     }
 }
 
+/// Takes up what a refresh left that was cut off.
+fn take_up_refreshes(config: &ServiceConfig) {
+    for credential in &config.credentials {
+        if let CredentialSource::File(path) = &credential.source
+            && let Err(reason) = take_up(path)
+        {
+            tracing::error!(credential = credential.tag, reason, "a refresh that was cut off was not taken up");
+        }
+    }
+}
+
 /// Reads every credential once. One that is unavailable is waited for.
 fn credentials(config: &ServiceConfig) -> Vec<Arc<Credential>> {
     let now = Millis::now();
     let read = |config: &crate::config::CredentialConfig| {
         let credential = Credential::new(config.clone());
         match credential.read(now) {
-            Ok(identity) => tracing::debug!(credential = config.tag, kind = ?identity.kind, "credential available"),
-            Err(reason) => {
-                let path = config.path.display();
-                tracing::warn!(credential = config.tag, %path, %reason, "credential unavailable");
-            }
+            Ok(()) => tracing::debug!(credential = config.tag, "credential available"),
+            Err(reason) => tracing::warn!(credential = config.tag, %reason, "credential unavailable"),
         }
         Arc::new(credential)
     };

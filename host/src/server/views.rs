@@ -7,6 +7,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::StartError;
+use crate::files::plain;
 use crate::ledger::{Ledger, Reader, UsageRow, ViewState};
 use crate::pipeline::Service;
 use crate::usage_file::{self, Found, Sums, Usage};
@@ -93,7 +94,7 @@ fn open(reader: &Reader, path: PathBuf, service: &str, credential: &str) -> Resu
     let failed = |error: rusqlite::Error| error.to_string();
     let noted = reader.view(&path.to_string_lossy()).map_err(failed)?;
     let last_row = reader.last_row().map_err(failed)?;
-    let found = usage_file::read(&path, Millis::now()).map_err(|error| crate::config::plain(&error))?;
+    let found = usage_file::read(&path, Millis::now()).map_err(|error| plain(&error))?;
     let (sums, through, digest) = match (found, noted) {
         (Found::Missing, None) => (Sums::default(), last_row, None),
         // Noted, and then killed before the first writing.
@@ -139,7 +140,7 @@ fn update(view: &mut View, reader: &Reader, ledger: &Ledger) -> Result<(), Strin
     if !ledger.save_view(&view.key(), state.clone()).wait() {
         return Err("the ledger cannot be written".to_owned());
     }
-    usage_file::write(&view.path, &text).map_err(|error| crate::config::plain(&error))?;
+    usage_file::write(&view.path, &text).map_err(|error| plain(&error))?;
     view.state = state;
     Ok(())
 }

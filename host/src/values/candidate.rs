@@ -27,4 +27,6 @@ pub struct Candidate {
     pub recent_latency: Option<f64>,
     /// Whether it made the response that the request continues.
     pub continues: bool,
+    /// The weight of its capacity, where it tells that itself.
+    pub own_weight: Option<f64>,
 }

@@ -90,6 +90,15 @@ pub struct Metered {
     pub unknown: Option<&'static str>,
 }
 
+/// Where a session lives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Home {
+    /// The pool's tag.
+    pub pool: String,
+    /// The credential's tag.
+    pub credential: String,
+}
+
 /// One row of the ledger: one admitted request. Times are as the columns have them.
 #[derive(Debug, Clone)]
 pub struct Row {
@@ -121,6 +130,8 @@ pub struct Row {
     pub attempts: Vec<Attempt>,
     /// The session's key.
     pub session: Option<String>,
+    /// Where the session lives, where that is to be noted.
+    pub home: Option<Home>,
     /// The response's id.
     pub response_id: Option<String>,
     /// The tokens, where they are known.

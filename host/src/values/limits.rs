@@ -14,6 +14,40 @@ pub enum LedgerFull {
     Serve,
 }
 
+/// When a request goes on to the next credential of its pool. Fields are named as in the configuration's
+/// `limits.failover`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Failover {
+    /// Upstream answers 429.
+    pub rate_limited: bool,
+    /// Upstream refuses the credential's token (401), and a refresh does not help.
+    pub unauthorized: bool,
+    /// No connection comes about.
+    pub unreachable: bool,
+    /// The response's head does not come in time.
+    pub timed_out: bool,
+    /// Upstream answers 502.
+    pub bad_gateway: bool,
+    /// Upstream answers 503.
+    pub service_unavailable: bool,
+    /// Upstream answers 504.
+    pub gateway_timeout: bool,
+}
+
+impl Default for Failover {
+    fn default() -> Self {
+        Self {
+            rate_limited: true,
+            unauthorized: true,
+            unreachable: true,
+            timed_out: true,
+            bad_gateway: true,
+            service_unavailable: true,
+            gateway_timeout: true,
+        }
+    }
+}
+
 /// The bounds. Fields are named as in the configuration's `limits`; sizes are in bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
@@ -61,6 +95,16 @@ pub struct Limits {
     pub commit_timeout: Duration,
     /// For how long requests under way may go on after a signal to stop.
     pub drain_timeout: Duration,
+    /// From a request's first attempt to the head of its last one's response.
+    pub failover_timeout: Duration,
+    /// When a request goes on to the next credential.
+    pub failover: Failover,
+    /// For how long the token endpoint may take to answer.
+    pub refresh_timeout: Duration,
+    /// For how long another process may hold the lock of an auth.json.
+    pub lock_timeout: Duration,
+    /// For how long upstream may take to tell a credential's use.
+    pub poll_timeout: Duration,
     /// An idle connection to upstream is kept for that long.
     pub upstream_keep_alive: Duration,
     /// A session's home is forgotten after that long without a request.
@@ -92,6 +136,11 @@ impl Default for Limits {
             upstream_idle_timeout: Duration::from_secs(600),
             commit_timeout: Duration::from_secs(10),
             drain_timeout: Duration::from_secs(30),
+            failover_timeout: Duration::from_secs(15 * 60),
+            failover: Failover::default(),
+            refresh_timeout: Duration::from_secs(30),
+            lock_timeout: Duration::from_secs(20),
+            poll_timeout: Duration::from_secs(5),
             upstream_keep_alive: Duration::from_secs(90),
             session_lifetime: Duration::from_secs(24 * 60 * 60),
         }
@@ -110,6 +159,9 @@ pub const CONFIG_FILE_BYTES: u64 = 16 * MIB;
 
 /// A policy's component past this size is not read.
 pub const COMPONENT_BYTES: u64 = 64 * MIB;
+
+/// What a token endpoint or a usage API answers: more is not read.
+pub const ANSWER_BYTES: usize = 256 * KIB as usize;
 
 /// A response body that is kept to read an error from it: 429s and the like.
 pub const ERROR_BODY_BYTES: usize = 64 * KIB as usize;

@@ -1,6 +1,7 @@
 //! Rate-limit windows: how much of a credential's 5-hour and weekly allowance is used, as upstream tells it.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
+use serde_json::Value;
 
 use super::clock::Millis;
 
@@ -64,6 +65,11 @@ impl Windows {
         }
     }
 
+    /// Whether upstream has told a window.
+    pub fn is_known(&self, span: Span) -> bool {
+        self.window(span).is_some()
+    }
+
     /// When a window starts anew, where that is known and to come.
     pub fn reset_at(&self, span: Span, now: Millis) -> Option<Millis> {
         self.window(span).and_then(|window| window.reset_at).filter(|reset| *reset > now)
@@ -91,11 +97,27 @@ impl Windows {
                 Span::Weekly => &mut self.weekly,
             };
             *slot = Some(match slot {
-                Some(known) if is_same(known, &window, now) => Window { used: window.used.max(known.used), ..window },
+                Some(known) if is_earlier(known, &window, now) => *known,
+                Some(known) if is_same(known, &window, now) => {
+                    Window { used: window.used.max(known.used), reset_at: window.reset_at.or(known.reset_at), ..window }
+                }
                 _ => window,
             });
         }
     }
+}
+
+impl Windows {
+    /// Takes in what upstream tells when it is asked: that replaces what is known.
+    pub fn replace(&mut self, reading: &Reading) {
+        self.five_hour = reading.five_hour.or(self.five_hour);
+        self.weekly = reading.weekly.or(self.weekly);
+    }
+}
+
+/// Whether `new` tells of a window that is over, while the known one is known to go on.
+fn is_earlier(known: &Window, new: &Window, now: Millis) -> bool {
+    known.reset_at.is_some_and(|known| known > now) && new.reset_at.is_some_and(|new| new <= now)
 }
 
 fn is_same(known: &Window, new: &Window, now: Millis) -> bool {
@@ -139,6 +161,32 @@ impl Reading {
         reading
     }
 
+    /// Reads the `rate_limit` of `wham/usage`. What is missing, null or no number is left out.
+    pub fn from_usage(rate_limit: &Value) -> Self {
+        let mut reading = Self::default();
+        for (slot, by_name) in [("primary_window", Span::FiveHour), ("secondary_window", Span::Weekly)] {
+            let number = |field: &str| rate_limit.get(slot)?.get(field)?.as_f64().filter(|number| *number >= 0.0);
+            let Some(used) = number("used_percent") else { continue };
+            let minutes = number("limit_window_seconds").map(|seconds| (seconds / 60.0) as u32);
+            let Some(span) = minutes.map_or(Some(by_name), Span::of) else { continue };
+            let window = Window {
+                used: used.min(100.0),
+                reset_at: number("reset_at").map(|seconds| Millis::from_unix(seconds as u64)),
+                minutes: minutes.unwrap_or(span.minutes()),
+            };
+            reading.put(span, window);
+        }
+        reading
+    }
+
+    /// A reading of both windows, in percent, that never start anew by themselves: of a gateway as upstream.
+    pub fn of_use(five_hour: f64, weekly: f64) -> Self {
+        let window = |span: Span, used: f64| {
+            Some(Window { used: used.clamp(0.0, 100.0), reset_at: None, minutes: span.minutes() })
+        };
+        Self { five_hour: window(Span::FiveHour, five_hour), weekly: window(Span::Weekly, weekly), first_reset: None }
+    }
+
     fn put(&mut self, span: Span, window: Window) {
         match span {
             Span::FiveHour => self.five_hour = Some(window),
@@ -155,6 +203,17 @@ impl Reading {
     fn enforced_reset(&self) -> Option<Millis> {
         let full = |window: &Window| window.used >= 100.0;
         self.windows().map(|(_, window)| window).filter(full).filter_map(|window| window.reset_at).max()
+    }
+
+    /// Whether it tells nothing.
+    pub fn is_empty(&self) -> bool {
+        self.five_hour.is_none() && self.weekly.is_none()
+    }
+
+    /// The window that is exhausted: the one that resets later where both are.
+    pub fn exhausted(&self) -> Option<Span> {
+        let full = |(_, window): &(Span, Window)| window.used >= 100.0;
+        self.windows().filter(full).max_by_key(|(_, window)| window.reset_at).map(|(span, _)| span)
     }
 
     /// When the limit that refused a request resets, as its headers tell: an exhausted window's reset.
@@ -273,6 +332,32 @@ mod tests {
         }
         let mut windows = Windows::default();
         windows.observe(&reading(&[("x-codex-primary-used-percent", "250")]), NOW);
+        assert_eq!(used(&windows).0, 100.0);
+    }
+
+    #[test]
+    fn a_poll_replaces_what_is_known_and_leaves_out_what_is_wrong() {
+        let mut windows = Windows::default();
+        windows.observe(&reading(&[("x-codex-primary-used-percent", "50")]), NOW);
+        let usage = |text: &str| Reading::from_usage(&serde_json::from_str(text).expect("JSON"));
+        let slots = r#"{"primary_window": {"used_percent": 9, "limit_window_seconds": 604800, "reset_at": 1500000},
+            "secondary_window": {"used_percent": 4.5, "limit_window_seconds": 18000, "reset_at": 1005000}}"#;
+        windows.replace(&usage(slots));
+        assert_eq!(used(&windows), (4.5, 9.0));
+        for nothing in [
+            "null",
+            "5",
+            "{}",
+            r#"{"primary_window": null}"#,
+            r#"{"primary_window": {"used_percent": null}}"#,
+            r#"{"primary_window": {"used_percent": -1}}"#,
+            r#"{"primary_window": {"used_percent": "1"}}"#,
+            r#"{"primary_window": {"used_percent": 1, "limit_window_seconds": 60}}"#,
+        ] {
+            windows.replace(&usage(nothing));
+            assert_eq!(used(&windows), (4.5, 9.0), "{nothing}");
+        }
+        windows.replace(&usage(r#"{"primary_window": {"used_percent": 250, "reset_at": "soon"}}"#));
         assert_eq!(used(&windows).0, 100.0);
     }
 

@@ -1,12 +1,13 @@
-//! One account: the bearer token that names it, its standing, and the replies it has been told to give.
+//! One account: its standing, the replies it has been told to give, and how many requests came with its tokens.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
 use http::HeaderMap;
 
-use crate::answer::Prepared;
+use crate::answer::{Prepared, Route};
+use crate::count::Count;
 use crate::reply::Reply;
+use crate::script::Script;
 use crate::standing::{HeaderForm, Standing};
 
 /// A handle on an account. Clones are the same account.
@@ -19,8 +20,11 @@ pub struct Account {
 struct State {
     id: String,
     standing: Mutex<Told>,
-    turns: Script,
-    polls: Script,
+    turns: Script<Prepared>,
+    polls: Script<Prepared>,
+    turn_count: Count,
+    poll_count: Count,
+    token_post_count: Count,
 }
 
 /// The standing and the headers that tell it; the headers are always those of the standing.
@@ -39,6 +43,9 @@ impl Account {
             standing: Mutex::new(Told { standing, headers }),
             turns: Script::default(),
             polls: Script::default(),
+            turn_count: Count::default(),
+            poll_count: Count::default(),
+            token_post_count: Count::default(),
         };
         Account { state: Arc::new(state) }
     }
@@ -61,13 +68,13 @@ impl Account {
 
     /// Queues the reply to one turn (a POST to a model route). The queue goes before [`always`](Self::always).
     pub fn then(&self, reply: Reply) -> &Self {
-        self.state.turns.push(reply);
+        self.state.turns.push(Prepared::new(reply));
         self
     }
 
     /// The reply to every turn for which nothing is queued.
     pub fn always(&self, reply: Reply) -> &Self {
-        self.state.turns.set_always(Some(reply));
+        self.state.turns.set_always(Prepared::new(reply));
         self
     }
 
@@ -80,14 +87,50 @@ impl Account {
 
     /// Queues the reply to one `GET /backend-api/wham/usage`.
     pub fn then_for_poll(&self, reply: Reply) -> &Self {
-        self.state.polls.push(reply);
+        self.state.polls.push(Prepared::new(reply));
         self
     }
 
     /// The reply to every poll for which nothing is queued.
     pub fn always_for_poll(&self, reply: Reply) -> &Self {
-        self.state.polls.set_always(Some(reply));
+        self.state.polls.set_always(Prepared::new(reply));
         self
+    }
+
+    /// How many turns came with a token of this account, refused ones too.
+    pub fn turn_count(&self) -> usize {
+        self.state.turn_count.now()
+    }
+
+    /// How many polls (`GET /backend-api/wham/usage`) came with a token of this account, refused ones too.
+    pub fn poll_count(&self) -> usize {
+        self.state.poll_count.now()
+    }
+
+    /// Waits until `count` polls came with a token of this account.
+    ///
+    /// # Panics
+    /// After [`WAIT_MAX`](crate::WAIT_MAX), with what was seen instead.
+    pub async fn wait_for_polls(&self, count: usize) {
+        self.state.poll_count.wait_for(count, &format!("polls of {}", self.id())).await;
+    }
+
+    pub(crate) fn token_post_count(&self) -> usize {
+        self.state.token_post_count.now()
+    }
+
+    pub(crate) async fn wait_for_token_posts(&self, count: usize) {
+        self.state.token_post_count.wait_for(count, &format!("token posts of {}", self.id())).await;
+    }
+
+    /// Counts a request that was recorded.
+    pub(crate) fn saw(&self, route: Route) {
+        match route {
+            Route::Responses | Route::Compact | Route::ChatCompletions => self.state.turn_count.add_one(),
+            Route::Usage => self.state.poll_count.add_one(),
+            Route::Token => self.state.token_post_count.add_one(),
+            Route::Models | Route::CodexModels => {}
+        }
     }
 
     pub(crate) fn next_turn(&self) -> Option<Arc<Prepared>> {
@@ -111,40 +154,5 @@ impl Account {
 
     fn told(&self) -> std::sync::MutexGuard<'_, Told> {
         self.state.standing.lock().expect("no holder of the standing panics")
-    }
-}
-
-/// Replies to give: those queued, then the one for always.
-#[derive(Debug, Default)]
-pub(crate) struct Script {
-    lines: Mutex<Lines>,
-}
-
-#[derive(Debug, Default)]
-struct Lines {
-    queue: VecDeque<Arc<Prepared>>,
-    always: Option<Arc<Prepared>>,
-}
-
-impl Script {
-    pub(crate) fn push(&self, reply: Reply) {
-        self.lines().queue.push_back(Arc::new(Prepared::new(reply)));
-    }
-
-    pub(crate) fn set_always(&self, reply: Option<Reply>) {
-        self.lines().always = reply.map(|reply| Arc::new(Prepared::new(reply)));
-    }
-
-    pub(crate) fn clear(&self) {
-        *self.lines() = Lines::default();
-    }
-
-    pub(crate) fn next(&self) -> Option<Arc<Prepared>> {
-        let mut lines = self.lines();
-        lines.queue.pop_front().or_else(|| lines.always.clone())
-    }
-
-    fn lines(&self) -> std::sync::MutexGuard<'_, Lines> {
-        self.lines.lock().expect("no holder of the script panics")
     }
 }

@@ -32,6 +32,17 @@ pub(crate) enum Route {
     Models,
     CodexModels,
     Usage,
+    Token,
+}
+
+impl Route {
+    /// Whether a model runs there.
+    pub(crate) fn is_turn(self) -> bool {
+        match self {
+            Route::Responses | Route::Compact | Route::ChatCompletions => true,
+            Route::Models | Route::CodexModels | Route::Usage | Route::Token => false,
+        }
+    }
 }
 
 /// What an answer is made from beside the reply.
@@ -39,8 +50,8 @@ pub(crate) enum Route {
 pub(crate) struct Call {
     pub(crate) route: Route,
     pub(crate) asked: Asked,
-    /// The body of a usage poll.
-    pub(crate) usage_body: Option<Value>,
+    /// What a usage poll or a refresh is told when all goes well.
+    pub(crate) body: Option<Value>,
     pub(crate) rate_limits: HeaderMap,
     pub(crate) number: u64,
 }
@@ -131,7 +142,7 @@ impl Prepared {
             Route::ChatCompletions => Whole::json(&self.chat_completion(turn, call)),
             Route::Models => Whole::json(&models()),
             Route::CodexModels => Whole::json(&json!({ "models": [] })),
-            Route::Usage => Whole::json(call.usage_body.as_ref().unwrap_or(&Value::Null)),
+            Route::Usage | Route::Token => Whole::json(call.body.as_ref().unwrap_or(&Value::Null)),
         }
     }
 

@@ -4,6 +4,10 @@
 //! - `POST /account/ID` with `{"clear", "then": [REPLY], "always": REPLY, "five_hour", "weekly"}`, each optional, in
 //!   that order; a reply is `{"status", "headers": {NAME: VALUE}, "body"}`: a body that is text goes out as it is,
 //!   another as JSON.
+//! - `POST /login/ID` with `{"lifetime", "renew_with", "hold"}`, each optional, in that order: how many seconds access
+//!   tokens live from now on; an access token in place of the newest, for so many seconds; whether POSTs to the token
+//!   endpoint wait for their answers from now on. Answers auth.json with the newest tokens.
+//! - `GET /login/ID`: `{"posts", "rotations", "reuses", "revoked"}`.
 //! - `GET /requests`: every request so far, its body as text.
 //!
 //! Invariant: a script that is not understood changes nothing and gets 400 with the reason.
@@ -12,7 +16,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::io;
 use std::net::Ipv4Addr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,7 +26,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use scripted_upstream::{Account, Reply, SeenRequest, Upstream};
+use scripted_upstream::{Account, Gate, Login, Reply, SeenRequest, TokenReply, Upstream};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
@@ -31,10 +35,17 @@ use tokio::net::{TcpListener, TcpStream};
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(10);
 const SCRIPT_BYTES_MAX: usize = 16 << 20;
 
-/// Whom the control steers: the accounts by their ids.
+/// Whom the control steers: accounts and logins by the ids of their accounts.
 pub(crate) struct Control {
     pub(crate) upstream: Upstream,
     pub(crate) accounts: HashMap<String, Account>,
+    pub(crate) logins: HashMap<String, SteeredLogin>,
+}
+
+/// A login, and the gate that POSTs with its tokens wait at.
+pub(crate) struct SteeredLogin {
+    login: Login,
+    held: Mutex<Option<Gate>>,
 }
 
 #[derive(Deserialize)]
@@ -47,6 +58,14 @@ struct Script {
     always: Option<Line>,
     five_hour: Option<f64>,
     weekly: Option<f64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LoginScript {
+    lifetime: Option<u64>,
+    renew_with: Option<i64>,
+    hold: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -90,25 +109,67 @@ impl Control {
 
     async fn serve(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let (head, body) = request.into_parts();
-        match (&head.method, head.uri.path()) {
-            (&Method::GET, "/requests") => {
-                let seen: Vec<Value> = self.upstream.requests().iter().map(told).collect();
-                answer(StatusCode::OK, &json!(seen))
-            }
-            (&Method::POST, path) if path.starts_with("/account/") => {
-                let Some(account) = path.strip_prefix("/account/").and_then(|id| self.accounts.get(id)) else {
-                    return answer(StatusCode::NOT_FOUND, &json!({"error": "no such account"}));
-                };
-                match Limited::new(body, SCRIPT_BYTES_MAX).collect().await.map_err(|error| error.to_string()) {
-                    Ok(script) => match direct(account, &script.to_bytes()) {
-                        Ok(()) => answer(StatusCode::OK, &json!({})),
-                        Err(error) => answer(StatusCode::BAD_REQUEST, &json!({"error": error})),
-                    },
-                    Err(error) => answer(StatusCode::BAD_REQUEST, &json!({"error": error})),
-                }
-            }
-            _ => answer(StatusCode::NOT_FOUND, &json!({"error": "expected POST /account/ID or GET /requests"})),
+        let script = match Limited::new(body, SCRIPT_BYTES_MAX).collect().await {
+            Ok(script) => script.to_bytes(),
+            Err(error) => return answer(StatusCode::BAD_REQUEST, &json!({"error": error.to_string()})),
+        };
+        match self.carry_out(&head.method, head.uri.path(), &script) {
+            Some(Ok(told)) => answer(StatusCode::OK, &told),
+            Some(Err(error)) => answer(StatusCode::BAD_REQUEST, &json!({"error": error})),
+            None => answer(StatusCode::NOT_FOUND, &json!({"error": "no such path, account or login"})),
         }
+    }
+
+    /// None where there is no such thing.
+    fn carry_out(&self, method: &Method, path: &str, script: &[u8]) -> Option<Result<Value, String>> {
+        let (kind, id) = path.rsplit_once('/')?;
+        match (method, kind, id) {
+            (&Method::GET, "", "requests") => Some(Ok(self.upstream.requests().iter().map(told).collect())),
+            (&Method::POST, "/account", id) => Some(direct(self.accounts.get(id)?, script).map(|()| json!({}))),
+            (&Method::POST, "/login", id) => Some(self.logins.get(id)?.direct(script)),
+            (&Method::GET, "/login", id) => Some(Ok(self.logins.get(id)?.counts())),
+            _ => None,
+        }
+    }
+}
+
+impl SteeredLogin {
+    pub(crate) fn new(login: Login) -> Self {
+        SteeredLogin { login, held: Mutex::new(None) }
+    }
+
+    /// Gives the login its script; answers auth.json.
+    fn direct(&self, script: &[u8]) -> Result<Value, String> {
+        let LoginScript { lifetime, renew_with, hold } =
+            serde_json::from_slice(script).map_err(|error| error.to_string())?;
+        if let Some(seconds) = lifetime {
+            self.login.lifetime(Duration::from_secs(seconds));
+        }
+        if let Some(hold) = hold {
+            self.hold(hold);
+        }
+        Ok(renew_with.map_or_else(|| self.login.auth_json(), |seconds| self.login.renew_with(seconds)))
+    }
+
+    fn hold(&self, hold: bool) {
+        let mut held = self.held.lock().expect("no holder of the gate panics");
+        if hold {
+            let gate = held.get_or_insert_default();
+            self.login.always_for_token(TokenReply::well().behind(gate));
+        } else if let Some(gate) = held.take() {
+            self.login.clear_token_script();
+            gate.open();
+        }
+    }
+
+    fn counts(&self) -> Value {
+        let login = &self.login;
+        json!({
+            "posts": login.post_count(),
+            "rotations": login.rotations(),
+            "reuses": login.reuses(),
+            "revoked": login.is_revoked(),
+        })
     }
 }
 
@@ -172,6 +233,19 @@ fn answer(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_login_is_renewed_and_counted() {
+        let upstream = Upstream::start().await;
+        let login = SteeredLogin::new(upstream.login("acct"));
+        let before = login.login.auth_json();
+        let told = login.direct(br#"{"renew_with": -60}"#).expect("a script");
+        assert_eq!(told["tokens"]["refresh_token"], before["tokens"]["refresh_token"]);
+        assert_ne!(told["tokens"]["access_token"], before["tokens"]["access_token"]);
+        assert_eq!(login.direct(b"{}").expect("a script")["tokens"], told["tokens"], "nothing was asked for");
+        assert_eq!(login.counts(), json!({"posts": 0, "rotations": 0, "reuses": 0, "revoked": false}));
+        login.direct(br#"{"renew_width": 60}"#).expect_err("an unknown key");
+    }
 
     #[tokio::test]
     async fn a_script_is_taken_whole_or_not_at_all() {

@@ -1,7 +1,8 @@
-//! A scripted stand-in for the OpenAI backend: chatgpt.com/backend-api and api.openai.com on one plain-HTTP listener.
+//! A scripted stand-in for the OpenAI backend: chatgpt.com/backend-api, api.openai.com and the token endpoint of
+//! auth.openai.com on one plain-HTTP listener.
 //!
-//! Owns what upstream answers (accounts, their standing, scripted replies) and what it saw. Knows nothing of the
-//! gateway. Invariant: it never waits for time to pass unless a reply asks for a pause; a test steers it by explicit
+//! Owns what upstream answers (accounts, their standing and logins, scripted replies) and what it saw. Knows nothing
+//! of the gateway. Invariant: it never waits for time to pass unless a reply asks for a pause; a test steers it by explicit
 //! signals ([`Gate`]) and observes it by bounded waits.
 //!
 //! ```no_run
@@ -21,13 +22,18 @@ mod account;
 mod answer;
 mod asked;
 mod body;
+mod count;
 mod encoding;
 mod gate;
+mod login;
 mod reply;
+mod script;
 mod seen;
 mod server;
 mod sse;
 mod standing;
+mod token_reply;
+mod tokens;
 mod wire;
 
 #[cfg(test)]
@@ -36,10 +42,12 @@ mod tests;
 pub use account::Account;
 pub use encoding::Encoding;
 pub use gate::Gate;
+pub use login::Login;
 pub use reply::{End, Reply, Usage};
 pub use seen::SeenRequest;
 pub use server::{Options, Remember, Upstream};
 pub use standing::{HeaderForm, Slots, Standing, Window};
+pub use token_reply::TokenReply;
 
 /// How long any wait of this crate lasts before it panics with what was seen instead.
 pub const WAIT_MAX: std::time::Duration = std::time::Duration::from_secs(10);

@@ -13,7 +13,7 @@ use clap::Parser;
 use scripted_upstream::{Options, Remember, Reply, Standing, Upstream};
 use tokio::signal::unix::{SignalKind, signal};
 
-use control::Control;
+use control::{Control, SteeredLogin};
 
 /// A scripted stand-in for the OpenAI backend, on 127.0.0.1.
 #[derive(Debug, Parser)]
@@ -30,6 +30,9 @@ struct Arguments {
     /// An API key and a name for it: KEY:NAME. It tells no rate-limit windows. May be repeated.
     #[arg(long = "api-key", value_name = "API_KEY")]
     api_keys: Vec<NamedKey>,
+    /// A login, which control steers, for an account of this id with nothing used. May be repeated.
+    #[arg(long = "login", value_name = "ACCOUNT_ID", requires = "control_port_file")]
+    logins: Vec<String>,
     /// Listen for control too (see `control.rs`), keep every request, and write the control's port to this file.
     #[arg(long, value_name = "FILE")]
     control_port_file: Option<PathBuf>,
@@ -110,8 +113,13 @@ async fn main() -> io::Result<()> {
         let account = upstream.api_key(&key, &name);
         accounts.insert(name, account);
     }
+    let mut logins = HashMap::new();
+    for id in arguments.logins {
+        let login = upstream.login(&id);
+        logins.insert(id, SteeredLogin::new(login));
+    }
     if let Some(file) = &arguments.control_port_file {
-        write_port(file, Control { upstream: upstream.clone(), accounts }.start().await?)?;
+        write_port(file, Control { upstream: upstream.clone(), accounts, logins }.start().await?)?;
     }
     if let Some(file) = &arguments.port_file {
         write_port(file, upstream.address().port())?;

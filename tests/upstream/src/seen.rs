@@ -23,7 +23,7 @@ pub struct SeenRequest {
     pub headers: HeaderMap,
     /// The whole body, still encoded as it came.
     pub body: Bytes,
-    /// The id of the account that the bearer token names.
+    /// The id of the account that the bearer token names, or the refresh token of a POST to the token endpoint.
     pub account: Option<String>,
     /// The connection it came on; numbered from 1 in order of acceptance.
     pub connection: u64,

@@ -15,14 +15,17 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
+use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::account::{Account, Script};
+use crate::account::Account;
 use crate::answer::{Answer, Call, Prepared, Route};
 use crate::asked::Asked;
 use crate::body::{Broken, ScriptedBody, Underway};
+use crate::login::{Access, Login, Logins, Redeemed};
 use crate::reply::{Content, Cut, Reply};
+use crate::script::Script;
 use crate::seen::{Record, SeenRequest};
 use crate::standing::HeaderForm;
 use crate::wire::{Wire, WireIo};
@@ -30,6 +33,7 @@ use crate::wire::{Wire, WireIo};
 /// After a failed accept (no file descriptors, usually) the next try waits this long.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(10);
 const HEADER_LIST_BYTES_MAX: u32 = 1 << 20;
+const TOKEN_PATH: &str = "/oauth/token";
 
 /// Where response numbers come from; one for the process, so that ids differ between upstreams too.
 static NEXT_NUMBER: AtomicU64 = AtomicU64::new(1);
@@ -63,10 +67,12 @@ pub enum Remember {
 /// What every connection shares.
 #[derive(Debug)]
 struct Stage {
+    /// By the token that names each; accounts of logins are not among them.
     accounts: Mutex<HashMap<String, Account>>,
+    logins: Logins,
     record: Arc<Record>,
     /// The upstream-wide reply, where an account has none of its own.
-    script: Script,
+    script: Script<Prepared>,
     well: Arc<Prepared>,
 }
 
@@ -97,6 +103,7 @@ impl Upstream {
         let record = Arc::new(Record::new(options.remember));
         let stage = Arc::new(Stage {
             accounts: Mutex::default(),
+            logins: Logins::default(),
             record: Arc::clone(&record),
             script: Script::default(),
             well: Arc::new(Prepared::new(Reply::ok())),
@@ -120,6 +127,11 @@ impl Upstream {
         format!("http://{}", self.address())
     }
 
+    /// For the `token` endpoint: `http://127.0.0.1:PORT/oauth/token`.
+    pub fn token_url(&self) -> String {
+        format!("http://{}{TOKEN_PATH}", self.address())
+    }
+
     /// The account that this access token names; made if it is new, with nothing used and the plan `plus`.
     pub fn account(&self, access_token: &str, account_id: &str) -> Account {
         self.account_with(access_token, account_id, HeaderForm::Plain)
@@ -130,6 +142,11 @@ impl Upstream {
         self.account_with(key, name, HeaderForm::Absent)
     }
 
+    /// A new login, for an account of its own with nothing used and the plan `plus`.
+    pub fn login(&self, account_id: &str) -> Login {
+        self.stage.logins.add(Account::new(account_id, HeaderForm::Plain))
+    }
+
     fn account_with(&self, token: &str, id: &str, form: HeaderForm) -> Account {
         let mut accounts = self.stage.accounts.lock().expect("no holder of the accounts panics");
         accounts.entry(token.to_owned()).or_insert_with(|| Account::new(id, form)).clone()
@@ -137,7 +154,7 @@ impl Upstream {
 
     /// The reply to every turn of every account that has no script of its own.
     pub fn always(&self, reply: Reply) {
-        self.stage.script.set_always(Some(reply));
+        self.stage.script.set_always(Prepared::new(reply));
     }
 
     /// Every request so far, in order of arrival (of its last byte).
@@ -248,9 +265,11 @@ impl Stage {
         let (head, body) = request.into_parts();
         let body = body.collect().await.map_err(|_| Broken)?.to_bytes();
         let route = route(&head.method, head.uri.path());
-        let account = self.account_of(&head.headers);
-        let prepared = self.choose(route, account.as_ref(), &head.headers);
         let asked = Asked::read(&head.headers, &body);
+        let Decided { account, prepared, body: told } = match route {
+            Some(Route::Token) => self.logins.redeem(&head.headers, &body).into(),
+            _ => self.decide(route, &head.headers, asked.as_ref()),
+        };
         self.record.add(SeenRequest {
             method: head.method,
             target: head.uri.path_and_query().map_or_else(|| head.uri.to_string(), ToString::to_string),
@@ -260,56 +279,86 @@ impl Stage {
             connection: wire.number,
             version: head.version,
         });
-        let prepared = match (prepared, &asked, route) {
-            // Only where nothing was scripted: a script answers whatever the body is.
-            (Chosen::Default(_), None, Some(Route::Responses | Route::Compact | Route::ChatCompletions)) => {
-                error(400, "invalid_request_error", "We could not parse the JSON body of your request.")
-            }
-            (Chosen::Default(prepared) | Chosen::Scripted(prepared), _, _) => prepared,
-        };
+        if let (Some(account), Some(route)) = (&account, route) {
+            account.saw(route);
+        }
         if let Some(gate) = &prepared.reply.head_gate {
             gate.clone().pass().await;
         }
         break_before_head(&prepared.reply, &wire, &mut underway).await?;
         let call = call(route, account.as_ref(), &prepared.reply, asked.unwrap_or_default());
-        Ok(respond(prepared.answer(call), wire, underway))
+        Ok(respond(prepared.answer(Call { body: told.or(call.body), ..call }), wire, underway))
     }
 
-    fn account_of(&self, headers: &HeaderMap) -> Option<Account> {
+    fn decide(&self, route: Option<Route>, headers: &HeaderMap, asked: Option<&Asked>) -> Decided {
+        let bearer = self.bearer(headers);
+        let prepared = match admit(route, bearer.as_ref(), headers) {
+            Ok((route, account)) => self.choose(route, account, asked),
+            Err(refusal) => refusal,
+        };
+        Decided { account: bearer.map(|(account, _)| account), prepared, body: None }
+    }
+
+    /// The account that the bearer token names, and whether the token is taken.
+    fn bearer(&self, headers: &HeaderMap) -> Option<(Account, Access)> {
         let token = headers.get(AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")?;
-        self.accounts.lock().expect("no holder of the accounts panics").get(token).cloned()
+        let account = self.accounts.lock().expect("no holder of the accounts panics").get(token).cloned();
+        account.map(|account| (account, Access::Granted)).or_else(|| self.logins.bearer(token))
     }
 
-    fn choose(&self, route: Option<Route>, account: Option<&Account>, headers: &HeaderMap) -> Chosen {
-        let Some(route) = route else {
-            return Chosen::Scripted(error(404, "invalid_request_error", "no such path on the scripted upstream"));
-        };
-        let Some(account) = account else {
-            return Chosen::Scripted(error(
-                401,
-                "invalid_request_error",
-                "Incorrect API key or access token provided.",
-            ));
-        };
-        let named = headers.get("chatgpt-account-id");
-        if named.is_some_and(|id| id.as_bytes() != account.id().as_bytes()) {
-            return Chosen::Scripted(error(401, "invalid_request_error", "The account id is not that of the token."));
-        }
+    fn choose(&self, route: Route, account: &Account, asked: Option<&Asked>) -> Arc<Prepared> {
         let scripted = match route {
             Route::Responses | Route::Compact | Route::ChatCompletions => {
                 account.next_turn().or_else(|| self.script.next())
             }
             Route::Usage => account.next_poll(),
-            Route::Models | Route::CodexModels => None,
+            Route::Models | Route::CodexModels | Route::Token => None,
         };
-        scripted.map_or_else(|| Chosen::Default(Arc::clone(&self.well)), Chosen::Scripted)
+        if let Some(scripted) = scripted {
+            return scripted;
+        }
+        // Only where nothing was scripted: a script answers whatever the body is.
+        if route.is_turn() && asked.is_none() {
+            return error(400, "invalid_request_error", "We could not parse the JSON body of your request.");
+        }
+        Arc::clone(&self.well)
     }
 }
 
-/// A reply, and whether anybody asked for it.
-enum Chosen {
-    Scripted(Arc<Prepared>),
-    Default(Arc<Prepared>),
+/// Route and account of a request that is to be answered, or the refusal.
+fn admit<'a>(
+    route: Option<Route>,
+    bearer: Option<&'a (Account, Access)>,
+    headers: &HeaderMap,
+) -> Result<(Route, &'a Account), Arc<Prepared>> {
+    let Some(route) = route else {
+        return Err(error(404, "invalid_request_error", "no such path on the scripted upstream"));
+    };
+    let account = match bearer {
+        Some((account, Access::Granted)) => account,
+        Some((_, Access::Refused)) => return Err(token_expired()),
+        None => return Err(error(401, "invalid_request_error", "Incorrect API key or access token provided.")),
+    };
+    let named = headers.get("chatgpt-account-id");
+    if named.is_some_and(|id| id.as_bytes() != account.id().as_bytes()) {
+        return Err(error(401, "invalid_request_error", "The account id is not that of the token."));
+    }
+    Ok((route, account))
+}
+
+/// What a request will be answered, and whose it is. Decided at once when its body is there, so that a client that
+/// leaves before the answer has still changed what it asked to change.
+struct Decided {
+    account: Option<Account>,
+    prepared: Arc<Prepared>,
+    /// The tokens that a refresh brings.
+    body: Option<Value>,
+}
+
+impl From<Redeemed> for Decided {
+    fn from(Redeemed { account, reply, body }: Redeemed) -> Self {
+        Decided { account, prepared: Arc::new(Prepared::new(reply)), body }
+    }
 }
 
 fn route(method: &Method, path: &str) -> Option<Route> {
@@ -320,12 +369,19 @@ fn route(method: &Method, path: &str) -> Option<Route> {
         (&Method::GET, "/v1/models") => Some(Route::Models),
         (&Method::GET, "/backend-api/codex/models") => Some(Route::CodexModels),
         (&Method::GET, "/backend-api/wham/usage") => Some(Route::Usage),
+        (&Method::POST, TOKEN_PATH) => Some(Route::Token),
         _ => None,
     }
 }
 
 fn error(status: u16, error_type: &str, message: &str) -> Arc<Prepared> {
     Arc::new(Prepared::new(Reply::error(status, error_type, message)))
+}
+
+fn token_expired() -> Arc<Prepared> {
+    let message = "Provided authentication token is expired. Please try signing in again.";
+    let reply = Reply::error(401, "invalid_request_error", message).error_field("code", json!("token_expired"));
+    Arc::new(Prepared::new(reply.without_rate_limits()))
 }
 
 /// Ends the connection in place of an answer, if the reply says so.
@@ -341,7 +397,7 @@ async fn break_before_head(reply: &Reply, wire: &Wire, underway: &mut Underway) 
 }
 
 fn call(route: Option<Route>, account: Option<&Account>, reply: &Reply, asked: Asked) -> Call {
-    let turn = matches!(route, Some(Route::Responses | Route::Compact | Route::ChatCompletions));
+    let turn = route.is_some_and(Route::is_turn);
     if let (Some(account), true, true) = (account, turn, reply.status.is_success()) {
         account.use_one_turn();
     }
@@ -349,7 +405,7 @@ fn call(route: Option<Route>, account: Option<&Account>, reply: &Reply, asked: A
         // A request without a route has an error for a reply, which looks at no route.
         route: route.unwrap_or(Route::Models),
         asked,
-        usage_body: account.filter(|_| route == Some(Route::Usage)).map(|account| account.standing().usage_body()),
+        body: account.filter(|_| route == Some(Route::Usage)).map(|account| account.standing().usage_body()),
         rate_limits: account.map(Account::rate_limit_headers).unwrap_or_default(),
         number: NEXT_NUMBER.fetch_add(1, Ordering::Relaxed),
     }

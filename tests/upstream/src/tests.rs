@@ -1,6 +1,9 @@
 //! The upstream's own promises, seen by a bare client.
 
+mod login;
+
 use std::io::Read;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode};

@@ -2,21 +2,26 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::json;
 
 use super::policies::Policies;
-use super::service::{Context, check_detour};
+use super::service::{Context, check_detour, endpoint};
 use super::{Findings, default_credential_path, span};
-use crate::config::raw::{LaterCredentialType, RawBalancer, RawCredential, RawDefault, RawDuration, RawOcm};
+use crate::config::raw::{RawBalancer, RawCredential, RawDefault, RawDuration, RawExternal, RawOcm};
 use crate::config::shape::join;
-use crate::config::{Caps, CredentialConfig, PolicyId, PolicyKind, PoolConfig};
+use crate::config::{Caps, CredentialConfig, CredentialSource, PolicyId, PolicyKind, PoolConfig};
+use crate::values::secret::Secret;
 
 /// The tag of the credential of a service that configures only one.
 const SINGLE_TAG: &str = "default";
 
 /// A reserve that is not set.
 const RESERVE: f64 = 1.0;
+
+/// How often upstream is asked for a credential's use, where no pool of it says otherwise.
+const POLL_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The files that credentials use, over all services: no two uses may share one, however it is spelled.
 #[derive(Default)]
@@ -112,33 +117,50 @@ pub(super) fn several(
             RawCredential::Default(entry) => {
                 credentials.extend(default_credential(context, &path, entry, files, findings));
             }
-            RawCredential::Later(entry) => {
-                let name = match entry.kind {
-                    LaterCredentialType::External => "external",
-                    LaterCredentialType::Reverse => "reverse",
-                };
-                findings.problem(join(&path, "type"), format!("a credential of type {name:?} is not there yet"));
+            RawCredential::External(entry) => {
+                credentials.extend(external(context, &path, entry, files, findings));
+            }
+            RawCredential::Later(_) => {
+                findings.problem(join(&path, "type"), "a credential of type \"reverse\" is not there yet");
             }
             RawCredential::Balancer(_) | RawCredential::Fallback(_) => {}
         }
     }
     let mut pools = alone(&credentials, policies.shipped("least-used", json!({})));
+    // A member of several pools is asked as often as the most eager of them wants.
+    let mut asked_every: HashMap<usize, Duration> = HashMap::new();
     for (index, entry) in entries.iter().enumerate() {
         let path = entry_path(context, index);
         let pool = match entry {
             RawCredential::Balancer(entry) => balancer(&path, entry, policies, findings),
             RawCredential::Fallback(entry) => {
-                check_interval(entry.poll_interval.as_ref(), &path, findings);
+                let interval = interval(entry.poll_interval.as_ref(), &path, findings);
                 let balancer = Some(policies.shipped("fallback", json!({})));
-                Some(Pool { tag: &entry.tag, members: entry.credentials.as_slice(), balancer })
+                Some(Pool { tag: &entry.tag, members: entry.credentials.as_slice(), balancer, interval })
             }
-            RawCredential::Default(_) | RawCredential::Later(_) => None,
+            RawCredential::Default(_) | RawCredential::External(_) | RawCredential::Later(_) => None,
         };
         let Some(pool) = pool else { continue };
         let members = members(&path, pool.members, entries, &credentials, findings);
+        for member in &members {
+            let known = asked_every.entry(*member).or_insert(pool.interval);
+            *known = pool.interval.min(*known);
+        }
         let Some(balancer) = pool.balancer else { continue };
-        let members_from = join(&path, "credentials");
-        pools.push(PoolConfig { tag: pool.tag.to_owned(), members, members_from, balancer, single: false });
+        let is_external = |member: &usize| matches!(credentials[*member].source, CredentialSource::Gateway { .. });
+        pools.push(PoolConfig {
+            tag: pool.tag.to_owned(),
+            members_from: join(&path, "credentials"),
+            balancer,
+            single: false,
+            only_external: members.iter().all(is_external),
+            members,
+        });
+    }
+    for (member, interval) in asked_every {
+        if matches!(credentials[member].source, CredentialSource::File(_)) {
+            credentials[member].poll_interval = interval;
+        }
     }
     let first_tag = entries.first().map_or("", tag);
     let first = pools.iter().position(|pool| pool.tag == first_tag).unwrap_or(0);
@@ -154,6 +176,7 @@ fn tag(entry: &RawCredential) -> &str {
         RawCredential::Default(entry) => &entry.tag,
         RawCredential::Balancer(entry) => &entry.tag,
         RawCredential::Fallback(entry) => &entry.tag,
+        RawCredential::External(entry) => &entry.tag,
         RawCredential::Later(entry) => &entry.tag,
     }
 }
@@ -182,6 +205,7 @@ fn alone(credentials: &[CredentialConfig], balancer: PolicyId) -> Vec<PoolConfig
             members_from: String::new(),
             balancer,
             single: true,
+            only_external: matches!(credential.source, CredentialSource::Gateway { .. }),
         })
         .collect()
 }
@@ -229,7 +253,39 @@ fn file_credential(
         files.claim(file, join(path, "usages_path"), findings);
     }
     check_detour(context, paths.detour, &join(path, "detour"), findings);
-    Some(CredentialConfig { tag: tag.to_owned(), path: file, usages_path, caps })
+    let source = CredentialSource::File(file);
+    Some(CredentialConfig { tag: tag.to_owned(), source, usages_path, caps, poll_interval: POLL_INTERVAL })
+}
+
+fn external(
+    context: &Context<'_>,
+    path: &str,
+    raw: &RawExternal,
+    files: &mut Files,
+    findings: &mut Findings<'_>,
+) -> Option<CredentialConfig> {
+    let usages_path = raw.usages_path.as_deref().filter(|file| !file.is_empty()).map(PathBuf::from);
+    if let Some(file) = &usages_path {
+        files.claim(file, join(path, "usages_path"), findings);
+    }
+    check_detour(context, raw.detour.as_deref(), &join(path, "detour"), findings);
+    let poll_interval = interval(raw.poll_interval.as_ref(), path, findings);
+    let token_path = join(path, "token");
+    if raw.token.is_empty() {
+        findings.problem(token_path, "missing");
+    } else if !raw.token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        findings.problem(token_path, "expected visible ASCII characters without spaces, found others");
+    }
+    let url_path = join(path, "url");
+    if raw.url.is_empty() {
+        findings.problem(url_path, "missing");
+        return None;
+    }
+    let url = endpoint(&url_path, &raw.url, findings)?;
+    let source = CredentialSource::Gateway { url, token: Secret::new(raw.token.clone()) };
+    // Its own gateway keeps what its owner reserved.
+    let caps = Caps { five_hour: 100.0, weekly: 100.0 };
+    Some(CredentialConfig { tag: raw.tag.clone(), source, usages_path, caps, poll_interval })
 }
 
 fn cap(path: &str, window: &str, reserve: Option<u8>, limit: Option<u8>, findings: &mut Findings<'_>) -> f64 {
@@ -248,6 +304,7 @@ struct Pool<'a> {
     tag: &'a str,
     members: &'a [String],
     balancer: Option<PolicyId>,
+    interval: Duration,
 }
 
 fn balancer<'a>(
@@ -256,7 +313,7 @@ fn balancer<'a>(
     policies: &mut Policies,
     findings: &mut Findings<'_>,
 ) -> Option<Pool<'a>> {
-    check_interval(raw.poll_interval.as_ref(), path, findings);
+    let interval = interval(raw.poll_interval.as_ref(), path, findings);
     let strategy_path = join(path, "strategy");
     let strategy = raw.strategy.as_deref().filter(|name| !name.is_empty()).unwrap_or("least_used");
     let threshold = raw.rebalance_threshold.unwrap_or(0.0);
@@ -282,16 +339,16 @@ fn balancer<'a>(
             None
         }
     };
-    Some(Pool { tag: &raw.tag, members: raw.credentials.as_slice(), balancer })
+    Some(Pool { tag: &raw.tag, members: raw.credentials.as_slice(), balancer, interval })
 }
 
-fn check_interval(raw: Option<&RawDuration>, path: &str, findings: &mut Findings<'_>) {
+fn interval(raw: Option<&RawDuration>, path: &str, findings: &mut Findings<'_>) -> Duration {
     let path = join(path, "poll_interval");
-    if let Some(raw) = raw
-        && span(raw, path.clone(), findings).is_some_and(|interval| interval.is_zero())
-    {
+    let interval = raw.and_then(|raw| span(raw, path.clone(), findings));
+    if interval.is_some_and(|interval| interval.is_zero()) {
         findings.problem(path, "expected more than 0, found 0");
     }
+    interval.unwrap_or(POLL_INTERVAL)
 }
 
 fn members(
@@ -311,12 +368,12 @@ fn members(
         let path = format!("{list}[{place}]");
         let entry = entries.iter().find(|entry| tag(entry) == member);
         match (entry, credentials.iter().position(|credential| credential.tag == *member)) {
-            (Some(RawCredential::Default(_)), Some(index)) if members.contains(&index) => {
+            (Some(RawCredential::Default(_) | RawCredential::External(_)), Some(index)) if members.contains(&index) => {
                 findings.problem(path, format!("expected each credential once, found {member:?} again"));
             }
-            (Some(RawCredential::Default(_)), Some(index)) => members.push(index),
+            (Some(RawCredential::Default(_) | RawCredential::External(_)), Some(index)) => members.push(index),
             (Some(RawCredential::Balancer(_) | RawCredential::Fallback(_)), _) => {
-                findings.problem(path, format!("expected a default credential, found {member:?}, a pool"));
+                findings.problem(path, format!("expected a credential, found {member:?}, a pool"));
             }
             // A credential with a problem of its own: that was told.
             (Some(_), _) => {}

@@ -15,8 +15,8 @@ use crate::config::raw::{OneOrMany, RawConfig, RawEndpoints, RawOcm, RawTls, Raw
 use crate::config::shape::join;
 use crate::config::{
     Endpoints, HeaderFields, PolicyId, PolicyKind, PoolConfig, ServiceConfig, TlsConfig, TlsVersion, UserConfig,
-    read_bounded,
 };
+use crate::files::read_bounded;
 use crate::values::headers::is_reserved;
 use crate::values::limits::CONFIG_FILE_BYTES;
 use crate::values::secret::Secret;
@@ -24,6 +24,7 @@ use crate::values::secret::Secret;
 const PORT: u16 = 8080;
 const CHATGPT: &str = "https://chatgpt.com/backend-api";
 const API: &str = "https://api.openai.com";
+const TOKEN: &str = "https://auth.openai.com/oauth/token";
 
 /// Where a service stands in the file.
 pub(super) struct Context<'a> {
@@ -124,7 +125,18 @@ fn users(
             findings.problem(token_path, "expected a token of its own, found that of another user");
         }
         let pool = user_pool(&path, user, multiple, pools, findings);
-        users.push(UserConfig { name: user.name.clone(), token: Secret::new(user.token.clone()), pool });
+        let only_external = pools.get(pool).is_some_and(|pool| pool.only_external);
+        if only_external && !user.allow_external_usage {
+            let tag = pools.get(pool).map_or("", |pool| pool.tag.as_str());
+            let message = format!("expected true, found false: {tag:?} has nothing but other gateways");
+            findings.problem(join(&path, "allow_external_usage"), message);
+        }
+        users.push(UserConfig {
+            name: user.name.clone(),
+            token: Secret::new(user.token.clone()),
+            pool,
+            allow_external_usage: user.allow_external_usage,
+        });
     }
     users
 }
@@ -217,13 +229,11 @@ pub(super) fn check_detour(context: &Context<'_>, detour: Option<&str>, path: &s
 fn endpoints(path: &str, raw: &RawEndpoints, findings: &mut Findings<'_>) -> Option<Endpoints> {
     let chatgpt = endpoint(&join(path, "chatgpt"), raw.chatgpt.as_deref().unwrap_or(CHATGPT), findings);
     let api = endpoint(&join(path, "api"), raw.api.as_deref().unwrap_or(API), findings);
-    if let Some(token) = &raw.token {
-        endpoint(&join(path, "token"), token, findings);
-    }
-    Some(Endpoints { chatgpt: chatgpt?, api: api? })
+    let token = endpoint(&join(path, "token"), raw.token.as_deref().unwrap_or(TOKEN), findings);
+    Some(Endpoints { chatgpt: chatgpt?, api: api?, token: token? })
 }
 
-fn endpoint(path: &str, text: &str, findings: &mut Findings<'_>) -> Option<Uri> {
+pub(super) fn endpoint(path: &str, text: &str, findings: &mut Findings<'_>) -> Option<Uri> {
     let uri: Option<Uri> = text.trim_end_matches('/').parse().ok();
     let uri = uri.filter(|uri| {
         let scheme = uri.scheme_str();

@@ -1,0 +1,119 @@
+//! Polls: what upstream tells of a credential's use when it is asked. Never on the way of a request.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ACCEPT, AUTHORIZATION, RETRY_AFTER, USER_AGENT};
+use http::{Request, Response};
+use serde_json::Value;
+
+use super::refresh::{AGENT, seconds};
+use crate::credentials::{Credential, Identity};
+use crate::upstream::{RequestBody, Upstream};
+use crate::values::clock::Millis;
+use crate::values::limits::ANSWER_BYTES;
+use crate::values::windows::Reading;
+
+/// Asks once, and tells the credential what came of it.
+pub(super) async fn poll(
+    credential: &Credential,
+    identity: &Identity,
+    upstream: &Upstream,
+    chatgpt: &str,
+    limit: Duration,
+) {
+    let begun = credential.poll_begins();
+    match ask(credential, identity, upstream, chatgpt, limit).await {
+        Ok(told) => {
+            credential.polled(begun, &told.reading, told.plan.as_deref(), told.own_weight, Millis::now());
+        }
+        Err(Failure { reason, retry_after }) => {
+            tracing::debug!(credential = credential.tag(), reason, "the poll of its use told nothing");
+            credential.poll_failed(begun, reason, retry_after, Millis::now());
+        }
+    }
+}
+
+/// What an answer tells.
+struct Told {
+    reading: Reading,
+    plan: Option<String>,
+    own_weight: Option<f64>,
+}
+
+struct Failure {
+    reason: String,
+    retry_after: Option<Duration>,
+}
+
+impl Failure {
+    fn new(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), retry_after: None }
+    }
+}
+
+async fn ask(
+    credential: &Credential,
+    identity: &Identity,
+    upstream: &Upstream,
+    chatgpt: &str,
+    limit: Duration,
+) -> Result<Told, Failure> {
+    let gateway = credential.gateway().map(|url| url.to_string());
+    let uri = match &gateway {
+        Some(url) => format!("{}/ocm/v1/status", url.trim_end_matches('/')),
+        None => format!("{}/wham/usage", chatgpt.trim_end_matches('/')),
+    };
+    let mut request = Request::builder()
+        .uri(uri)
+        .header(ACCEPT, "application/json")
+        .header(USER_AGENT, AGENT)
+        .header(AUTHORIZATION, identity.authorization().clone());
+    if let Some(account) = identity.account_id() {
+        request = request.header("chatgpt-account-id", account.clone());
+    }
+    let request = request.body(RequestBody::kept([].into())).map_err(|error| Failure::new(error.to_string()))?;
+    let answer = upstream.exchange(request, ANSWER_BYTES, limit).await;
+    let answer = answer.map_err(|error| Failure::new(error.to_string()))?;
+    let value = json(&answer)?;
+    match gateway {
+        Some(_) => status(&value),
+        None => usage(&value),
+    }
+}
+
+fn json(answer: &Response<Bytes>) -> Result<Value, Failure> {
+    let status = answer.status();
+    if !status.is_success() {
+        let retry_after = seconds(answer.headers().get(RETRY_AFTER));
+        return Err(Failure { reason: format!("answered {}", status.as_u16()), retry_after });
+    }
+    let value = serde_json::from_slice(answer.body()).ok().filter(Value::is_object);
+    value.ok_or_else(|| Failure::new("expected a JSON object, found something else"))
+}
+
+/// `wham/usage` of the ChatGPT backend.
+fn usage(usage: &Value) -> Result<Told, Failure> {
+    let plan = usage.get("plan_type").and_then(Value::as_str).filter(|plan| is_name(plan));
+    let rate_limit = usage.get("rate_limit").unwrap_or(&Value::Null);
+    let reading = Reading::from_usage(rate_limit);
+    // A plan without limits tells so by a null.
+    if reading.is_empty() && !(rate_limit.is_null() && plan.is_some()) {
+        return Err(Failure::new("expected windows, found none"));
+    }
+    Ok(Told { reading, plan: plan.map(str::to_owned), own_weight: None })
+}
+
+fn is_name(text: &str) -> bool {
+    (1..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+/// `ocm/v1/status` of another gateway.
+fn status(status: &Value) -> Result<Told, Failure> {
+    let number = |name: &str| status.get(name).and_then(Value::as_f64).filter(|number| *number >= 0.0);
+    let (Some(five_hour), Some(weekly)) = (number("five_hour_utilization"), number("weekly_utilization")) else {
+        return Err(Failure::new("expected five_hour_utilization and weekly_utilization, found others"));
+    };
+    let own_weight = number("plan_weight").filter(|weight| *weight > 0.0 && weight.is_finite());
+    Ok(Told { reading: Reading::of_use(five_hour, weekly), plan: None, own_weight })
+}

@@ -1,0 +1,100 @@
+//! How the gateway's credentials are, as it tells on its admin socket: what a test waits for where nothing else shows.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{Method, Request};
+use http_body_util::{BodyExt, Empty};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use scripted_upstream::WAIT_MAX;
+use serde_json::Value;
+use tokio::net::UnixStream;
+
+use crate::client::{Answer, Client};
+use crate::gateway::Rig;
+
+/// How often the socket is asked while something is waited for: it tells what is so, and no change.
+const ASK_AGAIN: Duration = Duration::from_millis(5);
+
+impl Rig {
+    /// The admin socket.
+    pub fn socket(&self) -> PathBuf {
+        self.path("data").join("admin.sock")
+    }
+
+    /// Starts the gateway in this process and waits until the first poll of each credential is over. From then on it
+    /// learns of their use by responses alone, for as long as the usual poll interval.
+    pub async fn start_polled(&mut self, config: Value) -> Client {
+        let client = self.start(config).await;
+        let begun = Instant::now();
+        loop {
+            let credentials = self.credentials().await;
+            let Some(waiting) = credentials.iter().find(|credential| is_to_be_polled(credential)) else {
+                return client;
+            };
+            assert!(begun.elapsed() < WAIT_MAX, "its use was not asked for: {waiting:#}");
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+    }
+
+    /// How all credentials are, those of every service.
+    pub async fn credentials(&self) -> Vec<Value> {
+        let answer = ask_socket(&self.socket(), Method::GET, "/status").await;
+        let status = answer.json();
+        let services = status["services"].as_array().expect("a list of services");
+        let credentials = services.iter().map(|service| service["credentials"].as_array().expect("a list"));
+        credentials.flatten().cloned().collect()
+    }
+
+    /// How the credential `tag` is.
+    pub async fn credential(&self, tag: &str) -> Value {
+        let found = self.credentials().await.into_iter().find(|credential| credential["credential"] == tag);
+        found.unwrap_or_else(|| panic!("{tag} is no credential"))
+    }
+
+    /// Waits until the credential `tag` is as `expected` says, at most for `limit`. Answers how it is.
+    ///
+    /// # Panics
+    /// It is not.
+    pub async fn wait_for_credential(
+        &self,
+        tag: &str,
+        limit: Duration,
+        expected: &str,
+        is_so: impl Fn(&Value) -> bool,
+    ) -> Value {
+        let begun = Instant::now();
+        loop {
+            let found = self.credential(tag).await;
+            if is_so(&found) {
+                return found;
+            }
+            assert!(begun.elapsed() < limit, "expected within {limit:?}: {expected}; found {found:#}");
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+    }
+
+    /// Waits until the credential `tag` is in that state. Answers how it is.
+    pub async fn wait_for_state(&self, tag: &str, state: &str) -> Value {
+        self.wait_for_credential(tag, WAIT_MAX, state, |found| found["state"] == state).await
+    }
+}
+
+/// Nothing is known of its polls. An API key has none, and neither has a credential that is not loaded.
+fn is_to_be_polled(credential: &Value) -> bool {
+    credential["kind"] == "oauth" && credential["polled_at"].is_null() && credential["poll_failure"].is_null()
+}
+
+/// Asks on an admin socket.
+pub async fn ask_socket(socket: &Path, method: Method, path: &str) -> Answer {
+    let stream = UnixStream::connect(socket).await.unwrap_or_else(|error| panic!("{}: {error}", socket.display()));
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.expect("it speaks HTTP");
+    tokio::spawn(connection);
+    let request = Request::builder().method(method).uri(path).header("host", "tollgate").body(Empty::<Bytes>::new());
+    let response = sender.send_request(request.expect("a request")).await.expect("an answer");
+    let (head, body) = response.into_parts();
+    let body = body.collect().await.expect("a whole answer").to_bytes();
+    Answer { status: head.status, headers: head.headers, body, whole: true }
+}

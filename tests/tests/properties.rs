@@ -1,0 +1,379 @@
+//! What holds for every course of events. Credentials are told of their windows by headers and by polls, refused by 429,
+//! and the clock steps; beside them runs a simple model of what was told, which says whom a balancer may pick.
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use proptest::prelude::*;
+use proptest::sample::Index;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tollgate::config::{
+    Caps, CredentialConfig, CredentialSource, OnFailure, POLICY_TIMEOUT, PolicyConfig, PolicyKind, PolicySource,
+};
+use tollgate::credentials::{Credential, PollBegun};
+use tollgate::policy::{Balancer, Choice, Engine, Facts, Members};
+use tollgate::values::candidate::Candidate;
+use tollgate::values::clock::Millis;
+use tollgate::values::windows::Reading;
+use tollgate_tests::oauth_file;
+
+const MINUTE: i64 = 60;
+const HOUR: i64 = 60 * MINUTE;
+const DAY: i64 = 24 * HOUR;
+
+/// When each course begins, in Unix seconds.
+const BEGIN: i64 = 1_800_000_000;
+
+/// A refusal that tells no end, or one that is past, lasts so long.
+const REFUSED: i64 = 5 * MINUTE;
+
+/// Two resets less far apart belong to one window. Resets are so made that they are far less apart, or far more.
+const SAME_WINDOW: i64 = 10 * MINUTE;
+
+// Events
+
+/// A moment in Unix seconds.
+type Moment = i64;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Span {
+    FiveHour,
+    Weekly,
+}
+
+/// What a header or a poll tells of one window.
+#[derive(Debug, Clone, Copy)]
+struct Told {
+    /// In percent.
+    used: u8,
+    resets_at: Option<Moment>,
+}
+
+/// What one response or poll tells.
+#[derive(Debug, Clone)]
+struct Message {
+    five_hour: Option<Told>,
+    weekly: Option<Told>,
+    /// The weekly window stands in the primary slot.
+    swapped: bool,
+}
+
+/// What befalls one of the credentials.
+#[derive(Debug, Clone)]
+enum Event {
+    /// A response's headers.
+    Headers(Message),
+    /// A poll begins.
+    PollBegins,
+    /// The poll under way is answered, if there is one.
+    PollEnds(Message),
+    /// A 429 that tells its end so many seconds from now, or not at all.
+    Refused(Option<i64>),
+    /// The clock goes so many seconds forwards or backwards, for all of them.
+    Clock(i64),
+}
+
+/// A window's resets lie on a grid, and jitter a little: upstream's clock and ours differ.
+fn reset(grid: i64, places: std::ops::Range<i64>) -> impl Strategy<Value = Moment> {
+    (places, -MINUTE..=MINUTE).prop_map(move |(place, jitter)| BEGIN + place * grid + jitter)
+}
+
+fn told(grid: i64, places: std::ops::Range<i64>) -> impl Strategy<Value = Told> {
+    let resets_at = proptest::option::weighted(0.9, reset(grid, places));
+    (0..=100_u8, resets_at).prop_map(|(used, resets_at)| Told { used, resets_at })
+}
+
+fn message() -> impl Strategy<Value = Message> {
+    let five_hour = proptest::option::weighted(0.8, told(HOUR, -2..12));
+    let weekly = proptest::option::weighted(0.8, told(DAY, -1..9));
+    (five_hour, weekly, any::<bool>()).prop_map(|(five_hour, weekly, swapped)| Message { five_hour, weekly, swapped })
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let end = proptest::option::weighted(0.7, -HOUR..8 * DAY);
+    prop_oneof![
+        4 => message().prop_map(Event::Headers),
+        2 => Just(Event::PollBegins),
+        2 => message().prop_map(Event::PollEnds),
+        1 => end.prop_map(Event::Refused),
+        2 => prop_oneof![-2 * HOUR..3 * HOUR, -2 * DAY..4 * DAY].prop_map(Event::Clock),
+    ]
+}
+
+/// Caps of a credential: 5-hour and weekly.
+fn caps() -> impl Strategy<Value = (u8, u8)> {
+    (1..=100_u8, 1..=100_u8)
+}
+
+// The model: what was told, and what follows from that
+
+#[derive(Debug, Clone, Default)]
+struct Known {
+    five_hour: Option<Told>,
+    weekly: Option<Told>,
+    refused_until: Option<Moment>,
+    /// Whether a response told something since the poll under way began; none: there is no poll.
+    overtaken: Option<bool>,
+}
+
+impl Known {
+    fn window(&mut self, span: Span) -> &mut Option<Told> {
+        match span {
+            Span::FiveHour => &mut self.five_hour,
+            Span::Weekly => &mut self.weekly,
+        }
+    }
+
+    /// Responses overtake each other: within a window use never falls.
+    fn hear(&mut self, message: &Message, now: Moment) {
+        for (span, told) in message.windows() {
+            let known = self.window(span);
+            *known = Some(match *known {
+                Some(old) if !is_over(old, now) => merged(old, told, now),
+                _ => told,
+            });
+        }
+    }
+
+    /// What a poll tells replaces what is known.
+    fn replace(&mut self, message: &Message) {
+        for (span, told) in message.windows() {
+            *self.window(span) = Some(told);
+        }
+    }
+
+    fn is_usable(&self, caps: (u8, u8), now: Moment) -> bool {
+        let is_under = |told: Option<Told>, cap: u8| told.is_none_or(|told| is_over(told, now) || told.used < cap);
+        self.refused_until.is_none_or(|until| until <= now)
+            && is_under(self.five_hour, caps.0)
+            && is_under(self.weekly, caps.1)
+    }
+}
+
+/// Whether the window has begun anew since.
+fn is_over(told: Told, now: Moment) -> bool {
+    told.resets_at.is_some_and(|resets_at| resets_at <= now)
+}
+
+/// What is known of a window that goes on, after something further was told.
+fn merged(old: Told, new: Told, now: Moment) -> Told {
+    let is_later = |reset: Moment| old.resets_at.is_some_and(|known| reset > known + SAME_WINDOW);
+    match new.resets_at {
+        // A window that is over says nothing of one that is not, where it is told when that is.
+        Some(reset) if reset <= now && old.resets_at.is_some() => old,
+        Some(reset) if is_later(reset) => new,
+        reset => Told { used: old.used.max(new.used), resets_at: reset.or(old.resets_at) },
+    }
+}
+
+// What the gateway is told
+
+impl Message {
+    fn windows(&self) -> impl Iterator<Item = (Span, Told)> {
+        let five_hour = self.five_hour.map(|told| (Span::FiveHour, told));
+        five_hour.into_iter().chain(self.weekly.map(|told| (Span::Weekly, told)))
+    }
+
+    /// Each window with the slot that it stands in and its length in minutes.
+    fn in_slots(&self) -> impl Iterator<Item = (&'static str, u32, Told)> {
+        self.windows().map(|(span, told)| {
+            let minutes = if span == Span::FiveHour { 300 } else { 10_080 };
+            let slot = if (span == Span::FiveHour) == self.swapped { "secondary" } else { "primary" };
+            (slot, minutes, told)
+        })
+    }
+
+    fn as_headers(&self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (slot, minutes, told) in self.in_slots() {
+            let mut put = |field: &str, value: i64| {
+                let name = HeaderName::try_from(format!("x-codex-{slot}-{field}")).expect("a name");
+                headers.insert(name, HeaderValue::from(value));
+            };
+            put("used-percent", told.used.into());
+            put("window-minutes", minutes.into());
+            if let Some(resets_at) = told.resets_at {
+                put("reset-at", resets_at);
+            }
+        }
+        headers
+    }
+
+    fn as_usage(&self) -> Value {
+        let windows = self.in_slots().map(|(slot, minutes, told)| {
+            let window = json!({
+                "used_percent": told.used,
+                "limit_window_seconds": minutes * 60,
+                "reset_at": told.resets_at,
+            });
+            (format!("{slot}_window"), window)
+        });
+        windows.collect()
+    }
+}
+
+// The course of events
+
+struct Member {
+    credential: Credential,
+    poll: Option<PollBegun>,
+    caps: (u8, u8),
+    known: Known,
+}
+
+impl Member {
+    fn new(place: usize, caps: (u8, u8)) -> Self {
+        let config = CredentialConfig {
+            tag: format!("credential-{place}"),
+            source: CredentialSource::File(FOLDER.path().join("auth.json")),
+            usages_path: None,
+            caps: Caps { five_hour: caps.0.into(), weekly: caps.1.into() },
+            poll_interval: Duration::from_secs(60),
+        };
+        let credential = Credential::new(config);
+        credential.read(millis(BEGIN)).expect("the file is there");
+        Self { credential, poll: None, caps, known: Known::default() }
+    }
+
+    fn hear(&mut self, message: &Message, now: Moment) {
+        let at = millis(now);
+        self.credential.observe(&Reading::from_headers(&message.as_headers(), at), at);
+        self.known.hear(message, now);
+        if message.windows().next().is_some() {
+            self.known.overtaken = self.known.overtaken.map(|_| true);
+        }
+    }
+
+    fn poll_begins(&mut self) {
+        self.poll = Some(self.credential.poll_begins());
+        self.known.overtaken = Some(false);
+    }
+
+    fn poll_ends(&mut self, message: &Message, now: Moment) {
+        let (Some(begun), Some(overtaken)) = (self.poll.take(), self.known.overtaken.take()) else { return };
+        let usage = message.as_usage();
+        self.credential.polled(begun, &Reading::from_usage(&usage), Some("plus"), None, millis(now));
+        if overtaken {
+            self.known.hear(message, now);
+        } else {
+            self.known.replace(message);
+        }
+    }
+
+    fn refused(&mut self, ends_in: Option<i64>, now: Moment) {
+        let told = ends_in.map(|seconds| now + seconds);
+        self.credential.refused(told.map(millis), None, millis(now));
+        self.known.refused_until = Some(told.filter(|until| *until > now).unwrap_or(now + REFUSED));
+    }
+}
+
+struct Course {
+    members: Vec<Member>,
+    named: Members,
+    now: Moment,
+}
+
+impl Course {
+    fn new(caps: &[(u8, u8)]) -> Self {
+        let members: Vec<Member> = caps.iter().enumerate().map(|(place, caps)| Member::new(place, *caps)).collect();
+        let named = members.iter().map(|member| (member.credential.tag().to_owned(), "plus".to_owned())).collect();
+        Self { members, named: Members::new(named), now: BEGIN }
+    }
+
+    fn goes_on(&mut self, whom: Index, event: &Event) {
+        let (now, count) = (self.now, self.members.len());
+        let member = &mut self.members[whom.index(count)];
+        match event {
+            Event::Headers(message) => member.hear(message, now),
+            Event::PollBegins => member.poll_begins(),
+            Event::PollEnds(message) => member.poll_ends(message, now),
+            Event::Refused(ends_in) => member.refused(*ends_in, now),
+            Event::Clock(seconds) => self.now += seconds,
+        }
+    }
+
+    /// Whom the model lets be picked.
+    fn usable(&self) -> Vec<usize> {
+        let usable = |place: &usize| self.members[*place].known.is_usable(self.members[*place].caps, self.now);
+        (0..self.members.len()).filter(usable).collect()
+    }
+
+    fn pick(&self, home: Option<usize>) -> Choice {
+        let now = millis(self.now);
+        let candidates: Vec<Candidate> =
+            self.members.iter().map(|member| member.credential.candidate(now, false)).collect();
+        let facts = Facts { now, ..Facts::default() };
+        BALANCER.pick(&facts, &self.named, &candidates, home).expect("the shipped policy does not fail")
+    }
+
+    /// Whether a session has its home on one of them or not: nobody is picked who may not be, and somebody is.
+    fn check(&self) -> Result<(), TestCaseError> {
+        let usable = self.usable();
+        for home in [None].into_iter().chain((0..self.members.len()).map(Some)) {
+            let found = match self.pick(home) {
+                Choice::Member { index, .. } => usable.contains(&index),
+                Choice::Nobody { .. } => usable.is_empty(),
+            };
+            let known: Vec<_> = self.members.iter().map(|member| (member.caps, &member.known)).collect();
+            prop_assert!(
+                found,
+                "home {home:?}: {:?} of the usable {usable:?} at {}: {known:#?}",
+                self.pick(home),
+                self.now
+            );
+        }
+        Ok(())
+    }
+}
+
+fn millis(moment: Moment) -> Millis {
+    Millis::from_unix(moment.try_into().expect("long after 1970"))
+}
+
+static FOLDER: LazyLock<TempDir> = LazyLock::new(|| {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = oauth_file("access", "account").to_string();
+    std::fs::write(folder.path().join("auth.json"), file).expect("the folder can be written");
+    folder
+});
+
+static BALANCER: LazyLock<Balancer> = LazyLock::new(|| {
+    const MEMORY: usize = 16 * 1024 * 1024;
+    let engine = Engine::of_the_process(MEMORY).expect("an engine");
+    let policy = PolicyConfig {
+        tag: "least-used".to_owned(),
+        path_in_config: String::new(),
+        kind: PolicyKind::Balancer,
+        source: PolicySource::Shipped("least-used"),
+        config: json!({}),
+        // A machine under load is no part of the property.
+        timeout: POLICY_TIMEOUT.max(Duration::from_secs(10)),
+        memory: MEMORY,
+        on_failure: OnFailure::Refuse,
+    };
+    Balancer::load(&engine, &policy).expect("a shipped policy")
+});
+
+/// 256 courses, or as many as `PROPTEST_CASES` says. A failure leaves no file: it becomes a test by its name.
+fn config() -> ProptestConfig {
+    ProptestConfig { failure_persistence: None, ..ProptestConfig::default() }
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn nobody_over_a_cap_or_refused_is_picked_and_nobody_at_all_only_where_none_is_usable(
+        caps in proptest::collection::vec(caps(), 2..=5),
+        events in proptest::collection::vec((any::<Index>(), event()), 1..60),
+    ) {
+        let mut course = Course::new(&caps);
+        course.check()?;
+        for (whom, event) in &events {
+            course.goes_on(*whom, event);
+            course.check()?;
+        }
+    }
+}

@@ -1,0 +1,835 @@
+//! Refreshing tokens: when it is done and how often, what becomes of what the token endpoint answers, and of the file.
+
+#[path = "peer/mod.rs"]
+mod peer;
+
+use std::ffi::CString;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use http::{Method, StatusCode};
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio::task::JoinSet;
+use tollgate_tests::upstream::{Gate, Login, Reply, TokenReply, WAIT_MAX};
+use tollgate_tests::{Answer, Client, Nowhere, Rig, read_json, replace_file, turn, wait_for_rows};
+
+use peer::{Peer, post};
+
+/// A change of a file shows by then, on a slow machine too: long before the gateway looks by itself.
+const SOON: Duration = Duration::from_secs(3);
+
+/// After a failure that nobody told the length of, the gateway tries again within this.
+const FIRST_BACK_OFF_MAX: Duration = Duration::from_secs(15);
+
+/// The credential `a`, with a login of its own.
+struct Scene {
+    rig: Rig,
+    credential: Value,
+    login: Login,
+}
+
+impl Scene {
+    /// The file has an access token that expires in so many seconds.
+    async fn new(seconds: i64) -> Self {
+        let rig = Rig::new().await;
+        let (credential, login) = rig.login("a");
+        let scene = Self { rig, credential, login };
+        scene.rig.write("a.json", scene.login.renew_with(seconds).to_string());
+        scene
+    }
+
+    fn file(&self) -> PathBuf {
+        self.rig.credential_file("a")
+    }
+
+    /// Starts a gateway with `a` alone.
+    async fn start(&mut self, limits: Value) -> Client {
+        let mut config = self.rig.config(json!({ "credentials": [self.credential] }));
+        config["limits"] = limits;
+        self.rig.start(config).await
+    }
+
+    /// Starts a gateway with a pool of `a`, and then `b`, which has no troubles.
+    async fn start_pool(&mut self, limits: Value) -> Client {
+        let pool = json!({ "tag": "pool", "type": "fallback", "credentials": ["a", "b"] });
+        let mut config = self.rig.config(json!({ "credentials": [pool, self.credential, self.rig.oauth("b")] }));
+        config["limits"] = limits;
+        self.rig.start(config).await
+    }
+
+    /// Waits until no refresh is under way and the file has the newest tokens of the login.
+    async fn wait_for_new_tokens(&self) {
+        let is_so = |found: &Value| found["state"] == "ready" && self.has_newest_tokens();
+        self.rig.wait_for_credential("a", WAIT_MAX, "new tokens", is_so).await;
+    }
+
+    fn has_newest_tokens(&self) -> bool {
+        read_json(&self.file())["tokens"] == self.login.auth_json()["tokens"]
+    }
+
+    /// The attempts of the newest of so many requests.
+    async fn attempts(&self, requests: usize) -> Vec<String> {
+        let rows = wait_for_rows(&self.rig.ledger(), requests).await;
+        let attempts = rows[requests - 1].attempts().into_iter();
+        attempts.map(|(credential, outcome)| format!("{credential} {outcome}")).collect()
+    }
+}
+
+/// The access tokens that upstream was shown by turns, in order.
+fn shown(rig: &Rig) -> Vec<String> {
+    let token = |value: &str| value.strip_prefix("Bearer ").expect("a bearer token").to_owned();
+    rig.upstream.turns().iter().map(|seen| token(seen.header("authorization").expect("a token"))).collect()
+}
+
+fn access_token(file: &Value) -> String {
+    file["tokens"]["access_token"].as_str().expect("a token").to_owned()
+}
+
+/// POSTs to the token endpoint, with whatever token.
+fn posts(rig: &Rig) -> usize {
+    rig.upstream.requests().iter().filter(|seen| seen.path() == "/oauth/token").count()
+}
+
+#[track_caller]
+fn check_unavailable(name: &str, answer: &Answer) {
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{name}: {}", answer.text());
+    assert_eq!(answer.json()["error"]["code"], "credentials_unavailable", "{name}");
+}
+
+#[track_caller]
+fn check_served(name: &str, answer: &Answer) {
+    assert_eq!(answer.status, StatusCode::OK, "{name}: {}", answer.text());
+}
+
+fn days_ago(days: i64) -> Value {
+    let made = OffsetDateTime::now_utc() - time::Duration::days(days);
+    json!(made.format(&Rfc3339).expect("a time of this century has an RFC 3339 form"))
+}
+
+// When
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fifty_requests_on_an_expired_token_cost_one_refresh_and_are_all_served_with_the_new_one() {
+    let mut scene = Scene::new(-60).await;
+    let gate = Gate::new();
+    scene.login.then_for_token(TokenReply::well().behind(&gate));
+    let client = scene.start(json!({})).await;
+    let mut requests = Vec::new();
+    for number in 0..50 {
+        let mut peer = Peer::connect(client.address()).await;
+        peer.send(post(&turn(&format!("s{number}")).to_string())).await;
+        requests.push(peer);
+    }
+    gate.wait_until_reached().await;
+    assert!(shown(&scene.rig).is_empty(), "an expired token is shown to nobody");
+    gate.open();
+    for mut request in requests {
+        let answer = request.message().await.expect("an answer");
+        assert_eq!((answer.status(), answer.whole), (200, true), "{}", answer.text());
+    }
+    assert_eq!((posts(&scene.rig), scene.login.rotations()), (1, 1));
+    assert!(scene.has_newest_tokens());
+    let new = access_token(&scene.login.auth_json());
+    assert_eq!(shown(&scene.rig), vec![new; 50]);
+    scene.rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_ends_soon_is_refreshed_while_requests_go_on_with_it() {
+    let mut scene = Scene::new(299).await;
+    let old = access_token(&read_json(&scene.file()));
+    let gate = Gate::new();
+    scene.login.then_for_token(TokenReply::well().behind(&gate));
+    let client = scene.start(json!({})).await;
+    gate.wait_until_reached().await;
+    check_served("meanwhile", &client.turn(&turn("one")).await);
+    gate.open();
+    scene.wait_for_new_tokens().await;
+    check_served("then", &client.turn(&turn("one")).await);
+    assert_eq!(shown(&scene.rig), [old, access_token(&scene.login.auth_json())]);
+    assert_eq!(scene.login.post_count(), 1);
+    scene.rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_are_refreshed_five_minutes_ahead_and_at_eight_days_and_not_before() {
+    let cases = [
+        ("299 s left", 299, days_ago(0), true),
+        ("400 s left", 400, days_ago(0), false),
+        ("an hour left", 3600, days_ago(0), false),
+        ("seven days old", 3600, days_ago(7), false),
+        ("eight days old", 3600, days_ago(8), true),
+        ("of no date", 3600, Value::Null, true),
+        ("of a date that is none", 3600, json!("lately"), true),
+        ("of a date to come", 3600, days_ago(-3), false),
+    ];
+    let mut rig = Rig::new().await;
+    let (mut credentials, mut users, mut logins) = (Vec::new(), Vec::new(), Vec::new());
+    for (place, (_, seconds, made, _)) in cases.iter().enumerate() {
+        let tag = format!("c{place}");
+        let (credential, login) = rig.login(&tag);
+        let mut file = login.renew_with(*seconds);
+        file["last_refresh"] = made.clone();
+        rig.write(&format!("{tag}.json"), file.to_string());
+        users.push(json!({ "name": tag, "token": format!("token-{tag}"), "credential": tag }));
+        credentials.push(credential);
+        logins.push(login);
+    }
+    let config = rig.config(json!({ "credentials": credentials, "users": users }));
+    let client = rig.start(config).await;
+    for ((_, _, _, due), login) in cases.iter().zip(&logins) {
+        if *due {
+            login.wait_for_posts(1).await;
+        }
+    }
+    for (place, ((name, _, _, due), login)) in cases.iter().zip(&logins).enumerate() {
+        let tag = format!("c{place}");
+        check_served(name, &client.token(&format!("token-{tag}")).turn(&turn("one")).await);
+        rig.wait_for_state(&tag, "ready").await;
+        assert_eq!(login.post_count(), usize::from(*due), "{name}");
+    }
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_tells_no_end_is_refreshed_by_its_age_alone() {
+    // Neither is a JWT: one has no parts, the other's are no JSON.
+    for opaque in ["opaque-token", "opaque.token.of-parts"] {
+        for (days, due) in [(0, 0), (7, 0), (8, 1)] {
+            let mut scene = Scene::new(3600).await;
+            scene.rig.upstream.account(opaque, "account-a");
+            let mut file = scene.login.auth_json();
+            file["tokens"]["access_token"] = json!(opaque);
+            file["last_refresh"] = days_ago(days);
+            replace_file(&scene.file(), file.to_string());
+            let client = scene.start(json!({})).await;
+            if due > 0 {
+                scene.wait_for_new_tokens().await;
+            }
+            check_served(opaque, &client.turn(&turn("one")).await);
+            let status = scene.rig.wait_for_state("a", "ready").await;
+            assert_eq!((scene.login.post_count(), status["expires_at"].is_null()), (due, due == 0), "{days} days");
+            scene.rig.stop().await;
+        }
+    }
+}
+
+// After a 401
+
+/// As upstream answers to a token that it takes no more.
+fn expired() -> Reply {
+    Reply::error(401, "invalid_request_error", "expired")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_token_is_refreshed_and_the_same_request_goes_out_again() {
+    let mut scene = Scene::new(3600).await;
+    let old = access_token(&read_json(&scene.file()));
+    scene.login.account().then(expired());
+    let client = scene.start(json!({})).await;
+    let body = turn("one");
+    check_served("refused once", &client.turn(&body).await);
+    assert_eq!(scene.attempts(1).await, ["a 401", "a 200"]);
+    assert_eq!(shown(&scene.rig), [old, access_token(&scene.login.auth_json())]);
+    assert!(scene.rig.upstream.turns().iter().all(|seen| seen.json() == body));
+    assert_eq!(scene.login.post_count(), 1);
+    assert!(scene.has_newest_tokens());
+    scene.rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_are_refused_at_once_share_one_refresh() {
+    const REQUESTS: usize = 10;
+    let mut scene = Scene::new(3600).await;
+    let gate = Gate::new();
+    for _ in 0..REQUESTS {
+        scene.login.account().then(expired().hold_head(&gate));
+    }
+    let client = scene.start(json!({})).await;
+    let mut requests = JoinSet::new();
+    for _ in 0..REQUESTS {
+        let client = client.clone();
+        requests.spawn(async move { client.turn(&turn("one")).await });
+    }
+    gate.wait_until_reached_times(REQUESTS).await;
+    gate.open();
+    for answer in requests.join_all().await {
+        check_served("refused with others", &answer);
+    }
+    assert_eq!(scene.login.post_count(), 1);
+    assert_eq!(scene.login.account().turn_count(), 2 * REQUESTS);
+    scene.rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_that_refuses_every_token_costs_one_refresh_a_request_at_most() {
+    let mut scene = Scene::new(3600).await;
+    scene.login.account().always(expired());
+    let client = scene.start(json!({})).await;
+    for (request, attempts) in [(1, vec!["a 401", "a 401"]), (2, vec!["a 401"])] {
+        let answer = client.turn(&turn("one")).await;
+        assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
+        assert!(answer.text().contains("expired"), "upstream's own words: {}", answer.text());
+        assert_eq!(scene.attempts(request).await, attempts);
+        assert_eq!(scene.login.post_count(), 1, "request {request}");
+    }
+    scene.rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_goes_past_an_account_that_refuses_every_token() {
+    let mut scene = Scene::new(3600).await;
+    scene.login.account().always(expired());
+    let client = scene.start_pool(json!({})).await;
+    for (request, attempts) in [(1, vec!["a 401", "a 401", "b 200"]), (2, vec!["b 200"])] {
+        check_served("by b", &client.turn(&turn("one")).await);
+        assert_eq!(scene.attempts(request).await, attempts);
+        assert_eq!(scene.login.post_count(), 1, "request {request}");
+    }
+    scene.rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_is_too_large_to_be_sent_again_gets_the_401_and_the_next_is_served() {
+    let mut scene = Scene::new(3600).await;
+    let mut file = scene.login.auth_json();
+    file["tokens"]["access_token"] = json!("a-token-that-upstream-does-not-know");
+    replace_file(&scene.file(), file.to_string());
+    let client = scene.start(json!({ "replay_bytes": 100 })).await;
+    let large = turn(&"x".repeat(200)).to_string();
+    let answer = client.ask(Method::POST, "/v1/responses", large.clone()).await;
+    assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{}", answer.text());
+    assert_eq!(scene.attempts(1).await, ["a 401"]);
+    scene.wait_for_new_tokens().await;
+    check_served("the next", &client.ask(Method::POST, "/v1/responses", large).await);
+    assert_eq!(scene.attempts(2).await, ["a 200"]);
+    assert_eq!(scene.login.post_count(), 1);
+    scene.rig.stop().await;
+}
+
+// What the token endpoint answers
+
+/// A word that stands only in what the token endpoint answers, and in no place that anybody reads.
+const CANARY: &str = "Canary-5e1f";
+
+/// What the token endpoint answers, and what becomes of a credential whose access token has expired.
+struct Case {
+    name: &'static str,
+    reply: TokenReply,
+    state: &'static str,
+    /// Part of the reason.
+    told: &'static str,
+}
+
+fn cases() -> Vec<Case> {
+    let case = |name, reply, state, told| Case { name, reply, state, told };
+    let json = |status: u16, body: Value| TokenReply::status(status).body(body.to_string());
+    let code = |status, code: &str| json(status, json!({ "error": { "message": CANARY, "code": code } }));
+    let html = format!("<html>{CANARY}</html>");
+    let (login, again) = ("login_needed", "cannot_refresh");
+    vec![
+        case(
+            "400",
+            json(400, json!({ "error": "invalid_grant", "error_description": CANARY })),
+            login,
+            "invalid_grant",
+        ),
+        case("400, another reason", json(400, json!({ "error": "invalid_request" })), again, "400 invalid_request"),
+        case("401, reused", code(401, "refresh_token_reused"), login, "refresh_token_reused"),
+        case("401, expired", code(401, "refresh_token_expired"), login, "refresh_token_expired"),
+        case("401, invalidated", code(401, "refresh_token_invalidated"), login, "refresh_token_invalidated"),
+        case("401, a code that is none", code(401, CANARY), login, "401"),
+        case("401, a page", TokenReply::status(401).body(html.clone()), login, "401"),
+        case("403", TokenReply::status(403).body(html.clone()), again, "403"),
+        case("429", TokenReply::status(429), again, "429"),
+        case("429, told when", TokenReply::status(429).header("retry-after", "600"), again, "429"),
+        case("500", TokenReply::status(500).body(CANARY), again, "500"),
+        case("a page", TokenReply::well().body(html), login, "without tokens"),
+        case("nothing", TokenReply::well().body(""), login, "without tokens"),
+        case(
+            "another object",
+            TokenReply::well().body(json!({ "token": CANARY }).to_string()),
+            login,
+            "without tokens",
+        ),
+        case("no end", TokenReply::well().endless(), login, "no answer"),
+        case("a cut", TokenReply::well().cut(), login, "no answer"),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_the_token_endpoint_answers_is_told_and_not_asked_for_again_at_once() {
+    let rig = Rig::new().await;
+    let cases = cases();
+    let (mut credentials, mut users, mut logins) = (vec![rig.oauth("good")], Vec::new(), Vec::new());
+    for (place, case) in cases.iter().enumerate() {
+        let (tag, pool) = (format!("c{place}"), format!("p{place}"));
+        let (credential, login) = rig.login(&tag);
+        rig.write(&format!("{tag}.json"), login.renew_with(-60).to_string());
+        login.always_for_token(case.reply.clone());
+        for name in [&tag, &pool] {
+            users.push(json!({ "name": name, "token": format!("token-{name}"), "credential": name }));
+        }
+        credentials.push(credential);
+        credentials.push(json!({ "tag": pool, "type": "fallback", "credentials": [tag, "good"] }));
+        logins.push(login);
+    }
+    let mut config = rig.config(json!({ "credentials": credentials, "users": users }));
+    config["limits"] = json!({ "refresh_timeout": "2s" });
+    config["log"] = json!({ "level": "trace" });
+    let program = rig.spawn(&config).await;
+    let mut read = String::new();
+    for (place, (case, login)) in cases.iter().zip(&logins).enumerate() {
+        let (tag, name) = (format!("c{place}"), case.name);
+        let alone = program.client().token(&format!("token-{tag}"));
+        let pooled = program.client().token(&format!("token-p{place}"));
+        for _ in 0..2 {
+            let refused = alone.turn(&turn("one")).await;
+            check_unavailable(name, &refused);
+            check_served(name, &pooled.turn(&turn("one")).await);
+            read += &refused.text();
+        }
+        let status = rig.credential(&tag).await;
+        assert_eq!(status["state"], case.state, "{name}: {status:#}");
+        let reason = status["reason"].as_str().expect("a reason");
+        assert!(reason.contains(case.told), "{name}: {reason:?} has no {:?}", case.told);
+        assert_eq!((login.post_count(), login.reuses()), (1, 0), "{name}");
+        read += &status.to_string();
+    }
+    read += &program.log();
+    assert!(read.contains("log in again: tokens cannot be refreshed"), "the log is there");
+    program.kill();
+    check_no_secret(&read, &logins);
+}
+
+/// Neither a token of theirs nor the canary is in what anybody can read.
+#[track_caller]
+fn check_no_secret(read: &str, logins: &[Login]) {
+    let files = logins.iter().map(Login::auth_json);
+    let tokens = files.flat_map(|file| {
+        ["access_token", "refresh_token", "id_token"]
+            .map(|name| file["tokens"][name].as_str().expect("a token").to_owned())
+    });
+    for secret in tokens.chain([CANARY.to_owned(), "rt-account".to_owned(), "eyJ".to_owned()]) {
+        let line = read.lines().find(|line| line.contains(&secret));
+        assert!(line.is_none(), "{secret} is in {line:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_endpoint_that_refuses_connections_spends_nothing() {
+    let mut scene = Scene::new(-60).await;
+    let nowhere = Nowhere::new();
+    let mut config = scene.rig.config(json!({ "credentials": [scene.credential] }));
+    config["services"][0]["endpoints"]["token"] = json!(nowhere.url());
+    let client = scene.rig.start(config.clone()).await;
+    for _ in 0..2 {
+        check_unavailable("refused", &client.turn(&turn("one")).await);
+    }
+    let status = scene.rig.credential("a").await;
+    assert_eq!(status["state"], "cannot_refresh", "{status:#}");
+    scene.rig.stop().await;
+    // Nothing is noted that keeps the next gateway from trying.
+    config["services"][0]["endpoints"]["token"] = json!(scene.rig.upstream.token_url());
+    let client = scene.rig.start(config).await;
+    check_served("the next gateway", &client.turn(&turn("one")).await);
+    assert_eq!(scene.login.post_count(), 1);
+    scene.rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_failure_the_endpoint_is_asked_again_by_itself() {
+    let told = TokenReply::status(429).header("retry-after", "1");
+    for (name, reply, pause) in [("told when", told, 1), ("not told", TokenReply::status(500), 5)] {
+        let mut scene = Scene::new(-60).await;
+        scene.login.then_for_token(reply);
+        let begun = Instant::now();
+        let client = scene.start(json!({})).await;
+        check_unavailable(name, &client.turn(&turn("one")).await);
+        scene.rig.wait_for_credential("a", FIRST_BACK_OFF_MAX, "ready", |found| found["state"] == "ready").await;
+        assert!(begun.elapsed() >= Duration::from_secs(pause), "{name}: after {:?}", begun.elapsed());
+        check_served(name, &client.turn(&turn("one")).await);
+        assert_eq!(scene.login.post_count(), 2, "{name}");
+        scene.rig.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_without_a_refresh_token_leaves_the_old_one_in_force() {
+    let mut scene = Scene::new(-60).await;
+    let old = read_json(&scene.file())["tokens"]["refresh_token"].clone();
+    scene.login.then_for_token(TokenReply::well().without_refresh_token());
+    let client = scene.start(json!({})).await;
+    check_served("served", &client.turn(&turn("one")).await);
+    assert_eq!(read_json(&scene.file())["tokens"]["refresh_token"], old);
+    assert!(scene.has_newest_tokens());
+    // It is shown again by the next refresh.
+    scene.login.account().then(expired());
+    scene.rig.stop().await;
+    let client = scene.start(json!({})).await;
+    check_served("by the next refresh", &client.turn(&turn("one")).await);
+    assert_eq!((scene.login.post_count(), scene.login.rotations(), scene.login.reuses()), (2, 1, 0));
+    scene.rig.stop().await;
+}
+
+// Login needed
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_that_is_needed_stops_nobody_while_the_access_token_is_good() {
+    let mut scene = Scene::new(200).await;
+    scene.login.always_for_token(TokenReply::status(401));
+    let client = scene.start(json!({})).await;
+    scene.rig.wait_for_state("a", "login_needed").await;
+    for _ in 0..3 {
+        check_served("still", &client.turn(&turn("one")).await);
+    }
+    assert_eq!(
+        (scene.login.post_count(), scene.rig.credential("a").await["state"].as_str()),
+        (1, Some("login_needed"))
+    );
+    scene.rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_login_is_served_soon_after_it_is_written() {
+    for put in [replace_file as fn(&Path, String), |path, text| fs::write(path, text).expect("it can be written")] {
+        let mut scene = Scene::new(-60).await;
+        scene.login.then_for_token(TokenReply::well().cut());
+        let client = scene.start(json!({})).await;
+        check_unavailable("before", &client.turn(&turn("one")).await);
+        assert_eq!(scene.rig.credential("a").await["state"], "login_needed");
+        let new = scene.rig.upstream.login("account-a");
+        put(&scene.file(), new.auth_json().to_string());
+        scene.rig.wait_for_credential("a", SOON, "ready", |found| found["state"] == "ready").await;
+        check_served("after", &client.turn(&turn("one")).await);
+        assert_eq!((new.account().turn_count(), new.post_count(), scene.login.post_count()), (1, 0, 1));
+        scene.rig.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_that_expired_long_ago_is_refreshed_though_another_was_just_before() {
+    let mut scene = Scene::new(-60).await;
+    let client = scene.start(json!({})).await;
+    check_served("the first", &client.turn(&turn("one")).await);
+    // Of an account that was not in use for a while.
+    let other = scene.rig.upstream.login("account-of-another");
+    replace_file(&scene.file(), other.renew_with(-3600).to_string());
+    other.wait_for_posts(1).await;
+    scene.rig.wait_for_state("a", "ready").await;
+    check_served("the other", &client.turn(&turn("one")).await);
+    let tokens = [&scene.login, &other].map(|login| access_token(&login.auth_json()));
+    assert_eq!(shown(&scene.rig), tokens, "no expired token was shown");
+    assert_eq!((scene.login.post_count(), other.post_count()), (1, 1));
+    scene.rig.stop().await;
+}
+
+// What happens to the file meanwhile
+
+/// A refresh whose answer is held back while `change` happens to the file.
+async fn change_during_refresh(change: impl FnOnce(&Scene)) -> (Scene, Client) {
+    let mut scene = Scene::new(-60).await;
+    let gate = Gate::new();
+    scene.login.then_for_token(TokenReply::well().behind(&gate));
+    let client = scene.start(json!({})).await;
+    gate.wait_until_reached().await;
+    change(&scene);
+    gate.open();
+    (scene, client)
+}
+
+/// What lies in the rig's folder beside its files, without locks.
+fn left_over(scene: &Scene) -> Vec<String> {
+    let entries = fs::read_dir(scene.rig.folder()).expect("a folder");
+    let names = entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("a plain name"));
+    names.filter(|name| name.starts_with("a.json.") && name != "a.json.lock").collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_that_is_written_during_a_refresh_stays_and_is_used() {
+    for account in ["account-a", "account-of-another"] {
+        let mut new = None;
+        let (mut scene, client) = change_during_refresh(|scene| {
+            let login = scene.rig.upstream.login(account);
+            let text = login.auth_json().to_string();
+            replace_file(&scene.file(), &text);
+            new = Some((login, text));
+        })
+        .await;
+        let (login, text) = new.expect("a login");
+        check_served(account, &client.turn(&turn("one")).await);
+        assert_eq!(shown(&scene.rig), [access_token(&login.auth_json())]);
+        scene.rig.wait_for_state("a", "ready").await;
+        assert_eq!(fs::read_to_string(scene.file()).expect("it is there"), text);
+        assert_eq!((posts(&scene.rig), left_over(&scene)), (1, Vec::new()), "{account}");
+        scene.rig.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_removed_during_a_refresh_stays_away() {
+    let (mut scene, client) = change_during_refresh(|scene| fs::remove_file(scene.file()).expect("it is there")).await;
+    check_unavailable("removed", &client.turn(&turn("one")).await);
+    scene.rig.wait_for_state("a", "unreadable").await;
+    // The refresh is over when the gateway has ended.
+    scene.rig.stop().await;
+    assert!(!scene.file().exists());
+    assert_eq!((posts(&scene.rig), left_over(&scene)), (1, Vec::new()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_else_is_written_into_the_file_during_a_refresh_is_kept() {
+    let (mut scene, client) = change_during_refresh(|scene| {
+        let mut file = read_json(&scene.file());
+        file["theirs"] = json!({ "added": [1, 2.50] });
+        replace_file(&scene.file(), file.to_string());
+    })
+    .await;
+    check_served("served", &client.turn(&turn("one")).await);
+    assert_eq!(read_json(&scene.file())["theirs"], json!({ "added": [1, 2.50] }));
+    assert!(scene.has_newest_tokens());
+    assert_eq!((posts(&scene.rig), left_over(&scene)), (1, Vec::new()));
+    scene.rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_breaks_during_a_refresh_gets_its_tokens_when_it_is_mended() {
+    let mut old = String::new();
+    let (mut scene, client) = change_during_refresh(|scene| {
+        old = fs::read_to_string(scene.file()).expect("it is there");
+        replace_file(&scene.file(), &old[..old.len() / 2]);
+    })
+    .await;
+    check_unavailable("broken", &client.turn(&turn("one")).await);
+    scene.rig.stop().await;
+    replace_file(&scene.file(), old);
+    let client = scene.start(json!({})).await;
+    check_served("mended", &client.turn(&turn("one")).await);
+    assert!(scene.has_newest_tokens());
+    assert_eq!((posts(&scene.rig), scene.login.reuses(), left_over(&scene)), (1, 0, Vec::new()));
+    scene.rig.stop().await;
+}
+
+// How the file is written
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_but_the_tokens_and_their_date_stays_as_it_was_written() {
+    let mut scene = Scene::new(-60).await;
+    let written = |tokens: &Value, made: &Value| {
+        let [id, access, refresh] = ["id_token", "access_token", "refresh_token"].map(|name| &tokens[name]);
+        format!(
+            "{{\n\t\"theirs\": 1.50, \"OPENAI_API_KEY\":null,\n\n  \"tokens\" : {{\"more\": [1,  2], \"refresh_token\":\
+             {refresh},\r\n \"access_token\": {access}, \"account_id\": \"account-a\",  \"id_token\" :{id}}},\n\
+             \"last_refresh\":{made}, \"auth_mode\": \"chatgpt\", \"e\\u0301\": {{}} }}\n\n"
+        )
+    };
+    fs::write(scene.file(), written(&scene.login.auth_json()["tokens"], &days_ago(1))).expect("it can be written");
+    fs::set_permissions(scene.file(), Permissions::from_mode(0o640)).expect("its mode can be set");
+    let begun = OffsetDateTime::now_utc();
+    let client = scene.start(json!({})).await;
+    check_served("served", &client.turn(&turn("one")).await);
+
+    let made = read_json(&scene.file())["last_refresh"].clone();
+    let new = written(&scene.login.auth_json()["tokens"], &made);
+    assert_eq!(fs::read_to_string(scene.file()).expect("it is there"), new);
+    let mode = fs::metadata(scene.file()).expect("it is there").permissions().mode();
+    assert_eq!(mode & 0o7777, 0o640);
+    let made = made.as_str().expect("a date");
+    assert!(made.ends_with('Z') && made.contains('.'), "{made}");
+    let made = OffsetDateTime::parse(made, &Rfc3339).expect("RFC 3339");
+    assert!((begun..=OffsetDateTime::now_utc()).contains(&made), "{made}");
+    scene.rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_stays_a_link_and_what_it_leads_to_gets_the_tokens() {
+    let mut scene = Scene::new(-60).await;
+    let target = scene.rig.path("home").join("theirs.json");
+    fs::create_dir(scene.rig.path("home")).expect("a folder can be made");
+    fs::rename(scene.file(), &target).expect("a file can be moved");
+    symlink("home/theirs.json", scene.file()).expect("a link can be made");
+    let client = scene.start(json!({})).await;
+    check_served("served", &client.turn(&turn("one")).await);
+    assert_eq!(fs::read_link(scene.file()).expect("still a link"), Path::new("home/theirs.json"));
+    assert!(!target.is_symlink() && scene.has_newest_tokens());
+    scene.rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_reads_the_file_during_a_hundred_refreshes_finds_it_whole() {
+    let mut scene = Scene::new(-60).await;
+    let (over, reads) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let reader = thread::spawn({
+        let (over, reads, file) = (Arc::clone(&over), Arc::clone(&reads), scene.file());
+        move || {
+            while !over.load(Ordering::Relaxed) {
+                let tokens = &read_json(&file)["tokens"];
+                let [access, refresh] = ["access_token", "refresh_token"].map(|name| tokens[name].as_str());
+                assert!(access.is_some() && refresh.is_some(), "tokens are missing");
+                reads.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    });
+    scene.start(json!({})).await;
+    for refreshes in 1..=100 {
+        scene.login.wait_for_posts(refreshes).await;
+        scene.wait_for_new_tokens().await;
+        if refreshes < 100 {
+            replace_file(&scene.file(), scene.login.renew_with(-60).to_string());
+        }
+    }
+    over.store(true, Ordering::Relaxed);
+    reader.join().expect("the file was there, and whole, each time");
+    let reads = reads.load(Ordering::Relaxed);
+    assert!(reads > 1000, "only {reads} reads show nothing");
+    scene.rig.stop().await;
+}
+
+// What cannot be written or read
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_new_tokens_could_not_be_kept_none_are_asked_for() {
+    for obstacle in ["a.json.lock", "a.json.refresh-journal"] {
+        for (seconds, state) in [(-60, "cannot_refresh"), (200, "ready")] {
+            let mut scene = Scene::new(seconds).await;
+            // A folder in the place of a file that is to be written: that stops root, too.
+            fs::create_dir(scene.rig.path(obstacle)).expect("a folder can be made");
+            let client = scene.start(json!({})).await;
+            let is_so = |found: &Value| found["state"] == state && !found["refresh_failure"].is_null();
+            let status = scene.rig.wait_for_credential("a", WAIT_MAX, state, is_so).await;
+            let failure = status["refresh_failure"].as_str().expect("a reason");
+            assert!(failure.contains("cannot") && failure.contains(obstacle), "{failure}");
+            let answer = client.turn(&turn("one")).await;
+            if state == "ready" {
+                check_served(obstacle, &answer);
+            } else {
+                check_unavailable(obstacle, &answer);
+            }
+            scene.rig.stop().await;
+            assert_eq!(posts(&scene.rig), 0, "{obstacle}");
+            fs::remove_dir(scene.rig.path(obstacle)).expect("it is there");
+            let client = scene.start(json!({})).await;
+            scene.wait_for_new_tokens().await;
+            check_served("without the obstacle", &client.turn(&turn("one")).await);
+            scene.rig.stop().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn new_tokens_that_cannot_be_written_wait_until_they_can() {
+    let mut scene = Scene::new(-60).await;
+    // In the place of the file that would become the new one.
+    let obstacle = scene.rig.path("a.json.tollgate-new");
+    fs::create_dir(&obstacle).expect("a folder can be made");
+    let client = scene.start(json!({})).await;
+    check_unavailable("not written", &client.turn(&turn("one")).await);
+    let status = scene.rig.credential("a").await;
+    assert_eq!(status["state"], "cannot_refresh", "{status:#}");
+    assert!(status["reason"].as_str().expect("a reason").contains("new tokens wait"), "{status:#}");
+    fs::remove_dir(obstacle).expect("it is there");
+    scene.rig.wait_for_credential("a", FIRST_BACK_OFF_MAX, "ready", |found| found["state"] == "ready").await;
+    check_served("written", &client.turn(&turn("one")).await);
+    assert!(scene.has_newest_tokens());
+    assert_eq!((posts(&scene.rig), left_over(&scene)), (1, Vec::new()));
+    scene.rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fifo_is_unreadable_and_nobody_hangs_on_it() {
+    let mut scene = Scene::new(3600).await;
+    fs::remove_file(scene.file()).expect("it is there");
+    let path = CString::new(scene.file().into_os_string().into_encoded_bytes()).expect("no NUL in it");
+    // SAFETY: the path is a C string that lives longer than the call.
+    assert_eq!(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }, 0, "a FIFO can be made");
+    let client = scene.start(json!({})).await;
+    check_unavailable("a FIFO", &client.turn(&turn("one")).await);
+    let status = scene.rig.wait_for_state("a", "unreadable").await;
+    assert!(status["reason"].as_str().expect("a reason").contains("expected a file"), "{status:#}");
+    replace_file(&scene.file(), scene.login.auth_json().to_string());
+    scene.rig.wait_for_credential("a", SOON, "ready", |found| found["state"] == "ready").await;
+    check_served("a file", &client.turn(&turn("one")).await);
+    assert_eq!(posts(&scene.rig), 0);
+    scene.rig.stop().await;
+}
+
+// What a refresh leaves that was cut off
+
+fn journal(scene: &Scene) -> PathBuf {
+    scene.rig.path("a.json.refresh-journal")
+}
+
+/// A refresh whose answer was lost, and the gateway has ended. Its journal says that the token was shown.
+async fn lost_answer() -> Scene {
+    let mut scene = Scene::new(-60).await;
+    scene.login.then_for_token(TokenReply::well().cut());
+    let client = scene.start(json!({})).await;
+    check_unavailable("lost", &client.turn(&turn("one")).await);
+    scene.rig.stop().await;
+    let noted = read_json(&journal(&scene));
+    assert!(noted["spent"].is_string() && noted["tokens"].is_null(), "no answer is noted");
+    scene
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_was_noted_before_a_kill_is_taken_up_at_the_start() {
+    let mut scene = lost_answer().await;
+    let mut noted = read_json(&journal(&scene));
+    let tokens = &scene.login.auth_json()["tokens"];
+    noted["tokens"] =
+        ["id_token", "access_token", "refresh_token"].map(|name| (name, tokens[name].clone())).into_iter().collect();
+    fs::write(journal(&scene), noted.to_string()).expect("it can be written");
+    let client = scene.start(json!({})).await;
+    assert!(scene.has_newest_tokens());
+    assert_eq!(left_over(&scene), Vec::<String>::new());
+    check_served("taken up", &client.turn(&turn("one")).await);
+    assert_eq!((scene.login.post_count(), scene.login.reuses()), (1, 0));
+    scene.rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_may_be_spent_is_not_shown_again_by_the_next_gateway() {
+    let mut scene = lost_answer().await;
+    for _ in 0..2 {
+        let client = scene.start(json!({})).await;
+        check_unavailable("may be spent", &client.turn(&turn("one")).await);
+        let status = scene.rig.credential("a").await;
+        assert_eq!(status["state"], "login_needed", "{status:#}");
+        assert_eq!((scene.login.post_count(), scene.login.reuses()), (1, 0));
+        scene.rig.stop().await;
+    }
+    // A new login ends it.
+    let new = scene.rig.upstream.login("account-a");
+    replace_file(&scene.file(), new.renew_with(-60).to_string());
+    let client = scene.start(json!({})).await;
+    check_served("a new login", &client.turn(&turn("one")).await);
+    assert_eq!((new.post_count(), left_over(&scene)), (1, Vec::new()));
+    scene.rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_of_another_token_or_of_nothing_changes_nothing() {
+    let other = json!({
+        "spent": "0".repeat(64),
+        "at": "2026-01-01T00:00:00.5Z",
+        "tokens": { "access_token": "not-ours", "refresh_token": "not-ours" },
+    });
+    for (name, text) in
+        [("another token's", other.to_string()), ("half", r#"{"spent": "0"#.to_owned()), ("empty", String::new())]
+    {
+        let mut scene = Scene::new(-60).await;
+        fs::write(journal(&scene), text).expect("it can be written");
+        let client = scene.start(json!({})).await;
+        check_served(name, &client.turn(&turn("one")).await);
+        assert!(scene.has_newest_tokens(), "{name}");
+        assert_eq!((posts(&scene.rig), left_over(&scene)), (1, Vec::new()), "{name}");
+        scene.rig.stop().await;
+    }
+}

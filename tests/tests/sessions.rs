@@ -1,0 +1,343 @@
+//! Sessions across a restart or a kill of the gateway: who keeps its credential, who begins anew, and whose turn's state
+//! goes where.
+
+use std::fs;
+use std::time::Duration;
+
+use http::StatusCode;
+use rusqlite::{Connection, params};
+use serde_json::{Value, json};
+use tollgate_tests::upstream::{Reply, SeenRequest, Standing, WAIT_MAX};
+use tollgate_tests::{Client, Rig, turn};
+
+const HOUR: Duration = Duration::from_secs(3600);
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// A turn of no session.
+fn homeless() -> Value {
+    json!({ "model": "gpt-5.4", "stream": true, "input": [] })
+}
+
+/// A turn of no session that goes on from that response.
+fn after(response_id: &str) -> Value {
+    let mut body = homeless();
+    body["previous_response_id"] = json!(response_id);
+    body
+}
+
+fn limited(seconds: u64) -> Reply {
+    Reply::usage_limit_reached().without_rate_limits().resets_in_seconds(seconds)
+}
+
+/// Sends a turn. Answers what upstream saw of it last.
+async fn seen(rig: &Rig, client: &Client, body: &Value) -> SeenRequest {
+    let before = rig.upstream.turns().len();
+    let answer = client.turn(body).await;
+    assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
+    rig.upstream.turns().split_off(before).pop().expect("a turn")
+}
+
+/// The tag of the account that serves a turn.
+async fn served(rig: &Rig, client: &Client, body: &Value) -> String {
+    let account = seen(rig, client, body).await.account.expect("an account");
+    account.strip_prefix("account-").expect("an account of the rig").to_owned()
+}
+
+/// Alice's session `one` finds its home on `b`, for `a` refuses it. With the gateway that is forgotten: whoever has a
+/// choice after a restart takes `a`.
+async fn settle_on_b(rig: &Rig, client: &Client) {
+    rig.account("a").then(limited(600));
+    rig.account("b").then(Reply::ok().response_id("resp_of_b"));
+    let alice = client.token("token-alice");
+    assert_eq!(served(rig, &alice, &turn("one")).await, "b");
+}
+
+/// A gateway with that configuration, on whose `b` alice's session `one` has lived before it was stopped.
+async fn settled(config: impl FnOnce(&Rig) -> Value) -> (Rig, Value) {
+    let mut rig = Rig::new().await;
+    let config = config(&rig);
+    let client = rig.start_polled(config.clone()).await;
+    settle_on_b(&rig, &client).await;
+    rig.stop().await;
+    (rig, config)
+}
+
+/// Whoever has a choice takes the first of these: the others have used more.
+fn prefer(rig: &Rig, tags: &[&str]) {
+    for (place, tag) in tags.iter().enumerate() {
+        rig.account(tag).set_standing(Standing::new("plus").weekly_used(10.0 * place as f64));
+    }
+}
+
+/// Alice and bob on a pool of `a` and `b`, of which `a` is preferred.
+fn two(rig: &Rig) -> Value {
+    let config = rig.team(&["a", "b"], json!({}));
+    prefer(rig, &["a", "b"]);
+    config
+}
+
+/// Waits until the real gateway has asked for everybody's use, as [`Rig::start_polled`] does.
+async fn wait_until_polled(rig: &Rig) {
+    for tag in ["a", "b"] {
+        rig.wait_for_credential(tag, WAIT_MAX, "its use was asked for", |found| found["polled_at"].is_u64()).await;
+    }
+}
+
+// Who keeps its credential
+
+/// Alice's session `one` and what follows its response are on `b`; everything else is free to go to `a`, and does.
+async fn check_kept(rig: &Rig, client: &Client) {
+    let (alice, bob) = (client.token("token-alice"), client.token("token-bob"));
+    assert_eq!(served(rig, &alice, &turn("another")).await, "a");
+    assert_eq!(served(rig, &alice, &turn("one")).await, "b");
+    assert_eq!(served(rig, &alice, &after("resp_of_b")).await, "b");
+    assert_eq!(served(rig, &alice, &after("resp_unknown")).await, "a");
+    assert_eq!(served(rig, &bob, &turn("one")).await, "a", "the session is not bob's");
+    assert_eq!(served(rig, &bob, &after("resp_of_b")).await, "a", "the response is not bob's");
+    assert_eq!(served(rig, &alice, &turn("one")).await, "b", "and it stays");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_and_responses_stay_with_their_credential_across_a_restart() {
+    let (mut rig, config) = settled(two).await;
+    let client = rig.start_polled(config).await;
+    check_kept(&rig, &client).await;
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_and_responses_stay_with_their_credential_across_a_kill_right_after_the_response() {
+    let rig = Rig::new().await;
+    let config = two(&rig);
+    let first = rig.spawn(&config).await;
+    settle_on_b(&rig, &first.client()).await;
+    first.kill();
+    let second = rig.spawn(&config).await;
+    wait_until_polled(&rig).await;
+    check_kept(&rig, &second.client()).await;
+    second.kill();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_stays_across_a_restart_under_every_sticky_strategy() {
+    for strategy in ["least_used", "round_robin", "random"] {
+        let (mut rig, config) = settled(|rig| rig.team(&["a", "b"], json!({ "strategy": strategy }))).await;
+        for _ in 0..2 {
+            let client = rig.start_polled(config.clone()).await.token("token-alice");
+            for _ in 0..4 {
+                assert_eq!(served(&rig, &client, &turn("one")).await, "b", "{strategy}");
+            }
+            rig.stop().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_stays_with_its_credential_though_that_stands_elsewhere_in_the_configuration() {
+    let (mut rig, _) = settled(two).await;
+    let mut config = rig.team(&["c", "b", "a"], json!({}));
+    prefer(&rig, &["c", "a", "b"]);
+    config["services"][0]["users"].as_array_mut().expect("a list").reverse();
+    let client = rig.start_polled(config).await;
+    let alice = client.token("token-alice");
+    assert_eq!(served(&rig, &alice, &turn("another")).await, "c");
+    assert_eq!(served(&rig, &alice, &turn("one")).await, "b");
+    assert_eq!(served(&rig, &alice, &after("resp_of_b")).await, "b");
+    assert_eq!(served(&rig, &client.token("token-bob"), &turn("one")).await, "c");
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_was_lent_is_at_home_again_after_a_restart() {
+    let (mut rig, config) = settled(two).await;
+    let client = rig.start_polled(config.clone()).await.token("token-alice");
+    rig.account("b").then(limited(60));
+    assert_eq!(served(&rig, &client, &turn("one")).await, "a", "for a minute");
+    rig.stop().await;
+    let client = rig.start_polled(config).await.token("token-alice");
+    assert_eq!(served(&rig, &client, &turn("one")).await, "b");
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_moved_stays_where_it_went_across_a_restart() {
+    let (mut rig, config) = settled(two).await;
+    let client = rig.start_polled(config.clone()).await.token("token-alice");
+    rig.account("b").then(limited(24 * 3600));
+    assert_eq!(served(&rig, &client, &turn("one")).await, "a", "for good");
+    rig.stop().await;
+    prefer(&rig, &["b", "a"]);
+    let client = rig.start_polled(config).await.token("token-alice");
+    assert_eq!(served(&rig, &client, &turn("another")).await, "b");
+    assert_eq!(served(&rig, &client, &turn("one")).await, "a");
+    rig.stop().await;
+}
+
+// Who begins anew
+
+/// Lets what the ledger of a stopped gateway knows of sessions and responses be older by `age`.
+fn age(rig: &Rig, age: Duration) {
+    let ledger = Connection::open(rig.ledger()).expect("the ledger opens");
+    let age = i64::try_from(age.as_millis()).expect("not so long");
+    for statement in [
+        "UPDATE session_home SET used_at = used_at - ?1",
+        "UPDATE usage SET started_at = started_at - ?1, finished_at = finished_at - ?1",
+    ] {
+        assert!(ledger.execute(statement, params![age]).expect("the ledger can be written") > 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_was_idle_for_its_lifetime_begins_anew_after_a_restart() {
+    let cases = [
+        (None, 24 * HOUR - MINUTE, "b"),
+        (None, 24 * HOUR, "a"),
+        (Some("2h"), 2 * HOUR - MINUTE, "b"),
+        (Some("2h"), 2 * HOUR, "a"),
+    ];
+    for (lifetime, idle, expected) in cases {
+        let (mut rig, mut config) = settled(two).await;
+        if let Some(lifetime) = lifetime {
+            config["limits"] = json!({ "session_lifetime": lifetime });
+        }
+        age(&rig, idle);
+        let client = rig.start_polled(config).await.token("token-alice");
+        assert_eq!(served(&rig, &client, &turn("one")).await, expected, "{lifetime:?}, idle for {idle:?}");
+        assert_eq!(served(&rig, &client, &after("resp_of_b")).await, expected, "{lifetime:?}, idle for {idle:?}");
+        rig.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_lives_on_from_its_last_use_and_not_from_its_first() {
+    let (mut rig, config) = settled(two).await;
+    for _ in 0..3 {
+        age(&rig, 20 * HOUR);
+        let client = rig.start_polled(config.clone()).await.token("token-alice");
+        assert_eq!(served(&rig, &client, &turn("one")).await, "b");
+        rig.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_whose_credential_is_gone_from_the_configuration_begins_anew() {
+    let (mut rig, _) = settled(two).await;
+    let config = rig.team(&["a", "c"], json!({}));
+    prefer(&rig, &["a", "c"]);
+    let client = rig.start_polled(config).await.token("token-alice");
+    assert_eq!(served(&rig, &client, &turn("one")).await, "a");
+    assert_eq!(served(&rig, &client, &after("resp_of_b")).await, "a");
+    assert_eq!(rig.credential("a").await["sessions"], 1, "it lives there now");
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_whose_credential_left_its_pool_begins_anew() {
+    let (mut rig, mut config) = settled(two).await;
+    config["services"][0]["credentials"][2]["credentials"] = json!(["a"]);
+    let client = rig.start_polled(config).await.token("token-alice");
+    assert_eq!(served(&rig, &client, &turn("one")).await, "a");
+    assert_eq!(served(&rig, &client, &after("resp_of_b")).await, "a");
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_too_many_sessions_those_that_were_used_last_are_known_after_a_restart() {
+    let (mut rig, mut config) = settled(two).await;
+    config["limits"] = json!({ "sessions": 2 });
+    for session in ["two", "three"] {
+        age(&rig, MINUTE);
+        let client = rig.start_polled(config.clone()).await.token("token-alice");
+        rig.account("a").then(limited(600));
+        assert_eq!(served(&rig, &client, &turn(session)).await, "b");
+        rig.stop().await;
+    }
+    let client = rig.start_polled(config).await.token("token-alice");
+    for (session, expected) in [("three", "b"), ("two", "b"), ("one", "a")] {
+        assert_eq!(served(&rig, &client, &turn(session)).await, expected, "{session}");
+    }
+    rig.stop().await;
+}
+
+// A turn's state
+
+const TURN_STATE: &str = "x-codex-turn-state";
+
+/// A client of alice's that sends this state back.
+fn with_state(client: &Client, state: &str) -> Client {
+    client.token("token-alice").header(TURN_STATE, state)
+}
+
+/// The account that serves alice's session `one`, and the turn's state that it is sent.
+async fn served_with(rig: &Rig, client: &Client) -> (String, Option<String>) {
+    let seen = seen(rig, client, &turn("one")).await;
+    (seen.account.clone().expect("an account"), seen.header(TURN_STATE).map(str::to_owned))
+}
+
+fn sent(account: &str, state: Option<&str>) -> (String, Option<String>) {
+    (format!("account-{account}"), state.map(str::to_owned))
+}
+
+/// A running team on `a` and `b`. Each has issued a state: `a` first, and then `b`, to which a minute's refusal sent
+/// the session.
+async fn with_two_states() -> (Rig, Client) {
+    let mut rig = Rig::new().await;
+    let config = two(&rig);
+    let client = rig.start_polled(config).await;
+    rig.account("a").then(Reply::ok().header(TURN_STATE, "state-of-a"));
+    rig.account("b").then(Reply::ok().header(TURN_STATE, "state-of-b"));
+    let first = client.token("token-alice").turn(&turn("one")).await;
+    assert_eq!(first.header(TURN_STATE), Some("state-of-a"), "the client gets it");
+    assert_eq!(served_with(&rig, &with_state(&client, "state-of-a")).await, sent("a", Some("state-of-a")));
+    (rig, client)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_turns_state_goes_to_the_account_that_issued_it_and_to_no_other() {
+    let (mut rig, client) = with_two_states().await;
+    let of_a = with_state(&client, "state-of-a");
+    rig.account("a").then(limited(60));
+    assert_eq!(served_with(&rig, &of_a).await, sent("b", None), "in the same request");
+    let attempts = rig.upstream.turns();
+    let refused = &attempts[attempts.len() - 2];
+    assert_eq!((refused.account.as_deref(), refused.header(TURN_STATE)), (Some("account-a"), Some("state-of-a")));
+    assert_eq!(served_with(&rig, &of_a).await, sent("b", None), "in a further one");
+    assert_eq!(served_with(&rig, &with_state(&client, "state-of-b")).await, sent("b", Some("state-of-b")));
+    assert_eq!(served_with(&rig, &with_state(&client, "state-of-nobody")).await, sent("b", None));
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_turns_state_is_kept_back_when_its_issuers_file_is_gone_and_goes_again_when_it_is_back() {
+    let (mut rig, client) = with_two_states().await;
+    let of_a = with_state(&client, "state-of-a");
+    let file = rig.credential_file("a");
+    let text = fs::read(&file).expect("it is there");
+    fs::remove_file(&file).expect("it is there");
+    rig.wait_for_state("a", "unreadable").await;
+    assert_eq!(served_with(&rig, &of_a).await, sent("b", None));
+    fs::write(&file, text).expect("the folder can be written");
+    rig.wait_for_state("a", "ready").await;
+    // Wherever the session lives by now: a turn of another has its choice.
+    let chosen = seen(&rig, &of_a, &homeless()).await;
+    assert_eq!(chosen.account.as_deref(), Some("account-a"));
+    assert_eq!(chosen.header(TURN_STATE), Some("state-of-a"));
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_turns_state_of_another_users_is_not_sent() {
+    let (mut rig, client) = with_two_states().await;
+    let bob = client.token("token-bob").header(TURN_STATE, "state-of-a");
+    assert_eq!(served_with(&rig, &bob).await, sent("a", None));
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_there_is_one_account_every_turns_state_is_sent() {
+    let mut rig = Rig::new().await;
+    let config = rig.config(json!({ "credentials": [rig.oauth("a")] }));
+    let client = rig.start_polled(config).await.header(TURN_STATE, "from-before-a-restart");
+    assert_eq!(served_with(&rig, &client).await, sent("a", Some("from-before-a-restart")));
+    rig.stop().await;
+}

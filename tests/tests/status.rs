@@ -1,0 +1,379 @@
+//! `tollgate status`: what an operator reads of the running gateway, and the socket by which it is asked.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use http::{Method, StatusCode};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixListener;
+use tollgate_tests::upstream::{Gate, Reply, Standing, TokenReply, WAIT_MAX};
+use tollgate_tests::{Program, Rig, ask_socket, binary, turn, unix_in};
+
+/// In files and answers that are told of.
+const BROKEN: &str = "canary-in-a-broken-file";
+const ANSWER: &str = "canary-in-an-answer";
+const EXTERNAL: &str = "canary-token-of-another-gateway";
+
+const DAY: u64 = 24 * 60 * 60;
+
+/// What a command printed, and how it ended.
+struct Said {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+fn status(config: &Path, more: &[&str]) -> Said {
+    let output = Command::new(binary()).arg("status").arg("-c").arg(config).args(more).output();
+    let output = output.expect("the binary runs");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("it prints UTF-8");
+    Said { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+/// The table of the gateway that runs by `config.json`.
+fn table(rig: &Rig) -> String {
+    let said = status(&rig.path("config.json"), &[]);
+    assert_eq!((said.code, said.stderr.as_str()), (Some(0), ""));
+    said.stdout
+}
+
+fn json_of(rig: &Rig) -> (String, Value) {
+    let said = status(&rig.path("config.json"), &["--json"]);
+    assert_eq!((said.code, said.stderr.as_str()), (Some(0), ""));
+    let value = serde_json::from_str(&said.stdout).expect("it prints JSON");
+    (said.stdout, value)
+}
+
+/// The cells of a credential's row, by the names in the table's head; those of the weekly window come after those of
+/// the 5-hour one.
+fn row(table: &str, tag: &str) -> Vec<String> {
+    let head = table.lines().next().expect("a head");
+    let line = table.lines().find(|line| line.split_whitespace().next() == Some(tag));
+    let line = line.unwrap_or_else(|| panic!("{tag} has no row:\n{table}"));
+    assert_eq!(head.split_whitespace().next(), Some("credential"), "{table}");
+    line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).map(str::to_owned).collect()
+}
+
+fn of<'a>(status: &'a Value, tag: &str) -> &'a Value {
+    let credentials = status["services"][0]["credentials"].as_array().expect("a list");
+    let found = credentials.iter().find(|credential| credential["credential"] == tag);
+    found.unwrap_or_else(|| panic!("{tag} is not in {status:#}"))
+}
+
+// Credentials in every state
+
+/// A gateway whose credentials are named as they are.
+struct Varied {
+    rig: Rig,
+    program: Program,
+    secrets: Vec<String>,
+}
+
+impl Varied {
+    async fn start() -> Self {
+        let rig = Rig::new().await;
+        let mut credentials: Vec<Value> =
+            ["whole", "stale", "limited", "refused", "paused"].map(|tag| rig.oauth(tag)).into();
+        let stand = |tag: &str, standing: Standing| rig.account(tag).set_standing(standing);
+        stand("whole", Standing::new("pro").five_hour_used(41.6).weekly_used(7.0));
+        stand("paused", Standing::new("plus").weekly_used(99.5).weekly_resets_at(unix_in(3 * DAY + 7200 + 60)));
+        rig.account("stale").always_for_poll(Reply::error(500, "server_error", ANSWER));
+        credentials[0]["reserve_5h"] = json!(20);
+
+        let logins = ["refreshing", "login", "failing"];
+        let mut secrets: Vec<String> =
+            [BROKEN, ANSWER, EXTERNAL, "sk-key", "access-", "token-limited"].map(str::to_owned).into();
+        for tag in logins {
+            let (credential, login) = rig.login(tag);
+            let file = login.renew_with(-60);
+            rig.write(&format!("{tag}.json"), file.to_string());
+            secrets.extend(tokens(&file));
+            login.always_for_token(token_reply(tag));
+            credentials.push(credential);
+        }
+        credentials.push(rig.api_key("key"));
+        let broken = rig.write("broken.json", format!(r#"{{"tokens": {{"access_token": "{BROKEN}", {BROKEN}"#));
+        credentials.push(json!({ "tag": "broken", "credential_path": broken }));
+        credentials.push(json!({ "tag": "missing", "credential_path": rig.path("missing.json") }));
+        credentials
+            .push(json!({ "type": "external", "tag": "branch", "url": rig.upstream.api_url(), "token": EXTERNAL }));
+        let users = ["limited", "refused"]
+            .map(|tag| json!({ "name": tag, "token": format!("token-{tag}"), "credential": tag }));
+        let config = rig.config(json!({ "credentials": credentials, "users": users }));
+        let program = rig.spawn(&config).await;
+        let varied = Self { rig, program, secrets };
+        varied.settle().await;
+        varied
+    }
+
+    /// Refuses those that are to be refused, and waits until all is as it will be.
+    async fn settle(&self) {
+        let client = self.program.client();
+        for (tag, reply) in [
+            ("limited", Reply::usage_limit_reached()),
+            ("refused", Reply::usage_limit_reached().without_rate_limits().resets_in_seconds(600)),
+        ] {
+            self.rig.wait_for_credential(tag, WAIT_MAX, "polled", |found| !found["polled_at"].is_null()).await;
+            let resets = unix_in(2 * 3600 + 60);
+            self.rig.account(tag).set_standing(Standing::new("plus").five_hour_used(100.0).five_hour_resets_at(resets));
+            self.rig.account(tag).then(reply);
+            let answer = client.token(&format!("token-{tag}")).turn(&turn("one")).await;
+            assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS);
+        }
+        for (tag, state) in STATES {
+            self.rig.wait_for_state(tag, state).await;
+        }
+        for tag in ["whole", "paused"] {
+            self.rig.wait_for_credential(tag, WAIT_MAX, "polled", |found| !found["polled_at"].is_null()).await;
+        }
+        for tag in ["stale", "branch"] {
+            self.rig.wait_for_credential(tag, WAIT_MAX, "stale", |found| !found["poll_failure"].is_null()).await;
+        }
+    }
+}
+
+const STATES: [(&str, &str); 12] = [
+    ("whole", "ready"),
+    ("stale", "ready"),
+    ("limited", "rate_limited"),
+    ("refused", "rate_limited"),
+    ("paused", "paused"),
+    ("refreshing", "refreshing"),
+    ("login", "login_needed"),
+    ("failing", "cannot_refresh"),
+    ("key", "ready"),
+    ("broken", "unreadable"),
+    ("missing", "unreadable"),
+    ("branch", "ready"),
+];
+
+/// What the token endpoint answers to the login `tag`.
+fn token_reply(tag: &str) -> TokenReply {
+    let error = |code: &str| json!({ "error": { "code": code, "message": ANSWER } }).to_string();
+    match tag {
+        "refreshing" => TokenReply::well().behind(&Gate::new()),
+        "login" => TokenReply::status(401).body(error("refresh_token_expired")),
+        _ => TokenReply::status(500).body(error(&format!("{ANSWER} as a code"))),
+    }
+}
+
+fn tokens(file: &Value) -> Vec<String> {
+    ["id_token", "access_token", "refresh_token"]
+        .map(|name| file["tokens"][name].as_str().expect("a token").to_owned())
+        .into()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_state_is_told_with_its_reason_and_its_end_and_no_secret() {
+    let varied = Varied::start().await;
+    let (text, status) = json_of(&varied.rig);
+    let table = table(&varied.rig);
+
+    for (tag, state) in STATES {
+        assert_eq!(of(&status, tag)["state"], state, "{tag}: {status:#}");
+    }
+    let near = |tag: &str, field: &str, seconds: u64| {
+        let found = of(&status, tag)[field].as_u64().map(|ms| ms / 1000);
+        assert!(found.is_some_and(|at| at.abs_diff(unix_in(seconds)) <= 20), "{tag}: {field} is {found:?}");
+    };
+    near("limited", "until", 2 * 3600 + 60);
+    near("refused", "until", 600);
+    near("paused", "until", 3 * DAY + 7200 + 60);
+    let windows = ["limited", "refused", "paused"].map(|tag| of(&status, tag)["window"].as_str());
+    assert_eq!(windows, [Some("5-hour"), None, Some("weekly")]);
+    for (tag, part) in
+        [("login", "refresh_token_expired"), ("failing", "500"), ("broken", "line 1"), ("missing", "missing.json")]
+    {
+        let reason = of(&status, tag)["reason"].as_str().unwrap_or_default();
+        assert!(reason.contains(part), "{tag}: {reason:?} has no {part:?}");
+    }
+    let whole = of(&status, "whole");
+    assert_eq!((&whole["five_hour"]["used"], &whole["five_hour"]["cap"]), (&json!(41.6), &json!(80.0)));
+    assert_eq!((&whole["weekly"]["used"], &whole["weekly"]["cap"]), (&json!(7.0), &json!(99.0)));
+    assert_eq!((whole["plan"].as_str(), whole["kind"].as_str()), (Some("pro"), Some("oauth")));
+    let usable = STATES.map(|(tag, _)| of(&status, tag)["usable"] == true);
+    assert_eq!(usable.iter().filter(|usable| **usable).count(), 5, "{usable:?}");
+
+    for (tag, said) in [
+        ("limited", "rate-limited for 2h 0m (5-hour)"),
+        ("refused", "rate-limited for 9m"),
+        ("paused", "paused at its cap for 3d 2h (weekly)"),
+        ("refreshing", "refreshing"),
+        ("login", "login needed"),
+        ("failing", "cannot refresh"),
+        ("broken", "unreadable"),
+    ] {
+        assert_eq!(row(&table, tag)[1], said, "{table}");
+    }
+    assert_eq!(row(&table, "whole")[1..3], ["ready", "41% of 80%"], "{table}");
+    for note in ["login: ", "failing: ", "broken: ", "missing: ", "stale: the last poll: answered 500"] {
+        assert!(table.lines().any(|line| line.starts_with(note)), "{note:?} is not in\n{table}");
+    }
+    for secret in &varied.secrets {
+        assert!(!text.contains(secret) && !table.contains(secret), "{secret} is told:\n{table}\n{text}");
+    }
+    varied.program.kill();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_and_requests_under_way_are_counted_where_they_are() {
+    let rig = Rig::new().await;
+    let program = rig.spawn(&rig.team(&["a", "b"], json!({}))).await;
+    let gate = Gate::new();
+    rig.account("a").always(Reply::ok().hold_after(1, &gate));
+    let (alice, bob) = (program.client().token("token-alice"), program.client().token("token-bob"));
+    let streams = [
+        alice.start_turn(&turn("one")).await,
+        alice.start_turn(&turn("two")).await,
+        bob.start_turn(&turn("one")).await,
+        bob.start_turn(&turn("one")).await,
+    ];
+    let (_, status) = json_of(&rig);
+    let counts =
+        |status: &Value, tag: &str| (of(status, tag)["sessions"].as_u64(), of(status, tag)["in_flight"].as_u64());
+    assert_eq!((counts(&status, "a"), counts(&status, "b")), ((Some(3), Some(4)), (Some(0), Some(0))));
+    let table = table(&rig);
+    assert!(row(&table, "a").ends_with(&["3".to_owned(), "4".to_owned()]), "{table}");
+    gate.open();
+    for stream in streams {
+        assert!(stream.finish().await.whole);
+    }
+    rig.wait_for_credential("a", WAIT_MAX, "idle", |found| found["in_flight"] == 0).await;
+    assert_eq!(counts(&json_of(&rig).1, "a"), (Some(3), Some(0)));
+    program.kill();
+}
+
+// Nobody to ask
+
+#[track_caller]
+fn check_refused(rig: &Rig, parts: &[&str]) {
+    for more in [&[][..], &["--json"]] {
+        let said = status(&rig.path("config.json"), more);
+        assert_eq!((said.code, said.stdout.as_str()), (Some(1), ""), "{}", said.stderr);
+        assert!(said.stderr.starts_with("tollgate: "), "{}", said.stderr);
+        for part in parts {
+            assert!(said.stderr.contains(part), "{} has no {part:?}", said.stderr);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_no_gateway_runs_its_socket_is_named_and_the_code_is_1() {
+    let rig = Rig::new().await;
+    let config = rig.config(json!({ "credentials": [rig.oauth("a")] }));
+    rig.write("config.json", config.to_string());
+    let socket = rig.socket();
+    let parts = ["no gateway answers", socket.to_str().expect("a plain name"), "data_dir"];
+    check_refused(&rig, &parts);
+
+    let program = rig.spawn(&config).await;
+    assert!(table(&rig).contains("ready"));
+    program.kill();
+    assert!(socket.exists(), "what a killed gateway leaves");
+    check_refused(&rig, &parts);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_no_status_is_not_printed() {
+    let rig = Rig::new().await;
+    let config = rig.config(json!({ "credentials": [rig.oauth("a")] }));
+    rig.write("config.json", config.to_string());
+    let answers = [
+        "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nnope",
+        "HTTP/1.1 404 Not Found\r\ncontent-length: 2\r\n\r\n{}",
+        "SSH-2.0-OpenSSH\r\n",
+        "",
+    ];
+    fs::create_dir(rig.path("data")).expect("a folder can be made");
+    for answer in answers {
+        let listener = UnixListener::bind(rig.socket()).expect("it can be listened on");
+        let answering = tokio::spawn(async move {
+            for _ in 0..2 {
+                let (mut stream, _) = listener.accept().await.expect("a question");
+                let _ = stream.read(&mut [0; 4096]).await;
+                stream.write_all(answer.as_bytes()).await.expect("it can be answered");
+            }
+        });
+        check_refused(&rig, &[rig.socket().to_str().expect("a plain name")]);
+        answering.await.expect("no panic");
+        fs::remove_file(rig.socket()).expect("it can be removed");
+    }
+}
+
+// The socket
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_socket_is_the_owners_alone_and_goes_with_the_gateway() {
+    let rig = Rig::new().await;
+    let program = rig.spawn(&rig.config(json!({ "credentials": [rig.oauth("a")] }))).await;
+    let found = fs::metadata(rig.socket()).expect("it is there when the gateway is ready");
+    assert!(found.file_type().is_socket());
+    assert_eq!(found.permissions().mode() & 0o777, 0o600);
+    program.signal(libc::SIGTERM);
+    assert!(program.wait(Duration::from_secs(30)).await.success());
+    assert!(!rig.socket().exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_socket_of_a_killed_gateway_is_replaced_by_the_next() {
+    let rig = Rig::new().await;
+    let config = rig.config(json!({ "credentials": [rig.oauth("a")] }));
+    for _ in 0..2 {
+        let program = rig.spawn(&config).await;
+        assert_eq!(of(&json_of(&rig).1, "a")["state"], "ready");
+        program.kill();
+        assert!(rig.socket().exists());
+    }
+    let program = rig.spawn(&config).await;
+    assert_eq!(fs::metadata(rig.socket()).expect("it is there").permissions().mode() & 0o777, 0o600);
+    program.kill();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_socket_tells_the_status_and_does_nothing_else() {
+    let rig = Rig::new().await;
+    let program = rig.spawn(&rig.config(json!({ "credentials": [rig.oauth("a")] }))).await;
+    let cases = [
+        (Method::GET, "/status", StatusCode::OK),
+        (Method::GET, "/", StatusCode::NOT_FOUND),
+        (Method::GET, "/status/a", StatusCode::NOT_FOUND),
+        (Method::GET, "/v1/models", StatusCode::NOT_FOUND),
+        (Method::POST, "/status", StatusCode::METHOD_NOT_ALLOWED),
+        (Method::DELETE, "/status", StatusCode::METHOD_NOT_ALLOWED),
+        (Method::POST, "/v1/responses", StatusCode::METHOD_NOT_ALLOWED),
+    ];
+    for (method, path, expected) in cases {
+        let answer = ask_socket(&rig.socket(), method.clone(), path).await;
+        assert_eq!(answer.status, expected, "{method} {path}");
+        assert_eq!(answer.header("content-type"), Some("application/json"));
+        assert!(answer.json().is_object());
+    }
+    assert!(rig.forwarded().is_empty());
+    program.kill();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_who_ask_and_some_who_say_nothing_keep_nobody_from_an_answer() {
+    let rig = Rig::new().await;
+    let program = rig.spawn(&rig.config(json!({ "credentials": [rig.oauth("a")] }))).await;
+    // Half as many as are taken at a time.
+    let mut silent = Vec::new();
+    for _ in 0..8 {
+        silent.push(tokio::net::UnixStream::connect(rig.socket()).await.expect("it is taken"));
+    }
+    let asking: Vec<_> = (0..50)
+        .map(|_| {
+            let socket = rig.socket();
+            tokio::spawn(async move { ask_socket(&socket, Method::GET, "/status").await.status })
+        })
+        .collect();
+    for asked in asking {
+        assert_eq!(asked.await.expect("no panic"), StatusCode::OK);
+    }
+    drop(silent);
+    program.kill();
+}

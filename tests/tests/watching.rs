@@ -1,0 +1,394 @@
+//! Watching: whatever happens to an auth.json takes effect soon, and nothing that the gateway writes itself does.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use http::StatusCode;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tollgate_tests::{Client, Program, Rig, oauth_file, turn};
+
+/// A change shows by then, on a slow machine too: long before the ten seconds after which the gateway looks by itself.
+const SOON: Duration = Duration::from_secs(3);
+
+/// A gateway with one credential, `a`, which need not be there.
+struct Scene {
+    rig: Rig,
+    client: Client,
+    versions: i64,
+}
+
+/// A content of an auth.json: of an account of its own, and made at a time of its own.
+struct Version {
+    account: String,
+    text: String,
+    refreshed_at_ms: i64,
+}
+
+impl Scene {
+    async fn new(rig: Rig, path: &Path) -> Self {
+        let mut rig = rig;
+        let config = rig.config(json!({ "credentials": [{"tag": "a", "credential_path": path}] }));
+        let client = rig.start(config).await;
+        Self { rig, client, versions: 0 }
+    }
+
+    /// With the file `a.json` in the rig's folder, and the version that is in it.
+    async fn with_file() -> (Self, Version) {
+        let rig = Rig::new().await;
+        let first = version(&rig, 0);
+        let path = rig.credential_file("a");
+        rig.write("a.json", &first.text);
+        let mut scene = Self::new(rig, &path).await;
+        scene.versions = 1;
+        scene.serves(&first).await;
+        (scene, first)
+    }
+
+    fn version(&mut self) -> Version {
+        self.versions += 1;
+        version(&self.rig, self.versions)
+    }
+
+    /// The gateway knows the version soon, and serves by it.
+    async fn serves(&self, version: &Version) {
+        // By its status first: a request has a credential that is away looked at.
+        let is_so = |found: &Value| found["state"] == "ready" && found["refreshed_at"] == version.refreshed_at_ms;
+        self.rig.wait_for_credential("a", SOON, &format!("as of {}", version.account), is_so).await;
+        let answer = self.client.turn(&turn("one")).await;
+        assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
+        let account = self.rig.upstream.turns().pop().expect("a turn").account;
+        assert_eq!(account.as_deref(), Some(version.account.as_str()));
+    }
+
+    /// The credential is away soon, for that reason, and nobody is served.
+    async fn is_away(&self, reason: &str) {
+        let is_so = |found: &Value| found["state"] == "unreadable";
+        let found = self.rig.wait_for_credential("a", SOON, "unreadable", is_so).await;
+        let told = found["reason"].as_str().expect("a reason");
+        assert!(told.contains(reason), "{told:?} has no {reason:?}");
+        let before = self.rig.upstream.turns().len();
+        let answer = self.client.turn(&turn("one")).await;
+        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(answer.json()["error"]["code"], "credentials_unavailable");
+        assert_eq!(self.rig.upstream.turns().len(), before);
+    }
+}
+
+fn version(rig: &Rig, number: i64) -> Version {
+    let (token, account) = (format!("access-{number}"), format!("account-{number}"));
+    rig.upstream.account(&token, &account);
+    let mut file = oauth_file(&token, &account);
+    let made = OffsetDateTime::now_utc() - time::Duration::minutes(number);
+    file["last_refresh"] = json!(made.format(&Rfc3339).expect("a time of this century has an RFC 3339 form"));
+    let refreshed_at_ms = i64::try_from(made.unix_timestamp_nanos() / 1_000_000).expect("a time of this century");
+    Version { account, text: file.to_string(), refreshed_at_ms }
+}
+
+fn write(path: &Path, text: &str) {
+    fs::write(path, text).expect("the folder can be written");
+}
+
+/// Puts a file in the place of another, as Codex does.
+fn replace(path: &Path, text: &str) {
+    let new = path.with_extension("new");
+    write(&new, text);
+    fs::rename(new, path).expect("a file can be renamed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_appears_is_taken_up_whether_or_not_its_folder_was_there() {
+    for place in ["a.json", "home/a.json", "home/of/somebody/a.json"] {
+        let rig = Rig::new().await;
+        let path = rig.path(place);
+        let mut scene = Scene::new(rig, &path).await;
+        scene.is_away("cannot read").await;
+        fs::create_dir_all(path.parent().expect("a folder")).expect("folders can be made");
+        let version = scene.version();
+        write(&path, &version.text);
+        scene.serves(&version).await;
+        scene.rig.stop().await;
+    }
+}
+
+/// Folders on the way to a file, of which none is there at first.
+const DEPTH: usize = 12;
+
+/// How often a way is made, each for a credential of its own: the moment between a look and a watch is short.
+const WAYS: usize = 200;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn folders_that_are_made_while_they_are_looked_for_are_not_missed() {
+    let mut rig = Rig::new().await;
+    let folder = |way: usize, depth: usize| rig.path(&format!("home{way}{}", "/of".repeat(depth)));
+    let file = |way: usize| folder(way, DEPTH - 1).join("a.json");
+    let credential = |way: usize| json!({ "tag": format!("c{way}"), "credential_path": file(way) });
+    let config = rig.config(json!({ "credentials": (0..WAYS).map(credential).collect::<Vec<_>>() }));
+    let folders = (0..DEPTH).flat_map(|depth| (0..WAYS).map(move |way| (way, depth)));
+    let folders: Vec<PathBuf> = folders.map(|(way, depth)| folder(way, depth)).collect();
+    let files: Vec<PathBuf> = (0..WAYS).map(file).collect();
+    let text = version(&rig, 0).text;
+    rig.start(config).await;
+    let making = tokio::task::spawn_blocking(move || {
+        for folder in folders {
+            fs::create_dir(folder).expect("a folder can be made");
+            // So that the making takes several looks.
+            std::thread::sleep(Duration::from_micros(20));
+        }
+        files.iter().for_each(|file| write(file, &text));
+    });
+    making.await.expect("no panic");
+    for way in 0..WAYS {
+        let is_so = |found: &Value| found["state"] == "ready";
+        rig.wait_for_credential(&format!("c{way}"), SOON, "ready", is_so).await;
+    }
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_changes_in_place_or_is_replaced_is_taken_up() {
+    let (mut scene, _) = Scene::with_file().await;
+    let path = scene.rig.credential_file("a");
+    for put in [write, replace, replace, write] {
+        let version = scene.version();
+        put(&path, &version.text);
+        scene.serves(&version).await;
+    }
+    scene.rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_removed_is_away_until_it_comes_back() {
+    let (mut scene, _) = Scene::with_file().await;
+    let path = scene.rig.credential_file("a");
+    for put in [write, replace] {
+        fs::remove_file(&path).expect("it can be removed");
+        scene.is_away("cannot read").await;
+        let version = scene.version();
+        put(&path, &version.text);
+        scene.serves(&version).await;
+    }
+    scene.rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_is_removed_or_moved_away_is_waited_for() {
+    let rig = Rig::new().await;
+    let (home, other) = (rig.path("home"), rig.path("other"));
+    let path = home.join("a.json");
+    let mut scene = Scene::new(rig, &path).await;
+    let removals: [&dyn Fn(); 2] = [&|| fs::remove_dir_all(&home).expect("it can be removed"), &|| {
+        fs::rename(&home, &other).expect("it can be moved")
+    }];
+    for remove in removals {
+        fs::create_dir(&home).expect("a folder can be made");
+        let version = scene.version();
+        write(&path, &version.text);
+        scene.serves(&version).await;
+        remove();
+        scene.is_away("cannot read").await;
+    }
+    scene.rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_broken_for_good_is_away_with_the_reason_until_it_is_mended() {
+    let (mut scene, first) = Scene::with_file().await;
+    let path = scene.rig.credential_file("a");
+    let half = &first.text[..first.text.len() / 2];
+    let cases = [("", "empty"), (half, "expected JSON"), ("[]", "expected a JSON object"), ("{}", "tokens: missing")];
+    for (text, reason) in cases {
+        write(&path, text);
+        scene.is_away(reason).await;
+        let version = scene.version();
+        write(&path, &version.text);
+        scene.serves(&version).await;
+    }
+    scene.rig.stop().await;
+}
+
+/// A file may be half-written for so long: shorter than the gateway waits for it to become whole.
+const HALF_WRITTEN: Duration = Duration::from_millis(300);
+
+/// Past this it may count as broken.
+const HALF_WRITTEN_MAX: Duration = Duration::from_millis(500);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_half_written_file_does_not_replace_the_good_one() {
+    let (mut scene, mut known) = Scene::with_file().await;
+    let path = scene.rig.credential_file("a");
+    let begun = Instant::now();
+    loop {
+        let version = scene.version();
+        let paused = write_in_halves(&scene.rig, &path, &version, &known).await;
+        scene.serves(&version).await;
+        known = version;
+        // On a machine that stood still meanwhile nothing is shown.
+        if paused < HALF_WRITTEN_MAX {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(30), "this machine is too slow to write half a file in time");
+    }
+    scene.rig.stop().await;
+}
+
+/// Writes a version with a pause in the middle, in which the one that is known must stay. Answers how long it was.
+async fn write_in_halves(rig: &Rig, path: &Path, version: &Version, known: &Version) -> Duration {
+    let (begin, end) = version.text.as_bytes().split_at(version.text.len() / 2);
+    let mut file = File::create(path).expect("it can be truncated");
+    let begun = Instant::now();
+    file.write_all(begin).expect("it can be written");
+    let mut found = Vec::new();
+    while begun.elapsed() < HALF_WRITTEN {
+        found.push(rig.credential("a").await);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    file.write_all(end).expect("it can be written");
+    let paused = begun.elapsed();
+    if paused < HALF_WRITTEN_MAX {
+        for found in found {
+            assert_eq!((&found["state"], &found["refreshed_at"]), (&json!("ready"), &json!(known.refreshed_at_ms)));
+        }
+    }
+    paused
+}
+
+// Links
+
+/// Makes a folder with that auth.json in it, as a volume of Kubernetes has one for each of its versions.
+fn volume(folder: &Path, name: &str, version: &Version) {
+    fs::create_dir(folder.join(name)).expect("a folder can be made");
+    write(&folder.join(name).join("a.json"), &version.text);
+}
+
+/// Points the link `link` elsewhere, in one step.
+fn swap(folder: &Path, link: &str, target: &str) {
+    let new = folder.join("..new");
+    symlink(target, &new).expect("a link can be made");
+    fs::rename(new, folder.join(link)).expect("a link can be renamed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_whose_link_is_swapped_is_taken_up_each_time() {
+    let rig = Rig::new().await;
+    let folder = rig.path("volume");
+    fs::create_dir(&folder).expect("a folder can be made");
+    let path = folder.join("a.json");
+    let mut scene = Scene::new(rig, &path).await;
+    let first = scene.version();
+    volume(&folder, "..0", &first);
+    swap(&folder, "..data", "..0");
+    swap(&folder, "a.json", "..data/a.json");
+    scene.serves(&first).await;
+    for number in 1..4 {
+        let next = scene.version();
+        let name = format!("..{number}");
+        volume(&folder, &name, &next);
+        swap(&folder, "..data", &name);
+        fs::remove_dir_all(folder.join(format!("..{}", number - 1))).expect("it can be removed");
+        scene.serves(&next).await;
+        let changed = scene.version();
+        replace(&folder.join(&name).join("a.json"), &changed.text);
+        scene.serves(&changed).await;
+    }
+    scene.rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_to_a_file_elsewhere_is_followed_as_it_changes_and_when_it_is_pointed_elsewhere() {
+    let rig = Rig::new().await;
+    let path = rig.credential_file("a");
+    let mut scene = Scene::new(rig, &path).await;
+    for name in ["one", "two"] {
+        let version = scene.version();
+        volume(scene.rig.folder(), name, &version);
+        swap(scene.rig.folder(), "a.json", &format!("{name}/a.json"));
+        scene.serves(&version).await;
+        for put in [write, replace] {
+            let version = scene.version();
+            put(&scene.rig.path(name).join("a.json"), &version.text);
+            scene.serves(&version).await;
+        }
+        fs::remove_file(scene.rig.path(name).join("a.json")).expect("it can be removed");
+        scene.is_away("cannot read").await;
+    }
+    scene.rig.stop().await;
+}
+
+// The gateway's own writing, and what many files cost
+
+/// How many lines of the log say `message`, about `credential` where it is told.
+fn lines(program: &Program, message: &str, credential: Option<&str>) -> usize {
+    let log = program.log();
+    let events = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let is_one = |event: &Value| {
+        event["message"] == message && credential.is_none_or(|credential| event["credential"] == credential)
+    };
+    events.filter(is_one).count()
+}
+
+async fn wait_for_lines(program: &Program, message: &str, credential: Option<&str>, count: usize) {
+    let begun = Instant::now();
+    while lines(program, message, credential) < count {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{message:?} of {credential:?}:\n{}", program.log());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_refresh_writes_is_no_change() {
+    let rig = Rig::new().await;
+    let tags: Vec<String> = (0..8).map(|number| format!("c{number}")).collect();
+    let mut credentials = vec![rig.oauth("other")];
+    for tag in &tags {
+        let (credential, login) = rig.login(tag);
+        replace(&rig.credential_file(tag), &login.renew_with(-60).to_string());
+        credentials.push(credential);
+    }
+    let program = rig.spawn(&rig.config(json!({ "credentials": credentials }))).await;
+    for tag in &tags {
+        wait_for_lines(&program, "tokens refreshed", Some(tag), 1).await;
+    }
+    // Changes are told in their order: when this one is, those of before were.
+    replace(&rig.credential_file("other"), &oauth_file("access-other", "account-other").to_string());
+    wait_for_lines(&program, "credential changed", Some("other"), 1).await;
+    for tag in &tags {
+        let file = rig.credential_file(tag);
+        let text = fs::read_to_string(&file).expect("it can be read");
+        replace(&file, &format!("{text}\n"));
+        wait_for_lines(&program, "credential changed", Some(tag), 1).await;
+    }
+    for tag in &tags {
+        assert_eq!(lines(&program, "credential changed", Some(tag)), 1, "{tag}:\n{}", program.log());
+        assert_eq!(lines(&program, "credential available", Some(tag)), 0, "{tag}:\n{}", program.log());
+    }
+    program.kill();
+}
+
+/// How many threads the gateway has with so many credentials, after all of their files were read, and all changed.
+async fn threads_with(count: usize) -> usize {
+    let rig = Rig::new().await;
+    let tags: Vec<String> = (0..count).map(|number| format!("c{number}")).collect();
+    let credentials: Vec<Value> = tags.iter().map(|tag| rig.oauth(tag)).collect();
+    let program = rig.spawn(&rig.config(json!({ "credentials": credentials }))).await;
+    for tag in &tags {
+        let text = fs::read_to_string(rig.credential_file(tag)).expect("it can be read");
+        replace(&rig.credential_file(tag), &format!("{text}\n"));
+    }
+    wait_for_lines(&program, "credential changed", None, count).await;
+    let threads = fs::read_dir(format!("/proc/{}/task", program.id())).expect("it runs").count();
+    program.kill();
+    threads
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_credentials_cost_no_thread_each() {
+    let (few, most) = (threads_with(1).await, threads_with(100).await);
+    // Files are read by threads that come as they are needed and stay for some seconds: that many may be there.
+    assert!(most < few + 20, "{few} threads for one credential, {most} for a hundred");
+}

@@ -1,0 +1,27 @@
+//! A count of what came, which a test can wait for. Invariant: it only grows, so a wait for it can't miss it.
+
+use tokio::sync::watch;
+
+use crate::WAIT_MAX;
+
+#[derive(Debug, Default)]
+pub(crate) struct Count {
+    value: watch::Sender<usize>,
+}
+
+impl Count {
+    pub(crate) fn add_one(&self) {
+        self.value.send_modify(|value| *value += 1);
+    }
+
+    pub(crate) fn now(&self) -> usize {
+        *self.value.borrow()
+    }
+
+    /// Waits until the count is `least`; panics after [`WAIT_MAX`] with `what` was counted, and how often.
+    pub(crate) async fn wait_for(&self, least: usize, what: &str) {
+        let mut value = self.value.subscribe();
+        let waited = tokio::time::timeout(WAIT_MAX, value.wait_for(|value| *value >= least)).await.is_ok();
+        assert!(waited, "scripted upstream: expected {least} {what} within {WAIT_MAX:?}, saw {}", self.now());
+    }
+}
