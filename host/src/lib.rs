@@ -11,6 +11,7 @@ pub mod config;
 // Floor 2
 pub mod authenticate;
 pub mod credentials;
+pub mod frames;
 pub mod ledger;
 pub mod listener;
 pub mod meter;

@@ -5,6 +5,7 @@
 //! no allocation.
 
 mod decode;
+mod messages;
 mod reading;
 mod request;
 mod sse;
@@ -21,6 +22,7 @@ use reading::{KEYS, Reading};
 use sse::Sse;
 
 pub use decode::decoded;
+pub use messages::{Create, CreateScan, Event, EventScan};
 pub use request::{Asked, RequestScan};
 
 /// What a piece of a response means for whoever forwards it.

@@ -15,6 +15,7 @@ mod select;
 mod service;
 mod settle;
 mod status;
+mod websocket;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -24,17 +25,29 @@ use hyper::body::Incoming;
 
 pub use answer::AnswerBody;
 pub use service::{Parts, Service};
+pub use websocket::{Wanted, is_upgrade};
 
 use admit::Admitted;
 use receive::Received;
 use refusal::Refusal;
 
 /// Serves a request, whatever it is and whatever happens.
-pub async fn handle(service: &Arc<Service>, request: Request<Incoming>, peer: IpAddr) -> Response<AnswerBody> {
+pub async fn handle(
+    service: &Arc<Service>,
+    request: Request<Incoming>,
+    peer: IpAddr,
+    websocket: Option<Wanted>,
+) -> Response<AnswerBody> {
     let (head, body) = request.into_parts();
     let received = Received::new(head, peer);
     let id = received.id.clone();
-    let mut response = match journey(service, received, body).await {
+    let journey = async {
+        match websocket.filter(|_| websocket::is_asked(&received)) {
+            Some(wanted) => websocket::serve(service, enter(service, received).await?, wanted).await,
+            None => journey(service, received, body).await,
+        }
+    };
+    let mut response = match journey.await {
         Ok(response) => response,
         Err(refusal) => refusal.answer(),
     };

@@ -25,6 +25,7 @@ pub use pricer::Pricer;
 pub use rewriter::{Refused, Rewriter};
 
 use crate::values::clock::Millis;
+use crate::values::exchange::Transport;
 
 /// A string of a request that a policy may ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +83,8 @@ pub struct Facts<'a> {
     pub service: &'a str,
     /// The chosen credential's tag.
     pub credential: &'a str,
+    /// How the client speaks.
+    pub transport: Transport,
     /// Attempts before this one.
     pub attempt: u32,
     /// The time.

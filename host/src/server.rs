@@ -27,6 +27,7 @@ use crate::policy::EngineError;
 use crate::tls::Tls;
 use crate::values::clock::Millis;
 use crate::values::limits::Limits;
+use crate::values::phase::Phase;
 use crate::watch::Watch;
 
 pub use admin::{CredentialStatus, SOCKET, ServiceStatus, Status};
@@ -83,16 +84,6 @@ pub struct Listening {
     pub address: SocketAddr,
 }
 
-/// How far the gateway is from its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    Serving,
-    /// No new connections and requests; those under way go on.
-    Draining,
-    /// Everything ends now.
-    Ending,
-}
-
 /// A running gateway.
 pub struct Gateway {
     listening: Vec<Listening>,
@@ -130,14 +121,15 @@ impl Gateway {
         let limits = Arc::new(config.limits.clone());
         let data_dir = config.data_dir.clone();
         let (alive_sender, alive) = mpsc::channel(1);
+        let (phase, phases) = watch::channel(Phase::Serving);
         // Compiling policies and reading files takes a while: not on a worker.
         let built = spawn_blocking({
-            let limits = Arc::clone(&limits);
+            let (limits, phases) = (Arc::clone(&limits), phases.clone());
             move || -> Result<_, StartError> {
                 let prepared = build::prepare(config)?;
                 let ledger = Arc::new(Ledger::open(&data_dir, &limits)?);
                 let trust = prepared.trust.clone();
-                let services = prepared.services(&ledger, &limits, &alive_sender)?;
+                let services = prepared.services(&ledger, &limits, &phases, &alive_sender)?;
                 restore(&ledger, &services, &limits);
                 let views = Views::open(&ledger, services.iter().map(|(service, _)| service))?;
                 Ok((services, ledger, views, trust))
@@ -161,7 +153,6 @@ impl Gateway {
             listeners.push((listener, Arc::new(service), door.tls));
         }
         let views = views.start().map_err(StartError::Thread)?;
-        let (phase, phases) = watch::channel(Phase::Serving);
         let mut tasks = JoinSet::new();
         let keeping = Keeping {
             limits: Arc::clone(&limits),

@@ -14,8 +14,8 @@ use http::{Request, Response};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper_rustls::HttpsConnectorBuilder;
-use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::{Client, ResponseFuture};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::crypto::ring;
 use rustls::{ClientConfig, RootCertStore};
@@ -85,6 +85,8 @@ impl Trust {
 #[derive(Clone)]
 pub struct Upstream {
     client: Client<Bounded, RequestBody>,
+    /// Speaks HTTP/1.1 alone, and keeps no connection: each becomes a WebSocket.
+    sockets: Client<Bounded, RequestBody>,
 }
 
 impl std::fmt::Debug for Upstream {
@@ -99,18 +101,19 @@ impl Upstream {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
-        let https = HttpsConnectorBuilder::new()
-            .with_tls_config(trust.config.clone())
-            .https_or_http()
-            .enable_all_versions()
-            .wrap_connector(tcp);
+        let https = || HttpsConnectorBuilder::new().with_tls_config(trust.config.clone()).https_or_http();
+        let for_sockets = https().enable_http1().wrap_connector(tcp.clone());
+        let https = https().enable_all_versions().wrap_connector(tcp);
         let client = Client::builder(TokioExecutor::new())
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(limits.upstream_keep_alive)
             .pool_max_idle_per_host(IDLE_CONNECTIONS)
             .build(Bounded::new(https, limits.connect_timeout));
-        Self { client }
+        let sockets = Client::builder(TokioExecutor::new())
+            .pool_max_idle_per_host(0)
+            .build(Bounded::new(for_sockets, limits.connect_timeout));
+        Self { client, sockets }
     }
 
     /// Sends a request and waits for the response's head, at most for `limit`.
@@ -122,11 +125,19 @@ impl Upstream {
         request: Request<RequestBody>,
         limit: Duration,
     ) -> Result<Response<Incoming>, UpstreamError> {
-        match timeout(limit, self.client.request(request)).await {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(classify(&error)),
-            Err(_) => Err(UpstreamError::TimedOut),
-        }
+        head(self.client.request(request), limit).await
+    }
+
+    /// Sends a WebSocket's handshake and waits for its answer, at most for `limit`. An answer of 101 can be upgraded.
+    ///
+    /// # Errors
+    /// There is none.
+    pub async fn handshake(
+        &self,
+        request: Request<RequestBody>,
+        limit: Duration,
+    ) -> Result<Response<Incoming>, UpstreamError> {
+        head(self.sockets.request(request), limit).await
     }
 
     /// Sends a request and reads the whole of its answer, of at most `bytes_max`, within `limit`.
@@ -146,6 +157,14 @@ impl Upstream {
             Ok(Response::from_parts(head, body.to_bytes()))
         };
         timeout(limit, exchange).await.unwrap_or(Err(UpstreamError::TimedOut))
+    }
+}
+
+async fn head(response: ResponseFuture, limit: Duration) -> Result<Response<Incoming>, UpstreamError> {
+    match timeout(limit, response).await {
+        Ok(Ok(response)) => Ok(response),
+        Ok(Err(error)) => Err(classify(&error)),
+        Err(_) => Err(UpstreamError::TimedOut),
     }
 }
 

@@ -8,5 +8,6 @@ pub mod headers;
 pub mod json_scan;
 pub mod limits;
 pub mod money;
+pub mod phase;
 pub mod secret;
 pub mod windows;

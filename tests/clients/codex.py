@@ -146,14 +146,17 @@ def checks_of(codex, other, scene):
         states = [dict(seen["headers"]).get("x-codex-turn-state") for seen in scene.upstream_requests()[before:]]
         equal("the turn state that upstream saw", states, [None, "state-1"])
 
-    def refused_websocket_falls_back_to_post():
-        # Until the gateway speaks WebSocket itself.
+    def turns_over_a_websocket_are_rows_of_their_own():
         with_websocket = Codex(scene, "codex-websocket", gateway_provider(scene, supports_websockets=True))
-        with one_row(scene, credential=MEMBERS, **turn) as row:
-            began = with_websocket.turn("Say something.")
-        equal("the row's session", row["session"], began)
-        refusals = [event for event in scene.log() if event.get("message") == "refused" and event.get("status") == 426]
-        equal("whether a WebSocket was refused by 426", bool(refusals), True)
+        last = scene.last_row()
+        began = with_websocket.turn("Say something.")
+        equal("session", with_websocket.turn("resume", "--last", "Go on."), began)
+        rows = scene.rows(last)
+        equal("how they went", {(row["transport"], row["status"], row["end"]) for row in rows}, {("websocket", 101, "complete")})
+        turns = [row for row in rows if not row["prewarm"]]
+        found = [(row["session"], row["cost_nanousd"]) for row in turns]
+        equal("session and cost of each turn", found, [(began, TURN["cost_nanousd"])] * 2)
+        equal("how many credentials", len({row["credential"] for row in turns}), 1)
 
     def usage_limit_reached_moves_the_turn():
         scene.script(home, then=[usage_limit_reached()])
@@ -177,7 +180,7 @@ def checks_of(codex, other, scene):
         a_turn_finishes,
         resume_lands_on_the_same_credential,
         turn_with_a_tool_call_stays_on_its_credential,
-        refused_websocket_falls_back_to_post,
+        turns_over_a_websocket_are_rows_of_their_own,
         usage_limit_reached_moves_the_turn,
         exhausted_pool_is_told_at_once,
     ]

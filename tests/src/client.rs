@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::Client as Pooled;
@@ -22,6 +22,14 @@ pub struct Client {
     address: SocketAddr,
     http: Pooled<HttpConnector, Full<Bytes>>,
     headers: HeaderMap,
+    version: Version,
+}
+
+/// What a client speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Version {
+    Http1,
+    Http2,
 }
 
 /// A whole answer.
@@ -72,6 +80,12 @@ pub struct Stream {
 }
 
 impl Stream {
+    /// The answer whose head is there.
+    pub(crate) fn of(response: Response<Incoming>) -> Self {
+        let (head, body) = response.into_parts();
+        Stream { status: head.status, headers: head.headers, body }
+    }
+
     /// The next part of the body; none at its end.
     ///
     /// # Errors
@@ -115,18 +129,26 @@ impl Client {
     /// A client of the service at `address`, over HTTP/1.1 and without a token.
     pub fn new(address: SocketAddr) -> Self {
         let http = Pooled::builder(TokioExecutor::new()).build_http();
-        Self { address, http, headers: HeaderMap::new() }
+        Self { address, http, headers: HeaderMap::new(), version: Version::Http1 }
     }
 
     /// This client over HTTP/2 by prior knowledge.
     pub fn http2(&self) -> Self {
         let http = Pooled::builder(TokioExecutor::new()).http2_only(true).build_http();
-        Self { http, ..self.clone() }
+        Self { http, version: Version::Http2, ..self.clone() }
     }
 
     /// The service's address.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    pub(crate) fn headers(&self) -> &HeaderMap {
+        &self.headers
+    }
+
+    pub(crate) fn version(&self) -> Version {
+        self.version
     }
 
     /// This client with a bearer token.
@@ -156,8 +178,7 @@ impl Client {
         *request.uri_mut() = format!("http://{}{path}", self.address).parse().expect("a path");
         *request.headers_mut() = self.headers.clone();
         let response = timeout(ANSWER_MAX, self.http.request(request)).await.expect("an answer in time")?;
-        let (head, body) = response.into_parts();
-        Ok(Stream { status: head.status, headers: head.headers, body })
+        Ok(Stream::of(response))
     }
 
     /// Sends a request. Answers its answer, which may still be coming.

@@ -10,6 +10,7 @@ mod client;
 mod gateway;
 mod ledger;
 mod nowhere;
+mod socket;
 mod status;
 
 pub use auth::{read_json, replace_file};
@@ -19,6 +20,7 @@ pub use gateway::{Program, Rig, binary};
 pub use ledger::{Row, rows, wait_for_rows};
 pub use nowhere::Nowhere;
 pub use scripted_upstream as upstream;
+pub use socket::{Event, Part, Socket};
 pub use status::ask_socket;
 
 use std::time::{SystemTime, UNIX_EPOCH};

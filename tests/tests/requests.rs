@@ -262,21 +262,6 @@ async fn a_limited_pool_answers_429_and_an_empty_one_503() {
 
 // 8. WebSocket
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_websocket_handshake_is_told_to_use_post() {
-    let (mut rig, client) = team_rig().await;
-    let client = client
-        .token("token-alice")
-        .header("connection", "Upgrade")
-        .header("upgrade", "websocket")
-        .header("sec-websocket-version", "13")
-        .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==");
-    let answer = client.get("/v1/responses").await;
-    assert_eq!(answer.status, StatusCode::UPGRADE_REQUIRED);
-    assert!(rig.forwarded().is_empty());
-    rig.stop().await;
-}
-
 // Paths
 
 /// What the client asks, on what credential, and where it must go.

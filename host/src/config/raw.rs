@@ -648,6 +648,12 @@ pub struct RawLimits {
     pub settle_queue: Option<u64>,
     /// The ledger's size on disk; 0: as far as the disk goes. Default: 0.
     pub ledger_bytes: Option<u64>,
+    /// A message over a WebSocket. Default: 67108864.
+    #[schemars(range(min = 1))]
+    pub websocket_message_bytes: Option<u64>,
+    /// WebSockets of one user at a time. Default: 256.
+    #[schemars(range(min = 1))]
+    pub websockets_per_user: Option<u64>,
     /// What happens to requests while the ledger cannot be written. Default: `refuse`.
     pub ledger_full: Option<RawLedgerFull>,
     /// Sessions whose credential is remembered. Default: 65536.
@@ -686,6 +692,11 @@ pub struct RawLimits {
     pub lock_timeout: Option<RawDuration>,
     /// For how long upstream may take to tell a credential's use. Default: `5s`.
     pub poll_timeout: Option<RawDuration>,
+    /// After how long without a message a WebSocket is closed. Default: `1h`.
+    pub websocket_idle_timeout: Option<RawDuration>,
+    /// After how long a client that is quiet on its WebSocket is sent a ping; after twice that it is taken for gone.
+    /// Default: `30s`.
+    pub websocket_ping_interval: Option<RawDuration>,
     /// For how long an idle connection to upstream is kept. Default: `90s`.
     pub upstream_keep_alive: Option<RawDuration>,
     /// After how long without a request a session's credential is forgotten. Default: `24h`.

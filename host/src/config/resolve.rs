@@ -158,6 +158,8 @@ fn limits(raw: &RawLimits, findings: &mut Findings<'_>) -> Limits {
         http2_streams,
         settle_queue,
         ledger_bytes,
+        websocket_message_bytes,
+        websockets_per_user,
         sessions,
         auth_addresses
     );
@@ -176,6 +178,8 @@ fn limits(raw: &RawLimits, findings: &mut Findings<'_>) -> Limits {
         refresh_timeout,
         lock_timeout,
         poll_timeout,
+        websocket_idle_timeout,
+        websocket_ping_interval,
         upstream_keep_alive,
         session_lifetime
     );

@@ -35,6 +35,7 @@ fn row(id: &str) -> Row {
         model: Some("gpt-5.4".to_owned()),
         service_tier: None,
         transport: "http",
+        prewarm: false,
         path: "/v1/responses".to_owned(),
         status: 200,
         end: End::Complete,

@@ -4,23 +4,25 @@ use crate::values::counts::TokenCounts;
 use crate::values::exchange::{End, Metered};
 use crate::values::json_scan::{Flow, Scalar, Wanted};
 
-const TYPE: u8 = 0;
-const ID: u8 = 1;
-const MODEL: u8 = 2;
-const TIER: u8 = 3;
-const STATUS: u8 = 4;
+pub(super) const TYPE: u8 = 0;
+pub(super) const ID: u8 = 1;
+pub(super) const MODEL: u8 = 2;
+pub(super) const TIER: u8 = 3;
+pub(super) const STATUS: u8 = 4;
 const INPUT: u8 = 5;
 const CACHED: u8 = 6;
 const CACHE_WRITE: u8 = 7;
 const OUTPUT: u8 = 8;
 const REASONING: u8 = 9;
+/// Names from here on are free for who reads more.
+pub(super) const FREE: u8 = 10;
 
 const INPUT_DETAILS: &[Wanted] =
     &[Wanted::scalar("cached_tokens", CACHED), Wanted::scalar("cache_write_tokens", CACHE_WRITE)];
 const OUTPUT_DETAILS: &[Wanted] = &[Wanted::scalar("reasoning_tokens", REASONING)];
 
 /// The usage of the Responses API and that of chat completions.
-const USAGE: &[Wanted] = &[
+pub(super) const USAGE: &[Wanted] = &[
     Wanted::scalar("input_tokens", INPUT),
     Wanted::within("input_tokens_details", INPUT_DETAILS),
     Wanted::scalar("output_tokens", OUTPUT),
@@ -124,6 +126,14 @@ impl Reading {
             _ => return Flow::Stop,
         };
         Flow::Continue
+    }
+
+    /// How the event that is whole ended the response.
+    pub(super) fn last(&self) -> Option<End> {
+        match self.kind {
+            Kind::Last(end) => Some(end),
+            Kind::Untyped | Kind::Created | Kind::Error => None,
+        }
     }
 
     fn take_status(&mut self, scalar: Scalar<'_>) {

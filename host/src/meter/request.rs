@@ -6,11 +6,13 @@ use std::io::{self, Write};
 use super::decode::{Chosen, Decoder};
 use crate::values::json_scan::{Flow, JsonScan, Scalar, Wanted};
 
-const MODEL: u8 = 0;
-const TIER: u8 = 1;
-const CACHE_KEY: u8 = 2;
-const PREVIOUS: u8 = 3;
+pub(super) const MODEL: u8 = 0;
+pub(super) const TIER: u8 = 1;
+pub(super) const CACHE_KEY: u8 = 2;
+pub(super) const PREVIOUS: u8 = 3;
 const STREAM: u8 = 4;
+/// Names from here on are free for who reads more.
+pub(super) const FREE: u8 = 5;
 
 const KEYS: &[Wanted] = &[
     Wanted::scalar("model", MODEL),
@@ -107,7 +109,7 @@ impl Write for Tap {
 }
 
 impl Asked {
-    fn take(&mut self, name: u8, scalar: Scalar<'_>) -> Flow {
+    pub(super) fn take(&mut self, name: u8, scalar: Scalar<'_>) -> Flow {
         let text = || scalar.text().filter(|text| !text.is_empty());
         match name {
             MODEL => self.model = text(),

@@ -36,6 +36,11 @@ pub enum AnswerBody {
 }
 
 impl AnswerBody {
+    /// None.
+    pub(super) fn nothing() -> Self {
+        Self::Whole(None)
+    }
+
     pub(super) fn whole(bytes: Bytes) -> Self {
         Self::Whole((!bytes.is_empty()).then_some(bytes))
     }
@@ -117,7 +122,7 @@ enum Arrived {
 }
 
 /// Codex sends a turn's state back with the turn's further requests: it belongs to the account that issued it.
-fn remember_turn_state(service: &Service, open: &OpenRow, credential: usize, headers: &HeaderMap) {
+pub(super) fn remember_turn_state(service: &Service, open: &OpenRow, credential: usize, headers: &HeaderMap) {
     if let Some(state) = headers.get(TURN_STATE) {
         service.sessions.made(open.owner(), &opaque_key(state.as_bytes()), credential, Millis::now());
     }
@@ -183,7 +188,11 @@ async fn recorded(
     }
 }
 
-fn rewrite(
+/// Policies edit the response's head.
+///
+/// # Errors
+/// One failed, and its configuration says that then the response is refused.
+pub(super) fn rewrite(
     service: &Service,
     open: &OpenRow,
     credential: usize,

@@ -2,15 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use http::Response;
+use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 
-use super::rewrite::Rewritten;
+use super::rewrite::{Rewritten, SOCKET_KEY};
 use super::service::Service;
 use super::settle::OpenRow;
-use crate::upstream::UpstreamError;
+use crate::frames::accept_of;
+use crate::upstream::{RequestBody, Upstream, UpstreamError};
 use crate::values::clock::Millis;
-use crate::values::exchange::Outcome;
+use crate::values::exchange::{Outcome, Transport};
 use crate::values::windows::Reading;
 
 /// The head of upstream's response, whose body is still to come.
@@ -28,6 +29,27 @@ pub(super) enum NoResponse {
     Withdrawn,
 }
 
+async fn send(
+    upstream: &Upstream,
+    transport: Transport,
+    request: Request<RequestBody>,
+    limit: Duration,
+) -> Result<Response<Incoming>, UpstreamError> {
+    match transport {
+        Transport::Http => upstream.send(request, limit).await,
+        Transport::WebSocket => {
+            let accept = request.headers().get(SOCKET_KEY).map(|key| accept_of(key.as_bytes()));
+            let response = upstream.handshake(request, limit).await?;
+            let answered = response.headers().get("sec-websocket-accept").map(HeaderValue::as_bytes);
+            if response.status() == StatusCode::SWITCHING_PROTOCOLS && answered != accept.as_deref().map(str::as_bytes)
+            {
+                return Err(UpstreamError::Broken("it accepted another handshake than it was sent".to_owned()));
+            }
+            Ok(response)
+        }
+    }
+}
+
 /// # Errors
 /// There is no response.
 pub(super) async fn forward(
@@ -43,7 +65,7 @@ pub(super) async fn forward(
     let sent = tokio::select! {
         // A response that is there goes before the news that there may be no other.
         biased;
-        sent = service.parts.upstreams[credential].send(request.0, limit) => sent,
+        sent = send(&service.parts.upstreams[credential], open.transport(), request.0, limit) => sent,
         () = account.turns_unusable() => {
             open.ends_attempt(Outcome::Withdrawn);
             return Err(NoResponse::Withdrawn);

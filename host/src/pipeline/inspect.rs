@@ -28,6 +28,13 @@ pub(super) struct Inspected {
     pub(super) body: Body,
 }
 
+impl Inspected {
+    /// A handshake.
+    pub(super) fn without_body(open: Box<OpenRow>, head: Parts) -> Self {
+        Self { open, head, body: Body { kept: Arc::from([]), rest: None, length: None } }
+    }
+}
+
 /// A request's body, as far as it is kept.
 pub(super) struct Body {
     kept: Arc<[Bytes]>,

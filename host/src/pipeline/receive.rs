@@ -4,8 +4,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::Method;
-use http::header::UPGRADE;
 use http::request::Parts;
 use hyper::body::Body;
 use hyper::body::Incoming;
@@ -103,13 +101,7 @@ pub(super) struct Authenticated {
 pub(super) async fn authenticate(service: &Service, routed: Routed) -> Result<Authenticated, Refusal> {
     let Routed(received) = routed;
     let proof = prove(service, &received).await?;
-    let authenticated = Authenticated { user: proof.user().cloned(), received };
-    if wants_websocket(&authenticated.received) {
-        let refusal = Refusal::websocket_later();
-        refusal.log(service.tag(), &authenticated.received.id, authenticated.received.path());
-        return Err(refusal);
-    }
-    Ok(authenticated)
+    Ok(Authenticated { user: proof.user().cloned(), received })
 }
 
 /// Who sends the request.
@@ -129,13 +121,6 @@ pub(super) async fn prove(service: &Service, received: &Received) -> Result<Proo
             Err(refusal)
         }
     }
-}
-
-fn wants_websocket(received: &Received) -> bool {
-    let upgrade = received.head.headers.get(UPGRADE).and_then(|value| value.to_str().ok());
-    received.head.method == Method::GET
-        && received.path().starts_with("/v1/responses")
-        && upgrade.is_some_and(|upgrade| upgrade.eq_ignore_ascii_case("websocket"))
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Answers that the gateway gives by itself: a status, and a body in the form of OpenAI's errors.
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, UPGRADE, WWW_AUTHENTICATE};
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{Response, StatusCode};
 use serde_json::{Map, Value, json};
 
@@ -62,10 +62,18 @@ impl Refusal {
             .with_field(ALLOW, "GET")
     }
 
-    /// Codex takes a 426 as the word to go on with POST, at once and without telling its user.
-    pub(super) fn websocket_later() -> Self {
-        let message = "WebSocket is not there yet: use POST";
-        Self::new(StatusCode::UPGRADE_REQUIRED, "invalid_request_error", message).with_field(UPGRADE, "HTTP/1.1")
+    /// RFC 6455, section 4.4. (Codex takes a 426 as the word to go on with POST, at once and without telling its user.)
+    pub(super) fn websocket_version() -> Self {
+        let message = "Sec-WebSocket-Version: expected 13";
+        Self::new(StatusCode::UPGRADE_REQUIRED, "invalid_request_error", message)
+            .with_field(HeaderName::from_static("sec-websocket-version"), "13")
+    }
+
+    pub(super) fn too_many_sockets() -> Self {
+        let message = "as many WebSockets as limits.websockets_per_user are open";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", message)
+            .coded("overloaded")
+            .with_field(RETRY_AFTER, "1")
     }
 
     pub(super) fn no_room(reason: NoRoom) -> Self {

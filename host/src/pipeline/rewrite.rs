@@ -1,6 +1,6 @@
 //! Rewrite: policies edit the head, then the host attaches the credential. Never the other way round.
 
-use http::header::{AUTHORIZATION, HeaderMap, HeaderName};
+use http::header::{AUTHORIZATION, CONNECTION, HeaderMap, HeaderName, HeaderValue, UPGRADE};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, Request, Uri};
 
@@ -10,9 +10,14 @@ use super::service::Service;
 use super::settle::OpenRow;
 use crate::config::OnFailure;
 use crate::credentials::{Identity, IdentityKind};
+use crate::frames::new_key;
 use crate::sessions::opaque_key;
 use crate::upstream::RequestBody;
 use crate::values::clock::Millis;
+use crate::values::exchange::Transport;
+
+/// What upstream must answer in `Sec-WebSocket-Accept`.
+pub(super) const SOCKET_KEY: HeaderName = HeaderName::from_static("sec-websocket-key");
 
 const ACCOUNT_ID: HeaderName = HeaderName::from_static("chatgpt-account-id");
 
@@ -61,6 +66,9 @@ pub(super) fn rewrite(
     }
     // After rewriting: a policy must never see the upstream secret.
     attach(&selected.identity, &mut headers);
+    if open.transport() == Transport::WebSocket {
+        ask_for_socket(&mut headers);
+    }
     let mut request = Request::new(body);
     *request.method_mut() = method;
     *request.uri_mut() = target(service, selected, &uri).ok_or_else(Refusal::unsendable)?;
@@ -72,6 +80,16 @@ fn attach(identity: &Identity, headers: &mut HeaderMap) {
     headers.insert(AUTHORIZATION, identity.authorization().clone());
     if let Some(account) = identity.account_id() {
         headers.insert(ACCOUNT_ID, account.clone());
+    }
+}
+
+/// The fields of a WebSocket's handshake (RFC 6455, section 4.1). Extensions are offered to nobody.
+fn ask_for_socket(headers: &mut HeaderMap) {
+    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert("sec-websocket-version", HeaderValue::from_static("13"));
+    if let Ok(key) = HeaderValue::from_str(&new_key()) {
+        headers.insert(SOCKET_KEY, key);
     }
 }
 

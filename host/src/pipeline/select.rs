@@ -54,6 +54,14 @@ pub(super) async fn select(service: &Service, open: &OpenRow, tried: &mut Vec<us
     }
 }
 
+/// The credential that the request's session would be given now, where it has one to live on and there is a choice.
+pub(super) fn would_choose(service: &Service, open: &OpenRow, now: Millis) -> Option<usize> {
+    let pool = open.pool();
+    let home = home(service, open, now).filter(|_| !pool.single)?;
+    let candidates = candidates(service, open, &[], now);
+    choose(service, pool, open, &candidates, Some(home), now).map(|(member, _)| pool.members[member])
+}
+
 /// Whether there is a usable member that was not tried.
 pub(super) fn has_other(service: &Service, open: &OpenRow, tried: &[usize], now: Millis) -> bool {
     candidates(service, open, tried, now).iter().any(|candidate| candidate.usable)

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::authenticate::{User, Users};
 use crate::config::{Endpoints, PoolConfig, ServiceConfig};
@@ -15,6 +15,7 @@ use crate::sessions::{Owner, Sessions};
 use crate::upstream::Upstream;
 use crate::values::clock::Millis;
 use crate::values::limits::Limits;
+use crate::values::phase::Phase;
 
 /// What a service is made of.
 #[derive(Debug)]
@@ -35,6 +36,8 @@ pub struct Parts {
     pub ledger: Arc<Ledger>,
     /// The bounds.
     pub limits: Arc<Limits>,
+    /// How far the gateway is from its end.
+    pub phases: watch::Receiver<Phase>,
     /// Held for as long as anything holds the service: whoever has the other end knows when all is over.
     pub alive: mpsc::Sender<()>,
 }
@@ -50,6 +53,21 @@ pub struct Service {
     pub(super) sessions: Sessions,
     pub(super) parts: Parts,
     requests: AtomicU64,
+    /// Open WebSockets of each user, and of nobody in the last place.
+    sockets: Arc<[AtomicU64]>,
+}
+
+/// A WebSocket's place among those of its user.
+#[derive(Debug)]
+pub(super) struct Seat {
+    sockets: Arc<[AtomicU64]>,
+    place: usize,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.sockets[self.place].fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 /// A pool: its members and who chooses among them.
@@ -76,6 +94,7 @@ impl Service {
             .map(|(pool, balancer)| Pool::new(pool, balancer, &parts.credentials));
         Self {
             tag: config.tag,
+            sockets: (0..=config.users.len()).map(|_| AtomicU64::new(0)).collect(),
             users: Users::new(&config.users, &parts.limits),
             pools: pools.collect(),
             default_pool: config.default_pool,
@@ -137,6 +156,15 @@ impl Service {
     /// The connections of each credential, in their order.
     pub fn upstreams(&self) -> &[Upstream] {
         &self.parts.upstreams
+    }
+
+    /// A place for one more WebSocket; none where its user has as many as may be.
+    pub(super) fn take_seat(&self, owner: &Owner) -> Option<Seat> {
+        let place = owner.user.unwrap_or(self.sockets.len() - 1);
+        let most = self.parts.limits.websockets_per_user;
+        let taken = self.sockets[place]
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |open| (open < most).then_some(open + 1));
+        taken.is_ok().then(|| Seat { sockets: Arc::clone(&self.sockets), place })
     }
 
     /// For how long a request waits for a refresh of tokens: as long as one may take.

@@ -5,20 +5,22 @@ use std::time::Instant;
 
 use http::{Method, StatusCode};
 use tokio::time::timeout;
+use uuid::Uuid;
 
 use super::refusal::Refusal;
 use super::service::{Pool, Service};
 use crate::authenticate::User;
 use crate::credentials::{Credential, InFlight};
 use crate::ledger::{Commit, Room};
-use crate::meter::Asked;
+use crate::meter::{Asked, Create};
 use crate::policy::Facts;
 use crate::sessions::Owner;
 use crate::values::clock::Millis;
-use crate::values::exchange::{Attempt, End, Home, Metered, Outcome, Row};
+use crate::values::exchange::{Attempt, End, Home, Metered, Outcome, Row, Transport};
 use crate::values::money::Cost;
 
 /// What is known of a request when its row is opened.
+#[derive(Clone)]
 pub(super) struct Opening {
     pub(super) id: String,
     pub(super) seed: u64,
@@ -38,6 +40,9 @@ pub(super) struct OpenRow {
     opening: Opening,
     sequence: u64,
     asked: Asked,
+    transport: Transport,
+    /// Nothing is to be generated: the client warms its connection.
+    prewarm: bool,
     attempts: Vec<Attempt>,
     /// The credential that is tried, or answered.
     credential: Option<(usize, InFlight)>,
@@ -55,12 +60,61 @@ impl OpenRow {
             service,
             opening,
             asked: Asked::default(),
+            transport: Transport::Http,
+            prewarm: false,
             attempts: Vec::new(),
             credential: None,
             status: None,
             ttfb_ms: None,
             room: Some(room),
         })
+    }
+
+    /// How the client speaks.
+    pub(super) fn goes_by(&mut self, transport: Transport) {
+        self.transport = transport;
+    }
+
+    pub(super) fn transport(&self) -> Transport {
+        self.transport
+    }
+
+    /// A handshake that was taken is no row: the responses over its socket are.
+    pub(super) fn becomes_socket(&mut self) {
+        self.room = None;
+        self.credential = None;
+        self.attempts.clear();
+    }
+
+    /// A response that is asked for over this socket, on that credential.
+    pub(super) fn next_turn(&self, room: Room, credential: usize, create: Create) -> Box<Self> {
+        let id = Uuid::now_v7();
+        let opening = Opening {
+            id: id.to_string(),
+            seed: id.as_u128() as u64,
+            started_at: Millis::now(),
+            clock: Instant::now(),
+            ..self.opening.clone()
+        };
+        let mut turn = Self::new(Arc::clone(&self.service), room, opening);
+        turn.goes_by(self.transport);
+        turn.prewarm = create.prewarm;
+        turn.asks(create.asked);
+        turn.begins_attempt(credential);
+        turn.ends_attempt(Outcome::Status(StatusCode::SWITCHING_PROTOCOLS.as_u16()));
+        turn
+    }
+
+    /// Upstream begins to answer over the socket.
+    pub(super) fn begins_to_answer(&mut self) {
+        if self.status.is_none() {
+            self.answered(StatusCode::SWITCHING_PROTOCOLS);
+        }
+    }
+
+    /// Upstream answers over the socket that it failed.
+    pub(super) fn fails_with(&mut self, status: StatusCode) {
+        self.status = Some(status);
     }
 
     /// What the body asks for. Its cache key names the session where no header did.
@@ -133,6 +187,7 @@ impl OpenRow {
             method: self.opening.method.as_str(),
             service: self.service.tag(),
             credential,
+            transport: self.transport,
             attempt: self.attempts().saturating_sub(u32::from(self.credential.is_some())),
             now,
             seed: self.opening.seed,
@@ -190,7 +245,8 @@ impl OpenRow {
             service: self.service.tag().to_owned(),
             model,
             service_tier,
-            transport: "http",
+            transport: self.transport.as_str(),
+            prewarm: self.prewarm,
             path: self.opening.path.clone(),
             status: self.status.map_or(0, |status| status.as_u16()),
             end,

@@ -134,7 +134,7 @@ impl Balancer {
         candidates: &[Candidate],
         home: Option<usize>,
     ) -> Result<Choice, Fault> {
-        let request = self.seat.request(facts, 0);
+        let request = self.seat.request(facts);
         let mut table = Vec::with_capacity(candidates.len() * COLUMNS.len());
         for candidate in candidates {
             table.extend_from_slice(&row(candidate));

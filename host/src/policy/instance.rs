@@ -254,10 +254,10 @@ impl<W: World> Seat<W> {
     }
 
     /// The request as this policy asked to see it.
-    pub(super) fn request(&self, facts: &Facts<'_>, transport: u32) -> Request {
+    pub(super) fn request(&self, facts: &Facts<'_>) -> Request {
         Request {
             strings: self.fields.iter().map(|field| facts.field(*field).to_owned()).collect(),
-            transport,
+            transport: facts.transport.number(),
             attempt: facts.attempt,
             now_ms: facts.now.0 as f64,
             seed: facts.seed_number(),

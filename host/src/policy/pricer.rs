@@ -54,7 +54,7 @@ impl Pricer {
     /// # Errors
     /// The policy failed, or named an absurd price.
     pub fn price(&self, facts: &Facts<'_>, counts: &TokenCounts) -> Result<Cost, Fault> {
-        let request = self.seat.request(facts, 0);
+        let request = self.seat.request(facts);
         let columns = counts.columns();
         let quote = self.seat.call("price", facts, |store, world| {
             world.tollgate_policy_pricer().call_price(store, &request, &columns)

@@ -65,7 +65,7 @@ impl Rewriter {
     /// # Errors
     /// The policy failed, or its edits cannot be made.
     pub fn request(&self, facts: &Facts<'_>, headers: &mut HeaderMap) -> Result<Result<(), Refused>, Fault> {
-        let request = self.seat.request(facts, 0);
+        let request = self.seat.request(facts);
         let wanted = wanted(headers, &self.seat.manifest.request_headers);
         let said = self.seat.call("rewrite-request", facts, |store, world| {
             world.tollgate_policy_rewriter().call_rewrite_request(store, &request, &wanted)
@@ -84,7 +84,7 @@ impl Rewriter {
         if self.seat.manifest.response_headers.is_empty() {
             return Ok(());
         }
-        let request = self.seat.request(facts, 0);
+        let request = self.seat.request(facts);
         let wanted = wanted(headers, &self.seat.manifest.response_headers);
         let said = self.seat.call("rewrite-response", facts, |store, world| {
             let status = u32::from(status.as_u16());

@@ -23,11 +23,11 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::Phase;
 use crate::credentials::Health;
 use crate::files::{plain, remove};
 use crate::pipeline::Service;
 use crate::values::clock::Millis;
+use crate::values::phase::Phase;
 
 /// The socket's name in `data_dir`.
 pub const SOCKET: &str = "admin.sock";

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::StartError;
 use crate::config::{Config, ConfigError, PolicyConfig, PolicyId, PolicyKind, PolicySource, Problem, ServiceConfig};
@@ -16,6 +16,7 @@ use crate::tls::Tls;
 use crate::upstream::{Trust, Upstream};
 use crate::values::clock::Millis;
 use crate::values::limits::Limits;
+use crate::values::phase::Phase;
 
 /// The balancer that stands in for one that fails.
 const STAND_IN: &str = "least-used";
@@ -148,6 +149,7 @@ impl Prepared {
         self,
         ledger: &Arc<Ledger>,
         limits: &Arc<Limits>,
+        phases: &watch::Receiver<Phase>,
         alive: &mpsc::Sender<()>,
     ) -> Result<Vec<(Service, Door)>, StartError> {
         if self.trust.is_empty() {
@@ -169,6 +171,7 @@ impl Prepared {
                 pricer: as_pricer(policy(config.pricer)),
                 ledger: Arc::clone(ledger),
                 limits: Arc::clone(limits),
+                phases: phases.clone(),
                 alive: alive.clone(),
                 credentials,
             };

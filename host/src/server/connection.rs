@@ -15,16 +15,15 @@ use hyper::rt::{Read, Write};
 use hyper::server::conn::{http1, http2};
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulConnection;
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::Phase;
 use crate::listener::{Connection, Listener};
-use crate::pipeline::{AnswerBody, handle};
+use crate::pipeline::{AnswerBody, Wanted, handle, is_upgrade};
 use crate::tls::{Tls, is_http2};
 use crate::values::limits::Limits;
+use crate::values::phase::Phase;
 
 /// How a client that speaks HTTP/2 by prior knowledge begins (RFC 9113, section 3.4): so much tells it from any
 /// method of HTTP/1.1.
@@ -63,35 +62,42 @@ pub(super) async fn accept(listener: Listener, accepting: Accepting) {
 
 async fn serve(connection: Connection, accepting: Accepting) {
     let Connection { stream, peer, place } = connection;
+    // A connection that becomes a WebSocket keeps its place beyond this task.
+    let client = Client { peer, place: Arc::new(place) };
     let served = match &accepting.tls {
-        Some(tls) => serve_tls(tls, stream, peer, &accepting).await,
-        None => serve_clear(stream, peer, &accepting).await,
+        Some(tls) => serve_tls(tls, stream, &client, &accepting).await,
+        None => serve_clear(stream, &client, &accepting).await,
     };
     if let Err(error) = served {
         tracing::debug!(%peer, %error, "connection ended");
     }
-    drop(place);
+}
+
+/// Who is at the other end of a connection, and its place among `limits.connections`.
+struct Client {
+    peer: SocketAddr,
+    place: Arc<OwnedSemaphorePermit>,
 }
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-async fn serve_tls(tls: &Tls, stream: TcpStream, peer: SocketAddr, accepting: &Accepting) -> Result<(), Failure> {
+async fn serve_tls(tls: &Tls, stream: TcpStream, client: &Client, accepting: &Accepting) -> Result<(), Failure> {
     let Some(stream) = before_draining(accepting, tls.accept(stream)).await else { return Ok(()) };
     let stream = stream?;
     if is_http2(&stream) {
-        serve_http2(TokioIo::new(stream), peer, accepting).await
+        serve_http2(TokioIo::new(stream), client, accepting).await
     } else {
-        serve_http1(TokioIo::new(stream), peer, accepting).await
+        serve_http1(TokioIo::new(stream), client, accepting).await
     }
 }
 
-async fn serve_clear(stream: TcpStream, peer: SocketAddr, accepting: &Accepting) -> Result<(), Failure> {
+async fn serve_clear(stream: TcpStream, client: &Client, accepting: &Accepting) -> Result<(), Failure> {
     let beginning = timeout(accepting.limits.head_timeout, begins_http2(&stream));
     let Some(begun) = before_draining(accepting, beginning).await else { return Ok(()) };
     if begun.map_err(|_| "no request in time")?? {
-        serve_http2(TokioIo::new(stream), peer, accepting).await
+        serve_http2(TokioIo::new(stream), client, accepting).await
     } else {
-        serve_http1(TokioIo::new(stream), peer, accepting).await
+        serve_http1(TokioIo::new(stream), client, accepting).await
     }
 }
 
@@ -119,7 +125,7 @@ async fn begins_http2(stream: &TcpStream) -> std::io::Result<bool> {
     }
 }
 
-async fn serve_http1<I>(io: I, peer: SocketAddr, accepting: &Accepting) -> Result<(), Failure>
+async fn serve_http1<I>(io: I, client: &Client, accepting: &Accepting) -> Result<(), Failure>
 where
     I: Read + Write + Unpin + Send + 'static,
 {
@@ -128,11 +134,12 @@ where
         .header_read_timeout(accepting.limits.head_timeout)
         .max_buf_size(usize::try_from(accepting.limits.request_head_bytes).unwrap_or(usize::MAX))
         .max_headers(FIELDS)
-        .serve_connection(io, requests(accepting, peer, Arc::default()));
-    drive(connection, accepting, std::future::pending()).await
+        .serve_connection(io, requests(accepting, client, Arc::default()))
+        .with_upgrades();
+    drive(connection, |connection| connection.graceful_shutdown(), accepting, std::future::pending()).await
 }
 
-async fn serve_http2<I>(io: I, peer: SocketAddr, accepting: &Accepting) -> Result<(), Failure>
+async fn serve_http2<I>(io: I, client: &Client, accepting: &Accepting) -> Result<(), Failure>
 where
     I: Read + Write + Unpin + Send + 'static,
 {
@@ -142,24 +149,31 @@ where
         .max_concurrent_streams(accepting.limits.http2_streams)
         .max_header_list_size(u32::try_from(accepting.limits.request_head_bytes).unwrap_or(u32::MAX))
         .keep_alive_interval(HTTP2_PING_INTERVAL)
-        .serve_connection(io, requests(accepting, peer, Arc::clone(&activity)));
+        // RFC 8441: a WebSocket over a stream.
+        .enable_connect_protocol()
+        .serve_connection(io, requests(accepting, client, Arc::clone(&activity)));
     // HTTP/1.1 has a time-out for heads of its own; here a silent client would keep its place for ever.
-    drive(connection, accepting, idle(activity, accepting.limits.head_timeout)).await
+    let idle = idle(activity, accepting.limits.head_timeout);
+    drive(connection, |connection| connection.graceful_shutdown(), accepting, idle).await
 }
 
 /// The requests of a connection.
 fn requests(
     accepting: &Accepting,
-    peer: SocketAddr,
+    client: &Client,
     activity: Arc<Activity>,
 ) -> impl Service<Request<Incoming>, Response = Response<Tracked>, Error = Infallible, Future: Send + 'static> + use<> {
     let service = Arc::clone(&accepting.service);
-    let address = peer.ip();
-    service_fn(move |request| {
+    let (address, place) = (client.peer.ip(), Arc::clone(&client.place));
+    service_fn(move |mut request| {
         let service = Arc::clone(&service);
         let open = Activity::begin(&activity);
+        let websocket = is_upgrade(&request).then(|| {
+            let keeps = (Arc::clone(&place), Activity::begin(&activity));
+            Wanted::new(&mut request, Box::new(keeps))
+        });
         async move {
-            let response = handle(&service, request, address).await;
+            let response = handle(&service, request, address, websocket).await;
             Ok(response.map(|body| Tracked { body, _open: open }))
         }
     })
@@ -237,10 +251,15 @@ impl Body for Tracked {
 }
 
 /// Serves a connection to its end: by itself, as the gateway's phases say, or when `idle` ends.
-async fn drive<C>(connection: C, accepting: &Accepting, idle: impl Future<Output = ()>) -> Result<(), Failure>
+async fn drive<C, E>(
+    connection: C,
+    shut_down: impl Fn(Pin<&mut C>),
+    accepting: &Accepting,
+    idle: impl Future<Output = ()>,
+) -> Result<(), Failure>
 where
-    C: GracefulConnection,
-    C::Error: Into<Failure>,
+    C: Future<Output = Result<(), E>>,
+    E: Into<Failure>,
 {
     let mut connection = pin!(connection);
     let mut idle = pin!(idle);
@@ -249,7 +268,7 @@ where
         let phase = *phases.borrow_and_update();
         match phase {
             Phase::Serving => {}
-            Phase::Draining => connection.as_mut().graceful_shutdown(),
+            Phase::Draining => shut_down(connection.as_mut()),
             Phase::Ending => return Ok(()),
         }
         tokio::select! {

@@ -8,7 +8,6 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::{JoinError, JoinSet, spawn_blocking};
 use tokio::time::{sleep, timeout};
 
-use super::Phase;
 use super::poll::poll;
 use super::refresh::{RefreshIn, Refresher};
 use crate::credentials::{Credential, Job, Look, Outcome};
@@ -16,6 +15,7 @@ use crate::pipeline::Service;
 use crate::upstream::{Trust, Upstream};
 use crate::values::clock::Millis;
 use crate::values::limits::Limits;
+use crate::values::phase::Phase;
 use crate::watch::Watch;
 
 /// A file is looked at so often even where nothing is told: some file systems tell nothing.

@@ -35,6 +35,34 @@ impl End {
     }
 }
 
+/// How a client speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Transport {
+    /// HTTP.
+    #[default]
+    Http,
+    /// WebSocket.
+    WebSocket,
+}
+
+impl Transport {
+    /// Its name in the ledger.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::WebSocket => "websocket",
+        }
+    }
+
+    /// Its number in the policies' contract.
+    pub fn number(self) -> u32 {
+        match self {
+            Self::Http => 0,
+            Self::WebSocket => 1,
+        }
+    }
+}
+
 /// One attempt to have a request served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attempt {
@@ -120,6 +148,8 @@ pub struct Row {
     pub service_tier: Option<String>,
     /// How the client speaks.
     pub transport: &'static str,
+    /// Nothing was to be generated: the client warmed its connection.
+    pub prewarm: bool,
     /// The path, without the query.
     pub path: String,
     /// The status that the client got; 0 where it got none.

@@ -69,6 +69,10 @@ pub struct Limits {
     pub settle_queue: u64,
     /// The ledger's size on disk; past it the ledger is full. 0: as far as the disk goes.
     pub ledger_bytes: u64,
+    /// A message over a WebSocket.
+    pub websocket_message_bytes: u64,
+    /// WebSockets of one user at a time.
+    pub websockets_per_user: u64,
     /// What to do with requests while the ledger cannot be written.
     pub ledger_full: LedgerFull,
     /// Sessions whose home is remembered, and responses whose maker is.
@@ -105,6 +109,10 @@ pub struct Limits {
     pub lock_timeout: Duration,
     /// For how long upstream may take to tell a credential's use.
     pub poll_timeout: Duration,
+    /// A WebSocket without a message is closed after that long.
+    pub websocket_idle_timeout: Duration,
+    /// A client that is quiet on its WebSocket is sent a ping after that long, and taken for gone after twice that.
+    pub websocket_ping_interval: Duration,
     /// An idle connection to upstream is kept for that long.
     pub upstream_keep_alive: Duration,
     /// A session's home is forgotten after that long without a request.
@@ -123,6 +131,8 @@ impl Default for Limits {
             http2_streams: 256,
             settle_queue: 16_384,
             ledger_bytes: 0,
+            websocket_message_bytes: 64 * MIB,
+            websockets_per_user: 256,
             ledger_full: LedgerFull::Refuse,
             sessions: 65_536,
             auth_addresses: 4096,
@@ -141,6 +151,8 @@ impl Default for Limits {
             refresh_timeout: Duration::from_secs(30),
             lock_timeout: Duration::from_secs(20),
             poll_timeout: Duration::from_secs(5),
+            websocket_idle_timeout: Duration::from_secs(60 * 60),
+            websocket_ping_interval: Duration::from_secs(30),
             upstream_keep_alive: Duration::from_secs(90),
             session_lifetime: Duration::from_secs(24 * 60 * 60),
         }

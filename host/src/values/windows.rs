@@ -128,6 +128,17 @@ fn is_same(known: &Window, new: &Window, now: Millis) -> bool {
     }
 }
 
+/// What is told of one of a limit's two slots.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct SlotTold {
+    /// The used part, in percent.
+    pub used_percent: Option<f64>,
+    /// The window's length.
+    pub window_minutes: Option<f64>,
+    /// When it starts anew, in Unix seconds.
+    pub reset_at: Option<f64>,
+}
+
 /// What one response's headers say of the windows.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Reading {
@@ -163,19 +174,33 @@ impl Reading {
 
     /// Reads the `rate_limit` of `wham/usage`. What is missing, null or no number is left out.
     pub fn from_usage(rate_limit: &Value) -> Self {
+        let slot = |name: &str| {
+            let number = |field: &str| rate_limit.get(name)?.get(field)?.as_f64();
+            SlotTold {
+                used_percent: number("used_percent"),
+                window_minutes: number("limit_window_seconds").map(|seconds| seconds / 60.0),
+                reset_at: number("reset_at"),
+            }
+        };
+        Self::from_slots([slot("primary_window"), slot("secondary_window")])
+    }
+
+    /// A reading of the primary and the secondary slot. What is no number of 0 or more is left out.
+    pub fn from_slots(slots: [SlotTold; 2]) -> Self {
         let mut reading = Self::default();
-        for (slot, by_name) in [("primary_window", Span::FiveHour), ("secondary_window", Span::Weekly)] {
-            let number = |field: &str| rate_limit.get(slot)?.get(field)?.as_f64().filter(|number| *number >= 0.0);
-            let Some(used) = number("used_percent") else { continue };
-            let minutes = number("limit_window_seconds").map(|seconds| (seconds / 60.0) as u32);
+        for (slot, by_name) in slots.into_iter().zip([Span::FiveHour, Span::Weekly]) {
+            let sound = |number: Option<f64>| number.filter(|number| number.is_finite() && *number >= 0.0);
+            let Some(used) = sound(slot.used_percent) else { continue };
+            let minutes = sound(slot.window_minutes).map(|minutes| minutes as u32);
             let Some(span) = minutes.map_or(Some(by_name), Span::of) else { continue };
             let window = Window {
                 used: used.min(100.0),
-                reset_at: number("reset_at").map(|seconds| Millis::from_unix(seconds as u64)),
+                reset_at: sound(slot.reset_at).map(|seconds| Millis::from_unix(seconds as u64)),
                 minutes: minutes.unwrap_or(span.minutes()),
             };
             reading.put(span, window);
         }
+        reading.first_reset = reading.enforced_reset();
         reading
     }
 

@@ -5,9 +5,12 @@ use std::sync::{Arc, Mutex};
 use http::HeaderMap;
 
 use crate::answer::{Prepared, Route};
+use crate::asked::Create;
 use crate::count::Count;
+use crate::handshake::{Handshake, Outcome, Upgrade};
 use crate::reply::Reply;
 use crate::script::Script;
+use crate::socket_reply::SocketReply;
 use crate::standing::{HeaderForm, Standing};
 
 /// A handle on an account. Clones are the same account.
@@ -22,9 +25,15 @@ struct State {
     standing: Mutex<Told>,
     turns: Script<Prepared>,
     polls: Script<Prepared>,
+    handshakes: Script<Handshake>,
+    socket_turns: Script<SocketReply>,
+    prewarms: Script<SocketReply>,
     turn_count: Count,
     poll_count: Count,
     token_post_count: Count,
+    handshake_count: Count,
+    socket_count: Count,
+    socket_turn_count: Count,
 }
 
 /// The standing and the headers that tell it; the headers are always those of the standing.
@@ -43,9 +52,15 @@ impl Account {
             standing: Mutex::new(Told { standing, headers }),
             turns: Script::default(),
             polls: Script::default(),
+            handshakes: Script::default(),
+            socket_turns: Script::default(),
+            prewarms: Script::default(),
             turn_count: Count::default(),
             poll_count: Count::default(),
             token_post_count: Count::default(),
+            handshake_count: Count::default(),
+            socket_count: Count::default(),
+            socket_turn_count: Count::default(),
         };
         Account { state: Arc::new(state) }
     }
@@ -82,6 +97,48 @@ impl Account {
     pub fn clear_script(&self) -> &Self {
         self.state.turns.clear();
         self.state.polls.clear();
+        self.state.handshakes.clear();
+        self.state.socket_turns.clear();
+        self.state.prewarms.clear();
+        self
+    }
+
+    /// Queues the answer to one WebSocket handshake: a [`Reply`], or an [`Upgrade`] with something odd about it. The
+    /// queue goes before [`always_handshake`](Self::always_handshake).
+    pub fn then_handshake(&self, handshake: impl Into<Handshake>) -> &Self {
+        self.state.handshakes.push(handshake.into());
+        self
+    }
+
+    /// The answer to every handshake for which nothing is queued.
+    pub fn always_handshake(&self, handshake: impl Into<Handshake>) -> &Self {
+        self.state.handshakes.set_always(handshake.into());
+        self
+    }
+
+    /// Queues the reply to one `response.create`, on whichever of the account's sockets the next comes. Prewarms are
+    /// not among them. The queue goes before [`always_socket`](Self::always_socket).
+    pub fn then_socket(&self, reply: impl Into<SocketReply>) -> &Self {
+        self.state.socket_turns.push(reply.into());
+        self
+    }
+
+    /// The reply to every `response.create` for which nothing is queued. A scripted reply does not look at the
+    /// previous response id.
+    pub fn always_socket(&self, reply: impl Into<SocketReply>) -> &Self {
+        self.state.socket_turns.set_always(reply.into());
+        self
+    }
+
+    /// Queues the reply to one prewarm: a `response.create` whose `generate` is false.
+    pub fn then_for_prewarm(&self, reply: impl Into<SocketReply>) -> &Self {
+        self.state.prewarms.push(reply.into());
+        self
+    }
+
+    /// The reply to every prewarm for which nothing is queued.
+    pub fn always_for_prewarm(&self, reply: impl Into<SocketReply>) -> &Self {
+        self.state.prewarms.set_always(reply.into());
         self
     }
 
@@ -115,6 +172,21 @@ impl Account {
         self.state.poll_count.wait_for(count, &format!("polls of {}", self.id())).await;
     }
 
+    /// How many WebSocket handshakes came with a token of this account, refused ones too.
+    pub fn handshake_count(&self) -> usize {
+        self.state.handshake_count.now()
+    }
+
+    /// How many of its handshakes were accepted, whatever became of the sockets.
+    pub fn socket_count(&self) -> usize {
+        self.state.socket_count.now()
+    }
+
+    /// How many `response.create` came on its sockets, prewarms left out.
+    pub fn socket_turn_count(&self) -> usize {
+        self.state.socket_turn_count.now()
+    }
+
     pub(crate) fn token_post_count(&self) -> usize {
         self.state.token_post_count.now()
     }
@@ -129,6 +201,7 @@ impl Account {
             Route::Responses | Route::Compact | Route::ChatCompletions => self.state.turn_count.add_one(),
             Route::Usage => self.state.poll_count.add_one(),
             Route::Token => self.state.token_post_count.add_one(),
+            Route::Socket => self.state.handshake_count.add_one(),
             Route::Models | Route::CodexModels => {}
         }
     }
@@ -139,6 +212,24 @@ impl Account {
 
     pub(crate) fn next_poll(&self) -> Option<Arc<Prepared>> {
         self.state.polls.next()
+    }
+
+    pub(crate) fn next_handshake(&self) -> Outcome {
+        let scripted = self.state.handshakes.next().map(|handshake| handshake.0.clone());
+        scripted.unwrap_or_else(|| Outcome::Upgrade(Arc::new(Upgrade::new())))
+    }
+
+    pub(crate) fn opened_socket(&self) {
+        self.state.socket_count.add_one();
+    }
+
+    /// Counts a `response.create`, and takes the reply scripted for it.
+    pub(crate) fn next_on_socket(&self, create: &Create) -> Option<Arc<SocketReply>> {
+        if create.is_prewarm {
+            return self.state.prewarms.next();
+        }
+        self.state.socket_turn_count.add_one();
+        self.state.socket_turns.next()
     }
 
     pub(crate) fn rate_limit_headers(&self) -> HeaderMap {

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::asked::Asked;
 use crate::body::Step;
+use crate::events::{self, Event, TurnResponse, filler};
 use crate::reply::{Content, Cut, End, Presence, Reply, Turn};
 use crate::sse::Spelling;
 use crate::standing::unix_now;
@@ -19,8 +20,6 @@ const EVENT_STREAM: &str = "text/event-stream";
 const MODEL: &str = "scripted-model";
 /// The events before a stream's first delta: created, in_progress, output_item.added, content_part.added.
 const EVENTS_BEFORE_DELTAS: usize = 4;
-/// Where in the response the text stands.
-const IN_MESSAGE: &str = r#""item_id":"msg_scripted","output_index":0,"content_index":0"#;
 const MODELS: [&str; 3] = ["gpt-5.4", "gpt-5.3-codex", "gpt-4.1-mini"];
 
 /// Where a request goes.
@@ -33,6 +32,8 @@ pub(crate) enum Route {
     CodexModels,
     Usage,
     Token,
+    /// A WebSocket's handshake.
+    Socket,
 }
 
 impl Route {
@@ -40,7 +41,7 @@ impl Route {
     pub(crate) fn is_turn(self) -> bool {
         match self {
             Route::Responses | Route::Compact | Route::ChatCompletions => true,
-            Route::Models | Route::CodexModels | Route::Usage | Route::Token => false,
+            Route::Models | Route::CodexModels | Route::Usage | Route::Token | Route::Socket => false,
         }
     }
 }
@@ -72,7 +73,8 @@ pub(crate) struct Prepared {
     text: String,
     delta_events: Vec<Bytes>,
     delta_events_joined: Bytes,
-    usage: Value,
+    /// As JSON.
+    usage: String,
 }
 
 /// A body before encoding, and its media type.
@@ -90,7 +92,8 @@ impl Prepared {
         let delta = filler(turn.delta_bytes);
         let (delta_events, delta_events_joined) = delta_events(reply.spelling, &delta, turn.deltas);
         let usage = turn.usage.as_ref().map_or(Value::Null, |usage| usage.for_responses());
-        Prepared { text: delta.repeat(turn.deltas), delta_events, delta_events_joined, usage, reply }
+        let (text, usage) = (delta.repeat(turn.deltas), usage.to_string());
+        Prepared { text, delta_events, delta_events_joined, usage, reply }
     }
 
     /// The head and the body for one request.
@@ -134,7 +137,7 @@ impl Prepared {
             Route::Responses if call.asked.stream => {
                 Whole { media: Some(EVENT_STREAM), parts: self.events(turn, call) }
             }
-            Route::Responses => Whole::json_text(self.response(turn, call, turn.end)),
+            Route::Responses => Whole::json_text(self.response(turn, call, |response| response.object(turn.end))),
             Route::Compact => Whole::json(&self.compaction(turn, call)),
             Route::ChatCompletions if call.asked.stream => {
                 Whole { media: Some(EVENT_STREAM), parts: self.chat_events(turn, call) }
@@ -142,65 +145,37 @@ impl Prepared {
             Route::ChatCompletions => Whole::json(&self.chat_completion(turn, call)),
             Route::Models => Whole::json(&models()),
             Route::CodexModels => Whole::json(&json!({ "models": [] })),
-            Route::Usage | Route::Token => Whole::json(call.body.as_ref().unwrap_or(&Value::Null)),
+            Route::Usage | Route::Token | Route::Socket => Whole::json(call.body.as_ref().unwrap_or(&Value::Null)),
         }
     }
 
     /// The events of a Responses stream. Where somebody waits between parts, they are: the events before the first
     /// delta, each delta, the events that end the message, the last event. Else all is one part.
     fn events(&self, turn: &Turn, call: &Call) -> Vec<Bytes> {
-        let mut parts = vec![self.beginning(turn, call)];
-        if self.reply.is_in_parts() {
-            parts.extend(self.delta_events.iter().cloned());
-        } else {
-            parts.push(self.delta_events_joined.clone());
-        }
-        if let Some(name) = end_event(turn.end) {
-            let sequence = EVENTS_BEFORE_DELTAS + turn.deltas;
-            parts.push(self.message_done(sequence));
-            let ended = format!(
-                r#"{{"type":"{name}","sequence_number":{},"response":{}}}"#,
-                sequence + 3,
-                self.response(turn, call, turn.end),
-            );
-            parts.push(event(self.reply.spelling, Some(name), &ended));
-        }
-        self.finish_events(parts)
+        self.response(turn, call, |response| {
+            let begun = std::iter::once(response.created()).chain(response.message_begun());
+            let mut parts = vec![self.numbered(0, begun)];
+            if self.reply.is_in_parts() {
+                parts.extend(self.delta_events.iter().cloned());
+            } else {
+                parts.push(self.delta_events_joined.clone());
+            }
+            if let Some(ended) = response.ended(turn.end) {
+                let sequence = EVENTS_BEFORE_DELTAS + turn.deltas;
+                let done = response.message_done();
+                let last = sequence + done.len();
+                parts.push(self.numbered(sequence, done));
+                parts.push(self.numbered(last, [ended]));
+            }
+            self.finish_events(parts)
+        })
     }
 
-    /// What stands before the first delta. Codex and the SDKs' stream helpers put a delta into the item that
-    /// `response.output_item.added` names.
-    fn beginning(&self, turn: &Turn, call: &Call) -> Bytes {
-        let response = self.response_with(turn, call, "in_progress", "[]", "null", "");
-        let item = r#"{"type":"message","id":"msg_scripted","status":"in_progress","role":"assistant","content":[]}"#;
-        self.numbered_events(
-            0,
-            [
-                ("response.created", format!(r#""response":{response}"#)),
-                ("response.in_progress", format!(r#""response":{response}"#)),
-                ("response.output_item.added", format!(r#""output_index":0,"item":{item}"#)),
-                ("response.content_part.added", format!(r#"{IN_MESSAGE},"part":{}"#, text_part(""))),
-            ],
-        )
-    }
-
-    fn message_done(&self, sequence: usize) -> Bytes {
-        self.numbered_events(
-            sequence,
-            [
-                ("response.output_text.done", format!(r#"{IN_MESSAGE},"text":"{}","logprobs":[]"#, self.text)),
-                ("response.content_part.done", format!(r#"{IN_MESSAGE},"part":{}"#, text_part(&self.text))),
-                ("response.output_item.done", format!(r#""output_index":0,"item":{}"#, self.message())),
-            ],
-        )
-    }
-
-    /// Events with these names and fields, numbered from `sequence`.
-    fn numbered_events<const N: usize>(&self, sequence: usize, events: [(&str, String); N]) -> Bytes {
+    /// The events as they go out, numbered from `sequence`.
+    fn numbered(&self, sequence: usize, events: impl IntoIterator<Item = Event>) -> Bytes {
         let mut out = Vec::new();
-        for (number, (name, fields)) in (sequence..).zip(events) {
-            let data = format!(r#"{{"type":"{name}","sequence_number":{number},{fields}}}"#);
-            self.reply.spelling.write(&mut out, Some(name), &data);
+        for (number, event) in (sequence..).zip(events) {
+            self.reply.spelling.write(&mut out, Some(event.name), &event.data(number));
         }
         out.into()
     }
@@ -213,30 +188,15 @@ impl Prepared {
         if self.reply.is_in_parts() { parts } else { vec![join(&parts)] }
     }
 
-    /// The response object at its end.
-    fn response(&self, turn: &Turn, call: &Call, end: End) -> String {
-        let (status, more) = match end {
-            End::Completed | End::Missing => ("completed", ""),
-            End::Incomplete => ("incomplete", r#","incomplete_details":{"reason":"max_output_tokens"}"#),
-            End::Failed => ("failed", r#","error":{"code":"server_error","message":"The model failed, as scripted."}"#),
-        };
-        let output = format!("[{}]", self.message());
-        self.response_with(turn, call, status, &output, &self.usage.to_string(), more)
-    }
-
-    fn response_with(&self, turn: &Turn, call: &Call, status: &str, output: &str, usage: &str, more: &str) -> String {
-        let (id, model) = (quoted(&call.response_id(turn)), quoted(call.model(turn)));
-        let (tier, created_at) = (quoted(call.service_tier(turn)), unix_now());
-        format!(
-            r#"{{"id":{id},"object":"response","created_at":{created_at},"status":"{status}","model":{model},"output":{output},"parallel_tool_calls":true,"tool_choice":"auto","tools":[],"service_tier":{tier},"usage":{usage}{more}}}"#,
-        )
-    }
-
-    fn message(&self) -> String {
-        format!(
-            r#"{{"type":"message","id":"msg_scripted","status":"completed","role":"assistant","content":[{}]}}"#,
-            text_part(&self.text),
-        )
+    /// What `tell` makes of the response.
+    fn response<T>(&self, turn: &Turn, call: &Call, tell: impl FnOnce(TurnResponse<'_>) -> T) -> T {
+        tell(TurnResponse {
+            id: &call.response_id(turn),
+            model: turn.model(&call.asked),
+            service_tier: turn.service_tier(&call.asked),
+            text: Some(&self.text),
+            usage: &self.usage,
+        })
     }
 
     fn compaction(&self, turn: &Turn, call: &Call) -> Value {
@@ -244,10 +204,10 @@ impl Prepared {
             "id": call.response_id(turn),
             "object": "response.compaction",
             "created_at": unix_now(),
-            "model": call.model(turn),
-            "service_tier": call.service_tier(turn),
+            "model": turn.model(&call.asked),
+            "service_tier": turn.service_tier(&call.asked),
             "output": [{"type": "compaction", "id": "cmp_scripted", "encrypted_content": self.text}],
-            "usage": self.usage,
+            "usage": turn.usage.map(|usage| usage.for_responses()),
         })
     }
 
@@ -256,8 +216,8 @@ impl Prepared {
             "id": call.response_id(turn),
             "object": "chat.completion.chunk",
             "created": unix_now(),
-            "model": call.model(turn),
-            "service_tier": call.service_tier(turn),
+            "model": turn.model(&call.asked),
+            "service_tier": turn.service_tier(&call.asked),
         });
         let chunk = |choices: Value, usage: Option<Value>| {
             let mut chunk = head.clone();
@@ -286,8 +246,8 @@ impl Prepared {
             "id": call.response_id(turn),
             "object": "chat.completion",
             "created": unix_now(),
-            "model": call.model(turn),
-            "service_tier": call.service_tier(turn),
+            "model": turn.model(&call.asked),
+            "service_tier": turn.service_tier(&call.asked),
             "choices": [{
                 "index": 0,
                 "message": {"role": "assistant", "content": self.text},
@@ -372,14 +332,16 @@ impl Call {
         let prefix = if self.route == Route::ChatCompletions { "chatcmpl" } else { "resp" };
         turn.response_id.clone().unwrap_or_else(|| format!("{prefix}_{:032x}", self.number))
     }
+}
 
-    fn model<'a>(&'a self, turn: &'a Turn) -> &'a str {
-        turn.model.as_deref().or(self.asked.model.as_deref()).unwrap_or(MODEL)
+impl Turn {
+    pub(crate) fn model<'a>(&'a self, asked: &'a Asked) -> &'a str {
+        self.model.as_deref().or(asked.model.as_deref()).unwrap_or(MODEL)
     }
 
-    fn service_tier<'a>(&'a self, turn: &'a Turn) -> &'a str {
-        let asked = self.asked.service_tier.as_deref().filter(|tier| *tier != "auto");
-        turn.service_tier.as_deref().or(asked).unwrap_or("default")
+    pub(crate) fn service_tier<'a>(&'a self, asked: &'a Asked) -> &'a str {
+        let asked = asked.service_tier.as_deref().filter(|tier| *tier != "auto");
+        self.service_tier.as_deref().or(asked).unwrap_or("default")
     }
 }
 
@@ -393,19 +355,12 @@ impl Whole {
     }
 }
 
-/// The text is letters and spaces: no escapes.
-fn text_part(text: &str) -> String {
-    format!(r#"{{"type":"output_text","text":"{text}","annotations":[],"logprobs":[]}}"#)
-}
-
 fn delta_events(spelling: Spelling, delta: &str, count: usize) -> (Vec<Bytes>, Bytes) {
+    let event = events::delta(delta);
     let mut joined = Vec::new();
     let mut ends = Vec::with_capacity(count);
     for sequence in (EVENTS_BEFORE_DELTAS..).take(count) {
-        let data = format!(
-            r#"{{"type":"response.output_text.delta","sequence_number":{sequence},{IN_MESSAGE},"delta":"{delta}","logprobs":[]}}"#,
-        );
-        spelling.write(&mut joined, Some("response.output_text.delta"), &data);
+        spelling.write(&mut joined, Some(event.name), &event.data(sequence));
         ends.push(joined.len());
     }
     let joined = Bytes::from(joined);
@@ -424,24 +379,6 @@ fn join(parts: &[Bytes]) -> Bytes {
     match parts {
         [one] => one.clone(),
         parts => parts.concat().into(),
-    }
-}
-
-/// Letters and spaces, so that it stands in JSON as it is.
-fn filler(bytes: usize) -> String {
-    "tick ".chars().cycle().take(bytes).collect()
-}
-
-fn quoted(text: &str) -> String {
-    Value::from(text).to_string()
-}
-
-fn end_event(end: End) -> Option<&'static str> {
-    match end {
-        End::Completed => Some("response.completed"),
-        End::Incomplete => Some("response.incomplete"),
-        End::Failed => Some("response.failed"),
-        End::Missing => None,
     }
 }
 

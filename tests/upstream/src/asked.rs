@@ -1,4 +1,4 @@
-//! What upstream reads from a request's body, on the side; the body itself is kept as it came.
+//! What upstream reads from a request's body or a socket's message, on the side; both are kept as they came.
 
 use std::borrow::Cow;
 use std::io::Read;
@@ -31,6 +31,45 @@ struct Fields<'a> {
 struct StreamOptions {
     #[serde(default)]
     include_usage: Option<bool>,
+}
+
+/// A `response.create` that came on a socket.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Create {
+    pub(crate) asked: Asked,
+    /// `generate` is false: the model is not to run.
+    pub(crate) is_prewarm: bool,
+    pub(crate) previous_response_id: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct CreateFields<'a> {
+    #[serde(borrow, rename = "type")]
+    kind: Cow<'a, str>,
+    #[serde(borrow, default)]
+    model: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    service_tier: Option<Cow<'a, str>>,
+    #[serde(default)]
+    generate: Option<bool>,
+    #[serde(borrow, default)]
+    previous_response_id: Option<Cow<'a, str>>,
+}
+
+impl Create {
+    /// None where the message is another one.
+    pub(crate) fn read(text: &[u8]) -> Option<Self> {
+        let fields: CreateFields<'_> = serde_json::from_slice(text).ok()?;
+        (fields.kind == "response.create").then(|| Create {
+            asked: Asked {
+                model: fields.model.map(Cow::into_owned),
+                service_tier: fields.service_tier.map(Cow::into_owned),
+                ..Asked::default()
+            },
+            is_prewarm: fields.generate == Some(false),
+            previous_response_id: fields.previous_response_id.map(Cow::into_owned),
+        })
+    }
 }
 
 /// Decoded request bodies may be this long.

@@ -1,14 +1,17 @@
 //! The program's control: a listener of its own, on which a script in any language tells accounts what to answer and
 //! reads what upstream saw. Tests in Rust use [`Account`] and [`Upstream`] themselves.
 //!
-//! - `POST /account/ID` with `{"clear", "then": [REPLY], "always": REPLY, "five_hour", "weekly"}`, each optional, in
-//!   that order; a reply is `{"status", "headers": {NAME: VALUE}, "body"}`: a body that is text goes out as it is,
-//!   another as JSON.
+//! - `POST /account/ID` with `{"clear", "then": [REPLY], "always": REPLY, "then_handshake": [REPLY],
+//!   "always_handshake": REPLY, "then_socket": [STEPS], "always_socket": STEPS, "five_hour", "weekly"}`, each optional,
+//!   in that order; a reply is `{"status", "headers": {NAME: VALUE}, "body"}`: a body that is text goes out as it is,
+//!   another as JSON. Steps are what a socket does for one `response.create`: a list of `"begun"`, `"completed"`,
+//!   `{"event": JSON}`, `{"close": {"code", "reason"}}`, `"finish"` and `"reset"`; see [`SocketReply`].
 //! - `POST /login/ID` with `{"lifetime", "renew_with", "hold"}`, each optional, in that order: how many seconds access
 //!   tokens live from now on; an access token in place of the newest, for so many seconds; whether POSTs to the token
 //!   endpoint wait for their answers from now on. Answers auth.json with the newest tokens.
 //! - `GET /login/ID`: `{"posts", "rotations", "reuses", "revoked"}`.
 //! - `GET /requests`: every request so far, its body as text.
+//! - `GET /sockets`: every accepted socket so far, its messages as text.
 //!
 //! Invariant: a script that is not understood changes nothing and gets 400 with the reason.
 
@@ -26,7 +29,9 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use scripted_upstream::{Account, Gate, Login, Reply, SeenRequest, TokenReply, Upstream};
+use scripted_upstream::{
+    Account, Gate, Login, Reply, SeenMessage, SeenRequest, SeenSocket, SocketEnd, SocketReply, TokenReply, Upstream,
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
@@ -56,6 +61,12 @@ struct Script {
     #[serde(default)]
     then: Vec<Line>,
     always: Option<Line>,
+    #[serde(default)]
+    then_handshake: Vec<Line>,
+    always_handshake: Option<Line>,
+    #[serde(default)]
+    then_socket: Vec<Vec<Step>>,
+    always_socket: Option<Vec<Step>>,
     five_hour: Option<f64>,
     weekly: Option<f64>,
 }
@@ -76,6 +87,17 @@ struct Line {
     headers: BTreeMap<String, String>,
     #[serde(default)]
     body: Value,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+enum Step {
+    Begun,
+    Completed,
+    Event(Value),
+    Close { code: u16, reason: String },
+    Finish,
+    Reset,
 }
 
 impl Control {
@@ -125,6 +147,7 @@ impl Control {
         let (kind, id) = path.rsplit_once('/')?;
         match (method, kind, id) {
             (&Method::GET, "", "requests") => Some(Ok(self.upstream.requests().iter().map(told).collect())),
+            (&Method::GET, "", "sockets") => Some(Ok(self.upstream.sockets().iter().map(told_socket).collect())),
             (&Method::POST, "/account", id) => Some(direct(self.accounts.get(id)?, script).map(|()| json!({}))),
             (&Method::POST, "/login", id) => Some(self.logins.get(id)?.direct(script)),
             (&Method::GET, "/login", id) => Some(Ok(self.logins.get(id)?.counts())),
@@ -176,8 +199,10 @@ impl SteeredLogin {
 /// Gives the account its script.
 fn direct(account: &Account, script: &[u8]) -> Result<(), String> {
     let script: Script = serde_json::from_slice(script).map_err(|error| error.to_string())?;
-    let then = script.then.into_iter().map(Line::reply).collect::<Result<Vec<Reply>, String>>()?;
-    let always = script.always.map(Line::reply).transpose()?;
+    let [then, then_handshake] = [script.then, script.then_handshake].map(replies);
+    let [always, always_handshake] = [script.always, script.always_handshake].map(|line| line.map(Line::reply));
+    let (then, then_handshake) = (then?, then_handshake?);
+    let (always, always_handshake) = (always.transpose()?, always_handshake.transpose()?);
     if script.clear {
         account.clear_script();
     }
@@ -187,11 +212,27 @@ fn direct(account: &Account, script: &[u8]) -> Result<(), String> {
     if let Some(reply) = always {
         account.always(reply);
     }
+    for reply in then_handshake {
+        account.then_handshake(reply);
+    }
+    if let Some(reply) = always_handshake {
+        account.always_handshake(reply);
+    }
+    for steps in script.then_socket {
+        account.then_socket(socket_reply(steps));
+    }
+    if let Some(steps) = script.always_socket {
+        account.always_socket(socket_reply(steps));
+    }
     let mut standing = account.standing();
     standing.five_hour.used_percent = script.five_hour.unwrap_or(standing.five_hour.used_percent);
     standing.weekly.used_percent = script.weekly.unwrap_or(standing.weekly.used_percent);
     account.set_standing(standing);
     Ok(())
+}
+
+fn replies(lines: Vec<Line>) -> Result<Vec<Reply>, String> {
+    lines.into_iter().map(Line::reply).collect()
 }
 
 impl Line {
@@ -209,6 +250,38 @@ impl Line {
         }
         Ok(reply)
     }
+}
+
+fn socket_reply(steps: Vec<Step>) -> SocketReply {
+    steps.into_iter().fold(SocketReply::silent(), |reply, step| match step {
+        Step::Begun => reply.then_begun(),
+        Step::Completed => reply.completed(),
+        Step::Event(event) => reply.event(&event),
+        Step::Close { code, reason } => reply.close(code, &reason),
+        Step::Finish => reply.finish(),
+        Step::Reset => reply.reset(),
+    })
+}
+
+fn told_socket(seen: &SeenSocket) -> Value {
+    let messages = seen.messages.iter().map(|message| match message {
+        SeenMessage::Text(_) => json!(message.text()),
+        SeenMessage::Binary(payload) => json!({ "binary_bytes": payload.len() }),
+    });
+    let end = seen.end.as_ref().map(|end| match end {
+        SocketEnd::Closed { code, reason } => json!({"closed": {"code": code, "reason": reason}}),
+        SocketEnd::Gone => json!("gone"),
+        SocketEnd::Violated(why) => json!({ "violated": why }),
+        SocketEnd::Reset => json!("reset"),
+    });
+    json!({
+        "account": seen.account,
+        "request": told(&seen.request),
+        "messages": messages.collect::<Vec<_>>(),
+        "pings": seen.pings.len(),
+        "pongs": seen.pongs.len(),
+        "end": end,
+    })
 }
 
 fn told(seen: &SeenRequest) -> Value {
@@ -232,6 +305,11 @@ fn answer(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::{SinkExt, StreamExt};
+    use tokio_tungstenite::client_async;
+    use tokio_tungstenite::tungstenite::Message;
+    use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+
     use super::*;
 
     #[tokio::test]
@@ -248,15 +326,48 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_socket_is_scripted_and_told() {
+        let upstream = Upstream::start().await;
+        let account = upstream.account("at", "acct");
+        let steps = br#"{"then_socket": [["begun", {"event": {"type": "error", "status": 429}},
+            {"close": {"code": 1012, "reason": "moved"}}]]}"#;
+        direct(&account, steps).expect("a script");
+        let url = format!("ws://{}/v1/responses", upstream.address());
+        let mut request = url.into_client_request().expect("a request");
+        request.headers_mut().insert("authorization", HeaderValue::from_static("Bearer at"));
+        let stream = TcpStream::connect(upstream.address()).await.expect("connected");
+        let (mut client, _) = client_async(request, stream).await.expect("upgraded");
+        client.send(Message::text(r#"{"type":"response.create"}"#)).await.expect("sent");
+        client.send(Message::binary("abc")).await.expect("sent");
+        let mut last = None;
+        while let Some(Ok(message @ (Message::Text(_) | Message::Close(_)))) = client.next().await {
+            if message.is_text() {
+                last = Some(message);
+            }
+        }
+        assert_eq!(last, Some(Message::text(r#"{"type":"error","status":429}"#)));
+        let told = told_socket(&upstream.wait_for_sockets_ended(1).await[0]);
+        assert_eq!(told["messages"], json!([r#"{"type":"response.create"}"#, {"binary_bytes": 3}]));
+        assert_eq!(told["end"], json!({"closed": {"code": 1012, "reason": "moved"}}));
+        assert_eq!((&told["account"], &told["request"]["target"]), (&json!("acct"), &json!("/v1/responses")));
+    }
+
+    #[tokio::test]
     async fn a_script_is_taken_whole_or_not_at_all() {
         let upstream = Upstream::start().await;
         let account = upstream.account("at", "acct");
         direct(&account, br#"{"then": [{"status": 429, "body": {"error": {}}}], "weekly": 60}"#).expect("a script");
         assert_eq!(account.standing().weekly.used_percent, 60.0);
+        let sockets = br#"{"then_socket": [["begun", "completed", {"close": {"code": 1012, "reason": "moved"}}]],
+            "always_socket": [{"event": {"type": "error", "status": 429, "error": {}}}, "finish"],
+            "then_handshake": [{"status": 500}]}"#;
+        direct(&account, sockets).expect("a script");
         for bad in [
             r#"{"weekly": 80, "then": [{"status": 9}]}"#,
             r#"{"weekly": 80, "always": {"status": 200, "headers": {"a b": ""}}}"#,
             r#"{"weekly": 80, "sometimes": []}"#,
+            r#"{"weekly": 80, "then_socket": [["begun", "sometime"]]}"#,
+            r#"{"weekly": 80, "always_handshake": {"status": 9}}"#,
         ] {
             direct(&account, bad.as_bytes()).expect_err(bad);
             assert_eq!(account.standing().weekly.used_percent, 60.0, "{bad}");

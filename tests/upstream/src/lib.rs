@@ -1,5 +1,5 @@
 //! A scripted stand-in for the OpenAI backend: chatgpt.com/backend-api, api.openai.com and the token endpoint of
-//! auth.openai.com on one plain-HTTP listener.
+//! auth.openai.com on one plain-HTTP listener, with the WebSockets of the first two.
 //!
 //! Owns what upstream answers (accounts, their standing and logins, scripted replies) and what it saw. Knows nothing
 //! of the gateway. Invariant: it never waits for time to pass unless a reply asks for a pause; a test steers it by explicit
@@ -24,12 +24,17 @@ mod asked;
 mod body;
 mod count;
 mod encoding;
+mod events;
 mod gate;
+mod handshake;
 mod login;
 mod reply;
 mod script;
 mod seen;
+mod seen_socket;
 mod server;
+mod socket;
+mod socket_reply;
 mod sse;
 mod standing;
 mod token_reply;
@@ -42,10 +47,13 @@ mod tests;
 pub use account::Account;
 pub use encoding::Encoding;
 pub use gate::Gate;
+pub use handshake::{Handshake, Upgrade};
 pub use login::Login;
 pub use reply::{End, Reply, Usage};
 pub use seen::SeenRequest;
+pub use seen_socket::{SeenMessage, SeenSocket, SocketEnd};
 pub use server::{Options, Remember, Upstream};
+pub use socket_reply::{NO_CLOSE_CODE, SocketError, SocketReply};
 pub use standing::{HeaderForm, Slots, Standing, Window};
 pub use token_reply::TokenReply;
 

@@ -10,7 +10,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Parser;
-use scripted_upstream::{Options, Remember, Reply, Standing, Upstream};
+use scripted_upstream::{Options, Remember, Reply, SocketReply, Standing, Upstream};
 use tokio::signal::unix::{SignalKind, signal};
 
 use control::{Control, SteeredLogin};
@@ -99,10 +99,14 @@ async fn main() -> io::Result<()> {
     let remember = if arguments.control_port_file.is_some() { Remember::Everything } else { Remember::Counts };
     let upstream = Upstream::start_with(Options { port: arguments.port, remember }).await?;
     let mut reply = Reply::ok().deltas(arguments.deltas).delta_bytes(arguments.delta_bytes);
+    let mut socket_reply = SocketReply::ok().deltas(arguments.deltas).delta_bytes(arguments.delta_bytes);
     if arguments.delay_per_delta > 0 {
-        reply = reply.pause_between(Duration::from_millis(arguments.delay_per_delta));
+        let delay = Duration::from_millis(arguments.delay_per_delta);
+        reply = reply.pause_between(delay);
+        socket_reply = socket_reply.pause_between(delay);
     }
     upstream.always(reply);
+    upstream.always_socket(socket_reply);
     let mut accounts = HashMap::new();
     for NamedAccount { token, id, standing } in arguments.accounts {
         let account = upstream.account(&token, &id);

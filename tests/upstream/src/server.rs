@@ -1,21 +1,20 @@
-//! The listener, its connections, and the way of a request from its route to its reply.
+//! The listener, its connections, and the way of a request to its reply; what that is, `decide` says.
 //! Invariant: when the last [`Upstream`] handle goes, listener and connections are closed.
 
-use std::collections::HashMap;
+mod decide;
+
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use http::header::AUTHORIZATION;
-use http::{HeaderMap, Method, Request, Response};
+use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
-use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -23,20 +22,24 @@ use crate::account::Account;
 use crate::answer::{Answer, Call, Prepared, Route};
 use crate::asked::Asked;
 use crate::body::{Broken, ScriptedBody, Underway};
-use crate::login::{Access, Login, Logins, Redeemed};
+use crate::events;
+use crate::handshake::Outcome;
+use crate::login::{Login, Logins};
 use crate::reply::{Content, Cut, Reply};
 use crate::script::Script;
 use crate::seen::{Record, SeenRequest};
+use crate::seen_socket::{SeenSocket, Sockets};
+use crate::socket::{AcceptedSocket, Opening};
+use crate::socket_reply::SocketReply;
 use crate::standing::HeaderForm;
 use crate::wire::{Wire, WireIo};
+
+use decide::{Decided, route};
 
 /// After a failed accept (no file descriptors, usually) the next try waits this long.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(10);
 const HEADER_LIST_BYTES_MAX: u32 = 1 << 20;
 const TOKEN_PATH: &str = "/oauth/token";
-
-/// Where response numbers come from; one for the process, so that ids differ between upstreams too.
-static NEXT_NUMBER: AtomicU64 = AtomicU64::new(1);
 
 /// A running upstream. Clones are the same one; it stops when the last is dropped.
 #[derive(Clone, Debug)]
@@ -74,7 +77,13 @@ struct Stage {
     /// The upstream-wide reply, where an account has none of its own.
     script: Script<Prepared>,
     well: Arc<Prepared>,
+    sockets: Arc<Sockets>,
+    /// As `script`, for the turns on sockets.
+    socket_script: Arc<Script<SocketReply>>,
 }
+
+/// A connection's socket, once its handshake has been accepted.
+type PendingSocket = Mutex<Option<AcceptedSocket>>;
 
 /// The accepting task; dropping it ends the task, and with it the connections that it holds.
 #[derive(Debug)]
@@ -107,6 +116,8 @@ impl Upstream {
             record: Arc::clone(&record),
             script: Script::default(),
             well: Arc::new(Prepared::new(Reply::ok())),
+            sockets: Arc::new(Sockets::new(options.remember)),
+            socket_script: Arc::default(),
         });
         let task = Mutex::new(Some(tokio::spawn(accept(listener, Arc::clone(&stage)))));
         Ok(Upstream { stage, listening: Arc::new(Listening { address, task, record }) })
@@ -157,6 +168,12 @@ impl Upstream {
         self.stage.script.set_always(Prepared::new(reply));
     }
 
+    /// The reply to every turn on a socket, prewarms left out, where the account has no script of its own and knows
+    /// the previous response.
+    pub fn always_socket(&self, reply: impl Into<SocketReply>) {
+        self.stage.socket_script.set_always(reply.into());
+    }
+
     /// Every request so far, in order of arrival (of its last byte).
     pub fn requests(&self) -> Vec<SeenRequest> {
         self.stage.record.requests()
@@ -204,6 +221,58 @@ impl Upstream {
         self.stage.record.wait(&format!("{count} abandoned requests"), |counts| counts.abandoned >= count).await;
     }
 
+    /// Every accepted socket so far, in order of its handshake. Refused handshakes are among
+    /// [`requests`](Self::requests) only.
+    pub fn sockets(&self) -> Vec<SeenSocket> {
+        self.stage.sockets.all()
+    }
+
+    /// How many sockets are open now, kept or not.
+    pub fn open_socket_count(&self) -> usize {
+        let counts = self.stage.sockets.counts();
+        counts.accepted - counts.ended
+    }
+
+    /// Waits until `count` sockets were accepted.
+    ///
+    /// # Panics
+    /// As [`wait_for_requests`](Self::wait_for_requests).
+    pub async fn wait_for_sockets(&self, count: usize) -> Vec<SeenSocket> {
+        self.stage.sockets.wait(&format!("{count} sockets"), |counts| counts.accepted >= count).await;
+        self.sockets()
+    }
+
+    /// Waits until `count` text and binary messages came, on all sockets together.
+    ///
+    /// # Panics
+    /// As [`wait_for_requests`](Self::wait_for_requests).
+    pub async fn wait_for_socket_messages(&self, count: usize) -> Vec<SeenSocket> {
+        self.stage.sockets.wait(&format!("{count} messages"), |counts| counts.messages >= count).await;
+        self.sockets()
+    }
+
+    /// Waits until `count` sockets have ended.
+    ///
+    /// # Panics
+    /// As [`wait_for_requests`](Self::wait_for_requests).
+    pub async fn wait_for_sockets_ended(&self, count: usize) -> Vec<SeenSocket> {
+        self.stage.sockets.wait(&format!("{count} ended sockets"), |counts| counts.ended >= count).await;
+        self.sockets()
+    }
+
+    /// Waits until the sockets are as `expected` says and `enough` finds: of one socket, or for pings.
+    ///
+    /// # Panics
+    /// As [`wait_for_requests`](Self::wait_for_requests).
+    pub async fn wait_until_sockets(
+        &self,
+        expected: &str,
+        enough: impl FnMut(&[SeenSocket]) -> bool,
+    ) -> Vec<SeenSocket> {
+        self.stage.sockets.wait_until(expected, enough).await;
+        self.sockets()
+    }
+
     /// Closes the listener and every connection; both are closed when this returns.
     pub async fn stop(&self) {
         let task = self.listening.end();
@@ -248,29 +317,40 @@ async fn accept(listener: TcpListener, stage: Arc<Stage>) {
 async fn converse(stream: TcpStream, number: u64, stage: Arc<Stage>) {
     let wire = Arc::new(Wire::new(number, stream));
     let io = TokioIo::new(WireIo(Arc::clone(&wire)));
-    let service = service_fn(move |request| stage.clone().serve(Arc::clone(&wire), request));
+    let socket = Arc::new(PendingSocket::default());
+    let service = service_fn({
+        let socket = Arc::clone(&socket);
+        move |request| stage.clone().serve(Arc::clone(&wire), Arc::clone(&socket), request)
+    });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http2().max_header_list_size(HEADER_LIST_BYTES_MAX);
     // An error here is the client's leaving or a break that the script asked for; the record tells them apart.
-    let _ = builder.serve_connection(io, service).await;
+    let _ = builder.serve_connection_with_upgrades(io, service).await;
+    let socket = socket.lock().expect("no holder of a socket panics").take();
+    // In this task, so that the socket ends with the upstream.
+    if let Some(socket) = socket {
+        socket.play().await;
+    }
 }
 
 impl Stage {
     async fn serve(
         self: Arc<Self>,
         wire: Arc<Wire>,
-        request: Request<Incoming>,
+        socket: Arc<PendingSocket>,
+        mut request: Request<Incoming>,
     ) -> Result<Response<ScriptedBody>, Broken> {
         let mut underway = Underway::new(Arc::clone(&self.record));
+        let upgrade = hyper::upgrade::on(&mut request);
         let (head, body) = request.into_parts();
         let body = body.collect().await.map_err(|_| Broken)?.to_bytes();
-        let route = route(&head.method, head.uri.path());
+        let route = route(&head.method, head.uri.path(), &head.headers);
         let asked = Asked::read(&head.headers, &body);
-        let Decided { account, prepared, body: told } = match route {
+        let Decided { account, outcome, body: told } = match route {
             Some(Route::Token) => self.logins.redeem(&head.headers, &body).into(),
             _ => self.decide(route, &head.headers, asked.as_ref()),
         };
-        self.record.add(SeenRequest {
+        let seen = SeenRequest {
             method: head.method,
             target: head.uri.path_and_query().map_or_else(|| head.uri.to_string(), ToString::to_string),
             headers: head.headers,
@@ -278,10 +358,26 @@ impl Stage {
             account: account.as_ref().map(|account| account.id().to_owned()),
             connection: wire.number,
             version: head.version,
-        });
+        };
+        self.record.add(seen.clone());
         if let (Some(account), Some(route)) = (&account, route) {
             account.saw(route);
         }
+        let prepared = match outcome {
+            Outcome::Response(prepared) => prepared,
+            Outcome::Upgrade(wish) => {
+                let account = account.expect("only an account's own handshake is accepted");
+                let opening = Opening {
+                    upgrade,
+                    wish,
+                    account,
+                    script: Arc::clone(&self.socket_script),
+                    wire,
+                    sockets: Arc::clone(&self.sockets),
+                };
+                return Ok(accept_socket(opening, seen, &socket, underway).await);
+            }
+        };
         if let Some(gate) = &prepared.reply.head_gate {
             gate.clone().pass().await;
         }
@@ -289,99 +385,6 @@ impl Stage {
         let call = call(route, account.as_ref(), &prepared.reply, asked.unwrap_or_default());
         Ok(respond(prepared.answer(Call { body: told.or(call.body), ..call }), wire, underway))
     }
-
-    fn decide(&self, route: Option<Route>, headers: &HeaderMap, asked: Option<&Asked>) -> Decided {
-        let bearer = self.bearer(headers);
-        let prepared = match admit(route, bearer.as_ref(), headers) {
-            Ok((route, account)) => self.choose(route, account, asked),
-            Err(refusal) => refusal,
-        };
-        Decided { account: bearer.map(|(account, _)| account), prepared, body: None }
-    }
-
-    /// The account that the bearer token names, and whether the token is taken.
-    fn bearer(&self, headers: &HeaderMap) -> Option<(Account, Access)> {
-        let token = headers.get(AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")?;
-        let account = self.accounts.lock().expect("no holder of the accounts panics").get(token).cloned();
-        account.map(|account| (account, Access::Granted)).or_else(|| self.logins.bearer(token))
-    }
-
-    fn choose(&self, route: Route, account: &Account, asked: Option<&Asked>) -> Arc<Prepared> {
-        let scripted = match route {
-            Route::Responses | Route::Compact | Route::ChatCompletions => {
-                account.next_turn().or_else(|| self.script.next())
-            }
-            Route::Usage => account.next_poll(),
-            Route::Models | Route::CodexModels | Route::Token => None,
-        };
-        if let Some(scripted) = scripted {
-            return scripted;
-        }
-        // Only where nothing was scripted: a script answers whatever the body is.
-        if route.is_turn() && asked.is_none() {
-            return error(400, "invalid_request_error", "We could not parse the JSON body of your request.");
-        }
-        Arc::clone(&self.well)
-    }
-}
-
-/// Route and account of a request that is to be answered, or the refusal.
-fn admit<'a>(
-    route: Option<Route>,
-    bearer: Option<&'a (Account, Access)>,
-    headers: &HeaderMap,
-) -> Result<(Route, &'a Account), Arc<Prepared>> {
-    let Some(route) = route else {
-        return Err(error(404, "invalid_request_error", "no such path on the scripted upstream"));
-    };
-    let account = match bearer {
-        Some((account, Access::Granted)) => account,
-        Some((_, Access::Refused)) => return Err(token_expired()),
-        None => return Err(error(401, "invalid_request_error", "Incorrect API key or access token provided.")),
-    };
-    let named = headers.get("chatgpt-account-id");
-    if named.is_some_and(|id| id.as_bytes() != account.id().as_bytes()) {
-        return Err(error(401, "invalid_request_error", "The account id is not that of the token."));
-    }
-    Ok((route, account))
-}
-
-/// What a request will be answered, and whose it is. Decided at once when its body is there, so that a client that
-/// leaves before the answer has still changed what it asked to change.
-struct Decided {
-    account: Option<Account>,
-    prepared: Arc<Prepared>,
-    /// The tokens that a refresh brings.
-    body: Option<Value>,
-}
-
-impl From<Redeemed> for Decided {
-    fn from(Redeemed { account, reply, body }: Redeemed) -> Self {
-        Decided { account, prepared: Arc::new(Prepared::new(reply)), body }
-    }
-}
-
-fn route(method: &Method, path: &str) -> Option<Route> {
-    match (method, path) {
-        (&Method::POST, "/backend-api/codex/responses" | "/v1/responses") => Some(Route::Responses),
-        (&Method::POST, "/backend-api/codex/responses/compact" | "/v1/responses/compact") => Some(Route::Compact),
-        (&Method::POST, "/v1/chat/completions") => Some(Route::ChatCompletions),
-        (&Method::GET, "/v1/models") => Some(Route::Models),
-        (&Method::GET, "/backend-api/codex/models") => Some(Route::CodexModels),
-        (&Method::GET, "/backend-api/wham/usage") => Some(Route::Usage),
-        (&Method::POST, TOKEN_PATH) => Some(Route::Token),
-        _ => None,
-    }
-}
-
-fn error(status: u16, error_type: &str, message: &str) -> Arc<Prepared> {
-    Arc::new(Prepared::new(Reply::error(status, error_type, message)))
-}
-
-fn token_expired() -> Arc<Prepared> {
-    let message = "Provided authentication token is expired. Please try signing in again.";
-    let reply = Reply::error(401, "invalid_request_error", message).error_field("code", json!("token_expired"));
-    Arc::new(Prepared::new(reply.without_rate_limits()))
 }
 
 /// Ends the connection in place of an answer, if the reply says so.
@@ -407,8 +410,26 @@ fn call(route: Option<Route>, account: Option<&Account>, reply: &Reply, asked: A
         asked,
         body: account.filter(|_| route == Some(Route::Usage)).map(|account| account.standing().usage_body()),
         rate_limits: account.map(Account::rate_limit_headers).unwrap_or_default(),
-        number: NEXT_NUMBER.fetch_add(1, Ordering::Relaxed),
+        number: events::next_number(),
     }
+}
+
+/// Accepts the socket and leaves it in `pending`, to be played once hyper is done with the connection.
+async fn accept_socket(
+    opening: Opening,
+    seen: SeenRequest,
+    pending: &PendingSocket,
+    underway: Underway,
+) -> Response<ScriptedBody> {
+    if let Some(gate) = &opening.wish.head_gate {
+        gate.clone().pass().await;
+    }
+    let body = ScriptedBody::new(VecDeque::new(), None, Arc::clone(&opening.wire), underway);
+    let mut response = Response::new(body);
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    *response.headers_mut() = opening.head(&seen.headers);
+    *pending.lock().expect("no holder of a socket panics") = Some(opening.accept(seen));
+    response
 }
 
 fn respond(answer: Answer, wire: Arc<Wire>, underway: Underway) -> Response<ScriptedBody> {

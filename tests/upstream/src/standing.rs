@@ -150,7 +150,7 @@ impl Standing {
                 "reset_at": window.resets_at,
             })
         });
-        let limit_reached = self.five_hour.used_percent >= 100.0 || self.weekly.used_percent >= 100.0;
+        let limit_reached = self.is_limit_reached();
         json!({
             "plan_type": self.plan,
             "rate_limit": {
@@ -160,6 +160,36 @@ impl Standing {
                 "secondary_window": secondary,
             },
         })
+    }
+
+    /// The event that tells it on a socket.
+    pub(crate) fn event(&self) -> Value {
+        let [primary, secondary] = self.in_slots().map(|(_, window, minutes)| {
+            json!({
+                "used_percent": number(window.used_percent),
+                "window_minutes": minutes,
+                "reset_at": window.resets_at,
+            })
+        });
+        let limit_reached = self.is_limit_reached();
+        json!({
+            "type": "codex.rate_limits",
+            "plan_type": self.plan,
+            "metered_limit_name": match self.header_form {
+                HeaderForm::ActiveLimit | HeaderForm::PlainBesideActiveLimit => ACTIVE_LIMIT,
+                HeaderForm::Plain | HeaderForm::Absent => "codex",
+            },
+            "rate_limits": {
+                "allowed": !limit_reached,
+                "limit_reached": limit_reached,
+                "primary": primary,
+                "secondary": secondary,
+            },
+        })
+    }
+
+    fn is_limit_reached(&self) -> bool {
+        self.five_hour.used_percent >= 100.0 || self.weekly.used_percent >= 100.0
     }
 
     fn in_slots(&self) -> [(&'static str, Window, u64); 2] {

@@ -1,6 +1,7 @@
 //! The upstream's own promises, seen by a bare client.
 
 mod login;
+mod socket;
 
 use std::io::Read;
 use std::time::Duration;

@@ -27,7 +27,7 @@ impl Wire {
         Wire { number, stream, flushed: Notify::new(), flush_wanted: AtomicBool::new(false) }
     }
 
-    /// Writes past hyper. Only for a reply after which the connection ends.
+    /// Writes past hyper: for a reply after which the connection ends, or on a socket between its frames.
     pub(crate) async fn write_bare(&self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             self.stream.writable().await?;
@@ -46,6 +46,12 @@ impl Wire {
         flushed.as_mut().enable();
         self.flush_wanted.store(true, Ordering::SeqCst);
         flushed.await;
+    }
+
+    /// Sends FIN; what the peer sends is still read.
+    pub(crate) fn finish(&self) {
+        // It fails where the peer is gone, which has ended the connection.
+        let _ = rustix::net::shutdown(&self.stream, rustix::net::Shutdown::Write);
     }
 
     /// Closing will send RST and not FIN.

@@ -1,0 +1,284 @@
+//! One direction of a socket: bytes go from one side to the other as they come, and are read on the side.
+
+use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::time::timeout;
+
+use crate::frames::{Broken, Frames, Next, Part, Sender, Violation};
+use crate::ledger::Commit;
+
+/// What is read at once. The buffer is its thread's: a socket that is idle has none.
+const READ_BYTES: usize = 32 * 1024;
+
+/// A sender that broke the protocol and sends nothing for so long has read why.
+const QUIET: Duration = Duration::from_millis(200);
+
+thread_local! {
+    static BUFFER: RefCell<Box<[u8; READ_BYTES]>> = RefCell::new(Box::new([0; READ_BYTES]));
+}
+
+/// How a direction ends.
+#[derive(Debug)]
+pub(super) enum FlowEnd {
+    /// The sender said that it sends nothing more, and that went through.
+    Closed,
+    /// The sender is gone without that.
+    SenderGone,
+    /// The receiver is.
+    ReceiverGone,
+    /// The sender broke the protocol, or a bound.
+    Violation(Violation),
+    /// A row could not be committed.
+    NotRecorded,
+}
+
+/// What reads a direction on the side.
+pub(super) trait Watcher {
+    /// # Errors
+    /// A bound is broken.
+    fn begin(&mut self, text: bool) -> Result<(), Violation>;
+    fn data(&mut self, piece: &[u8]);
+    /// A message is whole. Its last byte waits for the commit, where there is one.
+    fn end(&mut self) -> Option<Commit>;
+    /// A frame passed that belongs to no message.
+    fn control(&mut self);
+}
+
+/// One direction.
+pub(super) struct Flow {
+    frames: Frames,
+    /// What waits to be written, from `written` on.
+    pending: Vec<u8>,
+    written: usize,
+    /// It was written, and is to be flushed.
+    unflushed: bool,
+    /// The end of a response, and the commit that it waits for.
+    held: Option<(Commit, Vec<u8>)>,
+    /// What was read behind it.
+    unread: Vec<u8>,
+    /// Frames of the gateway's own.
+    own: Vec<u8>,
+    /// The receiver is in the middle of a frame.
+    cut: bool,
+}
+
+impl Flow {
+    pub(super) fn new(sender: Sender, message_bytes_max: u64) -> Self {
+        Self {
+            frames: Frames::new(sender, message_bytes_max),
+            pending: Vec::new(),
+            written: 0,
+            unflushed: false,
+            held: None,
+            unread: Vec::new(),
+            own: Vec::new(),
+            cut: false,
+        }
+    }
+
+    /// Whether nothing is under way: no message, and nothing that waits.
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.frames.is_between_frames() && !self.frames.is_in_message() && self.held.is_none()
+    }
+
+    /// Whether something waits for its row.
+    pub(super) fn is_held(&self) -> bool {
+        self.held.is_some()
+    }
+
+    /// Sends a frame of the gateway's own, as soon as no other is under way.
+    pub(super) fn send_own(&mut self, frame: &[u8]) {
+        self.own.extend_from_slice(frame);
+    }
+
+    /// Writes what waits and then `frame`, the gateway's own last one. Where the receiver is in the middle of a frame it
+    /// gets none: it could not tell it from the frame's rest.
+    pub(super) async fn finish(&mut self, to: &mut (impl AsyncWrite + Unpin), frame: &[u8]) -> io::Result<()> {
+        if self.cut {
+            return Ok(());
+        }
+        to.write_all(&self.pending[self.written..]).await?;
+        to.write_all(frame).await?;
+        to.flush().await
+    }
+
+    /// Reads to the sender's close frame, or to its end: with what is unread, its system could take back what was sent to
+    /// it last. What comes goes nowhere.
+    pub(super) async fn drain(&mut self, from: &mut (impl AsyncRead + Unpin)) {
+        let mut buffer = [0; 1024];
+        while !self.frames.is_closed() {
+            // The close frame of one that broke the protocol is not found any more.
+            let limit = if self.frames.is_broken() { QUIET } else { Duration::MAX };
+            let read = match timeout(limit, from.read(&mut buffer)).await {
+                Ok(Ok(read)) if read > 0 => read,
+                _ => return,
+            };
+            // One that broke the protocol is not understood any more, and read all the same.
+            let _ = self.frames.read(&buffer[..read], |_| Next::Go);
+        }
+    }
+
+    /// Lets go through what can.
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut from: Pin<&mut (impl AsyncRead + ?Sized)>,
+        mut to: Pin<&mut (impl AsyncWrite + ?Sized)>,
+        watcher: &mut impl Watcher,
+    ) -> Poll<FlowEnd> {
+        loop {
+            match self.poll_pending(cx, to.as_mut()) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => return Poll::Ready(FlowEnd::ReceiverGone),
+                Poll::Pending => return Poll::Pending,
+            }
+            if let Some((commit, _)) = &mut self.held {
+                let committed = ready!(Pin::new(commit).poll(cx));
+                let Some((_, bytes)) = self.held.take() else { continue };
+                if !committed {
+                    return Poll::Ready(FlowEnd::NotRecorded);
+                }
+                self.pending = bytes;
+                self.cut = false;
+                continue;
+            }
+            if !self.own.is_empty() && self.frames.is_between_frames() {
+                self.pending = std::mem::take(&mut self.own);
+                continue;
+            }
+            if self.frames.is_closed() {
+                return Poll::Ready(FlowEnd::Closed);
+            }
+            if !self.unread.is_empty() {
+                let unread = std::mem::take(&mut self.unread);
+                if let Err(violation) = self.take(cx, &unread, to.as_mut(), watcher) {
+                    return Poll::Ready(FlowEnd::Violation(violation));
+                }
+                continue;
+            }
+            match ready!(self.poll_read(cx, from.as_mut(), to.as_mut(), watcher)) {
+                Ok(0) => return Poll::Ready(FlowEnd::SenderGone),
+                Ok(_) => {}
+                Err(Stop::Gone) => return Poll::Ready(FlowEnd::SenderGone),
+                Err(Stop::Violation(violation)) => return Poll::Ready(FlowEnd::Violation(violation)),
+            }
+        }
+    }
+
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: Pin<&mut (impl AsyncRead + ?Sized)>,
+        to: Pin<&mut (impl AsyncWrite + ?Sized)>,
+        watcher: &mut impl Watcher,
+    ) -> Poll<Result<usize, Stop>> {
+        BUFFER.with_borrow_mut(|buffer| {
+            let mut read = ReadBuf::new(&mut buffer[..]);
+            if ready!(from.poll_read(cx, &mut read)).is_err() {
+                return Poll::Ready(Err(Stop::Gone));
+            }
+            let input = read.filled();
+            let length = input.len();
+            Poll::Ready(self.take(cx, input, to, watcher).map(|()| length).map_err(Stop::Violation))
+        })
+    }
+
+    /// Reads `input` on the side and lets it go through, up to the end of a response that waits for its row.
+    fn take(
+        &mut self,
+        cx: &mut Context<'_>,
+        input: &[u8],
+        to: Pin<&mut (impl AsyncWrite + ?Sized)>,
+        watcher: &mut impl Watcher,
+    ) -> Result<(), Violation> {
+        let mut commit = None;
+        let mut broken = None;
+        let read = self.frames.read(input, |part| {
+            match part {
+                Part::Begin { text } => broken = watcher.begin(text).err(),
+                Part::Data(piece) => watcher.data(piece),
+                Part::End => commit = watcher.end(),
+                Part::Ping | Part::Pong | Part::Close { .. } => watcher.control(),
+            }
+            if commit.is_some() || broken.is_some() { Next::Pause } else { Next::Go }
+        });
+        let read = match read {
+            Ok(read) => read,
+            Err(Broken { sound, violation }) => {
+                self.forward_whole(cx, &input[..sound], to);
+                return Err(violation);
+            }
+        };
+        if let Some(violation) = broken {
+            self.forward_whole(cx, &input[..read.message_at], to);
+            return Err(violation);
+        }
+        let Some(commit) = commit else {
+            self.forward(cx, &input[..read.read], to);
+            self.cut = !self.frames.is_between_frames();
+            return Ok(());
+        };
+        let (before, ending) = input[..read.read].split_at(read.message_at);
+        self.forward_whole(cx, before, to);
+        self.held = Some((commit, ending.to_vec()));
+        self.unread = input[read.read..].to_vec();
+        Ok(())
+    }
+
+    /// Forwards what ends with a frame, where there is something.
+    fn forward_whole(&mut self, cx: &mut Context<'_>, bytes: &[u8], to: Pin<&mut (impl AsyncWrite + ?Sized)>) {
+        if !bytes.is_empty() {
+            self.forward(cx, bytes, to);
+            self.cut = false;
+        }
+    }
+
+    /// Writes what can be written at once. The rest waits: nothing more is read before it is out.
+    fn forward(&mut self, cx: &mut Context<'_>, mut bytes: &[u8], mut to: Pin<&mut (impl AsyncWrite + ?Sized)>) {
+        while !bytes.is_empty() && self.pending.is_empty() {
+            match to.as_mut().poll_write(cx, bytes) {
+                Poll::Ready(Ok(written)) if written > 0 => {
+                    bytes = &bytes[written..];
+                    self.unflushed = true;
+                }
+                // Gone, or full: what waits is tried again and tells which.
+                _ => break,
+            }
+        }
+        self.pending.extend_from_slice(bytes);
+    }
+
+    fn poll_pending(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut to: Pin<&mut (impl AsyncWrite + ?Sized)>,
+    ) -> Poll<io::Result<()>> {
+        while self.written < self.pending.len() {
+            let written = ready!(to.as_mut().poll_write(cx, &self.pending[self.written..]))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.written += written;
+            self.unflushed = true;
+        }
+        if !self.pending.is_empty() {
+            self.pending = Vec::new();
+            self.written = 0;
+        }
+        if self.unflushed {
+            ready!(to.poll_flush(cx))?;
+            self.unflushed = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+enum Stop {
+    Gone,
+    Violation(Violation),
+}

@@ -1,0 +1,389 @@
+//! The relay of one socket: both directions, and everything that ends it.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::flow::{Flow, FlowEnd, Watcher};
+use super::turns::Turns;
+use crate::frames::{GOING_AWAY, INTERNAL_ERROR, RESTART, Sender, Violation, close_frame, ping_frame};
+use crate::ledger::Commit;
+use crate::pipeline::select::would_choose;
+use crate::pipeline::service::Service;
+use crate::pipeline::settle::OpenRow;
+use crate::values::clock::Millis;
+use crate::values::exchange::End;
+use crate::values::phase::Phase;
+
+/// A side of a socket.
+pub(super) trait Side: AsyncRead + AsyncWrite + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Unpin> Side for T {}
+
+/// After a close frame, the other side's is waited for so long (RFC 6455, section 7.1.1 leaves it open).
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A client that leaves may read what is on its way to it for so long.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What closes a socket from here.
+#[derive(Debug, Clone, Copy)]
+struct Reason {
+    code: u16,
+    text: &'static str,
+}
+
+const USED_UP: Reason = Reason { code: RESTART, text: "the credential is used up: connect again" };
+const MOVES: Reason = Reason { code: RESTART, text: "the session moves to another credential: connect again" };
+const STOPS: Reason = Reason { code: RESTART, text: "the gateway stops: connect again" };
+const IDLE: Reason = Reason { code: GOING_AWAY, text: "nothing was asked for a long time" };
+const BROKE: Reason = Reason { code: INTERNAL_ERROR, text: "upstream broke off" };
+const SILENT: Reason = Reason { code: INTERNAL_ERROR, text: "upstream fell silent" };
+const NOT_RECORDED: Reason =
+    Reason { code: INTERNAL_ERROR, text: "the ledger did not take the response's row in time" };
+
+/// A socket between a client and upstream.
+pub(super) struct Relay {
+    service: Arc<Service>,
+    credential: usize,
+    turns: Turns,
+    /// From the client to upstream.
+    up: Flow,
+    /// From upstream to the client.
+    down: Flow,
+    /// Which directions are over.
+    closed: Closed,
+    /// It is to be closed when no response is waited for any more.
+    leaving: Option<Reason>,
+    heard: Heard,
+    waits: Waits,
+}
+
+#[derive(Default)]
+struct Closed {
+    up: bool,
+    down: bool,
+}
+
+/// The last sign of life of each side.
+struct Heard {
+    client: Instant,
+    upstream: Instant,
+    /// The last message of either.
+    message: Instant,
+    /// The client was sent a ping since.
+    pinged: bool,
+    /// A response ended since that was looked at.
+    turn_ended: bool,
+}
+
+/// What does not go on for ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Waits {
+    /// One side has closed, and the other is to follow until then.
+    for_close: Option<Instant>,
+    /// A response's end waits for its row, at most until then.
+    for_commit: Option<Instant>,
+}
+
+/// What the two directions came to.
+enum Outcome {
+    /// Nothing is left to relay.
+    Over(End),
+    /// The client is to be told why it ends.
+    Close(Reason, End),
+    /// Something has begun that must not go on for ever.
+    Waits,
+}
+
+impl Relay {
+    /// A relay for the socket that `open` asked for, on that credential.
+    pub(super) fn new(service: Arc<Service>, open: Box<OpenRow>, credential: usize) -> Self {
+        let bytes_max = service.parts.limits.websocket_message_bytes;
+        let now = Instant::now();
+        Self {
+            turns: Turns::new(Arc::clone(&service), open, credential),
+            service,
+            credential,
+            up: Flow::new(Sender::Client, bytes_max),
+            down: Flow::new(Sender::Server, bytes_max),
+            closed: Closed::default(),
+            leaving: None,
+            heard: Heard { client: now, upstream: now, message: now, pinged: false, turn_ended: false },
+            waits: Waits::default(),
+        }
+    }
+
+    /// Relays until the socket is over.
+    pub(super) async fn run(mut self, mut client: impl Side, mut upstream: impl Side) {
+        match self.relay(&mut client, &mut upstream).await {
+            Outcome::Close(reason, end) => {
+                self.turns.over(end);
+                self.close(reason, &mut client, &mut upstream).await;
+            }
+            Outcome::Over(end) => self.turns.over(end),
+            Outcome::Waits => {}
+        }
+        // Whether they are still there does not matter any more.
+        let _ = timeout(SHUTDOWN_TIMEOUT, client.shutdown()).await;
+        let _ = timeout(SHUTDOWN_TIMEOUT, upstream.shutdown()).await;
+    }
+
+    async fn relay(&mut self, client: &mut impl Side, upstream: &mut impl Side) -> Outcome {
+        let mut phases = self.service.parts.phases.clone();
+        let credential = Arc::clone(&self.service.parts.credentials[self.credential]);
+        let phase = *phases.borrow_and_update();
+        self.phase(phase);
+        loop {
+            // Listened for before it is asked: what happens in between must not be missed.
+            let withdrawn = credential.turns_unusable();
+            if !credential.candidate(Millis::now(), false).usable {
+                self.leave(USED_UP);
+            }
+            let wake = self.wake_at();
+            tokio::select! {
+                biased;
+                outcome = poll_fn(|cx| self.poll(cx, client, upstream)) => match outcome {
+                    Outcome::Waits => {}
+                    outcome => return outcome,
+                },
+                () = withdrawn => {}
+                changed = phases.changed() => match changed.map(|()| *phases.borrow_and_update()) {
+                    Ok(Phase::Ending) | Err(_) => return Outcome::Over(End::ClientGone),
+                    Ok(phase) => self.phase(phase),
+                },
+                () = sleep_until(wake) => if let Some(outcome) = self.wake(Instant::now()) { return outcome },
+            }
+        }
+    }
+
+    fn phase(&mut self, phase: Phase) {
+        if phase != Phase::Serving {
+            self.leave(STOPS);
+        }
+    }
+
+    /// It closes as soon as no response is waited for.
+    fn leave(&mut self, reason: Reason) {
+        self.leaving.get_or_insert(reason);
+    }
+
+    /// Tells both sides why it ends, and waits for the client to have read it.
+    async fn close(&mut self, reason: Reason, client: &mut impl Side, upstream: &mut impl Side) {
+        let closing = async {
+            let told = close_frame(Sender::Server, reason.code, reason.text);
+            if self.closed.down || self.down.finish(client, &told).await.is_err() {
+                return;
+            }
+            if !self.closed.up {
+                // Upstream may be gone; the client's own close frame goes nowhere then.
+                let _ = self.up.finish(upstream, &close_frame(Sender::Client, GOING_AWAY, "")).await;
+                self.up.drain(client).await;
+            }
+        };
+        let _ = timeout(CLOSE_TIMEOUT, closing).await;
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>, client: &mut impl Side, upstream: &mut impl Side) -> Poll<Outcome> {
+        if !self.closed.up {
+            let mut watcher = Up { turns: &mut self.turns, heard: &mut self.heard };
+            if let Poll::Ready(end) = self.up.poll(cx, Pin::new(client), Pin::new(upstream), &mut watcher)
+                && let Some(outcome) = self.up_ended(end)
+            {
+                return Poll::Ready(outcome);
+            }
+        }
+        if !self.closed.down {
+            let mut watcher = Down { turns: &mut self.turns, heard: &mut self.heard };
+            if let Poll::Ready(end) = self.down.poll(cx, Pin::new(upstream), Pin::new(client), &mut watcher)
+                && let Some(outcome) = self.down_ended(end)
+            {
+                return Poll::Ready(outcome);
+            }
+        }
+        if self.closed.up && self.closed.down {
+            return Poll::Ready(Outcome::Over(End::ClientGone));
+        }
+        if let Some(reason) = self.between_turns() {
+            return Poll::Ready(Outcome::Close(reason, End::ClientGone));
+        }
+        if self.waits_anew() { Poll::Ready(Outcome::Waits) } else { Poll::Pending }
+    }
+
+    /// Between responses: why the socket is to be closed, where it is. An error, as any end of a response, has reached the
+    /// client by then.
+    fn between_turns(&mut self) -> Option<Reason> {
+        if self.turns.is_waiting() || !self.down.is_at_rest() || self.closed.down {
+            return None;
+        }
+        if std::mem::take(&mut self.heard.turn_ended) && self.leaving.is_none() && self.moves() {
+            return Some(MOVES);
+        }
+        self.leaving
+    }
+
+    /// Whether the session would be given another credential if it came now.
+    fn moves(&self) -> bool {
+        let chosen = would_choose(&self.service, self.turns.socket(), Millis::now());
+        chosen.is_some_and(|chosen| chosen != self.credential)
+    }
+
+    /// Whether a wait has begun, or ended, since this was asked.
+    fn waits_anew(&mut self) -> bool {
+        let limits = &self.service.parts.limits;
+        let before = self.waits;
+        let one_closed = self.closed.up || self.closed.down;
+        let now = Instant::now;
+        self.waits = Waits {
+            for_close: one_closed.then(|| before.for_close.unwrap_or_else(|| now() + CLOSE_TIMEOUT)),
+            for_commit: self.down.is_held().then(|| before.for_commit.unwrap_or_else(|| now() + limits.commit_timeout)),
+        };
+        self.waits != before
+    }
+
+    /// Answers what becomes of the socket, where this ends it.
+    fn up_ended(&mut self, end: FlowEnd) -> Option<Outcome> {
+        match end {
+            // Upstream answers it, and that goes to the client.
+            FlowEnd::Closed | FlowEnd::NotRecorded => {
+                self.closed.up = true;
+                None
+            }
+            FlowEnd::SenderGone => Some(Outcome::Over(End::ClientGone)),
+            FlowEnd::ReceiverGone => Some(Outcome::Close(BROKE, End::UpstreamGone)),
+            FlowEnd::Violation(Violation { code, what }) => {
+                Some(Outcome::Close(Reason { code, text: what }, End::ClientGone))
+            }
+        }
+    }
+
+    fn down_ended(&mut self, end: FlowEnd) -> Option<Outcome> {
+        match end {
+            FlowEnd::Closed => {
+                // It may be the answer to the client's.
+                self.turns.over(if self.closed.up { End::ClientGone } else { End::UpstreamGone });
+                self.closed.down = true;
+                None
+            }
+            FlowEnd::ReceiverGone => Some(Outcome::Over(End::ClientGone)),
+            FlowEnd::SenderGone if self.closed.up => Some(Outcome::Over(End::ClientGone)),
+            FlowEnd::SenderGone => Some(Outcome::Close(BROKE, End::UpstreamGone)),
+            FlowEnd::Violation(violation) => {
+                tracing::warn!(what = violation.what, "upstream broke the WebSocket protocol");
+                Some(Outcome::Close(BROKE, End::UpstreamGone))
+            }
+            FlowEnd::NotRecorded => Some(Outcome::Close(NOT_RECORDED, End::Failed)),
+        }
+    }
+
+    /// When something is to be looked at, at the latest.
+    fn wake_at(&self) -> Instant {
+        let limits = &self.service.parts.limits;
+        // One that is waited for may be quiet for as long as upstream may.
+        let idle = (!self.turns.is_waiting()).then(|| self.heard.message + limits.websocket_idle_timeout);
+        let others = [self.waits.for_close, self.waits.for_commit, self.silent_at(), idle];
+        others.into_iter().flatten().fold(self.ping_at(), Instant::min)
+    }
+
+    /// When the client is to be sent a ping, or has not answered it.
+    fn ping_at(&self) -> Instant {
+        let interval = self.service.parts.limits.websocket_ping_interval;
+        self.heard.client + if self.heard.pinged { interval * 2 } else { interval }
+    }
+
+    /// When upstream has been silent for too long.
+    fn silent_at(&self) -> Option<Instant> {
+        self.turns.is_waiting().then(|| self.heard.upstream + self.service.parts.limits.upstream_idle_timeout)
+    }
+
+    fn wake(&mut self, now: Instant) -> Option<Outcome> {
+        let is_over = |end: Option<Instant>| end.is_some_and(|end| end <= now);
+        if is_over(self.waits.for_close) {
+            return Some(Outcome::Over(End::ClientGone));
+        }
+        if is_over(self.waits.for_commit) {
+            return Some(Outcome::Close(NOT_RECORDED, End::Failed));
+        }
+        if is_over(self.silent_at()) {
+            return Some(Outcome::Close(SILENT, End::UpstreamGone));
+        }
+        let idle_limit = self.service.parts.limits.websocket_idle_timeout;
+        if !self.turns.is_waiting() && self.heard.message + idle_limit <= now {
+            return Some(Outcome::Close(IDLE, End::ClientGone));
+        }
+        if self.ping_at() <= now {
+            if self.heard.pinged {
+                // Nothing came back, not even an answer to a ping.
+                return Some(Outcome::Over(End::ClientGone));
+            }
+            self.heard.pinged = true;
+            self.down.send_own(&ping_frame(Sender::Server));
+        }
+        None
+    }
+}
+
+/// Reads what the client sends.
+struct Up<'a> {
+    turns: &'a mut Turns,
+    heard: &'a mut Heard,
+}
+
+impl Watcher for Up<'_> {
+    fn begin(&mut self, text: bool) -> Result<(), Violation> {
+        self.heard.message = Instant::now();
+        self.control();
+        self.turns.client_begins(text)
+    }
+
+    fn data(&mut self, piece: &[u8]) {
+        self.control();
+        self.turns.client_sends(piece);
+    }
+
+    fn end(&mut self) -> Option<Commit> {
+        self.control();
+        self.turns.client_ends();
+        // Upstream's silence counts from here.
+        self.heard.upstream = self.heard.client;
+        None
+    }
+
+    fn control(&mut self) {
+        self.heard.client = Instant::now();
+        self.heard.pinged = false;
+    }
+}
+
+/// Reads what upstream sends.
+struct Down<'a> {
+    turns: &'a mut Turns,
+    heard: &'a mut Heard,
+}
+
+impl Watcher for Down<'_> {
+    fn begin(&mut self, text: bool) -> Result<(), Violation> {
+        self.control();
+        self.heard.message = self.heard.upstream;
+        self.turns.upstream_begins(text);
+        Ok(())
+    }
+
+    fn data(&mut self, piece: &[u8]) {
+        self.turns.upstream_sends(piece);
+    }
+
+    fn end(&mut self) -> Option<Commit> {
+        let commit = self.turns.upstream_ends();
+        self.heard.turn_ended |= commit.is_some();
+        commit
+    }
+
+    fn control(&mut self) {
+        self.heard.upstream = Instant::now();
+    }
+}

@@ -1,0 +1,176 @@
+//! What is asked for and answered over a socket: each response a row.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use http::StatusCode;
+
+use crate::frames::{POLICY_VIOLATION, TRY_LATER, Violation};
+use crate::ledger::{Commit, Room};
+use crate::meter::{CreateScan, Event, EventScan};
+use crate::pipeline::service::Service;
+use crate::pipeline::settle::OpenRow;
+use crate::values::clock::Millis;
+use crate::values::exchange::End;
+use crate::values::windows::Reading;
+
+/// Responses that a client may wait for at a time on one socket. Upstream makes one after another.
+const OPEN_MAX: usize = 16;
+
+/// The responses of one socket.
+pub(super) struct Turns {
+    service: Arc<Service>,
+    /// The handshake's: what all turns begin from.
+    socket: Box<OpenRow>,
+    credential: usize,
+    /// The row of each response that was asked for and is not over, in order.
+    open: VecDeque<Box<OpenRow>>,
+    create: CreateScan,
+    event: EventScan,
+    /// For the message that the client is sending.
+    room: Option<Room>,
+    /// The message under way is text.
+    in_text: [bool; 2],
+}
+
+/// Places in [`Turns::in_text`].
+const UP: usize = 0;
+const DOWN: usize = 1;
+
+impl Turns {
+    pub(super) fn new(service: Arc<Service>, socket: Box<OpenRow>, credential: usize) -> Self {
+        Self {
+            service,
+            socket,
+            credential,
+            open: VecDeque::new(),
+            create: CreateScan::default(),
+            event: EventScan::default(),
+            room: None,
+            in_text: [false; 2],
+        }
+    }
+
+    /// The socket as the handshake had it.
+    pub(super) fn socket(&self) -> &OpenRow {
+        &self.socket
+    }
+
+    /// Whether a response is waited for.
+    pub(super) fn is_waiting(&self) -> bool {
+        !self.open.is_empty()
+    }
+
+    /// The client begins a message. Room for its row is reserved before any of it goes on.
+    ///
+    /// # Errors
+    /// There is none, or as many responses as may be are waited for.
+    pub(super) fn client_begins(&mut self, text: bool) -> Result<(), Violation> {
+        self.in_text[UP] = text;
+        if !text {
+            return Ok(());
+        }
+        if self.open.len() >= OPEN_MAX {
+            return Err(Violation { code: POLICY_VIOLATION, what: "too many responses are waited for" });
+        }
+        let room = self.service.parts.ledger.reserve();
+        self.room =
+            Some(room.map_err(|_| Violation { code: TRY_LATER, what: "the gateway has no room for a response" })?);
+        self.create.begin();
+        Ok(())
+    }
+
+    pub(super) fn client_sends(&mut self, piece: &[u8]) {
+        if self.in_text[UP] {
+            self.create.feed(piece);
+        }
+    }
+
+    /// The client's message is whole: what it asks for is waited for from now on.
+    pub(super) fn client_ends(&mut self) {
+        let room = self.room.take();
+        if !std::mem::take(&mut self.in_text[UP]) {
+            return;
+        }
+        if let (Some(create), Some(room)) = (self.create.end(), room) {
+            self.open.push_back(self.socket.next_turn(room, self.credential, create));
+        }
+    }
+
+    pub(super) fn upstream_begins(&mut self, text: bool) {
+        self.in_text[DOWN] = text;
+        if text {
+            self.event.begin();
+        }
+        if let Some(turn) = self.open.front_mut() {
+            turn.begins_to_answer();
+        }
+    }
+
+    pub(super) fn upstream_sends(&mut self, piece: &[u8]) {
+        if self.in_text[DOWN] {
+            self.event.feed(piece);
+        }
+    }
+
+    /// Upstream's message is whole. Where it ends a response, its last byte waits for the row.
+    pub(super) fn upstream_ends(&mut self) -> Option<Commit> {
+        if !std::mem::take(&mut self.in_text[DOWN]) {
+            return None;
+        }
+        let now = Millis::now();
+        match self.event.end(now) {
+            Event::Other => None,
+            Event::RateLimits(reading) => {
+                self.account(&reading, now);
+                None
+            }
+            Event::Ended(end) => self.settle(end, None),
+            Event::Error { status, reading, until } => {
+                self.account(&reading, now);
+                if status == Some(StatusCode::TOO_MANY_REQUESTS.as_u16()) {
+                    self.refused(&reading, until, now);
+                }
+                let status = status.and_then(|status| StatusCode::from_u16(status).ok());
+                self.settle(End::Failed, status)
+            }
+        }
+    }
+
+    fn account(&self, reading: &Reading, now: Millis) {
+        self.service.parts.credentials[self.credential].observe(reading, now);
+    }
+
+    fn refused(&self, reading: &Reading, until: Option<Millis>, now: Millis) {
+        let account = &self.service.parts.credentials[self.credential];
+        let until = account.refused(reading.refused_until().or(until), reading.exhausted(), now);
+        tracing::warn!(credential = account.tag(), until = until.rfc3339(), "upstream refuses the credential");
+    }
+
+    fn settle(&mut self, end: End, status: Option<StatusCode>) -> Option<Commit> {
+        let metered = self.event.take_metered();
+        let mut turn = match self.open.pop_front() {
+            Some(turn) => turn,
+            // Nobody asked for it, as far as was understood; it counts all the same.
+            None if metered.counts.is_some() => {
+                let room = self.service.parts.ledger.reserve().ok()?;
+                self.socket.next_turn(room, self.credential, Default::default())
+            }
+            None => return None,
+        };
+        turn.begins_to_answer();
+        if let Some(status) = status {
+            turn.fails_with(status);
+        }
+        turn.close(end, metered)
+    }
+
+    /// The socket is over: what is still waited for ends so.
+    pub(super) fn over(&mut self, end: End) {
+        let mut metered = self.event.take_metered();
+        for mut turn in self.open.drain(..) {
+            // What is known belongs to the one that upstream was answering.
+            drop(turn.close(end, std::mem::take(&mut metered)));
+        }
+    }
+}
