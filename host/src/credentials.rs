@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use http::{HeaderValue, Uri};
 use sha2::{Digest, Sha256};
+use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
@@ -41,6 +42,9 @@ const READ_AGAIN: Duration = Duration::from_secs(2);
 
 /// A credential whose token upstream refused steps back for so long, or until its file has another token.
 const TOKEN_REFUSED_FOR: Duration = Duration::from_secs(60);
+
+/// Threads see the clock a little apart; further back than this, it was put back.
+const CLOCK_PUT_BACK: Duration = Duration::from_secs(1);
 
 /// A refusal by 429 whose end nobody tells, or that is said to be over already, lasts so long.
 const REFUSED_FOR: Duration = Duration::from_secs(5 * 60);
@@ -78,12 +82,32 @@ struct State {
     read_at: Option<Millis>,
     /// Upstream refused its token: it steps back until then.
     suspect_until: Option<Millis>,
+    /// What the clock showed when this was looked at last.
+    seen_at: Millis,
     standing: Standing,
     renewal: Renewal,
     polling: Polling,
 }
 
 impl State {
+    /// Whether what is known is of the account that `shown` belongs to.
+    fn is_of(&self, shown: &Identity) -> bool {
+        self.account == shown.account_id
+    }
+
+    /// What lasts for a while lasts no longer where the clock is put back. Windows end when upstream says.
+    fn clock_shows(&mut self, now: Millis) {
+        let back = self.seen_at.since(now);
+        if back >= CLOCK_PUT_BACK {
+            for until in [&mut self.standing.limited_until, &mut self.suspect_until].into_iter().flatten() {
+                *until = until.before(back);
+            }
+        }
+        if back >= CLOCK_PUT_BACK || now > self.seen_at {
+            self.seen_at = now;
+        }
+    }
+
     fn is_suspect(&self, now: Millis) -> bool {
         self.suspect_until.is_some_and(|until| until > now)
     }
@@ -143,6 +167,7 @@ impl Credential {
             digest: None,
             read_at: None,
             suspect_until: None,
+            seen_at: Millis::default(),
             standing: Standing::default(),
             renewal: Renewal::new(),
             polling: Polling::default(),
@@ -243,8 +268,9 @@ impl Credential {
         let mut state = self.state();
         state.read_at = Some(now);
         state.digest = digest;
-        if let (Ok(new), Ok(old)) = (&read, &state.identity)
-            && new.authorization != old.authorization
+        // Also after a logout: whoever logs in again is not held to what the tokens before came to.
+        if let Ok(new) = &read
+            && state.identity.as_ref().ok().is_none_or(|old| new.authorization != old.authorization)
         {
             state.suspect_until = None;
             state.renewal.file_changed(new, now);
@@ -421,7 +447,7 @@ impl Credential {
 
     /// How it stands, as a balancer sees it. An API key has no windows; where it is `excluded` it may not be chosen.
     pub fn candidate(&self, now: Millis, excluded: bool) -> Candidate {
-        let state = self.state();
+        let state = self.state_at(now);
         let mut candidate = state.standing.candidate(self.config.caps, now);
         candidate.in_flight = self.in_flight.load(Ordering::Relaxed);
         candidate.usable &= !excluded && state.can_serve(now);
@@ -435,22 +461,23 @@ impl Credential {
 
     /// Whether it has no room: upstream refuses it, or its use reached a cap.
     pub fn is_used_up(&self, now: Millis) -> bool {
-        !self.state().standing.candidate(self.config.caps, now).usable
+        !self.state_at(now).standing.candidate(self.config.caps, now).usable
     }
 
     /// Whether upstream refused its token of late.
     pub fn is_suspect(&self, now: Millis) -> bool {
-        self.state().is_suspect(now)
+        self.state_at(now).is_suspect(now)
     }
 
     /// Waits until it turns unusable: upstream refuses it, its use reaches a cap, or its file goes.
-    pub async fn turns_unusable(&self) {
-        self.unusable.notified().await;
+    pub fn turns_unusable(&self) -> Notified<'_> {
+        // From here on, whether it is polled yet or not: nothing that happens in between is missed.
+        self.unusable.notified()
     }
 
     /// When it will be usable again, where it is loaded and paused: by a refusal or by its caps.
     pub fn usable_again_at(&self, now: Millis) -> Option<Millis> {
-        let state = self.state();
+        let state = self.state_at(now);
         state.identity.as_ref().ok()?;
         state.standing.usable_again_at(self.config.caps, now)
     }
@@ -466,18 +493,22 @@ impl Credential {
         (windows.used(Span::FiveHour, now), windows.used(Span::Weekly, now))
     }
 
-    /// Takes in what a response's headers say. Those of a gateway are of one of its credentials, not of it.
-    pub fn observe(&self, reading: &Reading, now: Millis) {
+    /// Takes in what a response to `shown` says. What a gateway's says is of one of its credentials, not of it.
+    pub fn observe(&self, shown: &Identity, reading: &Reading, now: Millis) {
         if self.gateway().is_none() && !reading.is_empty() {
-            self.change_standing(now, |standing| {
+            self.change_standing(shown, now, |standing| {
                 standing.windows.observe(reading, now);
                 standing.observations += 1;
             });
         }
     }
 
-    fn change_standing(&self, now: Millis, change: impl FnOnce(&mut Standing)) {
-        let mut state = self.state();
+    fn change_standing(&self, shown: &Identity, now: Millis, change: impl FnOnce(&mut Standing)) {
+        let mut state = self.state_at(now);
+        if !state.is_of(shown) {
+            // It is about the account that the file had before.
+            return;
+        }
         let usable = |state: &State| state.standing.candidate(self.config.caps, now).usable;
         let before = usable(&state);
         change(&mut state.standing);
@@ -488,11 +519,14 @@ impl Credential {
         }
     }
 
-    /// Takes in a refusal by 429 until that time. A time that is past, or not told, counts as five minutes.
-    pub fn refused(&self, until: Option<Millis>, window: Option<Span>, now: Millis) -> Millis {
+    /// Takes in a refusal of `shown` by 429 until that time. A time that is past, or not told, counts as five minutes.
+    pub fn refused(&self, shown: &Identity, until: Option<Millis>, window: Option<Span>, now: Millis) -> Millis {
         let until = until.filter(|until| *until > now).unwrap_or_else(|| now.after(REFUSED_FOR));
         let until = until.min(now.after(REFUSED_MAX));
-        let mut state = self.state();
+        let mut state = self.state_at(now);
+        if !state.is_of(shown) {
+            return until;
+        }
         state.standing.limited_until = Some(until);
         state.standing.limited_by = window;
         drop(state);
@@ -510,12 +544,12 @@ impl Credential {
     }
 
     /// Waits until a poll is due: it is one at start, and one an interval while there is traffic. Answers what to ask
-    /// with.
-    pub async fn poll_is_due(&self) -> Arc<Identity> {
+    /// with. The poll has begun then: traffic from now on asks for the next.
+    pub async fn poll_is_due(&self) -> (Arc<Identity>, PollBegun) {
         loop {
             let now = Millis::now();
             let due = {
-                let state = self.state();
+                let state = self.state_at(now);
                 let standing = &state.standing;
                 // One that is used up until nobody knows when has no traffic: only asking tells that it has room again.
                 let is_stuck = !standing.candidate(self.config.caps, now).usable
@@ -526,7 +560,9 @@ impl Credential {
                 });
                 let due = polled.and_then(|_| state.polling.due_at(traffic, self.config.poll_interval, now));
                 match (due, polled) {
-                    (Some(due), Some(identity)) if due <= now => return Arc::clone(identity),
+                    (Some(due), Some(identity)) if due <= now => {
+                        return (Arc::clone(identity), self.poll_begins_in(&state));
+                    }
                     (due, _) => due,
                 }
             };
@@ -539,26 +575,29 @@ impl Credential {
 
     /// A poll begins: traffic from now on asks for the next.
     pub fn poll_begins(&self) -> PollBegun {
+        self.poll_begins_in(&self.state())
+    }
+
+    fn poll_begins_in(&self, state: &State) -> PollBegun {
         self.traffic.store(false, Ordering::Relaxed);
-        let state = self.state();
         PollBegun { observations: state.standing.observations, account: state.accounts }
     }
 
-    /// Takes in what a poll told: the windows, which replace what is known unless a response told something meanwhile,
+    /// Takes in what a poll with `shown` told: the windows, which replace what is known unless a response told something meanwhile,
     /// and the plan or the weight.
     pub fn polled(
         &self,
         begun: PollBegun,
+        shown: &Identity,
         reading: &Reading,
         plan: Option<&str>,
         own_weight: Option<f64>,
         now: Millis,
     ) {
         if self.state().accounts != begun.account {
-            // It is about the account that the file had before.
             return;
         }
-        self.change_standing(now, |standing| {
+        self.change_standing(shown, now, |standing| {
             if standing.observations == begun.observations {
                 standing.windows.replace(reading);
             } else {
@@ -603,6 +642,13 @@ impl Credential {
             self.poll_wanted.notify_one();
         }
         InFlight { credential: Arc::clone(self) }
+    }
+
+    /// The state, as it is at `now`.
+    fn state_at(&self, now: Millis) -> MutexGuard<'_, State> {
+        let mut state = self.state();
+        state.clock_shows(now);
+        state
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

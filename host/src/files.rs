@@ -6,8 +6,17 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
+use rustix::process::geteuid;
+
 /// The mode of a file that nobody but its owner may read.
 const PRIVATE: u32 = 0o600;
+
+/// The bit of a folder in which each may replace their own files alone.
+const STICKY: u32 = 0o1000;
+
+/// What the name of a new file has more than that of the one whose place it takes.
+const TEMPORARY: &str = ".tollgate-new";
 
 /// Reads a file of at most `bytes_max`, which may be a pipe.
 ///
@@ -45,7 +54,7 @@ pub fn read_regular(path: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
 /// # Errors
 /// It cannot be written, or not with its owner; the old one is as it was.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let temporary = beside(path, ".tollgate-new");
+    let temporary = beside(path, TEMPORARY);
     // One that a killed process left is nobody's.
     remove(&temporary)?;
     let replaced = write_new(&temporary, bytes, fs::metadata(path).ok().as_ref())
@@ -55,6 +64,44 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
         let _ = fs::remove_file(&temporary);
     }
     replaced
+}
+
+/// Whether the file at `path` could be replaced by one of `length` bytes, as far as can be told without doing it: there is
+/// room, the owner can be kept, and nothing holds the old one in its place.
+///
+/// # Errors
+/// Why it could not, without its name.
+pub fn try_replace(path: &Path, length: usize) -> Result<(), String> {
+    let old = fs::metadata(path).map_err(|error| plain(&error))?;
+    is_held(path, &old)?;
+    let temporary = beside(path, TEMPORARY);
+    let tried = remove(&temporary)
+        .and_then(|()| write_new(&temporary, &vec![b' '; length], Some(&old)))
+        .map_err(|error| format!("{}: {}", temporary.display(), plain(&error)));
+    match (tried, fs::remove_file(&temporary)) {
+        (Err(error), _) => Err(error),
+        (Ok(()), removed) => removed.map_err(|error| format!("{}: {}", temporary.display(), plain(&error))),
+    }
+}
+
+/// Whether something keeps another file from taking the place of the one at `path`.
+fn is_held(path: &Path, old: &Metadata) -> Result<(), String> {
+    if let Ok(found) = statx(CWD, path, AtFlags::empty(), StatxFlags::BASIC_STATS) {
+        let has = |attribute: StatxAttributes| (found.stx_attributes & found.stx_attributes_mask).contains(attribute);
+        if has(StatxAttributes::MOUNT_ROOT) {
+            return Err("it is mounted by itself and cannot be replaced: mount its folder".to_owned());
+        }
+        if has(StatxAttributes::IMMUTABLE) || has(StatxAttributes::APPEND) {
+            return Err("it is marked as one that may not be replaced (chattr)".to_owned());
+        }
+    }
+    let within = fs::metadata(folder(path)).map_err(|error| plain(&error))?;
+    let user = geteuid().as_raw();
+    let is_sticky = within.mode() & STICKY != 0;
+    if is_sticky && user != 0 && user != within.uid() && user != old.uid() {
+        return Err("it is another user's, in a folder in which only they may replace it".to_owned());
+    }
+    Ok(())
 }
 
 fn write_new(path: &Path, bytes: &[u8], like: Option<&Metadata>) -> io::Result<()> {

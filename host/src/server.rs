@@ -12,6 +12,7 @@ mod refresh;
 mod views;
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -190,21 +191,30 @@ impl Gateway {
     pub async fn stop_or_cut(mut self, cut: impl Future<Output = ()>) {
         self.phase.send_replace(Phase::Draining);
         let ended = async { while self.alive.recv().await.is_some() {} };
-        tokio::select! {
+        let mut cut = pin!(cut);
+        let was_cut = tokio::select! {
             drained = timeout(self.limits.drain_timeout, ended) => {
                 if drained.is_err() {
                     tracing::warn!("limits.drain_timeout is over: requests under way are cut");
                 }
+                false
             }
-            () = cut => {}
-        }
+            () = cut.as_mut() => true,
+        };
         self.phase.send_replace(Phase::Ending);
+        // A refresh that has begun goes to its end: its token is spent. It has its own bounds. One in a process of its own
+        // would end by itself, but not where this process is a container's first: then all end with it.
+        let tasks = &mut self.tasks;
+        let ended = async { while tasks.join_next().await.is_some() {} };
         match self.refresh_in {
-            // A refresh that has begun goes to its end: its token is spent. It has its own bounds.
-            RefreshIn::ThisProcess => while self.tasks.join_next().await.is_some() {},
-            // So does one in a process of its own, by itself.
-            RefreshIn::Child(_) => self.tasks.shutdown().await,
+            RefreshIn::Child(_) if was_cut => drop(ended),
+            RefreshIn::Child(_) => tokio::select! {
+                () = ended => {}
+                () = cut => {}
+            },
+            RefreshIn::ThisProcess => ended.await,
         }
+        self.tasks.shutdown().await;
         // Every connection hands its rows to the ledger before it lets go of this.
         while self.alive.recv().await.is_some() {}
         let views = self.views.take();

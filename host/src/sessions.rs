@@ -20,11 +20,13 @@ const SESSION_HEADERS: [&str; 5] = ["session_id", "session-id", "x-session-id", 
 /// How often in its lifetime a session's use is noted: after a restart it lives shorter by at most so small a part.
 const NOTES_A_LIFE: u32 = 24;
 
-/// The session that a request's headers name. Without one, the body's `prompt_cache_key` is the key.
+/// The session that a request's headers name, by the first of them that can. Without one, the body's `prompt_cache_key` is the key.
 pub fn key_in_headers(headers: &HeaderMap) -> Option<String> {
-    let value = SESSION_HEADERS.iter().find_map(|name| headers.get(*name))?;
-    let key = value.to_str().ok()?.trim();
-    (!key.is_empty() && key.len() <= FIELD_BYTES).then(|| key.to_owned())
+    let key = |name: &&str| {
+        let key = headers.get(*name)?.to_str().ok()?.trim();
+        (!key.is_empty() && key.len() <= FIELD_BYTES).then(|| key.to_owned())
+    };
+    SESSION_HEADERS.iter().find_map(key)
 }
 
 /// The key of something that has no bound of its own: a turn's state. No response's id looks like it.
@@ -216,5 +218,7 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert("session-id", "x".repeat(FIELD_BYTES + 1).parse().expect("a value"));
         assert_eq!(key_in_headers(&headers), None);
+        headers.insert("thread-id", "two".parse().expect("a value"));
+        assert_eq!(key_in_headers(&headers).as_deref(), Some("two"), "one that is of no use hides no other");
     }
 }

@@ -1,7 +1,7 @@
 //! What holds for every course of events. Credentials are told of their windows by headers and by polls, refused by 429,
 //! and the clock steps; beside them runs a simple model of what was told, which says whom a balancer may pick.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use tollgate::config::{
     Caps, CredentialConfig, CredentialSource, OnFailure, POLICY_TIMEOUT, PolicyConfig, PolicyKind, PolicySource,
 };
-use tollgate::credentials::{Credential, PollBegun};
+use tollgate::credentials::{Credential, Identity, PollBegun};
 use tollgate::policy::{Balancer, Choice, Engine, Facts, Members};
 use tollgate::values::candidate::Candidate;
 use tollgate::values::clock::Millis;
@@ -237,9 +237,21 @@ impl Member {
         Self { credential, poll: None, caps, known: Known::default() }
     }
 
+    fn shown(&self) -> Arc<Identity> {
+        self.credential.identity().expect("the file is there")
+    }
+
+    /// The clock shows `now`, which may be earlier than before: a refusal lasts as long as it would have.
+    fn clock_shows(&mut self, now: Moment, before: Moment) {
+        if now < before {
+            self.known.refused_until = self.known.refused_until.map(|until| until - (before - now));
+        }
+        self.credential.candidate(millis(now), false);
+    }
+
     fn hear(&mut self, message: &Message, now: Moment) {
         let at = millis(now);
-        self.credential.observe(&Reading::from_headers(&message.as_headers(), at), at);
+        self.credential.observe(&self.shown(), &Reading::from_headers(&message.as_headers(), at), at);
         self.known.hear(message, now);
         if message.windows().next().is_some() {
             self.known.overtaken = self.known.overtaken.map(|_| true);
@@ -254,7 +266,7 @@ impl Member {
     fn poll_ends(&mut self, message: &Message, now: Moment) {
         let (Some(begun), Some(overtaken)) = (self.poll.take(), self.known.overtaken.take()) else { return };
         let usage = message.as_usage();
-        self.credential.polled(begun, &Reading::from_usage(&usage), Some("plus"), None, millis(now));
+        self.credential.polled(begun, &self.shown(), &Reading::from_usage(&usage), Some("plus"), None, millis(now));
         if overtaken {
             self.known.hear(message, now);
         } else {
@@ -264,7 +276,7 @@ impl Member {
 
     fn refused(&mut self, ends_in: Option<i64>, now: Moment) {
         let told = ends_in.map(|seconds| now + seconds);
-        self.credential.refused(told.map(millis), None, millis(now));
+        self.credential.refused(&self.shown(), told.map(millis), None, millis(now));
         self.known.refused_until = Some(told.filter(|until| *until > now).unwrap_or(now + REFUSED));
     }
 }
@@ -290,7 +302,11 @@ impl Course {
             Event::PollBegins => member.poll_begins(),
             Event::PollEnds(message) => member.poll_ends(message, now),
             Event::Refused(ends_in) => member.refused(*ends_in, now),
-            Event::Clock(seconds) => self.now += seconds,
+            Event::Clock(seconds) => {
+                self.now += seconds;
+                let now = self.now;
+                self.members.iter_mut().for_each(|member| member.clock_shows(now, now - seconds));
+            }
         }
     }
 

@@ -263,8 +263,20 @@ impl RawOcm {
     }
 }
 
+/// The fields that ask for something: one that is empty, or says no, asks for what there is without it.
 fn set_fields(fields: &[(&'static str, &Option<Value>)]) -> Vec<&'static str> {
-    fields.iter().filter(|(_, value)| value.is_some()).map(|(name, _)| *name).collect()
+    fields.iter().filter(|(_, value)| value.as_ref().is_some_and(asks)).map(|(name, _)| *name).collect()
+}
+
+fn asks(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => false,
+        Value::Bool(true) => true,
+        Value::Number(number) => number.as_f64() != Some(0.0),
+        Value::String(text) => !text.is_empty(),
+        Value::Array(items) => !items.is_empty(),
+        Value::Object(fields) => fields.get("enabled") != Some(&Value::Bool(false)) && !fields.is_empty(),
+    }
 }
 
 /// Where upstream is; each with a default.

@@ -41,6 +41,12 @@ pub(super) fn resolve(raw: &RawConfig, problems: &mut Vec<Problem>, warnings: &m
         findings.problem("admin", "an admin listener is not there yet");
     }
     let limits = limits(&raw.limits, &mut findings);
+    if limits.ledger_full == LedgerFull::Serve && raw.log.disabled {
+        findings.warning(
+            "limits.ledger_full",
+            "rows beyond limits.settle_queue go to the log while the ledger cannot be written, and the log is disabled",
+        );
+    }
     let data_dir = match raw.data_dir.as_deref().filter(|path| !path.is_empty()) {
         Some(path) => Some(PathBuf::from(path)),
         None => default_data_dir(&mut findings),

@@ -20,11 +20,14 @@ use zeroize::Zeroizing;
 use super::auth_file::{self, Fingerprint};
 use super::journal::{Entry, Journal, NewTokens};
 use super::write_back::with_tokens;
-use crate::files::{beside, plain, replace};
+use crate::files::{beside, plain, replace, try_replace};
 
 /// The client that Codex is registered as (`behaviour.md`; public in Codex's source).
 const CLIENT_ID: &str = "app_EMoamEEZ73f0CkXaXp7hrann";
 const SCOPE: &str = "openid profile email";
+
+/// An auth.json with new tokens is not larger than this, as far as is known: there must be room for so much.
+const ROOM_BYTES: usize = 64 * 1024;
 
 /// How often a lock that another process holds is tried.
 const LOCK_STEP: Duration = Duration::from_millis(20);
@@ -130,6 +133,10 @@ pub fn refresh(job: &Job, post: impl FnOnce(Zeroizing<Vec<u8>>) -> Result<Answer
     let spent = Fingerprint::of(refresh_token.as_bytes());
     if journal.read().is_some_and(|entry| entry.spent == spent) {
         return uncertain(&journal, "a refresh was cut off");
+    }
+    // Before anything is spent: what is given must have a place to go.
+    if let Err(reason) = try_replace(&file, ROOM_BYTES) {
+        return Outcome::NotWritable { reason: format!("cannot write {}: {reason}", file.display()) };
     }
     let intent = Entry { spent: spent.clone(), at: now(), tokens: None };
     if let Err(error) = journal.write(&intent) {
@@ -247,8 +254,10 @@ fn keep(file: &Path, journal: &Journal, entry: Entry) -> Outcome {
             }
             // Somebody logged in meanwhile, perhaps with another account: that stays.
             Ok(_) => return unspent(journal, Outcome::Newer),
-            // Removed: logged out.
-            Err(_) if !file.exists() => return unspent(journal, Outcome::Newer),
+            // Removed: logged out. One that only cannot be seen at the moment is not gone.
+            Err(_) if attempt + 1 == SETTLE_TRIES && matches!(file.try_exists(), Ok(false)) => {
+                return unspent(journal, Outcome::Newer);
+            }
             // Somebody else is writing it.
             Err(_) if attempt + 1 < SETTLE_TRIES => sleep(SETTLE_STEP),
             Err(_) => {}
@@ -280,7 +289,7 @@ fn uncertain(journal: &Journal, what: &str) -> Outcome {
 
 enum Verdict {
     Tokens(NewTokens),
-    /// A success without tokens.
+    /// An answer without tokens, which may have cost one.
     Useless(String),
     /// The refresh token is of no use.
     Refused(String),
@@ -303,6 +312,8 @@ fn judge(answer: &Answer) -> Verdict {
             .map_or_else(|| Verdict::Useless(format!("{told} without tokens")), Verdict::Tokens),
         401 => Verdict::Refused(told),
         400..500 if is_final => Verdict::Refused(told),
+        // Somebody in between answers: whether the endpoint itself saw the token, nobody tells.
+        502 | 504 => Verdict::Useless(told),
         _ => Verdict::Again(told),
     }
 }

@@ -17,7 +17,7 @@ const HEADER_BYTES: usize = 100;
 const SQLITE_MAGIC: &[u8] = b"SQLite format 3\0";
 
 /// What makes each version of the schema from the one before. Released steps are never changed.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     "CREATE TABLE usage (
         id INTEGER PRIMARY KEY,
         request_id TEXT NOT NULL UNIQUE,
@@ -66,6 +66,7 @@ const MIGRATIONS: [&str; 4] = [
         PRIMARY KEY (service, pool, user, session)
     ) STRICT, WITHOUT ROWID;",
     "ALTER TABLE usage ADD COLUMN prewarm INTEGER NOT NULL DEFAULT 0;",
+    "ALTER TABLE usage ADD COLUMN previous_response_id TEXT;",
 ];
 
 /// The ledger cannot be used.

@@ -36,6 +36,7 @@ fn row(id: &str) -> Row {
         service_tier: None,
         transport: "http",
         prewarm: false,
+        previous_response_id: None,
         path: "/v1/responses".to_owned(),
         status: 200,
         end: End::Complete,

@@ -28,9 +28,9 @@ const INSERT: &str = "INSERT INTO usage (
     request_id, started_at, finished_at, user, credential, service, model, service_tier, transport, path, status, end,
     attempts, session, response_id, input_tokens, cached_tokens, cache_write_tokens, output_tokens, reasoning_tokens,
     context_window, week_start_unix, cost_nanousd, unpriced_reason, priced_by, ttfb_ms, duration_ms,
-    prewarm
+    prewarm, previous_response_id
 ) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24,
-    ?25, ?26, ?27, ?28)";
+    ?25, ?26, ?27, ?28, ?29)";
 
 const SAVE_VIEW: &str = "INSERT INTO usage_view (path, through, digest, through_before, digest_before)
     VALUES (?1, ?2, ?3, ?4, ?5)
@@ -255,6 +255,7 @@ fn insert_row(insert: &mut rusqlite::CachedStatement<'_>, row: &Row) -> rusqlite
         row.ttfb_ms.map(whole),
         whole(row.duration_ms),
         row.prewarm,
+        row.previous_response_id,
     ])?;
     Ok(())
 }

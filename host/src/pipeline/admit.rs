@@ -19,7 +19,7 @@ pub(super) struct Admitted {
 /// # Errors
 /// There is no room.
 pub(super) fn admit(service: &Arc<Service>, authenticated: Authenticated) -> Result<Admitted, Refusal> {
-    let Authenticated { received, user } = authenticated;
+    let (received, user) = authenticated.into_parts();
     let room = service.parts.ledger.reserve().map_err(|reason| {
         let refusal = Refusal::no_room(reason);
         refusal.log(service.tag(), &received.id, received.path());

@@ -37,6 +37,8 @@ const CHAT_COMPLETIONS: &str = "/v1/chat/completions";
 /// A response that goes to the client, with what was read of its body already.
 pub(super) struct Answered {
     pub(super) credential: usize,
+    /// What upstream was shown.
+    pub(super) shown: Arc<Identity>,
     pub(super) response: Response<Incoming>,
     pub(super) read: Vec<Bytes>,
     /// The body broke off while it was read.
@@ -58,6 +60,7 @@ enum Last {
 pub(super) async fn send(service: &Service, inspected: Inspected) -> Result<(Answered, Box<OpenRow>), Refusal> {
     let Inspected { mut open, head, mut body } = inspected;
     let deadline = Instant::now() + service.parts.limits.failover_timeout;
+    // None once they are moved into what no attempt can follow.
     let mut headers = Some(head.headers);
     let mut tried = Vec::new();
     let mut last = Last::Nobody;
@@ -68,18 +71,23 @@ pub(super) async fn send(service: &Service, inspected: Inspected) -> Result<(Ans
         if let Some(refusal) = chat_needs_a_key(service, &open, head.uri.path()) {
             return Err(open.refuse(refusal).await);
         }
+        // What would be asked from here on would come too late.
+        let is_late = !tried.is_empty() && Instant::now() >= deadline;
         let selected = match again.take() {
-            Some(selected) => selected,
-            // What would be asked from here on would come too late.
-            None if !tried.is_empty() && Instant::now() >= deadline => {
-                let nobody = cut_off_refusal(service, &open, &tried).await;
+            _ if is_late || headers.is_none() => {
+                let nobody = cut_off_refusal(service, &open, &tried, deadline).await;
                 return give_up(open, last, nobody).await;
             }
-            None => match select(service, &open, &mut tried).await {
+            Some(selected) => selected,
+            None => match select(service, &open, &mut tried, refresh_limit(service, deadline)).await {
                 Ok(selected) => selected,
                 Err(nobody) => return give_up(open, last, nobody).await,
             },
         };
+        if head.uri.path() == CHAT_COMPLETIONS && selected.identity.kind == IdentityKind::OAuth {
+            // Its file has turned up since that was looked at.
+            return Err(open.refuse(Refusal::api_key_only()).await);
+        }
         let now = Millis::now();
         let others = others(service, &open, &body, &tried, deadline, now);
         let may_be_sent_again = others == Others::Left || (body.can_be_sent_again() && !refreshed);
@@ -94,14 +102,14 @@ pub(super) async fn send(service: &Service, inspected: Inspected) -> Result<(Ans
         let limit = head_limit(service, open.attempts(), deadline);
         let verdict = match forward(service, &mut open, selected.credential, request, limit).await {
             Ok(sent) => {
-                let refresh = if refreshed { Refresh::Done } else { Refresh::Open };
-                judge(service, &open, &selected.identity, sent, others, refresh).await
+                let refresh = if refreshed { Refresh::Done } else { Refresh::Open { limit: refresh_limit(service, deadline) } };
+                judge(service, &open, sent, others, refresh).await
             }
             Err(NoResponse::Withdrawn) if others == Others::OutOfReach => Verdict::CutOff,
             Err(NoResponse::Withdrawn) => Verdict::Next(Last::Nobody),
             Err(NoResponse::Upstream(error)) => match next_after(service, &error, others) {
                 Some(refusal) => Verdict::Next(Last::Refusal(refusal)),
-                None => return Err(no_answer(open, &error).await),
+                None => return Err(no_answer(open, &error, others).await),
             },
         };
         match verdict {
@@ -116,9 +124,14 @@ pub(super) async fn send(service: &Service, inspected: Inspected) -> Result<(Ans
             // What came of an attempt before counts for more: who was only busy is worth another try.
             Verdict::Next(Last::Nobody) => {}
             Verdict::Next(so_far) => last = so_far,
-            Verdict::CutOff => return Err(cut_off(service, open, &tried).await),
+            Verdict::CutOff => return Err(cut_off(service, open, &tried, deadline).await),
         }
     }
+}
+
+/// For how long a refresh of tokens is waited for: as long as one may take, and no longer than the request may.
+fn refresh_limit(service: &Service, deadline: Instant) -> Duration {
+    service.refresh_wait().min(deadline.saturating_duration_since(Instant::now()))
 }
 
 /// For how long an attempt waits for its response's head: further ones have what is left.
@@ -161,14 +174,14 @@ async fn give_up(open: Box<OpenRow>, last: Last, nobody: Refusal) -> Result<(Ans
 }
 
 /// The credential is used up, and the request cannot go to another: where one has room, its client should try again.
-async fn cut_off(service: &Service, open: Box<OpenRow>, tried: &[usize]) -> Refusal {
-    let refusal = cut_off_refusal(service, &open, tried).await;
+async fn cut_off(service: &Service, open: Box<OpenRow>, tried: &[usize], deadline: Instant) -> Refusal {
+    let refusal = cut_off_refusal(service, &open, tried, deadline).await;
     open.refuse(refusal).await
 }
 
-async fn cut_off_refusal(service: &Service, open: &OpenRow, tried: &[usize]) -> Refusal {
+async fn cut_off_refusal(service: &Service, open: &OpenRow, tried: &[usize], deadline: Instant) -> Refusal {
     let mut tried = tried.to_vec();
-    match select(service, open, &mut tried).await {
+    match select(service, open, &mut tried, refresh_limit(service, deadline)).await {
         Ok(_) => Refusal::cut_off(),
         Err(nobody) => nobody,
     }
@@ -188,7 +201,8 @@ enum Others {
 /// Whether this request has had its one refresh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Refresh {
-    Open,
+    /// Not yet; one may take so long.
+    Open { limit: Duration },
     Done,
 }
 
@@ -207,15 +221,20 @@ enum Verdict {
 async fn judge(
     service: &Service,
     open: &OpenRow,
-    shown: &Identity,
     sent: Sent,
     others: Others,
     refresh: Refresh,
 ) -> Verdict {
-    let Sent { credential, mut response, reading } = sent;
+    let Sent { credential, shown, mut response, reading } = sent;
     let account = &service.parts.credentials[credential];
     let switches = &service.parts.limits.failover;
-    let answered = |response| Answered { credential, response, read: Vec::new(), broken: false };
+    let answered = |response| Answered {
+        credential,
+        shown: Arc::clone(&shown),
+        response,
+        read: Vec::new(),
+        broken: false,
+    };
     let status = response.status();
     match status {
         StatusCode::UNAUTHORIZED => {
@@ -223,32 +242,35 @@ async fn judge(
             let limit = match (others, refresh) {
                 // Too late for this request; not for the next.
                 (Others::OutOfReach, _) | (_, Refresh::Done) => Duration::ZERO,
-                _ => service.refresh_wait(),
+                (_, Refresh::Open { limit }) => limit,
             };
-            match account.instead_of(shown, limit).await {
-                Some(identity) if others != Others::OutOfReach && refresh == Refresh::Open => {
+            match account.instead_of(&shown, limit).await {
+                Some(identity) if others != Others::OutOfReach && refresh != Refresh::Done => {
                     return Verdict::Again(identity);
                 }
                 Some(_) => {}
-                None => account.token_refused(shown, Millis::now()),
+                None => account.token_refused(&shown, Millis::now()),
             }
-            // In a pool this is not the client's business: its own token is good.
-            let stays = others == Others::OutOfReach || open.pool().single || !switches.unauthorized;
-            if stays { Verdict::Answer(answered(response)) } else { Verdict::Next(Last::Nobody) }
+            // In a pool this is not the client's business: its own token is good, and it would throw that away.
+            match others {
+                _ if open.pool().single || !switches.unauthorized => Verdict::Answer(answered(response)),
+                Others::OutOfReach => Verdict::CutOff,
+                Others::Left | Others::NoneLeft => Verdict::Next(Last::Nobody),
+            }
         }
-        // A key's limits are of seconds and of its own: its client knows what to do.
-        StatusCode::TOO_MANY_REQUESTS if !is_api_key(shown) => {
+        // A key's limits are of seconds and of its own: its client knows what to do, and the key is not paused.
+        StatusCode::TOO_MANY_REQUESTS if !is_api_key(&shown) => {
             let (read, broken) = read_error(&mut response).await;
             let now = Millis::now();
             let encoding = response.headers().get(CONTENT_ENCODING).and_then(|value| value.to_str().ok());
             let told = reading.refused_until().or_else(|| told_in_body(&decoded(encoding, &read, DECODED_BYTES), now));
             let told = told.or_else(|| retry_after(response.headers(), now));
-            let until = account.refused(told, reading.exhausted(), now);
+            let until = account.refused(&shown, told, reading.exhausted(), now);
             tracing::warn!(credential = account.tag(), until = until.rfc3339(), "upstream refuses the credential");
             match others {
                 // Upstream's answer tells when this credential is back: all that there is to know of one alone.
                 _ if open.pool().single || !switches.rate_limited => {
-                    Verdict::Answer(Answered { credential, response, read, broken })
+                    Verdict::Answer(Answered { read, broken, ..answered(response) })
                 }
                 // The pool's answer tells when its first one is.
                 Others::Left | Others::NoneLeft => Verdict::Next(Last::Nobody),
@@ -295,11 +317,21 @@ fn remember_home(service: &Service, open: &OpenRow, answered: &Answered, move_ho
     }
 }
 
-async fn no_answer(open: Box<OpenRow>, error: &UpstreamError) -> Refusal {
+async fn no_answer(open: Box<OpenRow>, error: &UpstreamError, others: Others) -> Refusal {
+    let with_reason = |refusal: Refusal| match others {
+        Others::OutOfReach if !open.pool().single => refusal.of_one_not_kept(),
+        _ => refusal,
+    };
     match error {
-        UpstreamError::Unreachable(_) => open.refuse_as(End::UpstreamGone, Refusal::upstream_unreachable()).await,
+        UpstreamError::Unreachable(_) => {
+            let refusal = with_reason(Refusal::upstream_unreachable());
+            open.refuse_as(End::UpstreamGone, refusal).await
+        }
         UpstreamError::Broken(_) => open.refuse_as(End::UpstreamGone, Refusal::upstream_broke()).await,
-        UpstreamError::TimedOut => open.refuse_as(End::UpstreamGone, Refusal::upstream_timed_out()).await,
+        UpstreamError::TimedOut => {
+            let refusal = with_reason(Refusal::upstream_timed_out());
+            open.refuse_as(End::UpstreamGone, refusal).await
+        }
         UpstreamError::RequestBody(RequestBodyError::Broken) => {
             open.refuse_as(End::ClientGone, Refusal::body(RequestBodyError::Broken)).await
         }

@@ -1,5 +1,6 @@
 //! Forward: one attempt, from a request that upstream may see to the head of its response.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{HeaderValue, Request, Response, StatusCode};
@@ -8,6 +9,7 @@ use hyper::body::Incoming;
 use super::rewrite::{Rewritten, SOCKET_KEY};
 use super::service::Service;
 use super::settle::OpenRow;
+use crate::credentials::Identity;
 use crate::frames::accept_of;
 use crate::upstream::{RequestBody, Upstream, UpstreamError};
 use crate::values::clock::Millis;
@@ -17,6 +19,8 @@ use crate::values::windows::Reading;
 /// The head of upstream's response, whose body is still to come.
 pub(super) struct Sent {
     pub(super) credential: usize,
+    /// What upstream was shown.
+    pub(super) shown: Arc<Identity>,
     pub(super) response: Response<Incoming>,
     pub(super) reading: Reading,
 }
@@ -60,12 +64,13 @@ pub(super) async fn forward(
     limit: Duration,
 ) -> Result<Sent, NoResponse> {
     let account = &service.parts.credentials[credential];
+    let Rewritten { request, shown } = request;
     open.begins_attempt(credential);
     let begun = Instant::now();
     let sent = tokio::select! {
         // A response that is there goes before the news that there may be no other.
         biased;
-        sent = send(&service.parts.upstreams[credential], open.transport(), request.0, limit) => sent,
+        sent = send(&service.parts.upstreams[credential], open.transport(), request, limit) => sent,
         () = account.turns_unusable() => {
             open.ends_attempt(Outcome::Withdrawn);
             return Err(NoResponse::Withdrawn);
@@ -76,9 +81,9 @@ pub(super) async fn forward(
         Ok(response) => {
             open.ends_attempt(Outcome::Status(response.status().as_u16()));
             let reading = Reading::from_headers(response.headers(), now);
-            account.observe(&reading, now);
+            account.observe(&shown, &reading, now);
             account.answered(begun.elapsed());
-            Ok(Sent { credential, response, reading })
+            Ok(Sent { credential, shown, response, reading })
         }
         Err(error) => {
             open.ends_attempt(match &error {

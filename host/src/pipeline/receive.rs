@@ -89,11 +89,18 @@ pub(super) fn discard(body: Incoming, limits: &Limits) {
     tokio::spawn(timeout(limits.discard_timeout, reading));
 }
 
-/// A request of somebody who may ask.
+/// A request of somebody who may ask. The proof is in it, and only authentication makes one.
 #[derive(Debug)]
 pub(super) struct Authenticated {
-    pub(super) received: Received,
-    pub(super) user: Option<Arc<User>>,
+    received: Received,
+    proof: Proof,
+}
+
+impl Authenticated {
+    /// The request, and its user: none where the service has no users.
+    pub(super) fn into_parts(self) -> (Received, Option<Arc<User>>) {
+        (self.received, self.proof.user().cloned())
+    }
 }
 
 /// # Errors
@@ -101,7 +108,7 @@ pub(super) struct Authenticated {
 pub(super) async fn authenticate(service: &Service, routed: Routed) -> Result<Authenticated, Refusal> {
     let Routed(received) = routed;
     let proof = prove(service, &received).await?;
-    Ok(Authenticated { user: proof.user().cloned(), received })
+    Ok(Authenticated { received, proof })
 }
 
 /// Who sends the request.

@@ -1,5 +1,7 @@
 //! Answers that the gateway gives by itself: a status, and a body in the form of OpenAI's errors.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{Response, StatusCode};
@@ -11,6 +13,10 @@ use crate::ledger::NoRoom;
 use crate::policy::Refused;
 use crate::upstream::RequestBodyError;
 use crate::values::clock::Millis;
+
+/// A client is told to come back after this where nobody knows when a credential has room again: as long as a refusal
+/// without an end counts.
+const AGAIN_UNKNOWN: Duration = Duration::from_secs(5 * 60);
 
 /// The field that names a request in the ledger and the log.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-tollgate-request-id");
@@ -111,12 +117,14 @@ impl Refusal {
     pub(super) fn exhausted(now: Millis, until: Option<Millis>) -> Self {
         let refusal =
             Self::new(StatusCode::TOO_MANY_REQUESTS, "usage_limit_reached", "all credentials are rate-limited");
-        Self { again: until.map(|until| (now, until)), ..refusal.coded("credentials_exhausted") }
+        let until = until.unwrap_or_else(|| now.after(AGAIN_UNKNOWN));
+        Self { again: Some((now, until)), ..refusal.coded("credentials_exhausted") }
     }
 
     /// The request's credential was used up while another has room, and the request cannot be sent again from here.
     pub(super) fn cut_off() -> Self {
-        let message = "the credential was used up under way; another has room: try again";
+        let message = "the credential turned unusable under way, and the body, larger than limits.replay_bytes, was not \
+            kept for another one, which has room: try again";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", message)
             .coded("credential_usage_exhausted")
             .with_field(RETRY_AFTER, "1")
@@ -125,6 +133,12 @@ impl Refusal {
     pub(super) fn unavailable() -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", "no credential is available")
             .coded("credentials_unavailable")
+    }
+
+    /// The same refusal, of a request that another credential might have served: its body was not kept.
+    pub(super) fn of_one_not_kept(mut self) -> Self {
+        self.message.push_str(", and the body, larger than limits.replay_bytes, was not kept for another credential");
+        self
     }
 
     pub(super) fn upstream_unreachable() -> Self {

@@ -1,5 +1,7 @@
 //! Rewrite: policies edit the head, then the host attaches the credential. Never the other way round.
 
+use std::sync::Arc;
+
 use http::header::{AUTHORIZATION, CONNECTION, HeaderMap, HeaderName, HeaderValue, UPGRADE};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, Request, Uri};
@@ -25,7 +27,11 @@ const ACCOUNT_ID: HeaderName = HeaderName::from_static("chatgpt-account-id");
 pub(super) const TURN_STATE: HeaderName = HeaderName::from_static("x-codex-turn-state");
 
 /// A request that upstream may see: rewritten, and with the credential attached.
-pub(super) struct Rewritten(pub(super) Request<RequestBody>);
+pub(super) struct Rewritten {
+    pub(super) request: Request<RequestBody>,
+    /// Whose answer will tell of whom.
+    pub(super) shown: Arc<Identity>,
+}
 
 /// A request's head as all attempts start from it: stripped, not yet rewritten.
 pub(super) struct Template {
@@ -73,7 +79,7 @@ pub(super) fn rewrite(
     *request.method_mut() = method;
     *request.uri_mut() = target(service, selected, &uri).ok_or_else(Refusal::unsendable)?;
     *request.headers_mut() = headers;
-    Ok(Rewritten(request))
+    Ok(Rewritten { request, shown: Arc::clone(&selected.identity) })
 }
 
 fn attach(identity: &Identity, headers: &mut HeaderMap) {

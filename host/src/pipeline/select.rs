@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::task::spawn_blocking;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::refusal::Refusal;
@@ -28,11 +28,16 @@ pub(super) struct Selected {
 }
 
 /// Chooses among the members that were not tried. Those that are found to be of no use, because their tokens cannot be
-/// refreshed, count as tried from here on, as does the one that is chosen.
+/// refreshed within `refresh_limit`, count as tried from here on, as does the one that is chosen.
 ///
 /// # Errors
 /// Nobody is usable.
-pub(super) async fn select(service: &Service, open: &OpenRow, tried: &mut Vec<usize>) -> Result<Selected, Refusal> {
+pub(super) async fn select(
+    service: &Service,
+    open: &OpenRow,
+    tried: &mut Vec<usize>,
+    refresh_limit: Duration,
+) -> Result<Selected, Refusal> {
     let pool = open.pool();
     read_again(service, pool, Millis::now()).await;
     let mut unready = false;
@@ -47,7 +52,7 @@ pub(super) async fn select(service: &Service, open: &OpenRow, tried: &mut Vec<us
         let credential = pool.members[member];
         tried.push(credential);
         // At once, but where its tokens have expired: then a refresh is waited for.
-        if let Some(identity) = service.parts.credentials[credential].present(service.refresh_wait()).await {
+        if let Some(identity) = service.parts.credentials[credential].present(refresh_limit).await {
             return Ok(Selected { credential, identity, move_home });
         }
         unready = true;
@@ -67,26 +72,31 @@ pub(super) fn has_other(service: &Service, open: &OpenRow, tried: &[usize], now:
     candidates(service, open, tried, now).iter().any(|candidate| candidate.usable)
 }
 
-/// Reads the files of members that are unavailable, where that is due. A file may have appeared since.
+/// Reads the files of members that are unavailable, where that is due, all at once. A file may have appeared since.
 async fn read_again(service: &Service, pool: &Pool, now: Millis) {
+    let mut readings = JoinSet::new();
     for member in &pool.members {
         let credential = &service.parts.credentials[*member];
-        if !credential.claim_reading(now) {
-            continue;
+        if credential.claim_reading(now) {
+            let credential = Arc::clone(credential);
+            readings.spawn_blocking(move || read(&credential, now));
         }
-        let reading = Arc::clone(credential);
-        let before = credential.unavailable();
-        // The file may lie on a disk that hangs: no worker waits for it, and no request for long.
-        let read = timeout(FILE_TIMEOUT, spawn_blocking(move || reading.read(now))).await;
-        match read.unwrap_or(Ok(Ok(()))) {
-            Ok(Ok(())) if before.is_some() && credential.identity().is_some() => {
-                tracing::info!(credential = credential.tag(), "credential available")
-            }
-            Ok(Err(reason)) if before.as_ref() != Some(&reason) => {
-                tracing::warn!(credential = credential.tag(), %reason, "credential unavailable");
-            }
-            _ => {}
+    }
+    if !readings.is_empty() {
+        // A file may lie on a disk that hangs: no worker waits for it, and no request for long.
+        let _ = timeout(FILE_TIMEOUT, async { while readings.join_next().await.is_some() {} }).await;
+        readings.detach_all();
+    }
+}
+
+fn read(credential: &Credential, now: Millis) {
+    let before = credential.unavailable();
+    match credential.read(now) {
+        Ok(()) if before.is_some() => tracing::info!(credential = credential.tag(), "credential available"),
+        Err(reason) if before.as_ref() != Some(&reason) => {
+            tracing::warn!(credential = credential.tag(), %reason, "credential unavailable");
         }
+        _ => {}
     }
 }
 

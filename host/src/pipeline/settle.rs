@@ -211,9 +211,8 @@ impl OpenRow {
 
     /// The same, where it ended in another way.
     pub(super) async fn refuse_as(mut self: Box<Self>, end: End, refusal: Refusal) -> Refusal {
-        if self.status.is_none() {
-            self.answered(refusal.status());
-        }
+        // Whatever upstream answered: this is what the client gets.
+        self.answered(refusal.status());
         let Some(commit) = self.close(end, Metered::default()) else { return refusal };
         match timeout(self.service.parts.limits.commit_timeout, commit).await {
             Ok(true) => refusal,
@@ -247,6 +246,7 @@ impl OpenRow {
             service_tier,
             transport: self.transport.as_str(),
             prewarm: self.prewarm,
+            previous_response_id: self.asked.previous_response_id.clone(),
             path: self.opening.path.clone(),
             status: self.status.map_or(0, |status| status.as_u16()),
             end,
@@ -273,7 +273,8 @@ impl OpenRow {
     /// Whether upstream may have done work for the request, whatever became of its answer.
     fn reached_upstream(&self) -> bool {
         self.attempts.iter().any(|attempt| match attempt.outcome {
-            Outcome::Status(status) => (200..300).contains(&status),
+            // Over a socket, every turn of it.
+            Outcome::Status(status) => status == 101 || (200..300).contains(&status),
             Outcome::Abandoned | Outcome::TimedOut | Outcome::Broken | Outcome::Withdrawn => true,
             Outcome::Unreachable => false,
         })
@@ -325,14 +326,17 @@ fn log(row: &Row) {
     }
     let counts = row.counts.unwrap_or_default();
     let (cost_nanousd, unpriced_reason) = match &row.cost {
-        Some(Cost::Priced { amount, .. }) => (Some(amount.0), None),
+        Some(Cost::Priced { amount, context_window }) => (Some((amount.0, *context_window)), None),
         Some(Cost::Unpriced { reason }) => (None, Some(reason.as_str())),
         None => (None, None),
     };
     let attempts: Vec<String> =
         row.attempts.iter().map(|attempt| format!("{}={}", attempt.credential, attempt.outcome.name())).collect();
+    let (cost_nanousd, context_window) = (cost_nanousd.map(|(amount, _)| amount), cost_nanousd.map(|(_, window)| window));
     tracing::info!(
         request_id = row.request_id,
+        started_at = row.started_at.0,
+        finished_at = row.finished_at.0,
         service = row.service,
         user = row.user,
         credential = row.credential,
@@ -341,17 +345,22 @@ fn log(row: &Row) {
         model = row.model,
         service_tier = row.service_tier,
         transport = row.transport,
+        prewarm = row.prewarm,
         status = row.status,
         end = row.end.as_str(),
         attempts = attempts.join(","),
         response_id = row.response_id,
+        previous_response_id = row.previous_response_id,
         input_tokens = row.counts.map(|_| counts.input),
         cached_tokens = row.counts.map(|_| counts.cached),
         cache_write_tokens = row.counts.map(|_| counts.cache_write),
         output_tokens = row.counts.map(|_| counts.output),
         reasoning_tokens = row.counts.map(|_| counts.reasoning),
+        context_window,
+        week_start_unix = row.week_start_unix,
         cost_nanousd,
         unpriced_reason,
+        priced_by = row.priced_by,
         ttfb_ms = row.ttfb_ms,
         duration_ms = row.duration_ms,
         "request"

@@ -27,7 +27,7 @@ use super::refusal::Refusal;
 use super::service::{Seat, Service};
 use super::settle::OpenRow;
 use crate::frames::{accept_of, is_key};
-use crate::values::exchange::Transport;
+use crate::values::exchange::{End, Transport};
 use crate::values::headers::strip_request;
 
 use relay::Relay;
@@ -105,10 +105,14 @@ pub(super) async fn serve(
     head.method = Method::GET;
     head.version = Version::HTTP_11;
     let (answered, open) = failover::send(service, Inspected::without_body(open, head)).await?;
-    if answered.response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        accept(service, asked, answered, open, Held { wanted, seat }).await
-    } else {
-        answer::answer(service, answered, open).await
+    match answered.response.status() {
+        StatusCode::SWITCHING_PROTOCOLS => accept(service, asked, answered, open, Held { wanted, seat }).await,
+        // No refusal, and no socket: over HTTP/2 a client would take it for one.
+        status if status.is_success() => {
+            tracing::warn!(status = status.as_u16(), "upstream answered a WebSocket's handshake with something else");
+            Err(open.refuse_as(End::UpstreamGone, Refusal::upstream_broke()).await)
+        }
+        _ => answer::answer(service, answered, open).await,
     }
 }
 
@@ -156,7 +160,7 @@ async fn accept(
     mut open: Box<OpenRow>,
     held: Held,
 ) -> Result<Response<AnswerBody>, Refusal> {
-    let Answered { credential, mut response, .. } = answered;
+    let Answered { credential, shown, mut response, .. } = answered;
     let mut headers = std::mem::take(response.headers_mut());
     answer::remember_turn_state(service, &open, credential, &headers);
     keep_reply_fields(&mut headers);
@@ -188,7 +192,7 @@ async fn accept(
         let limit = service.parts.limits.handshake_timeout;
         // A client that goes before its answer: nothing was asked for.
         if let Ok(Ok(client)) = timeout(limit, wanted.upgrade).await {
-            Relay::new(service, open, credential).run(TokioIo::new(client), TokioIo::new(upstream)).await;
+            Relay::new(service, open, credential, shown).run(TokioIo::new(client), TokioIo::new(upstream)).await;
         }
         drop((wanted.keeps, seat));
     });

@@ -21,8 +21,9 @@ use crate::watch::Watch;
 /// A file is looked at so often even where nothing is told: some file systems tell nothing.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
-/// Looks at a time, over all files: each takes a thread for as long as the disk does.
-pub(super) const LOOKS: usize = 4;
+/// Looks at a time, over all files: each takes a thread for as long as its disk does. One that hangs holds up the look at
+/// its own file alone, until so many do.
+pub(super) const LOOKS: usize = 64;
 
 /// A file that is there and broken is given so long, in so many looks, to become whole.
 const SETTLE: Duration = Duration::from_millis(150);
@@ -113,8 +114,8 @@ impl Keeping {
         tasks.spawn(async move {
             let polling = async {
                 loop {
-                    let identity = credential.poll_is_due().await;
-                    poll(&credential, &identity, &upstream, &chatgpt, limit).await;
+                    let (identity, begun) = credential.poll_is_due().await;
+                    poll(&credential, &identity, begun, &upstream, &chatgpt, limit).await;
                 }
             };
             tokio::select! {

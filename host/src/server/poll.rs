@@ -8,7 +8,7 @@ use http::{Request, Response};
 use serde_json::Value;
 
 use super::refresh::{AGENT, seconds};
-use crate::credentials::{Credential, Identity};
+use crate::credentials::{Credential, Identity, PollBegun};
 use crate::upstream::{RequestBody, Upstream};
 use crate::values::clock::Millis;
 use crate::values::limits::ANSWER_BYTES;
@@ -18,14 +18,14 @@ use crate::values::windows::Reading;
 pub(super) async fn poll(
     credential: &Credential,
     identity: &Identity,
+    begun: PollBegun,
     upstream: &Upstream,
     chatgpt: &str,
     limit: Duration,
 ) {
-    let begun = credential.poll_begins();
     match ask(credential, identity, upstream, chatgpt, limit).await {
         Ok(told) => {
-            credential.polled(begun, &told.reading, told.plan.as_deref(), told.own_weight, Millis::now());
+            credential.polled(begun, identity, &told.reading, told.plan.as_deref(), told.own_weight, Millis::now());
         }
         Err(Failure { reason, retry_after }) => {
             tracing::debug!(credential = credential.tag(), reason, "the poll of its use told nothing");

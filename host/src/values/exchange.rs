@@ -150,6 +150,8 @@ pub struct Row {
     pub transport: &'static str,
     /// Nothing was to be generated: the client warmed its connection.
     pub prewarm: bool,
+    /// The response that the request continues.
+    pub previous_response_id: Option<String>,
     /// The path, without the query.
     pub path: String,
     /// The status that the client got; 0 where it got none.

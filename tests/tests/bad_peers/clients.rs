@@ -208,7 +208,7 @@ async fn garbage_is_refused_and_makes_no_row() {
         let shown = String::from_utf8_lossy(bytes);
         assert!(!rest.starts_with(b"HTTP/1.1 2"), "{shown:?} is answered by {:?}", String::from_utf8_lossy(&rest));
     }
-    assert_eq!(scene.upstream().request_count(), 0);
+    assert_eq!(scene.upstream().turns().len(), 0);
     scene.end(0).await;
 }
 

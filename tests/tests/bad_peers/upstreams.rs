@@ -1,6 +1,7 @@
 //! Bad upstreams: what they send reaches the client as far as it goes, or is an error of the gateway's own.
 
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use http::{Method, StatusCode};
@@ -24,26 +25,29 @@ enum Then {
     Stay,
 }
 
-/// An upstream that answers the first request on its first connection with these bytes, and all others well.
+/// An upstream that answers the first turn with these bytes, and all other requests well.
 async fn bare(bytes: impl Into<Vec<u8>>, then: Then) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
-    let mut first = Some(bytes.into());
+    let first = Arc::new(Mutex::new(Some(bytes.into())));
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let bad = first.take();
+            let first = Arc::clone(&first);
             tokio::spawn(async move {
                 let mut peer = Peer::new(stream);
-                if let Some(bytes) = bad {
-                    peer.message().await;
+                while let Some(request) = peer.message().await {
+                    // The gateway asks for the account's use besides, whenever it likes.
+                    let is_turn = request.head.starts_with("post ");
+                    let bad = is_turn.then(|| first.lock().expect("nobody panics with it").take()).flatten();
+                    let Some(bytes) = bad else {
+                        peer.send(GOOD).await;
+                        continue;
+                    };
                     peer.send(bytes).await;
                     if then == Then::Stay {
                         peer.rest().await;
                     }
                     return;
-                }
-                while peer.message().await.is_some() {
-                    peer.send(GOOD).await;
                 }
             });
         }

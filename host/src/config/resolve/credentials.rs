@@ -100,11 +100,11 @@ pub(super) fn several(
     findings: &mut Findings<'_>,
 ) -> Resolved {
     for (name, set) in [
-        ("credential_path", raw.credential_path.is_some()),
-        ("usages_path", raw.usages_path.is_some()),
-        ("detour", raw.detour.is_some()),
+        ("credential_path", &raw.credential_path),
+        ("usages_path", &raw.usages_path),
+        ("detour", &raw.detour),
     ] {
-        if set {
+        if set.as_deref().is_some_and(|set| !set.is_empty()) {
             findings.problem(join(&context.path, name), "not together with credentials: put it on one of those");
         }
     }

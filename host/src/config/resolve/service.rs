@@ -250,11 +250,11 @@ pub(super) fn endpoint(path: &str, text: &str, findings: &mut Findings<'_>) -> O
 }
 
 fn tls(path: &str, raw: &RawTls, findings: &mut Findings<'_>) -> Option<TlsConfig> {
-    for field in raw.later_fields() {
-        findings.problem(join(path, field), "this TLS field is not there yet");
-    }
     if !raw.enabled {
         return None;
+    }
+    for field in raw.later_fields() {
+        findings.problem(join(path, field), "this TLS field is not there yet");
     }
     let certificate = pem(path, "certificate", &raw.certificate, raw.certificate_path.as_deref(), findings);
     let key = pem(path, "key", &raw.key, raw.key_path.as_deref(), findings);

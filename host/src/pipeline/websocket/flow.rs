@@ -65,6 +65,8 @@ pub(super) struct Flow {
     own: Vec<u8>,
     /// The receiver is in the middle of a frame.
     cut: bool,
+    /// The receiver took something since that was asked.
+    progress: bool,
 }
 
 impl Flow {
@@ -78,12 +80,21 @@ impl Flow {
             unread: Vec::new(),
             own: Vec::new(),
             cut: false,
+            progress: false,
         }
+    }
+
+    /// Whether the receiver took something since this was asked: it is there, however slowly it reads.
+    pub(super) fn made_progress(&mut self) -> bool {
+        std::mem::take(&mut self.progress)
     }
 
     /// Whether nothing is under way: no message, and nothing that waits.
     pub(super) fn is_at_rest(&self) -> bool {
-        self.frames.is_between_frames() && !self.frames.is_in_message() && self.held.is_none()
+        self.frames.is_between_frames()
+            && !self.frames.is_in_message()
+            && self.held.is_none()
+            && self.unread.is_empty()
     }
 
     /// Whether something waits for its row.
@@ -245,6 +256,7 @@ impl Flow {
                 Poll::Ready(Ok(written)) if written > 0 => {
                     bytes = &bytes[written..];
                     self.unflushed = true;
+                    self.progress = true;
                 }
                 // Gone, or full: what waits is tried again and tells which.
                 _ => break,
@@ -265,6 +277,7 @@ impl Flow {
             }
             self.written += written;
             self.unflushed = true;
+            self.progress = true;
         }
         if !self.pending.is_empty() {
             self.pending = Vec::new();

@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::flow::{Flow, FlowEnd, Watcher};
 use super::turns::Turns;
+use crate::credentials::Identity;
 use crate::frames::{GOING_AWAY, INTERNAL_ERROR, RESTART, Sender, Violation, close_frame, ping_frame};
 use crate::ledger::Commit;
 use crate::pipeline::select::would_choose;
@@ -67,6 +68,8 @@ pub(super) struct Relay {
 struct Closed {
     up: bool,
     down: bool,
+    /// Upstream takes nothing more. What it sent before that is still to come.
+    upstream_broke: bool,
 }
 
 /// The last sign of life of each side.
@@ -102,11 +105,16 @@ enum Outcome {
 
 impl Relay {
     /// A relay for the socket that `open` asked for, on that credential.
-    pub(super) fn new(service: Arc<Service>, open: Box<OpenRow>, credential: usize) -> Self {
+    pub(super) fn new(
+        service: Arc<Service>,
+        open: Box<OpenRow>,
+        credential: usize,
+        shown: Arc<Identity>,
+    ) -> Self {
         let bytes_max = service.parts.limits.websocket_message_bytes;
         let now = Instant::now();
         Self {
-            turns: Turns::new(Arc::clone(&service), open, credential),
+            turns: Turns::new(Arc::clone(&service), open, credential, shown),
             service,
             credential,
             up: Flow::new(Sender::Client, bytes_max),
@@ -182,6 +190,8 @@ impl Relay {
             if !self.closed.up {
                 // Upstream may be gone; the client's own close frame goes nowhere then.
                 let _ = self.up.finish(upstream, &close_frame(Sender::Client, GOING_AWAY, "")).await;
+            }
+            if !self.closed.up || self.closed.upstream_broke {
                 self.up.drain(client).await;
             }
         };
@@ -204,6 +214,10 @@ impl Relay {
             {
                 return Poll::Ready(outcome);
             }
+            if self.down.made_progress() {
+                self.heard.client = Instant::now();
+                self.heard.pinged = false;
+            }
         }
         if self.closed.up && self.closed.down {
             return Poll::Ready(Outcome::Over(End::ClientGone));
@@ -218,6 +232,9 @@ impl Relay {
     /// client by then.
     fn between_turns(&mut self) -> Option<Reason> {
         if self.turns.is_waiting() || !self.down.is_at_rest() || self.closed.down {
+            return None;
+        }
+        if self.closed.upstream_broke {
             return None;
         }
         if std::mem::take(&mut self.heard.turn_ended) && self.leaving.is_none() && self.moves() {
@@ -254,7 +271,12 @@ impl Relay {
                 None
             }
             FlowEnd::SenderGone => Some(Outcome::Over(End::ClientGone)),
-            FlowEnd::ReceiverGone => Some(Outcome::Close(BROKE, End::UpstreamGone)),
+            FlowEnd::ReceiverGone => {
+                // Why may be on its way: an error, or the end of a response, reaches the client before anything is closed.
+                self.closed.up = true;
+                self.closed.upstream_broke = true;
+                None
+            }
             FlowEnd::Violation(Violation { code, what }) => {
                 Some(Outcome::Close(Reason { code, text: what }, End::ClientGone))
             }
@@ -265,12 +287,15 @@ impl Relay {
         match end {
             FlowEnd::Closed => {
                 // It may be the answer to the client's.
-                self.turns.over(if self.closed.up { End::ClientGone } else { End::UpstreamGone });
+                let answers_client = self.closed.up && !self.closed.upstream_broke;
+                self.turns.over(if answers_client { End::ClientGone } else { End::UpstreamGone });
                 self.closed.down = true;
                 None
             }
             FlowEnd::ReceiverGone => Some(Outcome::Over(End::ClientGone)),
-            FlowEnd::SenderGone if self.closed.up => Some(Outcome::Over(End::ClientGone)),
+            FlowEnd::SenderGone if self.closed.up && !self.closed.upstream_broke => {
+                Some(Outcome::Over(End::ClientGone))
+            }
             FlowEnd::SenderGone => Some(Outcome::Close(BROKE, End::UpstreamGone)),
             FlowEnd::Violation(violation) => {
                 tracing::warn!(what = violation.what, "upstream broke the WebSocket protocol");
@@ -302,6 +327,9 @@ impl Relay {
 
     fn wake(&mut self, now: Instant) -> Option<Outcome> {
         let is_over = |end: Option<Instant>| end.is_some_and(|end| end <= now);
+        if is_over(self.waits.for_close) && self.closed.upstream_broke && !self.closed.down {
+            return Some(Outcome::Close(BROKE, End::UpstreamGone));
+        }
         if is_over(self.waits.for_close) {
             return Some(Outcome::Over(End::ClientGone));
         }
@@ -374,6 +402,7 @@ impl Watcher for Down<'_> {
     }
 
     fn data(&mut self, piece: &[u8]) {
+        self.control();
         self.turns.upstream_sends(piece);
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use http::StatusCode;
 
+use crate::credentials::{Identity, IdentityKind};
 use crate::frames::{POLICY_VIOLATION, TRY_LATER, Violation};
 use crate::ledger::{Commit, Room};
 use crate::meter::{CreateScan, Event, EventScan};
@@ -23,6 +24,8 @@ pub(super) struct Turns {
     /// The handshake's: what all turns begin from.
     socket: Box<OpenRow>,
     credential: usize,
+    /// What upstream was shown in the handshake: what it tells is of that account.
+    shown: Arc<Identity>,
     /// The row of each response that was asked for and is not over, in order.
     open: VecDeque<Box<OpenRow>>,
     create: CreateScan,
@@ -38,11 +41,12 @@ const UP: usize = 0;
 const DOWN: usize = 1;
 
 impl Turns {
-    pub(super) fn new(service: Arc<Service>, socket: Box<OpenRow>, credential: usize) -> Self {
+    pub(super) fn new(service: Arc<Service>, socket: Box<OpenRow>, credential: usize, shown: Arc<Identity>) -> Self {
         Self {
             service,
             socket,
             credential,
+            shown,
             open: VecDeque::new(),
             create: CreateScan::default(),
             event: EventScan::default(),
@@ -138,12 +142,16 @@ impl Turns {
     }
 
     fn account(&self, reading: &Reading, now: Millis) {
-        self.service.parts.credentials[self.credential].observe(reading, now);
+        self.service.parts.credentials[self.credential].observe(&self.shown, reading, now);
     }
 
     fn refused(&self, reading: &Reading, until: Option<Millis>, now: Millis) {
         let account = &self.service.parts.credentials[self.credential];
-        let until = account.refused(reading.refused_until().or(until), reading.exhausted(), now);
+        if self.shown.kind == IdentityKind::ApiKey {
+            // A key's limits are of seconds and of its own: its client knows what to do.
+            return;
+        }
+        let until = account.refused(&self.shown, reading.refused_until().or(until), reading.exhausted(), now);
         tracing::warn!(credential = account.tag(), until = until.rfc3339(), "upstream refuses the credential");
     }
 
@@ -153,7 +161,10 @@ impl Turns {
             Some(turn) => turn,
             // Nobody asked for it, as far as was understood; it counts all the same.
             None if metered.counts.is_some() => {
-                let room = self.service.parts.ledger.reserve().ok()?;
+                let Ok(room) = self.service.parts.ledger.reserve() else {
+                    tracing::error!(?metered, "usage that nobody asked for, and no room for its row");
+                    return None;
+                };
                 self.socket.next_turn(room, self.credential, Default::default())
             }
             None => return None,
