@@ -30,10 +30,8 @@ const FORGIVEN_AFTER: Duration = Duration::from_secs(15 * 60);
 /// A user, as a service's list has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
-    /// Its place in the configuration.
-    pub index: usize,
     /// Its name.
-    pub name: String,
+    pub name: Arc<str>,
     /// Its pool: a place in the service's pools.
     pub pool: usize,
     /// Whether other gateways may serve it.
@@ -72,7 +70,15 @@ pub struct Users {
     users: Vec<Arc<User>>,
     key: [u8; 16],
     by_hash: HashMap<[u8; 32], usize>,
-    failures: Mutex<LruCache<IpAddr, Failures>>,
+}
+
+/// The memory of failed attempts. It outlives the users of a configuration.
+pub struct Attempts(Mutex<LruCache<IpAddr, Failures>>);
+
+impl std::fmt::Debug for Attempts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Attempts")
+    }
 }
 
 struct Failures {
@@ -88,21 +94,17 @@ impl std::fmt::Debug for Users {
 
 impl Users {
     /// The users of `configs`.
-    pub fn new(configs: &[UserConfig], limits: &Limits) -> Self {
+    pub fn new(configs: &[UserConfig]) -> Self {
         let key = *uuid::Uuid::new_v4().as_bytes();
         let by_hash = configs.iter().enumerate().map(|(index, user)| (hash(&key, user.token.expose()), index));
-        let users = configs.iter().enumerate().map(|(index, user)| {
+        let users = configs.iter().map(|user| {
             Arc::new(User {
-                index,
-                name: user.name.clone(),
+                name: user.name.as_str().into(),
                 pool: user.pool,
                 allow_external_usage: user.allow_external_usage,
             })
         });
-        let room = usize::try_from(limits.auth_addresses).ok().and_then(NonZeroUsize::new);
-        let mut failures = LruCache::unbounded();
-        failures.resize(room.unwrap_or(NonZeroUsize::MIN));
-        Self { users: users.collect(), by_hash: by_hash.collect(), key, failures: Mutex::new(failures) }
+        Self { users: users.collect(), by_hash: by_hash.collect(), key }
     }
 
     /// Whether everybody is let in.
@@ -116,7 +118,7 @@ impl Users {
         if self.users.is_empty() {
             return name.is_empty().then_some(None);
         }
-        self.users.iter().find(|user| user.name == name).map(|user| Some(Arc::clone(user)))
+        self.users.iter().find(|user| *user.name == *name).map(|user| Some(Arc::clone(user)))
     }
 
     /// Who sends a request with these headers.
@@ -138,10 +140,20 @@ impl Users {
             Err(AuthError::Unknown)
         }
     }
+}
+
+impl Attempts {
+    /// None yet, and room for the addresses of `limits`.
+    pub fn new(limits: &Limits) -> Self {
+        let room = usize::try_from(limits.auth_addresses).ok().and_then(NonZeroUsize::new);
+        let mut failures = LruCache::unbounded();
+        failures.resize(room.unwrap_or(NonZeroUsize::MIN));
+        Self(Mutex::new(failures))
+    }
 
     /// Takes in a failed attempt of `address`. Answers for how long its answer is to be held back.
     pub fn failed(&self, address: IpAddr, now: Millis) -> Duration {
-        let mut addresses = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut addresses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let failures = addresses.get_or_insert_mut(address, || Failures { count: 0, last: now });
         if now.since(failures.last) >= FORGIVEN_AFTER {
             failures.count = 0;
@@ -182,7 +194,7 @@ mod tests {
             pool: 0,
             allow_external_usage: false,
         };
-        Users::new(&[user("alice", "sk-a"), user("bob", "sk-b")], &Limits::default())
+        Users::new(&[user("alice", "sk-a"), user("bob", "sk-b")])
     }
 
     #[track_caller]
@@ -192,7 +204,7 @@ mod tests {
             headers.insert(AUTHORIZATION, value.parse().expect("a value"));
         }
         let users = users();
-        let found = users.authenticate(&headers).map(|found| found.user().expect("a user").name.clone());
+        let found = users.authenticate(&headers).map(|found| found.user().expect("a user").name.to_string());
         assert_eq!(found, expected.map(str::to_owned));
     }
 
@@ -215,7 +227,7 @@ mod tests {
 
     #[test]
     fn repeated_failures_are_delayed_up_to_a_bound_and_forgiven() {
-        let users = users();
+        let users = Attempts::new(&Limits::default());
         let address: IpAddr = "192.0.2.1".parse().expect("an address");
         let delays: Vec<u128> = (0..20).map(|_| users.failed(address, Millis(0)).as_millis()).collect();
         assert_eq!(&delays[..8], &[0, 0, 0, 0, 0, 100, 200, 400]);

@@ -1,6 +1,9 @@
 //! The commands. Owns everything that is printed, and the exit codes: 0, 1 (configuration or runtime), 2 (usage).
 
+mod ask;
+mod explain;
 mod logging;
+mod policy;
 mod run;
 mod status;
 mod table;
@@ -29,7 +32,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the gateway until SIGTERM or SIGINT.
+    /// Run the gateway until SIGTERM or SIGINT. It takes up its configuration anew when the file changes, and on SIGHUP.
     ///
     /// Without a configuration it serves $CODEX_HOME/auth.json (or ~/.codex/auth.json) on 127.0.0.1:8080.
     Run {
@@ -50,6 +53,11 @@ enum Command {
     Status(status::Args),
     /// Print usage and cost from the ledger.
     Usage(usage::Args),
+    /// Look at the policies of the running gateway, change them, and replay their records.
+    #[command(subcommand)]
+    Policy(policy::Policy),
+    /// Print why a request went where it went.
+    Explain(explain::Args),
     /// Print the JSON Schema of the configuration.
     ConfigSchema,
     /// Print the version.
@@ -68,6 +76,8 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::status(&args),
         Command::RefreshCredential => run::refresh_credential(),
         Command::Usage(args) => usage::usage(&args),
+        Command::Policy(command) => policy::policy(&command),
+        Command::Explain(args) => explain::explain(&args),
         Command::ConfigSchema => print(&format!("{:#}", config::schema())),
         Command::Version => print(concat!("tollgate ", env!("CARGO_PKG_VERSION"))),
     };

@@ -38,8 +38,19 @@ pub struct Config {
     pub policies: Vec<PolicyConfig>,
     /// The folder of the ledger.
     pub data_dir: PathBuf,
+    /// The listener for operators.
+    pub admin: Option<AdminConfig>,
     /// The bounds.
     pub limits: Limits,
+}
+
+/// The listener for operators.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdminConfig {
+    /// The address to listen on; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// What operators show; always there where the address is not loopback.
+    pub token: Option<Secret>,
 }
 
 /// A policy's place in [`Config::policies`].
@@ -79,7 +90,7 @@ pub enum LogOutput {
 }
 
 /// A service.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct ServiceConfig {
     /// Its name.
     pub tag: String,
@@ -104,7 +115,7 @@ pub struct ServiceConfig {
 }
 
 /// A user.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct UserConfig {
     /// Its name, unique.
     pub name: String,
@@ -132,7 +143,7 @@ pub struct CredentialConfig {
 }
 
 /// What a credential is.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum CredentialSource {
     /// An auth.json.
     File(PathBuf),
@@ -155,7 +166,7 @@ pub struct Caps {
 }
 
 /// A pool of credentials.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct PoolConfig {
     /// Its name.
     pub tag: String,
@@ -172,7 +183,7 @@ pub struct PoolConfig {
 }
 
 /// Where upstream is.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoints {
     /// The backend of ChatGPT, without a slash at its end.
     pub chatgpt: Uri,
@@ -183,6 +194,7 @@ pub struct Endpoints {
 }
 
 /// TLS towards clients. The PEM texts are read, and not yet parsed.
+#[derive(Clone)]
 pub struct TlsConfig {
     /// The certificate chain, in PEM.
     pub certificate: Vec<u8>,
@@ -234,6 +246,40 @@ pub struct PolicyConfig {
     pub memory: usize,
     /// For a rewriter: what happens to a request when it fails.
     pub on_failure: OnFailure,
+    /// A component that is run beside it.
+    pub shadow: Option<PathBuf>,
+    /// Where its calls are recorded.
+    pub record: Option<PathBuf>,
+}
+
+impl PolicyConfig {
+    /// A shipped policy, as it is where nothing is said of it.
+    pub fn shipped(name: &'static str, kind: PolicyKind, config: Value) -> Self {
+        Self {
+            tag: name.to_owned(),
+            path_in_config: String::new(),
+            kind,
+            source: PolicySource::Shipped(name),
+            config,
+            timeout: POLICY_TIMEOUT,
+            memory: POLICY_MEMORY,
+            on_failure: OnFailure::Refuse,
+            shadow: None,
+            record: None,
+        }
+    }
+
+    /// The same in another place: what its files are, and how it is run, is the same, and so is what it decides.
+    pub fn is_like(&self, other: &Self) -> bool {
+        self.kind == other.kind
+            && self.source == other.source
+            && self.config == other.config
+            && self.timeout == other.timeout
+            && self.memory == other.memory
+            && self.on_failure == other.on_failure
+            && self.shadow == other.shadow
+            && self.record == other.record
+    }
 }
 
 /// How long a policy's call may take by default.

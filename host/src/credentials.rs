@@ -54,7 +54,8 @@ const REFUSED_MAX: Duration = Duration::from_secs(31 * 24 * 60 * 60);
 
 /// A credential.
 pub struct Credential {
-    config: CredentialConfig,
+    name: Arc<str>,
+    source: CredentialSource,
     in_flight: AtomicU32,
     /// Counts the changes of its plan and weight.
     plan_version: AtomicU64,
@@ -72,6 +73,8 @@ pub struct Credential {
 }
 
 struct State {
+    caps: Caps,
+    poll_interval: Duration,
     identity: Result<Arc<Identity>, Unavailable>,
     /// The account that is known best; the standing is its.
     account: Option<HeaderValue>,
@@ -153,7 +156,7 @@ enum Presentable {
 
 impl std::fmt::Debug for Credential {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Credential").field("tag", &self.config.tag).finish_non_exhaustive()
+        f.debug_struct("Credential").field("tag", &self.name).finish_non_exhaustive()
     }
 }
 
@@ -161,6 +164,8 @@ impl Credential {
     /// A credential that is not read yet.
     pub fn new(config: CredentialConfig) -> Self {
         let state = State {
+            caps: config.caps,
+            poll_interval: config.poll_interval,
             identity: Err(Unavailable("not read yet".to_owned())),
             account: None,
             accounts: 0,
@@ -173,7 +178,8 @@ impl Credential {
             polling: Polling::default(),
         };
         Self {
-            config,
+            name: config.tag.into(),
+            source: config.source,
             in_flight: AtomicU32::new(0),
             plan_version: AtomicU64::new(0),
             traffic: AtomicBool::new(false),
@@ -187,12 +193,31 @@ impl Credential {
 
     /// Its name.
     pub fn tag(&self) -> &str {
-        &self.config.tag
+        &self.name
+    }
+
+    /// Its name, to be kept.
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// Whether it is what `config` describes, whatever the terms that it serves on.
+    pub fn is_of(&self, config: &CredentialConfig) -> bool {
+        *self.name == *config.tag && self.source == config.source
+    }
+
+    /// Serves on the terms of `config` from now on: other caps, and polls at other times.
+    pub fn change_terms(&self, config: &CredentialConfig) {
+        let mut state = self.state();
+        state.caps = config.caps;
+        state.poll_interval = config.poll_interval;
+        drop(state);
+        self.poll_wanted.notify_one();
     }
 
     /// Its file, where it is one.
     pub fn path(&self) -> Option<&Path> {
-        match &self.config.source {
+        match &self.source {
             CredentialSource::File(path) => Some(path),
             CredentialSource::Gateway { .. } => None,
         }
@@ -200,20 +225,15 @@ impl Credential {
 
     /// The gateway that it is, where it is one.
     pub fn gateway(&self) -> Option<&Uri> {
-        match &self.config.source {
+        match &self.source {
             CredentialSource::File(_) => None,
             CredentialSource::Gateway { url, .. } => Some(url),
         }
     }
 
-    /// Its usage file.
-    pub fn usages_path(&self) -> Option<&Path> {
-        self.config.usages_path.as_deref()
-    }
-
     /// At how many percent of its windows it pauses.
     pub fn caps(&self) -> Caps {
-        self.config.caps
+        self.state().caps
     }
 
     /// Reads its file. Blocks on the disk.
@@ -249,7 +269,7 @@ impl Credential {
     }
 
     fn read_source(&self) -> (Result<Arc<Identity>, Unavailable>, Option<[u8; 32]>) {
-        match &self.config.source {
+        match &self.source {
             CredentialSource::File(path) => match auth_file::read(path) {
                 Ok(text) => {
                     let digest = Sha256::digest(&*text).into();
@@ -448,7 +468,7 @@ impl Credential {
     /// How it stands, as a balancer sees it. An API key has no windows; where it is `excluded` it may not be chosen.
     pub fn candidate(&self, now: Millis, excluded: bool) -> Candidate {
         let state = self.state_at(now);
-        let mut candidate = state.standing.candidate(self.config.caps, now);
+        let mut candidate = state.standing.candidate(state.caps, now);
         candidate.in_flight = self.in_flight.load(Ordering::Relaxed);
         candidate.usable &= !excluded && state.can_serve(now);
         candidate
@@ -461,7 +481,8 @@ impl Credential {
 
     /// Whether it has no room: upstream refuses it, or its use reached a cap.
     pub fn is_used_up(&self, now: Millis) -> bool {
-        !self.state_at(now).standing.candidate(self.config.caps, now).usable
+        let state = self.state_at(now);
+        !state.standing.candidate(state.caps, now).usable
     }
 
     /// Whether upstream refused its token of late.
@@ -479,7 +500,7 @@ impl Credential {
     pub fn usable_again_at(&self, now: Millis) -> Option<Millis> {
         let state = self.state_at(now);
         state.identity.as_ref().ok()?;
-        state.standing.usable_again_at(self.config.caps, now)
+        state.standing.usable_again_at(state.caps, now)
     }
 
     /// The start of its week, in Unix seconds.
@@ -509,7 +530,7 @@ impl Credential {
             // It is about the account that the file had before.
             return;
         }
-        let usable = |state: &State| state.standing.candidate(self.config.caps, now).usable;
+        let usable = |state: &State| state.standing.candidate(state.caps, now).usable;
         let before = usable(&state);
         change(&mut state.standing);
         let turned = before && !usable(&state);
@@ -552,13 +573,13 @@ impl Credential {
                 let state = self.state_at(now);
                 let standing = &state.standing;
                 // One that is used up until nobody knows when has no traffic: only asking tells that it has room again.
-                let is_stuck = !standing.candidate(self.config.caps, now).usable
-                    && standing.usable_again_at(self.config.caps, now).is_none();
+                let is_stuck =
+                    !standing.candidate(state.caps, now).usable && standing.usable_again_at(state.caps, now).is_none();
                 let traffic = is_stuck || self.traffic.load(Ordering::Relaxed);
                 let polled = state.identity.as_ref().ok().filter(|identity| {
                     identity.kind != IdentityKind::ApiKey && !state.renewal.is_expired(identity, now)
                 });
-                let due = polled.and_then(|_| state.polling.due_at(traffic, self.config.poll_interval, now));
+                let due = polled.and_then(|_| state.polling.due_at(traffic, state.poll_interval, now));
                 match (due, polled) {
                     (Some(due), Some(identity)) if due <= now => {
                         return (Arc::clone(identity), self.poll_begins_in(&state));

@@ -23,6 +23,7 @@ pub use sessions::{KnownMaker, KnownSession};
 
 use crate::values::clock::Millis;
 use crate::values::exchange::Row;
+use crate::values::histogram::Histogram;
 use crate::values::limits::{LedgerFull, Limits};
 
 /// The file's name in the data folder.
@@ -33,6 +34,8 @@ pub struct Ledger {
     path: PathBuf,
     commands: mpsc::Sender<Command>,
     room: Arc<Semaphore>,
+    /// How much of it there is.
+    capacity: usize,
     state: Arc<State>,
     full: LedgerFull,
     writer: Mutex<Option<JoinHandle<()>>>,
@@ -45,6 +48,7 @@ pub struct Ledger {
 struct State {
     /// The last commit failed.
     failing: AtomicBool,
+    commit_time: Histogram,
 }
 
 enum Command {
@@ -69,6 +73,10 @@ pub enum NoRoom {
     #[error("the ledger cannot be written")]
     Failing,
 }
+
+/// Somebody waits for a row that is not written yet.
+#[derive(Debug)]
+pub struct Promise(oneshot::Sender<()>);
 
 /// A row's commit, to be waited for.
 #[derive(Debug)]
@@ -118,6 +126,7 @@ impl Ledger {
             path,
             commands,
             room: Arc::new(Semaphore::new(room)),
+            capacity: room,
             state,
             full: limits.ledger_full,
             writer: Mutex::new(Some(writer)),
@@ -149,13 +158,39 @@ impl Ledger {
 
     /// Writes `row` into its room.
     pub fn write(&self, room: Room, row: Row) -> Commit {
+        let (promise, commit) = self.promise();
+        self.write_as_promised(room, row, promise);
+        commit
+    }
+
+    /// A commit to be waited for, and the promise of it: a row that will be written. One that is dropped is broken.
+    pub fn promise(&self) -> (Promise, Commit) {
         let (done, waiting) = oneshot::channel();
+        (Promise(done), Commit { done: waiting })
+    }
+
+    /// Writes `row` into its room, as was promised.
+    pub fn write_as_promised(&self, room: Room, row: Row, Promise(done): Promise) {
         let command = Command::Row { row: Box::new(row), room, done };
         if let Err(mpsc::SendError(Command::Row { row, .. })) = self.commands.send(command) {
             // The writer ends only when the ledger is closed, and rows are settled before; a bug must not be silent.
             writer::log_lost_row(&row, "the ledger is closed");
         }
-        Commit { done: waiting }
+    }
+
+    /// Rows that are promised or waited for, and not yet committed.
+    pub fn waiting(&self) -> usize {
+        self.capacity - self.room.available_permits().min(self.capacity)
+    }
+
+    /// Whether the last commit failed.
+    pub fn is_failing(&self) -> bool {
+        self.state.failing.load(Ordering::Relaxed)
+    }
+
+    /// How long commits took.
+    pub fn commit_time(&self) -> &Histogram {
+        &self.state.commit_time
     }
 
     /// Notes how far the usage file at `path` has been written.

@@ -15,6 +15,7 @@ pub mod frames;
 pub mod ledger;
 pub mod listener;
 pub mod meter;
+pub mod metrics;
 pub mod policy;
 pub mod sessions;
 pub mod tls;

@@ -24,26 +24,28 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 
 pub use answer::AnswerBody;
-pub use service::{Parts, Service};
+pub use service::{Live, Parts, Service};
 pub use websocket::{Wanted, is_upgrade};
 
 use admit::Admitted;
 use receive::Received;
 use refusal::Refusal;
 
-/// Serves a request, whatever it is and whatever happens.
+/// Serves a request, whatever it is and whatever happens. It keeps the service, and so the policies, that it finds when it
+/// begins.
 pub async fn handle(
-    service: &Arc<Service>,
+    live: &Live,
     request: Request<Incoming>,
     peer: IpAddr,
     websocket: Option<Wanted>,
 ) -> Response<AnswerBody> {
     let (head, body) = request.into_parts();
+    let service = &live.now();
     let received = Received::new(head, peer);
     let id = received.id.clone();
     let journey = async {
         match websocket.filter(|_| websocket::is_asked(&received)) {
-            Some(wanted) => websocket::serve(service, enter(service, received).await?, wanted).await,
+            Some(wanted) => websocket::serve(service, live, enter(service, received).await?, wanted).await,
             None => journey(service, received, body).await,
         }
     };

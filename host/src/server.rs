@@ -7,25 +7,31 @@ mod admin;
 mod build;
 mod connection;
 mod keep;
+mod policies;
 mod poll;
 mod refresh;
+mod reload;
+mod scrape;
 mod views;
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, RwLock};
 use std::thread::JoinHandle;
 
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::timeout;
 
 use crate::config::{Config, ConfigError};
 use crate::ledger::{Ledger, LedgerError};
 use crate::listener::Listener;
-use crate::pipeline::Service;
+use crate::pipeline::{Live, Service};
 use crate::policy::EngineError;
 use crate::tls::Tls;
+use crate::upstream::Trust;
 use crate::values::clock::Millis;
 use crate::values::limits::Limits;
 use crate::values::phase::Phase;
@@ -33,13 +39,15 @@ use crate::watch::Watch;
 
 pub use admin::{CredentialStatus, SOCKET, ServiceStatus, Status};
 pub use build::check;
+pub use policies::{LastReload, PolicyStatus};
 pub use refresh::{COMMAND as REFRESH_COMMAND, Errand, RefreshIn, run_errand};
 
-use admin::Admin;
-use build::Door;
+use admin::{Admin, Rights};
+use build::{Loaded, Patience, World};
 use connection::Accepting;
-use keep::Keeping;
-use views::Views;
+use keep::{Keeping, Tasks};
+use reload::{Board, BoardWorld, Command, Fixed, Served, Supervisor};
+use views::{ViewOf, Views};
 
 /// The gateway cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -88,13 +96,16 @@ pub struct Listening {
 /// A running gateway.
 pub struct Gateway {
     listening: Vec<Listening>,
+    admin: Option<SocketAddr>,
     phase: watch::Sender<Phase>,
-    /// What goes on in the background.
-    tasks: JoinSet<()>,
+    commands: mpsc::Sender<Command>,
+    /// Ends when nothing goes on in the background any more.
+    background: mpsc::Receiver<()>,
     refresh_in: RefreshIn,
     /// Ends when nothing holds a service any more: no connection, and no response whose row is not handed over.
     alive: mpsc::Receiver<()>,
-    views: Option<(std::sync::mpsc::Sender<()>, JoinHandle<()>)>,
+    /// Ends with the last sender of what is wanted of usage files.
+    views: Option<(std::sync::mpsc::Sender<Vec<ViewOf>>, JoinHandle<()>)>,
     ledger: Arc<Ledger>,
     limits: Arc<Limits>,
 }
@@ -120,55 +131,90 @@ impl Gateway {
     /// As [`Gateway::start`].
     pub async fn start_with(config: Config, refresh_in: RefreshIn) -> Result<Self, StartError> {
         let limits = Arc::new(config.limits.clone());
-        let data_dir = config.data_dir.clone();
         let (alive_sender, alive) = mpsc::channel(1);
         let (phase, phases) = watch::channel(Phase::Serving);
         // Compiling policies and reading files takes a while: not on a worker.
+        let runtime = Handle::current();
         let built = spawn_blocking({
-            let (limits, phases) = (Arc::clone(&limits), phases.clone());
-            move || -> Result<_, StartError> {
-                let prepared = build::prepare(config)?;
-                let ledger = Arc::new(Ledger::open(&data_dir, &limits)?);
-                let trust = prepared.trust.clone();
-                let services = prepared.services(&ledger, &limits, &phases, &alive_sender)?;
-                restore(&ledger, &services, &limits);
-                let views = Views::open(&ledger, services.iter().map(|(service, _)| service))?;
-                Ok((services, ledger, views, trust))
-            }
+            let phases = phases.clone();
+            move || build_all(config, runtime, phases, alive_sender)
         });
-        let (services, ledger, views, trust) = match built.await {
+        let Built { config, world, loaded, services, views } = match built.await {
             Ok(built) => built?,
             Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
         };
+        let mut doors = Doors::default();
         let room = Arc::new(Semaphore::new(connections(&limits)));
-        let mut listeners = Vec::new();
-        for (service, door) in services {
-            let listener =
-                Listener::bind(door.listen, Arc::clone(&room), limits.client_stall_timeout).await.map_err(|error| {
-                    StartError::Listen {
-                        service: service.tag().to_owned(),
-                        address: door.listen,
-                        reason: crate::files::plain(&error),
-                    }
-                })?;
-            listeners.push((listener, Arc::new(service), door.tls));
+        for service in &config.services {
+            let bound = Listener::bind(service.listen, Arc::clone(&room), limits.client_stall_timeout).await;
+            let listener = bound.map_err(|error| cannot_listen(&service.tag, service.listen, &error))?;
+            doors.listeners.push(listener);
         }
-        let views = views.start().map_err(StartError::Thread)?;
-        let mut tasks = JoinSet::new();
+        if let Some(admin) = &config.admin {
+            let bound = tokio::net::TcpListener::bind(admin.listen).await;
+            doors.admin = Some(bound.map_err(|error| cannot_listen("admin", admin.listen, &error))?);
+        }
+        let (views, views_thread) = views.start().map_err(StartError::Thread)?;
+        let (tasks, background) = Tasks::new();
         let keeping = Keeping {
             limits: Arc::clone(&limits),
-            trust,
+            trust: world.trust.clone(),
             refresh_in: refresh_in.clone(),
             watch: Watch::start(),
             phases: phases.clone(),
             turn: Arc::new(Semaphore::new(1)),
             looks: Arc::new(Semaphore::new(keep::LOOKS)),
+            tasks: tasks.clone(),
         };
-        listeners.iter().for_each(|(_, service, _)| keeping.keep(service, &mut tasks));
-        let admin = Admin::new(listeners.iter().map(|(_, service, _)| service));
-        admin.listen(ledger.path().with_file_name(SOCKET), &phases, &mut tasks);
-        let listening = serve(listeners, &phases, &limits);
-        Ok(Self { listening, phase, tasks, refresh_in, alive, views, ledger, limits })
+        let board = Arc::new(Board {
+            services: RwLock::new(services.iter().map(|(service, _)| Arc::downgrade(service)).collect()),
+            policies: Mutex::new(loaded.policies),
+            world: BoardWorld {
+                ledger: Arc::downgrade(&world.ledger),
+                metrics: Arc::clone(&world.metrics),
+                phases: phases.clone(),
+            },
+            configured: Mutex::default(),
+        });
+        let (commands, taken) = reload::commands();
+        let ledger = Arc::clone(&world.ledger);
+        let admin = doors.open_admin(&config, &board, &commands, &ledger, &phases, &tasks);
+        let (served, listening) = doors.open(&config, services, &keeping, &phases);
+        let supervisor = Supervisor {
+            board,
+            world,
+            workshop: loaded.workshop,
+            served,
+            watch: keeping.watch.clone(),
+            keeping,
+            views: views.clone(),
+            fixed: Fixed { data_dir: config.data_dir, log: config.log, admin: config.admin },
+            limits: Arc::clone(&limits),
+            commands: commands.clone(),
+            watched: HashMap::new(),
+            works: JoinSet::new(),
+            again: Vec::new(),
+        };
+        tasks.spawn(supervisor.run(taken, loaded.pending));
+        let views = Some((views, views_thread));
+        Ok(Self { listening, admin, phase, commands, background, refresh_in, alive, views, ledger, limits })
+    }
+
+    /// Takes up `config`, without dropping a connection. Answers in words what was left as it was.
+    ///
+    /// # Errors
+    /// Why it is not taken up, in words; what serves goes on.
+    pub async fn configure(&self, config: Config) -> Result<String, String> {
+        let (reply, done) = oneshot::channel();
+        let command = Command::Configure { config: Box::new(config), reply };
+        let stopping = || "the gateway stops".to_owned();
+        self.commands.send(command).await.map_err(|_| stopping())?;
+        done.await.map_err(|_| stopping())?
+    }
+
+    /// Where operators are listened to, with the port that was taken.
+    pub fn admin(&self) -> Option<SocketAddr> {
+        self.admin
     }
 
     /// The listeners, in the order of the configuration.
@@ -204,8 +250,8 @@ impl Gateway {
         self.phase.send_replace(Phase::Ending);
         // A refresh that has begun goes to its end: its token is spent. It has its own bounds. One in a process of its own
         // would end by itself, but not where this process is a container's first: then all end with it.
-        let tasks = &mut self.tasks;
-        let ended = async { while tasks.join_next().await.is_some() {} };
+        let background = &mut self.background;
+        let ended = async { while background.recv().await.is_some() {} };
         match self.refresh_in {
             RefreshIn::Child(_) if was_cut => drop(ended),
             RefreshIn::Child(_) => tokio::select! {
@@ -214,7 +260,6 @@ impl Gateway {
             },
             RefreshIn::ThisProcess => ended.await,
         }
-        self.tasks.shutdown().await;
         // Every connection hands its rows to the ledger before it lets go of this.
         while self.alive.recv().await.is_some() {}
         let views = self.views.take();
@@ -234,23 +279,104 @@ impl Gateway {
     }
 }
 
-/// Accepts on every listener, each in a task of its own.
-fn serve(
-    listeners: Vec<(Listener, Arc<Service>, Option<Tls>)>,
-    phases: &watch::Receiver<Phase>,
-    limits: &Arc<Limits>,
-) -> Vec<Listening> {
-    let mut listening = Vec::new();
-    for (listener, service, tls) in listeners {
-        listening.push(Listening { service: service.tag().to_owned(), address: listener.address() });
-        let accepting = Accepting { service, tls, limits: Arc::clone(limits), phases: phases.clone() };
-        tokio::spawn(connection::accept(listener, accepting));
+/// Everything that a configuration names, put together.
+struct Built {
+    config: Config,
+    world: World,
+    loaded: Loaded,
+    services: Vec<(Arc<Service>, Option<Tls>)>,
+    views: Views,
+}
+
+fn build_all(
+    config: Config,
+    runtime: Handle,
+    phases: watch::Receiver<Phase>,
+    alive: mpsc::Sender<()>,
+) -> Result<Built, StartError> {
+    let limits = Arc::new(config.limits.clone());
+    let loaded = build::load_policies(&config, Patience::OfLimits(runtime))?;
+    let certificates = build::certificates(&config)?;
+    let ledger = Arc::new(Ledger::open(&config.data_dir, &limits)?);
+    let trust = Trust::of_the_platform();
+    if trust.is_empty() {
+        tracing::warn!("no certificates to trust were found: an https upstream cannot be reached (SSL_CERT_FILE)");
     }
-    listening
+    let stand_in = Arc::clone(&loaded.stand_in);
+    let world = World { ledger, metrics: Arc::default(), trust, stand_in, phases, alive };
+    let mut problems = Vec::new();
+    let mut services = Vec::new();
+    for (service, tls) in config.services.iter().zip(certificates) {
+        match build::read_credentials(service, &[]) {
+            Ok(credentials) => {
+                let service = build::assemble(&world, service, &loaded.policies, &limits, credentials, None);
+                services.push((Arc::new(service), tls));
+            }
+            Err(StartError::Config(error)) => problems.extend(error.problems),
+            Err(error) => return Err(error),
+        }
+    }
+    build::refuse_if_any(problems)?;
+    restore(&world.ledger, services.iter().map(|(service, _)| &**service), &limits);
+    let views = Views::open(&world.ledger, views::wanted(&config.services))?;
+    Ok(Built { config, world, loaded, services, views })
+}
+
+/// What is listened on, and nobody is let in yet.
+#[derive(Default)]
+struct Doors {
+    listeners: Vec<Listener>,
+    admin: Option<tokio::net::TcpListener>,
+}
+
+impl Doors {
+    /// Lets clients in, on each listener in a task of its own.
+    fn open(
+        self,
+        config: &Config,
+        services: Vec<(Arc<Service>, Option<Tls>)>,
+        keeping: &Keeping,
+        phases: &watch::Receiver<Phase>,
+    ) -> (Vec<Served>, Vec<Listening>) {
+        let (mut served, mut listening) = (Vec::new(), Vec::new());
+        let doors = self.listeners.into_iter().zip(services).zip(&config.services);
+        for ((listener, (service, tls)), config) in doors {
+            listening.push(Listening { service: service.tag().to_owned(), address: listener.address() });
+            let kept = keeping.keep(&service, Vec::new(), true);
+            let (live, tls) = (watch::Sender::new(service), watch::Sender::new(tls));
+            let accepting = Accepting { live: Live::of(&live), tls: tls.subscribe(), phases: phases.clone() };
+            tokio::spawn(connection::accept(listener, accepting));
+            served.push(Served { config: config.clone(), live, tls, kept, gone: false });
+        }
+        (served, listening)
+    }
+
+    /// Lets operators in. Answers where, over TCP.
+    fn open_admin(
+        &mut self,
+        config: &Config,
+        board: &Arc<Board>,
+        commands: &mpsc::Sender<Command>,
+        ledger: &Ledger,
+        phases: &watch::Receiver<Phase>,
+        tasks: &Tasks,
+    ) -> Option<SocketAddr> {
+        let admin = |rights| Admin::new(board, commands, rights);
+        admin(Rights::All).listen(ledger.path().with_file_name(SOCKET), phases, tasks);
+        let listener = self.admin.take()?;
+        let address = listener.local_addr().ok();
+        let token = config.admin.as_ref().and_then(|admin| admin.token.clone());
+        admin(Rights::of(token)).listen_tcp(listener, phases, tasks);
+        address
+    }
+}
+
+fn cannot_listen(service: &str, address: SocketAddr, error: &std::io::Error) -> StartError {
+    StartError::Listen { service: service.to_owned(), address, reason: crate::files::plain(error) }
 }
 
 /// Sessions live where they lived before the restart.
-fn restore(ledger: &Ledger, services: &[(Service, Door)], limits: &Limits) {
+fn restore<'a>(ledger: &Ledger, services: impl Iterator<Item = &'a Service>, limits: &Limits) {
     let read = || -> Result<_, String> {
         let reader = ledger.reader().map_err(|error| error.to_string())?;
         let begin = Millis::now().before(limits.session_lifetime);
@@ -259,7 +385,7 @@ fn restore(ledger: &Ledger, services: &[(Service, Door)], limits: &Limits) {
         Ok((sessions, makers))
     };
     match read() {
-        Ok((sessions, makers)) => services.iter().for_each(|(service, _)| service.restore(&sessions, &makers)),
+        Ok((sessions, makers)) => services.for_each(|service| service.restore(&sessions, &makers)),
         Err(error) => tracing::warn!(error, "sessions of before are not known: they begin anew"),
     }
 }

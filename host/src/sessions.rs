@@ -1,9 +1,10 @@
 //! Where sessions live: the credential that serves a user's session, and the one that made a response.
 //!
-//! Owns two bounded maps; refuses to know when a session should move. Keys are per user: nobody finds another's.
+//! Owns two bounded maps; refuses to know when a session should move. Keys are per user: nobody finds another's. Pools,
+//! users and credentials are known by their names, which outlive a configuration.
 
 use std::num::NonZeroUsize;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::HeaderMap;
@@ -34,13 +35,13 @@ pub fn opaque_key(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Whose key: the pool and the user, by their places in the service's configuration.
+/// Whose key: the pool and the user, by their names.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Owner {
     /// The pool.
-    pub pool: usize,
+    pub pool: Arc<str>,
     /// The user; none where the service has no users.
-    pub user: Option<usize>,
+    pub user: Option<Arc<str>>,
 }
 
 #[derive(PartialEq, Eq, Hash)]
@@ -50,7 +51,7 @@ struct Key {
 }
 
 struct Home {
-    credential: usize,
+    credential: Arc<str>,
     used_at: Millis,
     /// The use that was told last to whoever keeps it; none where it moved since.
     noted_at: Option<Millis>,
@@ -78,18 +79,18 @@ impl Sessions {
     }
 
     /// The credential that the session lives on. Asking counts as use.
-    pub fn home(&self, owner: &Owner, session: &str, now: Millis) -> Option<usize> {
+    pub fn home(&self, owner: &Owner, session: &str, now: Millis) -> Option<Arc<str>> {
         self.find(&self.homes, owner, session, now)
     }
 
     /// The session lives on that credential from now on.
-    pub fn settle_on(&self, owner: &Owner, session: &str, credential: usize, now: Millis) {
-        put(&self.homes, owner, session, Home { credential, used_at: now, noted_at: None });
+    pub fn settle_on(&self, owner: &Owner, session: &str, credential: &Arc<str>, now: Millis) {
+        put(&self.homes, owner, session, Home { credential: Arc::clone(credential), used_at: now, noted_at: None });
     }
 
     /// The session's home, where that is worth noting: it moved, or its last noted use is some time ago. Whoever is told
     /// keeps it.
-    pub fn to_note(&self, owner: &Owner, session: &str, now: Millis) -> Option<usize> {
+    pub fn to_note(&self, owner: &Owner, session: &str, now: Millis) -> Option<Arc<str>> {
         let key = Key { owner: owner.clone(), name: session.to_owned() };
         let mut homes = self.homes.lock().unwrap_or_else(PoisonError::into_inner);
         let home = homes.get_mut(&key)?;
@@ -98,32 +99,37 @@ impl Sessions {
             return None;
         }
         home.noted_at = Some(now);
-        Some(home.credential)
+        Some(Arc::clone(&home.credential))
     }
 
     /// The session lived on that credential, and was used last at `used_at`, as was noted.
-    pub fn restore_home(&self, owner: &Owner, session: &str, credential: usize, used_at: Millis) {
-        put(&self.homes, owner, session, Home { credential, used_at, noted_at: Some(used_at) });
+    pub fn restore_home(&self, owner: &Owner, session: &str, credential: &Arc<str>, used_at: Millis) {
+        put(&self.homes, owner, session, Home { credential: Arc::clone(credential), used_at, noted_at: Some(used_at) });
     }
 
     /// How many sessions live on that credential.
-    pub fn living_on(&self, credential: usize, now: Millis) -> usize {
+    pub fn living_on(&self, credential: &str, now: Millis) -> usize {
         let homes = self.homes.lock().unwrap_or_else(PoisonError::into_inner);
-        let lives = |home: &&Home| home.credential == credential && now.since(home.used_at) < self.lifetime;
+        let lives = |home: &&Home| *home.credential == *credential && now.since(home.used_at) < self.lifetime;
         homes.iter().map(|(_, home)| home).filter(lives).count()
     }
 
     /// The credential that made the response of that id.
-    pub fn maker(&self, owner: &Owner, response_id: &str, now: Millis) -> Option<usize> {
+    pub fn maker(&self, owner: &Owner, response_id: &str, now: Millis) -> Option<Arc<str>> {
         self.find(&self.makers, owner, response_id, now)
     }
 
     /// That credential made the response of that id.
-    pub fn made(&self, owner: &Owner, response_id: &str, credential: usize, now: Millis) {
-        put(&self.makers, owner, response_id, Home { credential, used_at: now, noted_at: None });
+    pub fn made(&self, owner: &Owner, response_id: &str, credential: &Arc<str>, now: Millis) {
+        put(
+            &self.makers,
+            owner,
+            response_id,
+            Home { credential: Arc::clone(credential), used_at: now, noted_at: None },
+        );
     }
 
-    fn find(&self, map: &Mutex<LruCache<Key, Home>>, owner: &Owner, name: &str, now: Millis) -> Option<usize> {
+    fn find(&self, map: &Mutex<LruCache<Key, Home>>, owner: &Owner, name: &str, now: Millis) -> Option<Arc<str>> {
         let key = Key { owner: owner.clone(), name: name.to_owned() };
         let mut map = map.lock().unwrap_or_else(PoisonError::into_inner);
         let home = map.get_mut(&key)?;
@@ -132,7 +138,7 @@ impl Sessions {
             return None;
         }
         home.used_at = now;
-        Some(home.credential)
+        Some(Arc::clone(&home.credential))
     }
 }
 
@@ -157,55 +163,63 @@ impl Resized for LruCache<Key, Home> {
 mod tests {
     use super::*;
 
-    const OWNER: Owner = Owner { pool: 0, user: Some(0) };
-    const OTHER: Owner = Owner { pool: 0, user: Some(1) };
+    fn owner(user: &str) -> Owner {
+        Owner { pool: "pool".into(), user: Some(user.into()) }
+    }
 
     fn sessions(room: u64) -> Sessions {
         Sessions::new(&Limits { sessions: room, ..Limits::default() })
     }
 
+    fn tag(number: u8) -> Arc<str> {
+        number.to_string().into()
+    }
+
     #[test]
     fn a_session_is_its_users_own() {
         let sessions = sessions(10);
-        sessions.settle_on(&OWNER, "s", 2, Millis(0));
-        assert_eq!(sessions.home(&OWNER, "s", Millis(0)), Some(2));
-        assert_eq!(sessions.home(&OTHER, "s", Millis(0)), None);
+        sessions.settle_on(&owner("a"), "s", &tag(2), Millis(0));
+        assert_eq!(sessions.home(&owner("a"), "s", Millis(0)), Some(tag(2)));
+        assert_eq!(sessions.home(&owner("b"), "s", Millis(0)), None);
     }
 
     #[test]
     fn a_session_lives_a_day_since_its_last_use() {
         let sessions = sessions(10);
         let hours = |hours: u64| Millis(hours * 3_600_000);
-        sessions.settle_on(&OWNER, "s", 1, hours(0));
-        assert_eq!(sessions.home(&OWNER, "s", hours(23)), Some(1));
-        assert_eq!(sessions.home(&OWNER, "s", hours(46)), Some(1));
-        assert_eq!(sessions.home(&OWNER, "s", hours(70)), None);
+        let owner = owner("a");
+        sessions.settle_on(&owner, "s", &tag(1), hours(0));
+        assert_eq!(sessions.home(&owner, "s", hours(23)), Some(tag(1)));
+        assert_eq!(sessions.home(&owner, "s", hours(46)), Some(tag(1)));
+        assert_eq!(sessions.home(&owner, "s", hours(70)), None);
     }
 
     #[test]
     fn the_session_that_was_idle_longest_goes_first() {
         let sessions = sessions(2);
+        let owner = owner("a");
         for (name, time) in [("a", 0), ("b", 1)] {
-            sessions.settle_on(&OWNER, name, 0, Millis(time));
+            sessions.settle_on(&owner, name, &tag(0), Millis(time));
         }
-        sessions.home(&OWNER, "a", Millis(2));
-        sessions.settle_on(&OWNER, "c", 0, Millis(3));
-        assert_eq!(sessions.home(&OWNER, "b", Millis(4)), None);
-        assert_eq!(sessions.home(&OWNER, "a", Millis(4)), Some(0));
+        sessions.home(&owner, "a", Millis(2));
+        sessions.settle_on(&owner, "c", &tag(0), Millis(3));
+        assert_eq!(sessions.home(&owner, "b", Millis(4)), None);
+        assert_eq!(sessions.home(&owner, "a", Millis(4)), Some(tag(0)));
     }
 
     #[test]
     fn a_home_is_noted_when_it_moves_and_once_an_hour() {
         let sessions = sessions(10);
         let minutes = |minutes: u64| Millis(minutes * 60_000);
-        assert_eq!(sessions.to_note(&OWNER, "s", minutes(0)), None);
-        sessions.settle_on(&OWNER, "s", 1, minutes(0));
-        assert_eq!(sessions.to_note(&OWNER, "s", minutes(0)), Some(1));
-        assert_eq!(sessions.to_note(&OWNER, "s", minutes(59)), None);
-        assert_eq!(sessions.to_note(&OWNER, "s", minutes(60)), Some(1));
-        sessions.settle_on(&OWNER, "s", 2, minutes(61));
-        assert_eq!(sessions.to_note(&OWNER, "s", minutes(61)), Some(2));
-        assert_eq!((sessions.living_on(2, minutes(61)), sessions.living_on(1, minutes(61))), (1, 0));
+        let owner = owner("a");
+        assert_eq!(sessions.to_note(&owner, "s", minutes(0)), None);
+        sessions.settle_on(&owner, "s", &tag(1), minutes(0));
+        assert_eq!(sessions.to_note(&owner, "s", minutes(0)), Some(tag(1)));
+        assert_eq!(sessions.to_note(&owner, "s", minutes(59)), None);
+        assert_eq!(sessions.to_note(&owner, "s", minutes(60)), Some(tag(1)));
+        sessions.settle_on(&owner, "s", &tag(2), minutes(61));
+        assert_eq!(sessions.to_note(&owner, "s", minutes(61)), Some(tag(2)));
+        assert_eq!((sessions.living_on("2", minutes(61)), sessions.living_on("1", minutes(61))), (1, 0));
     }
 
     #[test]

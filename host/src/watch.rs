@@ -6,8 +6,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,7 @@ pub struct Watch {
 }
 
 enum Message {
-    File { path: PathBuf, changed: Arc<Notify> },
+    File { path: PathBuf, changed: Weak<Notify> },
     Event(notify::Result<Event>),
 }
 
@@ -55,12 +55,12 @@ impl Watch {
     }
 
     /// Watches the file at `path`, which need not be there, nor its folder. `changed` is told of each change, and once
-    /// as soon as it is watched.
+    /// as soon as it is watched, for as long as anybody else holds it.
     pub fn file(&self, path: &Path, changed: &Arc<Notify>) {
         if let Some(messages) = &self.messages {
             let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
             // The thread ends only with the process or a panic; who looks now and then finds changes all the same.
-            let _ = messages.send(Message::File { path, changed: Arc::clone(changed) });
+            let _ = messages.send(Message::File { path, changed: Arc::downgrade(changed) });
         }
     }
 }
@@ -74,7 +74,7 @@ struct Watching {
 
 struct File {
     path: PathBuf,
-    changed: Arc<Notify>,
+    changed: Weak<Notify>,
     /// The names in watched folders on which it depends: its own, those of links, and those of folders on its way.
     names: BTreeSet<(PathBuf, OsString)>,
 }
@@ -100,6 +100,10 @@ impl Watching {
     fn take(&mut self, message: Message, touched: &mut BTreeSet<usize>) {
         match message {
             Message::File { path, changed } => {
+                if touched.is_empty() {
+                    // Places in the list are not known to anybody at the moment.
+                    self.files.retain(|file| file.changed.strong_count() > 0);
+                }
                 self.files.push(File { path, changed, names: BTreeSet::new() });
                 touched.insert(self.files.len() - 1);
             }
@@ -135,7 +139,9 @@ impl Watching {
             }
             let file = &mut self.files[*place];
             file.names = known;
-            file.changed.notify_one();
+            if let Some(changed) = file.changed.upgrade() {
+                changed.notify_one();
+            }
         }
         if !touched.is_empty() {
             self.forget_unused();

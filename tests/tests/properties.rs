@@ -9,11 +9,9 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tollgate::config::{
-    Caps, CredentialConfig, CredentialSource, OnFailure, POLICY_TIMEOUT, PolicyConfig, PolicyKind, PolicySource,
-};
+use tollgate::config::{Caps, CredentialConfig, CredentialSource, POLICY_TIMEOUT, PolicyConfig, PolicyKind};
 use tollgate::credentials::{Credential, Identity, PollBegun};
-use tollgate::policy::{Balancer, Choice, Engine, Facts, Members};
+use tollgate::policy::{Balancer, Choice, Engine, Facts, Members, Policy, load_alone};
 use tollgate::values::candidate::Candidate;
 use tollgate::values::clock::Millis;
 use tollgate::values::windows::Reading;
@@ -321,7 +319,7 @@ impl Course {
         let candidates: Vec<Candidate> =
             self.members.iter().map(|member| member.credential.candidate(now, false)).collect();
         let facts = Facts { now, ..Facts::default() };
-        BALANCER.pick(&facts, &self.named, &candidates, home).expect("the shipped policy does not fail")
+        BALANCER.pick_here(&facts, &self.named, &candidates, home).expect("the shipped policy does not fail")
     }
 
     /// Whether a session has its home on one of them or not: nobody is picked who may not be, and somebody is.
@@ -355,21 +353,18 @@ static FOLDER: LazyLock<TempDir> = LazyLock::new(|| {
     folder
 });
 
-static BALANCER: LazyLock<Balancer> = LazyLock::new(|| {
+static BALANCER: LazyLock<Arc<Balancer>> = LazyLock::new(|| {
     const MEMORY: usize = 16 * 1024 * 1024;
     let engine = Engine::of_the_process(MEMORY).expect("an engine");
     let policy = PolicyConfig {
-        tag: "least-used".to_owned(),
-        path_in_config: String::new(),
-        kind: PolicyKind::Balancer,
-        source: PolicySource::Shipped("least-used"),
-        config: json!({}),
         // A machine under load is no part of the property.
         timeout: POLICY_TIMEOUT.max(Duration::from_secs(10)),
-        memory: MEMORY,
-        on_failure: OnFailure::Refuse,
+        ..PolicyConfig::shipped("least-used", PolicyKind::Balancer, json!({}))
     };
-    Balancer::load(&engine, &policy).expect("a shipped policy")
+    match load_alone(&engine, &policy).expect("a shipped policy") {
+        Policy::Balancer(balancer) => balancer,
+        other => panic!("expected a balancer, found {other:?}"),
+    }
 });
 
 /// 256 courses, or as many as `PROPTEST_CASES` says. A failure leaves no file: it becomes a test by its name.

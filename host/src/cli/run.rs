@@ -2,18 +2,25 @@
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{env, fs};
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::json;
+use sha2::{Digest, Sha256};
 use tokio::runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
+use tokio::task::spawn_blocking;
+use tokio::time::sleep;
 
 use super::{Message, in_file, load, logging, print};
 use crate::config::Loaded;
-use crate::files::plain;
-use crate::server::{Gateway, Listening, RefreshIn, run_errand};
+use crate::files::{plain, read_bounded};
+use crate::server::{Gateway, RefreshIn, run_errand};
+use crate::values::limits::CONFIG_FILE_BYTES;
+use crate::watch::Watch;
 
 pub(super) fn run(config_path: Option<&Path>, ready_file: Option<&Path>) -> Result<(), Message> {
     let Loaded { config, warnings } = load(config_path)?;
@@ -29,7 +36,9 @@ pub(super) fn run(config_path: Option<&Path>, ready_file: Option<&Path>) -> Resu
     let runtime = runtime.map_err(|error| format!("cannot start: {}", plain(&error)))?;
     runtime.block_on(async {
         // Before anything starts: a signal that comes early must not be lost.
-        let mut signals = Signals::new().map_err(|error| format!("cannot watch for signals: {}", plain(&error)))?;
+        let failed = |error: io::Error| format!("cannot watch for signals: {}", plain(&error));
+        let mut signals = Signals::new().map_err(failed)?;
+        let mut hang_ups = signal(SignalKind::hangup()).map_err(failed)?;
         let gateway =
             Gateway::start_with(config, RefreshIn::Child(this_program())).await.map_err(|error| match config_path {
                 Some(path) => in_file(path, &error.to_string()),
@@ -38,10 +47,16 @@ pub(super) fn run(config_path: Option<&Path>, ready_file: Option<&Path>) -> Resu
         for listening in gateway.listening() {
             tracing::info!(service = listening.service, address = %listening.address, "listening");
         }
-        if let Some(path) = ready_file {
-            write_ready_file(path, gateway.listening())?;
+        if let Some(address) = gateway.admin() {
+            tracing::info!(%address, "listening for operators");
         }
-        let name = signals.next().await;
+        if let Some(path) = ready_file {
+            write_ready_file(path, &gateway)?;
+        }
+        let name = tokio::select! {
+            name = signals.next() => name,
+            () = follow(config_path, &gateway, &mut hang_ups) => unreachable!("it is followed for ever"),
+        };
         tracing::info!(signal = name, "stopping: requests under way may end; once more to cut them");
         let mut was_cut = false;
         let cut = async {
@@ -121,13 +136,80 @@ impl Signals {
 /// group.
 const SAME_SIGNAL: Duration = Duration::from_millis(50);
 
+/// A file that changed is given so long to be whole, and looked at so often.
+const SETTLE: Duration = Duration::from_millis(150);
+const SETTLE_LOOKS: u32 = 4;
+
+/// Takes up the configuration in the file at `path` whenever it changes, and when somebody hangs up.
+async fn follow(path: Option<&Path>, gateway: &Gateway, hang_ups: &mut Signal) {
+    let changed = Arc::new(Notify::new());
+    let watch = Watch::start();
+    let mut known = None;
+    if let Some(path) = path {
+        known = digest(path).await;
+        watch.file(path, &changed);
+    }
+    loop {
+        let asked = tokio::select! {
+            hung_up = hang_ups.recv() => match hung_up {
+                Some(()) => true,
+                None => std::future::pending().await,
+            },
+            () = changed.notified() => false,
+        };
+        let Some(path) = path else {
+            tracing::info!("there is no configuration file to take up");
+            continue;
+        };
+        let found = digest(path).await;
+        if !asked && found == known {
+            continue;
+        }
+        match settled(path).await {
+            Ok(Loaded { config, warnings }) => {
+                for warning in &warnings {
+                    tracing::warn!("{warning}");
+                }
+                // The gateway tells what came of it.
+                let _ = gateway.configure(config).await;
+            }
+            Err(error) => tracing::error!(error, "the configuration is not taken up; the one before it goes on"),
+        }
+        known = digest(path).await;
+    }
+}
+
+/// Reads the configuration. What is wrong with it is told only where it stays so: somebody may be writing it.
+async fn settled(path: &Path) -> Result<Loaded, Message> {
+    let mut looks = 1;
+    loop {
+        let reading = path.to_owned();
+        let read = spawn_blocking(move || load(Some(&reading))).await;
+        match read.unwrap_or_else(|error| Err(error.to_string())) {
+            Err(_) if looks < SETTLE_LOOKS => {
+                looks += 1;
+                sleep(SETTLE).await;
+            }
+            read => return read,
+        }
+    }
+}
+
+async fn digest(path: &Path) -> Option<[u8; 32]> {
+    let path = path.to_owned();
+    let read = spawn_blocking(move || read_bounded(&path, CONFIG_FILE_BYTES).ok()).await.ok().flatten();
+    read.map(|bytes| Sha256::digest(bytes).into())
+}
+
 /// Whoever waits for the file finds all of it or none.
-fn write_ready_file(path: &Path, listening: &[Listening]) -> Result<(), Message> {
-    let services: Vec<_> = listening
+fn write_ready_file(path: &Path, gateway: &Gateway) -> Result<(), Message> {
+    let services: Vec<_> = gateway
+        .listening()
         .iter()
         .map(|listening| json!({"tag": listening.service, "address": listening.address.to_string()}))
         .collect();
-    let text = json!({"services": services, "admin": null}).to_string();
+    let admin = gateway.admin().map(|address| address.to_string());
+    let text = json!({"services": services, "admin": admin}).to_string();
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".tmp");
     let temporary = PathBuf::from(temporary);

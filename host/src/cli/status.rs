@@ -1,25 +1,12 @@
 //! `tollgate status`: how the credentials of the running gateway are.
 
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::PathBuf;
 
-use bytes::Bytes;
-use http::{Request, StatusCode};
-use http_body_util::{BodyExt, Empty};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::net::UnixStream;
-use tokio::runtime;
-use tokio::time::timeout;
 
+use super::ask::{get, in_runtime, list, number, span, text};
 use super::table::{Side, lines};
 use super::{Message, load, print};
-use crate::files::plain;
-use crate::server::SOCKET;
-
-/// How long the gateway may take to answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -33,33 +20,8 @@ pub(super) struct Args {
 
 pub(super) fn status(args: &Args) -> Result<(), Message> {
     let config = load(args.config.as_deref())?.config;
-    let socket = config.data_dir.join(SOCKET);
-    let runtime = runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| format!("cannot start: {}", plain(&error)))?;
-    let status = runtime.block_on(async {
-        let asked = timeout(ANSWER_TIMEOUT, ask(&socket)).await;
-        asked.unwrap_or_else(|_| Err(format!("{}: no answer in time", socket.display())))
-    })?;
+    let status = in_runtime(get(&config, "/status"))?;
     print(&if args.json { format!("{status:#}") } else { as_text(&status) })
-}
-
-async fn ask(socket: &Path) -> Result<Value, Message> {
-    let stream = UnixStream::connect(socket).await.map_err(|error| {
-        let (path, error) = (socket.display(), plain(&error));
-        format!("no gateway answers at {path} ({error}): does it run, with this data_dir and as this user?")
-    })?;
-    let broken = |error: hyper::Error| format!("{}: {error}", socket.display());
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-    let driving = tokio::spawn(connection);
-    let mut request = Request::new(Empty::<Bytes>::new());
-    *request.uri_mut() = http::Uri::from_static("/status");
-    request.headers_mut().insert(http::header::HOST, http::HeaderValue::from_static("tollgate"));
-    let response = sender.send_request(request).await.map_err(broken)?;
-    let status = response.status();
-    let body = response.into_body().collect().await.map_err(broken)?.to_bytes();
-    driving.abort();
-    let answer = serde_json::from_slice(&body).ok().filter(|_| status == StatusCode::OK);
-    answer.ok_or_else(|| format!("{}: expected a status, found an answer of another version", socket.display()))
 }
 
 const HEAD: [&str; 10] =
@@ -148,30 +110,6 @@ fn note(name: &str, credential: &Value) -> Vec<String> {
     let refresh = if state == "cannot_refresh" { "" } else { "refresh_failure" };
     let reasons = [(what, "reason"), ("the last refresh: ", refresh), ("the last poll: ", "poll_failure")];
     reasons.into_iter().filter_map(|(what, key)| Some(format!("{name}: {what}{}", credential[key].as_str()?))).collect()
-}
-
-/// `3d 4h`, `2h 5m`, `7m`, `12s`: two units at most.
-fn span(milliseconds: u64) -> String {
-    let seconds = milliseconds / 1000;
-    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
-    match (days, hours, minutes) {
-        (0, 0, 0) => format!("{seconds}s"),
-        (0, 0, minutes) => format!("{minutes}m"),
-        (0, hours, minutes) => format!("{hours}h {minutes}m"),
-        (days, hours, _) => format!("{days}d {hours}h"),
-    }
-}
-
-fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
-    value[key].as_array().map_or(&[], Vec::as_slice)
-}
-
-fn text<'a>(value: &'a Value, key: &str) -> &'a str {
-    value[key].as_str().unwrap_or_default()
-}
-
-fn number(value: &Value, key: &str) -> u64 {
-    value[key].as_u64().unwrap_or_default()
 }
 
 #[cfg(test)]

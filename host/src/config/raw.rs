@@ -23,8 +23,8 @@ pub struct RawConfig {
     pub policies: OneOrMany<RawPolicy>,
     /// The folder of the ledger. Default: `$XDG_DATA_HOME/tollgate` or `~/.local/share/tollgate`.
     pub data_dir: Option<String>,
-    /// The listener for operators. Not there yet.
-    pub admin: Option<Value>,
+    /// The listener for operators: health, metrics and policies over HTTP.
+    pub admin: Option<RawAdmin>,
     /// The bounds of the gateway.
     pub limits: RawLimits,
     /// The JSON Schema of this file, for editors.
@@ -56,6 +56,19 @@ impl<T> OneOrMany<T> {
             Self::One(item) => std::slice::from_ref(item),
         }
     }
+}
+
+/// The listener for operators.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawAdmin {
+    /// The address. Default: `127.0.0.1`.
+    pub listen: Option<String>,
+    /// The port; 0 takes a free one. Default: 9090.
+    pub listen_port: Option<u16>,
+    /// What operators show as `Authorization: Bearer`; needed where the address is not loopback. Without one, policies
+    /// cannot be changed over this listener.
+    pub token: Option<String>,
 }
 
 /// A span of time: numbers with units (`ns`, `us`, `ms`, `s`, `m`, `h`, `d`), such as `60s` or `1h30m`.
@@ -578,6 +591,11 @@ pub struct RawPolicy {
     pub memory: Option<u64>,
     /// For a rewriter: what happens to a request when it fails. Default: `refuse`.
     pub on_failure: Option<OnFailure>,
+    /// Another component, which is run on the same arguments beside this one. What it says changes nothing: where it
+    /// says something else, that is counted and kept.
+    pub shadow: Option<String>,
+    /// A file in which each call is kept, as JSON lines: for `tollgate policy replay` and `tollgate explain`.
+    pub record: Option<String>,
 }
 
 /// What a policy decides.
@@ -713,4 +731,36 @@ pub struct RawLimits {
     pub upstream_keep_alive: Option<RawDuration>,
     /// After how long without a request a session's credential is forgotten. Default: `24h`.
     pub session_lifetime: Option<RawDuration>,
+    /// Threads for policies that are too slow for the threads that serve requests. Default: 2.
+    #[schemars(range(min = 1, max = 256))]
+    pub policy_threads: Option<u64>,
+    /// Calls that wait for one of those threads; past it a call fails. Default: 1024.
+    #[schemars(range(min = 1, max = 1048576))]
+    pub policy_queue: Option<u64>,
+    /// A policy whose warm call takes longer runs on those threads. Default: `250us`.
+    pub policy_slow_after: Option<RawDuration>,
+    /// For how long a start waits for a policy's component to be compiled; then it goes on in the background.
+    /// Default: `3s`.
+    pub policy_start_wait: Option<RawDuration>,
+    /// Compiled code of policies that is kept in `data_dir`; 0: none. Default: 268435456.
+    pub policy_cache_bytes: Option<u64>,
+    /// Faults within `policy_fault_window` that put a policy into quarantine. Default: 5.
+    #[schemars(range(min = 1, max = 1000))]
+    pub policy_faults: Option<u64>,
+    /// The span in which faults count together. Default: `60s`.
+    pub policy_fault_window: Option<RawDuration>,
+    /// The first quarantine; it doubles with each further one. Default: `10s`.
+    pub policy_quarantine: Option<RawDuration>,
+    /// The longest quarantine. Default: `10m`.
+    pub policy_quarantine_max: Option<RawDuration>,
+    /// Calls in which a new generation of a policy must prove itself, or the one before it is back. Default: 100.
+    pub policy_probation_calls: Option<u64>,
+    /// Lines that one policy may write to the log in a second. Default: 100.
+    pub policy_log_lines: Option<u64>,
+    /// The size at which a record of policy calls begins anew. Default: 67108864.
+    #[schemars(range(min = 4096))]
+    pub policy_record_bytes: Option<u64>,
+    /// Full records that are kept beside the one that is written. Default: 4.
+    #[schemars(range(max = 1000))]
+    pub policy_record_files: Option<u64>,
 }

@@ -6,15 +6,22 @@ mod service;
 
 use std::collections::HashSet;
 use std::env;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::raw::{RawConfig, RawDuration, RawLedgerFull, RawLimits, RawLog, RawService};
+use super::raw::{RawAdmin, RawConfig, RawDuration, RawLedgerFull, RawLimits, RawLog, RawService};
 use super::shape::{Problem, join};
-use super::{Config, LogConfig, LogLevel, LogOutput, duration};
+use super::{AdminConfig, Config, LogConfig, LogLevel, LogOutput, duration};
 use crate::values::limits::{LedgerFull, Limits};
+use crate::values::secret::Secret;
+
+pub use policies::shipped_policy;
 
 use policies::Policies;
+
+/// Where operators are listened to by default.
+const ADMIN_PORT: u16 = 9090;
 
 /// What resolving has found so far.
 struct Findings<'a> {
@@ -37,9 +44,7 @@ pub(super) fn resolve(raw: &RawConfig, problems: &mut Vec<Problem>, warnings: &m
     let mut findings = Findings { problems, warnings };
     let mut policies = Policies::configured(&raw.policies, &mut findings);
     let services = services(raw, &mut policies, &mut findings);
-    if raw.admin.is_some() {
-        findings.problem("admin", "an admin listener is not there yet");
-    }
+    let admin = raw.admin.as_ref().and_then(|raw| admin(raw, &services, &mut findings));
     let limits = limits(&raw.limits, &mut findings);
     if limits.ledger_full == LedgerFull::Serve && raw.log.disabled {
         findings.warning(
@@ -51,7 +56,7 @@ pub(super) fn resolve(raw: &RawConfig, problems: &mut Vec<Problem>, warnings: &m
         Some(path) => Some(PathBuf::from(path)),
         None => default_data_dir(&mut findings),
     };
-    Some(Config { log: log(&raw.log), services, policies: policies.resolved(), data_dir: data_dir?, limits })
+    Some(Config { log: log(&raw.log), services, policies: policies.resolved(), data_dir: data_dir?, admin, limits })
 }
 
 fn services(raw: &RawConfig, policies: &mut Policies, findings: &mut Findings<'_>) -> Vec<super::ServiceConfig> {
@@ -89,6 +94,23 @@ fn services(raw: &RawConfig, policies: &mut Policies, findings: &mut Findings<'_
         }
     }
     services
+}
+
+fn admin(raw: &RawAdmin, services: &[super::ServiceConfig], findings: &mut Findings<'_>) -> Option<AdminConfig> {
+    let address = service::address("admin", raw.listen.as_deref(), findings)?;
+    let listen = SocketAddr::new(address, raw.listen_port.unwrap_or(ADMIN_PORT));
+    if listen.port() != 0 && services.iter().any(|service| service.listen == listen) {
+        let message = format!("expected an address of its own, found {listen} again");
+        findings.problem("admin.listen_port", message);
+    }
+    let token = raw.token.as_deref().filter(|token| !token.is_empty());
+    if token.is_none() && !address.is_loopback() {
+        findings.problem("admin.token", format!("missing: {address} is not loopback"));
+    }
+    if token.is_some_and(|token| !token.bytes().all(|byte| byte.is_ascii_graphic())) {
+        findings.problem("admin.token", "expected visible ASCII characters without spaces, found others");
+    }
+    Some(AdminConfig { listen, token: token.map(|token| Secret::new(token.to_owned())) })
 }
 
 fn default_service_tag(index: usize, served: usize) -> String {
@@ -167,7 +189,15 @@ fn limits(raw: &RawLimits, findings: &mut Findings<'_>) -> Limits {
         websocket_message_bytes,
         websockets_per_user,
         sessions,
-        auth_addresses
+        auth_addresses,
+        policy_threads,
+        policy_queue,
+        policy_cache_bytes,
+        policy_faults,
+        policy_probation_calls,
+        policy_log_lines,
+        policy_record_bytes,
+        policy_record_files
     );
     take_span!(
         handshake_timeout,
@@ -187,7 +217,12 @@ fn limits(raw: &RawLimits, findings: &mut Findings<'_>) -> Limits {
         websocket_idle_timeout,
         websocket_ping_interval,
         upstream_keep_alive,
-        session_lifetime
+        session_lifetime,
+        policy_slow_after,
+        policy_start_wait,
+        policy_fault_window,
+        policy_quarantine,
+        policy_quarantine_max
     );
     macro_rules! switch {
         ($($name:ident),*) => { $( if let Some(value) = raw.failover.$name { limits.failover.$name = value; } )* };

@@ -105,7 +105,7 @@ impl Credential {
             resets_at: windows.reset_at(span, now).map(|at| at.0),
         };
         Health {
-            credential: self.config.tag.clone(),
+            credential: self.tag().to_owned(),
             kind: identity.map(|identity| match identity.kind {
                 IdentityKind::OAuth => "oauth",
                 IdentityKind::ApiKey => "api_key",

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, params};
+use serde_json::{Map, Value};
 
 use super::file::{self, LedgerError};
 use crate::values::money::NanoUsd;
@@ -168,6 +170,27 @@ impl Reader {
             })
         })?;
         rows.collect()
+    }
+
+    /// The row of that request: its columns, by their names.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn row(&self, request_id: &str) -> rusqlite::Result<Option<Map<String, Value>>> {
+        let mut query = self.connection.prepare_cached("SELECT * FROM usage WHERE request_id = ?1")?;
+        let names: Vec<String> = query.column_names().map(str::to_owned).collect();
+        let row = query.query_row([request_id], |row| {
+            let value = |place: usize| -> rusqlite::Result<Value> {
+                Ok(match row.get_ref(place)? {
+                    ValueRef::Null | ValueRef::Blob(_) => Value::Null,
+                    ValueRef::Integer(number) => number.into(),
+                    ValueRef::Real(number) => number.into(),
+                    ValueRef::Text(text) => String::from_utf8_lossy(text).into(),
+                })
+            };
+            names.iter().enumerate().map(|(place, name)| Ok((name.clone(), value(place)?))).collect()
+        });
+        row.optional()
     }
 
     /// The number of the last row.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, params};
 use tokio::sync::oneshot;
@@ -158,8 +158,10 @@ impl Writer {
         if self.pending.is_empty() {
             return;
         }
+        let begun = Instant::now();
         match self.write() {
             Ok(()) => {
+                self.state.commit_time.count_in(begun.elapsed());
                 if self.state.failing.swap(false, Ordering::Relaxed) {
                     tracing::info!(rows = self.pending.len(), "the ledger can be written again; what waited is in it");
                 }

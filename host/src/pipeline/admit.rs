@@ -8,7 +8,7 @@ use super::receive::Authenticated;
 use super::refusal::Refusal;
 use super::service::Service;
 use super::settle::{OpenRow, Opening};
-use crate::sessions::{Owner, key_in_headers};
+use crate::sessions::key_in_headers;
 
 /// A request that will be recorded, whatever becomes of it.
 pub(super) struct Admitted {
@@ -25,7 +25,7 @@ pub(super) fn admit(service: &Arc<Service>, authenticated: Authenticated) -> Res
         refusal.log(service.tag(), &received.id, received.path());
         refusal
     })?;
-    let owner = Owner { pool: service.pool_of(user.as_deref()), user: user.as_ref().map(|user| user.index) };
+    let (pool, owner) = service.owner(user.as_ref());
     let session = key_in_headers(&received.head.headers);
     let path = received.path().to_owned();
     let method = received.head.method.clone();
@@ -35,6 +35,7 @@ pub(super) fn admit(service: &Arc<Service>, authenticated: Authenticated) -> Res
         started_at: received.at,
         clock: received.clock,
         user,
+        pool,
         owner,
         path,
         method,

@@ -76,7 +76,7 @@ pub(super) async fn answer(
     let (mut head, body) = answered.response.into_parts();
     strip_response(&mut head.headers);
     remember_turn_state(service, &open, answered.credential, &head.headers);
-    if let Err(refusal) = rewrite(service, &open, answered.credential, head.status, &mut head.headers) {
+    if let Err(refusal) = rewrite(service, &open, answered.credential, head.status, &mut head.headers).await {
         return Err(open.refuse(refusal).await);
     }
     open.answered(head.status);
@@ -124,7 +124,8 @@ enum Arrived {
 /// Codex sends a turn's state back with the turn's further requests: it belongs to the account that issued it.
 pub(super) fn remember_turn_state(service: &Service, open: &OpenRow, credential: usize, headers: &HeaderMap) {
     if let Some(state) = headers.get(TURN_STATE) {
-        service.sessions.made(open.owner(), &opaque_key(state.as_bytes()), credential, Millis::now());
+        let credential = service.parts.credentials[credential].name();
+        service.sessions().made(open.owner(), &opaque_key(state.as_bytes()), credential, Millis::now());
     }
 }
 
@@ -192,7 +193,7 @@ async fn recorded(
 ///
 /// # Errors
 /// One failed, and its configuration says that then the response is refused.
-pub(super) fn rewrite(
+pub(super) async fn rewrite(
     service: &Service,
     open: &OpenRow,
     credential: usize,
@@ -201,12 +202,13 @@ pub(super) fn rewrite(
 ) -> Result<(), Refusal> {
     let facts = open.facts(Millis::now(), service.parts.credentials[credential].tag());
     for rewriter in &service.parts.rewriters {
-        match (rewriter.response(&facts, status, headers), rewriter.on_failure()) {
+        match (rewriter.response(&facts, status, headers).await, rewriter.on_failure()) {
             (Ok(()), _) => {}
-            (Err(fault), OnFailure::Skip) => tracing::warn!(%fault, "its edits are left out"),
+            (Err(fault), OnFailure::Skip) if fault.is_news() => tracing::warn!(%fault, "its edits are left out"),
+            (Err(fault), OnFailure::Skip) => tracing::debug!(%fault, "its edits are left out"),
             (Err(fault), OnFailure::Refuse) => {
                 tracing::error!(%fault, "the response is refused");
-                return Err(Refusal::policy_failed());
+                return Err(Refusal::by_fault(&fault));
             }
         }
     }

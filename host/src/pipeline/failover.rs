@@ -95,14 +95,15 @@ pub(super) async fn send(service: &Service, inspected: Inspected) -> Result<(Ans
         let fields = if may_be_sent_again { headers.clone() } else { headers.take() };
         let template =
             Template { method: head.method.clone(), uri: head.uri.clone(), headers: fields.unwrap_or_default() };
-        let request = match rewrite(service, &open, &selected, template, body.take(), now) {
+        let request = match rewrite(service, &open, &selected, template, body.take(), now).await {
             Ok(request) => request,
             Err(refusal) => return Err(open.refuse(refusal).await),
         };
         let limit = head_limit(service, open.attempts(), deadline);
         let verdict = match forward(service, &mut open, selected.credential, request, limit).await {
             Ok(sent) => {
-                let refresh = if refreshed { Refresh::Done } else { Refresh::Open { limit: refresh_limit(service, deadline) } };
+                let refresh =
+                    if refreshed { Refresh::Done } else { Refresh::Open { limit: refresh_limit(service, deadline) } };
                 judge(service, &open, sent, others, refresh).await
             }
             Err(NoResponse::Withdrawn) if others == Others::OutOfReach => Verdict::CutOff,
@@ -202,7 +203,9 @@ enum Others {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Refresh {
     /// Not yet; one may take so long.
-    Open { limit: Duration },
+    Open {
+        limit: Duration,
+    },
     Done,
 }
 
@@ -218,23 +221,12 @@ enum Verdict {
 }
 
 /// Whether a response goes to the client, or upstream is asked again.
-async fn judge(
-    service: &Service,
-    open: &OpenRow,
-    sent: Sent,
-    others: Others,
-    refresh: Refresh,
-) -> Verdict {
+async fn judge(service: &Service, open: &OpenRow, sent: Sent, others: Others, refresh: Refresh) -> Verdict {
     let Sent { credential, shown, mut response, reading } = sent;
     let account = &service.parts.credentials[credential];
     let switches = &service.parts.limits.failover;
-    let answered = |response| Answered {
-        credential,
-        shown: Arc::clone(&shown),
-        response,
-        read: Vec::new(),
-        broken: false,
-    };
+    let answered =
+        |response| Answered { credential, shown: Arc::clone(&shown), response, read: Vec::new(), broken: false };
     let status = response.status();
     match status {
         StatusCode::UNAUTHORIZED => {
@@ -313,7 +305,8 @@ fn remember_home(service: &Service, open: &OpenRow, answered: &Answered, move_ho
         && !answered.response.status().is_server_error()
         && let Some(session) = open.session()
     {
-        service.sessions.settle_on(open.owner(), session, answered.credential, now);
+        let credential = service.parts.credentials[answered.credential].name();
+        service.sessions().settle_on(open.owner(), session, credential, now);
     }
 }
 

@@ -119,7 +119,7 @@ pub(super) async fn prove(service: &Service, received: &Received) -> Result<Proo
     match service.users.authenticate(&received.head.headers) {
         Ok(proof) => Ok(proof),
         Err(error) => {
-            let delay = service.users.failed(received.peer, received.at);
+            let delay = service.attempts().failed(received.peer, received.at);
             if !delay.is_zero() {
                 sleep(delay).await;
             }

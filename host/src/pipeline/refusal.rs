@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::answer::AnswerBody;
 use crate::authenticate::AuthError;
 use crate::ledger::NoRoom;
-use crate::policy::Refused;
+use crate::policy::{Fault, Refused};
 use crate::upstream::RequestBodyError;
 use crate::values::clock::Millis;
 
@@ -158,7 +158,18 @@ impl Refusal {
         Self::new(refused.status, kind, refused.message).coded("refused_by_policy")
     }
 
-    pub(super) fn policy_failed() -> Self {
+    /// A policy without which the request may not go on failed.
+    pub(super) fn by_fault(fault: &Fault) -> Self {
+        if fault.is_news() {
+            return Self::policy_failed();
+        }
+        let message = "a policy is not available; the cause is in the gateway's log";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", message)
+            .coded("policy_unavailable")
+            .with_field(RETRY_AFTER, "5")
+    }
+
+    fn policy_failed() -> Self {
         Self::new(
             StatusCode::INTERNAL_SERVER_ERROR,
             "server_error",

@@ -42,7 +42,7 @@ pub(super) struct Template {
 
 /// # Errors
 /// A policy refuses the request, or failed and its configuration says that then the request is refused.
-pub(super) fn rewrite(
+pub(super) async fn rewrite(
     service: &Service,
     open: &OpenRow,
     selected: &Selected,
@@ -51,22 +51,24 @@ pub(super) fn rewrite(
     now: Millis,
 ) -> Result<Rewritten, Refusal> {
     let Template { method, uri, mut headers } = template;
+    let chosen = &service.parts.credentials[selected.credential];
     if let Some(state) = headers.get(TURN_STATE)
         && !open.pool().single
-        && service.sessions.maker(open.owner(), &opaque_key(state.as_bytes()), now) != Some(selected.credential)
+        && service.sessions().maker(open.owner(), &opaque_key(state.as_bytes()), now).as_ref() != Some(chosen.name())
     {
         // It belongs to the account that issued it.
         headers.remove(TURN_STATE);
     }
-    let facts = open.facts(now, service.parts.credentials[selected.credential].tag());
+    let facts = open.facts(now, chosen.tag());
     for rewriter in &service.parts.rewriters {
-        match (rewriter.request(&facts, &mut headers), rewriter.on_failure()) {
+        match (rewriter.request(&facts, &mut headers).await, rewriter.on_failure()) {
             (Ok(Ok(())), _) => {}
             (Ok(Err(refused)), _) => return Err(Refusal::by_policy(refused)),
-            (Err(fault), OnFailure::Skip) => tracing::warn!(%fault, "its edits are left out"),
+            (Err(fault), OnFailure::Skip) if fault.is_news() => tracing::warn!(%fault, "its edits are left out"),
+            (Err(fault), OnFailure::Skip) => tracing::debug!(%fault, "its edits are left out"),
             (Err(fault), OnFailure::Refuse) => {
                 tracing::error!(%fault, "the request is refused");
-                return Err(Refusal::policy_failed());
+                return Err(Refusal::by_fault(&fault));
             }
         }
     }

@@ -45,7 +45,7 @@ pub(super) async fn select(
         let now = Millis::now();
         let candidates = candidates(service, open, tried, now);
         let home = home(service, open, now);
-        let chosen = choose(service, pool, open, &candidates, home, now);
+        let chosen = choose(service, pool, open, &candidates, home, now).await;
         let Some((member, move_home)) = chosen else {
             return Err(nobody(service, open, unready, now));
         };
@@ -60,11 +60,12 @@ pub(super) async fn select(
 }
 
 /// The credential that the request's session would be given now, where it has one to live on and there is a choice.
-pub(super) fn would_choose(service: &Service, open: &OpenRow, now: Millis) -> Option<usize> {
+pub(super) async fn would_choose(service: &Service, open: &OpenRow, now: Millis) -> Option<usize> {
     let pool = open.pool();
     let home = home(service, open, now).filter(|_| !pool.single)?;
     let candidates = candidates(service, open, &[], now);
-    choose(service, pool, open, &candidates, Some(home), now).map(|(member, _)| pool.members[member])
+    let chosen = choose(service, pool, open, &candidates, Some(home), now).await;
+    chosen.map(|(member, _)| pool.members[member])
 }
 
 /// Whether there is a usable member that was not tried.
@@ -103,14 +104,14 @@ fn read(credential: &Credential, now: Millis) {
 fn candidates(service: &Service, open: &OpenRow, tried: &[usize], now: Millis) -> Vec<Candidate> {
     let pool = open.pool();
     let previous = open.asked().previous_response_id.as_deref();
-    let maker = previous.and_then(|id| service.sessions.maker(open.owner(), id, now));
+    let maker = previous.and_then(|id| service.sessions().maker(open.owner(), id, now));
     let candidate = |member: &usize| {
         let credential = &service.parts.credentials[*member];
         let excluded = tried.contains(member)
             || !belongs(pool, credential)
             || !is_allowed(open.user(), credential)
             || steps_back(pool, credential, now);
-        Candidate { continues: maker == Some(*member), ..credential.candidate(now, excluded) }
+        Candidate { continues: maker.as_ref() == Some(credential.name()), ..credential.candidate(now, excluded) }
     };
     pool.members.iter().map(candidate).collect()
 }
@@ -132,11 +133,11 @@ fn steps_back(pool: &Pool, credential: &Credential, now: Millis) -> bool {
 
 /// The member that the request's session lives on.
 fn home(service: &Service, open: &OpenRow, now: Millis) -> Option<usize> {
-    let credential = service.sessions.home(open.owner(), open.session()?, now)?;
-    open.pool().members.iter().position(|member| *member == credential)
+    let credential = service.sessions().home(open.owner(), open.session()?, now)?;
+    open.pool().members.iter().position(|member| *service.parts.credentials[*member].name() == credential)
 }
 
-fn choose(
+async fn choose(
     service: &Service,
     pool: &Pool,
     open: &OpenRow,
@@ -151,13 +152,16 @@ fn choose(
     let facts = Facts { sequence: pool.sequence(home.is_some()), ..open.facts(now, "") };
     let by = [&pool.balancer, &service.parts.fallback];
     for balancer in by {
-        match balancer.pick(&facts, &members, candidates, home) {
+        match balancer.pick(&facts, &members, candidates, home).await {
             Ok(Choice::Member { index, move_home }) => return Some((index, move_home)),
             Ok(Choice::Nobody { reason }) => {
-                tracing::debug!(pool = pool.tag, reason, "the balancer chose nobody");
+                tracing::debug!(pool = &*pool.tag, reason, "the balancer chose nobody");
                 return None;
             }
-            Err(fault) => tracing::error!(pool = pool.tag, %fault, "the next balancer chooses"),
+            Err(fault) if fault.is_news() => {
+                tracing::error!(pool = &*pool.tag, %fault, "the next balancer chooses");
+            }
+            Err(fault) => tracing::debug!(pool = &*pool.tag, %fault, "the next balancer chooses"),
         }
     }
     candidates.iter().position(|candidate| candidate.usable).map(|first| (first, home.is_none()))

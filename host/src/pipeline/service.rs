@@ -1,15 +1,20 @@
 //! A service as the stages see it: everything that they look things up in, and nothing that they wait for.
+//!
+//! What a request finds when it begins stays as it is until the request has ended: a change makes a new [`Service`], which
+//! requests find from then on in [`Live`]. What lasts longer than a configuration ([`Lasting`]) goes from one to the next.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
-use crate::authenticate::{User, Users};
+use crate::authenticate::{Attempts, User, Users};
 use crate::config::{Endpoints, PoolConfig, ServiceConfig};
 use crate::credentials::{Credential, Health};
 use crate::ledger::{KnownMaker, KnownSession, Ledger};
+use crate::metrics::Metrics;
 use crate::policy::{Balancer, Members, Pricer, Rewriter};
 use crate::sessions::{Owner, Sessions};
 use crate::upstream::Upstream;
@@ -18,7 +23,7 @@ use crate::values::limits::Limits;
 use crate::values::phase::Phase;
 
 /// What a service is made of.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Parts {
     /// The credentials, in the order of the configuration.
     pub credentials: Vec<Arc<Credential>>,
@@ -34,6 +39,8 @@ pub struct Parts {
     pub pricer: Arc<Pricer>,
     /// The ledger.
     pub ledger: Arc<Ledger>,
+    /// What is counted for operators.
+    pub metrics: Arc<Metrics>,
     /// The bounds.
     pub limits: Arc<Limits>,
     /// How far the gateway is from its end.
@@ -42,7 +49,16 @@ pub struct Parts {
     pub alive: mpsc::Sender<()>,
 }
 
-/// A service.
+/// What lasts from one configuration to the next.
+#[derive(Debug, Clone)]
+struct Lasting {
+    sessions: Arc<Sessions>,
+    attempts: Arc<Attempts>,
+    requests: Arc<AtomicU64>,
+    sockets: Arc<Sockets>,
+}
+
+/// A service, as one configuration and one generation of each policy have it.
 #[derive(Debug)]
 pub struct Service {
     pub(super) tag: String,
@@ -50,58 +66,100 @@ pub struct Service {
     pub(super) pools: Vec<Pool>,
     pub(super) default_pool: usize,
     pub(super) endpoints: Endpoints,
-    pub(super) sessions: Sessions,
     pub(super) parts: Parts,
-    requests: AtomicU64,
-    /// Open WebSockets of each user, and of nobody in the last place.
-    sockets: Arc<[AtomicU64]>,
+    lasting: Lasting,
 }
+
+/// The service as it is now, and word of each change.
+#[derive(Debug, Clone)]
+pub struct Live(watch::Receiver<Arc<Service>>);
+
+impl Live {
+    /// Follows what `services` is told.
+    pub fn of(services: &watch::Sender<Arc<Service>>) -> Self {
+        Self(services.subscribe())
+    }
+
+    /// What a request that begins now finds.
+    pub fn now(&self) -> Arc<Service> {
+        Arc::clone(&self.0.borrow())
+    }
+
+    /// Waits until it is another than when it was last asked for here.
+    pub(super) async fn changed(&mut self) {
+        if self.0.changed().await.is_err() {
+            // Nobody can change it any more.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Open WebSockets of each user, and of nobody.
+#[derive(Debug, Default)]
+struct Sockets(Mutex<HashMap<Option<Arc<str>>, u64>>);
 
 /// A WebSocket's place among those of its user.
 #[derive(Debug)]
 pub(super) struct Seat {
-    sockets: Arc<[AtomicU64]>,
-    place: usize,
+    sockets: Arc<Sockets>,
+    user: Option<Arc<str>>,
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.sockets[self.place].fetch_sub(1, Ordering::AcqRel);
+        let mut open = self.sockets.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match open.get_mut(&self.user) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => drop(open.remove(&self.user)),
+        }
     }
 }
 
 /// A pool: its members and who chooses among them.
 #[derive(Debug)]
 pub(super) struct Pool {
-    pub(super) tag: String,
+    pub(super) tag: Arc<str>,
     /// Places in [`Parts::credentials`].
     pub(super) members: Vec<usize>,
     pub(super) balancer: Arc<Balancer>,
     /// It is one credential alone: there is nothing to choose.
     pub(super) single: bool,
+    lasting: Arc<LastingPool>,
+}
+
+/// What lasts of a pool for as long as its members are the same.
+#[derive(Debug)]
+struct LastingPool {
+    members: Vec<Arc<str>>,
     /// The members as balancers are told of them, and the sum of their plans' versions then.
     announced: Mutex<(u64, Members)>,
     homeless: AtomicU64,
 }
 
 impl Service {
-    /// The service of `config`, made of `parts`.
-    pub fn new(config: ServiceConfig, parts: Parts) -> Self {
-        let pools = config
-            .pools
-            .into_iter()
-            .zip(&parts.balancers)
-            .map(|(pool, balancer)| Pool::new(pool, balancer, &parts.credentials));
+    /// The service of `config`, made of `parts`. What lasts of `before` goes on in it.
+    pub fn new(config: &ServiceConfig, parts: Parts, before: Option<&Self>) -> Self {
+        let lasting = before.map_or_else(
+            || Lasting {
+                sessions: Arc::new(Sessions::new(&parts.limits)),
+                attempts: Arc::new(Attempts::new(&parts.limits)),
+                requests: Arc::default(),
+                sockets: Arc::default(),
+            },
+            |before| before.lasting.clone(),
+        );
+        let pools = config.pools.iter().zip(&parts.balancers).map(|(pool, balancer)| {
+            let known = before.and_then(|before| before.pools.iter().find(|known| *known.tag == *pool.tag));
+            Pool::new(pool, balancer, &parts.credentials, known)
+        });
         Self {
-            tag: config.tag,
-            sockets: (0..=config.users.len()).map(|_| AtomicU64::new(0)).collect(),
-            users: Users::new(&config.users, &parts.limits),
+            tag: config.tag.clone(),
+            users: Users::new(&config.users),
             pools: pools.collect(),
             default_pool: config.default_pool,
-            endpoints: config.endpoints,
-            sessions: Sessions::new(&parts.limits),
-            requests: AtomicU64::new(0),
+            endpoints: config.endpoints.clone(),
             parts,
+            lasting,
         }
     }
 
@@ -110,8 +168,14 @@ impl Service {
         &self.tag
     }
 
-    pub(super) fn limits(&self) -> &Limits {
+    /// The bounds.
+    pub fn limits(&self) -> &Arc<Limits> {
         &self.parts.limits
+    }
+
+    /// What it is made of.
+    pub fn parts(&self) -> &Parts {
+        &self.parts
     }
 
     /// Its credentials.
@@ -119,33 +183,53 @@ impl Service {
         &self.parts.credentials
     }
 
+    pub(super) fn sessions(&self) -> &Sessions {
+        &self.lasting.sessions
+    }
+
+    pub(super) fn attempts(&self) -> &Attempts {
+        &self.lasting.attempts
+    }
+
     pub(super) fn pool_of(&self, user: Option<&User>) -> usize {
         user.map_or(self.default_pool, |user| user.pool)
+    }
+
+    /// Whose sessions a user's are.
+    pub(super) fn owner(&self, user: Option<&Arc<User>>) -> (usize, Owner) {
+        let pool = self.pool_of(user.map(Arc::as_ref));
+        let owner = Owner { pool: Arc::clone(&self.pools[pool].tag), user: user.map(|user| Arc::clone(&user.name)) };
+        (pool, owner)
+    }
+
+    /// The place of the credential of that name.
+    pub(super) fn place_of(&self, credential: &str) -> Option<usize> {
+        self.parts.credentials.iter().position(|known| known.tag() == credential)
     }
 
     /// Takes up what the ledger knows of sessions and responses: homes and makers whose user, pool and credential are
     /// still there, oldest first.
     pub fn restore(&self, sessions: &[KnownSession], makers: &[KnownMaker]) {
-        let credential = |tag: &str| self.parts.credentials.iter().position(|known| known.tag() == tag);
+        let credential = |tag: &str| self.place_of(tag).map(|place| self.parts.credentials[place].name());
         for known in sessions.iter().filter(|known| known.service == self.tag) {
             let Some(user) = self.users.named(&known.user) else { continue };
-            let Some(pool) = self.pools.iter().position(|pool| pool.tag == known.pool) else { continue };
+            let Some(pool) = self.pools.iter().find(|pool| *pool.tag == *known.pool) else { continue };
             let Some(credential) = credential(&known.credential) else { continue };
-            let owner = Owner { pool, user: user.as_ref().map(|user| user.index) };
-            self.sessions.restore_home(&owner, &known.session, credential, known.used_at);
+            let owner = Owner { pool: Arc::clone(&pool.tag), user: user.map(|user| Arc::clone(&user.name)) };
+            self.sessions().restore_home(&owner, &known.session, credential, known.used_at);
         }
         for known in makers.iter().filter(|known| known.service == self.tag) {
             let Some(user) = self.users.named(&known.user) else { continue };
             let Some(credential) = credential(&known.credential) else { continue };
-            let owner = Owner { pool: self.pool_of(user.as_deref()), user: user.as_ref().map(|user| user.index) };
-            self.sessions.made(&owner, &known.response_id, credential, known.made_at);
+            let (_, owner) = self.owner(user.as_ref());
+            self.sessions().made(&owner, &known.response_id, credential, known.made_at);
         }
     }
 
     /// How its credentials are, each with the number of sessions that live on it.
     pub fn health(&self, now: Millis) -> Vec<(Health, usize)> {
-        let credentials = self.parts.credentials.iter().enumerate();
-        credentials.map(|(index, known)| (known.health(now), self.sessions.living_on(index, now))).collect()
+        let health = |known: &Arc<Credential>| (known.health(now), self.sessions().living_on(known.tag(), now));
+        self.parts.credentials.iter().map(health).collect()
     }
 
     /// Where upstream is.
@@ -160,11 +244,18 @@ impl Service {
 
     /// A place for one more WebSocket; none where its user has as many as may be.
     pub(super) fn take_seat(&self, owner: &Owner) -> Option<Seat> {
-        let place = owner.user.unwrap_or(self.sockets.len() - 1);
-        let most = self.parts.limits.websockets_per_user;
-        let taken = self.sockets[place]
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |open| (open < most).then_some(open + 1));
-        taken.is_ok().then(|| Seat { sockets: Arc::clone(&self.sockets), place })
+        let mut open = self.lasting.sockets.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = open.entry(owner.user.clone()).or_default();
+        if *count >= self.parts.limits.websockets_per_user {
+            return None;
+        }
+        *count += 1;
+        Some(Seat { sockets: Arc::clone(&self.lasting.sockets), user: owner.user.clone() })
+    }
+
+    /// Open WebSockets.
+    pub fn sockets(&self) -> u64 {
+        self.lasting.sockets.0.lock().unwrap_or_else(PoisonError::into_inner).values().sum()
     }
 
     /// For how long a request waits for a refresh of tokens: as long as one may take.
@@ -174,28 +265,43 @@ impl Service {
 
     /// The place of a request in the order of all.
     pub(super) fn next_request(&self) -> u64 {
-        self.requests.fetch_add(1, Ordering::Relaxed)
+        self.lasting.requests.fetch_add(1, Ordering::Relaxed)
     }
 }
 
 impl Pool {
-    fn new(config: PoolConfig, balancer: &Arc<Balancer>, credentials: &[Arc<Credential>]) -> Self {
-        let versions = versions(&config.members, credentials);
-        let named = named(&config.members, credentials);
+    fn new(
+        config: &PoolConfig,
+        balancer: &Arc<Balancer>,
+        credentials: &[Arc<Credential>],
+        before: Option<&Self>,
+    ) -> Self {
+        let names: Vec<Arc<str>> =
+            config.members.iter().map(|member| Arc::clone(credentials[*member].name())).collect();
+        let lasting = match before {
+            Some(before) if before.lasting.members == names => Arc::clone(&before.lasting),
+            _ => Arc::new(LastingPool {
+                announced: Mutex::new((
+                    versions(&config.members, credentials),
+                    Members::new(named(&config.members, credentials)),
+                )),
+                members: names,
+                homeless: AtomicU64::new(0),
+            }),
+        };
         Self {
-            tag: config.tag,
-            members: config.members,
+            tag: config.tag.as_str().into(),
+            members: config.members.clone(),
             balancer: Arc::clone(balancer),
             single: config.single,
-            announced: Mutex::new((versions, Members::new(named))),
-            homeless: AtomicU64::new(0),
+            lasting,
         }
     }
 
     /// The members as a balancer is told of them, with their plans as they are now.
     pub(super) fn members_named(&self, credentials: &[Arc<Credential>]) -> Members {
         let versions = versions(&self.members, credentials);
-        let mut announced = self.announced.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut announced = self.lasting.announced.lock().unwrap_or_else(PoisonError::into_inner);
         if announced.0 != versions {
             *announced = (versions, announced.1.changed(named(&self.members, credentials)));
         }
@@ -204,7 +310,8 @@ impl Pool {
 
     /// The place of a request in the order of those without a home; one that has one takes no place.
     pub(super) fn sequence(&self, has_home: bool) -> u64 {
-        if has_home { self.homeless.load(Ordering::Relaxed) } else { self.homeless.fetch_add(1, Ordering::Relaxed) }
+        let homeless = &self.lasting.homeless;
+        if has_home { homeless.load(Ordering::Relaxed) } else { homeless.fetch_add(1, Ordering::Relaxed) }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Settle: an exchange's end, told once, becomes its row: metered, priced, logged and written.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use http::{Method, StatusCode};
@@ -11,11 +11,12 @@ use super::refusal::Refusal;
 use super::service::{Pool, Service};
 use crate::authenticate::User;
 use crate::credentials::{Credential, InFlight};
-use crate::ledger::{Commit, Room};
+use crate::ledger::{Commit, Promise, Room};
 use crate::meter::{Asked, Create};
-use crate::policy::Facts;
+use crate::policy::{Facts, Fault, OwnFacts, Pricer};
 use crate::sessions::Owner;
 use crate::values::clock::Millis;
+use crate::values::counts::TokenCounts;
 use crate::values::exchange::{Attempt, End, Home, Metered, Outcome, Row, Transport};
 use crate::values::money::Cost;
 
@@ -27,6 +28,8 @@ pub(super) struct Opening {
     pub(super) started_at: Millis,
     pub(super) clock: Instant,
     pub(super) user: Option<Arc<User>>,
+    /// A place in the service's pools.
+    pub(super) pool: usize,
     pub(super) owner: Owner,
     pub(super) path: String,
     pub(super) method: Method,
@@ -86,6 +89,24 @@ impl OpenRow {
         self.attempts.clear();
     }
 
+    /// A socket goes on in `service`, a later one than it was opened in, where its user, its pool and its credential are
+    /// still there. Answers the credential's place.
+    pub(super) fn moves_to(&mut self, service: &Arc<Service>, credential: usize) -> Option<usize> {
+        let credential = service.place_of(self.service.parts.credentials[credential].tag())?;
+        let user = match &self.opening.user {
+            None => service.users.is_empty().then_some(None)?,
+            Some(user) => service.users.named(&user.name)?,
+        };
+        let (pool, owner) = service.owner(user.as_ref());
+        if owner != self.opening.owner || !service.pools[pool].members.contains(&credential) {
+            return None;
+        }
+        self.opening.user = user;
+        self.opening.pool = pool;
+        self.service = Arc::clone(service);
+        Some(credential)
+    }
+
     /// A response that is asked for over this socket, on that credential.
     pub(super) fn next_turn(&self, room: Room, credential: usize, create: Create) -> Box<Self> {
         let id = Uuid::now_v7();
@@ -115,6 +136,7 @@ impl OpenRow {
     /// Upstream answers over the socket that it failed.
     pub(super) fn fails_with(&mut self, status: StatusCode) {
         self.status = Some(status);
+        self.ends_attempt(Outcome::Status(status.as_u16()));
     }
 
     /// What the body asks for. Its cache key names the session where no header did.
@@ -130,7 +152,7 @@ impl OpenRow {
     }
 
     pub(super) fn pool(&self) -> &Pool {
-        &self.service.pools[self.opening.owner.pool]
+        &self.service.pools[self.opening.pool]
     }
 
     pub(super) fn user(&self) -> Option<&User> {
@@ -179,6 +201,7 @@ impl OpenRow {
     /// The request as policies may know it.
     pub(super) fn facts<'a>(&'a self, now: Millis, credential: &'a str) -> Facts<'a> {
         Facts {
+            request_id: &self.opening.id,
             user: self.opening.user.as_ref().map_or("", |user| &user.name),
             session: self.session().unwrap_or_default(),
             model: self.asked.model.as_deref().unwrap_or_default(),
@@ -192,6 +215,7 @@ impl OpenRow {
             now,
             seed: self.opening.seed,
             sequence: self.sequence,
+            trial: false,
         }
     }
 
@@ -199,9 +223,49 @@ impl OpenRow {
     pub(super) fn close(&mut self, end: End, metered: Metered) -> Option<Commit> {
         let room = self.room.take()?;
         let credential = self.credential.take();
-        let row = self.row(end, metered, credential.as_ref().map(|(index, _)| *index));
-        log(&row);
-        Some(self.service.parts.ledger.write(room, row))
+        let bill = self.bill(&metered);
+        let mut row = self.row(end, metered, credential.as_ref().map(|(index, _)| *index));
+        let pricer = &self.service.parts.pricer;
+        match bill {
+            Bill::Nothing => {}
+            Bill::Unknown(reason) => row.cost = Some(Cost::Unpriced { reason: reason.to_owned() }),
+            Bill::Counts(counts) if pricer.is_slow() => return Some(self.price_later(room, row, counts)),
+            Bill::Counts(counts) => row.cost = Some(price(pricer, &self.facts_of(&row), &counts)),
+        }
+        Some(hand_over(&self.service, room, row))
+    }
+
+    /// The request as its pricer may know it: with the model that answered and the tier that was charged.
+    fn facts_of<'a>(&'a self, row: &'a Row) -> Facts<'a> {
+        Facts {
+            model: row.model.as_deref().unwrap_or_default(),
+            service_tier: row.service_tier.as_deref().unwrap_or_default(),
+            ..self.facts(row.finished_at, row.credential.as_deref().unwrap_or_default())
+        }
+    }
+
+    /// Has the row priced on a thread of its own, and then written. Where there is no room for that, it is written as it is.
+    fn price_later(&self, room: Room, row: Row, counts: TokenCounts) -> Commit {
+        let service = Arc::clone(&self.service);
+        let facts = OwnFacts::of(&self.facts_of(&row));
+        let (promise, commit) = service.parts.ledger.promise();
+        let left = Arc::new(Mutex::new(Some((room, row, promise))));
+        let job = {
+            let (service, left) = (Arc::clone(&service), Arc::clone(&left));
+            move || {
+                if let Some((room, mut row, promise)) = take(&left) {
+                    row.cost = Some(price(&service.parts.pricer, &facts.facts(), &counts));
+                    hand_over_as_promised(&service, room, row, promise);
+                }
+            }
+        };
+        if let Err(fault) = service.parts.pricer.run(job)
+            && let Some((room, mut row, promise)) = take(&left)
+        {
+            row.cost = Some(unpriced(&row.request_id, &fault));
+            hand_over_as_promised(&service, room, row, promise);
+        }
+        commit
     }
 
     /// The exchange is over with an answer of the gateway's own: waits for the row, then answers.
@@ -225,21 +289,16 @@ impl OpenRow {
         let credentials = &self.service.parts.credentials;
         let credential: Option<&Arc<Credential>> = credential.map(|index| &credentials[index]);
         if let (Some(id), Some(credential)) = (&metered.response_id, credential) {
-            let index = credentials.iter().position(|other| Arc::ptr_eq(other, credential));
-            if let Some(index) = index {
-                self.service.sessions.made(&self.opening.owner, id, index, now);
-            }
+            self.service.sessions().made(&self.opening.owner, id, credential.name(), now);
         }
         let model = metered.model.clone().or_else(|| self.asked.model.clone());
         let service_tier = metered.service_tier.clone().or_else(|| self.asked.service_tier.clone());
         let home = self.home(now);
-        let cost = self.cost(&metered, model.as_deref(), service_tier.as_deref(), credential.map(|found| found.tag()));
-        let stamp = self.service.parts.pricer.stamp();
         Row {
             request_id: self.opening.id.clone(),
             started_at: self.opening.started_at,
             finished_at: now,
-            user: self.opening.user.as_ref().map(|user| user.name.clone()),
+            user: self.opening.user.as_ref().map(|user| user.name.to_string()),
             credential: credential.map(|credential| credential.tag().to_owned()),
             service: self.service.tag().to_owned(),
             model,
@@ -255,8 +314,8 @@ impl OpenRow {
             home,
             response_id: metered.response_id,
             counts: metered.counts,
-            priced_by: cost.is_some().then(|| format!("{} {} sha256:{}", stamp.name, stamp.version, stamp.digest)),
-            cost,
+            priced_by: None,
+            cost: None,
             week_start_unix: credential.and_then(|credential| credential.week_start_unix(now)),
             ttfb_ms: self.ttfb_ms,
             duration_ms: self.elapsed_ms(),
@@ -265,9 +324,8 @@ impl OpenRow {
 
     /// Where the session lives, where the ledger is to note that.
     fn home(&self, now: Millis) -> Option<Home> {
-        let credential = self.service.sessions.to_note(&self.opening.owner, self.session()?, now)?;
-        let credential = self.service.parts.credentials[credential].tag().to_owned();
-        Some(Home { pool: self.pool().tag.clone(), credential })
+        let credential = self.service.sessions().to_note(&self.opening.owner, self.session()?, now)?;
+        Some(Home { pool: self.pool().tag.to_string(), credential: credential.to_string() })
     }
 
     /// Whether upstream may have done work for the request, whatever became of its answer.
@@ -280,31 +338,18 @@ impl OpenRow {
         })
     }
 
-    /// What the response cost. None where it can have cost nothing: upstream refused it, or it was no turn of a model.
-    fn cost(
-        &self,
-        metered: &Metered,
-        model: Option<&str>,
-        tier: Option<&str>,
-        credential: Option<&str>,
-    ) -> Option<Cost> {
-        let Some(counts) = &metered.counts else {
-            let is_turn = model.is_some() || metered.response_id.is_some() || metered.unknown.is_some();
-            let used = is_turn && self.reached_upstream();
-            let reason = metered.unknown.unwrap_or("upstream told no usage");
-            return used.then(|| Cost::Unpriced { reason: reason.to_owned() });
-        };
-        let facts = Facts {
-            model: model.unwrap_or_default(),
-            service_tier: tier.unwrap_or_default(),
-            credential: credential.unwrap_or_default(),
-            ..self.facts(Millis::now(), "")
-        };
-        let priced = self.service.parts.pricer.price(&facts, counts).unwrap_or_else(|fault| {
-            tracing::warn!(request_id = self.opening.id, %fault, "left unpriced");
-            Cost::Unpriced { reason: fault.to_string() }
-        });
-        Some(priced)
+    /// What the response can have cost. Nothing, where upstream refused it, or it was no turn of a model.
+    fn bill(&self, metered: &Metered) -> Bill {
+        if let Some(counts) = metered.counts {
+            return Bill::Counts(counts);
+        }
+        let model = metered.model.is_some() || self.asked.model.is_some();
+        let is_turn = model || metered.response_id.is_some() || metered.unknown.is_some();
+        if is_turn && self.reached_upstream() {
+            Bill::Unknown(metered.unknown.unwrap_or("upstream told no usage"))
+        } else {
+            Bill::Nothing
+        }
     }
 
     fn elapsed_ms(&self) -> u64 {
@@ -317,6 +362,47 @@ impl Drop for OpenRow {
         // Nobody waits for this commit: the client is gone.
         drop(self.close(End::ClientGone, Metered::default()));
     }
+}
+
+/// What there is to price.
+enum Bill {
+    Nothing,
+    /// Something, and nobody knows how much.
+    Unknown(&'static str),
+    Counts(TokenCounts),
+}
+
+fn price(pricer: &Pricer, facts: &Facts<'_>, counts: &TokenCounts) -> Cost {
+    pricer.price(facts, counts).unwrap_or_else(|fault| unpriced(facts.request_id, &fault))
+}
+
+fn unpriced(request_id: &str, fault: &Fault) -> Cost {
+    tracing::warn!(request_id, %fault, "left unpriced");
+    Cost::Unpriced { reason: fault.to_string() }
+}
+
+fn take<T>(left: &Mutex<Option<T>>) -> Option<T> {
+    left.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+/// The row is whole: it is told to the log, counted, and goes to the ledger.
+fn hand_over(service: &Service, room: Room, mut row: Row) -> Commit {
+    tell(service, &mut row);
+    service.parts.ledger.write(room, row)
+}
+
+fn hand_over_as_promised(service: &Service, room: Room, mut row: Row, promise: Promise) {
+    tell(service, &mut row);
+    service.parts.ledger.write_as_promised(room, row, promise);
+}
+
+fn tell(service: &Service, row: &mut Row) {
+    if row.cost.is_some() {
+        let stamp = service.parts.pricer.stamp();
+        row.priced_by = Some(format!("{} {} sha256:{}", stamp.name, stamp.version, stamp.digest));
+    }
+    log(row);
+    service.parts.metrics.ended(row);
 }
 
 /// One event a request, at its end.
@@ -332,7 +418,8 @@ fn log(row: &Row) {
     };
     let attempts: Vec<String> =
         row.attempts.iter().map(|attempt| format!("{}={}", attempt.credential, attempt.outcome.name())).collect();
-    let (cost_nanousd, context_window) = (cost_nanousd.map(|(amount, _)| amount), cost_nanousd.map(|(_, window)| window));
+    let (cost_nanousd, context_window) =
+        (cost_nanousd.map(|(amount, _)| amount), cost_nanousd.map(|(_, window)| window));
     tracing::info!(
         request_id = row.request_id,
         started_at = row.started_at.0,

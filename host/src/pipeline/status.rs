@@ -33,7 +33,7 @@ pub(super) async fn answer(service: &Service, received: &Received) -> Result<Res
         return Err(Refusal::forbidden("status is for users, and this service has none"));
     }
     let proof = prove(service, received).await?;
-    let capacity = capacity(service, proof.user().map(Arc::as_ref), received.at);
+    let capacity = capacity(service, proof.user().map(Arc::as_ref), received.at).await;
     let body = json!({
         "five_hour_utilization": capacity.five_hour_utilization,
         "weekly_utilization": capacity.weekly_utilization,
@@ -52,7 +52,7 @@ struct Capacity {
 }
 
 /// 100 less the weighted mean of what is left under each window's cap; 100, 100 and 0 where there is no credential.
-fn capacity(service: &Service, user: Option<&User>, now: Millis) -> Capacity {
+async fn capacity(service: &Service, user: Option<&User>, now: Millis) -> Capacity {
     let pool = &service.pools[service.pool_of(user)];
     let credentials: Vec<&Arc<Credential>> =
         pool.members.iter().map(|member| &service.parts.credentials[*member]).collect();
@@ -60,7 +60,7 @@ fn capacity(service: &Service, user: Option<&User>, now: Millis) -> Capacity {
         .filter(|index| credentials[*index].can_serve(now) && is_allowed(user, credentials[*index]))
         .collect();
     let members = pool.members_named(&service.parts.credentials);
-    let mut weights = weights(service, pool, &members, now);
+    let mut weights = weights(service, pool, &members, now).await;
     // A gateway tells its own.
     for (weight, credential) in weights.iter_mut().zip(&credentials) {
         *weight = credential.own_weight().unwrap_or(*weight);
@@ -84,10 +84,10 @@ fn capacity(service: &Service, user: Option<&User>, now: Millis) -> Capacity {
     }
 }
 
-fn weights(service: &Service, pool: &super::service::Pool, members: &Members, now: Millis) -> Vec<f64> {
+async fn weights(service: &Service, pool: &super::service::Pool, members: &Members, now: Millis) -> Vec<f64> {
     let facts = Facts { service: service.tag(), now, ..Facts::default() };
     for balancer in [&pool.balancer, &service.parts.fallback] {
-        match balancer.weights(&facts, members) {
+        match balancer.weights(&facts, members).await {
             Ok(weights) => return weights,
             Err(fault) => tracing::error!(%fault, "the next balancer weighs"),
         }

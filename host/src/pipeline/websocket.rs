@@ -24,7 +24,7 @@ use super::failover::{self, Answered};
 use super::inspect::Inspected;
 use super::receive::Received;
 use super::refusal::Refusal;
-use super::service::{Seat, Service};
+use super::service::{Live, Seat, Service};
 use super::settle::OpenRow;
 use crate::frames::{accept_of, is_key};
 use crate::values::exchange::{End, Transport};
@@ -86,6 +86,7 @@ pub(super) fn is_asked(received: &Received) -> bool {
 /// The handshake is not one, or nobody takes it.
 pub(super) async fn serve(
     service: &Arc<Service>,
+    live: &Live,
     admitted: Admitted,
     wanted: Wanted,
 ) -> Result<Response<AnswerBody>, Refusal> {
@@ -106,7 +107,7 @@ pub(super) async fn serve(
     head.version = Version::HTTP_11;
     let (answered, open) = failover::send(service, Inspected::without_body(open, head)).await?;
     match answered.response.status() {
-        StatusCode::SWITCHING_PROTOCOLS => accept(service, asked, answered, open, Held { wanted, seat }).await,
+        StatusCode::SWITCHING_PROTOCOLS => accept(service, live, asked, answered, open, Held { wanted, seat }).await,
         // No refusal, and no socket: over HTTP/2 a client would take it for one.
         status if status.is_success() => {
             tracing::warn!(status = status.as_u16(), "upstream answered a WebSocket's handshake with something else");
@@ -155,6 +156,7 @@ fn prepare(headers: &mut HeaderMap) {
 /// Upstream took the handshake: the client's is answered, and what is sent goes through from then on.
 async fn accept(
     service: &Arc<Service>,
+    live: &Live,
     asked: Asked,
     answered: Answered,
     mut open: Box<OpenRow>,
@@ -164,7 +166,9 @@ async fn accept(
     let mut headers = std::mem::take(response.headers_mut());
     answer::remember_turn_state(service, &open, credential, &headers);
     keep_reply_fields(&mut headers);
-    if let Err(refusal) = answer::rewrite(service, &open, credential, StatusCode::SWITCHING_PROTOCOLS, &mut headers) {
+    if let Err(refusal) =
+        answer::rewrite(service, &open, credential, StatusCode::SWITCHING_PROTOCOLS, &mut headers).await
+    {
         return Err(open.refuse(refusal).await);
     }
     let Ok(upstream) = on(response).await else {
@@ -186,13 +190,13 @@ async fn accept(
     }
     // Rows are of responses: the handshake that was taken is none.
     open.becomes_socket();
-    let service = Arc::clone(service);
+    let (service, live) = (Arc::clone(service), live.clone());
     tokio::spawn(async move {
         let Held { wanted, seat } = held;
         let limit = service.parts.limits.handshake_timeout;
         // A client that goes before its answer: nothing was asked for.
         if let Ok(Ok(client)) = timeout(limit, wanted.upgrade).await {
-            Relay::new(service, open, credential, shown).run(TokioIo::new(client), TokioIo::new(upstream)).await;
+            Relay::new(service, live, open, credential, shown).run(TokioIo::new(client), TokioIo::new(upstream)).await;
         }
         drop((wanted.keeps, seat));
     });

@@ -1,14 +1,20 @@
 //! The wasmtime engine that all policies share: its settings, its clock and the code compiled so far.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
+
+use lru::LruCache;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use rustix::process::setpriority_process;
 
 use wasmtime::component::{Component, HasSelf, Linker};
 use wasmtime::{Config, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 use super::bindings;
+use super::cache::Cache;
 use super::inert_wasi;
 use super::instance::Guest;
 
@@ -27,8 +33,20 @@ const MEMORIES_EACH: u32 = 2;
 const TABLES_EACH: u32 = 8;
 const TABLE_ELEMENTS: usize = 20_000;
 
-/// Components whose compiled code is kept in memory.
-const COMPILED: usize = 64;
+/// Components whose compiled code is kept in memory though nobody may be using them any more.
+const COMPILED: NonZeroUsize = NonZeroUsize::new(16).unwrap();
+
+/// How far behind other threads those stand that compile while the gateway serves (nice).
+const NICE: i32 = 10;
+
+/// How urgent it is that a component is compiled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Urgency {
+    /// The gateway starts, and serves nobody yet.
+    AtOnce,
+    /// The gateway serves: whoever is served goes first.
+    BesideService,
+}
 
 /// The policy engine could not be set up: a fault of this machine, told by wasmtime.
 #[derive(Debug, thiserror::Error)]
@@ -39,13 +57,14 @@ pub struct EngineError(String);
 #[derive(Clone)]
 pub struct Engine {
     shared: Arc<Shared>,
+    cache: Option<Cache>,
 }
 
 struct Shared {
     engine: wasmtime::Engine,
     linker: Linker<Guest>,
     /// By SHA-256 of the component.
-    compiled: Mutex<HashMap<[u8; 32], Component>>,
+    compiled: Mutex<LruCache<[u8; 32], Component>>,
 }
 
 impl std::fmt::Debug for Engine {
@@ -83,7 +102,17 @@ impl Engine {
             .map_err(failed)?;
         inert_wasi::add_to_linker(&mut linker).map_err(failed)?;
         start_clock(&engine).map_err(|error| EngineError(format!("cannot start its clock: {error}")))?;
-        Ok(Self { shared: Arc::new(Shared { engine, linker, compiled: Mutex::default() }) })
+        let compiled = Mutex::new(LruCache::new(COMPILED));
+        Ok(Self { shared: Arc::new(Shared { engine, linker, compiled }), cache: None })
+    }
+
+    /// The same engine, with compiled code kept in `folder`, up to `bytes_max`. Where that cannot be, it is not kept.
+    pub fn with_cache(mut self, folder: &Path, bytes_max: u64) -> Self {
+        if bytes_max > 0 {
+            let cache = Cache::open(folder, bytes_max);
+            self.cache = cache.map_err(|reason| tracing::warn!(reason, "compiled policies are not kept")).ok();
+        }
+        self
     }
 
     pub(super) fn wasmtime(&self) -> &wasmtime::Engine {
@@ -95,19 +124,45 @@ impl Engine {
     }
 
     /// Compiles `bytes`, whose SHA-256 is `digest`, or takes what was compiled before.
-    pub(super) fn compile(&self, digest: [u8; 32], bytes: &[u8]) -> wasmtime::Result<Component> {
-        let mut compiled = self.shared.compiled.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(component) = compiled.get(&digest) {
+    pub(super) fn compile(&self, digest: [u8; 32], bytes: &[u8], urgency: Urgency) -> wasmtime::Result<Component> {
+        if let Some(component) = self.compiled().get(&digest) {
             return Ok(component.clone());
         }
-        let component = Component::from_binary(&self.shared.engine, bytes)?;
-        if compiled.len() >= COMPILED {
-            compiled.clear();
-        }
-        compiled.insert(digest, component.clone());
+        let engine = &self.shared.engine;
+        let kept = self.cache.as_ref().and_then(|cache| cache.load(engine, &digest));
+        let component = match kept {
+            Some(component) => component,
+            None => {
+                let compile = || Component::from_binary(engine, bytes);
+                let component = match (urgency, &*BESIDE_SERVICE) {
+                    (Urgency::BesideService, Some(threads)) => threads.install(compile)?,
+                    _ => compile()?,
+                };
+                if let Some(cache) = &self.cache {
+                    cache.store(engine, &digest, &component);
+                }
+                component
+            }
+        };
+        self.compiled().put(digest, component.clone());
         Ok(component)
     }
+
+    fn compiled(&self) -> std::sync::MutexGuard<'_, LruCache<[u8; 32], Component>> {
+        self.shared.compiled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
+
+/// The threads that compile while the gateway serves: one, so that a processor is left for those who are served, and one
+/// that stands behind. Where it cannot be had, whoever asks compiles.
+static BESIDE_SERVICE: LazyLock<Option<ThreadPool>> = LazyLock::new(|| {
+    let stand_behind = |_| {
+        // Where that is not allowed, it stands beside.
+        let _ = setpriority_process(None, NICE);
+    };
+    let named = |_| "policy-compile".to_owned();
+    ThreadPoolBuilder::new().num_threads(1).thread_name(named).start_handler(stand_behind).build().ok()
+});
 
 fn config(pool_memory_max: Option<usize>) -> Config {
     let mut config = Config::new();

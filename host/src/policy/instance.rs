@@ -1,11 +1,9 @@
-//! Instances: one warm one per thread and policy, taken out for a call and put back after it. An instance that
-//! trapped is dropped; the next call makes a new one.
+//! Instances: one warm one per thread and generation, taken out for a call and put back after it. An instance that
+//! trapped is dropped; the next call makes a new one. They go with their generation, whatever thread they were of.
 
-use std::any::Any;
-use std::cell::RefCell;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, TryLockError};
+use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 use wasmtime::component::InstancePre;
@@ -15,15 +13,21 @@ use super::bindings::balancer::tollgate::policy::host;
 use super::bindings::balancer::tollgate::policy::types::{Diagnostic, Manifest, Request};
 use super::engine::{Engine, TICK};
 use super::fault::{Fault, FaultKind};
+use super::load::Stamp;
+use super::quarantine::{Quarantine, Verdict};
+use super::repeat::Call;
+use super::slot::Slot;
 use super::{Facts, Field};
 use crate::config::PolicyKind;
 use crate::values::clock::Millis;
 
-/// Warm instances of one thread, over all policies; past it the one that was idle longest is dropped.
-const WARM_PER_THREAD: usize = 64;
+/// Places for warm instances of one generation; threads share them where there are more.
+const PLACES: usize = 32;
 
-/// A guest is renewed after so many calls: what it leaks has a bound.
+/// A guest is renewed after so many calls, or when it has grown to this part of its memory since it was new: what it leaks
+/// has a bound.
 const CALLS_MAX: u64 = 1_000_000;
+const GROWN: usize = 2;
 
 /// What a guest may write to its streams in one call, in bytes.
 const OUTPUT_BYTES: usize = 4096;
@@ -39,7 +43,7 @@ const STARVED_TIMEOUTS: u64 = 200;
 pub(super) const LOAD_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A world of the contract.
-pub(super) trait World: Sized + 'static {
+pub(super) trait World: Sized + Send + Sync + 'static {
     const KIND: PolicyKind;
     type Pre: Send + Sync;
 
@@ -93,7 +97,7 @@ pub(super) use world;
 
 /// What the host keeps beside a guest.
 pub(super) struct Guest {
-    tag: Arc<str>,
+    slot: Arc<Slot>,
     memory_max: usize,
     memory: usize,
     memory_exceeded: bool,
@@ -171,14 +175,20 @@ impl Guest {
     }
 }
 
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.slot.stats().instance_gone(self.memory);
+    }
+}
+
 impl host::Host for Guest {
     fn log(&mut self, level: u32, message: String) {
         self.log_lines += 1;
-        if self.log_lines > LOG_LINES {
+        if self.log_lines > LOG_LINES || !self.slot.may_log() {
             return;
         }
         let end = message.floor_char_boundary(LOG_LINE_BYTES);
-        let (policy, text) = (&*self.tag, &message[..end]);
+        let (policy, text) = (self.slot.tag(), &message[..end]);
         match level {
             0 => tracing::error!(policy, "{text}"),
             1 => tracing::warn!(policy, "{text}"),
@@ -196,6 +206,7 @@ impl ResourceLimiter for Guest {
             self.memory_exceeded = true;
             bail!("memory limit of {} bytes exceeded", self.memory_max);
         }
+        self.slot.stats().memory_grew(total - self.memory);
         self.memory = total;
         Ok(true)
     }
@@ -205,58 +216,171 @@ impl ResourceLimiter for Guest {
     }
 }
 
-/// A policy that was loaded: from it come instances for every thread.
+/// A policy in its slot: a generation that was loaded, or none yet.
 pub(super) struct Seat<W: World> {
-    pub(super) tag: Arc<str>,
+    slot: Arc<Slot>,
+    state: State<W>,
+}
+
+enum State<W: World> {
+    Loaded(Box<Generation<W>>),
+    /// It cannot be called, and why.
+    Absent {
+        stamp: Stamp,
+        reason: String,
+    },
+}
+
+/// A policy that was loaded: from it come instances for every thread.
+pub(super) struct Generation<W: World> {
     pub(super) fields: Vec<Field>,
     pub(super) manifest: Manifest,
+    number: u64,
+    stamp: Stamp,
     engine: Engine,
     pre: W::Pre,
     config: String,
     timeout: Duration,
     memory: usize,
-    /// Unique in the process: the key of its warm instances.
-    key: u64,
+    quarantine: Quarantine,
+    /// It is too slow for the threads that serve requests.
+    is_slow: bool,
+    places: Box<[Place<W>]>,
 }
+
+/// A place for one warm instance, on a cache line of its own.
+#[repr(align(128))]
+struct Place<W>(Mutex<Option<Box<Instance<W>>>>);
 
 struct Instance<W> {
     store: Store<Guest>,
     world: W,
     calls: u64,
+    memory_when_new: usize,
 }
 
 thread_local! {
-    static WARM: RefCell<Vec<(u64, Box<dyn Any>)>> = const { RefCell::new(Vec::new()) };
+    /// Which place this thread looks at first.
+    static PLACE: usize = {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    };
 }
 
 /// How a policy is to be run.
 pub(super) struct Setting {
-    pub(super) tag: Arc<str>,
+    pub(super) number: u64,
     pub(super) config: String,
     pub(super) timeout: Duration,
     pub(super) memory: usize,
 }
 
+/// What is known of a component that was looked at.
+pub(super) struct Known {
+    pub(super) manifest: Manifest,
+    pub(super) fields: Vec<Field>,
+    pub(super) stamp: Stamp,
+}
+
+/// What is wrong with what a guest answered: told to the operator.
+pub(super) struct Bad {
+    kind: FaultKind,
+    detail: String,
+}
+
+impl Bad {
+    /// Nobody can use it.
+    pub(super) fn output(what: impl std::fmt::Display) -> Self {
+        Self { kind: FaultKind::BadOutput, detail: format!("bad output: {what}") }
+    }
+
+    /// The guest says itself that it failed.
+    pub(super) fn words(words: String) -> Self {
+        Self { kind: FaultKind::Failed, detail: words }
+    }
+}
+
 impl<W: World> Seat<W> {
-    pub(super) fn new(engine: Engine, pre: W::Pre, setting: Setting, manifest: Manifest, fields: Vec<Field>) -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        Self {
-            tag: setting.tag,
-            fields,
-            manifest,
+    pub(super) fn new(slot: &Arc<Slot>, engine: Engine, pre: W::Pre, setting: Setting, known: Known) -> Self {
+        let generation = Generation {
+            fields: known.fields,
+            manifest: known.manifest,
+            number: setting.number,
+            stamp: known.stamp,
             engine,
             pre,
             config: setting.config,
             timeout: setting.timeout,
             memory: setting.memory,
-            key: NEXT.fetch_add(1, Ordering::Relaxed),
+            quarantine: Quarantine::new(slot.rules(), setting.number > 1),
+            is_slow: false,
+            places: (0..PLACES).map(|_| Place(Mutex::new(None))).collect(),
+        };
+        Self { slot: Arc::clone(slot), state: State::Loaded(Box::new(generation)) }
+    }
+
+    /// A policy that cannot be called: each call fails at once, for that reason.
+    pub(super) fn absent(slot: &Arc<Slot>, reason: String) -> Self {
+        let stamp = Stamp { name: slot.tag().to_owned(), version: String::new(), digest: String::new() };
+        Self { slot: Arc::clone(slot), state: State::Absent { stamp, reason } }
+    }
+
+    pub(super) fn slot(&self) -> &Arc<Slot> {
+        &self.slot
+    }
+
+    pub(super) fn stamp(&self) -> &Stamp {
+        match &self.state {
+            State::Loaded(generation) => &generation.stamp,
+            State::Absent { stamp, .. } => stamp,
+        }
+    }
+
+    /// Its number among those of its slot; 0 where there is none yet.
+    pub(super) fn number(&self) -> u64 {
+        self.loaded().map_or(0, |generation| generation.number)
+    }
+
+    pub(super) fn loaded(&self) -> Option<&Generation<W>> {
+        match &self.state {
+            State::Loaded(generation) => Some(generation),
+            State::Absent { .. } => None,
+        }
+    }
+
+    /// Whether its calls belong on a thread of their own.
+    pub(super) fn is_slow(&self) -> bool {
+        self.loaded().is_some_and(|generation| generation.is_slow)
+    }
+
+    pub(super) fn found_slow(&mut self) {
+        if let State::Loaded(generation) = &mut self.state {
+            generation.is_slow = true;
+        }
+    }
+
+    /// For how long it is not called, because it failed too often.
+    pub(super) fn barred_for(&self) -> Option<Duration> {
+        self.loaded()?.quarantine.barred_for(Instant::now())
+    }
+
+    /// Calls that this generation has had.
+    pub(super) fn calls(&self) -> u64 {
+        self.loaded().map_or(0, |generation| generation.quarantine.calls())
+    }
+
+    /// Lets a generation that was barred be called again.
+    pub(super) fn lift(&self) {
+        if let Some(generation) = self.loaded() {
+            generation.quarantine.lift();
         }
     }
 
     /// The request as this policy asked to see it.
     pub(super) fn request(&self, facts: &Facts<'_>) -> Request {
+        let fields = self.loaded().map_or(&[][..], |generation| &generation.fields);
         Request {
-            strings: self.fields.iter().map(|field| facts.field(*field).to_owned()).collect(),
+            strings: fields.iter().map(|field| facts.field(*field).to_owned()).collect(),
             transport: facts.transport.number(),
             attempt: facts.attempt,
             now_ms: facts.now.0 as f64,
@@ -265,16 +389,85 @@ impl<W: World> Seat<W> {
         }
     }
 
-    /// Calls a warm instance of this thread, or a new one.
-    pub(super) fn call<R>(
+    /// Calls a warm instance of this thread, or a new one, and checks what it answers. What came of it is counted, and
+    /// too many faults bar the generation from further calls.
+    pub(super) fn call<A, R>(
         &self,
         name: &'static str,
         facts: &Facts<'_>,
-        call: impl FnOnce(&mut Store<Guest>, &W) -> Result<R>,
+        call: impl FnOnce(&mut Store<Guest>, &W) -> Result<A>,
+        check: impl FnOnce(A) -> std::result::Result<R, Bad>,
     ) -> std::result::Result<R, Fault> {
+        let fault = |kind: FaultKind, detail: String| {
+            self.slot.stats().failed(kind);
+            Fault::new(&self.slot, name, kind, detail)
+        };
+        let generation = match &self.state {
+            State::Loaded(generation) => generation,
+            State::Absent { reason, .. } => return Err(fault(FaultKind::Unavailable, reason.clone())),
+        };
+        let begun = Instant::now();
+        if facts.trial {
+            let judged = generation.run(&self.slot, facts, call).and_then(check);
+            return judged.map_err(|Bad { kind, detail }| Fault::new(&self.slot, name, kind, detail));
+        }
+        if let Err(left) = generation.quarantine.admits(begun) {
+            let detail = format!("quarantined for another {} ms after too many faults", left.as_millis());
+            return Err(fault(FaultKind::Quarantined, detail));
+        }
+        let answered = generation.run(&self.slot, facts, call);
+        let ended = Instant::now();
+        self.slot.stats().called(ended - begun);
+        let judged = answered.and_then(check);
+        let was_misconduct = judged.as_ref().is_err_and(|bad| bad.kind.is_misconduct());
+        if generation.quarantine.ended(was_misconduct, ended) == Verdict::Barred {
+            tracing::error!(
+                policy = self.slot.tag(),
+                generation = generation.number,
+                digest = generation.stamp.digest,
+                "policy quarantined: it failed too often"
+            );
+            self.slot.tell_of_trouble();
+        }
+        judged.map_err(|Bad { kind, detail }| fault(kind, detail))
+    }
+
+    /// Where its calls are kept: what this one was and came to.
+    pub(super) fn kept(
+        &self,
+        facts: &Facts<'_>,
+        begun: Instant,
+        asked: super::repeat::Asked,
+        said: super::repeat::Said,
+    ) -> Call {
+        Call {
+            policy: self.slot.tag().to_owned(),
+            generation: self.number(),
+            digest: self.stamp().digest.clone(),
+            took_ns: u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX),
+            request: super::repeat::OwnFacts::of(facts),
+            asked,
+            said,
+        }
+    }
+}
+
+impl<W: World> Generation<W> {
+    fn run<R>(
+        &self,
+        slot: &Arc<Slot>,
+        facts: &Facts<'_>,
+        call: impl FnOnce(&mut Store<Guest>, &W) -> Result<R>,
+    ) -> std::result::Result<R, Bad> {
         let mut instance = match self.take() {
             Some(instance) => instance,
-            None => self.build().map_err(|error| self.fault(name, FaultKind::Unavailable, format!("{error:#}")))?,
+            None => {
+                let unavailable = |error: wasmtime::Error| Bad {
+                    kind: FaultKind::Unavailable,
+                    detail: format!("no instance: {}", root_cause(&error)),
+                };
+                Box::new(self.build(slot).map_err(unavailable)?)
+            }
         };
         let store = &mut instance.store;
         store.data_mut().begin(facts.now, facts.seed);
@@ -282,20 +475,16 @@ impl<W: World> Seat<W> {
         match call(store, &instance.world) {
             Ok(result) => {
                 instance.calls += 1;
-                if instance.calls < CALLS_MAX {
+                if !instance.is_worn(self.memory) {
                     self.put_back(instance);
                 }
                 Ok(result)
             }
-            Err(error) => Err(self.trapped(name, &error, instance.store.data())),
+            Err(error) => Err(self.trapped(&error, instance.store.data())),
         }
     }
 
-    pub(super) fn fault(&self, call: &'static str, kind: FaultKind, detail: String) -> Fault {
-        Fault { tag: self.tag.clone(), call, kind, detail }
-    }
-
-    fn trapped(&self, call: &'static str, error: &wasmtime::Error, guest: &Guest) -> Fault {
+    fn trapped(&self, error: &wasmtime::Error, guest: &Guest) -> Bad {
         let (kind, detail) = if guest.memory_exceeded {
             (FaultKind::Memory, format!("memory limit of {} bytes exceeded", self.memory))
         } else if error.downcast_ref::<Trap>() == Some(&Trap::Interrupt) {
@@ -303,28 +492,27 @@ impl<W: World> Seat<W> {
         } else {
             (FaultKind::Trap, format!("trap: {}{}", root_cause(error), last_words(guest)))
         };
-        self.fault(call, kind, detail)
+        Bad { kind, detail }
     }
 
-    fn take(&self) -> Option<Instance<W>> {
-        WARM.with_borrow_mut(|warm| {
-            let at = warm.iter().rposition(|(key, _)| *key == self.key)?;
-            let (_, instance) = warm.remove(at);
-            instance.downcast().ok().map(|instance| *instance)
-        })
+    fn take(&self) -> Option<Box<Instance<W>>> {
+        let mut place = lock(self.place())?;
+        place.take()
     }
 
-    fn put_back(&self, instance: Instance<W>) {
-        WARM.with_borrow_mut(|warm| {
-            if warm.len() >= WARM_PER_THREAD {
-                warm.remove(0);
-            }
-            warm.push((self.key, Box::new(instance)));
-        });
+    /// Where its place is taken, another thread that shares it was faster: one warm instance is enough for both.
+    fn put_back(&self, instance: Box<Instance<W>>) {
+        if let Some(mut place) = lock(self.place()) {
+            *place = Some(instance);
+        }
     }
 
-    fn build(&self) -> Result<Instance<W>> {
-        let mut store = new_store(&self.engine, self.tag.clone(), self.timeout, self.memory);
+    fn place(&self) -> &Place<W> {
+        &self.places[PLACE.with(|place| place % PLACES)]
+    }
+
+    fn build(&self, slot: &Arc<Slot>) -> Result<Instance<W>> {
+        let mut store = new_store(&self.engine, slot, self.timeout, self.memory);
         // A cold instance touches its memory for the first time: give it what loading has.
         store.set_epoch_deadline((LOAD_TIMEOUT.as_millis() / TICK.as_millis()) as u64);
         let world = W::instantiate(&self.pre, &mut store)?;
@@ -332,14 +520,33 @@ impl<W: World> Seat<W> {
             bail!("configuration refused: {}", diagnostics.first().map_or("", |first| &first.message));
         }
         world.prepare(&mut store)?;
-        Ok(Instance { store, world, calls: 0 })
+        let memory_when_new = store.data().memory;
+        Ok(Instance { store, world, calls: 0, memory_when_new })
+    }
+}
+
+impl<W> Instance<W> {
+    /// Whether it is time for a new one.
+    fn is_worn(&self, memory_max: usize) -> bool {
+        let grown = self.store.data().memory - self.memory_when_new;
+        self.calls >= CALLS_MAX || grown > memory_max / GROWN
+    }
+}
+
+/// What a place holds, unless another thread looks at it at this moment. Nobody waits.
+fn lock<W>(place: &Place<W>) -> Option<std::sync::MutexGuard<'_, Option<Box<Instance<W>>>>> {
+    match place.0.try_lock() {
+        Ok(guard) => Some(guard),
+        Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
     }
 }
 
 /// A store with every limit set, and nothing in it.
-pub(super) fn new_store(engine: &Engine, tag: Arc<str>, timeout: Duration, memory: usize) -> Store<Guest> {
+pub(super) fn new_store(engine: &Engine, slot: &Arc<Slot>, timeout: Duration, memory: usize) -> Store<Guest> {
+    slot.stats().instance_made();
     let guest = Guest {
-        tag,
+        slot: Arc::clone(slot),
         memory_max: memory,
         memory: 0,
         memory_exceeded: false,

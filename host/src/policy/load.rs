@@ -1,17 +1,23 @@
 //! From a configured policy to one that can be called: read, digest, check, compile, configure, try.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 use wasmtime::Store;
 
 use super::bindings::balancer::tollgate::policy::types::{Diagnostic, Manifest};
-use super::engine::Engine;
-use super::instance::{Guest, LOAD_TIMEOUT, Seat, Setting, World, last_words, new_store, root_cause};
+use super::engine::{Engine, Urgency};
+use super::fault::{Fault, FaultKind};
+use super::instance::{Guest, Known, LOAD_TIMEOUT, Seat, Setting, World, last_words, new_store, root_cause};
+use super::slot::Slot;
 use super::{Field, imports, shipped};
 use crate::config::{PolicyConfig, PolicySource, Problem, Shape};
 use crate::files::read_regular;
 use crate::values::limits::COMPONENT_BYTES;
+
+/// Calls by which a component is tried before it serves: the first is cold.
+const TRIES: usize = 4;
 
 /// What a policy's manifest may hold, in bytes over all its texts.
 const MANIFEST_BYTES: usize = 256 * 1024;
@@ -58,29 +64,90 @@ impl LoadError {
     }
 }
 
-/// A policy, and which component it is.
-pub(super) struct Loaded<W: World> {
-    pub(super) seat: Seat<W>,
-    pub(super) stamp: Stamp,
+/// How a component is loaded.
+#[derive(Clone, Copy)]
+pub struct Loading<'a> {
+    /// The slot that it is for.
+    pub slot: &'a Arc<Slot>,
+    /// Its number among the slot's generations, from 1 on.
+    pub generation: u64,
+    /// How urgent it is.
+    pub urgency: Urgency,
+    /// What it is doing, for whoever wants to know meanwhile.
+    pub progress: &'a (dyn Fn(&'static str) + Sync),
 }
 
-pub(super) fn load<W: World>(engine: &Engine, policy: &PolicyConfig) -> Result<Loaded<W>, LoadError> {
-    let failed = |stage: &'static str| {
-        let tag = policy.tag.clone();
-        move |reason: String| LoadError::Component { tag, stage, reason }
-    };
-    let bytes = read(&policy.source).map_err(failed("read it"))?;
-    let digest: [u8; 32] = Sha256::digest(&*bytes).into();
-    imports::check(&bytes, W::KIND).map_err(failed("use it"))?;
-    let component = engine.compile(digest, &bytes).map_err(|error| failed("compile it")(format!("{error:#}")))?;
+impl std::fmt::Debug for Loading<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Loading").field("generation", &self.generation).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Source").field("digest", &self.digest()).finish_non_exhaustive()
+    }
+}
+
+impl<'a> Loading<'a> {
+    /// The first generation of a slot, at once.
+    pub fn first(slot: &'a Arc<Slot>) -> Self {
+        Self { slot, generation: 1, urgency: Urgency::AtOnce, progress: &|_| () }
+    }
+}
+
+/// A component's bytes, and their SHA-256.
+pub struct Source {
+    bytes: Vec<u8>,
+    digest: [u8; 32],
+}
+
+impl Source {
+    /// Reads the component of `policy`.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn read(policy: &PolicyConfig) -> Result<Self, LoadError> {
+        let bytes = read(&policy.source).map_err(|reason| failed(policy, "read it", reason))?;
+        let digest = Sha256::digest(&*bytes).into();
+        Ok(Self { bytes, digest })
+    }
+
+    /// The component's length in bytes.
+    pub fn length(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The SHA-256 in hexadecimal.
+    pub fn digest(&self) -> String {
+        self.digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+fn failed(policy: &PolicyConfig, stage: &'static str, reason: String) -> LoadError {
+    LoadError::Component { tag: policy.tag.clone(), stage, reason }
+}
+
+pub(super) fn load<W: World>(
+    engine: &Engine,
+    policy: &PolicyConfig,
+    source: &Source,
+    loading: &Loading<'_>,
+) -> Result<Seat<W>, LoadError> {
+    let failed = |stage: &'static str| move |reason: String| failed(policy, stage, reason);
+    imports::check(&source.bytes, W::KIND).map_err(failed("use it"))?;
+    (loading.progress)("compiling");
+    let component = engine
+        .compile(source.digest, &source.bytes, loading.urgency)
+        .map_err(|error| failed("compile it")(format!("{error:#}")))?;
+    (loading.progress)("configuring");
     let pre = engine
         .linker()
         .instantiate_pre(&component)
         .and_then(W::pre)
         .map_err(|error| failed("link it")(format!("{error:#}")))?;
 
-    let tag: Arc<str> = policy.tag.as_str().into();
-    let mut store = new_store(engine, tag.clone(), LOAD_TIMEOUT, policy.memory);
+    let mut store = new_store(engine, loading.slot, LOAD_TIMEOUT, policy.memory);
     store.set_epoch_deadline(LOAD_TIMEOUT.as_millis() as u64);
     let said =
         |error: wasmtime::Error, store: &Store<Guest>| format!("{}{}", root_cause(&error), last_words(store.data()));
@@ -95,12 +162,37 @@ pub(super) fn load<W: World>(engine: &Engine, policy: &PolicyConfig) -> Result<L
         .configure(&mut store, &config)
         .map_err(|error| failed("configure it")(said(error, &store)))?
         .map_err(|diagnostics| LoadError::Config(problems(&place, diagnostics)))?;
-    world.prepare(&mut store).map_err(|error| failed("try it")(said(error, &store)))?;
+    world.prepare(&mut store).map_err(|error| failed("prepare it")(said(error, &store)))?;
 
-    let hex = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-    let stamp = Stamp { name: manifest.name.clone(), version: manifest.version.clone(), digest: hex };
-    let setting = Setting { tag, config, timeout: policy.timeout, memory: policy.memory };
-    Ok(Loaded { seat: Seat::new(engine.clone(), pre, setting, manifest, fields), stamp })
+    (loading.progress)("trying");
+    let stamp = Stamp { name: manifest.name.clone(), version: manifest.version.clone(), digest: source.digest() };
+    let setting = Setting { number: loading.generation, config, timeout: policy.timeout, memory: policy.memory };
+    Ok(Seat::new(loading.slot, engine.clone(), pre, setting, Known { manifest, fields, stamp }))
+}
+
+/// Tries what was loaded: `call` is made a few times, warm at last. One that is slow then belongs on threads of its own.
+///
+/// # Errors
+/// A call failed by the component's own fault.
+pub(super) fn try_out<W: World>(
+    seat: &mut Seat<W>,
+    policy: &PolicyConfig,
+    mut call: impl FnMut(&Seat<W>) -> Result<(), Fault>,
+) -> Result<(), LoadError> {
+    let mut quickest = Duration::MAX;
+    for _ in 0..TRIES {
+        let begun = Instant::now();
+        match call(seat) {
+            Err(fault) if fault.kind().is_misconduct() || fault.kind() == FaultKind::Unavailable => {
+                return Err(failed(policy, "try it", format!("{} in {}", fault.detail(), fault.call)));
+            }
+            _ => quickest = quickest.min(begun.elapsed()),
+        }
+    }
+    if quickest > seat.slot().slow_after() {
+        seat.found_slow();
+    }
+    Ok(())
 }
 
 fn place(policy: &PolicyConfig) -> String {
@@ -143,7 +235,7 @@ fn check_config(manifest: &Manifest, policy: &PolicyConfig, place: &str) -> Resu
     if manifest.config_schema.is_empty() {
         return Ok(());
     }
-    let failed = |reason: String| LoadError::Component { tag: policy.tag.clone(), stage: "use it", reason };
+    let failed = |reason: String| failed(policy, "use it", reason);
     let schema = serde_json::from_str(&manifest.config_schema)
         .map_err(|error| failed(format!("the schema of its configuration is no JSON: {error}")))?;
     let shape = Shape::new(schema).map_err(|error| failed(format!("the schema of its configuration: {error}")))?;

@@ -1,16 +1,16 @@
-//! The socket by which an operator's commands ask the running gateway: HTTP/1.1 on a Unix socket in `data_dir`, for the
-//! gateway's own user and root alone.
+//! What operators ask the running gateway: HTTP/1.1 on a Unix socket in `data_dir`, for the gateway's own user and root
+//! alone, and on a listener where the configuration has one.
 
 use std::convert::Infallible;
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderValue};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -18,25 +18,34 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, watch};
+use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use super::keep::Tasks;
+use super::reload::{Board, Command, Reply};
+use super::scrape;
 use crate::credentials::Health;
 use crate::files::{plain, remove};
-use crate::pipeline::Service;
+use crate::metrics::CONTENT_TYPE as CONTENT_TYPE_OF_METRICS;
 use crate::values::clock::Millis;
 use crate::values::phase::Phase;
+use crate::values::secret::Secret;
 
 /// The socket's name in `data_dir`.
 pub const SOCKET: &str = "admin.sock";
 
-/// Connections at a time.
+/// Connections at a time, of each listener.
 const CONNECTIONS: usize = 16;
 
-/// A connection's whole life: a question and its answer.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// A connection's whole life: a question and its answer. Loading a policy may take a while.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// To the end of a question.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// After an accept that failed.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
@@ -69,20 +78,117 @@ pub struct CredentialStatus {
     pub sessions: usize,
 }
 
+/// What operators on a listener may do.
+#[derive(Debug, Clone)]
+pub(super) enum Rights {
+    /// Everything: the system has let only the right ones in.
+    All,
+    /// Whoever shows this everything, others only learn whether the gateway is well.
+    Holders(Secret),
+    /// Everybody may look, and nobody may change anything.
+    Look,
+}
+
+impl Rights {
+    pub(super) fn of(token: Option<Secret>) -> Self {
+        token.map_or(Self::Look, Self::Holders)
+    }
+
+    /// Whether a request with these fields may look, and whether it may change things.
+    fn granted(&self, headers: &HeaderMap) -> (bool, bool) {
+        match self {
+            Self::All => (true, true),
+            Self::Look => (true, false),
+            Self::Holders(token) => {
+                let shown = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+                let shown = shown.and_then(|value| value.strip_prefix("Bearer "));
+                let holds = shown.is_some_and(|shown| Secret::new(shown.trim().to_owned()) == *token);
+                (holds, holds)
+            }
+        }
+    }
+}
+
 /// What answers operators.
-#[derive(Debug)]
+#[derive(Clone)]
 pub(super) struct Admin {
-    /// Not held: a gateway has ended when nothing holds a service any more.
-    services: Vec<Weak<Service>>,
+    board: Arc<Board>,
+    commands: mpsc::WeakSender<Command>,
+    rights: Rights,
+}
+
+/// An answer.
+struct Said {
+    status: StatusCode,
+    kind: &'static str,
+    body: String,
+}
+
+impl Said {
+    fn json(status: StatusCode, body: &impl Serialize) -> Self {
+        Self { status, kind: "application/json", body: serde_json::to_string(body).unwrap_or_default() }
+    }
+
+    fn ok(body: &impl Serialize) -> Self {
+        Self::json(StatusCode::OK, body)
+    }
+
+    fn error(status: StatusCode, message: &str) -> Self {
+        Self::json(status, &json!({ "error": message }))
+    }
+
+    fn response(self) -> Response<Full<Bytes>> {
+        let mut response = Response::new(Full::new(Bytes::from(self.body)));
+        *response.status_mut() = self.status;
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(self.kind));
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+/// A connection that somebody asks on.
+trait Io: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Io for T {}
+
+/// Where operators come in.
+trait Door: Sync {
+    type Io: Io;
+
+    /// The next who comes; none where it is somebody who may not.
+    fn next(&self) -> impl Future<Output = io::Result<Option<Self::Io>>> + Send;
+}
+
+impl Door for UnixListener {
+    type Io = UnixStream;
+
+    async fn next(&self) -> io::Result<Option<UnixStream>> {
+        let (stream, _) = self.accept().await?;
+        if is_ours(&stream) {
+            return Ok(Some(stream));
+        }
+        tracing::warn!("somebody else's process asked on the admin socket");
+        Ok(None)
+    }
+}
+
+impl Door for TcpListener {
+    type Io = TcpStream;
+
+    async fn next(&self) -> io::Result<Option<TcpStream>> {
+        let (stream, _) = self.accept().await?;
+        Ok(Some(stream))
+    }
 }
 
 impl Admin {
-    pub(super) fn new<'a>(services: impl Iterator<Item = &'a Arc<Service>>) -> Arc<Self> {
-        Arc::new(Self { services: services.map(Arc::downgrade).collect() })
+    pub(super) fn new(board: &Arc<Board>, commands: &mpsc::Sender<Command>, rights: Rights) -> Self {
+        Self { board: Arc::clone(board), commands: commands.downgrade(), rights }
     }
 
     /// Listens on the socket at `path`, until the gateway ends. Where that cannot be, the gateway runs without.
-    pub(super) fn listen(self: &Arc<Self>, path: PathBuf, phases: &watch::Receiver<Phase>, tasks: &mut JoinSet<()>) {
+    pub(super) fn listen(self, path: PathBuf, phases: &watch::Receiver<Phase>, tasks: &Tasks) {
         let listener = match bind(&path) {
             Ok(listener) => listener,
             Err(error) => {
@@ -90,71 +196,152 @@ impl Admin {
                 return tracing::warn!(%path, error, "no admin socket: `tollgate status` has nobody to ask");
             }
         };
-        let (admin, mut phases) = (Arc::clone(self), phases.clone());
+        let mut phases = phases.clone();
         let socket = Socket(path);
         tasks.spawn(async move {
             let _socket = socket;
             tokio::select! {
-                () = admin.accept(listener) => {}
+                () = self.accept(&listener) => {}
                 // Until the very end: an operator may want to know what is still under way.
                 _ = phases.wait_for(|phase| *phase == Phase::Ending) => {}
             }
         });
     }
 
-    async fn accept(self: Arc<Self>, listener: UnixListener) {
+    /// Listens on `listener`, until the gateway ends.
+    pub(super) fn listen_tcp(self, listener: TcpListener, phases: &watch::Receiver<Phase>, tasks: &Tasks) {
+        let mut phases = phases.clone();
+        tasks.spawn(async move {
+            tokio::select! {
+                () = self.accept(&listener) => {}
+                _ = phases.wait_for(|phase| *phase == Phase::Ending) => {}
+            }
+        });
+    }
+
+    async fn accept(&self, door: &impl Door) {
         let room = Arc::new(Semaphore::new(CONNECTIONS));
         let mut connections = JoinSet::new();
         loop {
             while connections.try_join_next().is_some() {}
             let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
-            match listener.accept().await {
-                Ok((stream, _)) if is_ours(&stream) => {
-                    let admin = Arc::clone(&self);
+            match door.next().await {
+                Ok(Some(stream)) => {
+                    let admin = self.clone();
                     connections.spawn(async move {
                         // Whether it took too long or broke: whoever asked sees it.
                         let _ = timeout(CONNECTION_TIMEOUT, admin.serve(stream)).await;
                         drop(permit);
                     });
                 }
-                Ok(_) => tracing::warn!("somebody else's process asked on the admin socket"),
+                Ok(None) => {}
                 Err(error) => {
-                    tracing::debug!(error = plain(&error), "no connection on the admin socket");
+                    tracing::debug!(error = plain(&error), "no connection of an operator's");
                     sleep(ACCEPT_AGAIN).await;
                 }
             }
         }
     }
 
-    async fn serve(self: Arc<Self>, stream: UnixStream) {
+    async fn serve(self, stream: impl Io) {
         let answer = service_fn(|request: Request<Incoming>| {
-            let response = self.answer(request.method(), request.uri().path());
-            async move { Ok::<_, Infallible>(response) }
+            let admin = self.clone();
+            async move { Ok::<_, Infallible>(admin.answer(&request).await.response()) }
         });
         let mut server = http1::Builder::new();
-        server.timer(TokioTimer::new()).keep_alive(false);
+        server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).keep_alive(false);
         if let Err(error) = server.serve_connection(TokioIo::new(stream), answer).await {
-            tracing::debug!(%error, "a connection on the admin socket broke");
+            tracing::debug!(%error, "a connection of an operator's broke");
         }
     }
 
-    fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
-        let (status, body) = match path {
-            _ if method != Method::GET => {
-                (StatusCode::METHOD_NOT_ALLOWED, r#"{"error": "only GET is allowed"}"#.into())
+    async fn answer(&self, request: &Request<Incoming>) -> Said {
+        let path: Vec<&str> = request.uri().path().trim_matches('/').split('/').collect();
+        let (may_look, may_change) = self.rights.granted(request.headers());
+        match (request.method(), path.as_slice()) {
+            // Whoever looks after processes shows no token.
+            (&Method::GET, ["healthz"]) => Said::ok(&json!({ "status": "ok" })),
+            (&Method::GET, ["readyz"]) => self.ready(),
+            _ if !may_look => Said::error(StatusCode::UNAUTHORIZED, "expected Authorization: Bearer with admin.token"),
+            (&Method::GET, ["status"] | ["api", "status"]) => Said::ok(&self.status()),
+            (&Method::GET, ["metrics"]) => {
+                Said { status: StatusCode::OK, kind: CONTENT_TYPE_OF_METRICS, body: scrape::text(&self.board) }
             }
-            "/status" => (StatusCode::OK, serde_json::to_vec(&self.status()).unwrap_or_default()),
-            _ => (StatusCode::NOT_FOUND, r#"{"error": "expected /status"}"#.into()),
+            (&Method::GET, ["api", "policies"]) => Said::ok(&self.policies()),
+            (&Method::GET, ["api", "policies", tag, "disagreements"]) => self.disagreements(tag),
+            (&Method::POST, ["api", "policies", tag, "reload"]) if may_change => {
+                let tag = (*tag).to_owned();
+                self.command(|reply| Command::Reload { tag, reply }).await
+            }
+            (&Method::POST, ["api", "policies", tag, "rollback"]) if may_change => {
+                let tag = (*tag).to_owned();
+                self.command(|reply| Command::RollBack { tag, reply }).await
+            }
+            (&Method::POST, ["api", "policies", _, "reload" | "rollback"]) => {
+                Said::error(StatusCode::FORBIDDEN, "policies are changed over this listener only with an admin.token")
+            }
+            (&Method::GET, _) => Said::error(
+                StatusCode::NOT_FOUND,
+                "expected /healthz, /readyz, /metrics, /api/status, /api/policies or /api/policies/TAG/disagreements",
+            ),
+            _ => Said::error(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "expected GET, or POST to /api/policies/TAG/reload or /api/policies/TAG/rollback",
+            ),
+        }
+    }
+
+    fn ready(&self) -> Said {
+        let ledger = self.board.world.ledger.upgrade();
+        let reason = match *self.board.world.phases.borrow() {
+            Phase::Draining | Phase::Ending => Some("the gateway stops"),
+            Phase::Serving if ledger.is_none_or(|ledger| ledger.is_failing()) => Some("the ledger cannot be written"),
+            Phase::Serving => None,
         };
-        let mut response = Response::new(Full::new(Bytes::from(body)));
-        *response.status_mut() = status;
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        response
+        match reason {
+            None => Said::ok(&json!({ "status": "ready" })),
+            Some(reason) => {
+                Said::json(StatusCode::SERVICE_UNAVAILABLE, &json!({ "status": "not ready", "reason": reason }))
+            }
+        }
+    }
+
+    async fn command(&self, command: impl FnOnce(Reply) -> Command) -> Said {
+        let (reply, done) = oneshot::channel();
+        let Some(commands) = self.commands.upgrade() else {
+            return Said::error(StatusCode::SERVICE_UNAVAILABLE, "the gateway stops");
+        };
+        if commands.send(command(reply)).await.is_err() {
+            return Said::error(StatusCode::SERVICE_UNAVAILABLE, "the gateway stops");
+        }
+        drop(commands);
+        match done.await {
+            Ok(Ok(done)) => Said::ok(&json!({ "done": done })),
+            Ok(Err(reason)) => Said::error(StatusCode::CONFLICT, &reason),
+            Err(_) => Said::error(StatusCode::SERVICE_UNAVAILABLE, "the gateway stops"),
+        }
+    }
+
+    fn policies(&self) -> Value {
+        let policies = self.board.policies().status();
+        let configured = self.board.configured().clone();
+        json!({ "at": Millis::now().0, "policies": policies, "last_configuration": configured.last })
+    }
+
+    fn disagreements(&self, tag: &str) -> Said {
+        let shadow = match self.board.policies().named(tag) {
+            None => return Said::error(StatusCode::NOT_FOUND, "there is no policy of that tag"),
+            Some(entry) => entry.slot.shadow(),
+        };
+        match shadow {
+            None => Said::error(StatusCode::NOT_FOUND, "there is no shadow beside that policy"),
+            Some(shadow) => Said::ok(&json!({ "shadow": shadow.status(), "disagreements": shadow.disagreements() })),
+        }
     }
 
     fn status(&self) -> Status {
         let now = Millis::now();
-        let services = self.services.iter().filter_map(Weak::upgrade).map(|service| ServiceStatus {
+        let services = self.board.services().into_iter().map(|service| ServiceStatus {
             service: service.tag().to_owned(),
             credentials: service
                 .health(now)

@@ -20,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::listener::{Connection, Listener};
-use crate::pipeline::{AnswerBody, Wanted, handle, is_upgrade};
+use crate::pipeline::{AnswerBody, Live, Wanted, handle, is_upgrade};
 use crate::tls::{Tls, is_http2};
 use crate::values::limits::Limits;
 use crate::values::phase::Phase;
@@ -41,10 +41,16 @@ const FIELDS: usize = 256;
 /// What accepting needs to know.
 #[derive(Clone)]
 pub(super) struct Accepting {
-    pub(super) service: Arc<crate::pipeline::Service>,
-    pub(super) tls: Option<Tls>,
-    pub(super) limits: Arc<Limits>,
+    pub(super) live: Live,
+    pub(super) tls: watch::Receiver<Option<Tls>>,
     pub(super) phases: watch::Receiver<Phase>,
+}
+
+impl Accepting {
+    /// The bounds that a connection begins with.
+    fn limits(&self) -> Arc<Limits> {
+        Arc::clone(self.live.now().limits())
+    }
 }
 
 /// Accepts until the gateway drains.
@@ -64,7 +70,8 @@ async fn serve(connection: Connection, accepting: Accepting) {
     let Connection { stream, peer, place } = connection;
     // A connection that becomes a WebSocket keeps its place beyond this task.
     let client = Client { peer, place: Arc::new(place) };
-    let served = match &accepting.tls {
+    let tls = accepting.tls.borrow().clone();
+    let served = match &tls {
         Some(tls) => serve_tls(tls, stream, &client, &accepting).await,
         None => serve_clear(stream, &client, &accepting).await,
     };
@@ -92,7 +99,7 @@ async fn serve_tls(tls: &Tls, stream: TcpStream, client: &Client, accepting: &Ac
 }
 
 async fn serve_clear(stream: TcpStream, client: &Client, accepting: &Accepting) -> Result<(), Failure> {
-    let beginning = timeout(accepting.limits.head_timeout, begins_http2(&stream));
+    let beginning = timeout(accepting.limits().head_timeout, begins_http2(&stream));
     let Some(begun) = before_draining(accepting, beginning).await else { return Ok(()) };
     if begun.map_err(|_| "no request in time")?? {
         serve_http2(TokioIo::new(stream), client, accepting).await
@@ -129,10 +136,11 @@ async fn serve_http1<I>(io: I, client: &Client, accepting: &Accepting) -> Result
 where
     I: Read + Write + Unpin + Send + 'static,
 {
+    let limits = accepting.limits();
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(accepting.limits.head_timeout)
-        .max_buf_size(usize::try_from(accepting.limits.request_head_bytes).unwrap_or(usize::MAX))
+        .header_read_timeout(limits.head_timeout)
+        .max_buf_size(usize::try_from(limits.request_head_bytes).unwrap_or(usize::MAX))
         .max_headers(FIELDS)
         .serve_connection(io, requests(accepting, client, Arc::default()))
         .with_upgrades();
@@ -144,16 +152,17 @@ where
     I: Read + Write + Unpin + Send + 'static,
 {
     let activity = Arc::new(Activity::default());
+    let limits = accepting.limits();
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
-        .max_concurrent_streams(accepting.limits.http2_streams)
-        .max_header_list_size(u32::try_from(accepting.limits.request_head_bytes).unwrap_or(u32::MAX))
+        .max_concurrent_streams(limits.http2_streams)
+        .max_header_list_size(u32::try_from(limits.request_head_bytes).unwrap_or(u32::MAX))
         .keep_alive_interval(HTTP2_PING_INTERVAL)
         // RFC 8441: a WebSocket over a stream.
         .enable_connect_protocol()
         .serve_connection(io, requests(accepting, client, Arc::clone(&activity)));
     // HTTP/1.1 has a time-out for heads of its own; here a silent client would keep its place for ever.
-    let idle = idle(activity, accepting.limits.head_timeout);
+    let idle = idle(activity, limits.head_timeout);
     drive(connection, |connection| connection.graceful_shutdown(), accepting, idle).await
 }
 
@@ -163,17 +172,17 @@ fn requests(
     client: &Client,
     activity: Arc<Activity>,
 ) -> impl Service<Request<Incoming>, Response = Response<Tracked>, Error = Infallible, Future: Send + 'static> + use<> {
-    let service = Arc::clone(&accepting.service);
+    let live = accepting.live.clone();
     let (address, place) = (client.peer.ip(), Arc::clone(&client.place));
     service_fn(move |mut request| {
-        let service = Arc::clone(&service);
+        let live = live.clone();
         let open = Activity::begin(&activity);
         let websocket = is_upgrade(&request).then(|| {
             let keeps = (Arc::clone(&place), Activity::begin(&activity));
             Wanted::new(&mut request, Box::new(keeps))
         });
         async move {
-            let response = handle(&service, request, address, websocket).await;
+            let response = handle(&live, request, address, websocket).await;
             Ok(response.map(|body| Tracked { body, _open: open }))
         }
     })

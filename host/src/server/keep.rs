@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, Semaphore, watch};
-use tokio::task::{JoinError, JoinSet, spawn_blocking};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::{sleep, timeout};
 
 use super::poll::poll;
@@ -32,7 +32,52 @@ const SETTLE_LOOKS: u32 = 5;
 /// The clock may be put forward: when something is due is looked at so often.
 const CLOCK_AGAIN: Duration = Duration::from_secs(30);
 
+/// What goes on in the background. Whoever waits for its end knows that all of it is over.
+#[derive(Clone)]
+pub(super) struct Tasks(mpsc::Sender<()>);
+
+impl Tasks {
+    /// None yet, and what tells when all are over.
+    pub(super) fn new() -> (Self, mpsc::Receiver<()>) {
+        let (held, over) = mpsc::channel(1);
+        (Self(held), over)
+    }
+
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let held = self.0.clone();
+        tokio::spawn(async move {
+            task.await;
+            drop(held);
+        });
+    }
+}
+
+/// A credential that is kept. Where this is dropped it is let go: what was begun goes to its end, and nothing more begins.
+pub(super) struct Kept {
+    pub(super) credential: Arc<Credential>,
+    _let_go: watch::Sender<()>,
+}
+
+/// Whether a credential's tasks are to end: with the gateway, or because nobody keeps it any more.
+#[derive(Clone)]
+struct Until {
+    phases: watch::Receiver<Phase>,
+    kept: watch::Receiver<()>,
+}
+
+impl Until {
+    async fn ended(&mut self) {
+        let kept = async { while self.kept.changed().await.is_ok() {} };
+        tokio::select! {
+            // A gateway that is gone has ended, too.
+            _ = self.phases.wait_for(|phase| *phase != Phase::Serving) => {}
+            () = kept => {}
+        }
+    }
+}
+
 /// What the tasks need.
+#[derive(Clone)]
 pub(super) struct Keeping {
     pub(super) limits: Arc<Limits>,
     pub(super) trust: Trust,
@@ -43,54 +88,64 @@ pub(super) struct Keeping {
     pub(super) turn: Arc<Semaphore>,
     /// Who looks at a file.
     pub(super) looks: Arc<Semaphore>,
+    pub(super) tasks: Tasks,
 }
 
 impl Keeping {
-    /// Keeps the credentials of `service`, until the gateway ends. Who awaits the tasks knows that no refresh is cut.
-    pub(super) fn keep(&self, service: &Service, tasks: &mut JoinSet<()>) {
+    /// Keeps the credentials of `service`, until the gateway ends or they are let go. Those that are in `kept` already are
+    /// kept on, where nothing changed for them; all others in it are let go.
+    pub(super) fn keep(&self, service: &Service, kept: Vec<Kept>, anew: bool) -> Vec<Kept> {
         let endpoints = service.endpoints();
         let place = self.refresh_in.clone();
         let refresher = Arc::new(Refresher::new(place, endpoints.token.clone(), &self.limits, &self.trust));
         let chatgpt: Arc<str> = endpoints.chatgpt.to_string().into();
-        for (credential, upstream) in service.credentials().iter().zip(service.upstreams()) {
-            if credential.path().is_some() {
-                self.watch(credential, tasks);
-                self.refresh(credential, &refresher, tasks);
+        let mut kept: Vec<Kept> = if anew { Vec::new() } else { kept };
+        let credentials = service.credentials().iter().zip(service.upstreams());
+        let keep = |(credential, upstream): (&Arc<Credential>, &Upstream)| {
+            if let Some(place) = kept.iter().position(|kept| Arc::ptr_eq(&kept.credential, credential)) {
+                return kept.swap_remove(place);
             }
-            self.poll(credential, upstream, &chatgpt, tasks);
-        }
+            let (let_go, is_kept) = watch::channel(());
+            let until = Until { phases: self.phases.clone(), kept: is_kept };
+            if credential.path().is_some() {
+                self.watch(credential, until.clone());
+                self.refresh(credential, &refresher, until.clone());
+            }
+            self.poll(credential, upstream, &chatgpt, until);
+            Kept { credential: Arc::clone(credential), _let_go: let_go }
+        };
+        credentials.map(keep).collect()
     }
 
-    fn watch(&self, credential: &Arc<Credential>, tasks: &mut JoinSet<()>) {
+    fn watch(&self, credential: &Arc<Credential>, mut until: Until) {
         let changed = Arc::new(Notify::new());
         if let Some(path) = credential.path() {
             self.watch.file(path, &changed);
         }
-        let (credential, mut phases) = (Arc::clone(credential), self.phases.clone());
-        let looks = Arc::clone(&self.looks);
-        tasks.spawn(async move {
+        let (credential, looks) = (Arc::clone(credential), Arc::clone(&self.looks));
+        self.tasks.spawn(async move {
             loop {
                 tokio::select! {
                     _ = timeout(LOOK_AGAIN, changed.notified()) => {}
-                    () = ended(&mut phases) => return,
+                    () = until.ended() => return,
                 }
                 tokio::select! {
                     () = look(&credential, &looks) => {}
-                    () = ended(&mut phases) => return,
+                    () = until.ended() => return,
                 }
             }
         });
     }
 
-    fn refresh(&self, credential: &Arc<Credential>, refresher: &Arc<Refresher>, tasks: &mut JoinSet<()>) {
-        let (credential, mut phases) = (Arc::clone(credential), self.phases.clone());
+    fn refresh(&self, credential: &Arc<Credential>, refresher: &Arc<Refresher>, mut until: Until) {
+        let credential = Arc::clone(credential);
         let (refresher, turn) = (Arc::clone(refresher), Arc::clone(&self.turn));
         let (lock_timeout, looks) = (self.limits.lock_timeout, Arc::clone(&self.looks));
-        tasks.spawn(async move {
+        self.tasks.spawn(async move {
             loop {
                 tokio::select! {
                     () = credential.refresh_may_be_due(CLOCK_AGAIN) => {}
-                    () = ended(&mut phases) => return,
+                    () = until.ended() => return,
                 }
                 let _turn = if credential.is_refresh_urgent(Millis::now()) {
                     None
@@ -99,7 +154,7 @@ impl Keeping {
                         turn = turn.acquire() => turn.ok(),
                         // Somebody waits for it now.
                         () = credential.refresh_is_wanted() => None,
-                        () = ended(&mut phases) => return,
+                        () = until.ended() => return,
                     }
                 };
                 // Once begun, it goes to its end.
@@ -108,10 +163,10 @@ impl Keeping {
         });
     }
 
-    fn poll(&self, credential: &Arc<Credential>, upstream: &Upstream, chatgpt: &Arc<str>, tasks: &mut JoinSet<()>) {
+    fn poll(&self, credential: &Arc<Credential>, upstream: &Upstream, chatgpt: &Arc<str>, mut until: Until) {
         let (credential, upstream, chatgpt) = (Arc::clone(credential), upstream.clone(), Arc::clone(chatgpt));
-        let (mut phases, limit) = (self.phases.clone(), self.limits.poll_timeout);
-        tasks.spawn(async move {
+        let limit = self.limits.poll_timeout;
+        self.tasks.spawn(async move {
             let polling = async {
                 loop {
                     let (identity, begun) = credential.poll_is_due().await;
@@ -120,16 +175,10 @@ impl Keeping {
             };
             tokio::select! {
                 () = polling => {}
-                () = ended(&mut phases) => {}
+                () = until.ended() => {}
             }
         });
     }
-}
-
-/// Waits until the gateway stops.
-async fn ended(phases: &mut watch::Receiver<Phase>) {
-    // A gateway that is gone has ended, too.
-    let _ = phases.wait_for(|phase| *phase != Phase::Serving).await;
 }
 
 /// Looks at a credential's file, which may be on its way to be written.

@@ -7,9 +7,9 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::StartError;
+use crate::config::{CredentialConfig, ServiceConfig};
 use crate::files::plain;
 use crate::ledger::{Ledger, Reader, UsageRow, ViewState};
-use crate::pipeline::Service;
 use crate::usage_file::{self, Found, Sums, Usage};
 use crate::values::clock::Millis;
 
@@ -19,6 +19,27 @@ const INTERVAL: Duration = Duration::from_secs(60);
 /// Rows that are read at a time.
 const ROWS: u32 = 10_000;
 
+/// A usage file: whose rows it holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ViewOf {
+    path: PathBuf,
+    service: String,
+    credential: String,
+}
+
+/// The usage files that `services` name.
+pub(super) fn wanted(services: &[ServiceConfig]) -> Vec<ViewOf> {
+    let of = |service: &ServiceConfig| {
+        let view = |credential: &CredentialConfig| {
+            let (service, credential, path) =
+                (service.tag.clone(), credential.tag.clone(), credential.usages_path.clone()?);
+            Some(ViewOf { path, service, credential })
+        };
+        service.credentials.iter().filter_map(view).collect::<Vec<ViewOf>>()
+    };
+    services.iter().flat_map(of).collect()
+}
+
 /// The usage files of all services.
 pub(super) struct Views {
     ledger: Arc<Ledger>,
@@ -27,9 +48,7 @@ pub(super) struct Views {
 }
 
 struct View {
-    path: PathBuf,
-    service: String,
-    credential: String,
+    of: ViewOf,
     sums: Sums,
     /// The last row in `sums`.
     added: u64,
@@ -39,62 +58,83 @@ struct View {
 
 impl View {
     fn key(&self) -> String {
-        self.path.to_string_lossy().into_owned()
+        self.of.path.to_string_lossy().into_owned()
     }
 }
 
 impl Views {
     /// Takes in the files that are there, as opening balances.
-    pub(super) fn open<'a>(
-        ledger: &Arc<Ledger>,
-        services: impl Iterator<Item = &'a Service>,
-    ) -> Result<Self, StartError> {
+    pub(super) fn open(ledger: &Arc<Ledger>, wanted: Vec<ViewOf>) -> Result<Self, StartError> {
         let mut views = Self { ledger: Arc::clone(ledger), reader: None, views: Vec::new() };
-        for service in services {
-            for credential in service.credentials() {
-                let Some(path) = credential.usages_path() else { continue };
-                let reader = match views.reader.take() {
-                    Some(reader) => reader,
-                    None => ledger.reader()?,
-                };
-                let view = open(&reader, path.to_owned(), service.tag(), credential.tag())
-                    .map_err(|reason| StartError::UsageFile { path: path.display().to_string(), reason })?;
-                views.reader = Some(reader);
-                ledger.save_view(&view.key(), view.state.clone()).wait();
-                views.views.push(view);
-            }
+        for of in wanted {
+            let path = of.path.display().to_string();
+            views.add(of).map_err(|reason| StartError::UsageFile { path, reason })?;
         }
         Ok(views)
     }
 
-    /// Writes the files from now on, in a thread of its own. Dropping the sender writes them once more and ends it.
-    pub(super) fn start(mut self) -> std::io::Result<Option<(Sender<()>, JoinHandle<()>)>> {
-        let Some(reader) = self.reader.take() else { return Ok(None) };
-        let (stop, stopped) = mpsc::channel();
-        let run = move || {
-            while stopped.recv_timeout(INTERVAL) == Err(RecvTimeoutError::Timeout) {
-                self.update(&reader);
-            }
-            self.update(&reader);
+    fn add(&mut self, of: ViewOf) -> Result<(), String> {
+        let reader = match self.reader.take() {
+            Some(reader) => reader,
+            None => self.ledger.reader().map_err(|error| error.to_string())?,
         };
-        let thread = thread::Builder::new().name("usage-files".to_owned()).spawn(run)?;
-        Ok(Some((stop, thread)))
+        let view = open(&reader, of);
+        self.reader = Some(reader);
+        let view = view?;
+        self.ledger.save_view(&view.key(), view.state.clone()).wait();
+        self.views.push(view);
+        Ok(())
     }
 
-    fn update(&mut self, reader: &Reader) {
+    /// Writes the files from now on, in a thread of its own. The sender tells which, where others are wanted; dropping it
+    /// writes them once more and ends the thread.
+    pub(super) fn start(mut self) -> std::io::Result<(Sender<Vec<ViewOf>>, JoinHandle<()>)> {
+        let (messages, received) = mpsc::channel();
+        let run = move || {
+            loop {
+                match received.recv_timeout(INTERVAL) {
+                    Err(RecvTimeoutError::Timeout) => self.update(),
+                    Ok(wanted) => self.change(wanted),
+                    Err(RecvTimeoutError::Disconnected) => break,
+                }
+            }
+            self.update();
+        };
+        let thread = thread::Builder::new().name("usage-files".to_owned()).spawn(run)?;
+        Ok((messages, thread))
+    }
+
+    fn update(&mut self) {
+        let Some(reader) = &self.reader else { return };
         for view in &mut self.views {
             if let Err(reason) = update(view, reader, &self.ledger) {
-                tracing::error!(path = %view.path.display(), reason, "the usage file was not written");
+                tracing::error!(path = %view.of.path.display(), reason, "the usage file was not written");
+            }
+        }
+    }
+
+    /// Goes on with those that are wanted still, and writes the others for the last time.
+    fn change(&mut self, wanted: Vec<ViewOf>) {
+        self.update();
+        self.views.retain(|view| wanted.contains(&view.of));
+        for of in wanted {
+            if self.views.iter().any(|view| view.of == of) {
+                continue;
+            }
+            let path = of.path.clone();
+            if let Err(reason) = self.add(of) {
+                tracing::error!(path = %path.display(), reason, "the usage file cannot be used");
             }
         }
     }
 }
 
-fn open(reader: &Reader, path: PathBuf, service: &str, credential: &str) -> Result<View, String> {
+fn open(reader: &Reader, of: ViewOf) -> Result<View, String> {
+    let path = &of.path;
     let failed = |error: rusqlite::Error| error.to_string();
     let noted = reader.view(&path.to_string_lossy()).map_err(failed)?;
     let last_row = reader.last_row().map_err(failed)?;
-    let found = usage_file::read(&path, Millis::now()).map_err(|error| plain(&error))?;
+    let found = usage_file::read(path, Millis::now()).map_err(|error| plain(&error))?;
     let (sums, through, digest) = match (found, noted) {
         (Found::Missing, None) => (Sums::default(), last_row, None),
         // Noted, and then killed before the first writing.
@@ -114,13 +154,12 @@ fn open(reader: &Reader, path: PathBuf, service: &str, credential: &str) -> Resu
         }
     };
     let state = ViewState { through, digest: digest.clone(), through_before: through, digest_before: digest };
-    let (service, credential) = (service.to_owned(), credential.to_owned());
-    Ok(View { path, service, credential, sums, added: through, state })
+    Ok(View { of, sums, added: through, state })
 }
 
 fn update(view: &mut View, reader: &Reader, ledger: &Ledger) -> Result<(), String> {
     loop {
-        let rows = reader.rows_after(view.added, &view.service, &view.credential, ROWS);
+        let rows = reader.rows_after(view.added, &view.of.service, &view.of.credential, ROWS);
         let rows = rows.map_err(|error| error.to_string())?;
         let Some(last) = rows.last() else { break };
         view.added = last.id;
@@ -140,7 +179,7 @@ fn update(view: &mut View, reader: &Reader, ledger: &Ledger) -> Result<(), Strin
     if !ledger.save_view(&view.key(), state.clone()).wait() {
         return Err("the ledger cannot be written".to_owned());
     }
-    usage_file::write(&view.path, &text).map_err(|error| plain(&error))?;
+    usage_file::write(&view.of.path, &text).map_err(|error| plain(&error))?;
     view.state = state;
     Ok(())
 }

@@ -55,6 +55,24 @@ pub fn is_reserved(name: &str) -> bool {
     RESERVED.contains(&name) || name == "api-key" || is_hop_by_hop(name)
 }
 
+/// What is in the name of a field that carries a secret, whoever's it is.
+const SECRET_SHAPES: [&str; 9] = [
+    "authorization",
+    "api-key",
+    "apikey",
+    "access-token",
+    "auth-token",
+    "refresh-token",
+    "cookie",
+    "password",
+    "secret",
+];
+
+/// Whether `name` (in lower case) is that of a field that carries a secret. No component sees or sets it; an operator may.
+pub fn is_secret_shaped(name: &str) -> bool {
+    SECRET_SHAPES.iter().any(|shape| name.contains(shape))
+}
+
 /// Removes from a client's request what must not reach upstream: hop-by-hop fields, what proxies add, and every
 /// credential of the client's.
 pub fn strip_request(headers: &mut HeaderMap) {

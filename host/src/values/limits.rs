@@ -117,6 +117,32 @@ pub struct Limits {
     pub upstream_keep_alive: Duration,
     /// A session's home is forgotten after that long without a request.
     pub session_lifetime: Duration,
+    /// Threads on which guests run that are too slow for the threads that serve requests.
+    pub policy_threads: u64,
+    /// Calls that wait for one of those. Past it a call fails as unavailable.
+    pub policy_queue: u64,
+    /// A guest whose warm call takes longer runs on those threads.
+    pub policy_slow_after: Duration,
+    /// For how long a start waits for a component to be compiled. One that takes longer is compiled in the background.
+    pub policy_start_wait: Duration,
+    /// Compiled code that is kept on disk, in bytes. 0: none.
+    pub policy_cache_bytes: u64,
+    /// Faults within [`Limits::policy_fault_window`] that put a component into quarantine.
+    pub policy_faults: u64,
+    /// The span that faults are counted in.
+    pub policy_fault_window: Duration,
+    /// The first quarantine; it doubles with each further one.
+    pub policy_quarantine: Duration,
+    /// The longest quarantine.
+    pub policy_quarantine_max: Duration,
+    /// Calls in which a new generation must prove itself, or the one before it is back.
+    pub policy_probation_calls: u64,
+    /// Lines that one policy may write to the log in a second.
+    pub policy_log_lines: u64,
+    /// The size at which a record of calls begins anew, in bytes.
+    pub policy_record_bytes: u64,
+    /// Full records that are kept beside it.
+    pub policy_record_files: u64,
 }
 
 impl Default for Limits {
@@ -155,6 +181,19 @@ impl Default for Limits {
             websocket_ping_interval: Duration::from_secs(30),
             upstream_keep_alive: Duration::from_secs(90),
             session_lifetime: Duration::from_secs(24 * 60 * 60),
+            policy_threads: 2,
+            policy_queue: 1024,
+            policy_slow_after: Duration::from_micros(250),
+            policy_start_wait: Duration::from_secs(3),
+            policy_cache_bytes: 256 * MIB,
+            policy_faults: 5,
+            policy_fault_window: Duration::from_secs(60),
+            policy_quarantine: Duration::from_secs(10),
+            policy_quarantine_max: Duration::from_secs(10 * 60),
+            policy_probation_calls: 100,
+            policy_log_lines: 100,
+            policy_record_bytes: 64 * MIB,
+            policy_record_files: 4,
         }
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tollgate::config::{self, PolicyConfig, PolicyKind};
-use tollgate::policy::{Balancer, Engine, Facts, Members, Pricer, Rewriter};
+use tollgate::policy::{Engine, Facts, Members, Policy, load_alone};
 use tollgate::values::candidate::Candidate;
 use tollgate::values::clock::Millis;
 use tollgate::values::counts::TokenCounts;
@@ -14,16 +14,7 @@ use tollgate::values::counts::TokenCounts;
 const MEMORY: usize = 16 * 1024 * 1024;
 
 fn shipped(name: &'static str, kind: PolicyKind, config: serde_json::Value) -> PolicyConfig {
-    PolicyConfig {
-        tag: name.to_owned(),
-        path_in_config: String::new(),
-        kind,
-        source: config::PolicySource::Shipped(name),
-        config,
-        timeout: config::POLICY_TIMEOUT,
-        memory: MEMORY,
-        on_failure: config::OnFailure::Refuse,
-    }
+    PolicyConfig::shipped(name, kind, config)
 }
 
 fn facts() -> Facts<'static> {
@@ -59,13 +50,14 @@ fn pick(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("pick");
     for name in ["least-used", "round-robin", "random", "fallback"] {
         let policy = shipped(name, PolicyKind::Balancer, serde_json::json!({}));
-        let balancer = Balancer::load(&engine, &policy).expect("a shipped policy");
+        let Ok(Policy::Balancer(balancer)) = load_alone(&engine, &policy) else { panic!("{name} is a balancer") };
         for count in [2, 8, 64] {
             let members =
                 Members::new((0..count).map(|index| (format!("credential-{index}"), "plus".to_owned())).collect());
             let candidates = candidates(count);
             group.bench_function(BenchmarkId::new(name, count), |bencher| {
-                bencher.iter(|| balancer.pick(&facts(), &members, black_box(&candidates), None).expect("a choice"));
+                bencher
+                    .iter(|| balancer.pick_here(&facts(), &members, black_box(&candidates), None).expect("a choice"));
             });
         }
     }
@@ -75,7 +67,7 @@ fn pick(criterion: &mut Criterion) {
 fn price(criterion: &mut Criterion) {
     let engine = Engine::of_the_process(MEMORY).expect("an engine");
     let policy = shipped("openai-pricing", PolicyKind::Pricer, serde_json::json!({}));
-    let pricer = Pricer::load(&engine, &policy).expect("a shipped policy");
+    let Ok(Policy::Pricer(pricer)) = load_alone(&engine, &policy) else { panic!("it is a pricer") };
     let counts = TokenCounts { input: 120_000, cached: 100_000, output: 2000, reasoning: 800, cache_write: 0 };
     criterion.bench_function("price/openai-pricing", |bencher| {
         bencher.iter(|| pricer.price(&facts(), black_box(&counts)).expect("a price"));
@@ -86,18 +78,18 @@ fn rewrite(criterion: &mut Criterion) {
     let engine = Engine::of_the_process(MEMORY).expect("an engine");
     let set = serde_json::json!({"set": {"x-team": ["platform"], "openai-beta": ["a"], "user-agent": ["tollgate"]}});
     let policy = shipped("standard-headers", PolicyKind::Rewriter, set);
-    let rewriter = Rewriter::load(&engine, &policy).expect("a shipped policy");
+    let Ok(Policy::Rewriter(rewriter)) = load_alone(&engine, &policy) else { panic!("it is a rewriter") };
     let mut headers = HeaderMap::new();
     for name in ["accept", "content-type", "user-agent", "originator", "session-id", "x-client-request-id"] {
         headers.insert(HeaderName::from_static(name), HeaderValue::from_static("a value of some length"));
     }
     criterion.bench_function("rewrite/standard-headers", |bencher| {
-        bencher.iter(|| rewriter.request(&facts(), black_box(&mut headers)).expect("edits"));
+        bencher.iter(|| rewriter.edit_request_here(&facts(), black_box(&mut headers)).expect("edits"));
     });
     let Some(wanting) = wanting_policy() else { return };
-    let rewriter = Rewriter::load(&engine, &wanting).expect("the bench's policy");
+    let Ok(Policy::Rewriter(rewriter)) = load_alone(&engine, &wanting) else { panic!("it is a rewriter") };
     criterion.bench_function("rewrite/three-wanted-headers", |bencher| {
-        bencher.iter(|| rewriter.request(&facts(), black_box(&mut headers)).expect("edits"));
+        bencher.iter(|| rewriter.edit_request_here(&facts(), black_box(&mut headers)).expect("edits"));
     });
 }
 

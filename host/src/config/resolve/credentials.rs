@@ -99,11 +99,9 @@ pub(super) fn several(
     files: &mut Files,
     findings: &mut Findings<'_>,
 ) -> Resolved {
-    for (name, set) in [
-        ("credential_path", &raw.credential_path),
-        ("usages_path", &raw.usages_path),
-        ("detour", &raw.detour),
-    ] {
+    for (name, set) in
+        [("credential_path", &raw.credential_path), ("usages_path", &raw.usages_path), ("detour", &raw.detour)]
+    {
         if set.as_deref().is_some_and(|set| !set.is_empty()) {
             findings.problem(join(&context.path, name), "not together with credentials: put it on one of those");
         }

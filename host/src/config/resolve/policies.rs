@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{Findings, span};
 use crate::config::raw::{OneOrMany, RawPolicy};
 use crate::config::shape::join;
-use crate::config::{OnFailure, POLICY_MEMORY, POLICY_TIMEOUT, PolicyConfig, PolicyId, PolicyKind, PolicySource};
+use crate::config::{POLICY_MEMORY, POLICY_TIMEOUT, PolicyConfig, PolicyId, PolicyKind, PolicySource};
 
 /// The shipped policies and what they decide.
 pub(crate) const SHIPPED: [(&str, PolicyKind); 6] = [
@@ -65,6 +65,13 @@ impl Policies {
         if raw.on_failure.is_some() && raw.kind != PolicyKind::Rewriter {
             findings.problem(join(&path, "on_failure"), "only for a policy of kind \"rewriter\"");
         }
+        let record = raw.record.as_deref().filter(|path| !path.is_empty()).map(PathBuf::from);
+        if let Some(file) = &record
+            && let Some(other) = self.found.iter().find(|other| other.record.as_ref() == Some(file))
+        {
+            let message = format!("expected a file of its own, found that of {:?}", other.tag);
+            findings.problem(join(&path, "record"), message);
+        }
         let Some(source) = source else { return };
         let id = self.push(PolicyConfig {
             tag: raw.tag.clone(),
@@ -75,6 +82,8 @@ impl Policies {
             timeout: timeout.unwrap_or(POLICY_TIMEOUT),
             memory: memory as usize,
             on_failure: raw.on_failure.unwrap_or_default(),
+            shadow: raw.shadow.as_deref().filter(|path| !path.is_empty()).map(PathBuf::from),
+            record,
         });
         self.by_tag.insert(raw.tag.clone(), id);
     }
@@ -125,22 +134,21 @@ impl Policies {
             return PolicyId(index);
         }
         let kind = shipped(name).map_or(PolicyKind::Balancer, |(_, kind)| *kind);
-        self.push(PolicyConfig {
-            tag: name.to_owned(),
-            path_in_config: String::new(),
-            kind,
-            source,
-            config,
-            timeout: POLICY_TIMEOUT,
-            memory: POLICY_MEMORY,
-            on_failure: OnFailure::Refuse,
-        })
+        let others =
+            self.found.iter().filter(|policy| policy.path_in_config.is_empty() && policy.source == source).count();
+        let tag = if others == 0 { name.to_owned() } else { format!("{name}-{}", others + 1) };
+        self.push(PolicyConfig { tag, ..PolicyConfig::shipped(name, kind, config) })
     }
 
     fn push(&mut self, policy: PolicyConfig) -> PolicyId {
         self.found.push(policy);
         PolicyId(self.found.len() - 1)
     }
+}
+
+/// The shipped policy of that name, and what it decides.
+pub fn shipped_policy(name: &str) -> Option<(&'static str, PolicyKind)> {
+    shipped(name).copied()
 }
 
 fn shipped(name: &str) -> Option<&'static (&'static str, PolicyKind)> {

@@ -83,20 +83,25 @@ pub(super) fn resolve(
 }
 
 fn listen(context: &Context<'_>, raw: &RawOcm, findings: &mut Findings<'_>) -> Option<SocketAddr> {
-    let address = match raw.listen.as_deref().filter(|text| !text.is_empty()) {
-        None => IpAddr::V4(Ipv4Addr::LOCALHOST),
+    let address = address(&context.path, raw.listen.as_deref(), findings)?;
+    Some(SocketAddr::new(address, raw.listen_port.unwrap_or(PORT)))
+}
+
+/// The address in the field `listen` of what stands at `path`.
+pub(super) fn address(path: &str, listen: Option<&str>, findings: &mut Findings<'_>) -> Option<IpAddr> {
+    match listen.filter(|text| !text.is_empty()) {
+        None => Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
         Some(text) => match text.parse() {
-            Ok(address) => address,
+            Ok(address) => Some(address),
             Err(_) => {
                 let with_port = text.parse::<SocketAddr>().is_ok();
                 let hint = if with_port { "; the port goes into listen_port" } else { "" };
                 let message = format!("expected an IP address such as \"127.0.0.1\" or \"::\", found {text:?}{hint}");
-                findings.problem(join(&context.path, "listen"), message);
-                return None;
+                findings.problem(join(path, "listen"), message);
+                None
             }
         },
-    };
-    Some(SocketAddr::new(address, raw.listen_port.unwrap_or(PORT)))
+    }
 }
 
 fn users(

@@ -65,7 +65,8 @@ pub(super) struct Flow {
     own: Vec<u8>,
     /// The receiver is in the middle of a frame.
     cut: bool,
-    /// The receiver took something since that was asked.
+    /// The receiver had no room, and took something again since that was asked.
+    stuck: bool,
     progress: bool,
 }
 
@@ -80,21 +81,19 @@ impl Flow {
             unread: Vec::new(),
             own: Vec::new(),
             cut: false,
+            stuck: false,
             progress: false,
         }
     }
 
-    /// Whether the receiver took something since this was asked: it is there, however slowly it reads.
+    /// Whether a receiver that had no room took something since this was asked: it is there, however slowly it reads.
     pub(super) fn made_progress(&mut self) -> bool {
         std::mem::take(&mut self.progress)
     }
 
     /// Whether nothing is under way: no message, and nothing that waits.
     pub(super) fn is_at_rest(&self) -> bool {
-        self.frames.is_between_frames()
-            && !self.frames.is_in_message()
-            && self.held.is_none()
-            && self.unread.is_empty()
+        self.frames.is_between_frames() && !self.frames.is_in_message() && self.held.is_none() && self.unread.is_empty()
     }
 
     /// Whether something waits for its row.
@@ -256,7 +255,6 @@ impl Flow {
                 Poll::Ready(Ok(written)) if written > 0 => {
                     bytes = &bytes[written..];
                     self.unflushed = true;
-                    self.progress = true;
                 }
                 // Gone, or full: what waits is tried again and tells which.
                 _ => break,
@@ -271,13 +269,17 @@ impl Flow {
         mut to: Pin<&mut (impl AsyncWrite + ?Sized)>,
     ) -> Poll<io::Result<()>> {
         while self.written < self.pending.len() {
-            let written = ready!(to.as_mut().poll_write(cx, &self.pending[self.written..]))?;
+            let Poll::Ready(written) = to.as_mut().poll_write(cx, &self.pending[self.written..]) else {
+                self.stuck = true;
+                return Poll::Pending;
+            };
+            let written = written?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.written += written;
             self.unflushed = true;
-            self.progress = true;
+            self.progress |= std::mem::take(&mut self.stuck);
         }
         if !self.pending.is_empty() {
             self.pending = Vec::new();

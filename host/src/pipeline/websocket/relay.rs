@@ -15,7 +15,7 @@ use crate::credentials::Identity;
 use crate::frames::{GOING_AWAY, INTERNAL_ERROR, RESTART, Sender, Violation, close_frame, ping_frame};
 use crate::ledger::Commit;
 use crate::pipeline::select::would_choose;
-use crate::pipeline::service::Service;
+use crate::pipeline::service::{Live, Service};
 use crate::pipeline::settle::OpenRow;
 use crate::values::clock::Millis;
 use crate::values::exchange::End;
@@ -40,6 +40,7 @@ struct Reason {
 
 const USED_UP: Reason = Reason { code: RESTART, text: "the credential is used up: connect again" };
 const MOVES: Reason = Reason { code: RESTART, text: "the session moves to another credential: connect again" };
+const CHANGED: Reason = Reason { code: RESTART, text: "the gateway's configuration changed: connect again" };
 const STOPS: Reason = Reason { code: RESTART, text: "the gateway stops: connect again" };
 const IDLE: Reason = Reason { code: GOING_AWAY, text: "nothing was asked for a long time" };
 const BROKE: Reason = Reason { code: INTERNAL_ERROR, text: "upstream broke off" };
@@ -49,7 +50,9 @@ const NOT_RECORDED: Reason =
 
 /// A socket between a client and upstream.
 pub(super) struct Relay {
+    /// The service that the next turn begins in: as it is now, or was when the socket could go on in it last.
     service: Arc<Service>,
+    live: Live,
     credential: usize,
     turns: Turns,
     /// From the client to upstream.
@@ -101,12 +104,15 @@ enum Outcome {
     Close(Reason, End),
     /// Something has begun that must not go on for ever.
     Waits,
+    /// A response has ended, and none is waited for: it is time to look whether the session should move.
+    Between,
 }
 
 impl Relay {
     /// A relay for the socket that `open` asked for, on that credential.
     pub(super) fn new(
         service: Arc<Service>,
+        live: Live,
         open: Box<OpenRow>,
         credential: usize,
         shown: Arc<Identity>,
@@ -116,6 +122,7 @@ impl Relay {
         Self {
             turns: Turns::new(Arc::clone(&service), open, credential, shown),
             service,
+            live,
             credential,
             up: Flow::new(Sender::Client, bytes_max),
             down: Flow::new(Sender::Server, bytes_max),
@@ -134,7 +141,7 @@ impl Relay {
                 self.close(reason, &mut client, &mut upstream).await;
             }
             Outcome::Over(end) => self.turns.over(end),
-            Outcome::Waits => {}
+            Outcome::Waits | Outcome::Between => {}
         }
         // Whether they are still there does not matter any more.
         let _ = timeout(SHUTDOWN_TIMEOUT, client.shutdown()).await;
@@ -143,10 +150,12 @@ impl Relay {
 
     async fn relay(&mut self, client: &mut impl Side, upstream: &mut impl Side) -> Outcome {
         let mut phases = self.service.parts.phases.clone();
-        let credential = Arc::clone(&self.service.parts.credentials[self.credential]);
         let phase = *phases.borrow_and_update();
         self.phase(phase);
+        let mut live = self.live.clone();
         loop {
+            self.goes_on_in(&self.live.now());
+            let credential = Arc::clone(&self.service.parts.credentials[self.credential]);
             // Listened for before it is asked: what happens in between must not be missed.
             let withdrawn = credential.turns_unusable();
             if !credential.candidate(Millis::now(), false).usable {
@@ -157,9 +166,11 @@ impl Relay {
                 biased;
                 outcome = poll_fn(|cx| self.poll(cx, client, upstream)) => match outcome {
                     Outcome::Waits => {}
+                    Outcome::Between => if self.moves().await { self.leave(MOVES) },
                     outcome => return outcome,
                 },
                 () = withdrawn => {}
+                () = live.changed() => {}
                 changed = phases.changed() => match changed.map(|()| *phases.borrow_and_update()) {
                     Ok(Phase::Ending) | Err(_) => return Outcome::Over(End::ClientGone),
                     Ok(phase) => self.phase(phase),
@@ -222,31 +233,41 @@ impl Relay {
         if self.closed.up && self.closed.down {
             return Poll::Ready(Outcome::Over(End::ClientGone));
         }
-        if let Some(reason) = self.between_turns() {
-            return Poll::Ready(Outcome::Close(reason, End::ClientGone));
+        if self.is_between_turns() {
+            if let Some(reason) = self.leaving {
+                return Poll::Ready(Outcome::Close(reason, End::ClientGone));
+            }
+            if std::mem::take(&mut self.heard.turn_ended) {
+                return Poll::Ready(Outcome::Between);
+            }
         }
         if self.waits_anew() { Poll::Ready(Outcome::Waits) } else { Poll::Pending }
     }
 
-    /// Between responses: why the socket is to be closed, where it is. An error, as any end of a response, has reached the
-    /// client by then.
-    fn between_turns(&mut self) -> Option<Reason> {
-        if self.turns.is_waiting() || !self.down.is_at_rest() || self.closed.down {
-            return None;
-        }
-        if self.closed.upstream_broke {
-            return None;
-        }
-        if std::mem::take(&mut self.heard.turn_ended) && self.leaving.is_none() && self.moves() {
-            return Some(MOVES);
-        }
-        self.leaving
+    /// Whether no response is waited for or on its way. An error, as any end of a response, has reached the client by then.
+    fn is_between_turns(&self) -> bool {
+        !self.turns.is_waiting() && self.down.is_at_rest() && !self.closed.down && !self.closed.upstream_broke
     }
 
     /// Whether the session would be given another credential if it came now.
-    fn moves(&self) -> bool {
-        let chosen = would_choose(&self.service, self.turns.socket(), Millis::now());
+    async fn moves(&self) -> bool {
+        let chosen = would_choose(&self.service, self.turns.socket(), Millis::now()).await;
         chosen.is_some_and(|chosen| chosen != self.credential)
+    }
+
+    /// Further turns begin in the service as it is now; those under way keep theirs. Where the socket has no place in it any
+    /// more, it closes as soon as no response is waited for.
+    fn goes_on_in(&mut self, now: &Arc<Service>) {
+        if Arc::ptr_eq(now, &self.service) {
+            return;
+        }
+        match self.turns.goes_on_in(now) {
+            Some(credential) => {
+                self.service = Arc::clone(now);
+                self.credential = credential;
+            }
+            None => self.leave(CHANGED),
+        }
     }
 
     /// Whether a wait has begun, or ended, since this was asked.

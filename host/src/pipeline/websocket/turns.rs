@@ -60,6 +60,13 @@ impl Turns {
         &self.socket
     }
 
+    /// Further turns begin in `service`, where the socket has a place in it. Answers its credential's place there.
+    pub(super) fn goes_on_in(&mut self, service: &Arc<Service>) -> Option<usize> {
+        self.credential = self.socket.moves_to(service, self.credential)?;
+        self.service = Arc::clone(service);
+        Some(self.credential)
+    }
+
     /// Whether a response is waited for.
     pub(super) fn is_waiting(&self) -> bool {
         !self.open.is_empty()

@@ -1,4 +1,4 @@
-//! A balancer that fails as its configuration says.
+//! A balancer that fails as its configuration says, as soon as it serves: a request that names no service only tries it.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -29,6 +29,8 @@ struct Faulty(Fault);
 impl Balancer for Faulty {
     type Config = Config;
 
+    const STRINGS: &'static [&'static str] = &["service"];
+
     fn new(config: Config, _: &mut Weights) -> Result<Self, String> {
         match config.fault {
             Fault::RefuseConfig => Err("this fault is not to my taste".to_owned()),
@@ -38,6 +40,9 @@ impl Balancer for Faulty {
     }
 
     fn pick(&self, request: &Request, candidates: &Candidates) -> Decision {
+        if request.string(0).is_empty() {
+            return Decision::none("nobody asks");
+        }
         match self.0 {
             Fault::Panic => panic!("my own words"),
             Fault::Loop => loop {

@@ -1,4 +1,4 @@
-//! A pricer that fails as its configuration says.
+//! A pricer that fails as its configuration says, as soon as it serves: a request that names no service only tries it.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -25,11 +25,16 @@ struct Faulty(Fault);
 impl Pricer for Faulty {
     type Config = Config;
 
+    const STRINGS: &'static [&'static str] = &["service"];
+
     fn new(config: Config) -> Result<Self, String> {
         Ok(Self(config.fault))
     }
 
     fn price(&self, request: &Request, _: &Counts) -> Result<Price, String> {
+        if request.string(0).is_empty() {
+            return Err("nobody asks".to_owned());
+        }
         match self.0 {
             Fault::Panic => panic!("my own words"),
             Fault::Loop => loop {

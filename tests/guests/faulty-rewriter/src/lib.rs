@@ -1,4 +1,4 @@
-//! A rewriter that fails as its configuration says.
+//! A rewriter that fails as its configuration says, as soon as it serves: a request that names no service only tries it.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -30,6 +30,8 @@ struct Faulty(Fault);
 impl Rewriter for Faulty {
     type Config = Config;
 
+    const STRINGS: &'static [&'static str] = &["service"];
+
     const REQUEST_HEADERS: &'static [&'static str] = &["*"];
     const RESPONSE_HEADERS: &'static [&'static str] = &["*"];
 
@@ -37,7 +39,10 @@ impl Rewriter for Faulty {
         Ok(Self(config.fault))
     }
 
-    fn request(&self, _: &Request, headers: &Headers) -> Result<Vec<Edit>, Refusal> {
+    fn request(&self, request: &Request, headers: &Headers) -> Result<Vec<Edit>, Refusal> {
+        if request.string(0).is_empty() {
+            return Ok(Vec::new());
+        }
         match self.0 {
             Fault::Panic => panic!("my own words"),
             // The first edit is good: none of them may be made.
