@@ -5,7 +5,7 @@ mod peer;
 
 use std::ffi::CString;
 use std::fs::{self, Permissions};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -18,7 +18,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::task::JoinSet;
 use tollgate_tests::upstream::{Gate, Login, Reply, TokenReply, WAIT_MAX};
-use tollgate_tests::{Answer, Client, Nowhere, Rig, read_json, replace_file, turn, wait_for_rows};
+use tollgate_tests::{Answer, Client, Mounted, Nowhere, Rig, read_json, replace_file, turn, wait_for_rows};
 
 use peer::{Peer, post};
 
@@ -667,6 +667,20 @@ async fn everything_but_the_tokens_and_their_date_stays_as_it_was_written() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_refresh_keeps_the_owner_and_the_group_of_the_file() {
+    let mut scene = Scene::new(-60).await;
+    if let Err(error) = chown(scene.file(), Some(1234), Some(1235)) {
+        return println!("skipped: a file cannot be given away here: {error}");
+    }
+    let client = scene.start(json!({})).await;
+    check_served("served", &client.turn(&turn("one")).await);
+    assert!(scene.has_newest_tokens());
+    let found = fs::metadata(scene.file()).expect("it is there");
+    assert_eq!((found.uid(), found.gid(), found.mode() & 0o7777), (1234, 1235, 0o600));
+    scene.rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_link_stays_a_link_and_what_it_leads_to_gets_the_tokens() {
     let mut scene = Scene::new(-60).await;
     let target = scene.rig.path("home").join("theirs.json");
@@ -738,6 +752,34 @@ async fn where_new_tokens_could_not_be_kept_none_are_asked_for() {
             check_served("without the obstacle", &client.turn(&turn("one")).await);
             scene.rig.stop().await;
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_disk_that_is_read_only_or_full_no_token_is_spent_until_it_is_not() {
+    let troubles: [(&str, fn(&Mounted), fn(&Mounted, &Path)); 2] = [
+        ("read-only", Mounted::make_read_only, |disk, _| disk.make_writable()),
+        ("space", |disk| drop(disk.fill()), |_, home| fs::remove_file(home.join("filler")).expect("it is there")),
+    ];
+    for (told, trouble, mend) in troubles {
+        let mut scene = Scene::new(-60).await;
+        let home = scene.rig.path("home");
+        let Some(disk) = Mounted::new(&home, 1 << 20) else { return };
+        let file = home.join("a.json");
+        fs::copy(scene.file(), &file).expect("it can be copied");
+        scene.credential["credential_path"] = json!(file);
+        trouble(&disk);
+        let client = scene.start(json!({})).await;
+        check_unavailable(told, &client.turn(&turn("one")).await);
+        let status = scene.rig.wait_for_state("a", "cannot_refresh").await;
+        assert!(status["reason"].as_str().expect("a reason").contains(told), "{status:#}");
+        assert_eq!(posts(&scene.rig), 0, "{told}");
+        mend(&disk, &home);
+        scene.rig.wait_for_credential("a", FIRST_BACK_OFF_MAX, "ready", |found| found["state"] == "ready").await;
+        check_served("mended", &client.turn(&turn("one")).await);
+        assert_eq!(read_json(&file)["tokens"], scene.login.auth_json()["tokens"], "{told}");
+        assert_eq!((posts(&scene.rig), scene.login.reuses()), (1, 0), "{told}");
+        scene.rig.stop().await;
     }
 }
 
