@@ -74,8 +74,11 @@ async fn usage_is_counted_however_the_response_is_written() {
         ("gzip", ok().encoded(Encoding::Gzip)),
         ("deflate", ok().encoded(Encoding::Deflate)),
         ("zstd", ok().encoded(Encoding::Zstd)),
+        ("br", ok().encoded(Encoding::Brotli)),
         ("gzip a byte at a time", odd().encoded(Encoding::Gzip).chunks(&[1])),
         ("zstd in odd pieces", odd().encoded(Encoding::Zstd).chunks(&[5, 1, 30])),
+        ("br a byte at a time", odd().encoded(Encoding::Brotli).chunks(&[1])),
+        ("long and by br", ok().deltas(2000).delta_bytes(500).encoded(Encoding::Brotli)),
         ("long and packed", ok().deltas(2000).delta_bytes(500).encoded(Encoding::Deflate)),
     ];
     let (mut rig, client, account) = open_rig().await;
@@ -103,6 +106,7 @@ async fn usage_of_a_response_that_is_one_object_is_counted() {
         ("gzip", ok().encoded(Encoding::Gzip)),
         ("deflate", ok().encoded(Encoding::Deflate)),
         ("zstd", ok().encoded(Encoding::Zstd).chunks(&[3])),
+        ("br", ok().encoded(Encoding::Brotli).chunks(&[3])),
         ("a long text before the usage", ok().deltas(1).delta_bytes(2 << 20)),
     ];
     let (mut rig, client, account) = open_rig().await;
@@ -139,6 +143,7 @@ async fn chat_completions_with_an_api_key_are_counted() {
     let cases = [
         ("one object", ok(), chat(json!({}))),
         ("one object by gzip", ok().encoded(Encoding::Gzip), chat(json!({}))),
+        ("a stream by br", ok().encoded(Encoding::Brotli), streamed()),
         ("a stream", ok(), streamed()),
         ("a stream written oddly", odd(), streamed()),
         ("a stream by zstd", ok().encoded(Encoding::Zstd), streamed()),

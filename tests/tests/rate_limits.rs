@@ -274,6 +274,7 @@ async fn a_packed_refusal_tells_its_end_too() {
         ("gzip", Standing::new("plus"), packed(Encoding::Gzip), 800),
         ("deflate", Standing::new("plus"), packed(Encoding::Deflate), 800),
         ("zstd", Standing::new("plus"), packed(Encoding::Zstd), 800),
+        ("br", Standing::new("plus"), packed(Encoding::Brotli), 800),
     ])
     .await;
 }

@@ -700,7 +700,7 @@ async fn a_responses_body_comes_back_byte_for_byte() {
 async fn a_packed_response_comes_back_as_upstream_packed_it() {
     let (mut rig, client) = open_rig().await;
     let direct = Client::new(rig.upstream.address()).token("access-a");
-    for encoding in [Encoding::Gzip, Encoding::Deflate, Encoding::Zstd] {
+    for encoding in [Encoding::Gzip, Encoding::Deflate, Encoding::Zstd, Encoding::Brotli] {
         let reply = Reply::sse("event: ping\ndata: {\"type\":\"ping\"}\n\n".repeat(500)).encoded(encoding);
         rig.account("a").then(reply.clone()).then(reply);
         let expected = direct.ask(Method::POST, "/backend-api/codex/responses", "{}").await;

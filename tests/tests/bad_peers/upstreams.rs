@@ -358,7 +358,7 @@ async fn check_undecodable(what: &str, limits: Value, reply: Reply, reason: &str
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_compressed_bomb_is_delivered_untouched_and_its_row_says_why_it_is_unpriced() {
-    for encoding in [Encoding::Gzip, Encoding::Deflate, Encoding::Zstd] {
+    for encoding in [Encoding::Gzip, Encoding::Deflate, Encoding::Zstd, Encoding::Brotli] {
         let limits = json!({ "decoded_bytes": 1_000_000 });
         let stream = format!(": {}\n\n{}", " ".repeat(50_000_000), completed(""));
         let reply = Reply::sse(stream).encoded(encoding);
