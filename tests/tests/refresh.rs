@@ -757,24 +757,26 @@ async fn where_new_tokens_could_not_be_kept_none_are_asked_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn on_a_disk_that_is_read_only_or_full_no_token_is_spent_until_it_is_not() {
-    let troubles: [(&str, fn(&Mounted), fn(&Mounted, &Path)); 2] = [
-        ("read-only", Mounted::make_read_only, |disk, _| disk.make_writable()),
-        ("space", |disk| drop(disk.fill()), |_, home| fs::remove_file(home.join("filler")).expect("it is there")),
-    ];
-    for (told, trouble, mend) in troubles {
+    for told in ["read-only", "space"] {
         let mut scene = Scene::new(-60).await;
         let home = scene.rig.path("home");
         let Some(disk) = Mounted::new(&home, 1 << 20) else { return };
         let file = home.join("a.json");
         fs::copy(scene.file(), &file).expect("it can be copied");
         scene.credential["credential_path"] = json!(file);
-        trouble(&disk);
+        let filler = (told == "space").then(|| disk.fill());
+        if filler.is_none() {
+            disk.make_read_only();
+        }
         let client = scene.start(json!({})).await;
         check_unavailable(told, &client.turn(&turn("one")).await);
         let status = scene.rig.wait_for_state("a", "cannot_refresh").await;
         assert!(status["reason"].as_str().expect("a reason").contains(told), "{status:#}");
         assert_eq!(posts(&scene.rig), 0, "{told}");
-        mend(&disk, &home);
+        match filler {
+            Some(filler) => fs::remove_file(filler).expect("it is there"),
+            None => disk.make_writable(),
+        }
         scene.rig.wait_for_credential("a", FIRST_BACK_OFF_MAX, "ready", |found| found["state"] == "ready").await;
         check_served("mended", &client.turn(&turn("one")).await);
         assert_eq!(read_json(&file)["tokens"], scene.login.auth_json()["tokens"], "{told}");
