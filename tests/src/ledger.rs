@@ -50,6 +50,17 @@ impl Row {
             .collect()
     }
 
+    /// All columns, by name: a number, a text, or null.
+    pub fn columns(&self) -> impl Iterator<Item = (&str, serde_json::Value)> {
+        let value = |column: &Sql| match column {
+            Sql::Null => serde_json::Value::Null,
+            Sql::Integer(number) => (*number).into(),
+            Sql::Text(text) => text.as_str().into(),
+            other => panic!("{other:?} is of no type that the ledger has"),
+        };
+        self.columns.iter().map(move |(name, column)| (name.as_str(), value(column)))
+    }
+
     /// Everything in it, as text: for a search for what must not be there.
     pub fn everything(&self) -> String {
         format!("{:?}", self.columns)

@@ -9,6 +9,8 @@ mod chance;
 mod client;
 mod gateway;
 mod ledger;
+#[cfg(target_os = "linux")]
+mod mount;
 mod nowhere;
 mod socket;
 mod status;
@@ -18,6 +20,8 @@ pub use chance::Chance;
 pub use client::{Answer, Client, Stream};
 pub use gateway::{Program, Rig, binary};
 pub use ledger::{Row, rows, wait_for_rows};
+#[cfg(target_os = "linux")]
+pub use mount::Mounted;
 pub use nowhere::Nowhere;
 pub use scripted_upstream as upstream;
 pub use socket::{Event, Part, Socket};

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use http::StatusCode;
 use serde_json::{Value, json};
-use tollgate_tests::{Client, Rig, Row, turn, wait_for_rows};
+use tollgate_tests::{Client, Rig, Row, turn, unix_in, wait_for_rows};
 
 /// The component of a crate of `tests/guests`, built at its first use.
 fn guest(name: &str) -> PathBuf {
@@ -74,9 +74,24 @@ async fn a_failing_balancer_is_stood_in_for_at_once() {
 async fn a_balancer_may_choose_nobody() {
     let mut rig = Rig::new().await;
     let client = faulty(&mut rig, "balancer", "pick-nobody", json!({})).await;
-    let answer = client.turn(&turn("one")).await;
-    assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS);
-    assert_eq!(one_row(&mut rig).await.text("end"), Some("failed"));
+    for client in [client.clone(), client.http2()] {
+        let refused = [client.turn(&turn("one")).await, client.socket().await.expect_err("no socket")];
+        for answer in refused {
+            assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS, "{}", answer.text());
+            let error = &answer.json()["error"];
+            assert_eq!(error["code"], "credentials_exhausted");
+            // Nobody knows when, and a client that is told nothing asks again at once.
+            let seconds = error["resets_in_seconds"].as_u64().expect("a span");
+            assert_eq!(answer.header("retry-after"), Some(seconds.to_string().as_str()));
+            let at = error["resets_at"].as_u64().expect("a time");
+            assert!((1..=600).contains(&seconds) && at.abs_diff(unix_in(seconds)) <= 20, "{error}");
+        }
+    }
+    for row in wait_for_rows(&rig.ledger(), 4).await {
+        assert_eq!((row.text("end"), row.number("status")), (Some("failed"), Some(429)));
+        assert!(row.attempts().is_empty());
+    }
+    rig.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -113,6 +128,64 @@ async fn a_rewriter_may_refuse_with_its_own_status_and_words() {
     let answer = client.turn(&turn("one")).await;
     assert_eq!(answer.status, StatusCode::IM_A_TEAPOT);
     assert_eq!(answer.json()["error"]["message"], "not today");
+    rig.stop().await;
+}
+
+/// What a client gets for a handshake where the rewriter has this fault, over HTTP/1.1 or HTTP/2. Upstream sees none.
+async fn check_handshake_refused(fault: &str, status: u16, code: &str) {
+    let mut rig = Rig::new().await;
+    let client = faulty(&mut rig, "rewriter", fault, json!({})).await;
+    for (place, client) in [client.clone(), client.http2()].into_iter().enumerate() {
+        let answer = client.socket().await.expect_err("no socket");
+        assert_eq!(answer.status.as_u16(), status, "{fault}: {}", answer.text());
+        assert_eq!(answer.json()["error"]["code"], code, "{fault}");
+        let row = wait_for_rows(&rig.ledger(), place + 1).await.remove(place);
+        let found = (row.number("status"), row.text("end"), row.text("transport"));
+        assert_eq!(found, (Some(i64::from(status)), Some("failed"), Some("websocket")), "{fault}");
+    }
+    assert_eq!(rig.forwarded().len(), 0, "{fault}");
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rewriter_refuses_a_handshake_as_it_does_a_request() {
+    for fault in ["panic", "reserved", "new-line", "huge", "many", "refuse-with200"] {
+        check_handshake_refused(fault, 500, "policy_failed").await;
+    }
+    check_handshake_refused("refuse", 418, "refused_by_policy").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rewriter_edits_a_handshake_and_sees_no_credential_in_it() {
+    let mut rig = Rig::new().await;
+    let client = faulty(&mut rig, "rewriter", "spy", json!({})).await;
+    let client = client.header("cookie", "c=canary").header("x-plain", "yes").header("chatgpt-account-id", "canary");
+    for (place, client) in [client.clone(), client.http2()].into_iter().enumerate() {
+        let mut socket = client.socket().await.expect("a socket");
+        let seen = rig.upstream.wait_for_sockets(place + 1).await.remove(place).request;
+        let seen = seen.header("x-seen").expect("the spy's report");
+        assert!(seen.contains("x-plain=yes"), "{seen}");
+        for hidden in ["canary", "token-alice", "access-", "authorization", "account"] {
+            assert!(!seen.contains(hidden), "{hidden} in {seen}");
+        }
+        socket.turn(&turn("one")).await;
+    }
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn configured_headers_are_on_a_handshake_and_do_not_hide_its_credential() {
+    let mut rig = Rig::new().await;
+    let mut config = rig.team(&["a"], json!({}));
+    config["services"][0]["headers"] = json!({ "x-team": "ours", "user-agent": ["ours/1"] });
+    let client = rig.start(config).await.token("token-alice").header("user-agent", "theirs/1");
+    for (place, client) in [client.clone(), client.http2()].into_iter().enumerate() {
+        let _socket = client.socket().await.expect("a socket");
+        let seen = rig.upstream.wait_for_sockets(place + 1).await.remove(place).request;
+        for (name, value) in [("x-team", "ours"), ("user-agent", "ours/1"), ("authorization", "Bearer access-a")] {
+            assert_eq!(seen.header(name), Some(value), "{name}");
+        }
+    }
     rig.stop().await;
 }
 

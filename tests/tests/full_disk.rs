@@ -1,12 +1,13 @@
 //! A ledger that cannot take more: nothing is lost in silence.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::fs;
+use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use serde_json::{Value, json};
 use tollgate_tests::upstream::{Gate, Reply};
-use tollgate_tests::{Client, Rig, rows, turn, wait_for_rows};
+use tollgate_tests::{Client, Mounted, Rig, rows, turn, wait_for_rows};
 
 /// A ledger of a few dozen rows.
 const LEDGER_BYTES: u64 = 96 * 1024;
@@ -100,6 +101,58 @@ async fn a_full_ledger_that_serves_goes_on_and_writes_the_further_rows_to_the_lo
     }
     // What was lost is told whole: who, and how much.
     assert!(lost.iter().all(|line| line.contains("alice") && line.contains("1200")), "{}", lost[0]);
+}
+
+/// A disk of which a ledger of a few rows takes the half.
+const DISK_BYTES: usize = 1 << 20;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_is_full_loses_nothing_that_a_client_saw_whole_and_serves_again_when_it_has_room() {
+    let mut rig = Rig::new().await;
+    let Some(disk) = Mounted::new(&rig.path("data"), DISK_BYTES) else { return };
+    let mut config = rig.team(&["a"], json!({}));
+    config["limits"] = json!({ "ledger_full": "refuse", "settle_queue": 8, "commit_timeout": "200ms" });
+    let client = rig.start(config).await.token("token-alice");
+    let mut seen = BTreeSet::new();
+    let before = client.turn(&turn("before")).await;
+    assert!(before.whole);
+    seen.insert(before.request_id());
+    let filler = disk.fill();
+    let mut refused = 0;
+    for number in 0..REQUESTS {
+        let mut body = turn("full");
+        body["stream"] = json!(number % 2 == 0);
+        let answer = client.turn(&body).await;
+        match answer.status {
+            StatusCode::OK if answer.whole => drop(seen.insert(answer.request_id())),
+            // The one whose row found the disk full.
+            StatusCode::OK => {}
+            StatusCode::SERVICE_UNAVAILABLE => {
+                assert_eq!(code(&answer.text()).as_deref(), Some("ledger_unavailable"));
+                refused += 1;
+            }
+            status => panic!("{status}: {}", answer.text()),
+        }
+        if refused == 20 {
+            break;
+        }
+    }
+    assert_eq!(refused, 20, "the disk is not full for the ledger: {} were served", seen.len());
+    fs::remove_file(filler).expect("it is there");
+    let begun = Instant::now();
+    loop {
+        let answer = client.turn(&turn("after")).await;
+        if answer.status == StatusCode::OK && answer.whole {
+            seen.insert(answer.request_id());
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(20), "{}: {}", answer.status, answer.text());
+        // Nothing tells when the ledger has looked again.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    rig.stop().await;
+    let lost: Vec<_> = seen.difference(&recorded(&rig)).cloned().collect();
+    assert!(lost.is_empty(), "seen whole and not recorded: {lost:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,8 +8,8 @@ use http::{Method, StatusCode};
 use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
 use tokio::time::sleep;
-use tollgate_tests::upstream::Reply;
-use tollgate_tests::{Answer, Client, Rig, turn};
+use tollgate_tests::upstream::{Reply, SocketReply};
+use tollgate_tests::{Answer, Client, Event, Rig, Socket, turn};
 
 const ROUNDS: usize = 50;
 /// Clients at a time: half of them ask for streams.
@@ -65,18 +65,36 @@ fn is_seen_whole(answer: &Answer, streamed: bool) -> bool {
     data.any(|data| serde_json::from_str(data).is_ok_and(|event: Value| event["type"] == "response.completed"))
 }
 
-/// The request ids of the ledger, sorted.
-fn recorded(ledger: &Path) -> Vec<String> {
+/// Asks on a socket, turn after turn, until the gateway is gone. What was seen whole is told by the responses' ids.
+async fn ask_by_socket_until_it_dies(mut socket: Socket, body: Value, seen: Seen) {
+    loop {
+        socket.create(&body).await;
+        loop {
+            let Event::Text(text) = socket.next_message().await else { return };
+            let event: Value = serde_json::from_str(&text).expect("an event is JSON");
+            if event["type"] == "response.completed" {
+                let id = event["response"]["id"].as_str().expect("an id").to_owned();
+                seen.lock().expect("no holder panics").push(id);
+                break;
+            }
+        }
+    }
+}
+
+/// What stands in this column of the ledger, sorted.
+fn recorded(ledger: &Path, column: &str) -> Vec<String> {
     let connection = Connection::open_with_flags(ledger, OpenFlags::SQLITE_OPEN_READ_ONLY).expect("the ledger opens");
     connection.busy_timeout(Duration::from_secs(5)).expect("a time-out can be set");
-    let mut query = connection.prepare("SELECT request_id FROM usage ORDER BY request_id").expect("a ledger");
+    let mut query = connection
+        .prepare(&format!("SELECT {column} FROM usage WHERE {column} IS NOT NULL ORDER BY {column}"))
+        .expect("a ledger");
     let ids = query.query_map([], |row| row.get(0)).expect("a ledger");
     ids.collect::<rusqlite::Result<_>>().expect("rows")
 }
 
 #[track_caller]
-fn check(ledger: &Path, seen: &Seen, round: usize) -> usize {
-    let recorded = recorded(ledger);
+fn check(ledger: &Path, column: &str, seen: &Seen, round: usize) -> usize {
+    let recorded = recorded(ledger, column);
     let twice: Vec<_> = recorded.windows(2).filter(|pair| pair[0] == pair[1]).collect();
     assert!(twice.is_empty(), "round {round}: recorded twice: {twice:?}");
     let seen = seen.lock().expect("no holder panics");
@@ -97,7 +115,7 @@ async fn a_kill_at_any_instant_loses_no_response_that_a_client_saw_whole() {
         let program = rig.spawn(&config).await;
         if round > 0 {
             // The gateway has opened the ledger again: what was seen before its death is there.
-            check(&rig.ledger(), &seen, round);
+            check(&rig.ledger(), "request_id", &seen, round);
         }
         let clients: Vec<_> = (0..CLIENTS)
             .map(|number| {
@@ -115,7 +133,45 @@ async fn a_kill_at_any_instant_loses_no_response_that_a_client_saw_whole() {
         }
     }
     let last = rig.spawn(&config).await;
-    let rows = check(&rig.ledger(), &seen, ROUNDS);
+    let rows = check(&rig.ledger(), "request_id", &seen, ROUNDS);
+    let seen = seen.lock().expect("no holder panics").len();
+    println!("{ROUNDS} kills, {rows} rows, {seen} responses seen whole");
+    assert!(seen > ROUNDS, "only {seen} responses were seen whole: the test shows nothing");
+    last.kill();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_at_any_instant_of_a_socket_loses_no_response_that_a_client_saw_whole() {
+    let mut chance = Chance::seeded();
+    let rig = Rig::new().await;
+    let config = rig.team(&["a", "b"], json!({}));
+    for tag in ["a", "b"] {
+        // In many frames, so that a kill falls between them.
+        rig.account(tag).always_socket(SocketReply::ok().deltas(8).fragments(&[97, 11, 400]));
+    }
+    let seen = Seen::default();
+    for round in 0..ROUNDS {
+        let program = rig.spawn(&config).await;
+        if round > 0 {
+            check(&rig.ledger(), "response_id", &seen, round);
+        }
+        let mut clients = Vec::new();
+        for number in 0..CLIENTS {
+            let client = program.client().token("token-alice");
+            let client = if number % 2 == 0 { client } else { client.http2() };
+            let socket = client.socket().await.expect("a socket");
+            let body = turn(&format!("session-{number}"));
+            clients.push(tokio::spawn(ask_by_socket_until_it_dies(socket, body, Arc::clone(&seen))));
+        }
+        // The instant of the kill.
+        sleep(Duration::from_micros(chance.within(LIFE))).await;
+        program.kill();
+        for client in clients {
+            client.await.expect("a client does not panic");
+        }
+    }
+    let last = rig.spawn(&config).await;
+    let rows = check(&rig.ledger(), "response_id", &seen, ROUNDS);
     let seen = seen.lock().expect("no holder panics").len();
     println!("{ROUNDS} kills, {rows} rows, {seen} responses seen whole");
     assert!(seen > ROUNDS, "only {seen} responses were seen whole: the test shows nothing");

@@ -74,8 +74,11 @@ async fn usage_is_counted_however_the_response_is_written() {
         ("gzip", ok().encoded(Encoding::Gzip)),
         ("deflate", ok().encoded(Encoding::Deflate)),
         ("zstd", ok().encoded(Encoding::Zstd)),
+        ("br", ok().encoded(Encoding::Brotli)),
         ("gzip a byte at a time", odd().encoded(Encoding::Gzip).chunks(&[1])),
         ("zstd in odd pieces", odd().encoded(Encoding::Zstd).chunks(&[5, 1, 30])),
+        ("br a byte at a time", odd().encoded(Encoding::Brotli).chunks(&[1])),
+        ("long and by br", ok().deltas(2000).delta_bytes(500).encoded(Encoding::Brotli)),
         ("long and packed", ok().deltas(2000).delta_bytes(500).encoded(Encoding::Deflate)),
     ];
     let (mut rig, client, account) = open_rig().await;
@@ -103,6 +106,7 @@ async fn usage_of_a_response_that_is_one_object_is_counted() {
         ("gzip", ok().encoded(Encoding::Gzip)),
         ("deflate", ok().encoded(Encoding::Deflate)),
         ("zstd", ok().encoded(Encoding::Zstd).chunks(&[3])),
+        ("br", ok().encoded(Encoding::Brotli).chunks(&[3])),
         ("a long text before the usage", ok().deltas(1).delta_bytes(2 << 20)),
     ];
     let (mut rig, client, account) = open_rig().await;
@@ -139,6 +143,7 @@ async fn chat_completions_with_an_api_key_are_counted() {
     let cases = [
         ("one object", ok(), chat(json!({}))),
         ("one object by gzip", ok().encoded(Encoding::Gzip), chat(json!({}))),
+        ("a stream by br", ok().encoded(Encoding::Brotli), streamed()),
         ("a stream", ok(), streamed()),
         ("a stream written oddly", odd(), streamed()),
         ("a stream by zstd", ok().encoded(Encoding::Zstd), streamed()),
@@ -207,6 +212,22 @@ async fn an_answer_that_is_an_error_failed_and_cost_nothing() {
 // Cut short
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_row_has_the_status_that_the_client_got_and_not_upstreams() {
+    for is_http2 in [false, true] {
+        let (mut rig, client, account) = open_rig().await;
+        let client = if is_http2 { client.http2() } else { client };
+        // A refusal is read to its end, which never comes: nothing of it has gone out by then.
+        account.then(Reply::error(429, "usage_limit_reached", &"x".repeat(2000)).close_after(1000));
+        let answer = client.turn(&turn("one")).await;
+        assert_eq!(answer.status, StatusCode::BAD_GATEWAY, "{}", answer.text());
+        let row = next_row(&rig, 0).await;
+        assert_eq!((row.number("status"), row.text("end")), (Some(502), Some("upstream_gone")));
+        assert_eq!(row.attempts(), [("a".to_owned(), "429".to_owned())]);
+        rig.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_leaves_in_the_middle_is_recorded() {
     let (mut rig, client, account) = open_rig().await;
     for (place, (name, client)) in [("HTTP/1.1", client.clone()), ("HTTP/2", client.http2())].into_iter().enumerate() {
@@ -241,6 +262,20 @@ async fn a_client_that_leaves_before_the_answer_is_recorded() {
     rig.stop().await;
 }
 
+/// The client sees that its answer is not whole: where the cut came at once, even the head may be missing, and where it
+/// came before the first byte of the body, the gateway may say so instead. Answers the status that the row is to tell.
+async fn status_of_cut(name: &str, client: &Client, body: &Value) -> i64 {
+    let client = client.header("content-type", "application/json");
+    let sent = client.try_send(Method::POST, "/v1/responses", body.to_string()).await;
+    let Ok(answer) = sent else { return 200 };
+    let answer = answer.finish().await;
+    if answer.status == StatusCode::BAD_GATEWAY {
+        return 502;
+    }
+    assert_eq!((answer.status, answer.whole), (StatusCode::OK, false), "{name}");
+    200
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upstream_that_breaks_off_is_recorded_and_its_client_sees_the_cut() {
     let (mut rig, client, account) = open_rig().await;
@@ -254,11 +289,10 @@ async fn an_upstream_that_breaks_off_is_recorded_and_its_client_sees_the_cut() {
     for client in [client.clone(), client.http2()] {
         for (name, reply, stream) in cases.clone() {
             account.then(reply);
-            let answer = client.turn(&whole(stream)).await;
-            assert_eq!((answer.status, answer.whole), (StatusCode::OK, false), "{name}");
+            let status = status_of_cut(name, &client, &whole(stream)).await;
             let row = next_row(&rig, place).await;
             place += 1;
-            assert_eq!((row.text("end"), row.number("status")), (Some("upstream_gone"), Some(200)), "{name}");
+            assert_eq!((row.text("end"), row.number("status")), (Some("upstream_gone"), Some(status)), "{name}");
             check_unknown(name, &row);
         }
     }
@@ -278,6 +312,7 @@ async fn a_row_tells_everything_about_its_request() {
     rig.account("b").then(Reply::ok().usage(USED).response_id("resp_7").model("gpt-5.4-2026-03-05"));
     let mut body = turn("another key");
     body["service_tier"] = json!("flex");
+    body["previous_response_id"] = json!("resp_6");
 
     let began = unix_in(0);
     let answer = client.ask(Method::POST, "/v1/responses?x=1", body.to_string()).await;
@@ -295,6 +330,7 @@ async fn a_row_tells_everything_about_its_request() {
         ("end", Some("complete".to_owned())),
         ("session", Some("session-1".to_owned())),
         ("response_id", Some("resp_7".to_owned())),
+        ("previous_response_id", Some("resp_6".to_owned())),
         ("unpriced_reason", None),
     ];
     for (column, expected) in texts {

@@ -388,3 +388,35 @@ proptest! {
         }
     }
 }
+
+// Two courses by their names
+
+/// A credential that was refused for ten minutes.
+fn refused_for_ten_minutes() -> Member {
+    let member = Member::new(0, (99, 99));
+    assert!(member.credential.candidate(millis(BEGIN), false).usable);
+    member.credential.refused(&member.shown(), Some(millis(BEGIN + 600)), None, millis(BEGIN));
+    member
+}
+
+#[test]
+fn a_clock_that_is_put_back_makes_no_refusal_longer() {
+    let member = refused_for_ten_minutes();
+    let is_usable = |at: Moment| member.credential.candidate(millis(at), false).usable;
+    assert!(!is_usable(BEGIN + 100));
+    // Five hundred seconds are left, whatever the clock shows: it is put back by an hour, and then by half of one.
+    let mut now = BEGIN + 100;
+    for back in [3600, 1800] {
+        now -= back;
+        assert!(!is_usable(now), "put back by {back} s, it is over at once");
+    }
+    assert!(!is_usable(now + 499));
+    assert!(is_usable(now + 500));
+}
+
+#[test]
+fn a_clock_that_is_put_forward_past_a_refusals_end_ends_it() {
+    let member = refused_for_ten_minutes();
+    assert!(!member.credential.candidate(millis(BEGIN + 599), false).usable);
+    assert!(member.credential.candidate(millis(BEGIN + 600), false).usable);
+}

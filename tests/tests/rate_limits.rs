@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tollgate_tests::upstream::{Account, Encoding, Gate, HeaderForm, Reply, Slots, Standing};
-use tollgate_tests::{Answer, Client, Rig, oauth_file, turn, unix_in, wait_for_rows};
+use tollgate_tests::{Answer, Client, Rig, oauth_file, replace_file, turn, unix_in, wait_for_rows};
 
 /// A gateway with `count` accounts `c0`, `c1`, …, and a user on each, in a pool of its own.
 async fn separate(count: usize) -> (Rig, Vec<(Client, Account)>) {
@@ -274,6 +274,7 @@ async fn a_packed_refusal_tells_its_end_too() {
         ("gzip", Standing::new("plus"), packed(Encoding::Gzip), 800),
         ("deflate", Standing::new("plus"), packed(Encoding::Deflate), 800),
         ("zstd", Standing::new("plus"), packed(Encoding::Zstd), 800),
+        ("br", Standing::new("plus"), packed(Encoding::Brotli), 800),
     ])
     .await;
 }
@@ -567,6 +568,40 @@ async fn where_nobody_can_be_connected_each_is_tried_once_and_the_answer_is_502(
 }
 
 // auth.json
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_late_of_an_account_says_nothing_of_the_one_that_its_file_has_by_then() {
+    let used_up = Standing::new("plus").weekly_used(100.0);
+    for (name, late) in [("a 429", refusal().resets_in_seconds(600)), ("headers", Reply::ok())] {
+        let mut rig = Rig::new().await;
+        let config = rig.config(json!({ "credentials": [rig.oauth("a")] }));
+        let client = rig.start_polled(config).await;
+        let gate = Gate::new();
+        rig.account("a").set_standing(used_up.clone());
+        rig.account("a").then(late.hold_head(&gate));
+        let waiting = tokio::spawn({
+            let client = client.clone();
+            async move { client.turn(&turn("one")).await }
+        });
+        gate.wait_until_reached().await;
+        let before = rig.credential("a").await["refreshed_at"].clone();
+        let new = rig.upstream.account("access-new", "account-new");
+        // A poll of the new account's would put right what is wrong.
+        new.always_for_poll(Reply::ok().hold_head(&Gate::new()));
+        replace_file(&rig.credential_file("a"), oauth_file("access-new", "account-new").to_string());
+        let is_so = |found: &Value| found["refreshed_at"] != before && found["state"] == "ready";
+        rig.wait_for_credential("a", Duration::from_secs(20), "the new account", is_so).await;
+        gate.open();
+        let answer = waiting.await.expect("no panic");
+        assert_eq!(answer.status.as_u16(), if name == "headers" { 200 } else { 429 }, "{name}: {}", answer.text());
+        let status = rig.credential("a").await;
+        assert_eq!((&status["state"], &status["usable"]), (&json!("ready"), &json!(true)), "{name}: {status:#}");
+        assert_ne!(status["weekly"]["used"], 100.0, "{name}: {status:#}");
+        assert_eq!(client.turn(&turn("one")).await.status, StatusCode::OK, "{name}");
+        assert_eq!(new.turn_count(), 1, "{name}");
+        rig.stop().await;
+    }
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_auth_file_that_comes_or_is_mended_later_is_picked_up() {

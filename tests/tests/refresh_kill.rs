@@ -16,7 +16,7 @@ use tollgate_tests::upstream::{Gate, Login, Reply, TokenReply, WAIT_MAX};
 use tollgate_tests::{Chance, Client, Program, Rig, ask_socket, read_json, replace_file, turn, unix_in};
 
 /// A change of a file shows by then, on a slow machine too.
-const SOON: Duration = Duration::from_secs(3);
+const SOON: Duration = Duration::from_secs(6);
 
 /// The seed of the instants.
 const SEED: &str = "REFRESH_KILL_SEED";
@@ -144,11 +144,38 @@ async fn two_gateways_on_one_file_do_not_refresh_in_turns_where_tokens_have_expi
 // Gateways that are killed
 
 /// So many gateways are killed, one after another, and each in the middle of the refreshes of so many credentials.
-const KILLS: usize = 25;
-const CREDENTIALS: usize = 8;
+const ROUNDS: usize = 200;
+const CREDENTIALS: usize = 2;
 
 /// From an expiry to the kill, in microseconds: a refresh may be over by the end of it.
 const BEFORE_KILL: std::ops::Range<u64> = 0..80_000;
+
+/// What is killed in a round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Killed {
+    /// The gateway. What refreshes for it goes on.
+    Gateway,
+    /// The gateway, and the processes by which it refreshes.
+    All,
+}
+
+/// When that is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum When {
+    /// So long after each expiry as chance says.
+    ByChance,
+    /// While the token endpoint has every token and holds its answer.
+    BeforeTheAnswer,
+}
+
+fn of_round(round: usize) -> (Killed, When) {
+    match round % 8 {
+        0..=3 => (Killed::Gateway, When::ByChance),
+        4 => (Killed::Gateway, When::BeforeTheAnswer),
+        5 | 6 => (Killed::All, When::ByChance),
+        _ => (Killed::All, When::BeforeTheAnswer),
+    }
+}
 
 /// A credential of many, and its login.
 struct Account {
@@ -158,11 +185,11 @@ struct Account {
     journal: PathBuf,
 }
 
-/// Credentials whose access tokens have expired, each for a user of its own.
-async fn many() -> (Rig, Vec<Account>, Value) {
+/// So many credentials whose access tokens have expired, each for a user of its own.
+async fn many(count: usize) -> (Rig, Vec<Account>, Value) {
     let rig = Rig::new().await;
     let (mut accounts, mut credentials, mut users) = (Vec::new(), Vec::new(), Vec::new());
-    for number in 0..CREDENTIALS {
+    for number in 0..count {
         let tag = format!("c{number}");
         let (credential, login) = rig.login(&tag);
         let (file, journal) = (rig.credential_file(&tag), rig.path(&format!("{tag}.json.refresh-journal")));
@@ -201,19 +228,48 @@ impl Stages {
     }
 }
 
-/// All are served by a gateway that has just started, and no family is revoked.
-async fn all_are_served(program: &Program, accounts: &[Account], round: usize) {
-    let mut requests = JoinSet::new();
-    for account in accounts {
+/// What is left of a refresh when its gateway has been killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Left {
+    /// It is served without anybody's help.
+    Good,
+    /// The process that refreshed it was killed, and had noted that it would show the token: it may be spent.
+    MayBeSpent,
+    /// That process was killed after it had shown the token, and before there was an answer.
+    Spent,
+}
+
+/// All are served by a gateway that has just started, or somebody must log in first where a token may be spent. No token is
+/// shown twice. Answers how often somebody had to log in.
+async fn all_recover(rig: &Rig, program: &Program, accounts: &mut [Account], left: &[Left], round: usize) -> usize {
+    let mut logins = 0;
+    for (account, left) in accounts.iter_mut().zip(left) {
         let client = account.client(program);
-        requests.spawn(async move { is_served(&client, round).await });
+        let needs_login = match left {
+            Left::Good => false,
+            Left::MayBeSpent | Left::Spent => {
+                let is_so =
+                    |found: &Value| ["ready", "login_needed"].contains(&found["state"].as_str().expect("a state"));
+                let found = rig.wait_for_credential(&account.tag, WAIT_MAX, "ready or login_needed", is_so).await;
+                found["state"] == "login_needed"
+            }
+        };
+        assert!(needs_login || *left != Left::Spent, "round {round}: {} goes on with what is spent", account.tag);
+        if needs_login {
+            check_family(&account.login, round);
+            logins += 1;
+            account.login = rig.upstream.login(&format!("account-{}", account.tag));
+            replace_file(&account.file, account.login.auth_json().to_string());
+            rig.wait_for_credential(&account.tag, SOON, "ready", |found| found["state"] == "ready").await;
+        }
+        is_served(&client, round).await;
+        check_family(&account.login, round);
     }
-    requests.join_all().await;
-    accounts.iter().for_each(|account| check_family(&account.login, round));
+    logins
 }
 
 /// Each token expires, and then the gateway is killed: so much later as chance says.
-async fn expire_and_kill(program: Program, accounts: &[Account], chance: &mut Chance) -> Vec<Value> {
+async fn expire_and_wait(accounts: &[Account], chance: &mut Chance) -> Vec<Value> {
     let mut spans: Vec<Duration> = accounts.iter().map(|_| chance.within(BEFORE_KILL)).collect();
     spans.sort();
     let kill_at = Instant::now() + spans[spans.len() - 1];
@@ -224,26 +280,68 @@ async fn expire_and_kill(program: Program, accounts: &[Account], chance: &mut Ch
         expired.push(expire(&account.file, &account.login));
     }
     sleep(kill_at.saturating_duration_since(Instant::now())).await;
-    program.kill();
     expired
 }
 
+/// Each token expires, and the token endpoint has all of them and answers none until the gate opens.
+async fn expire_and_hold(accounts: &[Account], gate: &Gate) -> Vec<Value> {
+    let mut expired = Vec::new();
+    for account in accounts {
+        account.login.then_for_token(TokenReply::well().behind(gate));
+        expired.push(expire(&account.file, &account.login));
+    }
+    gate.wait_until_reached_times(accounts.len()).await;
+    expired
+}
+
+/// One round. Answers what is left of each refresh.
+async fn kill_in_round(
+    program: Program,
+    accounts: &[Account],
+    stages: &mut Stages,
+    chance: &mut Chance,
+    round: usize,
+) -> Vec<Left> {
+    let (killed, when) = of_round(round);
+    let gate = Gate::new();
+    let expired = match when {
+        When::ByChance => expire_and_wait(accounts, chance).await,
+        When::BeforeTheAnswer => expire_and_hold(accounts, &gate).await,
+    };
+    if killed == Killed::All {
+        refreshing(&program).into_iter().for_each(kill);
+    }
+    program.kill();
+    let left = accounts.iter().zip(&expired).map(|(account, expired)| {
+        stages.count(account, expired);
+        match (killed, when) {
+            (Killed::Gateway, _) => Left::Good,
+            (Killed::All, When::BeforeTheAnswer) => Left::Spent,
+            (Killed::All, When::ByChance) if account.journal.exists() => Left::MayBeSpent,
+            (Killed::All, When::ByChance) => Left::Good,
+        }
+    });
+    let left = left.collect();
+    gate.open();
+    left
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gateway_that_is_killed_at_any_instant_of_a_refresh_never_costs_a_login() {
+async fn a_kill_at_any_instant_of_a_refresh_never_costs_a_login_but_where_it_took_the_refreshing_process() {
     let mut chance = Chance::seeded(SEED);
-    let (rig, accounts, config) = many().await;
+    let (rig, mut accounts, config) = many(CREDENTIALS).await;
     let mut stages = Stages::default();
-    for round in 0..KILLS {
+    let mut left = vec![Left::Good; CREDENTIALS];
+    let mut logins = 0;
+    for round in 0..ROUNDS {
         let program = rig.spawn(&config).await;
-        all_are_served(&program, &accounts, round).await;
-        let expired = expire_and_kill(program, &accounts, &mut chance).await;
-        accounts.iter().zip(&expired).for_each(|(account, expired)| stages.count(account, expired));
+        logins += all_recover(&rig, &program, &mut accounts, &left, round).await;
+        left = kill_in_round(program, &accounts, &mut stages, &mut chance, round).await;
     }
     let last = rig.spawn(&config).await;
-    all_are_served(&last, &accounts, KILLS).await;
+    logins += all_recover(&rig, &last, &mut accounts, &left, ROUNDS).await;
     last.kill();
-    println!("{} refreshes, at the kill: {stages:?}", KILLS * CREDENTIALS);
-    assert!(stages.within > 0, "no kill fell into a refresh: the test shows nothing: {stages:?}");
+    println!("{ROUNDS} kills: {stages:?}; {logins} times somebody had to log in");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -335,6 +433,9 @@ async fn a_token_whose_refreshing_process_was_killed_is_not_shown_again_until_so
 /// So often all processes that refresh are killed, each in its own time.
 const CHILD_ROUNDS: usize = 3;
 
+/// In each, so many credentials are refreshed.
+const CHILDREN: usize = 8;
+
 /// From the beginning of a refreshing process to its kill, in microseconds.
 const CHILD_LIFE: std::ops::Range<u64> = 0..50_000;
 
@@ -381,7 +482,7 @@ async fn a_refreshing_process_that_is_killed_at_any_instant_never_shows_a_token_
     let mut chance = Chance::seeded(SEED);
     let (mut kills, mut logins) = (0, 0);
     for round in 0..CHILD_ROUNDS {
-        let (rig, accounts, config) = many().await;
+        let (rig, accounts, config) = many(CHILDREN).await;
         let program = rig.spawn(&config).await;
         kills += kill_each(&rig, &program, &mut chance).await;
         program.kill();
@@ -392,6 +493,6 @@ async fn a_refreshing_process_that_is_killed_at_any_instant_never_shows_a_token_
         }
         program.kill();
     }
-    println!("{kills} of {} killed, after {logins} somebody had to log in", CHILD_ROUNDS * CREDENTIALS);
+    println!("{kills} of {} killed, after {logins} somebody had to log in", CHILD_ROUNDS * CHILDREN);
     assert!(kills > 0, "no process was killed: the test shows nothing");
 }

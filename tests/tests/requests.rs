@@ -1,5 +1,8 @@
 //! Requests: the checks at the door, what goes to upstream and what comes back.
 
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
 use bytes::Bytes;
 use http::{Method, StatusCode, Version};
 use serde_json::{Value, json};
@@ -153,6 +156,25 @@ async fn an_address_that_failed_often_is_still_answered_and_let_in() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_fails_again_and_again_waits_longer_for_each_refusal() {
+    let (mut rig, client) = team_rig().await;
+    let mut waited = Vec::new();
+    for _ in 0..9 {
+        let begun = Instant::now();
+        let answer = client.token("wrong").turn(&turn("one")).await;
+        waited.push(begun.elapsed());
+        check_error(&answer, 401, "authentication_error", None, "invalid api key");
+    }
+    // Five are free.
+    for (place, least_ms) in [(5, 100), (6, 200), (7, 400), (8, 800)] {
+        assert!(waited[place] >= Duration::from_millis(least_ms), "refusal {place}: {waited:?}");
+    }
+    assert!(waited[8] < Duration::from_secs(10), "{waited:?}");
+    assert_eq!(client.token("token-alice").turn(&turn("one")).await.status, StatusCode::OK);
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn checks_come_in_order_the_first_that_fails_answers() {
     let (mut rig, client) = team_rig().await;
     let upgrade = |client: &Client| client.header("connection", "upgrade").header("upgrade", "websocket");
@@ -257,6 +279,55 @@ async fn a_limited_pool_answers_429_and_an_empty_one_503() {
     let client = rig.start(config).await;
     check_error(&client.turn(&turn("one")).await, 503, "server_error", Some("credentials_unavailable"), "");
     assert!(rig.forwarded().is_empty());
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_429_to_an_api_key_reaches_the_client_as_it_was_and_pauses_nothing() {
+    let mut rig = Rig::new().await;
+    let config = rig.config(json!({ "credentials": [rig.api_key("k")] }));
+    let client = rig.start(config).await;
+    let body = r#"{"error":{"type":"tokens","code":"rate_limit_exceeded","message":"try again in 600 s"}}"#;
+    let refused = Reply::raw(429, body).retry_after("600").header("x-ratelimit-remaining-requests", "0");
+    rig.upstream.api_key("sk-k", "k").then(refused);
+    let answer = client.turn(&turn("one")).await;
+    assert_eq!((answer.status, answer.text().as_str()), (StatusCode::TOO_MANY_REQUESTS, body));
+    for (name, value) in [("retry-after", "600"), ("x-ratelimit-remaining-requests", "0")] {
+        assert_eq!(answer.header(name), Some(value), "{name}");
+    }
+    assert_eq!(rig.credential("k").await["state"], "ready");
+    assert_eq!(client.turn(&turn("one")).await.status, StatusCode::OK, "it is asked again at once");
+    let rows = wait_for_rows(&rig.ledger(), 2).await;
+    assert_eq!(rows[0].attempts(), [("k".to_owned(), "429".to_owned())]);
+    assert_eq!((rows[0].number("status"), rows[0].text("end")), (Some(429), Some("failed")));
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_to_upstream_serves_one_credential_alone_and_that_again_and_again() {
+    const TURNS: usize = 6;
+    let mut rig = Rig::new().await;
+    let user = |tag: &str| json!({ "name": tag, "token": format!("token-{tag}"), "credential": tag });
+    let credentials = json!([rig.oauth("a"), rig.oauth("b"), rig.api_key("k")]);
+    let tags = ["a", "b", "k"];
+    let config = rig.config(json!({ "credentials": credentials, "users": tags.map(user) }));
+    // No poll opens another connection meanwhile.
+    let client = rig.start_polled(config).await;
+    for _ in 0..TURNS {
+        for tag in tags {
+            assert!(client.token(&format!("token-{tag}")).turn(&turn("one")).await.whole);
+        }
+    }
+    let turns = rig.upstream.turns();
+    let of = |tag: &str| -> BTreeSet<u64> {
+        let token = if tag == "k" { "Bearer sk-k".to_owned() } else { format!("Bearer access-{tag}") };
+        let own = turns.iter().filter(|seen| seen.header("authorization") == Some(&token));
+        own.map(|seen| seen.connection).collect()
+    };
+    let each = tags.map(of);
+    assert!(each.iter().all(|own| (1..TURNS / 2).contains(&own.len())), "connections are not used again: {each:?}");
+    let together: BTreeSet<_> = each.iter().flatten().collect();
+    assert_eq!(together.len(), each.iter().map(BTreeSet::len).sum::<usize>(), "two share a connection: {each:?}");
     rig.stop().await;
 }
 
@@ -629,7 +700,7 @@ async fn a_responses_body_comes_back_byte_for_byte() {
 async fn a_packed_response_comes_back_as_upstream_packed_it() {
     let (mut rig, client) = open_rig().await;
     let direct = Client::new(rig.upstream.address()).token("access-a");
-    for encoding in [Encoding::Gzip, Encoding::Deflate, Encoding::Zstd] {
+    for encoding in [Encoding::Gzip, Encoding::Deflate, Encoding::Zstd, Encoding::Brotli] {
         let reply = Reply::sse("event: ping\ndata: {\"type\":\"ping\"}\n\n".repeat(500)).encoded(encoding);
         rig.account("a").then(reply.clone()).then(reply);
         let expected = direct.ask(Method::POST, "/backend-api/codex/responses", "{}").await;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
 use http::{Request, StatusCode, Version};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -24,6 +25,7 @@ use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_tungstenite::tungstenite::Message;
 use tollgate_tests::{Client, Rig, binary, rows, turn, wait_for_rows};
 
 use peer::{Peer, WAIT_MAX, post};
@@ -349,6 +351,44 @@ async fn an_https_upstream_is_trusted_by_ssl_cert_file() {
         assert_eq!(rig.upstream.turns()[0].version, version);
         let rows = wait_for_rows(&rig.ledger(), 1).await;
         assert_eq!(rows[0].text("end"), Some("complete"));
+    }
+}
+
+/// A turn on a socket that is asked for over TLS. Answers its last event.
+async fn turn_by_wss(authority: &Authority, address: SocketAddr) -> Value {
+    let stream = TcpStream::connect(address).await.expect("connects");
+    let name = ServerName::try_from("localhost").expect("a name");
+    let stream = authority.client(BOTH, &["http/1.1"]).connect(name, stream).await.expect("a handshake");
+    let opening = tokio_tungstenite::client_async("wss://localhost/v1/responses", stream);
+    let (mut socket, _) = tokio::time::timeout(WAIT_MAX, opening).await.expect("in time").expect("a socket");
+    let mut create = turn("wss");
+    create["type"] = json!("response.create");
+    socket.send(Message::text(create.to_string())).await.expect("it is taken");
+    loop {
+        let message = tokio::time::timeout(WAIT_MAX, socket.next()).await.expect("in time");
+        let text = message.expect("the socket goes on").expect("a message").into_text().expect("text");
+        let event: Value = serde_json::from_str(&text).expect("JSON");
+        if event["type"].as_str().is_some_and(|kind| ["response.completed", "error"].contains(&kind)) {
+            return event;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_goes_over_tls_on_both_sides_whatever_else_upstream_speaks() {
+    for alpn in [&["h2", "http/1.1"][..], &["http/1.1"], &[]] {
+        let rig = Rig::new().await;
+        let authority = Authority::new();
+        let own = authority.sign(&["localhost"]);
+        let address = terminator(rig.upstream.address(), &authority.sign(&["localhost"]), alpn).await;
+        let mut config = behind(&rig, address);
+        config["services"][0]["tls"] = json!({ "enabled": true, "certificate": own.pem, "key": own.key });
+        let trusted = rig.write("trusted.pem", &authority.pem);
+        let gateway = Trusting::start(&rig, &config, &trusted).await;
+        let event = turn_by_wss(&authority, gateway.client.address()).await;
+        assert_eq!(event["type"], "response.completed", "{alpn:?}");
+        let row = wait_for_rows(&rig.ledger(), 1).await.remove(0);
+        assert_eq!((row.text("transport"), row.text("end")), (Some("websocket"), Some("complete")), "{alpn:?}");
     }
 }
 

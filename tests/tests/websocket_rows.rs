@@ -179,6 +179,25 @@ async fn a_response_that_ends_otherwise_is_a_row_with_what_it_used() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_response_without_usage_is_unpriced_and_not_free() {
+    let (mut rig, client) = in_order(&["a"]).await;
+    let mut socket = open(&client).await;
+    let cases = [
+        (SocketReply::begun().completed().without_usage(), "complete"),
+        (SocketReply::begun().incomplete().without_usage(), "incomplete"),
+        (SocketReply::begun().failed().without_usage(), "failed"),
+    ];
+    for (reply, end) in cases {
+        rig.account("a").then_socket(reply);
+        socket.turn(&turn("one")).await;
+        let row = last_row(&rig);
+        assert_eq!((row.text("end"), row.number("cost_nanousd"), row.number("output_tokens")), (Some(end), None, None));
+        assert_eq!(row.text("unpriced_reason"), Some("upstream told no usage"), "{end}");
+    }
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_prewarm_is_recorded_as_one() {
     let (mut rig, client) = in_order(&["a"]).await;
     let mut socket = open(&client).await;
@@ -191,6 +210,7 @@ async fn a_prewarm_is_recorded_as_one() {
     socket.turn(&next).await;
     let all = wait_for_rows(&rig.ledger(), 2).await;
     assert_eq!([&all[0], &all[1]].map(|row| row.number("prewarm")), [Some(1), Some(0)]);
+    assert_eq!([&all[0], &all[1]].map(|row| row.text("previous_response_id")), [None, id.as_str()]);
     assert_eq!(all[0].text("response_id"), id.as_str());
     assert!(all.iter().all(|row| row.text("end") == Some("complete")));
     rig.stop().await;
@@ -238,6 +258,7 @@ async fn check_client_gone(ways: &[&str]) {
             let row = wait_for_rows(&rig.ledger(), count).await.remove(count - 1);
             assert_eq!(row.text("end"), Some("client_gone"), "by {way}");
             assert_eq!(row.number("cost_nanousd"), None, "by {way}");
+            assert_eq!(row.text("unpriced_reason"), Some("upstream told no usage"), "by {way}");
         }
     }
     rig.stop().await;

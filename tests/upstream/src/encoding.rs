@@ -2,11 +2,16 @@
 
 use std::io::{self, Write};
 
+use brotli::CompressorWriter;
 use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::{GzEncoder, ZlibEncoder};
 
 const ZSTD_LEVEL: i32 = 3;
+/// As servers have it for what they make while it is asked for.
+const BROTLI_QUALITY: u32 = 4;
+const BROTLI_WINDOW_BITS: u32 = 22;
+const BROTLI_BUFFER: usize = 64 << 10;
 
 /// How a response body is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +22,8 @@ pub enum Encoding {
     Deflate,
     /// `zstd`.
     Zstd,
+    /// `br`.
+    Brotli,
 }
 
 impl Encoding {
@@ -26,6 +33,7 @@ impl Encoding {
             Encoding::Gzip => "gzip",
             Encoding::Deflate => "deflate",
             Encoding::Zstd => "zstd",
+            Encoding::Brotli => "br",
         }
     }
 
@@ -37,12 +45,16 @@ impl Encoding {
             Encoding::Zstd => {
                 zstd::stream::write::Encoder::new(Vec::new(), ZSTD_LEVEL).and_then(|encoder| squeeze(encoder, parts))
             }
+            Encoding::Brotli => {
+                let encoder = CompressorWriter::new(Vec::new(), BROTLI_BUFFER, BROTLI_QUALITY, BROTLI_WINDOW_BITS);
+                squeeze(encoder, parts)
+            }
         };
         encoded.expect("writing to memory does not fail")
     }
 }
 
-/// What the three encoders have in common.
+/// What the encoders have in common.
 trait Squeeze: Write + Sized {
     fn written(&mut self) -> &mut Vec<u8>;
     fn end(self) -> io::Result<Vec<u8>>;
@@ -87,5 +99,15 @@ impl Squeeze for zstd::stream::write::Encoder<'_, Vec<u8>> {
     }
     fn end(self) -> io::Result<Vec<u8>> {
         self.finish()
+    }
+}
+
+impl Squeeze for CompressorWriter<Vec<u8>> {
+    fn written(&mut self) -> &mut Vec<u8> {
+        self.get_mut()
+    }
+    fn end(self) -> io::Result<Vec<u8>> {
+        // It writes its end as it lets go of what it wrote to.
+        Ok(self.into_inner())
     }
 }

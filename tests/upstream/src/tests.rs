@@ -293,7 +293,7 @@ async fn connections_break_where_the_script_says() {
 #[tokio::test]
 async fn a_compressed_stream_reads_part_by_part() {
     let (upstream, ana) = start().await;
-    for encoding in [Encoding::Gzip, Encoding::Deflate, Encoding::Zstd] {
+    for encoding in [Encoding::Gzip, Encoding::Deflate, Encoding::Zstd, Encoding::Brotli] {
         ana.then(Reply::ok().encoded(encoding).chunks(&[1, 7]));
         let answered = ask(&upstream, RESPONSES, turn()).await;
         assert_eq!(answered.headers["content-encoding"], encoding.name());
@@ -317,6 +317,7 @@ fn decoded(encoding: Encoding, bytes: &[u8]) -> Vec<u8> {
         Encoding::Gzip => Box::new(flate2::read::GzDecoder::new(bytes)),
         Encoding::Deflate => Box::new(flate2::read::ZlibDecoder::new(bytes)),
         Encoding::Zstd => Box::new(zstd::stream::read::Decoder::new(bytes).expect("a decoder")),
+        Encoding::Brotli => Box::new(brotli::Decompressor::new(bytes, 4096)),
     };
     let mut out = Vec::new();
     let mut piece = [0; 1024];

@@ -1,0 +1,82 @@
+//! A small file system of its own at a folder, where this process may mount one: a disk that is full, or read-only.
+
+use std::ffi::CString;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// A file system in memory, mounted for as long as this lives.
+#[derive(Debug)]
+pub struct Mounted {
+    folder: PathBuf,
+}
+
+impl Mounted {
+    /// Makes `folder` and mounts one of at most `bytes` there. None where that is not permitted: then the test has
+    /// nothing to show.
+    ///
+    /// # Panics
+    /// The folder cannot be made.
+    pub fn new(folder: &Path, bytes: usize) -> Option<Self> {
+        fs::create_dir_all(folder).expect("a folder can be made");
+        if mount(folder, 0, &format!("size={bytes},mode=0700")) {
+            return Some(Self { folder: folder.to_owned() });
+        }
+        println!("skipped: nothing can be mounted here: {}", std::io::Error::last_os_error());
+        None
+    }
+
+    /// Lets nobody write any more.
+    ///
+    /// # Panics
+    /// Somebody does at the moment.
+    pub fn make_read_only(&self) {
+        assert!(mount(&self.folder, libc::MS_REMOUNT | libc::MS_RDONLY, ""), "{}", std::io::Error::last_os_error());
+    }
+
+    /// Lets everybody write again.
+    ///
+    /// # Panics
+    /// That is refused.
+    pub fn make_writable(&self) {
+        assert!(mount(&self.folder, libc::MS_REMOUNT, ""), "{}", std::io::Error::last_os_error());
+    }
+
+    /// Fills it to the last byte. Answers the file that does, for its removal.
+    ///
+    /// # Panics
+    /// Something else than the room is missing.
+    pub fn fill(&self) -> PathBuf {
+        use std::io::Write;
+
+        let path = self.folder.join("filler");
+        let mut file = fs::File::create(&path).expect("a file can be made");
+        let (mut size, block) = (4096, [7; 4096]);
+        while size > 0 {
+            match file.write(&block[..size]) {
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::StorageFull => size /= 2,
+                Err(error) => panic!("{}: {error}", path.display()),
+            }
+        }
+        path
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let folder = c_string(&self.folder);
+        // SAFETY: the path is a C string that lives longer than the call.
+        unsafe { libc::umount2(folder.as_ptr(), libc::MNT_DETACH) };
+    }
+}
+
+fn mount(folder: &Path, flags: libc::c_ulong, options: &str) -> bool {
+    let (folder, options) = (c_string(folder), CString::new(options).expect("no NUL in it"));
+    // SAFETY: all of them are C strings that live longer than the call.
+    unsafe { libc::mount(c"tmpfs".as_ptr(), folder.as_ptr(), c"tmpfs".as_ptr(), flags, options.as_ptr().cast()) == 0 }
+}
+
+fn c_string(path: &Path) -> CString {
+    CString::new(path.as_os_str().as_bytes()).expect("no NUL in it")
+}
