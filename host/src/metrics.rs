@@ -319,7 +319,7 @@ mod tests {
         check(&text, &format!("gen_ai_client_token_usage_total{{{input}}} 7"));
         check(&text, r#"tollgate_upstream_errors_total{credential="a",error_type="429"} 1"#);
         check(&text, r#"tollgate_cost_usd_total{user="alice",credential="a",gen_ai_response_model="gpt-5.4"} 2.5"#);
-        check(&text, r#"http_server_request_duration_seconds_bucket{le="2.5",service="ocm"} 1"#);
+        check(&text, r#"http_server_request_duration_seconds_bucket{service="ocm",le="2.5"} 1"#);
     }
 
     #[test]
@@ -342,8 +342,8 @@ mod tests {
         seen.durations("tollgate_policy_call_duration", "Calls", [(vec![("policy", "p".to_owned())], &spans)]);
         seen.gauge("tollgate_websockets", "Open", [(vec![], 4.0)]);
         let text = Metrics::default().text(&seen);
-        check(&text, r#"tollgate_policy_call_duration_seconds_bucket{le="5e-6",policy="p"} 1"#);
-        check(&text, r#"tollgate_policy_call_duration_seconds_bucket{le="+Inf",policy="p"} 2"#);
+        check(&text, r#"tollgate_policy_call_duration_seconds_bucket{policy="p",le="5e-06"} 1"#);
+        check(&text, r#"tollgate_policy_call_duration_seconds_bucket{policy="p",le="+Inf"} 2"#);
         check(&text, "tollgate_websockets 4.0");
     }
 }
