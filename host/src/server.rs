@@ -98,6 +98,7 @@ pub struct Gateway {
     listening: Vec<Listening>,
     admin: Option<SocketAddr>,
     phase: watch::Sender<Phase>,
+    board: Arc<Board>,
     commands: mpsc::Sender<Command>,
     /// Ends when nothing goes on in the background any more.
     background: mpsc::Receiver<()>,
@@ -181,7 +182,7 @@ impl Gateway {
         let admin = doors.open_admin(&config, &board, &commands, &ledger, &phases, &tasks);
         let (served, listening) = doors.open(&config, services, &keeping, &phases);
         let supervisor = Supervisor {
-            board,
+            board: Arc::clone(&board),
             world,
             workshop: loaded.workshop,
             served,
@@ -197,7 +198,7 @@ impl Gateway {
         };
         tasks.spawn(supervisor.run(taken, loaded.pending));
         let views = Some((views, views_thread));
-        Ok(Self { listening, admin, phase, commands, background, refresh_in, alive, views, ledger, limits })
+        Ok(Self { listening, admin, phase, board, commands, background, refresh_in, alive, views, ledger, limits })
     }
 
     /// Takes up `config`, without dropping a connection. Answers in words what was left as it was.
@@ -210,6 +211,11 @@ impl Gateway {
         let stopping = || "the gateway stops".to_owned();
         self.commands.send(command).await.map_err(|_| stopping())?;
         done.await.map_err(|_| stopping())?
+    }
+
+    /// A configuration cannot even be read, and why: operators are told of it as of one that is not taken up.
+    pub fn refuse_configuration(&self, reason: &str) {
+        self.board.refuse_configuration(reason);
     }
 
     /// Where operators are listened to, with the port that was taken.

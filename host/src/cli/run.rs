@@ -173,7 +173,7 @@ async fn follow(path: Option<&Path>, gateway: &Gateway, hang_ups: &mut Signal) {
                 // The gateway tells what came of it.
                 let _ = gateway.configure(config).await;
             }
-            Err(error) => tracing::error!(error, "the configuration is not taken up; the one before it goes on"),
+            Err(error) => gateway.refuse_configuration(&error),
         }
         known = digest(path).await;
     }

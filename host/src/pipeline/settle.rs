@@ -82,11 +82,12 @@ impl OpenRow {
         self.transport
     }
 
-    /// A handshake that was taken is no row: the responses over its socket are.
+    /// A handshake that was taken is no row: the responses over its socket are. Attempts that failed before it was are
+    /// those of the first.
     pub(super) fn becomes_socket(&mut self) {
         self.room = None;
         self.credential = None;
-        self.attempts.clear();
+        self.attempts.pop();
     }
 
     /// A socket goes on in `service`, a later one than it was opened in, where its user, its pool and its credential are
@@ -108,7 +109,7 @@ impl OpenRow {
     }
 
     /// A response that is asked for over this socket, on that credential.
-    pub(super) fn next_turn(&self, room: Room, credential: usize, create: Create) -> Box<Self> {
+    pub(super) fn next_turn(&mut self, room: Room, credential: usize, create: Create) -> Box<Self> {
         let id = Uuid::now_v7();
         let opening = Opening {
             id: id.to_string(),
@@ -121,6 +122,7 @@ impl OpenRow {
         turn.goes_by(self.transport);
         turn.prewarm = create.prewarm;
         turn.asks(create.asked);
+        turn.attempts = std::mem::take(&mut self.attempts);
         turn.begins_attempt(credential);
         turn.ends_attempt(Outcome::Status(StatusCode::SWITCHING_PROTOCOLS.as_u16()));
         turn

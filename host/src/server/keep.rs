@@ -21,9 +21,11 @@ use crate::watch::Watch;
 /// A file is looked at so often even where nothing is told: some file systems tell nothing.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
-/// Looks at a time, over all files: each takes a thread for as long as its disk does. One that hangs holds up the look at
-/// its own file alone, until so many do.
-pub(super) const LOOKS: usize = 64;
+/// Looks at a time, over all files: each takes a thread for as long as its disk does.
+pub(super) const LOOKS: usize = 4;
+
+/// One that takes longer hangs: it holds up nobody but its own credential from then on.
+const LOOK_HANGS: Duration = Duration::from_secs(2);
 
 /// A file that is there and broken is given so long, in so many looks, to become whole.
 const SETTLE: Duration = Duration::from_millis(150);
@@ -206,9 +208,14 @@ async fn look(credential: &Arc<Credential>, looks: &Semaphore) {
 }
 
 async fn look_once(credential: &Arc<Credential>, stays: bool, looks: &Semaphore) -> Result<Look, JoinError> {
-    let _looks = looks.acquire().await;
+    let turn = looks.acquire().await;
     let looking = Arc::clone(credential);
-    spawn_blocking(move || looking.look(stays, Millis::now())).await
+    let mut look = spawn_blocking(move || looking.look(stays, Millis::now()));
+    if let Ok(looked) = timeout(LOOK_HANGS, &mut look).await {
+        return looked;
+    }
+    drop(turn);
+    look.await
 }
 
 async fn refresh_once(credential: &Arc<Credential>, refresher: &Refresher, lock_timeout: Duration, looks: &Semaphore) {

@@ -91,6 +91,14 @@ impl Board {
         self.services.read().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade).collect()
     }
 
+    pub(super) fn refuse_configuration(&self, reason: &str) {
+        tracing::error!(reason, "the configuration is not taken up; the one before it goes on");
+        let mut configured = self.configured();
+        configured.refused += 1;
+        let (serves, reason) = (configured.taken_up, Some(reason.to_owned()));
+        configured.last = Some(LastReload::now("failed", serves, reason, Duration::ZERO));
+    }
+
     pub(super) fn configured(&self) -> std::sync::MutexGuard<'_, Configured> {
         self.configured.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -531,20 +539,15 @@ impl Supervisor {
     }
 
     fn note_configured(&self, done: &Result<String, String>, took: Duration) {
-        let mut configured = self.board.configured();
-        let (outcome, reason) = match done {
+        match done {
+            Err(reason) => self.board.refuse_configuration(reason),
             Ok(done) => {
+                let mut configured = self.board.configured();
                 configured.taken_up += 1;
                 tracing::info!(took_ms = took.as_millis() as u64, "{done}");
-                ("ok", None)
+                configured.last = Some(LastReload::now("ok", configured.taken_up, None, took));
             }
-            Err(reason) => {
-                configured.refused += 1;
-                tracing::error!(reason, "the configuration is not taken up; the one before it goes on");
-                ("failed", Some(reason.clone()))
-            }
-        };
-        configured.last = Some(LastReload::now(outcome, configured.taken_up, reason, took));
+        }
     }
 
     /// What of `config` cannot change while the gateway runs.
