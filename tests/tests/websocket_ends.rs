@@ -27,6 +27,11 @@ async fn open(client: &Client) -> Socket {
 /// More than the buffers on the way to upstream hold: it is still being sent when upstream has gone.
 const SENT: usize = 8 << 20;
 
+/// Whether the gateway reads the error first, or finds first that nothing can be sent any more, is chance: so often it is tried,
+/// with so much.
+const RESETS: usize = 60;
+const SENT_AT_ONCE: usize = 1 << 20;
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_error_reaches_a_client_that_is_still_sending_however_upstream_ends_then() {
     let (mut rig, client) = alone(json!({})).await;
@@ -45,6 +50,24 @@ async fn an_error_reaches_a_client_that_is_still_sending_however_upstream_ends_t
             let event = socket.next_message().await;
             assert_eq!(event, Event::Text(error.event().to_string()), "by {way}");
             assert!(matches!(socket.next_message().await, Event::Close(..)), "by {way}");
+        }
+    }
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_error_before_a_reset_reaches_the_client_whichever_of_them_the_gateway_sees_first() {
+    let (mut rig, client) = alone(json!({})).await;
+    let error = SocketError::connection_limit_reached();
+    for client in [client.clone(), client.http2()] {
+        for number in 0..RESETS {
+            rig.account("a").then_socket(SocketReply::from(error.clone()).reset());
+            let mut socket = open(&client).await;
+            socket.create(&turn("one")).await;
+            for part in vec![7; SENT_AT_ONCE].chunks(SENT_AT_ONCE / 4) {
+                socket.send_binary(part.to_vec()).await;
+            }
+            assert_eq!(socket.next_message().await, Event::Text(error.event().to_string()), "reset {number}");
         }
     }
     rig.stop().await;
