@@ -19,4 +19,5 @@ pub mod ready;
 pub mod report;
 pub mod rounds;
 pub mod settings;
+pub mod timing;
 pub mod upstream;
