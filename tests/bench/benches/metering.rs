@@ -2,11 +2,13 @@
 
 use std::hint::black_box;
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use http::{HeaderMap, HeaderValue};
 use tollgate::meter::Meter;
+use tollgate_bench::timing::{Figure, Timer};
 
 const EVENTS: usize = 5000;
+/// Deltas are nearly all that comes.
+const DELTAS_AIM_GB_PER_S: f64 = 1.0;
 
 fn headers(content_type: &'static str) -> HeaderMap {
     let mut headers = HeaderMap::new();
@@ -40,24 +42,20 @@ fn chat() -> String {
     chunk.repeat(EVENTS)
 }
 
-fn meter(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("meter");
-    for (name, body) in [("deltas", deltas()), ("last-event", last()), ("chat-chunks", chat())] {
-        group.throughput(Throughput::Bytes(body.len() as u64));
+fn main() {
+    let timer = Timer::from_command_line();
+    let bodies =
+        [("deltas", deltas(), Some(DELTAS_AIM_GB_PER_S)), ("last-event", last(), None), ("chat-chunks", chat(), None)];
+    for (name, body, aim_gb_per_s) in bodies {
         for piece in [256, 4096, 65_536] {
-            group.bench_function(BenchmarkId::new(name, piece), |bencher| {
-                bencher.iter(|| {
-                    let mut meter = Meter::new(&headers("text/event-stream"), 1 << 30);
-                    for piece in body.as_bytes().chunks(piece) {
-                        black_box(meter.feed(piece));
-                    }
-                    meter.metered()
-                });
+            let figure = Figure::Throughput { bytes: body.len(), aim_gb_per_s };
+            timer.time(&format!("meter/{name}/{piece}"), figure, || {
+                let mut meter = Meter::new(&headers("text/event-stream"), 1 << 30);
+                for piece in body.as_bytes().chunks(piece) {
+                    black_box(meter.feed(piece));
+                }
+                black_box(meter.metered());
             });
         }
     }
-    group.finish();
 }
-
-criterion_group!(benches, meter);
-criterion_main!(benches);

@@ -3,15 +3,20 @@
 use std::hint::black_box;
 use std::path::Path;
 
-use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tollgate::config::{self, PolicyConfig, PolicyKind};
 use tollgate::policy::{Engine, Facts, Members, Policy, load_alone};
 use tollgate::values::candidate::Candidate;
 use tollgate::values::clock::Millis;
 use tollgate::values::counts::TokenCounts;
+use tollgate_bench::timing::{Figure, Timer};
 
 const MEMORY: usize = 16 * 1024 * 1024;
+
+/// Numbers of candidates, and what a choice among them should take.
+const PICKS: [(usize, Option<f64>); 3] = [(2, None), (8, Some(0.6)), (64, Some(1.5))];
+const PRICE_AIM_US: f64 = 0.6;
+const THREE_HEADERS_AIM_US: f64 = 1.5;
 
 fn shipped(name: &'static str, kind: PolicyKind, config: serde_json::Value) -> PolicyConfig {
     PolicyConfig::shipped(name, kind, config)
@@ -45,51 +50,48 @@ fn candidates(count: usize) -> Vec<Candidate> {
     (0..count).map(candidate).collect()
 }
 
-fn pick(criterion: &mut Criterion) {
-    let engine = Engine::of_the_process(MEMORY).expect("an engine");
-    let mut group = criterion.benchmark_group("pick");
+fn pick(timer: &Timer, engine: &Engine) {
     for name in ["least-used", "round-robin", "random", "fallback"] {
         let policy = shipped(name, PolicyKind::Balancer, serde_json::json!({}));
-        let Ok(Policy::Balancer(balancer)) = load_alone(&engine, &policy) else { panic!("{name} is a balancer") };
-        for count in [2, 8, 64] {
+        let Ok(Policy::Balancer(balancer)) = load_alone(engine, &policy) else { panic!("{name} is a balancer") };
+        for (count, aim_us) in PICKS {
             let members =
                 Members::new((0..count).map(|index| (format!("credential-{index}"), "plus".to_owned())).collect());
             let candidates = candidates(count);
-            group.bench_function(BenchmarkId::new(name, count), |bencher| {
-                bencher
-                    .iter(|| balancer.pick_here(&facts(), &members, black_box(&candidates), None).expect("a choice"));
+            timer.time(&format!("pick/{name}/{count}"), Figure::PerCall { aim_us }, || {
+                black_box(balancer.pick_here(&facts(), &members, black_box(&candidates), None).expect("a choice"));
             });
         }
     }
-    group.finish();
 }
 
-fn price(criterion: &mut Criterion) {
-    let engine = Engine::of_the_process(MEMORY).expect("an engine");
+fn price(timer: &Timer, engine: &Engine) {
     let policy = shipped("openai-pricing", PolicyKind::Pricer, serde_json::json!({}));
-    let Ok(Policy::Pricer(pricer)) = load_alone(&engine, &policy) else { panic!("it is a pricer") };
+    let Ok(Policy::Pricer(pricer)) = load_alone(engine, &policy) else { panic!("it is a pricer") };
     let counts = TokenCounts { input: 120_000, cached: 100_000, output: 2000, reasoning: 800, cache_write: 0 };
-    criterion.bench_function("price/openai-pricing", |bencher| {
-        bencher.iter(|| pricer.price(&facts(), black_box(&counts)).expect("a price"));
+    timer.time("price/openai-pricing", Figure::PerCall { aim_us: Some(PRICE_AIM_US) }, || {
+        black_box(pricer.price(&facts(), black_box(&counts)).expect("a price"));
     });
 }
 
-fn rewrite(criterion: &mut Criterion) {
-    let engine = Engine::of_the_process(MEMORY).expect("an engine");
+fn rewrite(timer: &Timer, engine: &Engine) {
     let set = serde_json::json!({"set": {"x-team": ["platform"], "openai-beta": ["a"], "user-agent": ["tollgate"]}});
     let policy = shipped("standard-headers", PolicyKind::Rewriter, set);
-    let Ok(Policy::Rewriter(rewriter)) = load_alone(&engine, &policy) else { panic!("it is a rewriter") };
+    let Ok(Policy::Rewriter(rewriter)) = load_alone(engine, &policy) else { panic!("it is a rewriter") };
     let mut headers = HeaderMap::new();
     for name in ["accept", "content-type", "user-agent", "originator", "session-id", "x-client-request-id"] {
         headers.insert(HeaderName::from_static(name), HeaderValue::from_static("a value of some length"));
     }
-    criterion.bench_function("rewrite/standard-headers", |bencher| {
-        bencher.iter(|| rewriter.edit_request_here(&facts(), black_box(&mut headers)).expect("edits"));
+    timer.time("rewrite/standard-headers", Figure::PerCall { aim_us: None }, || {
+        rewriter.edit_request_here(&facts(), black_box(&mut headers)).expect("edits").expect("nothing refused");
     });
-    let Some(wanting) = wanting_policy() else { return };
-    let Ok(Policy::Rewriter(rewriter)) = load_alone(&engine, &wanting) else { panic!("it is a rewriter") };
-    criterion.bench_function("rewrite/three-wanted-headers", |bencher| {
-        bencher.iter(|| rewriter.edit_request_here(&facts(), black_box(&mut headers)).expect("edits"));
+    let Some(wanting) = wanting_policy() else {
+        println!("rewrite/three-wanted-headers: left out, its policy is not built (make examples)");
+        return;
+    };
+    let Ok(Policy::Rewriter(rewriter)) = load_alone(engine, &wanting) else { panic!("it is a rewriter") };
+    timer.time("rewrite/three-wanted-headers", Figure::PerCall { aim_us: Some(THREE_HEADERS_AIM_US) }, || {
+        rewriter.edit_request_here(&facts(), black_box(&mut headers)).expect("edits").expect("nothing refused");
     });
 }
 
@@ -103,5 +105,10 @@ fn wanting_policy() -> Option<PolicyConfig> {
     })
 }
 
-criterion_group!(benches, pick, price, rewrite);
-criterion_main!(benches);
+fn main() {
+    let engine = Engine::of_the_process(MEMORY).expect("an engine");
+    let timer = Timer::from_command_line();
+    pick(&timer, &engine);
+    price(&timer, &engine);
+    rewrite(&timer, &engine);
+}

@@ -1,13 +1,15 @@
 //! The bytes that the bench upstream sends, made once and sent as they are.
 //!
-//! Owns the shapes of traffic and what the answer to each looks like on the wire. Knows no socket. The load
+//! Owns the shapes of traffic and what the answer to each looks like on the wire. Knows no connection. The load
 //! generator makes the same answers and checks that each body arrived whole: forwarders that drop or
 //! rewrite bytes fail the run instead of winning it.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use serde_json::json;
+use serde_json::{Value, json};
+
+use crate::frames::{Sender, text_frame};
 
 /// The model named in requests and answers; one that Tollgate's pricer knows.
 pub const MODEL: &str = "gpt-5.4";
@@ -23,11 +25,15 @@ pub enum Shape {
     Burst,
     /// A head and one event, then silence with the stream open.
     Idle,
+    /// Turns over a WebSocket, one message per write of the upstream.
+    Socket,
+    /// A WebSocket that has had a short turn, open and silent.
+    IdleSocket,
 }
 
 impl Shape {
     /// In the order in which they are measured and printed.
-    pub const ALL: [Shape; 4] = [Shape::Json, Shape::Sse, Shape::Burst, Shape::Idle];
+    pub const ALL: [Shape; 6] = [Shape::Json, Shape::Sse, Shape::Burst, Shape::Socket, Shape::Idle, Shape::IdleSocket];
 
     /// The short name: of `--only`, of the JSON report and of the request's query.
     pub fn name(self) -> &'static str {
@@ -36,6 +42,24 @@ impl Shape {
             Shape::Sse => "sse",
             Shape::Burst => "burst",
             Shape::Idle => "idle",
+            Shape::Socket => "socket",
+            Shape::IdleSocket => "idle-socket",
+        }
+    }
+
+    /// Whether its measure is memory, and not CPU time.
+    pub fn is_idle(self) -> bool {
+        match self {
+            Shape::Idle | Shape::IdleSocket => true,
+            Shape::Json | Shape::Sse | Shape::Burst | Shape::Socket => false,
+        }
+    }
+
+    /// Whether it goes over WebSockets.
+    pub fn is_socket(self) -> bool {
+        match self {
+            Shape::Socket | Shape::IdleSocket => true,
+            Shape::Json | Shape::Sse | Shape::Burst | Shape::Idle => false,
         }
     }
 
@@ -51,6 +75,8 @@ impl Shape {
             Shape::Sse => "/v1/responses?shape=sse",
             Shape::Burst => "/v1/responses?shape=burst",
             Shape::Idle => "/v1/responses?shape=idle",
+            Shape::Socket => "/v1/responses?shape=socket",
+            Shape::IdleSocket => "/v1/responses?shape=idle-socket",
         }
     }
 
@@ -64,23 +90,37 @@ impl Shape {
 /// How long the streams are and how their events lie in the upstream's writes.
 #[derive(Clone, Copy, Debug)]
 pub struct StreamPlan {
-    /// Deltas in a stream, besides the few events that frame them.
+    /// Deltas in a stream, besides the few events that frame them. Over a socket they come in [`SOCKET_TURNS`].
     pub deltas: usize,
     /// Events per write in [`Shape::Burst`], at least 1.
     pub burst: usize,
 }
 
-/// Whole HTTP/1.1 answers, head and body, cut into the upstream's writes.
+/// Turns that a socket has in one measurement. Each ends with a row of the ledger, as a stream does.
+pub const SOCKET_TURNS: usize = 4;
+
+/// Every answer: a whole one of HTTP/1.1, head and body, or a turn's frames.
 #[derive(Debug)]
 pub struct Answers {
-    json: Vec<Bytes>,
-    sse: Vec<Bytes>,
-    burst: Vec<Bytes>,
-    idle: Vec<Bytes>,
+    json: Answer,
+    sse: Answer,
+    burst: Answer,
+    idle: Answer,
+    socket: Answer,
+    idle_socket: Answer,
     usage_poll: Bytes,
-    events: usize,
-    json_body_bytes: usize,
-    stream_body_bytes: usize,
+    upgrade_fields: String,
+}
+
+/// What is sent for one request, or for one message of a client's.
+#[derive(Debug)]
+pub struct Answer {
+    /// The bytes, cut into the upstream's writes.
+    pub writes: Vec<Bytes>,
+    /// What a client counts in it: requests for JSON and idle streams, else events or messages.
+    pub units: u64,
+    /// How many bytes of body or of payload a client must have seen when it is whole; `None` if it never is.
+    pub body_bytes: Option<usize>,
 }
 
 impl Answers {
@@ -88,28 +128,33 @@ impl Answers {
     pub fn new(plan: StreamPlan) -> Self {
         let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let limits = rate_limit_headers(now_s);
-        let json_body = json_body();
-        let events = events(plan.deltas);
+        let events: Vec<String> = turn(plan.deltas).iter().map(event).collect();
         let first = events.first().cloned().unwrap_or_default();
         Self {
-            json: vec![sized_answer(&limits, &json_body)],
+            json: sized_answer(&limits, &json_body()),
             sse: chunked_answer(&limits, &events, 1),
             burst: chunked_answer(&limits, &events, plan.burst.max(1)),
-            idle: vec![Bytes::from([stream_head(&limits), chunk(&first)].concat())],
-            usage_poll: sized_answer(&limits, &usage_poll_body(now_s)),
-            events: events.len(),
-            json_body_bytes: json_body.len(),
-            stream_body_bytes: events.iter().map(String::len).sum(),
+            idle: Answer {
+                writes: vec![Bytes::from([stream_head(&limits), chunk(&first)].concat())],
+                units: 1,
+                body_bytes: None,
+            },
+            socket: framed_answer(&turn(plan.deltas.div_ceil(SOCKET_TURNS))),
+            idle_socket: framed_answer(&turn(0)),
+            usage_poll: sized_answer(&limits, &usage_poll_body(now_s)).writes.concat().into(),
+            upgrade_fields: limits,
         }
     }
 
-    /// The writes that make the answer to `shape`. [`Shape::Idle`]'s has no end.
-    pub fn writes(&self, shape: Shape) -> &[Bytes] {
+    /// The answer to `shape`. [`Shape::Idle`]'s has no end; a socket's is one turn.
+    pub fn of(&self, shape: Shape) -> &Answer {
         match shape {
             Shape::Json => &self.json,
             Shape::Sse => &self.sse,
             Shape::Burst => &self.burst,
             Shape::Idle => &self.idle,
+            Shape::Socket => &self.socket,
+            Shape::IdleSocket => &self.idle_socket,
         }
     }
 
@@ -118,21 +163,13 @@ impl Answers {
         &self.usage_poll
     }
 
-    /// What a client counts in one answer: requests for JSON and idle streams, else events.
-    pub fn units(&self, shape: Shape) -> u64 {
-        match shape {
-            Shape::Json | Shape::Idle => 1,
-            Shape::Sse | Shape::Burst => self.events as u64,
-        }
-    }
-
-    /// How many bytes of body a client must have seen when an answer is whole; `None` if it never is.
-    pub fn body_bytes(&self, shape: Shape) -> Option<usize> {
-        match shape {
-            Shape::Json => Some(self.json_body_bytes),
-            Shape::Sse | Shape::Burst => Some(self.stream_body_bytes),
-            Shape::Idle => None,
-        }
+    /// The answer to a WebSocket's handshake.
+    pub fn upgrade(&self, accept: &str) -> String {
+        let fields = &self.upgrade_fields;
+        format!(
+            "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+             sec-websocket-accept: {accept}\r\n{fields}\r\n"
+        )
     }
 }
 
@@ -153,11 +190,12 @@ fn rate_limit_headers(now_s: u64) -> String {
     )
 }
 
-fn sized_answer(limits: &str, body: &str) -> Bytes {
+fn sized_answer(limits: &str, body: &str) -> Answer {
     let length = body.len();
-    Bytes::from(format!(
+    let whole = Bytes::from(format!(
         "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n{limits}\r\n{body}"
-    ))
+    ));
+    Answer { writes: vec![whole], units: 1, body_bytes: Some(length) }
 }
 
 fn stream_head(limits: &str) -> String {
@@ -172,7 +210,7 @@ fn chunk(event: &str) -> String {
     format!("{:x}\r\n{event}\r\n", event.len())
 }
 
-fn chunked_answer(limits: &str, events: &[String], events_per_write: usize) -> Vec<Bytes> {
+fn chunked_answer(limits: &str, events: &[String], events_per_write: usize) -> Answer {
     let mut writes: Vec<String> =
         events.chunks(events_per_write).map(|group| group.iter().map(|event| chunk(event)).collect()).collect();
     if let Some(first) = writes.first_mut() {
@@ -181,14 +219,28 @@ fn chunked_answer(limits: &str, events: &[String], events_per_write: usize) -> V
     if let Some(last) = writes.last_mut() {
         last.push_str("0\r\n\r\n");
     }
-    writes.into_iter().map(Bytes::from).collect()
+    Answer {
+        writes: writes.into_iter().map(Bytes::from).collect(),
+        units: events.len() as u64,
+        body_bytes: Some(events.iter().map(String::len).sum()),
+    }
+}
+
+/// One message is one frame and one write.
+fn framed_answer(turn: &[Value]) -> Answer {
+    let messages: Vec<String> = turn.iter().map(Value::to_string).collect();
+    Answer {
+        writes: messages.iter().map(|message| text_frame(Sender::Server, message.as_bytes())).collect(),
+        units: messages.len() as u64,
+        body_bytes: Some(messages.iter().map(String::len).sum()),
+    }
 }
 
 const RESPONSE_ID: &str = "resp_0123456789abcdef0123456789abcdef";
 const MESSAGE_ID: &str = "msg_0123456789abcdef0123456789abcdef";
 const DELTA: &str = " gateway";
 
-fn usage() -> serde_json::Value {
+fn usage() -> Value {
     json!({
         "input_tokens": 1200,
         "input_tokens_details": {"cached_tokens": 1024},
@@ -198,7 +250,7 @@ fn usage() -> serde_json::Value {
     })
 }
 
-fn response(status: &str, text: &str, with_usage: bool) -> serde_json::Value {
+fn response(status: &str, text: &str, with_usage: bool) -> Value {
     json!({
         "id": RESPONSE_ID,
         "object": "response",
@@ -238,63 +290,67 @@ fn usage_poll_body(now_s: u64) -> String {
     .to_string()
 }
 
-fn event(name: &str, data: &serde_json::Value) -> String {
+fn event(data: &Value) -> String {
+    let name = data["type"].as_str().unwrap_or_default();
     format!("event: {name}\ndata: {data}\n\n")
 }
 
-/// A whole turn: opening events, the deltas, and a `response.completed` that repeats the output and has usage.
-fn events(deltas: usize) -> Vec<String> {
+/// The events of a whole turn: opening ones, the deltas, and a `response.completed` that repeats the output and has usage.
+fn turn(deltas: usize) -> Vec<Value> {
     let text = DELTA.repeat(deltas);
     let item = json!({"id": MESSAGE_ID, "type": "message", "role": "assistant", "content": []});
     let whole = response("completed", &text, true);
     let mut events = Vec::with_capacity(deltas + 4);
-    events.push(event(
-        "response.created",
-        &json!({"type": "response.created", "response": response("in_progress", "", false)}),
-    ));
-    events.push(event(
-        "response.output_item.added",
-        &json!({"type": "response.output_item.added", "output_index": 0, "item": item}),
-    ));
+    events.push(json!({"type": "response.created", "response": response("in_progress", "", false)}));
+    events.push(json!({"type": "response.output_item.added", "output_index": 0, "item": item}));
     events.extend((0..deltas).map(delta));
-    events.push(event(
-        "response.output_item.done",
-        &json!({"type": "response.output_item.done", "output_index": 0, "item": whole["output"][0]}),
-    ));
-    events.push(event("response.completed", &json!({"type": "response.completed", "response": whole})));
+    events.push(json!({"type": "response.output_item.done", "output_index": 0, "item": whole["output"][0]}));
+    events.push(json!({"type": "response.completed", "response": whole}));
     events
 }
 
-fn delta(sequence: usize) -> String {
-    event(
-        "response.output_text.delta",
-        &json!({
-            "type": "response.output_text.delta",
-            "sequence_number": sequence + 2,
-            "item_id": MESSAGE_ID,
-            "output_index": 0,
-            "content_index": 0,
-            "delta": DELTA,
-        }),
-    )
+fn delta(sequence: usize) -> Value {
+    json!({
+        "type": "response.output_text.delta",
+        "sequence_number": sequence + 2,
+        "item_id": MESSAGE_ID,
+        "output_index": 0,
+        "content_index": 0,
+        "delta": DELTA,
+        "logprobs": [],
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Answers, Shape, StreamPlan, delta, events};
+    use super::{Answers, SOCKET_TURNS, Shape, StreamPlan, delta, event, turn};
+    use crate::frames::FrameCount;
 
     #[test]
     fn a_delta_is_about_two_hundred_bytes() {
-        let length = delta(1000).len();
-        assert!((180..=240).contains(&length), "{length}");
+        for length in [event(&delta(1000)).len(), delta(1000).to_string().len()] {
+            assert!((170..=240).contains(&length), "{length}");
+        }
     }
 
     #[test]
     fn both_streams_carry_the_same_bytes() {
         let answers = Answers::new(StreamPlan { deltas: 100, burst: 16 });
-        assert_eq!(answers.writes(Shape::Sse).concat(), answers.writes(Shape::Burst).concat());
-        assert_eq!(answers.writes(Shape::Sse).len(), events(100).len());
-        assert_eq!(answers.writes(Shape::Burst).len(), events(100).len().div_ceil(16));
+        let [sse, burst] = [Shape::Sse, Shape::Burst].map(|shape| &answers.of(shape).writes);
+        assert_eq!(sse.concat(), burst.concat());
+        assert_eq!(sse.len(), turn(100).len());
+        assert_eq!(burst.len(), turn(100).len().div_ceil(16));
+    }
+
+    #[test]
+    fn a_turn_over_a_socket_is_counted_as_it_was_made() {
+        let answers = Answers::new(StreamPlan { deltas: 100, burst: 16 });
+        let answer = answers.of(Shape::Socket);
+        assert_eq!(answer.writes.len(), turn(100 / SOCKET_TURNS).len());
+        let mut frames = FrameCount::default();
+        answer.writes.concat().chunks(7).for_each(|piece| frames.feed(piece));
+        assert_eq!((frames.messages, Some(frames.payload_bytes)), (answer.units, answer.body_bytes));
+        assert!(!frames.is_closed);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use std::{
 };
 
 use crate::{
+    answers::Shape,
     process::{Process, ProcessError},
     ready,
     settings::Settings,
@@ -44,6 +45,14 @@ impl Forwarder {
             Forwarder::Tollgate => "tollgate",
             Forwarder::BareHyper => "bare-hyper",
             Forwarder::Nginx => "nginx",
+        }
+    }
+
+    /// Whether it forwards such traffic. The bare proxy knows no WebSockets.
+    pub fn forwards(self, shape: Shape) -> bool {
+        match self {
+            Forwarder::Tollgate | Forwarder::Nginx => true,
+            Forwarder::BareHyper => !shape.is_socket(),
         }
     }
 }

@@ -7,14 +7,17 @@
 //!
 //! The modules, in the order of a run: `settings` says what to do; `forwarder` starts the three as
 //! `process`es; `upstream` answers them with the bytes of `answers`; `load` drives them; `rounds` orders
-//! the measurements; `report` makes medians and ratios of them. `ready` is how a child tells its address.
+//! the measurements; `report` makes medians and ratios of them. `frames` is what both ends know of WebSockets;
+//! `ready` is how a child tells its address.
 
 pub mod answers;
 pub mod forwarder;
+pub mod frames;
 pub mod load;
 pub mod process;
 pub mod ready;
 pub mod report;
 pub mod rounds;
 pub mod settings;
+pub mod timing;
 pub mod upstream;

@@ -1,4 +1,4 @@
-//! The load: client connections, and what is sent over them.
+//! The load: client connections, and what is sent over them. Those that become WebSockets are in `sockets`.
 //!
 //! Knows a forwarder's address and nothing else of it. Every answer is checked for its status and its
 //! length; one that is not whole ends the measurement. What the load itself costs is not measured.
@@ -15,14 +15,17 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode,
+    header::{ACCEPT, CONTENT_TYPE},
+};
 use http_body_util::{BodyExt, Full};
 use hyper::{
     body::Incoming,
     client::conn::http1::{self, SendRequest},
 };
 use hyper_util::rt::TokioIo;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -34,7 +37,11 @@ use crate::{
     forwarder::USER_TOKEN,
 };
 
-/// Idle streams that are opened at the same time.
+mod sockets;
+
+pub use sockets::Sockets;
+
+/// Idle streams, or sockets, that are opened at the same time.
 const OPENING_MAX: usize = 32;
 /// How much of a refusal's body an error quotes.
 const EXCERPT_BYTES: usize = 300;
@@ -67,9 +74,27 @@ pub enum LoadError {
         /// What upstream sent.
         expected: usize,
     },
-    /// A stream that should stay open ended.
-    #[error("idle stream ended before its first event")]
-    Ended,
+    /// A stream or socket that should stay open ended.
+    #[error("{0} ended too soon")]
+    Ended(&'static str),
+    /// A socket failed under way.
+    #[error("socket failed: {0}")]
+    Socket(io::Error),
+    /// More or other messages came than upstream sent.
+    #[error("{found} messages of {found_bytes} bytes, expected {expected} of {expected_bytes}")]
+    Messages {
+        /// What came.
+        found: u64,
+        /// What came.
+        found_bytes: usize,
+        /// What upstream sent.
+        expected: u64,
+        /// What upstream sent.
+        expected_bytes: usize,
+    },
+    /// A handshake was not taken.
+    #[error("no WebSocket: {0}")]
+    Handshake(String),
     /// A task of the load generator panicked.
     #[error("load generator failed: {0}")]
     Task(#[from] tokio::task::JoinError),
@@ -78,7 +103,7 @@ pub enum LoadError {
 /// What a load took in.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tally {
-    /// Requests or events, as the shape counts.
+    /// Requests, events or messages, as the shape counts.
     pub units: u64,
     /// Reads of the client's sockets that gave bytes: how finely the forwarder wrote.
     pub reads: u64,
@@ -100,7 +125,7 @@ impl Clients {
         let mut connections = Vec::with_capacity(count);
         for number in 0..count {
             let mut connection = Connection::open(address, number).await?;
-            connection.exchange(Shape::Json, answers.body_bytes(Shape::Json)).await?;
+            connection.exchange(Shape::Json, answers.of(Shape::Json).body_bytes).await?;
             connections.push(connection);
         }
         Ok(Self { connections, answers: Arc::clone(answers) })
@@ -111,7 +136,8 @@ impl Clients {
     /// # Errors
     /// The first [`LoadError`] of any of them.
     pub async fn drive(&mut self, shape: Shape, times: usize) -> Result<Tally, LoadError> {
-        let expected = self.answers.body_bytes(shape);
+        let answer = self.answers.of(shape);
+        let (expected, units) = (answer.body_bytes, answer.units);
         let mut tasks = JoinSet::new();
         for mut connection in self.connections.drain(..) {
             tasks.spawn(async move {
@@ -127,7 +153,7 @@ impl Clients {
         while let Some(outcome) = tasks.join_next().await {
             let (connection, reads) = outcome??;
             self.connections.push(connection);
-            tally.units += times as u64 * self.answers.units(shape);
+            tally.units += times as u64 * units;
             tally.reads += reads;
         }
         Ok(tally)
@@ -183,14 +209,14 @@ impl Connection {
         let (sender, driver) = http1::handshake(TokioIo::new(counted)).await?;
         // What ends the driver is seen by the exchange under way.
         let driver = tokio::spawn(async move { driver.await.ok() }).abort_handle();
-        let session = format!("01990000-0000-7000-8000-{number:012x}");
+        let session = session(number);
         Ok(Self {
             sender,
             driver,
             reads,
-            headers: headers(address, &session)?,
-            json_body: request_body(&session, false),
-            stream_body: request_body(&session, true),
+            headers: post_headers(address, &session)?,
+            json_body: Bytes::from(request_body(&session, false).to_string()),
+            stream_body: Bytes::from(request_body(&session, true).to_string()),
         })
     }
 
@@ -216,7 +242,7 @@ impl Connection {
         let mut body = self.send(Shape::Idle).await?;
         match body.frame().await {
             Some(frame) => frame.map(drop)?,
-            None => return Err(LoadError::Ended),
+            None => return Err(LoadError::Ended("idle stream")),
         }
         Ok((self, body))
     }
@@ -225,7 +251,7 @@ impl Connection {
     async fn send(&mut self, shape: Shape) -> Result<Incoming, LoadError> {
         let body = match shape {
             Shape::Json => &self.json_body,
-            Shape::Sse | Shape::Burst | Shape::Idle => &self.stream_body,
+            Shape::Sse | Shape::Burst | Shape::Idle | Shape::Socket | Shape::IdleSocket => &self.stream_body,
         };
         let mut request = Request::new(Full::new(body.clone()));
         *request.method_mut() = Method::POST;
@@ -263,17 +289,28 @@ async fn excerpt(mut body: Incoming) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// The headers of a Codex client over SSE (wire.md, "Codex CLI as a client of the gateway").
+/// The session of the client of this number.
+fn session(number: usize) -> String {
+    format!("01990000-0000-7000-8000-{number:012x}")
+}
+
+/// The headers of a Codex client over SSE.
+fn post_headers(address: SocketAddr, session: &str) -> Result<HeaderMap, http::Error> {
+    let mut headers = headers(address, session)?;
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(ACCEPT, HeaderValue::from_static("text/event-stream"));
+    Ok(headers)
+}
+
+/// The headers of a Codex client, whatever it asks for.
 fn headers(address: SocketAddr, session: &str) -> Result<HeaderMap, http::Error> {
     let host = address.to_string();
     let authorization = format!("Bearer {USER_TOKEN}");
     let window = format!("{session}:0");
     let metadata = json!({"turn_id": session, "sandbox": "none"}).to_string();
-    let fields: [(&'static str, &str); 11] = [
+    let fields: [(&'static str, &str); 9] = [
         ("host", &host),
         ("authorization", &authorization),
-        ("content-type", "application/json"),
-        ("accept", "text/event-stream"),
         ("user-agent", "codex_exec/0.169.0 (Debian 12; x86_64) tollgate-bench"),
         ("originator", "codex_exec"),
         ("session-id", session),
@@ -285,8 +322,8 @@ fn headers(address: SocketAddr, session: &str) -> Result<HeaderMap, http::Error>
     fields.into_iter().map(|(name, value)| Ok((HeaderName::from_static(name), HeaderValue::from_str(value)?))).collect()
 }
 
-fn request_body(session: &str, stream: bool) -> Bytes {
-    let body = json!({
+fn request_body(session: &str, stream: bool) -> Value {
+    json!({
         "model": MODEL,
         "stream": stream,
         "instructions": "You are a coding agent.",
@@ -302,8 +339,7 @@ fn request_body(session: &str, stream: bool) -> Bytes {
         "include": [],
         "prompt_cache_key": session,
         "client_metadata": {"session_id": session},
-    });
-    Bytes::from(body.to_string())
+    })
 }
 
 /// A socket that counts the reads that gave bytes.

@@ -16,7 +16,7 @@ use tollgate_bench::{
 };
 
 /// Measures Tollgate, a bare hyper proxy and nginx before the same upstream: each one's own CPU time per
-/// request and per event, and its memory per idle stream.
+/// request, event and WebSocket message, and its memory per idle stream and socket.
 ///
 /// Build first: `cargo build --release -p tollgate -p tollgate-bench`.
 #[derive(Parser)]
@@ -28,7 +28,7 @@ struct Arguments {
     /// JSON merged into Tollgate's config, for example {"limits": {…}}
     #[arg(long, value_name = "JSON", default_value = "{}", value_parser = json)]
     tollgate_set: serde_json::Value,
-    /// Measures to take, separated by commas: json, sse, burst, idle
+    /// Measures to take, separated by commas: json, sse, burst, socket, idle, idle-socket
     #[arg(long, value_delimiter = ',', value_parser = shape)]
     only: Vec<Shape>,
     /// Interleaved rounds of each measure
@@ -37,10 +37,13 @@ struct Arguments {
     /// Client connections kept alive
     #[arg(long, default_value_t = 16, value_parser = count)]
     connections: usize,
+    /// WebSockets over which turns are taken at once
+    #[arg(long, default_value_t = 32, value_parser = count)]
+    sockets: usize,
     /// JSON requests in one measurement
     #[arg(long, default_value_t = 8000, value_parser = count)]
     requests: usize,
-    /// Deltas in one event stream
+    /// Deltas in one event stream, and over one socket
     #[arg(long, default_value_t = 2000, value_parser = count)]
     deltas: usize,
     /// Events in one write of the upstream, in the measure of bursts
@@ -49,10 +52,10 @@ struct Arguments {
     /// Microseconds between two writes of the upstream in one stream; 0 sends without a pause
     #[arg(long, default_value_t = 1000)]
     pace_us: u64,
-    /// Streams held open at once, bounded by the limit of open files
+    /// Streams, or sockets, held open at once, bounded by the limit of open files
     #[arg(long, default_value_t = 1000, value_parser = count)]
     idle_streams: usize,
-    /// Milliseconds of silence before the memory of idle streams is read
+    /// Milliseconds of silence before the memory of what is held open is read
     #[arg(long, default_value_t = 1500)]
     idle_settle_ms: u64,
     /// Seconds that one measurement may take
@@ -70,7 +73,8 @@ struct Arguments {
 }
 
 fn shape(name: &str) -> Result<Shape, String> {
-    Shape::named(name).ok_or_else(|| "expected json, sse, burst or idle".to_owned())
+    let expected = || Shape::ALL.map(Shape::name).join(", ");
+    Shape::named(name).ok_or_else(|| format!("expected one of {}", expected()))
 }
 
 /// Large enough for any use, small enough that no product of two overflows.
@@ -97,6 +101,7 @@ impl Arguments {
             shapes: Shape::ALL.into_iter().filter(chosen).collect(),
             rounds: self.rounds,
             connections: self.connections,
+            sockets: self.sockets,
             requests: self.requests,
             streams: StreamPlan { deltas: self.deltas, burst: self.burst },
             pace: Duration::from_micros(self.pace_us),
@@ -174,7 +179,7 @@ fn notes(settings: &Settings, asked_streams: usize, site: &Site) -> Vec<String> 
     }
     if settings.idle_streams < asked_streams {
         let held = settings.idle_streams;
-        notes.push(format!("idle streams: {held} instead of {asked_streams}, by the limit of open files"));
+        notes.push(format!("idle streams and sockets: {held} instead of {asked_streams}, by the limit of open files"));
     }
     let cores = thread::available_parallelism().map_or(0, usize::from);
     notes.push(format!("{cores} cores; load average at the start: {}", load_average()));

@@ -12,7 +12,7 @@ use std::{
 use crate::{
     answers::{Answers, Shape},
     forwarder::{Forwarder, Running, Site, StartError},
-    load::{Clients, IdleStreams, LoadError},
+    load::{Clients, IdleStreams, LoadError, Sockets, Tally},
     process::ProcessError,
     settings::Settings,
 };
@@ -71,9 +71,9 @@ fn quoted(last_words: &str) -> String {
 /// One measurement of one forwarder.
 #[derive(Clone, Copy, Debug)]
 pub struct Sample {
-    /// Microseconds of CPU per request or event; KiB per stream for [`Shape::Idle`].
+    /// Microseconds of CPU per request, event or message; KiB per stream or socket where those are idle.
     pub value: f64,
-    /// Reads of the client per event, or per request; 0 for [`Shape::Idle`].
+    /// Reads of the client per request, event or message; 0 where nothing is sent.
     pub reads_per_unit: f64,
     /// Wall time of the load.
     pub elapsed: Duration,
@@ -103,14 +103,13 @@ pub async fn run(settings: &Settings, site: &Site, progress: &dyn Fn(&str)) -> R
         upstream: upstream.address,
         answers: Arc::new(Answers::new(settings.streams)),
     };
-    let (of_memory, of_cpu): (Vec<Shape>, Vec<Shape>) =
-        settings.shapes.iter().copied().partition(|&shape| shape == Shape::Idle);
+    let (of_memory, of_cpu): (Vec<Shape>, Vec<Shape>) = settings.shapes.iter().partition(|shape| shape.is_idle());
     let mut series = match of_cpu.is_empty() {
         true => Vec::new(),
         false => bench.cpu_rounds(&of_cpu).await?,
     };
-    if !of_memory.is_empty() {
-        series.extend(bench.idle_rounds().await?);
+    for shape in of_memory {
+        series.extend(bench.idle_rounds(shape).await?);
     }
     Ok(series)
 }
@@ -127,12 +126,16 @@ impl Bench<'_> {
     async fn cpu_rounds(&self, shapes: &[Shape]) -> Result<Vec<Series>, BenchError> {
         let mut fleet = Vec::new();
         for forwarder in self.site.forwarders() {
+            if !shapes.iter().any(|&shape| forwarder.forwards(shape)) {
+                continue;
+            }
             (self.progress)(&format!("starting {forwarder}"));
             fleet.push((forwarder, self.site.start(forwarder, self.upstream).await?));
         }
         let mut all = Vec::new();
         for &shape in shapes {
-            for (forwarder, running) in &fleet {
+            let fleet = || fleet.iter().filter(|(forwarder, _)| forwarder.forwards(shape));
+            for (forwarder, running) in fleet() {
                 (self.progress)(&format!("{}: warm-up of {forwarder}", shape.name()));
                 let times = self.settings.exchanges_per_connection(shape).div_ceil(WARM_UP_DIVISOR);
                 self.cpu(*forwarder, running, shape, times).await?;
@@ -140,7 +143,7 @@ impl Bench<'_> {
             let mut series = self.empty_series(shape);
             for round in 1..=self.settings.rounds {
                 (self.progress)(&format!("{}: round {round} of {}", shape.name(), self.settings.rounds));
-                for (series, (forwarder, running)) in series.iter_mut().zip(&fleet) {
+                for (series, (forwarder, running)) in series.iter_mut().zip(fleet()) {
                     let times = self.settings.exchanges_per_connection(shape);
                     series.samples.push(self.cpu(*forwarder, running, shape, times).await?);
                 }
@@ -150,14 +153,14 @@ impl Bench<'_> {
         Ok(all)
     }
 
-    async fn idle_rounds(&self) -> Result<Vec<Series>, BenchError> {
-        let mut series = self.empty_series(Shape::Idle);
+    async fn idle_rounds(&self, shape: Shape) -> Result<Vec<Series>, BenchError> {
+        let mut series = self.empty_series(shape);
         for round in 1..=self.settings.rounds {
-            (self.progress)(&format!("idle: round {round} of {}", self.settings.rounds));
+            (self.progress)(&format!("{}: round {round} of {}", shape.name(), self.settings.rounds));
             for series in &mut series {
                 let running = self.site.start(series.forwarder, self.upstream).await?;
-                let measurement = self.idle_memory(&running);
-                let sample = self.bounded(series.forwarder, &running, Shape::Idle, measurement).await?;
+                let measurement = self.idle_memory(&running, shape);
+                let sample = self.bounded(series.forwarder, &running, shape, measurement).await?;
                 series.samples.push(sample);
             }
         }
@@ -166,7 +169,7 @@ impl Bench<'_> {
 
     fn empty_series(&self, shape: Shape) -> Vec<Series> {
         let empty = |forwarder| Series { shape, forwarder, samples: Vec::new() };
-        self.site.forwarders().into_iter().map(empty).collect()
+        self.site.forwarders().into_iter().filter(|forwarder| forwarder.forwards(shape)).map(empty).collect()
     }
 
     async fn cpu(
@@ -203,11 +206,23 @@ impl Bench<'_> {
     }
 
     async fn cpu_time(&self, running: &Running, shape: Shape, times: usize) -> Result<Sample, Unmeasured> {
-        let count = self.settings.connections;
-        let mut clients = Clients::connect(running.address, count, &self.answers).await?;
+        let Settings { connections, sockets, .. } = *self.settings;
+        if shape.is_socket() {
+            let mut sockets = Sockets::open(running.address, sockets, shape, &self.answers).await?;
+            return self.cpu_time_of(running, sockets.drive(times)).await;
+        }
+        let mut clients = Clients::connect(running.address, connections, &self.answers).await?;
+        self.cpu_time_of(running, clients.drive(shape, times)).await
+    }
+
+    async fn cpu_time_of(
+        &self,
+        running: &Running,
+        load: impl Future<Output = Result<Tally, LoadError>>,
+    ) -> Result<Sample, Unmeasured> {
         let cpu_before = running.process.cpu_time()?;
         let began = Instant::now();
-        let tally = clients.drive(shape, times).await?;
+        let tally = load.await?;
         let elapsed = began.elapsed();
         tokio::time::sleep(TRAILING_WORK).await;
         let spent = running.process.cpu_time()?.saturating_sub(cpu_before);
@@ -218,7 +233,7 @@ impl Bench<'_> {
         })
     }
 
-    async fn idle_memory(&self, running: &Running) -> Result<Sample, Unmeasured> {
+    async fn idle_memory(&self, running: &Running, shape: Shape) -> Result<Sample, Unmeasured> {
         let mut clients = Clients::connect(running.address, self.settings.connections, &self.answers).await?;
         clients.drive(Shape::Json, FIRST_REQUESTS).await?;
         drop(clients);
@@ -226,14 +241,30 @@ impl Bench<'_> {
         let before = running.process.memory_bytes()?;
         let began = Instant::now();
         let count = self.settings.idle_streams;
-        let streams = IdleStreams::open(running.address, count).await?;
+        let held = self.hold(running, shape, count).await?;
         let elapsed = began.elapsed();
         tokio::time::sleep(self.settings.idle_settle).await;
         let after = running.process.memory_bytes()?;
-        drop(streams);
+        drop(held);
         tokio::time::sleep(CLOSING).await;
         Ok(Sample { value: (after as f64 - before as f64) / 1024.0 / count as f64, reads_per_unit: 0.0, elapsed })
     }
+
+    async fn hold(&self, running: &Running, shape: Shape, count: usize) -> Result<Held, LoadError> {
+        if !shape.is_socket() {
+            return Ok(Held::Streams(IdleStreams::open(running.address, count).await?));
+        }
+        let mut sockets = Sockets::open(running.address, count, shape, &self.answers).await?;
+        sockets.drive(self.settings.exchanges_per_connection(shape)).await?;
+        Ok(Held::Sockets(sockets))
+    }
+}
+
+/// What is open and idle for as long as this value lives; nobody looks into it.
+#[expect(dead_code, reason = "it is held, and that is all")]
+enum Held {
+    Streams(IdleStreams),
+    Sockets(Sockets),
 }
 
 /// Why one measurement failed, before it is known whose it was.

@@ -4,7 +4,7 @@
 
 use std::{io, path::PathBuf, time::Duration};
 
-use crate::answers::{Shape, StreamPlan};
+use crate::answers::{SOCKET_TURNS, Shape, StreamPlan};
 
 /// Descriptors that a forwarder needs besides two for each stream.
 const DESCRIPTORS_BESIDES: u64 = 512;
@@ -22,15 +22,17 @@ pub struct Settings {
     pub rounds: usize,
     /// Client connections kept alive through a measurement.
     pub connections: usize,
+    /// WebSockets over which turns are taken at once.
+    pub sockets: usize,
     /// JSON requests of one measurement, over all connections.
     pub requests: usize,
     /// Length of the streams and of the bursts in them.
     pub streams: StreamPlan,
     /// Time between two writes of the upstream in one stream.
     pub pace: Duration,
-    /// Streams held open at once.
+    /// Streams, or sockets, held open at once.
     pub idle_streams: usize,
-    /// Silence before the memory of idle streams is read.
+    /// Silence before the memory of what is held open is read.
     pub idle_settle: Duration,
     /// Longest time that one measurement may take.
     pub measurement_timeout: Duration,
@@ -44,19 +46,22 @@ impl Settings {
     pub fn quick(mut self) -> Self {
         self.rounds = 1;
         self.requests = self.requests.min(400);
+        self.sockets = self.sockets.min(16);
         self.streams.deltas = self.streams.deltas.min(200);
         self.idle_streams = self.idle_streams.min(50);
         self.idle_settle = self.idle_settle.min(Duration::from_millis(200));
         self
     }
 
-    /// Answers of `shape` that one connection takes in one measurement.
+    /// Answers of `shape` that one connection, or socket, takes in one measurement.
     pub fn exchanges_per_connection(&self, shape: Shape) -> usize {
         match shape {
             Shape::Json => self.requests.div_ceil(self.connections),
             Shape::Sse => 1,
             // A burst carries many events in one tick: more streams for as much to measure.
             Shape::Burst => 4,
+            Shape::Socket => SOCKET_TURNS,
+            Shape::IdleSocket => 1,
             Shape::Idle => 0,
         }
     }

@@ -1,6 +1,6 @@
 //! The fast upstream: reads a request, writes the bytes of [`Answers`].
 //!
-//! Speaks just the HTTP/1.1 that three well-behaved forwarders send, without a library, for two reasons:
+//! Speaks just the HTTP/1.1 and the WebSocket that well-behaved forwarders send, without a library, for two reasons:
 //! it shares two cores with what it helps to measure, and each write has to be exactly the one planned.
 
 use std::{io, sync::Arc, time::Duration};
@@ -11,8 +11,12 @@ use tokio::{
     net::{TcpListener, TcpStream},
     time::{Interval, MissedTickBehavior, interval},
 };
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use crate::answers::{Answers, Shape};
+use crate::{
+    answers::{Answers, Shape},
+    frames::FrameCount,
+};
 
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 const BODY_BYTES_MAX: usize = 1024 * 1024;
@@ -44,14 +48,17 @@ impl Connection {
     async fn run(mut self) -> io::Result<()> {
         self.stream.set_nodelay(true)?;
         let mut unread = BytesMut::with_capacity(4096);
-        while let Some(target) = self.request(&mut unread).await? {
-            self.answer(&target).await?;
+        while let Some(Head { target, socket_key, .. }) = self.request(&mut unread).await? {
+            match (Shape::of_target(&target), socket_key) {
+                (Some(shape), Some(key)) => return self.converse(shape, &key, &unread).await,
+                (shape, _) => self.answer(shape, &target).await?,
+            }
         }
         Ok(())
     }
 
-    /// The next request's target, its body read and thrown away; `None` at a clean end.
-    async fn request(&mut self, unread: &mut BytesMut) -> io::Result<Option<String>> {
+    /// The next request's head, its body read and thrown away; `None` at a clean end.
+    async fn request(&mut self, unread: &mut BytesMut) -> io::Result<Option<Head>> {
         let head_bytes = loop {
             if let Some(at) = find(unread, b"\r\n\r\n") {
                 break at + 4;
@@ -66,7 +73,7 @@ impl Connection {
         let head = Head::parse(&unread[..head_bytes])?;
         unread.advance(head_bytes);
         self.skip_body(head.framing, unread).await?;
-        Ok(Some(head.target))
+        Ok(Some(head))
     }
 
     async fn skip_body(&mut self, framing: Framing, unread: &mut BytesMut) -> io::Result<()> {
@@ -84,22 +91,47 @@ impl Connection {
         }
     }
 
-    async fn answer(&mut self, target: &str) -> io::Result<()> {
+    async fn answer(&mut self, shape: Option<Shape>, target: &str) -> io::Result<()> {
         let answers = Arc::clone(&self.answers);
-        match Shape::of_target(target) {
-            Some(shape @ Shape::Json) => self.stream.write_all(&answers.writes(shape)[0]).await,
-            Some(shape @ (Shape::Sse | Shape::Burst)) => self.stream_events(answers.writes(shape)).await,
+        match shape {
+            Some(shape @ Shape::Json) => self.stream.write_all(&answers.of(shape).writes[0]).await,
+            Some(shape @ (Shape::Sse | Shape::Burst)) => self.write_paced(&answers.of(shape).writes).await,
             Some(shape @ Shape::Idle) => {
-                self.stream.write_all(&answers.writes(shape)[0]).await?;
+                self.stream.write_all(&answers.of(shape).writes[0]).await?;
                 self.hold_until_closed().await
             }
+            // They come with a key.
+            Some(Shape::Socket | Shape::IdleSocket) => self.stream.write_all(NOT_FOUND).await,
             None if target.starts_with("/backend-api/wham/usage") => self.stream.write_all(answers.usage_poll()).await,
             None => self.stream.write_all(NOT_FOUND).await,
         }
     }
 
+    /// Accepts a handshake; then each of the client's messages is a turn, until the client goes.
+    async fn converse(mut self, shape: Shape, key: &str, unread: &[u8]) -> io::Result<()> {
+        let answers = Arc::clone(&self.answers);
+        self.stream.write_all(answers.upgrade(&derive_accept_key(key.as_bytes())).as_bytes()).await?;
+        let mut frames = FrameCount::default();
+        frames.feed(unread);
+        let mut answered = 0;
+        let mut piece = [0; 4096];
+        loop {
+            while answered < frames.messages {
+                self.write_paced(&answers.of(shape).writes).await?;
+                answered += 1;
+            }
+            match self.stream.read(&mut piece).await? {
+                0 => return Ok(()),
+                read => frames.feed(&piece[..read]),
+            }
+            if frames.is_closed {
+                return Ok(());
+            }
+        }
+    }
+
     /// One write a tick: each must reach the forwarder by itself, or many would be measured as one.
-    async fn stream_events(&mut self, writes: &[bytes::Bytes]) -> io::Result<()> {
+    async fn write_paced(&mut self, writes: &[bytes::Bytes]) -> io::Result<()> {
         let mut ticks = (!self.pace.is_zero()).then(|| ticks_of(self.pace));
         for write in writes {
             if let Some(ticks) = &mut ticks {
@@ -127,6 +159,8 @@ fn ticks_of(pace: Duration) -> Interval {
 struct Head {
     target: String,
     framing: Framing,
+    /// A WebSocket is asked for.
+    socket_key: Option<String>,
 }
 
 #[derive(Clone, Copy)]
@@ -141,15 +175,18 @@ impl Head {
         let mut lines = text.split("\r\n");
         let target = lines.next().and_then(|line| line.split(' ').nth(1)).ok_or(io::ErrorKind::InvalidData)?;
         let mut framing = Framing::Sized(0);
+        let mut socket_key = None;
         for (name, value) in lines.filter_map(|line| line.split_once(':')) {
             if name.eq_ignore_ascii_case("content-length") {
                 let length = value.trim().parse().map_err(|_| io::ErrorKind::InvalidData)?;
                 framing = Framing::Sized(length);
             } else if name.eq_ignore_ascii_case("transfer-encoding") {
                 framing = Framing::Chunked;
+            } else if name.eq_ignore_ascii_case("sec-websocket-key") {
+                socket_key = Some(value.trim().to_owned());
             }
         }
-        Ok(Self { target: target.to_owned(), framing })
+        Ok(Self { target: target.to_owned(), framing, socket_key })
     }
 }
 

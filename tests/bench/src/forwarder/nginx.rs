@@ -1,5 +1,5 @@
 //! nginx as a plain reverse proxy: one worker, connections kept alive on both sides, no buffering of
-//! answers, no access log. Its master is measured with it.
+//! answers, no access log; WebSockets as its documentation has it. Its master is measured with it.
 
 use std::{
     fs, io,
@@ -76,6 +76,10 @@ error_log stderr warn;
 events {{ worker_connections {connections}; }}
 http {{
     access_log off;
+    map $http_upgrade $connection_field {{
+        default upgrade;
+        \"\" \"\";
+    }}
 {temporary}    keepalive_timeout 600s;
     keepalive_requests 100000000;
     upstream bench {{
@@ -89,7 +93,8 @@ http {{
         location / {{
             proxy_pass http://bench;
             proxy_http_version 1.1;
-            proxy_set_header Connection \"\";
+            proxy_set_header Upgrade $http_upgrade;
+            proxy_set_header Connection $connection_field;
             proxy_buffering off;
             proxy_read_timeout 600s;
         }}

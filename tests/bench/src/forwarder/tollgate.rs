@@ -1,6 +1,6 @@
 //! Tollgate as it is used: users, a balancer over two OAuth credentials, a `headers` setting (so that the
 //! rewriter runs), metering and the ledger. Nothing is turned off for the bench but the line per request
-//! in the log, as nginx's access log is.
+//! in the log, as nginx's access log is; and one user may have as many WebSockets as are held open.
 
 use std::{
     fs, io,
@@ -22,6 +22,9 @@ pub const USER_TOKEN: &str = "bench-token-of-alice-0123456789abcdef";
 const ACCESS_TOKEN: &str = "eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0.\
      eyJleHAiOjQxMDI0NDQ4MDAsImh0dHBzOi8vYXBpLm9wZW5haS5jb20vYXV0aCI6eyJjaGF0Z3B0X3BsYW5fdHlwZSI6InBybyJ9fQ.\
      c2lnbmF0dXJl";
+
+/// Above any number of sockets that a run opens.
+const WEBSOCKETS_MAX: usize = 1_000_000;
 
 const NAME: &str = "tollgate";
 
@@ -57,6 +60,7 @@ fn write_files(folder: &Path, upstream: SocketAddr, overrides: &Value) -> io::Re
     let mut config = json!({
         "log": {"level": "warn", "output": folder.join("tollgate.log")},
         "data_dir": folder.join("data"),
+        "limits": {"websockets_per_user": WEBSOCKETS_MAX},
         "services": [{
             "type": "ocm",
             "tag": "bench",

@@ -42,7 +42,7 @@ pub(crate) fn tell_how_to_join(gateway: &Gateway) {
     println!("name = \"Tollgate\"");
     println!("base_url = \"{}/v1\"", gateway.url);
     println!("wire_api = \"responses\"");
-    println!("supports_websockets = false");
+    println!("supports_websockets = true");
     println!("experimental_bearer_token = \"{}\"\n", user.token);
     println!("Upstream is scripted, so the model only ever says \"tick\". Ctrl-C ends the demo.");
 }
