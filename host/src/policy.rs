@@ -15,6 +15,7 @@ mod load;
 mod quarantine;
 mod record;
 mod repeat;
+mod seat;
 mod shadow;
 mod shipped;
 mod slot;

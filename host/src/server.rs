@@ -4,7 +4,9 @@
 //! every request under way ends or is recorded as cut before the ledger closes.
 
 mod admin;
+mod board;
 mod build;
+mod configure;
 mod connection;
 mod keep;
 mod policies;
@@ -43,10 +45,11 @@ pub use policies::{LastReload, PolicyStatus};
 pub use refresh::{COMMAND as REFRESH_COMMAND, Errand, RefreshIn, run_errand};
 
 use admin::{Admin, Rights};
+use board::{Board, BoardWorld};
 use build::{Loaded, Patience, World};
 use connection::Accepting;
 use keep::{Keeping, Tasks};
-use reload::{Board, BoardWorld, Command, Fixed, Served, Supervisor};
+use reload::{Command, Fixed, Served, Supervisor};
 use views::{ViewOf, Views};
 
 /// The gateway cannot start.

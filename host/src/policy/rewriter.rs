@@ -12,9 +12,10 @@ use super::bindings::balancer::tollgate::policy::types::{Edit, Header, Manifest,
 use super::bindings::rewriter::{RewriterPolicy, RewriterPolicyPre};
 use super::engine::Engine;
 use super::fault::Fault;
-use super::instance::{Bad, Guest, Seat, world};
+use super::instance::{Guest, world};
 use super::load::{LoadError, Loading, Source, load, try_out};
 use super::repeat::{Asked, EditSaid, OwnFacts, Said};
+use super::seat::{Bad, Seat};
 use super::threads::Full;
 use super::{Facts, generation};
 use crate::config::{OnFailure, PolicyConfig, PolicyKind, PolicySource};

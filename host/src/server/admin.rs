@@ -25,8 +25,9 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use super::board::Board;
 use super::keep::Tasks;
-use super::reload::{Board, Command, Reply};
+use super::reload::{Command, Reply};
 use super::scrape;
 use crate::credentials::Health;
 use crate::files::{plain, remove};

@@ -1,7 +1,7 @@
 //! What is looked at when somebody asks for metrics: how everything is at that moment.
 
+use super::board::Board;
 use super::policies::PolicyStatus;
-use super::reload::Board;
 use crate::metrics::Seen;
 use crate::policy::FaultKind;
 use crate::values::clock::Millis;
