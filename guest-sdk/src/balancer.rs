@@ -122,7 +122,8 @@ enum Column {
 pub struct Pool {
     members: Vec<Member>,
     width: usize,
-    places: [Option<usize>; COLUMNS.len()],
+    /// Past the end of any row where the host does not tell the column.
+    places: [usize; COLUMNS.len()],
 }
 
 #[derive(Debug, Clone)]
@@ -135,7 +136,8 @@ struct Member {
 impl Pool {
     pub(crate) fn new(columns: &[String], members: Vec<(String, String)>, weights: &Weights) -> Self {
         let members = members.into_iter().map(|(tag, plan)| Member { weight: weights.of(&plan), tag, plan }).collect();
-        let places = COLUMNS.map(|name| columns.iter().position(|column| column == name));
+        let place = |name| columns.iter().position(|column| column == name).unwrap_or(usize::MAX);
+        let places = COLUMNS.map(place);
         Self { members, width: columns.len(), places }
     }
 
@@ -334,6 +336,6 @@ impl<'a> Candidate<'a> {
     }
 
     fn known(&self, column: Column) -> Option<f64> {
-        self.pool.places[column as usize].map(|place| self.row[place])
+        self.row.get(self.pool.places[column as usize]).copied()
     }
 }

@@ -301,6 +301,8 @@ impl Credential {
                 state.standing = Standing::default();
                 state.polling = Polling::default();
                 state.accounts += 1;
+                // Another plan, or none that is known yet: either way balancers are told.
+                self.plan_version.fetch_add(1, Ordering::Release);
             }
             state.account.clone_from(&new.account_id);
         }

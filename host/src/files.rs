@@ -26,13 +26,7 @@ pub fn read_bounded(path: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
     if fs::metadata(path).is_ok_and(|meta| meta.is_dir()) {
         return Err("expected a file, found a folder".to_owned());
     }
-    let file = File::open(path).map_err(|error| plain(&error))?;
-    let mut bytes = Vec::new();
-    file.take(bytes_max + 1).read_to_end(&mut bytes).map_err(|error| plain(&error))?;
-    if bytes.len() as u64 > bytes_max {
-        return Err(format!("expected at most {bytes_max} bytes, found more"));
-    }
-    Ok(bytes)
+    read_all(File::open(path).map_err(|error| plain(&error))?, bytes_max)
 }
 
 /// Reads a file of at most `bytes_max`, and nothing that is no file: opening a FIFO could block for ever.
@@ -40,11 +34,25 @@ pub fn read_bounded(path: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
 /// # Errors
 /// Why it cannot be read, without its name.
 pub fn read_regular(path: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
-    let meta = fs::metadata(path).map_err(|error| plain(&error))?;
-    if !meta.is_file() {
+    if fs::metadata(path).map_err(|error| plain(&error))?.is_dir() {
         return Err("expected a file, found something else".to_owned());
     }
-    read_bounded(path, bytes_max)
+    // What it is is asked of what was opened: another could take its place in between.
+    let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let file = opened.map_err(|error| plain(&error))?;
+    if !file.metadata().map_err(|error| plain(&error))?.is_file() {
+        return Err("expected a file, found something else".to_owned());
+    }
+    read_all(file, bytes_max)
+}
+
+fn read_all(file: File, bytes_max: u64) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    file.take(bytes_max + 1).read_to_end(&mut bytes).map_err(|error| plain(&error))?;
+    if bytes.len() as u64 > bytes_max {
+        return Err(format!("expected at most {bytes_max} bytes, found more"));
+    }
+    Ok(bytes)
 }
 
 /// Replaces the file at `path`: at any instant, and after a power cut, there is the old one or the new one. A new file
@@ -54,12 +62,23 @@ pub fn read_regular(path: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
 /// # Errors
 /// It cannot be written, or not with its owner; the old one is as it was.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    replace_like(path, bytes, fs::metadata(path).ok().as_ref())
+}
+
+/// The same, with a file that is its owner's alone, whatever was there: for one that is the gateway's own.
+///
+/// # Errors
+/// It cannot be written; the old one is as it was.
+pub fn replace_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    replace_like(path, bytes, None)
+}
+
+fn replace_like(path: &Path, bytes: &[u8], like: Option<&Metadata>) -> io::Result<()> {
     let temporary = beside(path, TEMPORARY);
     // One that a killed process left is nobody's.
     remove(&temporary)?;
-    let replaced = write_new(&temporary, bytes, fs::metadata(path).ok().as_ref())
-        .and_then(|()| fs::rename(&temporary, path))
-        .and_then(|()| sync_folder(path));
+    let replaced =
+        write_new(&temporary, bytes, like).and_then(|()| fs::rename(&temporary, path)).and_then(|()| sync_folder(path));
     if replaced.is_err() {
         let _ = fs::remove_file(&temporary);
     }

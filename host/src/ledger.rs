@@ -119,7 +119,8 @@ impl Ledger {
         sessions::forget(&connection, forgotten).map_err(LedgerError::sqlite(&path))?;
         let (commands, received) = mpsc::channel();
         let state = Arc::new(State::default());
-        let writer = writer::start(connection, received, Arc::clone(&state), limits.ledger_full)
+        let keeps = writer::Keeps { full: limits.ledger_full, sessions_for: limits.session_lifetime };
+        let writer = writer::start(connection, received, Arc::clone(&state), keeps)
             .map_err(|error| LedgerError::io(&path, &error))?;
         let room = usize::try_from(limits.settle_queue).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
         Ok(Self {

@@ -105,7 +105,6 @@ macro_rules! generation {
             pub(super) fn conduct(&self) -> super::Conduct {
                 super::Conduct {
                     generation: self.seat.number(),
-                    calls: self.seat.calls(),
                     barred_for: self.seat.barred_for(),
                     is_slow: self.seat.is_slow(),
                 }
@@ -130,8 +129,6 @@ use generation;
 pub struct Conduct {
     /// Its number; 0 where there is none yet.
     pub generation: u64,
-    /// Calls that it has had.
-    pub calls: u64,
     /// For how long it is not called, because it failed too often.
     pub barred_for: Option<Duration>,
     /// Whether its calls run on threads of their own.

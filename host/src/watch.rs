@@ -6,7 +6,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,13 +21,16 @@ use crate::files::folder;
 /// How long changes gather after the first: a replaced file makes several.
 const GATHERING: Duration = Duration::from_millis(20);
 
+/// Events that wait. Where there are more, every file is looked at.
+const EVENTS: usize = 4096;
+
 /// Links that lead to links are followed so far.
 const LINKS_MAX: usize = 16;
 
 /// Watches files until it is dropped.
 #[derive(Debug, Clone)]
 pub struct Watch {
-    messages: Option<Sender<Message>>,
+    messages: Option<SyncSender<Message>>,
 }
 
 enum Message {
@@ -37,11 +41,17 @@ enum Message {
 impl Watch {
     /// Starts to watch. Where the system does not let files be watched, nothing is told, and that is logged once.
     pub fn start() -> Self {
-        let (messages, received) = mpsc::channel();
-        let events = messages.clone();
-        let watcher = notify::recommended_watcher(move |event| drop(events.send(Message::Event(event))));
+        let (messages, received) = mpsc::sync_channel(EVENTS);
+        let lost = Arc::new(AtomicBool::new(false));
+        let (events, was_lost) = (messages.clone(), Arc::clone(&lost));
+        let tell = move |event| {
+            if events.try_send(Message::Event(event)).is_err() {
+                was_lost.store(true, Ordering::Release);
+            }
+        };
+        let watcher = notify::recommended_watcher(tell);
         let started = watcher.map_err(|error| error.to_string()).and_then(|watcher| {
-            let watching = Watching { watcher, files: Vec::new(), folders: HashMap::new() };
+            let watching = Watching { watcher, files: Vec::new(), folders: HashMap::new(), lost };
             let run = move || watching.run(&received);
             thread::Builder::new().name("watch".to_owned()).spawn(run).map_err(|error| error.to_string())
         });
@@ -70,6 +80,8 @@ struct Watching {
     files: Vec<File>,
     /// The folders that are watched, and whether the last try to do so failed.
     folders: HashMap<PathBuf, Option<String>>,
+    /// There was no room for an event: any file may have changed.
+    lost: Arc<AtomicBool>,
 }
 
 struct File {
@@ -91,6 +103,9 @@ impl Watching {
                 if begun.elapsed() > GATHERING {
                     break;
                 }
+            }
+            if self.lost.swap(false, Ordering::AcqRel) {
+                touched.extend(0..self.files.len());
             }
             self.tell(&touched);
         }

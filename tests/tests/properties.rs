@@ -135,8 +135,11 @@ impl Known {
         }
     }
 
-    /// What a poll tells replaces what is known.
+    /// What a poll tells replaces what is known. Of a window that it does not tell, what is known lasts until it ends.
     fn replace(&mut self, message: &Message) {
+        for window in [&mut self.five_hour, &mut self.weekly] {
+            *window = window.filter(|told| told.resets_at.is_some());
+        }
         for (span, told) in message.windows() {
             *self.window(span) = Some(told);
         }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::auth_file::Fingerprint;
-use crate::files::{beside, read_regular, remove, replace};
+use crate::files::{beside, read_regular, remove, replace_private};
 use crate::values::limits::AUTH_FILE_BYTES;
 
 /// What the journal's name has more than that of its file.
@@ -97,7 +97,7 @@ impl Journal {
     /// It cannot be written.
     pub(super) fn write(&self, entry: &Entry) -> io::Result<()> {
         let text = Zeroizing::new(serde_json::to_vec(entry).map_err(io::Error::other)?);
-        replace(&self.path, &text)
+        replace_private(&self.path, &text)
     }
 
     /// # Errors

@@ -236,7 +236,7 @@ fn settle(file: &Path, journal: &Journal, spent: Fingerprint, answer: &Answer) -
 
 /// The old refresh token is spent: from here on the new ones must not be lost.
 fn keep(file: &Path, journal: &Journal, entry: Entry) -> Outcome {
-    let noted = journal.write(&entry);
+    let mut noted = journal.write(&entry);
     let Some(new) = &entry.tokens else { return Outcome::Newer };
     for attempt in 0..SETTLE_TRIES {
         match Tokens::read(file) {
@@ -244,7 +244,12 @@ fn keep(file: &Path, journal: &Journal, entry: Entry) -> Outcome {
                 if found.refresh.as_ref().map(|token| Fingerprint::of(token.as_bytes()))
                     == Some(entry.spent.clone()) =>
             {
-                return match (write(file, new, &entry.at), noted) {
+                let written = write(file, new, &entry.at);
+                if written.is_err() && noted.is_err() {
+                    // What stood in the way of both may have gone.
+                    noted = journal.write(&entry);
+                }
+                return match (written, noted) {
                     (Ok(()), _) => unspent(journal, Outcome::Refreshed { token: new.access() }),
                     (Err(reason), Ok(())) => {
                         Outcome::failed(format!("new tokens wait in {}: {reason}", journal.path().display()))
@@ -263,7 +268,13 @@ fn keep(file: &Path, journal: &Journal, entry: Entry) -> Outcome {
             Err(_) => {}
         }
     }
-    Outcome::failed(format!("the file broke during the refresh; new tokens wait in {}", journal.path().display()))
+    match noted {
+        Ok(()) => Outcome::failed(format!(
+            "the file broke during the refresh; new tokens wait in {}",
+            journal.path().display()
+        )),
+        Err(_) => Outcome::login("the file broke during the refresh, and new tokens could not be kept"),
+    }
 }
 
 fn write(file: &Path, new: &NewTokens, at: &str) -> Result<(), String> {

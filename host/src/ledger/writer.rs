@@ -10,6 +10,7 @@ use rusqlite::{Connection, params};
 use tokio::sync::oneshot;
 
 use super::{Command, Room, State, ViewState, sessions};
+use crate::values::clock::Millis;
 use crate::values::exchange::{Attempt, Row};
 use crate::values::limits::LedgerFull;
 use crate::values::money::Cost;
@@ -20,6 +21,9 @@ const GROUP: usize = 256;
 /// How long a group gathers after its first row. A response waits so much longer for its last byte; in exchange, rows of
 /// requests that end together share a commit, and their senders wake nobody.
 const GATHERING: Duration = Duration::from_micros(300);
+
+/// How often old sessions are forgotten.
+const CLEAN_AGAIN: Duration = Duration::from_secs(60 * 60);
 
 /// How often a commit that failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -40,10 +44,20 @@ pub(super) fn start(
     connection: Connection,
     commands: Receiver<Command>,
     state: Arc<State>,
-    full: LedgerFull,
+    keeps: Keeps,
 ) -> std::io::Result<JoinHandle<()>> {
-    let writer = Writer { connection, commands, state, full, pending: Vec::new(), closing: false };
+    let Keeps { full, sessions_for } = keeps;
+    let cleaned = Instant::now();
+    let writer =
+        Writer { connection, commands, state, full, sessions_for, cleaned, pending: Vec::new(), closing: false };
     thread::Builder::new().name("ledger".to_owned()).spawn(move || writer.run())
+}
+
+/// What the ledger keeps, and for how long.
+pub(super) struct Keeps {
+    pub(super) full: LedgerFull,
+    /// Sessions that were used last before that are forgotten.
+    pub(super) sessions_for: Duration,
 }
 
 struct Writer {
@@ -51,6 +65,9 @@ struct Writer {
     commands: Receiver<Command>,
     state: Arc<State>,
     full: LedgerFull,
+    sessions_for: Duration,
+    /// When old sessions were forgotten last.
+    cleaned: Instant,
     /// What is to be committed next. Bounded by the room that was given out.
     pending: Vec<Pending>,
     closing: bool,
@@ -73,11 +90,22 @@ impl Writer {
         while !self.closing {
             self.gather();
             self.commit();
+            if self.cleaned.elapsed() >= CLEAN_AGAIN {
+                self.clean();
+            }
         }
         for pending in self.pending.drain(..) {
             if let What::Row(row) = &pending.what {
                 log_lost_row(row, "the ledger cannot be written");
             }
+        }
+    }
+
+    /// A gateway that runs for months keeps no sessions of its first day.
+    fn clean(&mut self) {
+        self.cleaned = Instant::now();
+        if let Err(error) = sessions::forget(&self.connection, Millis::now().before(self.sessions_for)) {
+            tracing::warn!(%error, "old sessions stay in the ledger");
         }
     }
 

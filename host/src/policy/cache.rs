@@ -14,7 +14,7 @@ use rustix::process::geteuid;
 use sha2::{Digest, Sha256};
 use wasmtime::component::Component;
 
-use crate::files::{plain, replace};
+use crate::files::{plain, replace_private};
 
 /// How a file begins: what it is, and the version of this form.
 const MAGIC: &[u8; 8] = b"TOLLCWA1";
@@ -87,7 +87,7 @@ impl Cache {
             bytes.extend_from_slice(MAGIC);
             bytes.extend_from_slice(&Sha256::digest(&code));
             bytes.extend_from_slice(&code);
-            replace(&path, &bytes).map_err(|error| plain(&error))
+            replace_private(&path, &bytes).map_err(|error| plain(&error))
         });
         match stored {
             Ok(()) => self.clean_up(&path),

@@ -57,6 +57,7 @@ pub(super) struct Quarantine {
     begun: Instant,
     /// In milliseconds since `begun`; 0 where it is not barred.
     barred_until: AtomicU64,
+    /// Calls of its probation that ended.
     calls: AtomicU64,
     record: Mutex<Record>,
 }
@@ -113,7 +114,7 @@ impl Quarantine {
 
     /// A call ended at `at`.
     pub(super) fn ended(&self, was_misconduct: bool, at: Instant) -> Verdict {
-        let calls = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
+        let on_probation = self.is_on_probation();
         let barred = self.barred_until.load(Ordering::Relaxed) != 0;
         if !was_misconduct {
             if barred {
@@ -129,7 +130,6 @@ impl Quarantine {
         {
             record.faults.pop_front();
         }
-        let on_probation = self.has_predecessor && calls <= self.rules.probation_calls;
         let room = if on_probation { FAULTS_ON_PROBATION.min(self.rules.faults) } else { self.rules.faults };
         if !barred && record.faults.len() < room {
             return Verdict::Free;
@@ -153,9 +153,12 @@ impl Quarantine {
         (until != 0).then(|| Duration::from_millis(until.saturating_sub(self.millis(at))))
     }
 
-    /// Calls that ended.
-    pub(super) fn calls(&self) -> u64 {
-        self.calls.load(Ordering::Relaxed)
+    /// Whether the call that ended is one of its first, where it has a predecessor.
+    fn is_on_probation(&self) -> bool {
+        let most = self.rules.probation_calls;
+        self.has_predecessor
+            && self.calls.load(Ordering::Relaxed) < most
+            && self.calls.fetch_add(1, Ordering::Relaxed) < most
     }
 
     fn millis(&self, at: Instant) -> u64 {

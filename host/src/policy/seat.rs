@@ -175,11 +175,6 @@ impl<W: World> Seat<W> {
         self.loaded()?.quarantine.barred_for(Instant::now())
     }
 
-    /// Calls that this generation has had.
-    pub(super) fn calls(&self) -> u64 {
-        self.loaded().map_or(0, |generation| generation.quarantine.calls())
-    }
-
     /// Lets a generation that was barred be called again.
     pub(super) fn lift(&self) {
         if let Some(generation) = self.loaded() {

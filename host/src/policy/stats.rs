@@ -9,7 +9,6 @@ use crate::values::histogram::Histogram;
 /// Counts of one policy. Each is told by itself: together they may be of slightly different moments.
 #[derive(Debug, Default)]
 pub struct Stats {
-    calls: AtomicU64,
     refusals: AtomicU64,
     faults: [AtomicU64; FaultKind::ALL.len()],
     time: Histogram,
@@ -21,7 +20,7 @@ pub struct Stats {
 impl Stats {
     /// Calls that reached the component.
     pub fn calls(&self) -> u64 {
-        self.calls.load(Ordering::Relaxed)
+        self.time.count()
     }
 
     /// Requests that a rewriter refused on purpose.
@@ -55,7 +54,6 @@ impl Stats {
     }
 
     pub(super) fn called(&self, took: Duration) {
-        self.calls.fetch_add(1, Ordering::Relaxed);
         self.time.count_in(took);
     }
 

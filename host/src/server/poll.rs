@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, RETRY_AFTER, USER_AGENT};
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use serde_json::Value;
 
-use super::refresh::{AGENT, seconds};
+use super::refresh::{AGENT, retry_after};
 use crate::credentials::{Credential, Identity, PollBegun};
 use crate::upstream::{RequestBody, Upstream};
 use crate::values::clock::Millis;
@@ -85,7 +85,8 @@ async fn ask(
 fn json(answer: &Response<Bytes>) -> Result<Value, Failure> {
     let status = answer.status();
     if !status.is_success() {
-        let retry_after = seconds(answer.headers().get(RETRY_AFTER));
+        let is_limited = status == StatusCode::TOO_MANY_REQUESTS;
+        let retry_after = is_limited.then(|| retry_after(answer.headers().get(RETRY_AFTER))).flatten();
         return Err(Failure { reason: format!("answered {}", status.as_u16()), retry_after });
     }
     let value = serde_json::from_slice(answer.body()).ok().filter(Value::is_object);

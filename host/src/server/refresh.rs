@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE, HeaderValue, RETRY_AFTER, USER_AGENT};
@@ -72,7 +72,8 @@ impl Refresher {
         let errand = Errand {
             job,
             endpoint: self.endpoint.to_string(),
-            connect_timeout: self.limits.connect_timeout.min(CONNECT_TIMEOUT),
+            // What was not sent within half the time can be told from what was not answered.
+            connect_timeout: self.limits.connect_timeout.min(CONNECT_TIMEOUT).min(self.limits.refresh_timeout / 2),
             refresh_timeout: self.limits.refresh_timeout,
         };
         match &self.place {
@@ -156,12 +157,16 @@ async fn ask(
     };
     Ok(Answer {
         status: response.status().as_u16(),
-        retry_after: seconds(response.headers().get(RETRY_AFTER)),
+        retry_after: retry_after(response.headers().get(RETRY_AFTER)),
         body: Zeroizing::new(response.into_body().to_vec()),
     })
 }
 
-/// `Retry-After` in seconds. A date is left out: our own pause is as good.
-pub(super) fn seconds(value: Option<&HeaderValue>) -> Option<Duration> {
-    value?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+/// `Retry-After` (RFC 9110, section 10.2.3): seconds, or a date.
+pub(super) fn retry_after(value: Option<&HeaderValue>) -> Option<Duration> {
+    let text = value?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    httpdate::parse_http_date(text).ok()?.duration_since(SystemTime::now()).ok()
 }

@@ -39,7 +39,10 @@ impl Histogram {
         let ns = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
         self.buckets[place(ns)].fetch_add(1, Ordering::Relaxed);
         self.sum_ns.fetch_add(ns, Ordering::Relaxed);
-        self.max_ns.fetch_max(ns, Ordering::Relaxed);
+        // Written as rarely as it changes.
+        if ns > self.max_ns.load(Ordering::Relaxed) {
+            self.max_ns.fetch_max(ns, Ordering::Relaxed);
+        }
     }
 
     /// How many were counted.

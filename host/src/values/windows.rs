@@ -110,8 +110,10 @@ impl Windows {
 impl Windows {
     /// Takes in what upstream tells when it is asked: that replaces what is known.
     pub fn replace(&mut self, reading: &Reading) {
-        self.five_hour = reading.five_hour.or(self.five_hour);
-        self.weekly = reading.weekly.or(self.weekly);
+        // One that is not told any more goes when it ends; where nobody knows when that is, now.
+        let ends = |window: &Window| window.reset_at.is_some();
+        self.five_hour = reading.five_hour.or(self.five_hour.filter(ends));
+        self.weekly = reading.weekly.or(self.weekly.filter(ends));
     }
 }
 

@@ -9,7 +9,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use tollgate_policy::{Balancer, Candidate, Candidates, Decision, Request, Weights};
 
-const WEEK_HOURS: f64 = 168.0;
+const HOUR_MINUTES: f64 = 60.0;
+const WEEK_MINUTES: f64 = 168.0 * HOUR_MINUTES;
 
 /// The configuration of `least-used`.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -67,7 +68,7 @@ fn best<'a>(candidates: &Candidates<'a>) -> Option<Candidate<'a>> {
 fn score(candidate: &Candidate) -> f64 {
     let left = (candidate.weekly_cap() - candidate.weekly_used()) * candidate.weight();
     match candidate.weekly_reset() {
-        Some(minutes) => left * (WEEK_HOURS / (minutes / 60.0).max(1.0)),
+        Some(minutes) => left * (WEEK_MINUTES / minutes.max(HOUR_MINUTES)),
         None => left,
     }
 }
