@@ -17,7 +17,7 @@ pub struct Fault {
 /// How a call failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FaultKind {
-    /// The guest trapped: it panicked, divided by zero, left its memory.
+    /// The guest trapped: it panicked, divided by zero, left its memory; or no instance of it could be made.
     Trap,
     /// It took longer than its timeout.
     Deadline,
@@ -27,7 +27,7 @@ pub enum FaultKind {
     BadOutput,
     /// It said itself that it failed.
     Failed,
-    /// No instance of it could be made, or nobody was free to run it.
+    /// There is no component yet, or nobody was free to run it.
     Unavailable,
     /// It failed so often of late that it is not called for a while.
     Quarantined,

@@ -8,7 +8,7 @@ use wasmtime::Store;
 
 use super::bindings::balancer::tollgate::policy::types::{Diagnostic, Manifest};
 use super::engine::{Engine, Urgency};
-use super::fault::{Fault, FaultKind};
+use super::fault::Fault;
 use super::instance::{Guest, LOAD_TIMEOUT, World, last_words, new_store, root_cause};
 use super::seat::{Known, Seat, Setting};
 use super::slot::Slot;
@@ -184,7 +184,7 @@ pub(super) fn try_out<W: World>(
     for _ in 0..TRIES {
         let begun = Instant::now();
         match call(seat) {
-            Err(fault) if fault.kind().is_misconduct() || fault.kind() == FaultKind::Unavailable => {
+            Err(fault) if fault.kind().is_misconduct() => {
                 return Err(failed(policy, "try it", format!("{} in {}", fault.detail(), fault.call)));
             }
             _ => quickest = quickest.min(begun.elapsed()),

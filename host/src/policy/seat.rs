@@ -262,11 +262,11 @@ impl<W: World> Generation<W> {
         let mut instance = match self.take() {
             Some(instance) => instance,
             None => {
-                let unavailable = |error: wasmtime::Error| Bad {
-                    kind: FaultKind::Unavailable,
+                let failed = |error: wasmtime::Error| Bad {
+                    kind: FaultKind::Trap,
                     detail: format!("no instance: {}", root_cause(&error)),
                 };
-                Box::new(self.build(slot).map_err(unavailable)?)
+                Box::new(self.build(slot).map_err(failed)?)
             }
         };
         let store = &mut instance.store;
