@@ -9,6 +9,8 @@ DENY_VERSION := 0.20.2
 TOOLS := target/tools
 DENY := $(TOOLS)/bin/cargo-deny
 WASM_TARGET := wasm32-wasip2
+# Lints link nothing: any file stands for libFuzzer, and its C++ is not built.
+FUZZ_ENV := CUSTOM_LIBFUZZER_PATH=$(CURDIR)/fuzz/Cargo.toml
 
 .PHONY: help demo test build lint deny docs examples clients bench bench-policies tools
 
@@ -35,6 +37,9 @@ lint:
 	@echo "== format and lints"
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	@echo "== the same for the fuzz targets, which are a workspace of their own"
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
+	$(FUZZ_ENV) $(CARGO) clippy --locked --manifest-path fuzz/Cargo.toml --target-dir target -- -D warnings
 
 examples: ## Build the example policies as components.
 	@echo "== the example policies, as components"

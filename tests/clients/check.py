@@ -10,6 +10,7 @@ import time
 import traceback
 
 import codex
+import codex_socket
 import sdks
 import shared_login
 from scene import API_KEY, USERS, Scene
@@ -28,6 +29,7 @@ def main():
             sdks.checks("python", scene),
             sdks.checks("node", scene),
             codex.checks(scene),
+            codex_socket.checks(scene),
             shared_login.checks(scene),
         ):
             with group as checks:
@@ -83,6 +85,10 @@ def no_secret_leaks(scene):
         text = repr(request)
         if any(token in text for token in tokens):
             raise AssertionError(f"a client's token in {request['method']} {request['target']} to upstream")
+    for socket in scene.sockets():
+        text = repr(socket["messages"])
+        if any(token in text for token in tokens):
+            raise AssertionError(f"a client's token in a message to {socket['account']}")
     secrets = {*tokens, API_KEY, *(secret for request in seen for secret in secrets_of(request))}
     kept = {"gateway.log": (scene.folder / "gateway.log").read_text(), "ledger": repr(scene.rows())}
     for place, text in kept.items():

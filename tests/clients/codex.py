@@ -1,6 +1,7 @@
-"""The checks of the Codex CLI: `codex exec` and `codex exec resume`, over SSE.
+"""The Codex CLI: `codex exec` and `codex exec resume`, whatever their transport, and the checks of it over SSE. Those over
+WebSockets are in codex_socket.py.
 
-They build on one another: one session begins, is resumed, and loses its credential.
+The checks build on one another: one session begins, is resumed, and loses its credential.
 """
 
 import contextlib
@@ -79,13 +80,13 @@ wire_api = "responses"
         return told[1]
 
 
-def gateway_provider(scene, supports_websockets):
+def gateway_provider(scene, supports_websockets, user=USER):
     """The gateway, with a token of its own."""
     return f"""\
 name = "Tollgate"
 base_url = "{scene.url}/v1"
 supports_websockets = {str(supports_websockets).lower()}
-experimental_bearer_token = "{USERS[USER].token}"
+experimental_bearer_token = "{USERS[user].token}"
 """
 
 
@@ -146,18 +147,6 @@ def checks_of(codex, other, scene):
         states = [dict(seen["headers"]).get("x-codex-turn-state") for seen in scene.upstream_requests()[before:]]
         equal("the turn state that upstream saw", states, [None, "state-1"])
 
-    def turns_over_a_websocket_are_rows_of_their_own():
-        with_websocket = Codex(scene, "codex-websocket", gateway_provider(scene, supports_websockets=True))
-        last = scene.last_row()
-        began = with_websocket.turn("Say something.")
-        equal("session", with_websocket.turn("resume", "--last", "Go on."), began)
-        rows = scene.rows(last)
-        equal("how they went", {(row["transport"], row["status"], row["end"]) for row in rows}, {("websocket", 101, "complete")})
-        turns = [row for row in rows if not row["prewarm"]]
-        found = [(row["session"], row["cost_nanousd"]) for row in turns]
-        equal("session and cost of each turn", found, [(began, TURN["cost_nanousd"])] * 2)
-        equal("how many credentials", len({row["credential"] for row in turns}), 1)
-
     def usage_limit_reached_moves_the_turn():
         scene.script(home, then=[usage_limit_reached()])
         moved = away_from(home)
@@ -180,7 +169,6 @@ def checks_of(codex, other, scene):
         a_turn_finishes,
         resume_lands_on_the_same_credential,
         turn_with_a_tool_call_stays_on_its_credential,
-        turns_over_a_websocket_are_rows_of_their_own,
         usage_limit_reached_moves_the_turn,
         exhausted_pool_is_told_at_once,
     ]
@@ -194,7 +182,16 @@ def usage_limit_reached():
 
 def tool_call(turn_state):
     """A stream that calls a tool which Codex does not have: it says so in a second request of the same turn."""
-    item = {"type": "function_call", "id": "fc_1", "call_id": "call_1", "name": "no_such_tool", "arguments": "{}"}
+    events = tool_call_events("no_such_tool", {}, 1)
+    body = "".join(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in events)
+    headers = {"content-type": "text/event-stream", "x-codex-turn-state": turn_state}
+    return {"status": 200, "headers": headers, "body": body}
+
+
+def tool_call_events(tool, arguments, number):
+    """The events of a response that calls a tool; the response's and the call's ids end in `number`."""
+    call = {"type": "function_call", "id": f"fc_{number}", "call_id": f"call_{number}"}
+    item = {**call, "name": tool, "arguments": json.dumps(arguments)}
     usage = {
         "input_tokens": COUNTED["input_tokens"],
         "input_tokens_details": {"cached_tokens": COUNTED["cached_tokens"]},
@@ -202,14 +199,11 @@ def tool_call(turn_state):
         "output_tokens_details": {"reasoning_tokens": COUNTED["reasoning_tokens"]},
         "total_tokens": COUNTED["input_tokens"] + COUNTED["output_tokens"],
     }
-    response = {"id": "resp_tool", "object": "response", "model": "gpt-5.4", "service_tier": "default"}
+    response = {"id": f"resp_tool_{number}", "object": "response", "model": "gpt-5.4", "service_tier": "default"}
     completed = {**response, "status": "completed", "output": [item], "usage": usage}
-    events = [
+    return [
         {"type": "response.created", "response": {**response, "status": "in_progress", "output": []}},
         {"type": "response.output_item.added", "output_index": 0, "item": item},
         {"type": "response.output_item.done", "output_index": 0, "item": item},
         {"type": "response.completed", "response": completed},
     ]
-    body = "".join(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in events)
-    headers = {"content-type": "text/event-stream", "x-codex-turn-state": turn_state}
-    return {"status": 200, "headers": headers, "body": body}

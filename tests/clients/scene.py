@@ -44,11 +44,18 @@ class User:
         return f"tg-client-{self.name}"
 
 
-# The pool of the SDKs, and one of its own for Codex, whose checks use its accounts up.
-POOLS = {"pool": ["ana", "ben"], "codex-pool": ["cyd", "dan"]}
+# The pools of the SDKs and of Codex over WebSockets; and those whose accounts are used up by a check, or by a group of them.
+POOLS = {
+    "pool": ["ana", "ben"],
+    "socket-pool": ["eve", "fay"],
+    "codex-pool": ["cyd", "dan"],
+    "refused-pool": ["gil", "hal"],
+    "limited-pool": ["ivy", "jon"],
+    "spent-pool": ["kai", "lea"],
+}
 # Accounts with a 429 in store; each stands alone.
 LIMITED = ["limited-python", "limited-node"]
-OAUTH = [*POOLS["pool"], *POOLS["codex-pool"], *LIMITED]
+OAUTH = [*(member for members in POOLS.values() for member in members), *LIMITED]
 KEY = "key"
 # A login that upstream rotates; its auth.json lies in a Codex home.
 LOGIN = "shared"
@@ -63,6 +70,10 @@ USERS = {
         User("node-key", KEY),
         User("node-limited", "limited-node"),
         User("codex", "codex-pool"),
+        User("codex-socket", "socket-pool"),
+        User("codex-refused", "refused-pool"),
+        User("codex-limited", "limited-pool"),
+        User("codex-spent", "spent-pool"),
         User(LOGIN, LOGIN),
     ]
 }
@@ -131,6 +142,10 @@ class Scene:
     def upstream_requests(self):
         """Every request that upstream saw."""
         return self._control("requests")
+
+    def sockets(self):
+        """Every WebSocket that upstream accepted, with the messages on it so far."""
+        return self._control("sockets")
 
     def write_shared(self, auth):
         """Replaces the shared auth.json, as Codex does."""

@@ -1,11 +1,12 @@
 //! The program's control: a listener of its own, on which a script in any language tells accounts what to answer and
 //! reads what upstream saw. Tests in Rust use [`Account`] and [`Upstream`] themselves.
 //!
-//! - `POST /account/ID` with `{"clear", "then": [REPLY], "always": REPLY, "then_handshake": [REPLY],
+//! - `POST /account/ID` with `{"clear", "release", "then": [REPLY], "always": REPLY, "then_handshake": [REPLY],
 //!   "always_handshake": REPLY, "then_socket": [STEPS], "always_socket": STEPS, "five_hour", "weekly"}`, each optional,
 //!   in that order; a reply is `{"status", "headers": {NAME: VALUE}, "body"}`: a body that is text goes out as it is,
 //!   another as JSON. Steps are what a socket does for one `response.create`: a list of `"begun"`, `"completed"`,
-//!   `{"event": JSON}`, `{"close": {"code", "reason"}}`, `"finish"` and `"reset"`; see [`SocketReply`].
+//!   `{"event": JSON}`, `"hold"` (waits until a script of the account says `release`), `{"close": {"code", "reason"}}`,
+//!   `"finish"` and `"reset"`; see [`SocketReply`].
 //! - `POST /login/ID` with `{"lifetime", "renew_with", "hold"}`, each optional, in that order: how many seconds access
 //!   tokens live from now on; an access token in place of the newest, for so many seconds; whether POSTs to the token
 //!   endpoint wait for their answers from now on. Answers auth.json with the newest tokens.
@@ -43,8 +44,14 @@ const SCRIPT_BYTES_MAX: usize = 16 << 20;
 /// Whom the control steers: accounts and logins by the ids of their accounts.
 pub(crate) struct Control {
     pub(crate) upstream: Upstream,
-    pub(crate) accounts: HashMap<String, Account>,
+    pub(crate) accounts: HashMap<String, SteeredAccount>,
     pub(crate) logins: HashMap<String, SteeredLogin>,
+}
+
+/// An account, and the gate that its sockets wait at.
+pub(crate) struct SteeredAccount {
+    account: Account,
+    held: Mutex<Gate>,
 }
 
 /// A login, and the gate that POSTs with its tokens wait at.
@@ -58,6 +65,8 @@ pub(crate) struct SteeredLogin {
 struct Script {
     #[serde(default)]
     clear: bool,
+    #[serde(default)]
+    release: bool,
     #[serde(default)]
     then: Vec<Line>,
     always: Option<Line>,
@@ -95,6 +104,7 @@ enum Step {
     Begun,
     Completed,
     Event(Value),
+    Hold,
     Close { code: u16, reason: String },
     Finish,
     Reset,
@@ -148,11 +158,58 @@ impl Control {
         match (method, kind, id) {
             (&Method::GET, "", "requests") => Some(Ok(self.upstream.requests().iter().map(told).collect())),
             (&Method::GET, "", "sockets") => Some(Ok(self.upstream.sockets().iter().map(told_socket).collect())),
-            (&Method::POST, "/account", id) => Some(direct(self.accounts.get(id)?, script).map(|()| json!({}))),
+            (&Method::POST, "/account", id) => Some(self.accounts.get(id)?.direct(script).map(|()| json!({}))),
             (&Method::POST, "/login", id) => Some(self.logins.get(id)?.direct(script)),
             (&Method::GET, "/login", id) => Some(Ok(self.logins.get(id)?.counts())),
             _ => None,
         }
+    }
+}
+
+impl SteeredAccount {
+    pub(crate) fn new(account: Account) -> Self {
+        SteeredAccount { account, held: Mutex::default() }
+    }
+
+    /// Gives the account its script.
+    fn direct(&self, script: &[u8]) -> Result<(), String> {
+        let script: Script = serde_json::from_slice(script).map_err(|error| error.to_string())?;
+        let [then, then_handshake] = [script.then, script.then_handshake].map(replies);
+        let [always, always_handshake] = [script.always, script.always_handshake].map(|line| line.map(Line::reply));
+        let (then, then_handshake) = (then?, then_handshake?);
+        let (always, always_handshake) = (always.transpose()?, always_handshake.transpose()?);
+        let account = &self.account;
+        if script.clear {
+            account.clear_script();
+        }
+        let mut gate = self.held.lock().expect("no holder of the gate panics");
+        if script.release {
+            // Whoever is told to hold from now on waits at another.
+            std::mem::take(&mut *gate).open();
+        }
+        for reply in then {
+            account.then(reply);
+        }
+        if let Some(reply) = always {
+            account.always(reply);
+        }
+        for reply in then_handshake {
+            account.then_handshake(reply);
+        }
+        if let Some(reply) = always_handshake {
+            account.always_handshake(reply);
+        }
+        for steps in script.then_socket {
+            account.then_socket(socket_reply(steps, &gate));
+        }
+        if let Some(steps) = script.always_socket {
+            account.always_socket(socket_reply(steps, &gate));
+        }
+        let mut standing = account.standing();
+        standing.five_hour.used_percent = script.five_hour.unwrap_or(standing.five_hour.used_percent);
+        standing.weekly.used_percent = script.weekly.unwrap_or(standing.weekly.used_percent);
+        account.set_standing(standing);
+        Ok(())
     }
 }
 
@@ -196,41 +253,6 @@ impl SteeredLogin {
     }
 }
 
-/// Gives the account its script.
-fn direct(account: &Account, script: &[u8]) -> Result<(), String> {
-    let script: Script = serde_json::from_slice(script).map_err(|error| error.to_string())?;
-    let [then, then_handshake] = [script.then, script.then_handshake].map(replies);
-    let [always, always_handshake] = [script.always, script.always_handshake].map(|line| line.map(Line::reply));
-    let (then, then_handshake) = (then?, then_handshake?);
-    let (always, always_handshake) = (always.transpose()?, always_handshake.transpose()?);
-    if script.clear {
-        account.clear_script();
-    }
-    for reply in then {
-        account.then(reply);
-    }
-    if let Some(reply) = always {
-        account.always(reply);
-    }
-    for reply in then_handshake {
-        account.then_handshake(reply);
-    }
-    if let Some(reply) = always_handshake {
-        account.always_handshake(reply);
-    }
-    for steps in script.then_socket {
-        account.then_socket(socket_reply(steps));
-    }
-    if let Some(steps) = script.always_socket {
-        account.always_socket(socket_reply(steps));
-    }
-    let mut standing = account.standing();
-    standing.five_hour.used_percent = script.five_hour.unwrap_or(standing.five_hour.used_percent);
-    standing.weekly.used_percent = script.weekly.unwrap_or(standing.weekly.used_percent);
-    account.set_standing(standing);
-    Ok(())
-}
-
 fn replies(lines: Vec<Line>) -> Result<Vec<Reply>, String> {
     lines.into_iter().map(Line::reply).collect()
 }
@@ -252,11 +274,12 @@ impl Line {
     }
 }
 
-fn socket_reply(steps: Vec<Step>) -> SocketReply {
+fn socket_reply(steps: Vec<Step>, gate: &Gate) -> SocketReply {
     steps.into_iter().fold(SocketReply::silent(), |reply, step| match step {
         Step::Begun => reply.then_begun(),
         Step::Completed => reply.completed(),
         Step::Event(event) => reply.event(&event),
+        Step::Hold => reply.hold(gate),
         Step::Close { code, reason } => reply.close(code, &reason),
         Step::Finish => reply.finish(),
         Step::Reset => reply.reset(),
@@ -306,9 +329,9 @@ fn answer(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
 #[cfg(test)]
 mod tests {
     use futures_util::{SinkExt, StreamExt};
-    use tokio_tungstenite::client_async;
     use tokio_tungstenite::tungstenite::Message;
     use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+    use tokio_tungstenite::{WebSocketStream, client_async};
 
     use super::*;
 
@@ -328,15 +351,11 @@ mod tests {
     #[tokio::test]
     async fn a_socket_is_scripted_and_told() {
         let upstream = Upstream::start().await;
-        let account = upstream.account("at", "acct");
+        let account = SteeredAccount::new(upstream.account("at", "acct"));
         let steps = br#"{"then_socket": [["begun", {"event": {"type": "error", "status": 429}},
             {"close": {"code": 1012, "reason": "moved"}}]]}"#;
-        direct(&account, steps).expect("a script");
-        let url = format!("ws://{}/v1/responses", upstream.address());
-        let mut request = url.into_client_request().expect("a request");
-        request.headers_mut().insert("authorization", HeaderValue::from_static("Bearer at"));
-        let stream = TcpStream::connect(upstream.address()).await.expect("connected");
-        let (mut client, _) = client_async(request, stream).await.expect("upgraded");
+        account.direct(steps).expect("a script");
+        let mut client = socket_to(&upstream).await;
         client.send(Message::text(r#"{"type":"response.create"}"#)).await.expect("sent");
         client.send(Message::binary("abc")).await.expect("sent");
         let mut last = None;
@@ -352,16 +371,44 @@ mod tests {
         assert_eq!((&told["account"], &told["request"]["target"]), (&json!("acct"), &json!("/v1/responses")));
     }
 
+    async fn socket_to(upstream: &Upstream) -> WebSocketStream<TcpStream> {
+        let url = format!("ws://{}/v1/responses", upstream.address());
+        let mut request = url.into_client_request().expect("a request");
+        request.headers_mut().insert("authorization", HeaderValue::from_static("Bearer at"));
+        let stream = TcpStream::connect(upstream.address()).await.expect("connected");
+        client_async(request, stream).await.expect("upgraded").0
+    }
+
+    #[tokio::test]
+    async fn a_held_turn_goes_on_once_it_is_released() {
+        let upstream = Upstream::start().await;
+        let account = SteeredAccount::new(upstream.account("at", "acct"));
+        account.direct(br#"{"always_socket": [{"event": {"n": 1}}, "hold", {"event": {"n": 2}}]}"#).expect("a script");
+        let mut client = socket_to(&upstream).await;
+        let mut ask = async |release: &[u8]| {
+            client.send(Message::text(r#"{"type":"response.create"}"#)).await.expect("sent");
+            let first = client.next().await.expect("a message").expect("a message");
+            account.direct(release).expect("a script");
+            [first, client.next().await.expect("a message").expect("a message")]
+        };
+        let expected = [r#"{"n":1}"#, r#"{"n":2}"#].map(Message::text);
+        assert_eq!(ask(br#"{"release": true}"#).await, expected);
+        // What was released does not hold again, unless it is told to.
+        assert_eq!(ask(b"{}").await, expected);
+    }
+
     #[tokio::test]
     async fn a_script_is_taken_whole_or_not_at_all() {
         let upstream = Upstream::start().await;
         let account = upstream.account("at", "acct");
-        direct(&account, br#"{"then": [{"status": 429, "body": {"error": {}}}], "weekly": 60}"#).expect("a script");
+        let steered = SteeredAccount::new(account.clone());
+        let first = br#"{"then": [{"status": 429, "body": {"error": {}}}], "weekly": 60}"#;
+        steered.direct(first).expect("a script");
         assert_eq!(account.standing().weekly.used_percent, 60.0);
         let sockets = br#"{"then_socket": [["begun", "completed", {"close": {"code": 1012, "reason": "moved"}}]],
             "always_socket": [{"event": {"type": "error", "status": 429, "error": {}}}, "finish"],
             "then_handshake": [{"status": 500}]}"#;
-        direct(&account, sockets).expect("a script");
+        steered.direct(sockets).expect("a script");
         for bad in [
             r#"{"weekly": 80, "then": [{"status": 9}]}"#,
             r#"{"weekly": 80, "always": {"status": 200, "headers": {"a b": ""}}}"#,
@@ -369,7 +416,7 @@ mod tests {
             r#"{"weekly": 80, "then_socket": [["begun", "sometime"]]}"#,
             r#"{"weekly": 80, "always_handshake": {"status": 9}}"#,
         ] {
-            direct(&account, bad.as_bytes()).expect_err(bad);
+            steered.direct(bad.as_bytes()).expect_err(bad);
             assert_eq!(account.standing().weekly.used_percent, 60.0, "{bad}");
         }
     }

@@ -13,7 +13,7 @@ use clap::Parser;
 use scripted_upstream::{Options, Remember, Reply, SocketReply, Standing, Upstream};
 use tokio::signal::unix::{SignalKind, signal};
 
-use control::{Control, SteeredLogin};
+use control::{Control, SteeredAccount, SteeredLogin};
 
 /// A scripted stand-in for the OpenAI backend, on 127.0.0.1.
 #[derive(Debug, Parser)]
@@ -111,11 +111,11 @@ async fn main() -> io::Result<()> {
     for NamedAccount { token, id, standing } in arguments.accounts {
         let account = upstream.account(&token, &id);
         account.set_standing(standing);
-        accounts.insert(id, account);
+        accounts.insert(id, SteeredAccount::new(account));
     }
     for NamedKey { key, name } in arguments.api_keys {
         let account = upstream.api_key(&key, &name);
-        accounts.insert(name, account);
+        accounts.insert(name, SteeredAccount::new(account));
     }
     let mut logins = HashMap::new();
     for id in arguments.logins {
