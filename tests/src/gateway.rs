@@ -130,6 +130,33 @@ impl Rig {
         Ok(client)
     }
 
+    /// Has the gateway in this process take up `config`. Answers what it left as it was, or why it was not taken up.
+    ///
+    /// # Errors
+    /// It was not taken up.
+    ///
+    /// # Panics
+    /// No gateway runs in this process.
+    pub async fn configure(&self, config: &Value) -> Result<String, String> {
+        let gateway = self.gateway.as_ref().expect("the gateway runs in this process");
+        match config::parse(config.to_string()) {
+            Ok(loaded) => gateway.configure(loaded.config).await,
+            Err(error) => {
+                gateway.refuse_configuration(&error.to_string());
+                Err(error.to_string())
+            }
+        }
+    }
+
+    /// A client of the admin listener of the gateway in this process.
+    ///
+    /// # Panics
+    /// It has none.
+    pub fn admin(&self) -> Client {
+        let gateway = self.gateway.as_ref().expect("the gateway runs in this process");
+        Client::new(gateway.admin().expect("an admin listener"))
+    }
+
     /// Stops the gateway in this process and waits for its end.
     pub async fn stop(&mut self) {
         if let Some(gateway) = self.gateway.take() {
@@ -168,6 +195,7 @@ fn merge(whole: &mut Value, more: Value) {
 pub struct Program {
     child: Child,
     address: SocketAddr,
+    admin: Option<SocketAddr>,
     log: PathBuf,
 }
 
@@ -184,18 +212,19 @@ impl Program {
             .stderr(output)
             .spawn()
             .expect("the binary runs");
-        let mut program = Self { child, address: SocketAddr::from(([127, 0, 0, 1], 0)), log };
-        program.address = program.wait_until_ready(&ready).await;
+        let mut program = Self { child, address: SocketAddr::from(([127, 0, 0, 1], 0)), admin: None, log };
+        (program.address, program.admin) = program.wait_until_ready(&ready).await;
         program
     }
 
-    async fn wait_until_ready(&mut self, ready: &Path) -> SocketAddr {
+    async fn wait_until_ready(&mut self, ready: &Path) -> (SocketAddr, Option<SocketAddr>) {
         let begun = Instant::now();
         loop {
             if let Ok(text) = fs::read(ready) {
                 let ready: Value = serde_json::from_slice(&text).expect("the ready file is written whole");
                 let address = ready["services"][0]["address"].as_str().expect("a service has an address");
-                return address.parse().expect("an address");
+                let admin = ready["admin"].as_str().map(|admin| admin.parse().expect("an address"));
+                return (address.parse().expect("an address"), admin);
             }
             if let Some(status) = self.child.try_wait().expect("the child can be asked") {
                 panic!("the gateway ended at once, {status}:\n{}", self.log());
@@ -209,6 +238,14 @@ impl Program {
     /// A client of its first service.
     pub fn client(&self) -> Client {
         Client::new(self.address)
+    }
+
+    /// A client of its admin listener.
+    ///
+    /// # Panics
+    /// It has none.
+    pub fn admin(&self) -> Client {
+        Client::new(self.admin.expect("an admin listener"))
     }
 
     /// What it has printed.

@@ -7,19 +7,26 @@
 mod auth;
 mod chance;
 mod client;
+mod command;
+mod component;
 mod gateway;
 mod ledger;
+mod metrics;
 #[cfg(target_os = "linux")]
 mod mount;
 mod nowhere;
+mod policies;
 mod socket;
 mod status;
 
 pub use auth::{read_json, replace_file};
 pub use chance::Chance;
 pub use client::{Answer, Client, Stream};
+pub use command::{Said, tollgate};
+pub use component::component;
 pub use gateway::{Program, Rig, binary};
 pub use ledger::{Row, rows, wait_for_rows};
+pub use metrics::Metrics;
 #[cfg(target_os = "linux")]
 pub use mount::Mounted;
 pub use nowhere::Nowhere;

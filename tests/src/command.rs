@@ -1,0 +1,41 @@
+//! The binary as a command: what it prints and how it ends.
+
+use std::ffi::OsStr;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use crate::gateway::binary;
+
+/// What a command printed, and how it ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Said {
+    /// The exit code; none where a signal ended it.
+    pub code: Option<i32>,
+    /// Its standard output.
+    pub stdout: String,
+    /// Its standard error.
+    pub stderr: String,
+}
+
+impl Said {
+    /// Its standard output, which is JSON.
+    ///
+    /// # Panics
+    /// It failed, or printed something else.
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        assert_eq!((self.code, self.stderr.as_str()), (Some(0), ""), "{}", self.stdout);
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {}", self.stdout))
+    }
+}
+
+/// Runs `tollgate` with these arguments to its end.
+///
+/// # Panics
+/// It does not run.
+pub fn tollgate<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Said {
+    let output = Command::new(binary()).args(args).stdin(Stdio::null()).output().expect("the binary runs");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("it prints UTF-8");
+    Said { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
