@@ -130,6 +130,26 @@ impl Rig {
         Ok(client)
     }
 
+    /// Where the gateway in this process listens for operators.
+    ///
+    /// # Panics
+    /// It does not.
+    pub fn admin(&self) -> SocketAddr {
+        self.gateway.as_ref().and_then(Gateway::admin).expect("an admin listener")
+    }
+
+    /// Gives another configuration to the gateway in this process. Answers what came of it.
+    ///
+    /// # Errors
+    /// It was not taken up, and why.
+    ///
+    /// # Panics
+    /// There is no gateway, or it is no configuration.
+    pub async fn configure(&self, config: Value) -> Result<String, String> {
+        let loaded = config::parse(config.to_string()).map_err(|error| error.to_string())?;
+        self.gateway.as_ref().expect("a gateway in this process").configure(loaded.config).await
+    }
+
     /// Stops the gateway in this process and waits for its end.
     pub async fn stop(&mut self) {
         if let Some(gateway) = self.gateway.take() {

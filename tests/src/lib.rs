@@ -8,6 +8,7 @@ mod auth;
 mod chance;
 mod client;
 mod gateway;
+mod guests;
 mod ledger;
 #[cfg(target_os = "linux")]
 mod mount;
@@ -19,13 +20,14 @@ pub use auth::{read_json, replace_file};
 pub use chance::Chance;
 pub use client::{Answer, Client, Stream};
 pub use gateway::{Program, Rig, binary};
+pub use guests::{Conduct, guest, marked_pricer};
 pub use ledger::{Row, rows, wait_for_rows};
 #[cfg(target_os = "linux")]
 pub use mount::Mounted;
 pub use nowhere::Nowhere;
 pub use scripted_upstream as upstream;
 pub use socket::{Event, Part, Socket};
-pub use status::ask_socket;
+pub use status::{ask_socket, policy};
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
