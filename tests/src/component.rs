@@ -5,10 +5,11 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 /// What is built.
-const CRATES: [&str; 9] = [
+const CRATES: [&str; 10] = [
     "faulty-balancer",
     "faulty-pricer",
     "faulty-rewriter",
+    "marked-pricer",
     "fallback",
     "least-used",
     "openai-pricing",

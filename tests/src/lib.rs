@@ -10,6 +10,7 @@ mod client;
 mod command;
 mod component;
 mod gateway;
+mod guests;
 mod ledger;
 mod metrics;
 #[cfg(target_os = "linux")]
@@ -25,6 +26,7 @@ pub use client::{Answer, Client, Stream};
 pub use command::{Said, tollgate};
 pub use component::component;
 pub use gateway::{Program, Rig, binary};
+pub use guests::{Conduct, guest, marked_pricer};
 pub use ledger::{Row, rows, wait_for_rows};
 pub use metrics::Metrics;
 #[cfg(target_os = "linux")]
@@ -32,7 +34,7 @@ pub use mount::Mounted;
 pub use nowhere::Nowhere;
 pub use scripted_upstream as upstream;
 pub use socket::{Event, Part, Socket};
-pub use status::ask_socket;
+pub use status::{ask_socket, policy};
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

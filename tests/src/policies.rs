@@ -19,16 +19,6 @@ impl Rig {
         ask_socket(&self.socket(), Method::GET, "/api/policies").await.json()
     }
 
-    /// How the policy `tag` is.
-    ///
-    /// # Panics
-    /// There is none of that tag.
-    pub async fn policy(&self, tag: &str) -> Value {
-        let all = self.policies().await;
-        let found = all["policies"].as_array().expect("a list").iter().find(|policy| policy["tag"] == tag);
-        found.unwrap_or_else(|| panic!("{tag} is no policy: {all:#}")).clone()
-    }
-
     /// Waits until the policies, and what came of the last configuration, are as `expected` says. Answers how they are.
     ///
     /// # Panics
@@ -43,13 +33,6 @@ impl Rig {
             assert!(begun.elapsed() < WAIT_MAX, "expected: {expected}; found {found:#}");
             tokio::time::sleep(ASK_AGAIN).await;
         }
-    }
-
-    /// As [`Rig::wait_for_policies`], of the policy `tag` alone.
-    pub async fn wait_for_policy(&self, tag: &str, expected: &str, is_so: impl Fn(&Value) -> bool) -> Value {
-        let of = |all: &Value| all["policies"].as_array()?.iter().find(|policy| policy["tag"] == tag).cloned();
-        let all = self.wait_for_policies(expected, |all| of(all).is_some_and(|policy| is_so(&policy))).await;
-        of(&all).expect("it was there")
     }
 
     /// The metrics, as the admin socket tells them.

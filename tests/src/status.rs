@@ -76,10 +76,52 @@ impl Rig {
         }
     }
 
+    /// How the policy `tag` is.
+    pub async fn policy(&self, tag: &str) -> Value {
+        policy(&self.socket(), tag).await
+    }
+
+    /// Waits until `is_so` of the policy `tag`. Answers how it is then.
+    ///
+    /// # Panics
+    /// It is not, in time.
+    pub async fn wait_for_policy(&self, tag: &str, expected: &str, is_so: impl Fn(&Value) -> bool) -> Value {
+        let begun = Instant::now();
+        loop {
+            let found = self.policy(tag).await;
+            if is_so(&found) {
+                return found;
+            }
+            assert!(begun.elapsed() < WAIT_MAX, "expected: {expected}; found {found:#}");
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+    }
+
+    /// Waits until that generation of the policy `tag` serves.
+    pub async fn wait_for_generation(&self, tag: &str, generation: u64) -> Value {
+        let is_so = |found: &Value| found["generation"] == generation;
+        self.wait_for_policy(tag, &format!("generation {generation}"), is_so).await
+    }
+
+    /// Does `what` (`reload`, `rollback`) with the policy `tag`.
+    pub async fn change_policy(&self, tag: &str, what: &str) -> Answer {
+        ask_socket(&self.socket(), Method::POST, &format!("/api/policies/{tag}/{what}")).await
+    }
+
     /// Waits until the credential `tag` is in that state. Answers how it is.
     pub async fn wait_for_state(&self, tag: &str, state: &str) -> Value {
         self.wait_for_credential(tag, WAIT_MAX, state, |found| found["state"] == state).await
     }
+}
+
+/// How the policy `tag` is, as an admin socket tells.
+///
+/// # Panics
+/// There is none.
+pub async fn policy(socket: &Path, tag: &str) -> Value {
+    let answer = ask_socket(socket, Method::GET, "/api/policies").await.json();
+    let found = answer["policies"].as_array().expect("a list").iter().find(|policy| policy["tag"] == tag);
+    found.unwrap_or_else(|| panic!("{tag} is no policy: {answer:#}")).clone()
 }
 
 /// Nothing is known of its polls. An API key has none, and neither has a credential that is not loaded.

@@ -1,36 +1,14 @@
 //! Policies that fail: for their own call, at once, and for nobody else.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::OnceLock;
-
 use http::StatusCode;
 use serde_json::{Value, json};
-use tollgate_tests::{Client, Rig, Row, turn, unix_in, wait_for_rows};
-
-/// The component of a crate of `tests/guests`, built at its first use.
-fn guest(name: &str) -> PathBuf {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    let folder = BUILT.get_or_init(|| {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the workspace");
-        let target = root.join("target/policies");
-        let built = Command::new(env!("CARGO"))
-            .current_dir(root)
-            .args(["build", "--locked", "--quiet", "--target", "wasm32-wasip2", "--profile", "policy", "--target-dir"])
-            .arg(&target)
-            .args(["-p", "faulty-balancer", "-p", "faulty-rewriter", "-p", "faulty-pricer"])
-            .status();
-        assert!(built.is_ok_and(|status| status.success()), "the guests cannot be built");
-        target.join("wasm32-wasip2/policy")
-    });
-    folder.join(format!("{name}.wasm"))
-}
+use tollgate_tests::{Client, Rig, Row, guest, turn, unix_in, wait_for_rows};
 
 fn policy(kind: &str, fault: &str) -> Value {
     json!({
         "tag": "faulty",
         "kind": kind,
-        "path": guest(&format!("faulty_{kind}")),
+        "path": guest(&format!("faulty-{kind}")),
         "config": { "fault": fault },
         "memory": 4 * 1024 * 1024,
     })

@@ -1,0 +1,289 @@
+//! A policy's file changes on a running gateway: what begins from then on is priced by the new component, and what was
+//! under way by its own.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use http::{Method, StatusCode};
+use serde_json::{Value, json};
+use tollgate_tests::upstream::{Gate, Reply, SocketReply};
+use tollgate_tests::{Client, Conduct, Rig, Row, ask_socket, binary, marked_pricer, rows, turn, wait_for_rows};
+
+const OWN: &str = "own";
+
+fn fine(nanousd: u64) -> Vec<u8> {
+    marked_pricer(nanousd, Conduct::Fine)
+}
+
+/// A team whose pricer is the component in `own.wasm`.
+fn config(rig: &Rig) -> Value {
+    let mut config = rig.team(&["a"], json!({}));
+    config["services"][0]["pricer"] = json!(OWN);
+    config["policies"] = json!([{ "tag": OWN, "kind": "pricer", "path": rig.path("own.wasm") }]);
+    config
+}
+
+/// That gateway in this process, where everything costs 1.
+async fn start(rig: &mut Rig) -> Client {
+    rig.write("own.wasm", fine(1));
+    let config = config(rig);
+    rig.start(config).await.token("token-alice")
+}
+
+/// Puts a whole component in the place of the one that is there.
+fn replace(rig: &Rig, component: &[u8]) {
+    rig.write("next.wasm", component);
+    fs::rename(rig.path("next.wasm"), rig.path("own.wasm")).expect("a file can be renamed");
+}
+
+/// What the rows cost, in order.
+async fn costs(rig: &Rig, count: usize) -> Vec<Option<i64>> {
+    let rows = wait_for_rows(&rig.ledger(), count).await;
+    rows.iter().map(|row| row.number("cost_nanousd")).collect()
+}
+
+fn cost_of(rows: &[Row], request_id: &str) -> Option<i64> {
+    let row = rows.iter().find(|row| row.text("request_id") == Some(request_id)).expect("the request has a row");
+    row.number("cost_nanousd")
+}
+
+/// Reloads of the policy with that outcome, as the metrics tell.
+async fn count_reloads(address: std::net::SocketAddr, outcome: &str) -> u64 {
+    let metrics = Client::new(address).get("/metrics").await.text();
+    let is_it = |line: &&str| {
+        line.starts_with("tollgate_policy_reloads")
+            && line.contains("\"own\"")
+            && line.contains(&format!("\"{outcome}\""))
+    };
+    let line = metrics.lines().find(is_it).unwrap_or_else(|| panic!("no such counter in {metrics}"));
+    line.rsplit(' ').next().expect("a value").parse::<f64>().expect("a number") as u64
+}
+
+/// Changes `own.wasm` by `change`, and the next turn costs what the component there says.
+async fn check_taken_up(way: &str, prepare: impl Fn(&Rig), change: impl AsyncFn(&Rig)) {
+    let mut rig = Rig::new().await;
+    prepare(&rig);
+    let config = config(&rig);
+    let client = rig.start(config).await.token("token-alice");
+    client.turn(&turn("before")).await;
+    change(&rig).await;
+    let policy = rig.wait_for_generation(OWN, 2).await;
+    client.turn(&turn("after")).await;
+    assert_eq!(costs(&rig, 2).await, [Some(1), Some(2)], "{way}");
+    let found = (&policy["state"], &policy["last_reload"]["outcome"], &policy["generation_before"]);
+    assert_eq!(found, (&json!("serving"), &json!("ok"), &json!(1)), "{way}");
+    let rows = rows(&rig.ledger());
+    let digest = policy["digest"].as_str().expect("a digest");
+    assert!(rows[1].text("priced_by").is_some_and(|by| by.ends_with(digest)), "{way}: {:?}", rows[1]);
+    rig.stop().await;
+}
+
+fn plain(rig: &Rig) {
+    rig.write("own.wasm", fine(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_renamed_into_place_serves_from_the_next_request_on() {
+    check_taken_up("rename", plain, async |rig| replace(rig, &fine(2))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_written_in_place_serves_from_the_next_request_on() {
+    check_taken_up("in place", plain, async |rig| drop(rig.write("own.wasm", fine(2)))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_deleted_and_made_again_serves_from_the_next_request_on() {
+    let again = async |rig: &Rig| {
+        fs::remove_file(rig.path("own.wasm")).expect("a file can be removed");
+        rig.write("own.wasm", fine(2));
+    };
+    check_taken_up("deleted", plain, again).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_that_is_swapped_as_containers_do_it_serves_from_the_next_request_on() {
+    // own.wasm -> ..data/own.wasm, ..data -> VERSION: one rename of a link changes every file of a mounted volume.
+    let prepare = |rig: &Rig| {
+        for (version, nanousd) in [("v1", 1), ("v2", 2)] {
+            fs::create_dir(rig.path(version)).expect("a folder can be made");
+            rig.write(&format!("{version}/own.wasm"), fine(nanousd));
+        }
+        symlink("v1", rig.path("..data")).expect("a link can be made");
+        symlink("..data/own.wasm", rig.path("own.wasm")).expect("a link can be made");
+    };
+    let swap = async |rig: &Rig| {
+        symlink("v2", rig.path("..data_tmp")).expect("a link can be made");
+        fs::rename(rig.path("..data_tmp"), rig.path("..data")).expect("a link can be renamed");
+    };
+    check_taken_up("links", prepare, swap).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_seen_half_written_is_tried_again_and_not_reported() {
+    let mut rig = Rig::new().await;
+    rig.write("own.wasm", fine(1));
+    let mut config = config(&rig);
+    config["admin"] = json!({ "listen_port": 0 });
+    let client = rig.start(config).await.token("token-alice");
+    let whole = fine(2);
+    let (half, rest) = whole.split_at(whole.len() / 2);
+    rig.write("own.wasm", half);
+    rig.wait_for_policy(OWN, "a look at the half", |policy| !policy["loading"].is_null()).await;
+    // The pause of whoever writes: long enough to be looked at, and shorter than all looks together.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let mut file = fs::File::options().append(true).open(rig.path("own.wasm")).expect("the file is there");
+    std::io::Write::write_all(&mut file, rest).expect("it can be written");
+    drop(file);
+    rig.wait_for_generation(OWN, 2).await;
+    client.turn(&turn("after")).await;
+    assert_eq!(costs(&rig, 1).await, [Some(2)]);
+    let admin = rig.admin().address();
+    assert_eq!((count_reloads(admin, "ok").await, count_reloads(admin, "failed").await), (1, 0));
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_replaced_by_the_same_bytes_makes_no_generation() {
+    let mut rig = Rig::new().await;
+    start(&mut rig).await;
+    replace(&rig, &fine(1));
+    replace(&rig, &fine(1));
+    let is_price_2 = |policy: &Value| policy["last_reload"]["outcome"] == "ok";
+    replace(&rig, &fine(2));
+    let policy = rig.wait_for_policy(OWN, "a reload", is_price_2).await;
+    assert_eq!(policy["generation"], 2, "{policy:#}");
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_is_priced_by_the_generation_that_it_began_with() {
+    let mut rig = Rig::new().await;
+    let client = start(&mut rig).await;
+    let gate = Gate::new();
+    rig.account("a").then(Reply::ok().deltas(3).hold_after(2, &gate));
+    let mut stream = client.start_turn(&turn("long")).await;
+    let named = stream.headers["x-tollgate-request-id"].to_str().expect("a readable field").to_owned();
+    stream.until("output_text.delta").await;
+    replace(&rig, &fine(2));
+    rig.wait_for_generation(OWN, 2).await;
+    let next = client.turn(&turn("next")).await.request_id();
+    // Even where its own is the generation before the one before.
+    replace(&rig, &fine(3));
+    rig.wait_for_generation(OWN, 3).await;
+    gate.open();
+    assert!(stream.finish().await.whole);
+    let rows = wait_for_rows(&rig.ledger(), 2).await;
+    assert_eq!((cost_of(&rows, &named), cost_of(&rows, &next)), (Some(1), Some(2)));
+    let policy = rig.policy(OWN).await;
+    assert_eq!(policy["generation"], 3, "{policy:#}");
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sockets_turn_under_way_is_priced_by_the_old_generation_and_its_next_by_the_new() {
+    for http2 in [false, true] {
+        let mut rig = Rig::new().await;
+        let client = start(&mut rig).await;
+        let client = if http2 { client.http2() } else { client };
+        let gate = Gate::new();
+        rig.account("a").then_socket(SocketReply::begun().hold(&gate).completed());
+        let mut socket = client.socket().await.expect("a socket");
+        socket.create(&turn("one")).await;
+        gate.wait_until_reached().await;
+        replace(&rig, &fine(2));
+        rig.wait_for_generation(OWN, 2).await;
+        gate.open();
+        socket.rest_of_turn().await;
+        socket.turn(&turn("one")).await;
+        assert_eq!(costs(&rig, 2).await, [Some(1), Some(2)], "http2: {http2}");
+        rig.stop().await;
+    }
+}
+
+/// Asks for `what` until nothing is being loaded meanwhile.
+async fn change(rig: &Rig, what: &str) -> String {
+    loop {
+        let answer = rig.change_policy(OWN, what).await;
+        if answer.status == StatusCode::OK {
+            return answer.text();
+        }
+        assert!(answer.text().contains("loaded already"), "{}", answer.text());
+        rig.wait_for_policy(OWN, "the end of a load", |policy| policy["loading"].is_null()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_reloads_and_rolls_back_over_the_socket() {
+    let mut rig = Rig::new().await;
+    let client = start(&mut rig).await;
+    let refused = rig.change_policy(OWN, "rollback").await;
+    assert_eq!(refused.status, StatusCode::CONFLICT);
+    assert!(refused.text().contains("no generation before"), "{}", refused.text());
+    replace(&rig, &fine(2));
+    rig.wait_for_generation(OWN, 2).await;
+    client.turn(&turn("new")).await;
+    // Back, and forth again.
+    for (generation, before, session) in [(1, 2, "old"), (2, 1, "new again")] {
+        change(&rig, "rollback").await;
+        let policy = rig.policy(OWN).await;
+        let found = (&policy["generation"], &policy["generation_before"], &policy["last_reload"]["outcome"]);
+        assert_eq!(found, (&json!(generation), &json!(before), &json!("rolled_back")));
+        client.turn(&turn(session)).await;
+    }
+    assert_eq!(costs(&rig, 3).await, [Some(2), Some(1), Some(2)]);
+    // What an operator asks for is done, though the file is the same.
+    let done = change(&rig, "reload").await;
+    assert!(done.contains("generation 3 serves"), "{done}");
+    let unknown = rig.change_policy("nobody", "reload").await;
+    assert!(unknown.text().contains("there is no policy"), "{}", unknown.text());
+    let get = ask_socket(&rig.socket(), Method::GET, "/api/policies/own/reload").await;
+    assert_eq!(get.status, StatusCode::NOT_FOUND);
+    rig.stop().await;
+}
+
+/// Runs `tollgate policy` with the rig's configuration.
+async fn run(rig: &Rig, arguments: &[&str]) -> Output {
+    let mut command = Command::new(binary());
+    command.arg("policy").args(arguments).arg("-c").arg(rig.path("config.json"));
+    tokio::task::spawn_blocking(move || command.output()).await.expect("no panic").expect("the binary runs")
+}
+
+fn stdout(output: &Output) -> String {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_reloads_and_rolls_back_and_lists_on_the_command_line() {
+    let rig = Rig::new().await;
+    rig.write("own.wasm", fine(1));
+    let program = rig.spawn(&config(&rig)).await;
+    let client = program.client().token("token-alice");
+    client.turn(&turn("old")).await;
+    let reloaded = stdout(&run(&rig, &["reload", OWN]).await);
+    assert!(reloaded.contains("generation 2 serves: marked-pricer 0.1.0"), "{reloaded}");
+    replace(&rig, &fine(2));
+    rig.wait_for_generation(OWN, 3).await;
+    client.turn(&turn("new")).await;
+    let back = stdout(&run(&rig, &["rollback", OWN]).await);
+    assert!(back.contains("generation 2 serves"), "{back}");
+    client.turn(&turn("old again")).await;
+    assert_eq!(costs(&rig, 3).await, [Some(1), Some(2), Some(1)]);
+    let listed = stdout(&run(&rig, &["list"]).await);
+    let line = listed.lines().find(|line| line.starts_with(OWN)).unwrap_or_else(|| panic!("{OWN} is not in {listed}"));
+    for word in ["pricer", "marked-pricer 0.1.0", "serving", "rolled back"] {
+        assert!(line.contains(word), "{word:?} is not in {line:?}");
+    }
+    let listed: Value = serde_json::from_str(&stdout(&run(&rig, &["list", "--json"]).await)).expect("JSON");
+    let own = listed["policies"].as_array().expect("a list").iter().find(|policy| policy["tag"] == OWN);
+    assert_eq!(own.expect("it is there")["generation"], 2);
+    rig.write("own.wasm", "nonsense");
+    let failed = run(&rig, &["reload", OWN]).await;
+    let words = String::from_utf8_lossy(&failed.stderr);
+    assert!(!failed.status.success() && words.contains(OWN), "{words}");
+    program.kill();
+}
