@@ -20,7 +20,7 @@ fn read(messages: &[u8], size: usize) -> Vec<(Event, Option<Metered>, Option<Cre
             events.feed(piece);
             creates.feed(piece);
         }
-        let event = events.end(NOW);
+        let event = events.end(|| NOW);
         // As the relay does: with what ends a response goes what was found of it.
         let ended = matches!(event, Event::Ended(_) | Event::Error { .. });
         (event, ended.then(|| events.take_metered()), creates.end())

@@ -125,6 +125,7 @@ pub struct Frames {
     sender: Sender,
     message_bytes_max: u64,
     state: State,
+    control: Control,
     /// The message that is under way.
     message: Option<Message>,
     closed: bool,
@@ -152,9 +153,13 @@ struct Payload {
     mask: Option<[u8; 4]>,
     /// Where in the mask the next byte is.
     mask_at: usize,
-    /// What a control frame said so far.
-    control: [u8; CONTROL_BYTES],
-    control_have: usize,
+}
+
+/// What a control frame said so far.
+#[derive(Debug)]
+struct Control {
+    bytes: [u8; CONTROL_BYTES],
+    have: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -191,12 +196,15 @@ struct Header {
     fin: bool,
     length: u64,
     mask: Option<[u8; 4]>,
+    /// Its own length, in bytes.
+    bytes: usize,
 }
 
 impl Frames {
     /// A reader of what `sender` sends, in messages of at most `message_bytes_max`.
     pub fn new(sender: Sender, message_bytes_max: u64) -> Self {
-        Self { sender, message_bytes_max, state: State::new(), message: None, closed: false, broken: None }
+        let control = Control { bytes: [0; CONTROL_BYTES], have: 0 };
+        Self { sender, message_bytes_max, state: State::new(), control, message: None, closed: false, broken: None }
     }
 
     /// Whether the sender has said that it sends nothing more.
@@ -253,10 +261,24 @@ impl Frames {
                             message_at = at;
                         }
                     }
-                    bytes[*have] = input[at];
-                    *have += 1;
-                    at += 1;
-                    let Some(header) = header(&bytes[..*have], self.sender)? else { continue };
+                    let header = if *have == 0 {
+                        // The usual case: it is there whole.
+                        let header = header(&input[at..], self.sender)?;
+                        at += header.as_ref().map_or(0, |header| header.bytes);
+                        header
+                    } else {
+                        None
+                    };
+                    let header = match header {
+                        Some(header) => header,
+                        None => {
+                            bytes[*have] = input[at];
+                            *have += 1;
+                            at += 1;
+                            let Some(header) = self::header(&bytes[..*have], self.sender)? else { continue };
+                            header
+                        }
+                    };
                     self.begin(&header, &mut each)?;
                 }
                 State::Payload(_) => {}
@@ -267,7 +289,7 @@ impl Frames {
                 let piece = &input[at..at + length];
                 at += length;
                 if payload.opcode.is_control() {
-                    payload.keep(piece);
+                    self.control.keep(piece);
                 } else {
                     pass(payload, self.message.as_mut(), piece, &mut each)?;
                 }
@@ -300,14 +322,13 @@ impl Frames {
                 return Err(Violation { code: TOO_BIG, what: "a message is too big" });
             }
         }
+        self.control.have = 0;
         self.state = State::Payload(Payload {
             opcode: header.opcode,
             fin: header.fin,
             left: header.length,
             mask: header.mask,
             mask_at: 0,
-            control: [0; CONTROL_BYTES],
-            control_have: 0,
         });
         Ok(())
     }
@@ -319,7 +340,7 @@ impl Frames {
             Opcode::Ping => Ok(each(Part::Ping)),
             Opcode::Pong => Ok(each(Part::Pong)),
             Opcode::Close => {
-                let code = close_code(&payload.unmasked())?;
+                let code = close_code(&self.control.unmasked(payload.mask))?;
                 self.closed = true;
                 Ok(each(Part::Close { code }))
             }
@@ -342,17 +363,17 @@ impl State {
     }
 }
 
-impl Payload {
+impl Control {
     fn keep(&mut self, piece: &[u8]) {
         // A longer one was refused by its header.
-        let room = &mut self.control[self.control_have..][..piece.len()];
+        let room = &mut self.bytes[self.have..][..piece.len()];
         room.copy_from_slice(piece);
-        self.control_have += piece.len();
+        self.have += piece.len();
     }
 
-    fn unmasked(&self) -> Vec<u8> {
-        let mut bytes = self.control[..self.control_have].to_vec();
-        if let Some(mask) = self.mask {
+    fn unmasked(&self, mask: Option<[u8; 4]>) -> Vec<u8> {
+        let mut bytes = self.bytes[..self.have].to_vec();
+        if let Some(mask) = mask {
             unmask(&mut bytes, mask, 0);
         }
         bytes
@@ -403,8 +424,8 @@ fn unmask(bytes: &mut [u8], mask: [u8; 4], at: usize) -> usize {
 }
 
 /// Reads a header, as far as it is there. None where it is not whole.
-fn header(bytes: &[u8], sender: Sender) -> Result<Option<Header>, Violation> {
-    let [first, rest @ ..] = bytes else { return Ok(None) };
+fn header(input: &[u8], sender: Sender) -> Result<Option<Header>, Violation> {
+    let [first, rest @ ..] = input else { return Ok(None) };
     if first & 0x70 != 0 {
         return Err(wrong("a reserved bit is set"));
     }
@@ -440,14 +461,14 @@ fn header(bytes: &[u8], sender: Sender) -> Result<Option<Header>, Violation> {
     if !is_shortest {
         return Err(wrong("a length is not in its shortest form"));
     }
-    let mask = match masked {
-        true => match rest.first_chunk::<4>() {
-            Some(mask) => Some(*mask),
+    let (mask, rest) = match masked {
+        true => match rest.split_first_chunk::<4>() {
+            Some((mask, rest)) => (Some(*mask), rest),
             None => return Ok(None),
         },
-        false => None,
+        false => (None, rest),
     };
-    Ok(Some(Header { opcode, fin, length, mask }))
+    Ok(Some(Header { opcode, fin, length, mask, bytes: input.len() - rest.len() }))
 }
 
 /// What a close frame says (RFC 6455, sections 5.5.1 and 7.4).

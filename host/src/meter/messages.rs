@@ -127,8 +127,8 @@ impl EventScan {
         self.scan.feed(piece, |name, scalar| take(reading, told, name, scalar));
     }
 
-    /// The message is whole: what it means.
-    pub fn end(&mut self, now: Millis) -> Event {
+    /// The message is whole: what it means. The time is asked for only where it matters.
+    pub fn end(&mut self, now: impl FnOnce() -> Millis) -> Event {
         match self.told.kind {
             Kind::OfResponse => {
                 self.reading.event_whole();
@@ -138,7 +138,7 @@ impl EventScan {
             Kind::Error => Event::Error {
                 status: self.told.status,
                 reading: windows::Reading::from_slots(self.told.slots),
-                until: self.told.until(now),
+                until: self.told.until(now()),
             },
         }
     }
@@ -273,7 +273,7 @@ mod tests {
             let mut scan = EventScan::default();
             scan.begin();
             text.as_bytes().chunks(size).for_each(|piece| scan.feed(piece));
-            let now = (scan.end(NOW), scan.take_metered());
+            let now = (scan.end(|| NOW), scan.take_metered());
             assert_eq!(*found.get_or_insert(now.clone()), now, "in pieces of {size}");
         }
         found.expect("three readings")
@@ -371,7 +371,7 @@ mod tests {
                     events.feed(piece);
                     creates.feed(piece);
                 }
-                (events.end(NOW), events.take_metered(), creates.end())
+                (events.end(|| NOW), events.take_metered(), creates.end())
             };
             for text in [text.clone(), format!(r#"{{"type": "response.completed", {text}"#), format!(r#"{{"type": "error",{text}"#)] {
                 let (before, after) = text.as_bytes().split_at(at.min(text.len()));

@@ -2,8 +2,9 @@
 
 use std::num::NonZeroUsize;
 use std::path::Path;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
-use std::thread;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
+use std::thread::{self, Thread};
 use std::time::Duration;
 
 use lru::LruCache;
@@ -20,6 +21,12 @@ use super::instance::Guest;
 
 /// How often the epoch advances: the unit of every deadline.
 pub(super) const TICK: Duration = Duration::from_millis(1);
+
+/// The clock goes on for so many ticks after the last call.
+const QUIET_TICKS: u32 = 1000;
+
+/// How often a clock that stands still looks whether it is needed at all.
+const STILL: Duration = Duration::from_secs(10);
 
 /// A guest's stack, in bytes. What needs more is recursing without end.
 const STACK_BYTES: usize = 256 * 1024;
@@ -63,6 +70,7 @@ pub struct Engine {
 struct Shared {
     engine: wasmtime::Engine,
     linker: Linker<Guest>,
+    clock: Arc<Clock>,
     /// By SHA-256 of the component.
     compiled: Mutex<LruCache<[u8; 32], Component>>,
 }
@@ -101,9 +109,10 @@ impl Engine {
         bindings::balancer::tollgate::policy::host::add_to_linker::<Guest, HasSelf<Guest>>(&mut linker, |guest| guest)
             .map_err(failed)?;
         inert_wasi::add_to_linker(&mut linker).map_err(failed)?;
-        start_clock(&engine).map_err(|error| EngineError(format!("cannot start its clock: {error}")))?;
+        let clock = Arc::new(Clock::default());
+        clock.start(&engine).map_err(|error| EngineError(format!("cannot start its clock: {error}")))?;
         let compiled = Mutex::new(LruCache::new(COMPILED));
-        Ok(Self { shared: Arc::new(Shared { engine, linker, compiled }), cache: None })
+        Ok(Self { shared: Arc::new(Shared { engine, linker, clock, compiled }), cache: None })
     }
 
     /// The same engine, with compiled code kept in `folder`, up to `bytes_max`. Where that cannot be, it is not kept.
@@ -117,6 +126,11 @@ impl Engine {
 
     pub(super) fn wasmtime(&self) -> &wasmtime::Engine {
         &self.shared.engine
+    }
+
+    /// A call begins, whose deadline is counted in ticks: there are some for as long as the answer is held.
+    pub(super) fn tick(&self) -> Ticking<'_> {
+        self.shared.clock.tick()
     }
 
     pub(super) fn linker(&self) -> &Linker<Guest> {
@@ -192,15 +206,74 @@ fn config(pool_memory_max: Option<usize>) -> Config {
     config
 }
 
-/// Advances the epoch for as long as the engine lives.
-fn start_clock(engine: &wasmtime::Engine) -> std::io::Result<()> {
-    let engine = engine.weak();
-    let tick = move || {
-        while let Some(engine) = engine.upgrade() {
-            engine.increment_epoch();
-            drop(engine);
-            thread::sleep(TICK);
+/// Advances the epoch while there are calls. It is what deadlines are counted in, and a thread that wakes a thousand times a
+/// second for nobody costs more than relaying a thousand messages does: where there has been no call for a while it stands
+/// still, and the next call sets it going.
+#[derive(Default)]
+struct Clock {
+    /// Calls under way.
+    calls: AtomicUsize,
+    /// There was a call since this was looked at.
+    busy: AtomicBool,
+    /// It stands still.
+    still: AtomicBool,
+    thread: OnceLock<Thread>,
+}
+
+/// A call under way: the clock ticks for as long as there is one.
+pub(super) struct Ticking<'a>(&'a Clock);
+
+impl Drop for Ticking<'_> {
+    fn drop(&mut self) {
+        self.0.calls.fetch_sub(1, Ordering::Release);
+    }
+}
+
+impl Clock {
+    fn tick(&self) -> Ticking<'_> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        // One of the two sees what the other has written: this that it stands still, or the clock that there is a call.
+        self.busy.store(true, Ordering::SeqCst);
+        if self.still.load(Ordering::SeqCst)
+            && let Some(thread) = self.thread.get()
+        {
+            thread.unpark();
         }
-    };
-    thread::Builder::new().name("policy-clock".to_owned()).spawn(tick).map(drop)
+        Ticking(self)
+    }
+
+    /// Ticks for as long as the engine lives.
+    fn start(self: &Arc<Self>, engine: &wasmtime::Engine) -> std::io::Result<()> {
+        let (clock, engine) = (Arc::clone(self), engine.weak());
+        let tick = move || {
+            let mut quiet = 0;
+            while let Some(engine) = engine.upgrade() {
+                engine.increment_epoch();
+                drop(engine);
+                thread::sleep(TICK);
+                quiet = if clock.is_wanted() { 0 } else { quiet + 1 };
+                if quiet >= QUIET_TICKS {
+                    clock.stand_still();
+                    quiet = 0;
+                }
+            }
+        };
+        let handle = thread::Builder::new().name("policy-clock".to_owned()).spawn(tick)?;
+        // It is set once, here.
+        let _ = self.thread.set(handle.thread().clone());
+        Ok(())
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.busy.swap(false, Ordering::SeqCst) || self.calls.load(Ordering::Acquire) > 0
+    }
+
+    fn stand_still(&self) {
+        self.still.store(true, Ordering::SeqCst);
+        if !self.busy.load(Ordering::SeqCst) {
+            // Now and then it looks whether the engine is still there.
+            thread::park_timeout(STILL);
+        }
+        self.still.store(false, Ordering::SeqCst);
+    }
 }

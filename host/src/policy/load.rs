@@ -149,6 +149,7 @@ pub(super) fn load<W: World>(
         .map_err(|error| failed("link it")(format!("{error:#}")))?;
 
     let mut store = new_store(engine, loading.slot, LOAD_TIMEOUT, policy.memory);
+    let _ticking = engine.tick();
     store.set_epoch_deadline(LOAD_TIMEOUT.as_millis() as u64);
     let said =
         |error: wasmtime::Error, store: &Store<Guest>| format!("{}{}", root_cause(&error), last_words(store.data()));

@@ -271,6 +271,7 @@ impl<W: World> Generation<W> {
         };
         let store = &mut instance.store;
         store.data_mut().begin(facts.now, facts.seed);
+        let _ticking = self.engine.tick();
         store.set_epoch_deadline(store.data().ticks());
         match call(store, &instance.world) {
             Ok(result) => {
@@ -314,6 +315,7 @@ impl<W: World> Generation<W> {
     fn build(&self, slot: &Arc<Slot>) -> Result<Instance<W>> {
         let mut store = new_store(&self.engine, slot, self.timeout, self.memory);
         // A cold instance touches its memory for the first time: give it what loading has.
+        let _ticking = self.engine.tick();
         store.set_epoch_deadline((LOAD_TIMEOUT.as_millis() / TICK.as_millis()) as u64);
         let world = W::instantiate(&self.pre, &mut store)?;
         if let Err(diagnostics) = world.configure(&mut store, &self.config)? {

@@ -81,10 +81,40 @@ struct Heard {
     upstream: Instant,
     /// The last message of either.
     message: Instant,
+    /// What was heard since that was looked at: the clock is read once for all of it.
+    now: News,
     /// The client was sent a ping since.
     pinged: bool,
     /// A response ended since that was looked at.
     turn_ended: bool,
+}
+
+/// Signs of life that are not in [`Heard`] yet.
+#[derive(Default)]
+struct News {
+    client: bool,
+    upstream: bool,
+    message: bool,
+}
+
+impl Heard {
+    fn take_in(&mut self) {
+        let News { client, upstream, message } = std::mem::take(&mut self.now);
+        if !(client || upstream || message) {
+            return;
+        }
+        let now = Instant::now();
+        if client {
+            self.client = now;
+            self.pinged = false;
+        }
+        if upstream {
+            self.upstream = now;
+        }
+        if message {
+            self.message = now;
+        }
+    }
 }
 
 /// What does not go on for ever.
@@ -128,7 +158,14 @@ impl Relay {
             down: Flow::new(Sender::Server, bytes_max),
             closed: Closed::default(),
             leaving: None,
-            heard: Heard { client: now, upstream: now, message: now, pinged: false, turn_ended: false },
+            heard: Heard {
+                client: now,
+                upstream: now,
+                message: now,
+                now: News::default(),
+                pinged: false,
+                turn_ended: false,
+            },
             waits: Waits::default(),
         }
     }
@@ -225,11 +262,9 @@ impl Relay {
             {
                 return Poll::Ready(outcome);
             }
-            if self.down.made_progress() {
-                self.heard.client = Instant::now();
-                self.heard.pinged = false;
-            }
+            self.heard.now.client |= self.down.made_progress();
         }
+        self.heard.take_in();
         if self.closed.up && self.closed.down {
             return Poll::Ready(Outcome::Over(End::ClientGone));
         }
@@ -384,7 +419,7 @@ struct Up<'a> {
 
 impl Watcher for Up<'_> {
     fn begin(&mut self, text: bool) -> Result<(), Violation> {
-        self.heard.message = Instant::now();
+        self.heard.now.message = true;
         self.control();
         self.turns.client_begins(text)
     }
@@ -398,13 +433,12 @@ impl Watcher for Up<'_> {
         self.control();
         self.turns.client_ends();
         // Upstream's silence counts from here.
-        self.heard.upstream = self.heard.client;
+        self.heard.now.upstream = true;
         None
     }
 
     fn control(&mut self) {
-        self.heard.client = Instant::now();
-        self.heard.pinged = false;
+        self.heard.now.client = true;
     }
 }
 
@@ -417,7 +451,7 @@ struct Down<'a> {
 impl Watcher for Down<'_> {
     fn begin(&mut self, text: bool) -> Result<(), Violation> {
         self.control();
-        self.heard.message = self.heard.upstream;
+        self.heard.now.message = true;
         self.turns.upstream_begins(text);
         Ok(())
     }
@@ -434,6 +468,6 @@ impl Watcher for Down<'_> {
     }
 
     fn control(&mut self) {
-        self.heard.upstream = Instant::now();
+        self.heard.now.upstream = true;
     }
 }

@@ -129,15 +129,15 @@ impl Turns {
         if !std::mem::take(&mut self.in_text[DOWN]) {
             return None;
         }
-        let now = Millis::now();
-        match self.event.end(now) {
+        match self.event.end(Millis::now) {
             Event::Other => None,
             Event::RateLimits(reading) => {
-                self.account(&reading, now);
+                self.account(&reading, Millis::now());
                 None
             }
             Event::Ended(end) => self.settle(end, None),
             Event::Error { status, reading, until } => {
+                let now = Millis::now();
                 self.account(&reading, now);
                 if status == Some(StatusCode::TOO_MANY_REQUESTS.as_u16()) {
                     self.refused(&reading, until, now);
