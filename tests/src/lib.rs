@@ -13,6 +13,7 @@ mod ledger;
 #[cfg(target_os = "linux")]
 mod mount;
 mod nowhere;
+mod pricing;
 mod socket;
 mod status;
 
@@ -25,6 +26,7 @@ pub use ledger::{Row, rows, wait_for_rows};
 #[cfg(target_os = "linux")]
 pub use mount::Mounted;
 pub use nowhere::Nowhere;
+pub use pricing::OWN;
 pub use scripted_upstream as upstream;
 pub use socket::{Event, Part, Socket};
 pub use status::{ask_socket, policy};
