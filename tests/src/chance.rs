@@ -20,6 +20,16 @@ impl Chance {
         Self(seed)
     }
 
+    /// That chance, each time.
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// A number below `end`.
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+
     /// A moment within the range, in microseconds.
     pub fn within(&mut self, range: Range<u64>) -> Duration {
         Duration::from_micros(range.start + self.next() % (range.end - range.start))

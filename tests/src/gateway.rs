@@ -130,6 +130,15 @@ impl Rig {
         Ok(client)
     }
 
+    /// The addresses of the services of the gateway in this process, in order.
+    ///
+    /// # Panics
+    /// There is none.
+    pub fn listening(&self) -> Vec<SocketAddr> {
+        let gateway = self.gateway.as_ref().expect("a gateway in this process");
+        gateway.listening().iter().map(|listening| listening.address).collect()
+    }
+
     /// Has the gateway in this process take up `config`. Answers what it left as it was, or why it was not taken up.
     ///
     /// # Errors

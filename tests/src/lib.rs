@@ -17,6 +17,7 @@ mod metrics;
 mod mount;
 mod nowhere;
 mod policies;
+mod pricing;
 mod socket;
 mod status;
 
@@ -32,6 +33,7 @@ pub use metrics::Metrics;
 #[cfg(target_os = "linux")]
 pub use mount::Mounted;
 pub use nowhere::Nowhere;
+pub use pricing::OWN;
 pub use scripted_upstream as upstream;
 pub use socket::{Event, Part, Socket};
 pub use status::{ask_socket, policy};

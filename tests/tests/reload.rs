@@ -9,33 +9,10 @@ use std::time::Duration;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use tollgate_tests::upstream::{Gate, Reply, SocketReply};
-use tollgate_tests::{Client, Conduct, Rig, Row, ask_socket, binary, marked_pricer, rows, turn, wait_for_rows};
-
-const OWN: &str = "own";
+use tollgate_tests::{Client, Conduct, OWN, Rig, Row, ask_socket, binary, marked_pricer, rows, turn, wait_for_rows};
 
 fn fine(nanousd: u64) -> Vec<u8> {
     marked_pricer(nanousd, Conduct::Fine)
-}
-
-/// A team whose pricer is the component in `own.wasm`.
-fn config(rig: &Rig) -> Value {
-    let mut config = rig.team(&["a"], json!({}));
-    config["services"][0]["pricer"] = json!(OWN);
-    config["policies"] = json!([{ "tag": OWN, "kind": "pricer", "path": rig.path("own.wasm") }]);
-    config
-}
-
-/// That gateway in this process, where everything costs 1.
-async fn start(rig: &mut Rig) -> Client {
-    rig.write("own.wasm", fine(1));
-    let config = config(rig);
-    rig.start(config).await.token("token-alice")
-}
-
-/// Puts a whole component in the place of the one that is there.
-fn replace(rig: &Rig, component: &[u8]) {
-    rig.write("next.wasm", component);
-    fs::rename(rig.path("next.wasm"), rig.path("own.wasm")).expect("a file can be renamed");
 }
 
 /// What the rows cost, in order.
@@ -65,7 +42,7 @@ async fn count_reloads(address: std::net::SocketAddr, outcome: &str) -> u64 {
 async fn check_taken_up(way: &str, prepare: impl Fn(&Rig), change: impl AsyncFn(&Rig)) {
     let mut rig = Rig::new().await;
     prepare(&rig);
-    let config = config(&rig);
+    let config = rig.priced();
     let client = rig.start(config).await.token("token-alice");
     client.turn(&turn("before")).await;
     change(&rig).await;
@@ -86,7 +63,7 @@ fn plain(rig: &Rig) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_is_renamed_into_place_serves_from_the_next_request_on() {
-    check_taken_up("rename", plain, async |rig| replace(rig, &fine(2))).await;
+    check_taken_up("rename", plain, async |rig| rig.replace_own(&fine(2))).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -125,7 +102,7 @@ async fn a_link_that_is_swapped_as_containers_do_it_serves_from_the_next_request
 async fn a_file_that_is_seen_half_written_is_tried_again_and_not_reported() {
     let mut rig = Rig::new().await;
     rig.write("own.wasm", fine(1));
-    let mut config = config(&rig);
+    let mut config = rig.priced();
     config["admin"] = json!({ "listen_port": 0 });
     let client = rig.start(config).await.token("token-alice");
     let whole = fine(2);
@@ -148,11 +125,11 @@ async fn a_file_that_is_seen_half_written_is_tried_again_and_not_reported() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_is_replaced_by_the_same_bytes_makes_no_generation() {
     let mut rig = Rig::new().await;
-    start(&mut rig).await;
-    replace(&rig, &fine(1));
-    replace(&rig, &fine(1));
+    rig.start_priced(json!({})).await;
+    rig.replace_own(&fine(1));
+    rig.replace_own(&fine(1));
     let is_price_2 = |policy: &Value| policy["last_reload"]["outcome"] == "ok";
-    replace(&rig, &fine(2));
+    rig.replace_own(&fine(2));
     let policy = rig.wait_for_policy(OWN, "a reload", is_price_2).await;
     assert_eq!(policy["generation"], 2, "{policy:#}");
     rig.stop().await;
@@ -161,17 +138,17 @@ async fn a_file_that_is_replaced_by_the_same_bytes_makes_no_generation() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_is_priced_by_the_generation_that_it_began_with() {
     let mut rig = Rig::new().await;
-    let client = start(&mut rig).await;
+    let client = rig.start_priced(json!({})).await;
     let gate = Gate::new();
     rig.account("a").then(Reply::ok().deltas(3).hold_after(2, &gate));
     let mut stream = client.start_turn(&turn("long")).await;
     let named = stream.headers["x-tollgate-request-id"].to_str().expect("a readable field").to_owned();
     stream.until("output_text.delta").await;
-    replace(&rig, &fine(2));
+    rig.replace_own(&fine(2));
     rig.wait_for_generation(OWN, 2).await;
     let next = client.turn(&turn("next")).await.request_id();
     // Even where its own is the generation before the one before.
-    replace(&rig, &fine(3));
+    rig.replace_own(&fine(3));
     rig.wait_for_generation(OWN, 3).await;
     gate.open();
     assert!(stream.finish().await.whole);
@@ -186,14 +163,14 @@ async fn a_stream_is_priced_by_the_generation_that_it_began_with() {
 async fn a_sockets_turn_under_way_is_priced_by_the_old_generation_and_its_next_by_the_new() {
     for http2 in [false, true] {
         let mut rig = Rig::new().await;
-        let client = start(&mut rig).await;
+        let client = rig.start_priced(json!({})).await;
         let client = if http2 { client.http2() } else { client };
         let gate = Gate::new();
         rig.account("a").then_socket(SocketReply::begun().hold(&gate).completed());
         let mut socket = client.socket().await.expect("a socket");
         socket.create(&turn("one")).await;
         gate.wait_until_reached().await;
-        replace(&rig, &fine(2));
+        rig.replace_own(&fine(2));
         rig.wait_for_generation(OWN, 2).await;
         gate.open();
         socket.rest_of_turn().await;
@@ -218,11 +195,11 @@ async fn change(rig: &Rig, what: &str) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_reloads_and_rolls_back_over_the_socket() {
     let mut rig = Rig::new().await;
-    let client = start(&mut rig).await;
+    let client = rig.start_priced(json!({})).await;
     let refused = rig.change_policy(OWN, "rollback").await;
     assert_eq!(refused.status, StatusCode::CONFLICT);
     assert!(refused.text().contains("no generation before"), "{}", refused.text());
-    replace(&rig, &fine(2));
+    rig.replace_own(&fine(2));
     rig.wait_for_generation(OWN, 2).await;
     client.turn(&turn("new")).await;
     // Back, and forth again.
@@ -261,12 +238,12 @@ fn stdout(output: &Output) -> String {
 async fn an_operator_reloads_and_rolls_back_and_lists_on_the_command_line() {
     let rig = Rig::new().await;
     rig.write("own.wasm", fine(1));
-    let program = rig.spawn(&config(&rig)).await;
+    let program = rig.spawn(&rig.priced()).await;
     let client = program.client().token("token-alice");
     client.turn(&turn("old")).await;
     let reloaded = stdout(&run(&rig, &["reload", OWN]).await);
     assert!(reloaded.contains("generation 2 serves: marked-pricer 0.1.0"), "{reloaded}");
-    replace(&rig, &fine(2));
+    rig.replace_own(&fine(2));
     rig.wait_for_generation(OWN, 3).await;
     client.turn(&turn("new")).await;
     let back = stdout(&run(&rig, &["rollback", OWN]).await);

@@ -13,6 +13,7 @@ enum Fault {
     Grow,
     Recurse,
     Unusable,
+    Burn,
     PickNobody,
     RefuseConfig,
     PanicInNew,
@@ -23,6 +24,8 @@ enum Fault {
 struct Config {
     fault: Fault,
 }
+
+const BURN_STEPS: u32 = 1_200_000;
 
 struct Faulty(Fault);
 
@@ -40,6 +43,11 @@ impl Balancer for Faulty {
     }
 
     fn pick(&self, request: &Request, candidates: &Candidates) -> Decision {
+        if matches!(self.0, Fault::Burn) {
+            // When it is tried, too: by that it is known to be slow.
+            burn();
+            return candidates.at(1).serve();
+        }
         if request.string(0).is_empty() {
             return Decision::none("nobody asks");
         }
@@ -59,7 +67,9 @@ impl Balancer for Faulty {
                 Some(unusable) => unusable.serve(),
                 None => panic!("everybody is usable"),
             },
-            Fault::PickNobody | Fault::RefuseConfig | Fault::PanicInNew => Decision::none("I do not want to"),
+            Fault::Burn | Fault::PickNobody | Fault::RefuseConfig | Fault::PanicInNew => {
+                Decision::none("I do not want to")
+            }
         }
     }
 }
@@ -67,6 +77,15 @@ impl Balancer for Faulty {
 #[expect(unconditional_recursion, reason = "that is the fault")]
 fn deep(depth: usize) -> usize {
     std::hint::black_box(deep(std::hint::black_box(depth + 1)) + 1)
+}
+
+/// About two milliseconds: each step needs the one before it.
+fn burn() {
+    let mut mixed = std::hint::black_box(1_u64);
+    for _ in 0..BURN_STEPS {
+        mixed = mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(13) ^ 1;
+    }
+    std::hint::black_box(mixed);
 }
 
 tollgate_policy::export_balancer!(Faulty);

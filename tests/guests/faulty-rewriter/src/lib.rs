@@ -2,7 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::Deserialize;
-use tollgate_policy::{Edit, Headers, Refusal, Request, Rewriter};
+use tollgate_policy::{Edit, Headers, Level, Refusal, Request, Rewriter, log};
 
 /// How it fails.
 #[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
@@ -17,6 +17,11 @@ enum Fault {
     RefuseWith200,
     Response,
     Spy,
+    ApiKey,
+    AuthToken,
+    HopByHop,
+    LogFlood,
+    StdoutFlood,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -52,6 +57,21 @@ impl Rewriter for Faulty {
             Fault::Many => Ok((0..1000).map(|number| Edit::set_to(format!("x-{number}"), "1")).collect()),
             Fault::Refuse => Err(Refusal { status: 418, message: "not today".to_owned() }),
             Fault::RefuseWith200 => Err(Refusal { status: 200, message: "fine".to_owned() }),
+            Fault::ApiKey => Ok(vec![Edit::set_to("x-good", "1"), Edit::set_to("x-api-key", "mine")]),
+            Fault::AuthToken => Ok(vec![Edit::set_to("x-good", "1"), Edit::set_to("my-auth-token", "mine")]),
+            Fault::HopByHop => Ok(vec![Edit::set_to("x-good", "1"), Edit::set_to("transfer-encoding", "chunked")]),
+            Fault::LogFlood => {
+                for number in 0..100 {
+                    log(Level::Warn, &format!("flood {number} {}", "x".repeat(2000)));
+                }
+                Ok(Vec::new())
+            }
+            Fault::StdoutFlood => {
+                for number in 0..1000 {
+                    println!("flood {number}");
+                }
+                Ok(Vec::new())
+            }
             Fault::Response => Ok(Vec::new()),
             // Everything that it sees, for the test to look at.
             Fault::Spy => {

@@ -1,0 +1,78 @@
+//! Components of former releases, kept as they were: each still loads, and answers as it did.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use tollgate::config::{PolicyConfig, PolicyKind, PolicySource};
+use tollgate::policy::{Call, Engine, Policy, load_alone};
+
+const RELEASES: [&str; 1] = ["0.1.0"];
+const MEMORY: usize = 16 * 1024 * 1024;
+const SHIPPED: [(&str, PolicyKind); 6] = [
+    ("least-used", PolicyKind::Balancer),
+    ("round-robin", PolicyKind::Balancer),
+    ("random", PolicyKind::Balancer),
+    ("fallback", PolicyKind::Balancer),
+    ("standard-headers", PolicyKind::Rewriter),
+    ("openai-pricing", PolicyKind::Pricer),
+];
+
+fn folder(release: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/policies").join(release)
+}
+
+fn config_of(name: &str) -> Value {
+    match name {
+        "standard-headers" => json!({ "set": { "x-team": ["platform"], "user-agent": ["ours/1"] } }),
+        _ => json!({}),
+    }
+}
+
+fn file(release: &str, name: &str) -> PathBuf {
+    folder(release).join(format!("{}.wasm", name.replace('-', "_")))
+}
+
+fn load(release: &str, name: &'static str, kind: PolicyKind) -> Policy {
+    let engine = Engine::of_the_process(MEMORY).expect("an engine");
+    let source = PolicySource::File(file(release, name));
+    // Debug builds of the gateway are slow, and this is about answers.
+    let timeout = std::time::Duration::from_secs(1);
+    let policy = PolicyConfig { source, timeout, ..PolicyConfig::shipped(name, kind, config_of(name)) };
+    load_alone(&engine, &policy).unwrap_or_else(|error| panic!("{release}: {error}"))
+}
+
+#[test]
+fn old_components_load_and_say_what_they_said() {
+    for release in RELEASES {
+        let calls = std::fs::read_to_string(folder(release).join("calls.jsonl")).expect("recorded calls");
+        let calls: Vec<Call> = calls
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
+            .collect();
+        let mut differ = Vec::new();
+        for (name, kind) in SHIPPED {
+            let policy = load(release, name, kind);
+            assert_eq!((policy.stamp().name.as_str(), policy.stamp().version.as_str()), (name, release));
+            let mut of_it = calls.iter().filter(|call| call.policy == name).peekable();
+            assert!(of_it.peek().is_some(), "{name} has no recorded call");
+            for call in of_it {
+                let said = policy.repeat(call).expect("a call of its kind");
+                if said != call.said {
+                    differ.push(serde_json::to_string(&Call { said, ..call.clone() }).expect("JSON"));
+                }
+            }
+        }
+        assert!(differ.is_empty(), "{release}: these say something else now:\n{}", differ.join("\n"));
+    }
+}
+
+#[test]
+fn every_shipped_policy_is_kept() {
+    for release in RELEASES {
+        for (name, kind) in SHIPPED {
+            let file = file(release, name);
+            let bytes = std::fs::read(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+            assert_eq!(tollgate::policy::kind_of(&bytes), Some(kind), "{release}: {name}");
+        }
+    }
+}

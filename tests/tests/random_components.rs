@@ -1,0 +1,93 @@
+//! Components and modules that chance made: each is refused in words, or loads, and none stops or holds the process.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use arbitrary::Unstructured;
+use serde_json::json;
+use tollgate::config::{PolicyConfig, PolicyKind, PolicySource};
+use tollgate::policy::{Engine, load_alone};
+use tollgate_tests::{Chance, Conduct, marked_pricer};
+use wasm_smith::{Component, Config, Module};
+
+/// All of it is over by then.
+const SPAN: Duration = Duration::from_secs(8);
+const CASES: usize = 4000;
+const INPUT_BYTES: usize = 4096;
+const MEMORY: usize = 16 * 1024 * 1024;
+/// No load takes longer, on however busy a machine: loading has two seconds for each call.
+const LOAD_MAX: Duration = Duration::from_secs(15);
+
+/// Loads whatever `make` makes of a chance, as each kind of policy. Answers how many were loaded and how many refused.
+fn load_all(seed: u64, make: impl Fn(&mut Chance) -> Option<Vec<u8>>) -> (usize, usize) {
+    let engine = Engine::of_the_process(MEMORY).expect("an engine");
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("random.wasm");
+    let mut chance = Chance::new(seed);
+    let (mut loaded, mut refused) = (0, 0);
+    let begun = Instant::now();
+    for case in 0..CASES {
+        if begun.elapsed() > SPAN {
+            break;
+        }
+        let Some(bytes) = make(&mut chance) else { continue };
+        fs::write(&path, &bytes).expect("the folder can be written");
+        let kind = [PolicyKind::Balancer, PolicyKind::Rewriter, PolicyKind::Pricer][case % 3];
+        let policy = PolicyConfig {
+            source: PolicySource::File(path.clone()),
+            ..PolicyConfig::shipped("random", kind, json!({}))
+        };
+        let loading = Instant::now();
+        match load_alone(&engine, &policy) {
+            Ok(_) => loaded += 1,
+            Err(error) => {
+                assert!(!error.to_string().is_empty(), "case {case}: refused without a word");
+                refused += 1;
+            }
+        }
+        assert!(loading.elapsed() < LOAD_MAX, "case {case}: {:?} to load", loading.elapsed());
+    }
+    println!("seed {seed}: {loaded} loaded, {refused} refused in {:?}", begun.elapsed());
+    (loaded, refused)
+}
+
+fn input(chance: &mut Chance) -> Vec<u8> {
+    (0..INPUT_BYTES).map(|_| chance.below(256) as u8).collect()
+}
+
+#[test]
+fn random_components_are_refused_and_nothing_else() {
+    let (loaded, refused) = load_all(5, |chance| {
+        let component = Component::new(Config::default(), &mut Unstructured::new(&input(chance))).ok()?;
+        Some(component.to_bytes())
+    });
+    assert_eq!(loaded, 0, "none of them is a policy");
+    assert!(refused > 100, "only {refused} were tried");
+}
+
+#[test]
+fn random_modules_are_refused_and_nothing_else() {
+    let (loaded, refused) = load_all(6, |chance| {
+        let module = Module::new(Config::default(), &mut Unstructured::new(&input(chance))).ok()?;
+        Some(module.to_bytes())
+    });
+    assert_eq!(loaded, 0, "none of them is a policy");
+    assert!(refused > 100, "only {refused} were tried");
+}
+
+#[test]
+fn a_policy_with_random_bytes_in_it_is_refused_or_loads() {
+    let whole = marked_pricer(1, Conduct::Fine);
+    let (loaded, refused) = load_all(7, |chance| {
+        let mut bytes = whole.clone();
+        for _ in 0..1 + chance.below(4) {
+            let place = chance.below(bytes.len() as u64) as usize;
+            bytes[place] = chance.below(256) as u8;
+        }
+        if chance.below(4) == 0 {
+            bytes.truncate(chance.below(bytes.len() as u64) as usize);
+        }
+        Some(bytes)
+    });
+    assert!(loaded + refused > 5, "only {} were tried", loaded + refused);
+}
