@@ -16,7 +16,7 @@ mod reload;
 mod scrape;
 mod views;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, RwLock};
@@ -192,12 +192,19 @@ impl Gateway {
             watch: keeping.watch.clone(),
             keeping,
             views: views.clone(),
-            fixed: Fixed { data_dir: config.data_dir, log: config.log, admin: config.admin },
+            fixed: Fixed {
+                data_dir: config.data_dir,
+                log: config.log,
+                admin: config.admin,
+                limits: Arc::clone(&limits),
+            },
             limits: Arc::clone(&limits),
             commands: commands.clone(),
             watched: HashMap::new(),
             works: JoinSet::new(),
             again: Vec::new(),
+            is_staging: false,
+            waiting: VecDeque::new(),
         };
         tasks.spawn(supervisor.run(taken, loaded.pending));
         let views = Some((views, views_thread));

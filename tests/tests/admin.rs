@@ -324,7 +324,6 @@ async fn the_list_of_policies_is_what_the_listener_tells() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "the command writes a tag into a path as it is"]
 async fn a_policy_of_any_tag_can_be_reloaded_by_command() {
     let rig = Rig::new().await;
     let tags = ["with a blank", "mit-Ümlaut", "of/two", "a?b", "per%cent"];

@@ -218,7 +218,6 @@ async fn what_was_used_last_is_kept_within_the_bound() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "what is there is looked at only where something is added"]
 async fn a_lower_bound_holds_from_the_next_start_on() {
     let rig = Rig::new().await;
     let mut config = config(&rig);
@@ -270,7 +269,6 @@ async fn a_check_leaves_nothing_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "a check makes the record"]
 async fn a_check_of_a_record_leaves_nothing_behind() {
     let rig = Rig::new().await;
     let mut config = config(&rig);

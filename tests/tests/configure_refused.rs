@@ -79,7 +79,6 @@ async fn what_needs_a_start_is_named_and_left_and_the_rest_is_taken_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "a limit that needs a start is named once, and then taken for what runs"]
 async fn what_needs_a_start_is_named_as_long_as_it_is_not_so() {
     let mut rig = Rig::new().await;
     let base = base(&rig);
@@ -94,7 +93,6 @@ async fn what_needs_a_start_is_named_as_long_as_it_is_not_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "limits of a policy's place and of the start are neither taken up nor named"]
 async fn a_limit_that_is_neither_taken_up_nor_named_is_none() {
     let mut rig = Rig::new().await;
     let base = base(&rig);
@@ -141,7 +139,6 @@ async fn a_service_that_goes_serves_on_and_comes_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "two that are staged at once are taken up in whichever order, or panic"]
 async fn configurations_that_come_at_once_are_taken_up_one_after_the_other() {
     let mut rig = Rig::new().await;
     let mut whole = base(&rig);

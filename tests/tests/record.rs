@@ -139,7 +139,6 @@ async fn no_record_has_a_secret() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "a later rewriter sees what an earlier one set of its configuration"]
 async fn no_record_has_the_header_value_that_an_earlier_policy_set() {
     check_no_secret(["writes", "spies"]).await;
 }
@@ -188,7 +187,6 @@ async fn a_record_goes_on_after_a_start_and_keeps_its_mode() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "it goes on in the file that nobody sees any more"]
 async fn a_record_that_was_removed_begins_anew_when_it_is_full() {
     let mut rig = Rig::new().await;
     let mut config = config(&rig);

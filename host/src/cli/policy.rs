@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Subcommand;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 use tokio::time::sleep;
 
@@ -86,7 +87,7 @@ pub(super) fn policy(command: &Policy) -> Result<(), Message> {
 fn change(tag: &str, what: &str, config: Option<&Path>) -> Result<(), Message> {
     let config = load(config)?.config;
     let done = in_runtime(async {
-        let path = format!("/api/policies/{tag}/{what}");
+        let path = format!("/api/policies/{}/{what}", utf8_percent_encode(tag, NON_ALPHANUMERIC));
         let mut done = std::pin::pin!(post(&config, &path));
         loop {
             tokio::select! {

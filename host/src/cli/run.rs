@@ -17,12 +17,14 @@ use tokio::time::sleep;
 
 use super::{Message, in_file, load, logging, print};
 use crate::config::Loaded;
-use crate::files::{plain, read_bounded};
+use crate::files::{plain, read_regular};
 use crate::server::{Gateway, RefreshIn, run_errand};
 use crate::values::limits::CONFIG_FILE_BYTES;
 use crate::watch::Watch;
 
 pub(super) fn run(config_path: Option<&Path>, ready_file: Option<&Path>) -> Result<(), Message> {
+    // Before it is read: a change from then on is one.
+    let known = config_path.and_then(digest);
     let Loaded { config, warnings } = load(config_path)?;
     logging::start(&config.log).map_err(|error| match config_path {
         Some(path) => in_file(path, &error),
@@ -55,7 +57,7 @@ pub(super) fn run(config_path: Option<&Path>, ready_file: Option<&Path>) -> Resu
         }
         let name = tokio::select! {
             name = signals.next() => name,
-            () = follow(config_path, &gateway, &mut hang_ups) => unreachable!("it is followed for ever"),
+            () = follow(config_path, known, &gateway, &mut hang_ups) => unreachable!("it is followed for ever"),
         };
         tracing::info!(signal = name, "stopping: requests under way may end; once more to cut them");
         let mut was_cut = false;
@@ -141,12 +143,10 @@ const SETTLE: Duration = Duration::from_millis(150);
 const SETTLE_LOOKS: u32 = 4;
 
 /// Takes up the configuration in the file at `path` whenever it changes, and when somebody hangs up.
-async fn follow(path: Option<&Path>, gateway: &Gateway, hang_ups: &mut Signal) {
+async fn follow(path: Option<&Path>, mut known: Option<[u8; 32]>, gateway: &Gateway, hang_ups: &mut Signal) {
     let changed = Arc::new(Notify::new());
     let watch = Watch::start();
-    let mut known = None;
     if let Some(path) = path {
-        known = digest(path).await;
         watch.file(path, &changed);
     }
     loop {
@@ -161,10 +161,13 @@ async fn follow(path: Option<&Path>, gateway: &Gateway, hang_ups: &mut Signal) {
             tracing::info!("there is no configuration file to take up");
             continue;
         };
-        let found = digest(path).await;
+        let looked_at = path.to_owned();
+        let found = spawn_blocking(move || digest(&looked_at)).await.ok().flatten();
         if !asked && found == known {
             continue;
         }
+        // What is written from here on is looked at again.
+        known = found;
         match settled(path).await {
             Ok(Loaded { config, warnings }) => {
                 for warning in &warnings {
@@ -175,7 +178,6 @@ async fn follow(path: Option<&Path>, gateway: &Gateway, hang_ups: &mut Signal) {
             }
             Err(error) => gateway.refuse_configuration(&error),
         }
-        known = digest(path).await;
     }
 }
 
@@ -195,10 +197,8 @@ async fn settled(path: &Path) -> Result<Loaded, Message> {
     }
 }
 
-async fn digest(path: &Path) -> Option<[u8; 32]> {
-    let path = path.to_owned();
-    let read = spawn_blocking(move || read_bounded(&path, CONFIG_FILE_BYTES).ok()).await.ok().flatten();
-    read.map(|bytes| Sha256::digest(bytes).into())
+fn digest(path: &Path) -> Option<[u8; 32]> {
+    read_regular(path, CONFIG_FILE_BYTES).ok().map(|bytes| Sha256::digest(bytes).into())
 }
 
 /// Whoever waits for the file finds all of it or none.

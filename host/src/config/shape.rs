@@ -281,6 +281,11 @@ fn found(kind: &ValidationErrorKind, value: &Value) -> String {
         ValidationErrorKind::Type { kind: TypeKind::Single(single) } if single.to_string() == "string" => {
             kind_of(value).to_owned()
         }
+        ValidationErrorKind::Type { kind: TypeKind::Multiple(several) }
+            if several.iter().any(|name| name.to_string() == "string") =>
+        {
+            kind_of(value).to_owned()
+        }
         ValidationErrorKind::Type { .. }
         | ValidationErrorKind::Minimum { .. }
         | ValidationErrorKind::Maximum { .. } => match value {

@@ -93,7 +93,9 @@ impl OpenRow {
     /// A socket goes on in `service`, a later one than it was opened in, where its user, its pool and its credential are
     /// still there. Answers the credential's place.
     pub(super) fn moves_to(&mut self, service: &Arc<Service>, credential: usize) -> Option<usize> {
-        let credential = service.place_of(self.service.parts.credentials[credential].tag())?;
+        // Itself, and not another of its name: the socket is on its account.
+        let known = &self.service.parts.credentials[credential];
+        let credential = service.parts.credentials.iter().position(|other| Arc::ptr_eq(other, known))?;
         let user = match &self.opening.user {
             None => service.users.is_empty().then_some(None)?,
             Some(user) => service.users.named(&user.name)?,

@@ -48,7 +48,9 @@ impl Cache {
         if !meta.is_dir() || !is_ours(&meta) {
             return Err(format!("{}: expected a folder that only this user can write", folder.display()));
         }
-        Ok(Self { folder: folder.to_owned(), bytes_max })
+        let cache = Self { folder: folder.to_owned(), bytes_max };
+        cache.clean_up(None);
+        Ok(cache)
     }
 
     /// The compiled code of the component with that digest, where there is some that this engine can use.
@@ -90,7 +92,7 @@ impl Cache {
             replace_private(&path, &bytes).map_err(|error| plain(&error))
         });
         match stored {
-            Ok(()) => self.clean_up(&path),
+            Ok(()) => self.clean_up(Some(&path)),
             Err(reason) => tracing::warn!(path = %path.display(), reason, "compiled code was not kept"),
         }
     }
@@ -104,7 +106,7 @@ impl Cache {
         self.folder.join(format!("{component}-{:016x}{SUFFIX}", hasher.finish()))
     }
 
-    fn clean_up(&self, newest: &Path) {
+    fn clean_up(&self, newest: Option<&Path>) {
         let Ok(entries) = fs::read_dir(&self.folder) else { return };
         let mut files: Vec<(SystemTime, u64, PathBuf)> = entries
             .filter_map(|entry| {
@@ -115,7 +117,7 @@ impl Cache {
             .collect();
         files.sort();
         let mut bytes: u64 = files.iter().map(|(_, length, _)| length).sum();
-        for (_, length, path) in files.iter().filter(|(_, _, path)| path != newest) {
+        for (_, length, path) in files.iter().filter(|(_, _, path)| Some(path.as_path()) != newest) {
             if bytes <= self.bytes_max {
                 return;
             }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,7 +19,7 @@ const QUEUE: usize = 4096;
 /// Writes calls to a file.
 pub(super) struct Recorder {
     calls: Option<SyncSender<Arc<Call>>>,
-    left_out: AtomicU64,
+    left_out: Arc<AtomicU64>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -28,10 +28,11 @@ impl Recorder {
     /// The file cannot be written; the text names it.
     pub(super) fn start(path: &Path, limits: &Limits) -> Result<Self, String> {
         let failed = |error: io::Error| format!("cannot record to {}: {}", path.display(), plain(&error));
-        let writing = Writing::open(path, limits).map_err(failed)?;
+        let left_out = Arc::new(AtomicU64::new(0));
+        let writing = Writing::open(path, limits, &left_out).map_err(failed)?;
         let (calls, received) = sync_channel(QUEUE);
         let thread = thread::Builder::new().name("policy-record".to_owned()).spawn(move || writing.run(&received));
-        Ok(Self { calls: Some(calls), left_out: AtomicU64::new(0), thread: Some(thread.map_err(failed)?) })
+        Ok(Self { calls: Some(calls), left_out, thread: Some(thread.map_err(failed)?) })
     }
 
     pub(super) fn take(&self, call: &Arc<Call>) {
@@ -62,10 +63,11 @@ struct Writing {
     bytes_max: u64,
     files_max: u64,
     failing: bool,
+    left_out: Arc<AtomicU64>,
 }
 
 impl Writing {
-    fn open(path: &Path, limits: &Limits) -> io::Result<Self> {
+    fn open(path: &Path, limits: &Limits, left_out: &Arc<AtomicU64>) -> io::Result<Self> {
         let (file, bytes) = open(path)?;
         Ok(Self {
             path: path.to_owned(),
@@ -74,11 +76,16 @@ impl Writing {
             bytes_max: limits.policy_record_bytes,
             files_max: limits.policy_record_files,
             failing: false,
+            left_out: Arc::clone(left_out),
         })
     }
 
     fn run(mut self, calls: &Receiver<Arc<Call>>) {
         while let Ok(first) = calls.recv() {
+            if self.is_gone() {
+                let opened = self.open_again();
+                self.note(opened);
+            }
             self.take(&first);
             while let Ok(next) = calls.try_recv() {
                 self.take(&next);
@@ -97,7 +104,22 @@ impl Writing {
         }
         let written = self.file.write_all(&line);
         self.bytes += line.len() as u64;
+        if written.is_err() {
+            self.left_out.fetch_add(1, Ordering::Relaxed);
+        }
         self.note(written);
+    }
+
+    /// Whether somebody removed the file, or put another in its place.
+    fn is_gone(&self) -> bool {
+        let own = self.file.get_ref().metadata().map(|meta| (meta.dev(), meta.ino()));
+        let there = fs::metadata(&self.path).map(|meta| (meta.dev(), meta.ino()));
+        own.ok() != there.ok()
+    }
+
+    fn open_again(&mut self) -> io::Result<()> {
+        (self.file, self.bytes) = open(&self.path)?;
+        Ok(())
     }
 
     /// Told once, until it is over.
@@ -127,8 +149,7 @@ impl Writing {
             }
             fs::rename(&self.path, numbered(1))?;
         }
-        (self.file, self.bytes) = open(&self.path)?;
-        Ok(())
+        self.open_again()
     }
 }
 

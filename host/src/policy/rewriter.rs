@@ -100,7 +100,7 @@ impl Rewriter {
         } else {
             self.request_here(facts, &wanted)
         };
-        Ok(said?.map(|edits| apply(edits, headers)))
+        Ok(said?.map(|edits| apply(edits, self.is_shipped, headers)))
     }
 
     /// The same, on this thread, however slow it is.
@@ -109,7 +109,7 @@ impl Rewriter {
     /// As [`Rewriter::request`].
     pub fn edit_request_here(&self, facts: &Facts<'_>, headers: &mut HeaderMap) -> Result<Result<(), Refused>, Fault> {
         let wanted = self.wanted(headers, |manifest| &manifest.request_headers);
-        Ok(self.request_here(facts, &wanted)?.map(|edits| apply(edits, headers)))
+        Ok(self.request_here(facts, &wanted)?.map(|edits| apply(edits, self.is_shipped, headers)))
     }
 
     fn request_here(&self, facts: &Facts<'_>, wanted: &[Header]) -> RequestSaid {
@@ -149,7 +149,7 @@ impl Rewriter {
         } else {
             self.response_here(facts, status, &wanted)
         };
-        apply(edits?, headers);
+        apply(edits?, self.is_shipped, headers);
         Ok(())
     }
 
@@ -227,11 +227,17 @@ fn check_all(edits: Vec<Edit>, is_shipped: bool) -> Result<Vec<Checked>, Bad> {
     Ok(checked)
 }
 
-fn apply(edits: Vec<Checked>, headers: &mut HeaderMap) {
+/// Makes the edits. What a shipped rewriter sets is the operator's word, which may be a secret: no policy sees it from then
+/// on.
+fn apply(edits: Vec<Checked>, is_shipped: bool, headers: &mut HeaderMap) {
+    let mark = |mut value: HeaderValue| {
+        value.set_sensitive(is_shipped);
+        value
+    };
     for edit in edits {
         match edit {
-            Checked::Set(name, value) => drop(headers.insert(name, value)),
-            Checked::Append(name, value) => drop(headers.append(name, value)),
+            Checked::Set(name, value) => drop(headers.insert(name, mark(value))),
+            Checked::Append(name, value) => drop(headers.append(name, mark(value))),
             Checked::Remove(name) => drop(headers.remove(name)),
         }
     }

@@ -17,6 +17,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -102,7 +103,8 @@ impl Rights {
             Self::Look => (true, false),
             Self::Holders(token) => {
                 let shown = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-                let shown = shown.and_then(|value| value.strip_prefix("Bearer "));
+                let shown = shown.and_then(|value| value.split_once(' '));
+                let shown = shown.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, shown)| shown);
                 let holds = shown.is_some_and(|shown| Secret::new(shown.trim().to_owned()) == *token);
                 (holds, holds)
             }
@@ -257,7 +259,9 @@ impl Admin {
     }
 
     async fn answer(&self, request: &Request<Incoming>) -> Said {
-        let path: Vec<&str> = request.uri().path().trim_matches('/').split('/').collect();
+        let plain = |part| percent_decode_str(part).decode_utf8_lossy();
+        let path: Vec<_> = request.uri().path().trim_matches('/').split('/').map(plain).collect();
+        let path: Vec<&str> = path.iter().map(AsRef::as_ref).collect();
         let (may_look, may_change) = self.rights.granted(request.headers());
         match (request.method(), path.as_slice()) {
             // Whoever looks after processes shows no token.

@@ -57,7 +57,9 @@ pub(super) struct Pending {
 ///
 /// # Errors
 /// Everything that cannot be used.
-pub fn check(config: Config) -> Result<Vec<Problem>, StartError> {
+pub fn check(mut config: Config) -> Result<Vec<Problem>, StartError> {
+    // A check leaves nothing behind.
+    config.policies.iter_mut().for_each(|policy| policy.record = None);
     let mut problems = Vec::new();
     let mut warnings = Vec::new();
     for service in &config.services {

@@ -29,6 +29,7 @@ pub(super) struct Staged {
 impl Supervisor {
     /// Loads everything that is new in `config`.
     pub(super) fn stage(&mut self, config: Box<Config>, reply: Reply) {
+        self.is_staging = true;
         let begun = Instant::now();
         let limits = Arc::new(config.limits.clone());
         let workshop = self.workshop.with_limits(&limits);
@@ -44,7 +45,8 @@ impl Supervisor {
                     Some(entry) if goes_on_in_its_slot(&entry.config, policy) => {
                         Known::Changed { slot: Arc::clone(&entry.slot), number: entry.numbered + 1 }
                     }
-                    _ => Known::New,
+                    Some(entry) => Known::New { number: entry.numbered + 1 },
+                    None => Known::New { number: 1 },
                 }
             })
             .collect();
@@ -64,6 +66,14 @@ impl Supervisor {
                 Err(error) => std::panic::resume_unwind(error.into_panic()),
             }
         });
+    }
+
+    /// The next configuration, where one waits.
+    pub(super) fn stage_next(&mut self) {
+        self.is_staging = false;
+        if let Some((config, reply)) = self.waiting.pop_front() {
+            self.stage(config, reply);
+        }
     }
 
     /// Everything is there: it serves from now on. Answers what was left as it was.
@@ -129,7 +139,7 @@ impl Supervisor {
         drop(policies);
         *self.board.services.write().unwrap_or_else(PoisonError::into_inner) = services;
         // The thread that writes them ends with the gateway alone.
-        let _ = self.views.send(views::wanted(&config.services));
+        let _ = self.views.send(views::wanted(self.served.iter().map(|served| &served.config)));
         self.watch_files();
         if left.is_empty() {
             "the configuration is taken up".to_owned()
@@ -173,17 +183,35 @@ impl Supervisor {
             let gone = !config.services.iter().any(|service| service.tag == served.config.tag);
             differs(&format!("service {:?} (one that goes)", served.config.tag), gone);
         }
-        let (old, new) = (&*self.limits, &config.limits);
-        differs("limits.connections", old.connections != new.connections);
-        differs("limits.settle_queue", old.settle_queue != new.settle_queue);
-        differs("limits.ledger_bytes", old.ledger_bytes != new.ledger_bytes);
-        differs("limits.ledger_full", old.ledger_full != new.ledger_full);
-        differs("limits.sessions", old.sessions != new.sessions);
-        differs("limits.session_lifetime", old.session_lifetime != new.session_lifetime);
-        differs("limits.auth_addresses", old.auth_addresses != new.auth_addresses);
-        differs("limits.policy_threads", old.policy_threads != new.policy_threads);
-        differs("limits.policy_queue", old.policy_queue != new.policy_queue);
-        differs("limits.policy_cache_bytes", old.policy_cache_bytes != new.policy_cache_bytes);
+        // Beside those of the start, what a policy's place is made with.
+        macro_rules! fixed {
+            ($($name:ident),* $(,)?) => { $(
+                differs(concat!("limits.", stringify!($name)), self.fixed.limits.$name != config.limits.$name);
+            )* };
+        }
+        fixed!(
+            connections,
+            settle_queue,
+            ledger_bytes,
+            ledger_full,
+            sessions,
+            session_lifetime,
+            auth_addresses,
+            client_stall_timeout,
+            drain_timeout,
+            policy_threads,
+            policy_queue,
+            policy_slow_after,
+            policy_cache_bytes,
+            policy_faults,
+            policy_fault_window,
+            policy_quarantine,
+            policy_quarantine_max,
+            policy_probation_calls,
+            policy_log_lines,
+            policy_record_bytes,
+            policy_record_files,
+        );
         left
     }
 }
@@ -197,7 +225,9 @@ enum Known {
         slot: Arc<Slot>,
         number: u64,
     },
-    New,
+    New {
+        number: u64,
+    },
 }
 
 /// Whether a policy's place can stay, though what serves there changes.
@@ -218,7 +248,9 @@ fn stage(
         let loaded = match known {
             Known::Same => Ok(None),
             Known::Changed { slot, number } => load_new(&workshop, policy, &slot, number).map(Some),
-            Known::New => workshop.slot(policy).and_then(|slot| load_new(&workshop, policy, &slot, 1)).map(Some),
+            Known::New { number } => {
+                workshop.slot(policy).and_then(|slot| load_new(&workshop, policy, &slot, number)).map(Some)
+            }
         };
         match loaded {
             Ok(loaded) => policies.push(loaded),

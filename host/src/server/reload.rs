@@ -3,7 +3,7 @@
 //! Refuses to know what happens to a request. Invariant: a change is made of what was loaded, read and tried beforehand, and it
 //! is made at once. What fails on the way leaves everything as it was.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -72,6 +72,7 @@ pub(super) struct Fixed {
     pub(super) data_dir: std::path::PathBuf,
     pub(super) log: crate::config::LogConfig,
     pub(super) admin: Option<crate::config::AdminConfig>,
+    pub(super) limits: Arc<Limits>,
 }
 
 /// The one who changes things.
@@ -91,6 +92,10 @@ pub(super) struct Supervisor {
     pub(super) works: JoinSet<Work>,
     /// Policies whose file may have changed while it was being loaded.
     pub(super) again: Vec<String>,
+    /// What is new in a configuration is being loaded.
+    pub(super) is_staging: bool,
+    /// Configurations that come after that one. As many as there are commands may wait.
+    pub(super) waiting: VecDeque<(Box<Config>, Reply)>,
 }
 
 /// The files of a policy that are watched.
@@ -153,7 +158,10 @@ impl Supervisor {
                 },
                 Some(work) = self.works.join_next() => match work {
                     Ok(work) => self.over(work),
-                    Err(error) => tracing::error!(%error, "a reload panicked"),
+                    Err(error) => {
+                        tracing::error!(%error, "a reload panicked");
+                        self.stage_next();
+                    }
                 },
                 () = trouble.notified() => self.look_after(),
                 () = sleep_until(wake.into()) => {
@@ -196,6 +204,8 @@ impl Supervisor {
                     Work::Shadow { tag, loaded }
                 });
             }
+            // One after the other: what is new in one is told from what the one before made.
+            Command::Configure { config, reply } if self.is_staging => self.waiting.push_back((config, reply)),
             Command::Configure { config, reply } => self.stage(config, reply),
         }
     }
@@ -247,6 +257,7 @@ impl Supervisor {
                 let done = staged.map_err(|error| error.to_string()).map(|staged| self.take_up(*config, staged));
                 self.note_configured(&done, begun.elapsed());
                 let _ = reply.send(done);
+                self.stage_next();
             }
         }
     }

@@ -28,7 +28,7 @@ pub(super) struct ViewOf {
 }
 
 /// The usage files that `services` name.
-pub(super) fn wanted(services: &[ServiceConfig]) -> Vec<ViewOf> {
+pub(super) fn wanted<'a>(services: impl IntoIterator<Item = &'a ServiceConfig>) -> Vec<ViewOf> {
     let of = |service: &ServiceConfig| {
         let view = |credential: &CredentialConfig| {
             let (service, credential, path) =
@@ -37,7 +37,7 @@ pub(super) fn wanted(services: &[ServiceConfig]) -> Vec<ViewOf> {
         };
         service.credentials.iter().filter_map(view).collect::<Vec<ViewOf>>()
     };
-    services.iter().flat_map(of).collect()
+    services.into_iter().flat_map(of).collect()
 }
 
 /// The usage files of all services.
