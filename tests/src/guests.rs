@@ -27,6 +27,8 @@ pub enum Conduct {
     PanicsForBob,
     /// It takes about two milliseconds for a call.
     Burns,
+    /// It does that for requests alone, and not when it is tried.
+    BurnsForRequests,
 }
 
 impl Conduct {
@@ -39,6 +41,7 @@ impl Conduct {
             Self::Panics => "trap",
             Self::PanicsForBob => "pbob",
             Self::Burns => "burn",
+            Self::BurnsForRequests => "bsrv",
         }
     }
 }
