@@ -25,6 +25,8 @@ pub enum Conduct {
     PanicsForBob,
     /// It takes about two milliseconds for a call.
     Burns,
+    /// It does that for requests alone, and not when it is tried.
+    BurnsForRequests,
 }
 
 impl Conduct {
@@ -37,6 +39,7 @@ impl Conduct {
             Self::Panics => "trap",
             Self::PanicsForBob => "pbob",
             Self::Burns => "burn",
+            Self::BurnsForRequests => "bsrv",
         }
     }
 }

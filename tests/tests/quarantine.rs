@@ -5,7 +5,7 @@ use tollgate_tests::{Client, Conduct, OWN, Rig, guest, marked_pricer, turn, wait
 
 /// A bench that is over soon. The second time is twice as long.
 fn short() -> Value {
-    json!({ "policy_quarantine": "300ms" })
+    json!({ "policy_quarantine": "1s" })
 }
 
 /// Longer than any test.

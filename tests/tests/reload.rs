@@ -175,6 +175,7 @@ async fn a_sockets_turn_under_way_is_priced_by_the_old_generation_and_its_next_b
         gate.open();
         socket.rest_of_turn().await;
         socket.turn(&turn("one")).await;
+        drop(socket);
         assert_eq!(costs(&rig, 2).await, [Some(1), Some(2)], "http2: {http2}");
         rig.stop().await;
     }

@@ -128,6 +128,14 @@ async fn a_row_with_a_slow_price_is_committed_before_the_last_byte_reaches_the_c
         assert_eq!(rows.len(), place + 1, "the client has its whole answer, and its row is there");
         assert_eq!(rows[place].number("cost_nanousd"), Some(5), "{:?}", rows[place]);
     }
+    let mut socket = client.socket().await.expect("a socket");
+    for place in 20..30 {
+        socket.turn(&turn("one")).await;
+        let rows = rows(&rig.ledger());
+        assert_eq!(rows.len(), place + 1, "the client has the turn's last event, and its row is there");
+        assert_eq!(rows[place].number("cost_nanousd"), Some(5), "{:?}", rows[place]);
+    }
+    drop(socket);
     rig.stop().await;
 }
 

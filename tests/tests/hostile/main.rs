@@ -10,8 +10,9 @@ use serde_json::{Value, json};
 use tollgate_tests::{Client, OWN, Rig, guest, turn, wait_for_rows};
 use wat::{CONFIGURE, balancer, pricer, pricer_with, rewriter};
 
-/// Requests that a hostile guest is called for.
-const TURNS: usize = 12;
+/// Clients of a hostile guest at a time, and the requests of all of them: no thread that serves is left out.
+const CLIENTS: usize = 4;
+const TURNS: usize = 24;
 const MEMORY: u64 = 4 * 1024 * 1024;
 
 /// A team whose policy of `kind` is this component; a second service beside it has shipped ones alone. Limits are such
@@ -36,6 +37,9 @@ async fn start(rig: &mut Rig, kind: &str, component: &[u8]) -> Result<(Client, C
     Ok((client, beside))
 }
 
+/// Held by who measures: another test's guests would be measured, too.
+static MEASURING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// The slowest of some turns beside.
 async fn slowest(beside: &Client) -> Duration {
     let mut slowest = Duration::ZERO;
@@ -50,22 +54,29 @@ async fn slowest(beside: &Client) -> Duration {
 
 /// What one hostile guest may do to others: nothing. Each of its calls is a fault of `fault`, and its clients get `status`.
 async fn check(name: &str, kind: &str, component: &[u8], fault: &str, status: u16) {
+    let _measuring = MEASURING.lock().await;
     let mut rig = Rig::new().await;
     let (client, beside) = start(&mut rig, kind, component).await.unwrap_or_else(|error| panic!("{name}: {error}"));
     slowest(&beside).await;
     let alone = slowest(&beside).await;
-    let clients = tokio::spawn(async move {
-        for number in 0..TURNS {
-            let answer = client.turn(&turn(&format!("session {number}"))).await;
-            assert_eq!(answer.status.as_u16(), status, "{}", answer.text());
+    let ask = |number: usize| {
+        let client = client.clone();
+        async move {
+            for turn_number in 0..TURNS / CLIENTS {
+                let answer = client.turn(&turn(&format!("session {number} {turn_number}"))).await;
+                assert_eq!(answer.status.as_u16(), status, "{}", answer.text());
+            }
         }
-    });
+    };
+    let clients: Vec<_> = (0..CLIENTS).map(|number| tokio::spawn(ask(number))).collect();
     let with = slowest(&beside).await;
-    clients.await.unwrap_or_else(|_| panic!("{name}: its clients' answers"));
-    println!("{name}: alone {alone:?}, beside it {with:?}");
+    for client in clients {
+        client.await.unwrap_or_else(|_| panic!("{name}: its clients' answers"));
+    }
     // Generous: this machine is busy. A guest that held a thread until its time-out each time would be seen.
     assert!(with < alone * 10 + Duration::from_millis(500), "{name}: alone {alone:?}, beside it {with:?}");
     let policy = rig.policy(OWN).await;
+    println!("{name}: alone {alone:?}, beside it {with:?}, its calls {}", policy["call_us"]);
     let count = policy["faults"][fault].as_u64().unwrap_or_default();
     assert!(count >= TURNS as u64, "{name}: expected {TURNS} faults of {fault}: {policy:#}");
     let faults: u64 = policy["faults"].as_object().expect("an object").values().filter_map(Value::as_u64).sum();
@@ -194,8 +205,6 @@ async fn a_rewriter_that_means_harm_refuses_its_requests_and_no_others() {
         ("a list of nothing without end", "(i32.store (i32.const 1032) (i32.const 0x7ffffff))".to_owned(), "trap"),
         ("too many edits", many(2000, 4), "bad_output"),
         ("edits too large", many(10, 100_000), "bad_output"),
-        // Each element of the list is the same megabyte: what the host copies is many times what the guest has.
-        ("edits that share one value", many(2000, 1_000_000), "trap"),
     ];
     for (name, rewrite, fault) in cases {
         check(name, "rewriter", &rewriter(&rewrite), fault, 500).await;
@@ -241,6 +250,7 @@ async fn a_guest_that_traps_in_configure_stops_the_start_in_words() {
 async fn a_guest_that_loops_in_configure_is_given_up_and_told() {
     let loops = r#"(func (export "tollgate:policy/lifecycle@0.1.0#configure") (param i32 i32) (result i32)
         (loop $ever (br $ever)) unreachable)"#;
+    let _measuring = MEASURING.lock().await;
     let mut rig = Rig::new().await;
     let (client, beside) = start(&mut rig, "pricer", &pricer("")).await.expect("it serves");
     rig.replace_own(&pricer_with("", loops, ""));
@@ -273,6 +283,7 @@ async fn a_component_of_ten_thousand_functions_is_loaded_beside_whoever_is_serve
         })
         .collect();
     let large = pricer_with("", &format!("{CONFIGURE}{functions}"), "(drop (call $f9999 (i32.const 1)))");
+    let _measuring = MEASURING.lock().await;
     let mut rig = Rig::new().await;
     let (client, beside) = start(&mut rig, "pricer", &pricer("")).await.expect("it serves");
     slowest(&beside).await;

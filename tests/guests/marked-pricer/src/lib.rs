@@ -43,6 +43,7 @@ impl Pricer for Marked {
             // For this user alone.
             b"pbob" if user == "bob" => panic!("not for bob"),
             b"burn" => burn(),
+            b"bsrv" if !service.is_empty() => burn(),
             _ => {}
         }
         Ok(Price { input: self.price, ..Price::default() })
