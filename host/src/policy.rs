@@ -107,6 +107,7 @@ macro_rules! generation {
                     generation: self.seat.number(),
                     barred_for: self.seat.barred_for(),
                     is_slow: self.seat.is_slow(),
+                    is_proven: self.seat.is_proven(),
                 }
             }
 
@@ -133,6 +134,8 @@ pub struct Conduct {
     pub barred_for: Option<Duration>,
     /// Whether its calls run on threads of their own.
     pub is_slow: bool,
+    /// Whether it has had its first calls, or has none before it to go back to.
+    pub is_proven: bool,
 }
 
 impl Policy {

@@ -203,6 +203,7 @@ impl Gateway {
             watched: HashMap::new(),
             works: JoinSet::new(),
             again: Vec::new(),
+            joined: Vec::new(),
             is_staging: false,
             waiting: VecDeque::new(),
         };

@@ -587,7 +587,7 @@ pub struct RawPolicy {
     pub config: Option<Value>,
     /// How long one call may take. Default: `5ms`.
     pub timeout: Option<RawDuration>,
-    /// How much memory an instance may have, in bytes. Default: 16777216.
+    /// How much memory an instance may have, in bytes, and as much again what it hands over in one call. Default: 16777216.
     pub memory: Option<u64>,
     /// For a rewriter: what happens to a request when it fails. Default: `refuse`.
     pub on_failure: Option<OnFailure>,

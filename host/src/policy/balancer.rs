@@ -126,11 +126,11 @@ impl Balancer {
         source: &Source,
         loading: &Loading<'_>,
     ) -> Result<Self, LoadError> {
-        let mut seat = load::<BalancerPolicy>(engine, policy, source, loading)?;
+        let seat = load::<BalancerPolicy>(engine, policy, source, loading)?;
         let members = Members::new(["plus", "pro"].map(|plan| (plan.to_owned(), plan.to_owned())).into());
         let room = Candidate { usable: true, five_hour_cap: 99.0, weekly_cap: 99.0, ..Candidate::default() };
         let table = table(&[room, room]);
-        try_out(&mut seat, policy, |seat| pick(seat, &Facts::trial(), &Told::of(&members), &table, -1).map(drop))?;
+        try_out(&seat, policy, |seat| pick(seat, &Facts::trial(), &Told::of(&members), &table, -1).map(drop))?;
         Ok(Self { seat })
     }
 

@@ -25,6 +25,9 @@ const LOG_LINE_BYTES: usize = 1024;
 /// However little of the processor a call got, it ends after so many timeouts.
 const STARVED_TIMEOUTS: u64 = 200;
 
+/// How often in a timeout a call is looked at that is past it.
+const LOOKS_A_TIMEOUT: u64 = 4;
+
 /// A call while a policy is loaded may take so long: instances are cold and schemas are written.
 pub(super) const LOAD_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -116,14 +119,15 @@ impl Deadline {
         self.used_at_first = None;
     }
 
+    /// The ticks have run out. What the thread used until then is not known; from here on it is looked at often.
     fn expired(&mut self) -> UpdateDeadline {
         self.extensions += 1;
         let used = thread_time();
         let first = *self.used_at_first.get_or_insert(used);
-        if used.saturating_sub(first) >= self.timeout / 2 || self.extensions > STARVED_TIMEOUTS {
+        if used.saturating_sub(first) >= self.timeout / 2 || self.extensions > STARVED_TIMEOUTS * LOOKS_A_TIMEOUT {
             UpdateDeadline::Interrupt
         } else {
-            UpdateDeadline::Continue(self.ticks)
+            UpdateDeadline::Continue((self.ticks / LOOKS_A_TIMEOUT).max(1))
         }
     }
 }
@@ -186,7 +190,10 @@ impl Drop for Guest {
 impl host::Host for Guest {
     fn log(&mut self, level: u32, message: String) {
         self.log_lines += 1;
-        if self.log_lines > LOG_LINES || !self.slot.may_log() {
+        if self.log_lines > LOG_LINES {
+            return self.slot.left_out_of_the_log();
+        }
+        if !self.slot.may_log() {
             return;
         }
         let end = message.floor_char_boundary(LOG_LINE_BYTES);
@@ -235,6 +242,8 @@ pub(super) fn new_store(engine: &Engine, slot: &Arc<Slot>, timeout: Duration, me
     };
     let mut store = Store::new(engine.wasmtime(), guest);
     store.limiter(|guest| guest);
+    // The same strings may be handed over many times: what the host makes of an answer has a bound of its own.
+    store.set_hostcall_fuel(memory);
     store.epoch_deadline_callback(|mut store| Ok(store.data_mut().deadline.expired()));
     store
 }

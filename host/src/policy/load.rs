@@ -34,6 +34,11 @@ pub struct Stamp {
     pub digest: String,
 }
 
+/// The stages in which a component that is not whole fails.
+const READING: &str = "read it";
+const USING: &str = "use it";
+const COMPILING: &str = "compile it";
+
 /// A policy that cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -53,6 +58,11 @@ pub enum LoadError {
 }
 
 impl LoadError {
+    /// Whether it may be that somebody is still writing the component. One that could be run is whole.
+    pub fn may_be_half_written(&self) -> bool {
+        matches!(self, Self::Component { stage: READING | USING | COMPILING, .. })
+    }
+
     /// The error as problems of the configuration, for a report of all of them at once.
     pub fn problems(self, policy: &PolicyConfig) -> Vec<Problem> {
         match self {
@@ -109,7 +119,7 @@ impl Source {
     /// # Errors
     /// It cannot be read.
     pub fn read(policy: &PolicyConfig) -> Result<Self, LoadError> {
-        let bytes = read(&policy.source).map_err(|reason| failed(policy, "read it", reason))?;
+        let bytes = read(&policy.source).map_err(|reason| failed(policy, READING, reason))?;
         let digest = Sha256::digest(&*bytes).into();
         Ok(Self { bytes, digest })
     }
@@ -136,11 +146,11 @@ pub(super) fn load<W: World>(
     loading: &Loading<'_>,
 ) -> Result<Seat<W>, LoadError> {
     let failed = |stage: &'static str| move |reason: String| failed(policy, stage, reason);
-    imports::check(&source.bytes, W::KIND).map_err(failed("use it"))?;
+    imports::check(&source.bytes, W::KIND).map_err(failed(USING))?;
     (loading.progress)("compiling");
     let component = engine
         .compile(source.digest, &source.bytes, loading.urgency)
-        .map_err(|error| failed("compile it")(format!("{error:#}")))?;
+        .map_err(|error| failed(COMPILING)(format!("{error:#}")))?;
     (loading.progress)("configuring");
     let pre = engine
         .linker()
@@ -155,7 +165,7 @@ pub(super) fn load<W: World>(
         |error: wasmtime::Error, store: &Store<Guest>| format!("{}{}", root_cause(&error), last_words(store.data()));
     let world = W::instantiate(&pre, &mut store).map_err(|error| failed("instantiate it")(said(error, &store)))?;
     let manifest = world.describe(&mut store).map_err(|error| failed("describe it")(said(error, &store)))?;
-    let fields = fields(&manifest).map_err(failed("use it"))?;
+    let fields = fields(&manifest).map_err(failed(USING))?;
 
     let place = place(policy);
     check_config(&manifest, policy, &place)?;
@@ -177,7 +187,7 @@ pub(super) fn load<W: World>(
 /// # Errors
 /// A call failed by the component's own fault.
 pub(super) fn try_out<W: World>(
-    seat: &mut Seat<W>,
+    seat: &Seat<W>,
     policy: &PolicyConfig,
     mut call: impl FnMut(&Seat<W>) -> Result<(), Fault>,
 ) -> Result<(), LoadError> {
@@ -237,7 +247,7 @@ fn check_config(manifest: &Manifest, policy: &PolicyConfig, place: &str) -> Resu
     if manifest.config_schema.is_empty() {
         return Ok(());
     }
-    let failed = |reason: String| failed(policy, "use it", reason);
+    let failed = |reason: String| failed(policy, USING, reason);
     let schema = serde_json::from_str(&manifest.config_schema)
         .map_err(|error| failed(format!("the schema of its configuration is no JSON: {error}")))?;
     let shape = Shape::new(schema).map_err(|error| failed(format!("the schema of its configuration: {error}")))?;

@@ -53,9 +53,9 @@ impl Pricer {
         source: &Source,
         loading: &Loading<'_>,
     ) -> Result<Self, LoadError> {
-        let mut seat = load::<PricerPolicy>(engine, policy, source, loading)?;
+        let seat = load::<PricerPolicy>(engine, policy, source, loading)?;
         let counts = TokenCounts { input: 1000, output: 100, ..TokenCounts::default() }.columns();
-        try_out(&mut seat, policy, |seat| price(seat, &Facts::trial(), &COLUMN_NAMES, &counts).map(drop))?;
+        try_out(&seat, policy, |seat| price(seat, &Facts::trial(), &COLUMN_NAMES, &counts).map(drop))?;
         Ok(Self { seat })
     }
 

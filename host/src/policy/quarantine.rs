@@ -153,6 +153,11 @@ impl Quarantine {
         (until != 0).then(|| Duration::from_millis(until.saturating_sub(self.millis(at))))
     }
 
+    /// Whether it has had its first calls, or has no predecessor.
+    pub(super) fn is_proven(&self) -> bool {
+        !self.has_predecessor || self.calls.load(Ordering::Relaxed) >= self.rules.probation_calls
+    }
+
     /// Whether the call that ended is one of its first, where it has a predecessor.
     fn is_on_probation(&self) -> bool {
         let most = self.rules.probation_calls;

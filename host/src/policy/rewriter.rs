@@ -66,8 +66,8 @@ impl Rewriter {
     ) -> Result<Self, LoadError> {
         let seat = load::<RewriterPolicy>(engine, policy, source, loading)?;
         let is_shipped = matches!(policy.source, PolicySource::Shipped(_));
-        let mut rewriter = Self { seat, on_failure: policy.on_failure, is_shipped };
-        try_out(&mut rewriter.seat, policy, |seat| ask_request(seat, is_shipped, &Facts::trial(), &[]).map(drop))?;
+        let rewriter = Self { seat, on_failure: policy.on_failure, is_shipped };
+        try_out(&rewriter.seat, policy, |seat| ask_request(seat, is_shipped, &Facts::trial(), &[]).map(drop))?;
         Ok(rewriter)
     }
 

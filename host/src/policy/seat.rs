@@ -3,7 +3,7 @@
 //! Owns what a call is, from the quarantine to the count. Invariant: an instance that trapped is never entered again, and
 //! instances go with their generation, whatever thread they were of.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,9 @@ use super::quarantine::{Quarantine, Verdict};
 use super::repeat::{Asked, Call, OwnFacts, Said};
 use super::slot::Slot;
 use super::{Facts, Field};
+
+/// So many slow calls in a row, and a component is.
+const SLOW_CALLS: u32 = 16;
 
 /// Places for warm instances of one generation; threads share them where there are more.
 const PLACES: usize = 32;
@@ -55,7 +58,9 @@ pub(super) struct Generation<W: World> {
     memory: usize,
     quarantine: Quarantine,
     /// It is too slow for the threads that serve requests.
-    is_slow: bool,
+    is_slow: AtomicBool,
+    /// Calls in a row that were.
+    slow_calls: AtomicU32,
     places: Box<[Place<W>]>,
 }
 
@@ -124,7 +129,8 @@ impl<W: World> Seat<W> {
             timeout: setting.timeout,
             memory: setting.memory,
             quarantine: Quarantine::new(slot.rules(), setting.number > 1),
-            is_slow: false,
+            is_slow: AtomicBool::new(false),
+            slow_calls: AtomicU32::new(0),
             places: (0..PLACES).map(|_| Place(Mutex::new(None))).collect(),
         };
         Self { slot: Arc::clone(slot), state: State::Loaded(Box::new(generation)) }
@@ -161,13 +167,18 @@ impl<W: World> Seat<W> {
 
     /// Whether its calls belong on a thread of their own.
     pub(super) fn is_slow(&self) -> bool {
-        self.loaded().is_some_and(|generation| generation.is_slow)
+        self.loaded().is_some_and(|generation| generation.is_slow.load(Ordering::Relaxed))
     }
 
-    pub(super) fn found_slow(&mut self) {
-        if let State::Loaded(generation) = &mut self.state {
-            generation.is_slow = true;
+    pub(super) fn found_slow(&self) {
+        if let Some(generation) = self.loaded() {
+            generation.is_slow.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// Whether it has had its first calls, or has none before it to go back to.
+    pub(super) fn is_proven(&self) -> bool {
+        self.loaded().is_some_and(|generation| generation.quarantine.is_proven())
     }
 
     /// For how long it is not called, because it failed too often.
@@ -224,6 +235,7 @@ impl<W: World> Seat<W> {
         let answered = generation.run(&self.slot, facts, call);
         let ended = Instant::now();
         self.slot.stats().called(ended - begun);
+        generation.took(ended - begun, &self.slot);
         let judged = answered.and_then(check);
         let was_misconduct = judged.as_ref().is_err_and(|bad| bad.kind.is_misconduct());
         if generation.quarantine.ended(was_misconduct, ended) == Verdict::Barred {
@@ -253,6 +265,19 @@ impl<W: World> Seat<W> {
 }
 
 impl<W: World> Generation<W> {
+    /// A component may be slow for requests though it was not when it was tried. One call says nothing: its thread may have
+    /// had to wait.
+    fn took(&self, span: Duration, slot: &Slot) {
+        if span <= slot.slow_after() {
+            if self.slow_calls.load(Ordering::Relaxed) > 0 {
+                self.slow_calls.store(0, Ordering::Relaxed);
+            }
+        } else if self.slow_calls.fetch_add(1, Ordering::Relaxed) + 1 == SLOW_CALLS {
+            tracing::warn!(policy = slot.tag(), generation = self.number, "a slow policy: it runs on policy threads");
+            self.is_slow.store(true, Ordering::Relaxed);
+        }
+    }
+
     fn run<R>(
         &self,
         slot: &Arc<Slot>,

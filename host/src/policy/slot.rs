@@ -125,9 +125,13 @@ impl Slot {
     pub(super) fn may_log(&self) -> bool {
         let may = self.log.take(Millis::now().unix());
         if !may {
-            self.stats.left_out_of_the_log();
+            self.left_out_of_the_log();
         }
         may
+    }
+
+    pub(super) fn left_out_of_the_log(&self) {
+        self.stats.left_out_of_the_log();
     }
 
     /// Keeps a call, where somebody wants to see it. It is put together only then.

@@ -176,6 +176,13 @@ pub(super) struct Benched {
     pub(super) times: u32,
 }
 
+impl Benched {
+    /// Whether it serves again, on probation.
+    fn is_tried(&self) -> bool {
+        self.until > Instant::now() + FAR / 2
+    }
+}
+
 /// What came of the last reload.
 #[derive(Debug, Clone, Serialize)]
 pub struct LastReload {
@@ -269,6 +276,16 @@ impl Entry {
         self.last = Some(LastReload::now("taken_back", self.generation(), Some(reason), Duration::ZERO));
         self.benched = Some(Benched { policy: failed, until: now + rules.pause(times), times: times + 1 });
         true
+    }
+
+    /// Whether a generation that was tried again has passed its probation by now.
+    pub(super) fn is_proven(&mut self) -> bool {
+        let is_tried = self.benched.as_ref().is_some_and(Benched::is_tried);
+        let proven = is_tried && self.current.conduct().is_proven;
+        if proven {
+            self.benched = None;
+        }
+        proven
     }
 
     /// A generation whose time on the bench is over serves again, on probation. Answers whether it is so.
@@ -409,9 +426,7 @@ impl Entry {
                 () if conduct.barred_for.is_some() => "quarantined",
                 () if conduct.generation == 0 && loading.is_some() => "loading",
                 () if conduct.generation == 0 && failed => "failed",
-                () if self.benched.as_ref().is_some_and(|benched| benched.until > Instant::now() + FAR / 2) => {
-                    "on_probation"
-                }
+                () if self.benched.as_ref().is_some_and(Benched::is_tried) => "on_probation",
                 () => "serving",
             },
             loading,

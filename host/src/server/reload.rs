@@ -92,6 +92,8 @@ pub(super) struct Supervisor {
     pub(super) works: JoinSet<Work>,
     /// Policies whose file may have changed while it was being loaded.
     pub(super) again: Vec<String>,
+    /// Who waits for a load that was under way when they asked.
+    pub(super) joined: Vec<(String, Reply)>,
     /// What is new in a configuration is being loaded.
     pub(super) is_staging: bool,
     /// Configurations that come after that one. As many as there are commands may wait.
@@ -219,7 +221,7 @@ impl Supervisor {
         };
         if entry.progress.is_some() {
             match reply {
-                Some(_) => answer(reply, Err("it is being loaded already".to_owned())),
+                Some(reply) => self.joined.push((tag.to_owned(), reply)),
                 None => self.again.push(tag.to_owned()),
             }
             return;
@@ -314,11 +316,11 @@ impl Supervisor {
         if matches!(done, Some(Ok(_))) || absent.is_some() {
             self.publish();
         }
-        if let Some(done) = done {
-            answer(reply, done);
-        } else {
-            answer(reply, Ok("its file is what serves already".to_owned()));
+        let done = done.unwrap_or_else(|| Ok("its file is what serves already".to_owned()));
+        for (_, joined) in self.joined.extract_if(.., |(joined, _)| joined == tag) {
+            answer(Some(joined), done.clone());
         }
+        answer(reply, done);
         if let Some(place) = self.again.iter().position(|again| again == tag) {
             self.again.swap_remove(place);
             self.load(tag, None);
@@ -335,6 +337,9 @@ impl Supervisor {
                 changed = true;
                 let (policy, serves) = (&entry.config.tag, entry.generation());
                 tracing::error!(policy, serves, "a generation failed too often: the one before it serves");
+            } else if entry.is_proven() {
+                let (policy, serves) = (&entry.config.tag, entry.generation());
+                tracing::info!(policy, serves, "a generation that had failed too often is good again");
             } else if entry.try_again(now) {
                 changed = true;
                 let (policy, serves) = (&entry.config.tag, entry.generation());
@@ -460,7 +465,7 @@ async fn settled(
         // As long as it changes somebody writes it.
         looks = if digest == last { looks + 1 } else { 1 };
         last = digest;
-        if looks >= SETTLE_LOOKS || begun.elapsed() >= SETTLE_MAX {
+        if !error.may_be_half_written() || looks >= SETTLE_LOOKS || begun.elapsed() >= SETTLE_MAX {
             return Err(error);
         }
         sleep(SETTLE).await;
