@@ -19,7 +19,7 @@ help: ## Show the targets.
 
 demo: tools ## Build all and show the main job at work. DEMO_ONCE=1 ends after the tour.
 	@echo "== building the gateway, its policies and the demo (the first build takes some minutes)"
-	$(CARGO) build --locked -p tollgate -p tollgate-tests --bins
+	$(CARGO) build --locked --workspace --bins
 	target/debug/demo
 
 test: tools lint ## Check the format, lint, run all tests, check licences, build the docs.
@@ -54,7 +54,7 @@ docs:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps -p tollgate -p tollgate-policy
 
 clients: ## Run openai-python, openai-node and the Codex CLI against the gateway.
-	$(CARGO) build --locked -p tollgate -p scripted-upstream
+	$(CARGO) build --locked --workspace --bins
 	tests/clients/run
 
 bench: tools examples ## Measure the gateway beside a bare hyper proxy and nginx, and the policies' calls.

@@ -197,3 +197,19 @@ async fn where_too_many_prices_wait_a_row_is_unpriced_with_the_reason_and_not_lo
     assert_eq!(policy["faults"]["unavailable"].as_u64().unwrap_or_default(), unpriced, "{policy:#}");
     rig.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pricer_that_was_quick_when_it_was_tried_is_found_slow_by_its_calls() {
+    let mut rig = Rig::new().await;
+    rig.write("own.wasm", marked_pricer(5, Conduct::BurnsForRequests));
+    let mut config = rig.priced();
+    config["policies"][0]["timeout"] = json!("200ms");
+    let client = rig.start(config).await.token("token-alice");
+    assert_eq!(rig.policy(OWN).await["slow"], false);
+    for _ in 0..40 {
+        assert_eq!(client.turn(&turn("one")).await.status, StatusCode::OK);
+    }
+    assert_eq!(rig.policy(OWN).await["slow"], true);
+    assert!(rows(&rig.ledger()).iter().all(|row| row.number("cost_nanousd") == Some(5)));
+    rig.stop().await;
+}
