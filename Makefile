@@ -26,7 +26,7 @@ test: tools lint ## Check the format, lint, run all tests, check licences, build
 	@echo "== building what the tests run"
 	$(CARGO) build --locked --workspace --bins
 	@echo "== all tests"
-	$(CARGO) test --locked --workspace
+	$(CARGO) test --locked --workspace --no-fail-fast
 	$(MAKE) examples deny docs
 
 build: tools ## Build the release binary.
