@@ -32,7 +32,9 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the gateway until SIGTERM or SIGINT. It takes up its configuration anew when the file changes, and on SIGHUP.
+    /// Run the gateway until SIGTERM or SIGINT.
+    ///
+    /// It takes up its configuration anew when the file changes, and on SIGHUP.
     ///
     /// Without a configuration it serves $CODEX_HOME/auth.json (or ~/.codex/auth.json) on 127.0.0.1:8080.
     Run {

@@ -81,9 +81,9 @@ mod help {
         assert_eq!(said.stdout, expected, "{}", path.display());
     }
 
-    /// The commands that `tollgate --help` names, without `help`.
-    fn commands() -> Vec<String> {
-        let said = tollgate(folder().path(), &["--help"]);
+    /// The commands that the help of `args` names, without `help`.
+    fn commands(args: &[&str]) -> Vec<String> {
+        let said = tollgate(folder().path(), args);
         let list = said.stdout.split("Commands:\n").nth(1).expect("commands are listed");
         let names = list.lines().take_while(|line| !line.is_empty()).filter_map(|line| line.split_whitespace().next());
         names.filter(|name| *name != "help").map(str::to_owned).collect()
@@ -97,13 +97,21 @@ mod help {
 
     #[test]
     fn of_every_command_is_as_it_was_read() {
-        let commands = commands();
-        for wanted in ["run", "check", "status", "usage", "version", "config-schema"] {
+        let commands = commands(&["--help"]);
+        for wanted in ["run", "check", "status", "usage", "policy", "explain", "version", "config-schema"] {
             assert!(commands.contains(&wanted.to_owned()), "{wanted} is not among {commands:?}");
         }
         for name in commands {
             check(&format!("{name}.txt"), &[&name, "--help"]);
             check(&format!("{name}.txt"), &["help", &name]);
+        }
+    }
+
+    #[test]
+    fn of_every_command_for_policies_is_as_it_was_read() {
+        for name in commands(&["policy", "--help"]) {
+            check(&format!("policy-{name}.txt"), &["policy", &name, "--help"]);
+            check(&format!("policy-{name}.txt"), &["policy", "help", &name]);
         }
     }
 

@@ -81,11 +81,12 @@ fn edit(path: &Path, edit: impl FnOnce(&mut Vec<u8>)) {
     fs::write(path, bytes).expect("it can be written");
 }
 
-fn make_fifo(path: &Path) {
+/// Makes a node of the kind instead of a file. A socket's path is longer than may be bound.
+fn make_node(path: &Path, kind: libc::mode_t) {
     fs::remove_file(path).expect("it is there");
     let name = CString::new(path.to_str().expect("temporary folders have plain names")).expect("no NUL");
     // SAFETY: the path is a C string that lives longer than the call.
-    assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0, "{}", std::io::Error::last_os_error());
+    assert_eq!(unsafe { libc::mknod(name.as_ptr(), kind | 0o600, 0) }, 0, "{}", std::io::Error::last_os_error());
 }
 
 fn allow(path: &Path, mode: u32) {
@@ -120,11 +121,8 @@ const ODD: [(&str, fn(&Path)); 16] = [
         fs::remove_file(path).expect("it is there");
         symlink("/nowhere/at/all", path).expect("a link can be made");
     }),
-    ("it is a FIFO", make_fifo),
-    ("it is a socket", |path| {
-        fs::remove_file(path).expect("it is there");
-        drop(std::os::unix::net::UnixListener::bind(path).expect("it binds"));
-    }),
+    ("it is a FIFO", |path| make_node(path, libc::S_IFIFO)),
+    ("it is a socket", |path| make_node(path, libc::S_IFSOCK)),
 ];
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tollgate::config;
 use tollgate::values::limits::Limits;
 use tollgate_tests::upstream::Standing;
-use tollgate_tests::{Rig, binary, turn, wait_for_rows};
+use tollgate_tests::{Rig, binary, component, turn, wait_for_rows};
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/configs")
@@ -167,7 +167,9 @@ fn with_paths_in(folder: &Path, text: &str) -> String {
     fs::write(folder.join("cert.pem"), cert.pem()).expect("the folder can be written");
     fs::write(folder.join("key.pem"), signing_key.serialize_pem()).expect("the folder can be written");
     let folder = folder.to_str().expect("temporary folders have plain names");
+    let newcomer = component("random");
     text.replace("/etc/tollgate/policies/gentle.wasm", "builtin:least-used")
+        .replace("/etc/tollgate/policies/gentler.wasm", newcomer.to_str().expect("its path is plain"))
         .replace("\"/etc/tollgate/", &format!("\"{folder}/"))
         .replace("\"/var/lib/tollgate", &format!("\"{folder}"))
         .replace("\"/home/", &format!("\"{folder}/"))

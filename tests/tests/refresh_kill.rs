@@ -247,13 +247,12 @@ async fn all_recover(rig: &Rig, program: &Program, accounts: &mut [Account], lef
         let client = account.client(program);
         let needs_login = match left {
             Left::Good => false,
-            Left::MayBeSpent | Left::Spent => {
-                let is_so =
-                    |found: &Value| ["ready", "login_needed"].contains(&found["state"].as_str().expect("a state"));
-                let found = rig.wait_for_credential(&account.tag, WAIT_MAX, "ready or login_needed", is_so).await;
-                found["state"] == "login_needed"
-            }
+            // A state shows what was known then. A request waits for what becomes of it.
+            Left::MayBeSpent | Left::Spent => client.turn(&turn("one")).await.status != StatusCode::OK,
         };
+        if needs_login {
+            rig.wait_for_state(&account.tag, "login_needed").await;
+        }
         assert!(needs_login || *left != Left::Spent, "round {round}: {} goes on with what is spent", account.tag);
         if needs_login {
             check_family(&account.login, round);

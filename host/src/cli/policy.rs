@@ -54,7 +54,9 @@ pub(super) enum Policy {
         #[arg(short, long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
-    /// Run a component over recorded calls, and print where it says something else. Exits with 1 where it does.
+    /// Run a component over recorded calls, and print where it says something else.
+    ///
+    /// Exits with 1 where it does.
     Replay {
         /// The component, or `builtin:NAME` for a shipped one.
         component: String,
