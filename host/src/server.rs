@@ -203,7 +203,6 @@ impl Gateway {
             watched: HashMap::new(),
             works: JoinSet::new(),
             again: Vec::new(),
-            joined: Vec::new(),
             is_staging: false,
             waiting: VecDeque::new(),
         };

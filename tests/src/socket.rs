@@ -15,7 +15,7 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::{Error, ProtocolError};
@@ -30,6 +30,8 @@ use crate::client::{Answer, Client, Stream, Version};
 
 /// No event of a test takes longer.
 const EVENT_MAX: Duration = Duration::from_secs(30);
+/// What a bare connection's kernel may keep of what was not read, in bytes: machines differ in it, and tests do not depend on it.
+const RECEIVE_BUFFER: u32 = 256 * 1024;
 /// What a close frame without a code is told as (RFC 6455, section 7.1.5).
 const NO_CLOSE_CODE: u16 = 1005;
 /// The events that end a turn.
@@ -115,7 +117,10 @@ impl Client {
 
     /// A bare connection to the service.
     pub async fn raw(&self) -> TcpStream {
-        let stream = timeout(EVENT_MAX, TcpStream::connect(self.address())).await.expect("in time").expect("connects");
+        let address = self.address();
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.expect("a socket");
+        socket.set_recv_buffer_size(RECEIVE_BUFFER).expect("a socket's option");
+        let stream = timeout(EVENT_MAX, socket.connect(address)).await.expect("in time").expect("connects");
         stream.set_nodelay(true).expect("a socket's option");
         stream
     }

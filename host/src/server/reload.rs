@@ -90,10 +90,8 @@ pub(super) struct Supervisor {
     /// Who is told when a policy's file changes. Dropping one ends its watching.
     pub(super) watched: HashMap<String, Watched>,
     pub(super) works: JoinSet<Work>,
-    /// Policies whose file may have changed while it was being loaded.
-    pub(super) again: Vec<String>,
-    /// Who waits for a load that was under way when they asked.
-    pub(super) joined: Vec<(String, Reply)>,
+    /// Policies whose file may have changed while it was being loaded, and who waits for what it is now.
+    pub(super) again: Vec<(String, Option<Reply>)>,
     /// What is new in a configuration is being loaded.
     pub(super) is_staging: bool,
     /// Configurations that come after that one. As many as there are commands may wait.
@@ -117,7 +115,7 @@ impl Drop for Abort {
 
 /// What was done beside the supervisor, and is over.
 pub(super) enum Work {
-    Loaded { tag: String, of: PolicyConfig, begun: Instant, loaded: Result<Found, LoadError>, reply: Option<Reply> },
+    Loaded { tag: String, of: PolicyConfig, begun: Instant, loaded: Result<Found, LoadError>, replies: Vec<Reply> },
     Shadow { tag: String, loaded: Result<Option<Arc<Shadow>>, LoadError> },
     Staged { config: Box<Config>, staged: Result<Staged, StartError>, begun: Instant, reply: Reply },
 }
@@ -144,7 +142,7 @@ impl Supervisor {
                 let reason = || "loading it panicked".to_owned();
                 let panicked = |_| LoadError::Component { tag: tag.clone(), stage: "load it", reason: reason() };
                 let loaded = loaded.await.map_err(panicked).and_then(|loaded| loaded).map(Found::New);
-                Work::Loaded { tag, of, begun: Instant::now(), loaded, reply: None }
+                Work::Loaded { tag, of, begun: Instant::now(), loaded, replies: Vec::new() }
             });
         }
         self.watch_files();
@@ -180,8 +178,8 @@ impl Supervisor {
 
     fn take(&mut self, command: Command) {
         match command {
-            Command::Reload { tag, reply } => self.load(&tag, Some(reply)),
-            Command::FileChanged { tag } => self.load(&tag, None),
+            Command::Reload { tag, reply } => self.load(&tag, vec![reply]),
+            Command::FileChanged { tag } => self.load(&tag, Vec::new()),
             Command::RollBack { tag, reply } => {
                 let done = match self.board.policies().named(&tag) {
                     Some(entry) => entry.roll_back().map(|()| format!("generation {} serves", entry.generation())),
@@ -213,23 +211,24 @@ impl Supervisor {
     }
 
     /// Loads a policy's file, beside whoever is served. With nobody who waits for it, only where it changed.
-    fn load(&mut self, tag: &str, reply: Option<Reply>) {
+    fn load(&mut self, tag: &str, replies: Vec<Reply>) {
         let mut policies = self.board.policies();
         let Some(entry) = policies.named(tag) else {
             drop(policies);
-            return answer(reply, Err(unknown(tag)));
+            return answer(replies, &Err(unknown(tag)));
         };
         if entry.progress.is_some() {
-            match reply {
-                Some(reply) => self.joined.push((tag.to_owned(), reply)),
-                None => self.again.push(tag.to_owned()),
+            let tag = || tag.to_owned();
+            if replies.is_empty() {
+                self.again.push((tag(), None));
             }
+            self.again.extend(replies.into_iter().map(|reply| (tag(), Some(reply))));
             return;
         }
         let progress = Progress::new();
         entry.progress = Some(progress.clone());
         let (policy, slot, number) = (entry.config.clone(), Arc::clone(&entry.slot), entry.numbered + 1);
-        let known = (entry.generation() > 0 && reply.is_none()).then(|| entry.current.stamp().digest.clone());
+        let known = (entry.generation() > 0 && replies.is_empty()).then(|| entry.current.stamp().digest.clone());
         drop(policies);
         let (tag, workshop) = (tag.to_owned(), self.workshop.clone());
         self.works.spawn(async move {
@@ -239,13 +238,20 @@ impl Supervisor {
                 move |source: &Source| workshop.load(&policy, source, &slot, number, Urgency::BesideService, &progress)
             };
             let loaded = settled(&policy, known, load).await;
-            Work::Loaded { tag, of: policy, begun, loaded, reply }
+            Work::Loaded { tag, of: policy, begun, loaded, replies }
         });
     }
 
     fn over(&mut self, work: Work) {
         match work {
-            Work::Loaded { tag, of, begun, loaded, reply } => self.loaded(&tag, &of, begun.elapsed(), loaded, reply),
+            Work::Loaded { tag, of, begun, loaded, replies } => {
+                answer(replies, &self.loaded(&tag, &of, begun.elapsed(), loaded));
+                // Who asked meanwhile asked for what the file is since then.
+                let again: Vec<_> = self.again.extract_if(.., |(again, _)| *again == tag).collect();
+                if !again.is_empty() {
+                    self.load(&tag, again.into_iter().filter_map(|(_, reply)| reply).collect());
+                }
+            }
             Work::Shadow { tag, loaded } => match loaded {
                 Ok(shadow) => {
                     if let Some(entry) = self.board.policies().named(&tag) {
@@ -270,12 +276,11 @@ impl Supervisor {
         of: &PolicyConfig,
         took: Duration,
         loaded: Result<Found, LoadError>,
-        reply: Option<Reply>,
-    ) {
+    ) -> Result<String, String> {
         let mut policies = self.board.policies();
         let Some(entry) = policies.named(tag).filter(|entry| entry.config.is_like(of)) else {
             drop(policies);
-            return answer(reply, Err("its configuration changed meanwhile".to_owned()));
+            return Err("its configuration changed meanwhile".to_owned());
         };
         entry.progress = None;
         let done = match loaded {
@@ -316,15 +321,7 @@ impl Supervisor {
         if matches!(done, Some(Ok(_))) || absent.is_some() {
             self.publish();
         }
-        let done = done.unwrap_or_else(|| Ok("its file is what serves already".to_owned()));
-        for (_, joined) in self.joined.extract_if(.., |(joined, _)| joined == tag) {
-            answer(Some(joined), done.clone());
-        }
-        answer(reply, done);
-        if let Some(place) = self.again.iter().position(|again| again == tag) {
-            self.again.swap_remove(place);
-            self.load(tag, None);
-        }
+        done.unwrap_or_else(|| Ok("its file is what serves already".to_owned()))
     }
 
     /// Takes back what failed too often, and tries it again when it is time.
@@ -480,9 +477,9 @@ fn unknown(tag: &str) -> String {
     format!("there is no policy {tag:?}")
 }
 
-fn answer(reply: Option<Reply>, done: Result<String, String>) {
-    if let Some(reply) = reply {
+fn answer(replies: Vec<Reply>, done: &Result<String, String>) {
+    for reply in replies {
         // Whoever asked may not have waited.
-        let _ = reply.send(done);
+        let _ = reply.send(done.clone());
     }
 }
