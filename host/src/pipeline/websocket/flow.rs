@@ -286,8 +286,14 @@ impl Flow {
             self.written = 0;
         }
         if self.unflushed {
-            ready!(to.poll_flush(cx))?;
+            // Over HTTP/2 it is this that waits for the receiver.
+            let Poll::Ready(flushed) = to.poll_flush(cx) else {
+                self.stuck = true;
+                return Poll::Pending;
+            };
+            flushed?;
             self.unflushed = false;
+            self.progress |= std::mem::take(&mut self.stuck);
         }
         Poll::Ready(Ok(()))
     }
