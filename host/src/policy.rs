@@ -115,6 +115,10 @@ macro_rules! generation {
                 self.seat.lift();
             }
 
+            pub(super) fn try_anew(&self) {
+                self.seat.try_anew();
+            }
+
             fn busy(&self, call: &'static str) -> Fault {
                 let detail = "as many calls as limits.policy_queue wait for a policy thread".to_owned();
                 self.seat.slot().stats().failed(super::FaultKind::Unavailable);
@@ -189,6 +193,15 @@ impl Policy {
             Self::Balancer(balancer) => balancer.lift(),
             Self::Rewriter(rewriter) => rewriter.lift(),
             Self::Pricer(pricer) => pricer.lift(),
+        }
+    }
+
+    /// Lets a generation that was barred be called again, and prove itself again.
+    pub fn try_anew(&self) {
+        match self {
+            Self::Balancer(balancer) => balancer.try_anew(),
+            Self::Rewriter(rewriter) => rewriter.try_anew(),
+            Self::Pricer(pricer) => pricer.try_anew(),
         }
     }
 }

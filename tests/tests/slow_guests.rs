@@ -109,12 +109,17 @@ async fn where_too_many_calls_wait_for_a_slow_balancer_the_shipped_one_serves() 
 
 /// A gateway whose pricer takes about two milliseconds for a price.
 async fn slow_pricer(rig: &mut Rig) -> Client {
-    rig.write("own.wasm", marked_pricer(5, Conduct::Burns));
-    let mut config = rig.priced();
-    config["policies"][0]["timeout"] = json!("200ms");
-    let client = rig.start(config).await.token("token-alice");
+    let client = pricer(rig, Conduct::Burns).await;
     assert_eq!(rig.policy(OWN).await["slow"], true);
     client
+}
+
+/// A gateway whose pricer behaves so, and has the time.
+async fn pricer(rig: &mut Rig, conduct: Conduct) -> Client {
+    rig.write("own.wasm", marked_pricer(5, conduct));
+    let mut config = rig.priced();
+    config["policies"][0]["timeout"] = json!("200ms");
+    rig.start(config).await.token("token-alice")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -201,10 +206,7 @@ async fn where_too_many_prices_wait_a_row_is_unpriced_with_the_reason_and_not_lo
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pricer_that_was_quick_when_it_was_tried_is_found_slow_by_its_calls() {
     let mut rig = Rig::new().await;
-    rig.write("own.wasm", marked_pricer(5, Conduct::BurnsForRequests));
-    let mut config = rig.priced();
-    config["policies"][0]["timeout"] = json!("200ms");
-    let client = rig.start(config).await.token("token-alice");
+    let client = pricer(&mut rig, Conduct::BurnsForRequests).await;
     assert_eq!(rig.policy(OWN).await["slow"], false);
     for _ in 0..40 {
         assert_eq!(client.turn(&turn("one")).await.status, StatusCode::OK);

@@ -147,6 +147,12 @@ impl Quarantine {
         self.barred_until.store(0, Ordering::Relaxed);
     }
 
+    /// Lets it be called again, and prove itself again.
+    pub(super) fn try_anew(&self) {
+        self.calls.store(0, Ordering::Relaxed);
+        self.lift();
+    }
+
     /// For how long it is barred from `at` on; none where it is not.
     pub(super) fn barred_for(&self, at: Instant) -> Option<Duration> {
         let until = self.barred_until.load(Ordering::Relaxed);
@@ -237,5 +243,9 @@ mod tests {
             [5, 6, 7].map(|second| proven.ended(true, at(second))),
             [Verdict::Free, Verdict::Free, Verdict::Barred]
         );
+        assert!(proven.is_proven());
+        proven.try_anew();
+        assert!(!proven.is_proven(), "what failed after its first calls has to prove itself again");
+        assert_eq!([8, 9].map(|second| proven.ended(true, at(second))), [Verdict::Free, Verdict::Barred]);
     }
 }

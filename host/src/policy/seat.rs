@@ -193,6 +193,13 @@ impl<W: World> Seat<W> {
         }
     }
 
+    /// Lets a generation that was barred be called again, and prove itself again.
+    pub(super) fn try_anew(&self) {
+        if let Some(generation) = self.loaded() {
+            generation.quarantine.try_anew();
+        }
+    }
+
     /// The request as this policy asked to see it.
     pub(super) fn request(&self, facts: &Facts<'_>) -> Request {
         let fields = self.loaded().map_or(&[][..], |generation| &generation.fields);

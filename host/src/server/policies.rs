@@ -294,7 +294,7 @@ impl Entry {
         // For what it does from here on; how often it was taken out stays known.
         benched.until = now + FAR;
         let policy = benched.policy.clone();
-        policy.lift();
+        policy.try_anew();
         self.before = Some(std::mem::replace(&mut self.current, policy));
         self.last = Some(LastReload::now("tried_again", self.generation(), None, Duration::ZERO));
         true

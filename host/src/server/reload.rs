@@ -204,6 +204,9 @@ impl Supervisor {
                     Work::Shadow { tag, loaded }
                 });
             }
+            Command::Configure { reply, .. } if self.waiting.len() >= COMMANDS => {
+                answer(vec![reply], &Err("too many configurations wait to be taken up".to_owned()));
+            }
             // One after the other: what is new in one is told from what the one before made.
             Command::Configure { config, reply } if self.is_staging => self.waiting.push_back((config, reply)),
             Command::Configure { config, reply } => self.stage(config, reply),
@@ -218,11 +221,11 @@ impl Supervisor {
             return answer(replies, &Err(unknown(tag)));
         };
         if entry.progress.is_some() {
-            let tag = || tag.to_owned();
-            if replies.is_empty() {
-                self.again.push((tag(), None));
+            // However often its file changes meanwhile, it is loaded once more.
+            if replies.is_empty() && !self.again.iter().any(|(again, _)| again == tag) {
+                self.again.push((tag.to_owned(), None));
             }
-            self.again.extend(replies.into_iter().map(|reply| (tag(), Some(reply))));
+            self.again.extend(replies.into_iter().map(|reply| (tag.to_owned(), Some(reply))));
             return;
         }
         let progress = Progress::new();
