@@ -6,7 +6,9 @@
 
 mod flow;
 mod relay;
+mod side;
 mod turns;
+mod waking;
 
 use std::any::Any;
 use std::sync::Arc;
@@ -15,7 +17,6 @@ use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, UPGRADE};
 use http::{Method, Response, StatusCode, Version};
 use hyper::ext::Protocol;
 use hyper::upgrade::{OnUpgrade, on};
-use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
 
 use super::admit::Admitted;
@@ -196,7 +197,7 @@ async fn accept(
         let limit = service.parts.limits.handshake_timeout;
         // A client that goes before its answer: nothing was asked for.
         if let Ok(Ok(client)) = timeout(limit, wanted.upgrade).await {
-            Relay::new(service, live, open, credential, shown).run(TokioIo::new(client), TokioIo::new(upstream)).await;
+            Relay::new(service, live, open, credential, shown).run(client, upstream).await;
         }
         drop((wanted.keeps, seat));
     });

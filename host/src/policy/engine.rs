@@ -12,18 +12,21 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use rustix::process::setpriority_process;
 
 use wasmtime::component::{Component, HasSelf, Linker};
-use wasmtime::{Config, InstanceAllocationStrategy, PoolingAllocationConfig};
+use wasmtime::{Config, InstanceAllocationStrategy, PoolingAllocationConfig, Store};
 
 use super::bindings;
 use super::cache::Cache;
 use super::inert_wasi;
 use super::instance::Guest;
 
-/// How often the epoch advances: the unit of every deadline.
-pub(super) const TICK: Duration = Duration::from_millis(1);
+/// How often a call under way is looked at, once it has been seen.
+const TICK: Duration = Duration::from_millis(1);
 
-/// The clock goes on for so many ticks after the last call.
-const QUIET_TICKS: u32 = 1000;
+/// A call is seen for the first time after so long, at the latest.
+const LOOK: Duration = Duration::from_millis(4);
+
+/// Where there has been no call for so many looks, the clock stands still.
+const QUIET_LOOKS: u32 = 25;
 
 /// How often a clock that stands still looks whether it is needed at all.
 const STILL: Duration = Duration::from_secs(10);
@@ -128,9 +131,10 @@ impl Engine {
         &self.shared.engine
     }
 
-    /// A call begins, whose deadline is counted in ticks: there are some for as long as the answer is held.
-    pub(super) fn tick(&self) -> Ticking<'_> {
-        self.shared.clock.tick()
+    /// A call into `store` begins: its deadline is looked at now and then for as long as the answer is held.
+    pub(super) fn watch(&self, store: &mut Store<Guest>) -> Watched<'_> {
+        store.set_epoch_deadline(1);
+        self.shared.clock.watch()
     }
 
     pub(super) fn linker(&self) -> &Linker<Guest> {
@@ -206,9 +210,9 @@ fn config(pool_memory_max: Option<usize>) -> Config {
     config
 }
 
-/// Advances the epoch while there are calls. It is what deadlines are counted in, and a thread that wakes a thousand times a
-/// second for nobody costs more than relaying a thousand messages does: where there has been no call for a while it stands
-/// still, and the next call sets it going.
+/// Advances the epoch while a call is under way, and with each advance the call looks at its own time. Most calls are over
+/// before the clock looks up: a thread that wakes a thousand times a second for them costs more than relaying a thousand
+/// messages does. Where there has been no call for a while it stands still, and the next call sets it going.
 #[derive(Default)]
 struct Clock {
     /// Calls under way.
@@ -220,17 +224,17 @@ struct Clock {
     thread: OnceLock<Thread>,
 }
 
-/// A call under way: the clock ticks for as long as there is one.
-pub(super) struct Ticking<'a>(&'a Clock);
+/// A call under way.
+pub(super) struct Watched<'a>(&'a Clock);
 
-impl Drop for Ticking<'_> {
+impl Drop for Watched<'_> {
     fn drop(&mut self) {
         self.0.calls.fetch_sub(1, Ordering::Release);
     }
 }
 
 impl Clock {
-    fn tick(&self) -> Ticking<'_> {
+    fn watch(&self) -> Watched<'_> {
         self.calls.fetch_add(1, Ordering::Relaxed);
         // One of the two sees what the other has written: this that it stands still, or the clock that there is a call.
         self.busy.store(true, Ordering::SeqCst);
@@ -239,33 +243,32 @@ impl Clock {
         {
             thread.unpark();
         }
-        Ticking(self)
+        Watched(self)
     }
 
-    /// Ticks for as long as the engine lives.
+    /// Runs for as long as the engine lives.
     fn start(self: &Arc<Self>, engine: &wasmtime::Engine) -> std::io::Result<()> {
         let (clock, engine) = (Arc::clone(self), engine.weak());
-        let tick = move || {
+        let run = move || {
             let mut quiet = 0;
             while let Some(engine) = engine.upgrade() {
-                engine.increment_epoch();
+                let is_under_way = clock.calls.load(Ordering::Acquire) > 0;
+                if is_under_way {
+                    engine.increment_epoch();
+                }
                 drop(engine);
-                thread::sleep(TICK);
-                quiet = if clock.is_wanted() { 0 } else { quiet + 1 };
-                if quiet >= QUIET_TICKS {
+                quiet = if clock.busy.swap(false, Ordering::SeqCst) || is_under_way { 0 } else { quiet + 1 };
+                if quiet >= QUIET_LOOKS {
                     clock.stand_still();
                     quiet = 0;
                 }
+                thread::sleep(if is_under_way { TICK } else { LOOK });
             }
         };
-        let handle = thread::Builder::new().name("policy-clock".to_owned()).spawn(tick)?;
+        let handle = thread::Builder::new().name("policy-clock".to_owned()).spawn(run)?;
         // It is set once, here.
         let _ = self.thread.set(handle.thread().clone());
         Ok(())
-    }
-
-    fn is_wanted(&self) -> bool {
-        self.busy.swap(false, Ordering::SeqCst) || self.calls.load(Ordering::Acquire) > 0
     }
 
     fn stand_still(&self) {

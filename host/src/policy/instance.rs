@@ -2,7 +2,7 @@
 //! from.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 use wasmtime::component::InstancePre;
@@ -10,7 +10,7 @@ use wasmtime::{ResourceLimiter, Result, Store, UpdateDeadline, bail};
 
 use super::bindings::balancer::tollgate::policy::host;
 use super::bindings::balancer::tollgate::policy::types::{Diagnostic, Manifest};
-use super::engine::{Engine, TICK};
+use super::engine::Engine;
 use super::slot::Slot;
 use crate::config::PolicyKind;
 use crate::values::clock::Millis;
@@ -23,13 +23,10 @@ const LOG_LINES: u32 = 16;
 const LOG_LINE_BYTES: usize = 1024;
 
 /// However little of the processor a call got, it ends after so many timeouts.
-const STARVED_TIMEOUTS: u64 = 200;
-
-/// How often in a timeout a call is looked at that is past it.
-const LOOKS_A_TIMEOUT: u64 = 4;
+const STARVED_TIMEOUTS: u32 = 200;
 
 /// A call while a policy is loaded may take so long: instances are cold and schemas are written.
-pub(super) const LOAD_TIMEOUT: Duration = Duration::from_secs(2);
+const LOAD_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A world of the contract.
 pub(super) trait World: Sized + Send + Sync + 'static {
@@ -99,35 +96,29 @@ pub(super) struct Guest {
     pub(super) announced: Option<(u64, u64)>,
 }
 
-/// A call's deadline. Ticks pass for a thread that is not running, too; a call is stopped for what it used.
+/// A call's deadline. Time passes for a thread that is not running, too; a call is stopped for what it used.
 struct Deadline {
     timeout: Duration,
-    ticks: u64,
-    extensions: u64,
-    /// The thread's processor time when the ticks ran out first.
+    begun: Instant,
+    /// The thread's processor time when the call was looked at first. What it used until then is not known.
     used_at_first: Option<Duration>,
 }
 
 impl Deadline {
-    fn new(timeout: Duration) -> Self {
-        let ticks = (timeout.as_micros().div_ceil(TICK.as_micros()) + 1) as u64;
-        Self { timeout, ticks, extensions: 0, used_at_first: None }
+    fn new(timeout: Duration, begun: Instant) -> Self {
+        Self { timeout, begun, used_at_first: None }
     }
 
-    fn begin(&mut self) {
-        self.extensions = 0;
-        self.used_at_first = None;
-    }
-
-    /// The ticks have run out. What the thread used until then is not known; from here on it is looked at often.
-    fn expired(&mut self) -> UpdateDeadline {
-        self.extensions += 1;
+    /// The epoch has advanced: whether the call may go on.
+    fn look(&mut self) -> UpdateDeadline {
+        let took = self.begun.elapsed();
         let used = thread_time();
-        let first = *self.used_at_first.get_or_insert(used);
-        if used.saturating_sub(first) >= self.timeout / 2 || self.extensions > STARVED_TIMEOUTS * LOOKS_A_TIMEOUT {
+        let used = used.saturating_sub(*self.used_at_first.get_or_insert(used));
+        let is_over = took >= self.timeout && used >= self.timeout / 2;
+        if is_over || took >= self.timeout * STARVED_TIMEOUTS {
             UpdateDeadline::Interrupt
         } else {
-            UpdateDeadline::Continue((self.ticks / LOOKS_A_TIMEOUT).max(1))
+            UpdateDeadline::Continue(1)
         }
     }
 }
@@ -138,11 +129,6 @@ fn thread_time() -> Duration {
 }
 
 impl Guest {
-    /// The ticks of one deadline.
-    pub(super) fn ticks(&self) -> u64 {
-        self.deadline.ticks
-    }
-
     /// Its linear memory, in bytes.
     pub(super) fn memory(&self) -> usize {
         self.memory
@@ -171,13 +157,13 @@ impl Guest {
         self.output.extend_from_slice(&bytes[..bytes.len().min(room)]);
     }
 
-    /// A call begins.
-    pub(super) fn begin(&mut self, now: Millis, seed: u64) {
+    /// A call for a request begins.
+    pub(super) fn begin(&mut self, now: Millis, seed: u64, timeout: Duration, begun: Instant) {
         self.now = now;
         self.chance = seed;
         self.output.clear();
         self.log_lines = 0;
-        self.deadline.begin();
+        self.deadline = Deadline::new(timeout, begun);
     }
 }
 
@@ -225,8 +211,8 @@ impl ResourceLimiter for Guest {
     }
 }
 
-/// A store with every limit set, and nothing in it.
-pub(super) fn new_store(engine: &Engine, slot: &Arc<Slot>, timeout: Duration, memory: usize) -> Store<Guest> {
+/// A store with every limit set, and nothing in it: what is called first is what loads it.
+pub(super) fn new_store(engine: &Engine, slot: &Arc<Slot>, memory: usize) -> Store<Guest> {
     slot.stats().instance_made();
     let guest = Guest {
         slot: Arc::clone(slot),
@@ -237,14 +223,14 @@ pub(super) fn new_store(engine: &Engine, slot: &Arc<Slot>, timeout: Duration, me
         chance: 0,
         output: Vec::new(),
         log_lines: 0,
-        deadline: Deadline::new(timeout),
+        deadline: Deadline::new(LOAD_TIMEOUT, Instant::now()),
         announced: None,
     };
     let mut store = Store::new(engine.wasmtime(), guest);
     store.limiter(|guest| guest);
     // The same strings may be handed over many times: what the host makes of an answer has a bound of its own.
     store.set_hostcall_fuel(memory);
-    store.epoch_deadline_callback(|mut store| Ok(store.data_mut().deadline.expired()));
+    store.epoch_deadline_callback(|mut store| Ok(store.data_mut().deadline.look()));
     store
 }
 

@@ -9,7 +9,7 @@ use wasmtime::Store;
 use super::bindings::balancer::tollgate::policy::types::{Diagnostic, Manifest};
 use super::engine::{Engine, Urgency};
 use super::fault::Fault;
-use super::instance::{Guest, LOAD_TIMEOUT, World, last_words, new_store, root_cause};
+use super::instance::{Guest, World, last_words, new_store, root_cause};
 use super::seat::{Known, Seat, Setting};
 use super::slot::Slot;
 use super::{Field, imports, shipped};
@@ -158,9 +158,8 @@ pub(super) fn load<W: World>(
         .and_then(W::pre)
         .map_err(|error| failed("link it")(format!("{error:#}")))?;
 
-    let mut store = new_store(engine, loading.slot, LOAD_TIMEOUT, policy.memory);
-    let _ticking = engine.tick();
-    store.set_epoch_deadline(LOAD_TIMEOUT.as_millis() as u64);
+    let mut store = new_store(engine, loading.slot, policy.memory);
+    let _watched = engine.watch(&mut store);
     let said =
         |error: wasmtime::Error, store: &Store<Guest>| format!("{}{}", root_cause(&error), last_words(store.data()));
     let world = W::instantiate(&pre, &mut store).map_err(|error| failed("instantiate it")(said(error, &store)))?;

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use wasmtime::{Result, Store, Trap, bail};
 
 use super::bindings::balancer::tollgate::policy::types::{Manifest, Request};
-use super::engine::{Engine, TICK};
+use super::engine::Engine;
 use super::fault::{Fault, FaultKind};
-use super::instance::{Guest, LOAD_TIMEOUT, World, last_words, new_store, root_cause};
+use super::instance::{Guest, World, last_words, new_store, root_cause};
 use super::load::Stamp;
 use super::quarantine::{Quarantine, Verdict};
 use super::repeat::{Asked, Call, OwnFacts, Said};
@@ -232,14 +232,14 @@ impl<W: World> Seat<W> {
         };
         let begun = Instant::now();
         if facts.trial {
-            let judged = generation.run(&self.slot, facts, call).and_then(check);
+            let judged = generation.run(&self.slot, facts, begun, call).and_then(check);
             return judged.map_err(|Bad { kind, detail }| Fault::new(&self.slot, name, kind, detail));
         }
         if let Err(left) = generation.quarantine.admits(begun) {
             let detail = format!("quarantined for another {} ms after too many faults", left.as_millis());
             return Err(fault(FaultKind::Quarantined, detail));
         }
-        let answered = generation.run(&self.slot, facts, call);
+        let answered = generation.run(&self.slot, facts, begun, call);
         let ended = Instant::now();
         self.slot.stats().called(ended - begun);
         generation.took(ended - begun, &self.slot);
@@ -289,6 +289,7 @@ impl<W: World> Generation<W> {
         &self,
         slot: &Arc<Slot>,
         facts: &Facts<'_>,
+        begun: Instant,
         call: impl FnOnce(&mut Store<Guest>, &W) -> Result<R>,
     ) -> std::result::Result<R, Bad> {
         let mut instance = match self.take() {
@@ -302,9 +303,8 @@ impl<W: World> Generation<W> {
             }
         };
         let store = &mut instance.store;
-        store.data_mut().begin(facts.now, facts.seed);
-        let _ticking = self.engine.tick();
-        store.set_epoch_deadline(store.data().ticks());
+        store.data_mut().begin(facts.now, facts.seed, self.timeout, begun);
+        let _watched = self.engine.watch(store);
         match call(store, &instance.world) {
             Ok(result) => {
                 instance.calls += 1;
@@ -345,10 +345,9 @@ impl<W: World> Generation<W> {
     }
 
     fn build(&self, slot: &Arc<Slot>) -> Result<Instance<W>> {
-        let mut store = new_store(&self.engine, slot, self.timeout, self.memory);
-        // A cold instance touches its memory for the first time: give it what loading has.
-        let _ticking = self.engine.tick();
-        store.set_epoch_deadline((LOAD_TIMEOUT.as_millis() / TICK.as_millis()) as u64);
+        // A cold instance touches its memory for the first time: it has the time that loading has.
+        let mut store = new_store(&self.engine, slot, self.memory);
+        let _watched = self.engine.watch(&mut store);
         let world = W::instantiate(&self.pre, &mut store)?;
         if let Err(diagnostics) = world.configure(&mut store, &self.config)? {
             bail!("configuration refused: {}", diagnostics.first().map_or("", |first| &first.message));

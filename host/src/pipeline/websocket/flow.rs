@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::timeout;
 
+use super::side::Side;
 use crate::frames::{Broken, Frames, Next, Part, Sender, Violation};
 use crate::ledger::Commit;
 
@@ -86,6 +87,11 @@ impl Flow {
         }
     }
 
+    /// What was read of the sender before this was there.
+    pub(super) fn was_read(&mut self, bytes: &[u8]) {
+        self.unread.extend_from_slice(bytes);
+    }
+
     /// Whether a receiver that had no room took something since this was asked: it is there, however slowly it reads.
     pub(super) fn made_progress(&mut self) -> bool {
         std::mem::take(&mut self.progress)
@@ -108,7 +114,7 @@ impl Flow {
 
     /// Writes what waits and then `frame`, the gateway's own last one. Where the receiver is in the middle of a frame it
     /// gets none: it could not tell it from the frame's rest.
-    pub(super) async fn finish(&mut self, to: &mut (impl AsyncWrite + Unpin), frame: &[u8]) -> io::Result<()> {
+    pub(super) async fn finish(&mut self, to: &mut Side, frame: &[u8]) -> io::Result<()> {
         if self.cut {
             return Ok(());
         }
@@ -119,7 +125,7 @@ impl Flow {
 
     /// Reads to the sender's close frame, or to its end: with what is unread, its system could take back what was sent to
     /// it last. What comes goes nowhere.
-    pub(super) async fn drain(&mut self, from: &mut (impl AsyncRead + Unpin)) {
+    pub(super) async fn drain(&mut self, from: &mut Side) {
         let mut buffer = [0; 1024];
         while !self.frames.is_closed() {
             // The close frame of one that broke the protocol is not found any more.
@@ -137,8 +143,8 @@ impl Flow {
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        mut from: Pin<&mut (impl AsyncRead + ?Sized)>,
-        mut to: Pin<&mut (impl AsyncWrite + ?Sized)>,
+        mut from: Pin<&mut Side>,
+        mut to: Pin<&mut Side>,
         watcher: &mut impl Watcher,
     ) -> Poll<FlowEnd> {
         loop {
@@ -183,8 +189,8 @@ impl Flow {
     fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
-        from: Pin<&mut (impl AsyncRead + ?Sized)>,
-        to: Pin<&mut (impl AsyncWrite + ?Sized)>,
+        from: Pin<&mut Side>,
+        to: Pin<&mut Side>,
         watcher: &mut impl Watcher,
     ) -> Poll<Result<usize, Stop>> {
         BUFFER.with_borrow_mut(|buffer| {
@@ -203,7 +209,7 @@ impl Flow {
         &mut self,
         cx: &mut Context<'_>,
         input: &[u8],
-        to: Pin<&mut (impl AsyncWrite + ?Sized)>,
+        to: Pin<&mut Side>,
         watcher: &mut impl Watcher,
     ) -> Result<(), Violation> {
         let mut commit = None;
@@ -241,7 +247,7 @@ impl Flow {
     }
 
     /// Forwards what ends with a frame, where there is something.
-    fn forward_whole(&mut self, cx: &mut Context<'_>, bytes: &[u8], to: Pin<&mut (impl AsyncWrite + ?Sized)>) {
+    fn forward_whole(&mut self, cx: &mut Context<'_>, bytes: &[u8], to: Pin<&mut Side>) {
         if !bytes.is_empty() {
             self.forward(cx, bytes, to);
             self.cut = false;
@@ -249,7 +255,7 @@ impl Flow {
     }
 
     /// Writes what can be written at once. The rest waits: nothing more is read before it is out.
-    fn forward(&mut self, cx: &mut Context<'_>, mut bytes: &[u8], mut to: Pin<&mut (impl AsyncWrite + ?Sized)>) {
+    fn forward(&mut self, cx: &mut Context<'_>, mut bytes: &[u8], mut to: Pin<&mut Side>) {
         while !bytes.is_empty() && self.pending.is_empty() {
             match to.as_mut().poll_write(cx, bytes) {
                 Poll::Ready(Ok(written)) if written > 0 => {
@@ -263,11 +269,7 @@ impl Flow {
         self.pending.extend_from_slice(bytes);
     }
 
-    fn poll_pending(
-        &mut self,
-        cx: &mut Context<'_>,
-        mut to: Pin<&mut (impl AsyncWrite + ?Sized)>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_pending(&mut self, cx: &mut Context<'_>, mut to: Pin<&mut Side>) -> Poll<io::Result<()>> {
         while self.written < self.pending.len() {
             let Poll::Ready(written) = to.as_mut().poll_write(cx, &self.pending[self.written..]) else {
                 self.stuck = true;

@@ -1,16 +1,19 @@
 //! The relay of one socket: both directions, and everything that ends it.
 
 use std::future::poll_fn;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use hyper::upgrade::Upgraded;
+use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::flow::{Flow, FlowEnd, Watcher};
+use super::side::Side;
 use super::turns::Turns;
+use super::waking::Part;
 use crate::credentials::Identity;
 use crate::frames::{GOING_AWAY, INTERNAL_ERROR, RESTART, Sender, Violation, close_frame, ping_frame};
 use crate::ledger::Commit;
@@ -20,10 +23,6 @@ use crate::pipeline::settle::OpenRow;
 use crate::values::clock::Millis;
 use crate::values::exchange::End;
 use crate::values::phase::Phase;
-
-/// A side of a socket.
-pub(super) trait Side: AsyncRead + AsyncWrite + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Unpin> Side for T {}
 
 /// After a close frame, the other side's is waited for so long (RFC 6455, section 7.1.1 leaves it open).
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -126,6 +125,37 @@ struct Waits {
     for_commit: Option<Instant>,
 }
 
+/// What is polled when it was woken, of all that a socket waits for. A message wakes its direction, and nothing else looks.
+/// Reading a side and writing to it wake separately: no more than that is asked of what a side is made of.
+struct Wakings {
+    up: Part,
+    down: Part,
+    /// Whatever seldom happens.
+    rest: Part,
+}
+
+impl Wakings {
+    async fn here() -> Self {
+        poll_fn(|cx| Poll::Ready(Self { up: Part::of(cx), down: Part::of(cx), rest: Part::of(cx) })).await
+    }
+
+    /// Something of the relay's own changed: all of it is looked at.
+    fn touch(&self) {
+        self.up.touch();
+        self.down.touch();
+        self.rest.touch();
+    }
+}
+
+/// What ends a wait.
+enum Wake {
+    Flows(Outcome),
+    /// The credential or the service is to be looked at.
+    Look,
+    Phase(Phase),
+    Time,
+}
+
 /// What the two directions came to.
 enum Outcome {
     /// Nothing is left to relay.
@@ -171,7 +201,11 @@ impl Relay {
     }
 
     /// Relays until the socket is over.
-    pub(super) async fn run(mut self, mut client: impl Side, mut upstream: impl Side) {
+    pub(super) async fn run(mut self, client: Upgraded, upstream: Upgraded) {
+        let (mut client, read) = Side::of(client);
+        self.up.was_read(&read);
+        let (mut upstream, read) = Side::of(upstream);
+        self.down.was_read(&read);
         match self.relay(&mut client, &mut upstream).await {
             Outcome::Close(reason, end) => {
                 self.turns.over(end);
@@ -185,13 +219,14 @@ impl Relay {
         let _ = timeout(SHUTDOWN_TIMEOUT, upstream.shutdown()).await;
     }
 
-    async fn relay(&mut self, client: &mut impl Side, upstream: &mut impl Side) -> Outcome {
+    async fn relay(&mut self, client: &mut Side, upstream: &mut Side) -> Outcome {
         let mut phases = self.service.parts.phases.clone();
         let phase = *phases.borrow_and_update();
         self.phase(phase);
         let mut live = self.live.clone();
+        let mut wakings = Wakings::here().await;
         loop {
-            self.goes_on_in(&self.live.now());
+            self.goes_on_in(&live.now());
             let credential = Arc::clone(&self.service.parts.credentials[self.credential]);
             // Listened for before it is asked: what happens in between must not be missed.
             let withdrawn = credential.turns_unusable();
@@ -199,20 +234,37 @@ impl Relay {
                 self.leave(USED_UP);
             }
             let wake = self.wake_at();
-            tokio::select! {
-                biased;
-                outcome = poll_fn(|cx| self.poll(cx, client, upstream)) => match outcome {
-                    Outcome::Waits => {}
-                    Outcome::Between => if self.moves().await { self.leave(MOVES) },
-                    outcome => return outcome,
-                },
-                () = withdrawn => {}
-                () = live.changed() => {}
-                changed = phases.changed() => match changed.map(|()| *phases.borrow_and_update()) {
-                    Ok(Phase::Ending) | Err(_) => return Outcome::Over(End::ClientGone),
-                    Ok(phase) => self.phase(phase),
-                },
-                () = sleep_until(wake) => if let Some(outcome) = self.wake(Instant::now()) { return outcome },
+            let mut rest = pin!(async {
+                tokio::select! {
+                    () = withdrawn => Wake::Look,
+                    () = live.changed() => Wake::Look,
+                    changed = phases.changed() => match changed {
+                        Ok(()) => Wake::Phase(*phases.borrow_and_update()),
+                        Err(_) => Wake::Phase(Phase::Ending),
+                    },
+                    () = sleep_until(wake) => Wake::Time,
+                }
+            });
+            wakings.touch();
+            let woken = poll_fn(|cx| match self.poll(cx, &mut wakings, client, upstream) {
+                Poll::Ready(outcome) => Poll::Ready(Wake::Flows(outcome)),
+                Poll::Pending => wakings.rest.poll(cx, |cx| rest.as_mut().poll(cx)),
+            });
+            match woken.await {
+                Wake::Flows(Outcome::Waits) | Wake::Look => {}
+                Wake::Flows(Outcome::Between) => {
+                    if self.moves().await {
+                        self.leave(MOVES);
+                    }
+                }
+                Wake::Flows(outcome) => return outcome,
+                Wake::Phase(Phase::Ending) => return Outcome::Over(End::ClientGone),
+                Wake::Phase(phase) => self.phase(phase),
+                Wake::Time => {
+                    if let Some(outcome) = self.wake(Instant::now()) {
+                        return outcome;
+                    }
+                }
             }
         }
     }
@@ -229,7 +281,7 @@ impl Relay {
     }
 
     /// Tells both sides why it ends, and waits for the client to have read it.
-    async fn close(&mut self, reason: Reason, client: &mut impl Side, upstream: &mut impl Side) {
+    async fn close(&mut self, reason: Reason, client: &mut Side, upstream: &mut Side) {
         let closing = async {
             let told = close_frame(Sender::Server, reason.code, reason.text);
             if self.closed.down || self.down.finish(client, &told).await.is_err() {
@@ -246,10 +298,18 @@ impl Relay {
         let _ = timeout(CLOSE_TIMEOUT, closing).await;
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>, client: &mut impl Side, upstream: &mut impl Side) -> Poll<Outcome> {
+    fn poll(
+        &mut self,
+        cx: &Context<'_>,
+        wakings: &mut Wakings,
+        client: &mut Side,
+        upstream: &mut Side,
+    ) -> Poll<Outcome> {
         if !self.closed.up {
             let mut watcher = Up { turns: &mut self.turns, heard: &mut self.heard };
-            if let Poll::Ready(end) = self.up.poll(cx, Pin::new(client), Pin::new(upstream), &mut watcher)
+            let up = &mut self.up;
+            let polled = wakings.up.poll(cx, |cx| up.poll(cx, Pin::new(client), Pin::new(upstream), &mut watcher));
+            if let Poll::Ready(end) = polled
                 && let Some(outcome) = self.up_ended(end)
             {
                 return Poll::Ready(outcome);
@@ -257,7 +317,9 @@ impl Relay {
         }
         if !self.closed.down {
             let mut watcher = Down { turns: &mut self.turns, heard: &mut self.heard };
-            if let Poll::Ready(end) = self.down.poll(cx, Pin::new(upstream), Pin::new(client), &mut watcher)
+            let down = &mut self.down;
+            let polled = wakings.down.poll(cx, |cx| down.poll(cx, Pin::new(upstream), Pin::new(client), &mut watcher));
+            if let Poll::Ready(end) = polled
                 && let Some(outcome) = self.down_ended(end)
             {
                 return Poll::Ready(outcome);

@@ -1,0 +1,82 @@
+//! A side of a socket: the connection that it became of.
+//!
+//! What hyper hands over reads and writes through whatever it wrapped the connection in. Where the connection itself can be
+//! had, it is taken out: each message passes two of them.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use hyper::upgrade::{Parts, Upgraded};
+use hyper_rustls::MaybeHttpsStream;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
+
+/// What upstream's connections are made of.
+type ToUpstream = MaybeHttpsStream<TokioIo<TcpStream>>;
+
+/// A side.
+pub(super) enum Side {
+    /// A connection without TLS.
+    Clear(TcpStream),
+    /// A client's with TLS.
+    FromClient(Box<TlsStream<TcpStream>>),
+    /// Upstream's with TLS.
+    ToUpstream(Box<TokioIo<ToUpstream>>),
+    /// A stream of HTTP/2.
+    Stream(TokioIo<Upgraded>),
+}
+
+impl Side {
+    /// The side that `upgraded` is, and what was read of it already.
+    pub(super) fn of(upgraded: Upgraded) -> (Self, Bytes) {
+        let upgraded = match upgraded.downcast::<TokioIo<TcpStream>>() {
+            Ok(Parts { io, read_buf, .. }) => return (Self::Clear(io.into_inner()), read_buf),
+            Err(upgraded) => upgraded,
+        };
+        let upgraded = match upgraded.downcast::<TokioIo<TlsStream<TcpStream>>>() {
+            Ok(Parts { io, read_buf, .. }) => return (Self::FromClient(Box::new(io.into_inner())), read_buf),
+            Err(upgraded) => upgraded,
+        };
+        match upgraded.downcast::<ToUpstream>() {
+            Ok(Parts { io: MaybeHttpsStream::Http(io), read_buf, .. }) => (Self::Clear(io.into_inner()), read_buf),
+            Ok(Parts { io, read_buf, .. }) => (Self::ToUpstream(Box::new(TokioIo::new(io))), read_buf),
+            Err(upgraded) => (Self::Stream(TokioIo::new(upgraded)), Bytes::new()),
+        }
+    }
+}
+
+/// Does the same with whichever it is.
+macro_rules! with {
+    ($side:expr, $io:ident => $what:expr) => {
+        match $side.get_mut() {
+            Side::Clear($io) => $what,
+            Side::FromClient($io) => $what,
+            Side::ToUpstream($io) => $what,
+            Side::Stream($io) => $what,
+        }
+    };
+}
+
+impl AsyncRead for Side {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        with!(self, io => Pin::new(io).poll_read(cx, buffer))
+    }
+}
+
+impl AsyncWrite for Side {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        with!(self, io => Pin::new(io).poll_write(cx, bytes))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        with!(self, io => Pin::new(io).poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        with!(self, io => Pin::new(io).poll_shutdown(cx))
+    }
+}

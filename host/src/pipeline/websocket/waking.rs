@@ -1,0 +1,100 @@
+//! Parts of one task that are polled when they themselves were woken, and not whenever any of them was.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+
+/// A part of a task.
+pub(super) struct Part {
+    woken: Arc<Woken>,
+    waker: Waker,
+}
+
+struct Woken {
+    is: AtomicBool,
+    task: Waker,
+}
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if !self.is.swap(true, Ordering::AcqRel) {
+            self.task.wake_by_ref();
+        }
+    }
+}
+
+impl Part {
+    /// A part of the task that `cx` is of. It is polled when it is first asked to be.
+    pub(super) fn of(cx: &Context<'_>) -> Self {
+        let woken = Arc::new(Woken { is: AtomicBool::new(true), task: cx.waker().clone() });
+        Self { waker: Arc::clone(&woken).into(), woken }
+    }
+
+    /// Something changed that it does not hear of from those it waits for.
+    pub(super) fn touch(&self) {
+        self.woken.is.store(true, Ordering::Release);
+    }
+
+    /// Polls it, if it was woken since the last time.
+    pub(super) fn poll<T>(&mut self, cx: &Context<'_>, poll: impl FnOnce(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
+        if !self.woken.task.will_wake(cx.waker()) {
+            *self = Self::of(cx);
+        }
+        if self.woken.is.load(Ordering::Relaxed) && self.woken.is.swap(false, Ordering::AcqRel) {
+            poll(&mut Context::from_waker(&self.waker))
+        } else {
+            Poll::Pending
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How often it was woken.
+    #[derive(Default)]
+    struct Count(std::sync::atomic::AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Polls `part`; answers the waker that it was polled with.
+    fn polled(part: &mut Part, task: &Waker) -> Option<Waker> {
+        let polled = part.poll(&Context::from_waker(task), |cx| Poll::Ready(cx.waker().clone()));
+        if let Poll::Ready(waker) = polled { Some(waker) } else { None }
+    }
+
+    #[test]
+    fn each_is_polled_when_it_was_woken() {
+        let count = Arc::new(Count::default());
+        let task = Waker::from(Arc::clone(&count));
+        let mut parts = [Part::of(&Context::from_waker(&task)), Part::of(&Context::from_waker(&task))];
+        let wakers = parts.each_mut().map(|part| polled(part, &task).expect("polled at first"));
+        assert!(parts.iter_mut().all(|part| polled(part, &task).is_none()), "nobody woke them");
+        wakers[1].wake_by_ref();
+        wakers[1].wake_by_ref();
+        assert_eq!(count.0.load(Ordering::Relaxed), 1, "the task is woken once");
+        let polled = parts.each_mut().map(|part| polled(part, &task).is_some());
+        assert_eq!(polled, [false, true]);
+    }
+
+    #[test]
+    fn one_that_moves_to_another_task_wakes_that_one() {
+        let (before, after) = (Arc::new(Count::default()), Arc::new(Count::default()));
+        let task = Waker::from(Arc::clone(&before));
+        let mut part = Part::of(&Context::from_waker(&task));
+        polled(&mut part, &task).expect("polled at first");
+        let task = Waker::from(Arc::clone(&after));
+        polled(&mut part, &task).expect("polled anew").wake();
+        let counts = [before, after].map(|count| count.0.load(Ordering::Relaxed));
+        assert_eq!(counts, [0, 1]);
+    }
+}
