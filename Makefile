@@ -59,6 +59,8 @@ clients: ## Run openai-python, openai-node and the Codex CLI against the gateway
 
 bench: tools examples ## Measure the gateway beside a bare hyper proxy and nginx, and the policies' calls.
 	@command -v nginx > /dev/null || { echo "== installing nginx"; apt-get update -qq && apt-get install -y -qq nginx-light; }
+	@echo "== the components that are reloaded and that loop"
+	$(CARGO) build --locked --target $(WASM_TARGET) --profile policy --target-dir target/policies -p openai-pricing -p faulty-balancer
 	$(CARGO) build --locked --release -p tollgate -p tollgate-bench
 	$(CARGO) bench --locked -p tollgate-bench
 	target/release/tollgate-bench $(BENCH_ARGS)

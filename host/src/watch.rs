@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 use crate::files::folder;
 
 /// How long changes gather after the first: a replaced file makes several.
-const GATHERING: Duration = Duration::from_millis(20);
+const GATHERING: Duration = Duration::from_millis(2);
 
 /// Events that wait. Where there are more, every file is looked at.
 const EVENTS: usize = 4096;

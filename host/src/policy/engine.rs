@@ -152,18 +152,30 @@ impl Engine {
             Some(component) => component,
             None => {
                 let compile = || Component::from_binary(engine, bytes);
-                let component = match (urgency, &*BESIDE_SERVICE) {
-                    (Urgency::BesideService, Some(threads)) => threads.install(compile)?,
-                    _ => compile()?,
-                };
-                if let Some(cache) = &self.cache {
-                    cache.store(engine, &digest, &component);
+                match (urgency, &*BESIDE_SERVICE) {
+                    (Urgency::BesideService, Some(threads)) => {
+                        let component = threads.install(compile)?;
+                        self.keep(digest, &component, |keep| threads.spawn(keep));
+                        component
+                    }
+                    _ => {
+                        let component = compile()?;
+                        self.keep(digest, &component, |keep| keep());
+                        component
+                    }
                 }
-                component
             }
         };
         self.compiled().put(digest, component.clone());
         Ok(component)
+    }
+
+    /// Keeps compiled code on disk, when and where `run` does it.
+    fn keep(&self, digest: [u8; 32], component: &Component, run: impl FnOnce(Box<dyn FnOnce() + Send>)) {
+        if let Some(cache) = &self.cache {
+            let (cache, engine, component) = (cache.clone(), self.shared.engine.clone(), component.clone());
+            run(Box::new(move || cache.store(&engine, &digest, &component)));
+        }
     }
 
     fn compiled(&self) -> std::sync::MutexGuard<'_, LruCache<[u8; 32], Component>> {
@@ -171,15 +183,15 @@ impl Engine {
     }
 }
 
-/// The threads that compile while the gateway serves: one, so that a processor is left for those who are served, and one
-/// that stands behind. Where it cannot be had, whoever asks compiles.
+/// The threads that compile while the gateway serves: one for each processor, so that a new component serves soon, and all
+/// of them behind those that serve. Where they cannot be had, whoever asks compiles.
 static BESIDE_SERVICE: LazyLock<Option<ThreadPool>> = LazyLock::new(|| {
     let stand_behind = |_| {
         // Where that is not allowed, it stands beside.
         let _ = setpriority_process(None, NICE);
     };
     let named = |_| "policy-compile".to_owned();
-    ThreadPoolBuilder::new().num_threads(1).thread_name(named).start_handler(stand_behind).build().ok()
+    ThreadPoolBuilder::new().thread_name(named).start_handler(stand_behind).build().ok()
 });
 
 fn config(pool_memory_max: Option<usize>) -> Config {
@@ -191,8 +203,10 @@ fn config(pool_memory_max: Option<usize>) -> Config {
         .cranelift_nan_canonicalization(true)
         .relaxed_simd_deterministic(true)
         .wasm_memory64(false)
-        // Collecting a backtrace makes a trap four times as dear.
+        // Collecting a backtrace makes a trap four times as dear. Without one, nobody asks where in the guest an address is.
         .wasm_backtrace_max_frames(None)
+        .generate_address_map(false)
+        .native_unwind_info(false)
         .memory_init_cow(true);
     if let Some(memory_max) = pool_memory_max {
         let mut pool = PoolingAllocationConfig::new();

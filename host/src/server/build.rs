@@ -1,6 +1,7 @@
 //! From a configuration to services: policies are loaded, certificates read, credentials tried.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -94,6 +95,7 @@ pub(super) enum Patience {
 /// # Errors
 /// Everything that cannot be used.
 pub(super) fn load_policies(config: &Config, patience: Patience) -> Result<Loaded, StartError> {
+    let begun = Instant::now();
     let limits = Arc::new(config.limits.clone());
     let workshop = Workshop::new(memory_max(config), &limits)?;
     // A check leaves nothing behind.
@@ -116,6 +118,8 @@ pub(super) fn load_policies(config: &Config, patience: Patience) -> Result<Loade
     }
     refuse_if_any(problems)?;
     let stand_in = stand_in.map_err(|error| refused(error.problems(&stand_in_config())))?;
+    let took_us = begun.elapsed().as_micros() as u64;
+    tracing::info!(policies = policies.entries.len(), pending = pending.len(), took_us, "policies loaded");
     Ok(Loaded { policies, pending, stand_in, workshop })
 }
 

@@ -10,10 +10,10 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::Command,
+    time::{Duration, Instant},
 };
 
 use crate::{
-    answers::Shape,
     process::{Process, ProcessError},
     ready,
     settings::Settings,
@@ -22,7 +22,7 @@ use crate::{
 mod nginx;
 mod tollgate;
 
-pub use tollgate::USER_TOKEN;
+pub use tollgate::{OTHER_TOKEN, USER_TOKEN};
 
 /// Who forwards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -45,14 +45,6 @@ impl Forwarder {
             Forwarder::Tollgate => "tollgate",
             Forwarder::BareHyper => "bare-hyper",
             Forwarder::Nginx => "nginx",
-        }
-    }
-
-    /// Whether it forwards such traffic. The bare proxy knows no WebSockets.
-    pub fn forwards(self, shape: Shape) -> bool {
-        match self {
-            Forwarder::Tollgate | Forwarder::Nginx => true,
-            Forwarder::BareHyper => !shape.is_socket(),
         }
     }
 }
@@ -94,6 +86,8 @@ pub struct Running {
     pub address: SocketAddr,
     /// Its process; ends with this value.
     pub process: Process,
+    /// From its start to its first sign that it serves.
+    pub ready_after: Duration,
 }
 
 /// Where everything of a run lies, and what it takes to start a forwarder.
@@ -164,14 +158,37 @@ impl Site {
         }
     }
 
+    /// Starts Tollgate with its own number of threads, and with a configuration that `change` makes of the usual one.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn start_alone(
+        &self,
+        upstream: SocketAddr,
+        change: &dyn Fn(&mut serde_json::Value),
+    ) -> Result<Running, StartError> {
+        tollgate::start_changed(self, upstream, None, change).await
+    }
+
+    /// Tollgate's log.
+    pub fn tollgate_log(&self) -> PathBuf {
+        tollgate::log(&self.folder)
+    }
+
+    /// Where Tollgate is asked of itself.
+    pub fn admin_socket(&self) -> PathBuf {
+        tollgate::admin_socket(&self.folder)
+    }
+
     /// Starts a bin of this crate, which takes a free port and announces it.
     async fn start_announced(&self, name: &'static str, mut command: Command) -> Result<Running, StartError> {
         let files = self.files_of(name)?;
         let ready_file = files.join("ready");
         command.arg("--ready-file").arg(&ready_file);
+        let begun = Instant::now();
         let mut process = Process::start(name, command, &files)?;
         let address = process.ready(|| ready::announced(&ready_file)).await?;
-        Ok(Running { address, process })
+        Ok(Running { address, process, ready_after: begun.elapsed() })
     }
 
     /// A forwarder's own folder, without the ready file of the start before.

@@ -7,12 +7,13 @@
 //!
 //! The modules, in the order of a run: `settings` says what to do; `forwarder` starts the three as
 //! `process`es; `upstream` answers them with the bytes of `answers`; `load` drives them; `rounds` orders
-//! the measurements; `report` makes medians and ratios of them. `frames` is what both ends know of WebSockets;
+//! the measurements; `live` measures policies on a running gateway; `report` makes medians and ratios of them. `frames` is what both ends know of WebSockets;
 //! `ready` is how a child tells its address.
 
 pub mod answers;
 pub mod forwarder;
 pub mod frames;
+pub mod live;
 pub mod load;
 pub mod process;
 pub mod ready;

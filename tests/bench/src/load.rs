@@ -12,6 +12,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -30,6 +31,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
     task::{AbortHandle, JoinSet},
+    time::{Instant, sleep_until},
 };
 
 use crate::{
@@ -122,9 +124,22 @@ impl Clients {
     /// # Errors
     /// [`LoadError`].
     pub async fn connect(address: SocketAddr, count: usize, answers: &Arc<Answers>) -> Result<Self, LoadError> {
+        Self::connect_as(USER_TOKEN, address, count, answers).await
+    }
+
+    /// The same for the user with that token.
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    pub async fn connect_as(
+        token: &str,
+        address: SocketAddr,
+        count: usize,
+        answers: &Arc<Answers>,
+    ) -> Result<Self, LoadError> {
         let mut connections = Vec::with_capacity(count);
         for number in 0..count {
-            let mut connection = Connection::open(address, number).await?;
+            let mut connection = Connection::open(address, number, token).await?;
             connection.exchange(Shape::Json, answers.of(Shape::Json).body_bytes).await?;
             connections.push(connection);
         }
@@ -158,6 +173,40 @@ impl Clients {
         }
         Ok(tally)
     }
+
+    /// Asks over each connection once in `every`, for as long as `span`; the connections take turns. Answers how long each
+    /// answer took from when it was due, sorted: what a request waits for the one before it counts too.
+    ///
+    /// # Errors
+    /// The first [`LoadError`] of any of them.
+    pub async fn pace(&mut self, shape: Shape, every: Duration, span: Duration) -> Result<Vec<Duration>, LoadError> {
+        let expected = self.answers.of(shape).body_bytes;
+        let apart = every / u32::try_from(self.connections.len()).unwrap_or(u32::MAX).max(1);
+        let begun = Instant::now();
+        let mut tasks = JoinSet::new();
+        for (number, mut connection) in (0_u32..).zip(self.connections.drain(..)) {
+            let first = begun + apart * number;
+            tasks.spawn(async move {
+                let mut times = Vec::new();
+                let mut due = first;
+                while due < begun + span {
+                    sleep_until(due).await;
+                    connection.exchange(shape, expected).await?;
+                    times.push(due.elapsed());
+                    due += every;
+                }
+                Ok::<_, LoadError>((connection, times))
+            });
+        }
+        let mut times = Vec::new();
+        while let Some(outcome) = tasks.join_next().await {
+            let (connection, its_times) = outcome??;
+            self.connections.push(connection);
+            times.extend(its_times);
+        }
+        times.sort_unstable();
+        Ok(times)
+    }
 }
 
 /// Streams whose first event has come and that are open as long as this value lives.
@@ -180,7 +229,7 @@ impl IdleStreams {
             {
                 held.push(opened??);
             }
-            opening.spawn(async move { Connection::open(address, number).await?.hold().await });
+            opening.spawn(async move { Connection::open(address, number, USER_TOKEN).await?.hold().await });
         }
         while let Some(opened) = opening.join_next().await {
             held.push(opened??);
@@ -201,7 +250,7 @@ struct Connection {
 }
 
 impl Connection {
-    async fn open(address: SocketAddr, number: usize) -> Result<Self, LoadError> {
+    async fn open(address: SocketAddr, number: usize, token: &str) -> Result<Self, LoadError> {
         let stream = TcpStream::connect(address).await.map_err(LoadError::Connect)?;
         stream.set_nodelay(true).map_err(LoadError::Connect)?;
         let reads = Arc::new(AtomicU64::new(0));
@@ -214,7 +263,7 @@ impl Connection {
             sender,
             driver,
             reads,
-            headers: post_headers(address, &session)?,
+            headers: post_headers(address, &session, token)?,
             json_body: Bytes::from(request_body(&session, false).to_string()),
             stream_body: Bytes::from(request_body(&session, true).to_string()),
         })
@@ -295,17 +344,17 @@ fn session(number: usize) -> String {
 }
 
 /// The headers of a Codex client over SSE.
-fn post_headers(address: SocketAddr, session: &str) -> Result<HeaderMap, http::Error> {
-    let mut headers = headers(address, session)?;
+fn post_headers(address: SocketAddr, session: &str, token: &str) -> Result<HeaderMap, http::Error> {
+    let mut headers = headers(address, session, token)?;
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(ACCEPT, HeaderValue::from_static("text/event-stream"));
     Ok(headers)
 }
 
 /// The headers of a Codex client, whatever it asks for.
-fn headers(address: SocketAddr, session: &str) -> Result<HeaderMap, http::Error> {
+fn headers(address: SocketAddr, session: &str, token: &str) -> Result<HeaderMap, http::Error> {
     let host = address.to_string();
-    let authorization = format!("Bearer {USER_TOKEN}");
+    let authorization = format!("Bearer {token}");
     let window = format!("{session}:0");
     let metadata = json!({"turn_id": session, "sandbox": "none"}).to_string();
     let fields: [(&'static str, &str); 9] = [

@@ -10,6 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tollgate_bench::{
     answers::{Shape, StreamPlan},
     forwarder::{Forwarder, Site, StartError},
+    live::{self, LiveError},
     report::Report,
     rounds::{self, BenchError},
     settings::Settings,
@@ -28,9 +29,16 @@ struct Arguments {
     /// JSON merged into Tollgate's config, for example {"limits": {…}}
     #[arg(long, value_name = "JSON", default_value = "{}", value_parser = json)]
     tollgate_set: serde_json::Value,
-    /// Measures to take, separated by commas: json, sse, burst, socket, idle, idle-socket
-    #[arg(long, value_delimiter = ',', value_parser = shape)]
-    only: Vec<Shape>,
+    /// Measures to take, separated by commas: json, sse, burst, socket, idle, idle-socket; and live, of policies on a
+    /// running gateway
+    #[arg(long, value_delimiter = ',', value_parser = measure)]
+    only: Vec<Measure>,
+    /// The folder of the components that the measure `live` uses
+    #[arg(long, value_name = "FOLDER", default_value = "target/policies/wasm32-wasip2/policy")]
+    components: PathBuf,
+    /// Reloads whose time is taken; for what they leave in memory, five times as many
+    #[arg(long, default_value_t = 200, value_parser = count)]
+    reloads: usize,
     /// Interleaved rounds of each measure
     #[arg(long, default_value_t = 5, value_parser = count)]
     rounds: usize,
@@ -72,9 +80,22 @@ struct Arguments {
     json: bool,
 }
 
-fn shape(name: &str) -> Result<Shape, String> {
+/// What can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Measure {
+    Traffic(Shape),
+    Live,
+}
+
+/// The name of [`Measure::Live`].
+const LIVE: &str = "live";
+
+fn measure(name: &str) -> Result<Measure, String> {
+    if name == LIVE {
+        return Ok(Measure::Live);
+    }
     let expected = || Shape::ALL.map(Shape::name).join(", ");
-    Shape::named(name).ok_or_else(|| format!("expected one of {}", expected()))
+    Shape::named(name).map(Measure::Traffic).ok_or_else(|| format!("expected one of {}, {LIVE}", expected()))
 }
 
 /// Large enough for any use, small enough that no product of two overflows.
@@ -94,11 +115,13 @@ fn json(text: &str) -> Result<serde_json::Value, serde_json::Error> {
 
 impl Arguments {
     fn settings(&self) -> Settings {
-        let chosen = |shape: &Shape| self.only.is_empty() || self.only.contains(shape);
+        let chosen = |measure: Measure| self.only.is_empty() || self.only.contains(&measure);
+        let live = chosen(Measure::Live).then(|| live::Plan::of(self.components.clone(), self.reloads, self.rounds));
         let settings = Settings {
             tollgate: self.tollgate.clone(),
             tollgate_overrides: self.tollgate_set.clone(),
-            shapes: Shape::ALL.into_iter().filter(chosen).collect(),
+            shapes: Shape::ALL.into_iter().filter(|shape| chosen(Measure::Traffic(*shape))).collect(),
+            live,
             rounds: self.rounds,
             connections: self.connections,
             sockets: self.sockets,
@@ -123,6 +146,8 @@ enum Failure {
     Start(#[from] StartError),
     #[error(transparent)]
     Bench(#[from] BenchError),
+    #[error("live: {0}")]
+    Live(#[from] LiveError),
     #[error("run not done after {} s", .0.as_secs())]
     Slow(Duration),
     #[error("interrupted")]
@@ -150,13 +175,21 @@ async fn bench(mut settings: Settings) -> Result<Report, Failure> {
     let site = Site::survey(&settings, folder.path(), open_files)?;
     let mut notes = notes(&settings, asked_streams, &site);
     let progress = |text: &str| eprintln!("{text}");
-    let series = tokio::select! {
-        series = rounds::run(&settings, &site, &progress) => series?,
+    let figures = async {
+        let series = rounds::run(&settings, &site, &progress).await?;
+        let live = match &settings.live {
+            Some(plan) => Some(live::run(plan, &settings, &site, folder.path(), &progress).await?),
+            None => None,
+        };
+        Ok::<_, Failure>((series, live))
+    };
+    let (series, live) = tokio::select! {
+        figures = figures => figures?,
         () = tokio::time::sleep(settings.run_timeout) => return Err(Failure::Slow(settings.run_timeout)),
         failure = interruption() => return Err(failure),
     };
     notes.push(format!("load average at the end: {}", load_average()));
-    Ok(Report::new(&settings, &series, notes))
+    Ok(Report::new(&settings, &series, live, notes))
 }
 
 /// Ends when the user or the system wants the program to.
@@ -209,5 +242,7 @@ mod tests {
         let settings = arguments.settings();
         assert_eq!(settings.shapes, [Shape::Json, Shape::Idle]);
         assert_eq!(settings.rounds, 1);
+        assert!(settings.live.is_none());
+        assert!(Arguments::parse_from(["tollgate-bench", "--only", "live"]).settings().live.is_some());
     }
 }

@@ -22,6 +22,8 @@ const READY_TIMEOUT: Duration = Duration::from_secs(60);
 /// From SIGTERM to SIGKILL.
 const END_TIMEOUT: Duration = Duration::from_secs(4);
 const POLL_EVERY: Duration = Duration::from_millis(10);
+/// How often it is looked whether it is ready: the time that a start takes is a figure of its own.
+const READY_EVERY: Duration = Duration::from_millis(1);
 /// How much of a child's own words an error quotes, from their end.
 const LAST_WORDS_BYTES: usize = 2000;
 
@@ -107,7 +109,7 @@ impl Process {
             if Instant::now() >= deadline {
                 return Err(ProcessError::NotReady { name: self.name.clone(), last_words: self.last_words() });
             }
-            tokio::time::sleep(POLL_EVERY).await;
+            tokio::time::sleep(READY_EVERY).await;
         }
     }
 

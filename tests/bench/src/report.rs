@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     answers::Shape,
     forwarder::Forwarder,
+    live::Figures,
     rounds::{Sample, Series},
     settings::Settings,
 };
@@ -32,6 +33,7 @@ pub struct Report {
     notes: Vec<String>,
     settings: Value,
     measures: Vec<Measure>,
+    live: Option<Figures>,
 }
 
 #[derive(Debug)]
@@ -53,21 +55,21 @@ struct Row {
 
 /// A median with the least and the greatest.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Spread {
-    median: f64,
-    min: f64,
-    max: f64,
+pub(crate) struct Spread {
+    pub(crate) median: f64,
+    pub(crate) min: f64,
+    pub(crate) max: f64,
 }
 
 impl Report {
     /// Sums up `series`. `notes` are sentences printed with the figures.
-    pub fn new(settings: &Settings, series: &[Series], notes: Vec<String>) -> Self {
+    pub fn new(settings: &Settings, series: &[Series], live: Option<Figures>, notes: Vec<String>) -> Self {
         let measure = |&shape: &Shape| {
             let of_shape: Vec<&Series> = series.iter().filter(|series| series.shape == shape).collect();
             Measure { shape, rows: of_shape.iter().map(|series| row(series, &of_shape)).collect() }
         };
         let measures = settings.shapes.iter().map(measure).collect();
-        Self { notes, settings: settings_json(settings), measures }
+        Self { notes, settings: settings_json(settings), measures, live }
     }
 
     /// The same figures for programs.
@@ -76,6 +78,7 @@ impl Report {
             "settings": self.settings,
             "aims": AIMS.iter().map(|aim| aim.json(self.ratio_of(aim))).collect::<Vec<_>>(),
             "measures": self.measures.iter().map(Measure::json).collect::<Vec<_>>(),
+            "live": self.live.as_ref().map(Figures::json),
             "notes": self.notes,
         })
     }
@@ -165,7 +168,7 @@ fn median(values: impl IntoIterator<Item = f64>) -> f64 {
 }
 
 impl Spread {
-    fn of(values: &[f64]) -> Self {
+    pub(crate) fn of(values: &[f64]) -> Self {
         Self {
             median: median(values.iter().copied()),
             min: values.iter().copied().fold(f64::INFINITY, f64::min),
@@ -259,6 +262,9 @@ impl fmt::Display for Report {
         for measure in &self.measures {
             measure.write(out)?;
             writeln!(out)?;
+        }
+        if let Some(live) = &self.live {
+            writeln!(out, "{live}")?;
         }
         for aim in &AIMS {
             let Aim { base, ratio_max, per, .. } = aim;

@@ -126,16 +126,12 @@ impl Bench<'_> {
     async fn cpu_rounds(&self, shapes: &[Shape]) -> Result<Vec<Series>, BenchError> {
         let mut fleet = Vec::new();
         for forwarder in self.site.forwarders() {
-            if !shapes.iter().any(|&shape| forwarder.forwards(shape)) {
-                continue;
-            }
             (self.progress)(&format!("starting {forwarder}"));
             fleet.push((forwarder, self.site.start(forwarder, self.upstream).await?));
         }
         let mut all = Vec::new();
         for &shape in shapes {
-            let fleet = || fleet.iter().filter(|(forwarder, _)| forwarder.forwards(shape));
-            for (forwarder, running) in fleet() {
+            for (forwarder, running) in &fleet {
                 (self.progress)(&format!("{}: warm-up of {forwarder}", shape.name()));
                 let times = self.settings.exchanges_per_connection(shape).div_ceil(WARM_UP_DIVISOR);
                 self.cpu(*forwarder, running, shape, times).await?;
@@ -143,7 +139,7 @@ impl Bench<'_> {
             let mut series = self.empty_series(shape);
             for round in 1..=self.settings.rounds {
                 (self.progress)(&format!("{}: round {round} of {}", shape.name(), self.settings.rounds));
-                for (series, (forwarder, running)) in series.iter_mut().zip(fleet()) {
+                for (series, (forwarder, running)) in series.iter_mut().zip(&fleet) {
                     let times = self.settings.exchanges_per_connection(shape);
                     series.samples.push(self.cpu(*forwarder, running, shape, times).await?);
                 }
@@ -169,7 +165,7 @@ impl Bench<'_> {
 
     fn empty_series(&self, shape: Shape) -> Vec<Series> {
         let empty = |forwarder| Series { shape, forwarder, samples: Vec::new() };
-        self.site.forwarders().into_iter().filter(|forwarder| forwarder.forwards(shape)).map(empty).collect()
+        self.site.forwarders().into_iter().map(empty).collect()
     }
 
     async fn cpu(

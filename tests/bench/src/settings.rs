@@ -4,7 +4,10 @@
 
 use std::{io, path::PathBuf, time::Duration};
 
-use crate::answers::{SOCKET_TURNS, Shape, StreamPlan};
+use crate::{
+    answers::{SOCKET_TURNS, Shape, StreamPlan},
+    live::Plan,
+};
 
 /// Descriptors that a forwarder needs besides two for each stream.
 const DESCRIPTORS_BESIDES: u64 = 512;
@@ -18,6 +21,8 @@ pub struct Settings {
     pub tollgate_overrides: serde_json::Value,
     /// What is measured, in order.
     pub shapes: Vec<Shape>,
+    /// What is measured of policies on a running gateway.
+    pub live: Option<Plan>,
     /// Interleaved rounds of each measure, after a warm-up.
     pub rounds: usize,
     /// Client connections kept alive through a measurement.
@@ -50,6 +55,7 @@ impl Settings {
         self.streams.deltas = self.streams.deltas.min(200);
         self.idle_streams = self.idle_streams.min(50);
         self.idle_settle = self.idle_settle.min(Duration::from_millis(200));
+        self.live = self.live.map(Plan::quick);
         self
     }
 

@@ -332,3 +332,18 @@ async fn floods_of_a_guests_log_and_output_are_cut() {
         program.kill();
     }
 }
+
+/// Where nobody calls, the policies' clock stands still; it is there again for the first call.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_loops_is_stopped_though_nobody_had_called_for_a_while() {
+    let mut rig = Rig::new().await;
+    let (client, _) = start(&mut rig, "balancer", &balancer("", "(loop $ever (br $ever))")).await.expect("it starts");
+    for turns in 1..=3 {
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        let answer = client.turn(&turn(&format!("session {turns}"))).await;
+        assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
+        let policy = rig.policy(OWN).await;
+        assert_eq!(policy["faults"], json!({ "deadline": turns }), "{policy:#}");
+    }
+    rig.stop().await;
+}

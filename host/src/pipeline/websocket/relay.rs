@@ -200,12 +200,17 @@ impl Relay {
         }
     }
 
+    /// The side that `flow` comes from. What was read of it already is taken over: the buffer that it lies in is large.
+    fn side(upgraded: Upgraded, flow: &mut Flow) -> Side {
+        let (side, read) = Side::of(upgraded);
+        flow.was_read(&read);
+        side
+    }
+
     /// Relays until the socket is over.
     pub(super) async fn run(mut self, client: Upgraded, upstream: Upgraded) {
-        let (mut client, read) = Side::of(client);
-        self.up.was_read(&read);
-        let (mut upstream, read) = Side::of(upstream);
-        self.down.was_read(&read);
+        let mut client = Self::side(client, &mut self.up);
+        let mut upstream = Self::side(upstream, &mut self.down);
         match self.relay(&mut client, &mut upstream).await {
             Outcome::Close(reason, end) => {
                 self.turns.over(end);

@@ -1,5 +1,6 @@
 //! The least that a proxy made with hyper does: hyper's server, hyper-util's pooled client, and between
-//! them a changed authority. Bodies keep their own type, nothing is read, counted or checked.
+//! them a changed authority. Bodies keep their own type, nothing is read, counted or checked; what becomes a WebSocket
+//! is copied by tokio in both directions.
 //!
 //! It stands in the bench for what the libraries themselves cost.
 
@@ -12,12 +13,15 @@ use http::{
     uri::{Authority, PathAndQuery, Scheme},
 };
 use http_body_util::{Either, Empty};
-use hyper::{body::Bytes, body::Incoming, server::conn::http1, service::service_fn};
+use hyper::{body::Bytes, body::Incoming, server::conn::http1, service::service_fn, upgrade};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::{TokioExecutor, TokioIo},
 };
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+};
 use tollgate_bench::ready;
 
 /// Forwards everything to one upstream.
@@ -63,7 +67,7 @@ async fn serve(stream: TcpStream, proxy: Proxy) {
     }
     let service = service_fn(|request| proxy.forward(request));
     // A client that goes away ends its own connection only.
-    http1::Builder::new().serve_connection(TokioIo::new(stream), service).await.ok();
+    http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades().await.ok();
 }
 
 #[derive(Clone)]
@@ -91,8 +95,14 @@ impl Proxy {
     ) -> Result<Response<Either<Incoming, Empty<Bytes>>>, Infallible> {
         *request.uri_mut() = self.upstream_uri(request.uri());
         request.headers_mut().insert(HOST, self.host.clone());
+        let client = upgrade::on(&mut request);
         match self.client.request(request).await {
-            Ok(response) => Ok(response.map(Either::Left)),
+            Ok(mut response) => {
+                if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                    tokio::spawn(relay(client, upgrade::on(&mut response)));
+                }
+                Ok(response.map(Either::Left))
+            }
             Err(_) => Ok(bad_gateway()),
         }
     }
@@ -104,6 +114,13 @@ impl Proxy {
         parts.path_and_query = Some(asked.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/")));
         // With scheme, authority and path there is nothing left to refuse.
         Uri::from_parts(parts).unwrap_or_default()
+    }
+}
+
+async fn relay(client: upgrade::OnUpgrade, upstream: upgrade::OnUpgrade) {
+    if let (Ok(client), Ok(upstream)) = tokio::join!(client, upstream) {
+        // A side that goes away ends its own socket only.
+        copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(upstream)).await.ok();
     }
 }
 

@@ -6,6 +6,7 @@ use std::{
     net::{SocketAddr, TcpStream},
     path::Path,
     process::Command,
+    time::Instant,
 };
 
 use super::{Forwarder, Running, Site, StartError, free_port};
@@ -43,9 +44,10 @@ async fn start_once(site: &Site, upstream: SocketAddr) -> Result<Running, StartE
     let mut command = Command::new(program);
     // Errors go to its standard error, which is kept: `-e` is for those before the config is read.
     command.arg("-e").arg("stderr").arg("-p").arg(&folder).arg("-c").arg(&config);
+    let begun = Instant::now();
     let mut process = Process::start(NAME, command, &folder)?;
     process.ready(|| TcpStream::connect(address).ok()).await?;
-    Ok(Running { address, process })
+    Ok(Running { address, process, ready_after: begun.elapsed() })
 }
 
 /// What `nginx -V` prints: the options that it was built with.

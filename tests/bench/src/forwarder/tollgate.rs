@@ -7,6 +7,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
+    time::Instant,
 };
 
 use serde_json::{Value, json};
@@ -18,6 +19,9 @@ use crate::process::Process;
 /// What the load generator shows. The other forwarders pass it on unread.
 pub const USER_TOKEN: &str = "bench-token-of-alice-0123456789abcdef";
 
+/// Another user's.
+pub const OTHER_TOKEN: &str = "bench-token-of-bob-0123456789abcdef";
+
 /// An unsigned JWT that ends in the year 2100, with plan `pro`: never due for a refresh.
 const ACCESS_TOKEN: &str = "eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0.\
      eyJleHAiOjQxMDI0NDQ4MDAsImh0dHBzOi8vYXBpLm9wZW5haS5jb20vYXV0aCI6eyJjaGF0Z3B0X3BsYW5fdHlwZSI6InBybyJ9fQ.\
@@ -27,18 +31,45 @@ const ACCESS_TOKEN: &str = "eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0.\
 const WEBSOCKETS_MAX: usize = 1_000_000;
 
 const NAME: &str = "tollgate";
+/// Its `data_dir`, in its folder.
+const DATA: &str = "data";
+/// Its log, in its folder.
+const LOG: &str = "tollgate.log";
 
+/// Beside others, with one thread for traffic as they have.
 pub(super) async fn start(site: &Site, upstream: SocketAddr) -> Result<Running, StartError> {
+    start_changed(site, upstream, Some("1"), &|_| ()).await
+}
+
+/// Starts it with a configuration that `change` makes of the usual one, and with so many threads for traffic, or its own
+/// choice of them.
+pub(super) async fn start_changed(
+    site: &Site,
+    upstream: SocketAddr,
+    threads: Option<&str>,
+    change: &dyn Fn(&mut Value),
+) -> Result<Running, StartError> {
     let folder = site.files_of(Forwarder::Tollgate.name())?;
-    let config = write_files(&folder, upstream, &site.tollgate_overrides)
+    let config = write_files(&folder, upstream, &site.tollgate_overrides, change)
         .map_err(|cause| StartError::Files { name: NAME, cause })?;
     let ready_file = folder.join("ready");
     let mut command = Command::new(&site.tollgate);
     command.arg("run").arg("-c").arg(config).arg("--ready-file").arg(&ready_file);
-    command.env("TOKIO_WORKER_THREADS", "1");
+    command.envs(threads.map(|threads| ("TOKIO_WORKER_THREADS", threads)));
+    let begun = Instant::now();
     let mut process = Process::start(NAME, command, &folder)?;
     let address = process.ready(|| address_in(&ready_file)).await?;
-    Ok(Running { address, process })
+    Ok(Running { address, process, ready_after: begun.elapsed() })
+}
+
+/// Its log.
+pub(super) fn log(folder: &Path) -> PathBuf {
+    folder.join(NAME).join(LOG)
+}
+
+/// Where it is asked of itself.
+pub(super) fn admin_socket(folder: &Path) -> PathBuf {
+    folder.join(NAME).join(DATA).join("admin.sock")
 }
 
 fn address_in(ready_file: &Path) -> Option<SocketAddr> {
@@ -47,7 +78,12 @@ fn address_in(ready_file: &Path) -> Option<SocketAddr> {
 }
 
 /// Writes both auth.json and the config; returns the config's path.
-fn write_files(folder: &Path, upstream: SocketAddr, overrides: &Value) -> io::Result<PathBuf> {
+fn write_files(
+    folder: &Path,
+    upstream: SocketAddr,
+    overrides: &Value,
+    change: &dyn Fn(&mut Value),
+) -> io::Result<PathBuf> {
     let mut credentials = Vec::new();
     for tag in ["a", "b"] {
         let file = folder.join(format!("auth-{tag}.json"));
@@ -58,8 +94,8 @@ fn write_files(folder: &Path, upstream: SocketAddr, overrides: &Value) -> io::Re
         "tag": "pool", "type": "balancer", "strategy": "least_used", "credentials": ["a", "b"],
     }));
     let mut config = json!({
-        "log": {"level": "warn", "output": folder.join("tollgate.log")},
-        "data_dir": folder.join("data"),
+        "log": {"level": "warn", "output": folder.join(LOG)},
+        "data_dir": folder.join(DATA),
         "limits": {"websockets_per_user": WEBSOCKETS_MAX},
         "services": [{
             "type": "ocm",
@@ -69,7 +105,7 @@ fn write_files(folder: &Path, upstream: SocketAddr, overrides: &Value) -> io::Re
             "credentials": credentials,
             "users": [
                 {"name": "alice", "token": USER_TOKEN, "credential": "pool"},
-                {"name": "bob", "token": "bench-token-of-bob-0123456789abcdef", "credential": "pool"},
+                {"name": "bob", "token": OTHER_TOKEN, "credential": "pool"},
             ],
             "headers": {"x-bench-team": "platform"},
             "endpoints": {
@@ -79,6 +115,7 @@ fn write_files(folder: &Path, upstream: SocketAddr, overrides: &Value) -> io::Re
             },
         }],
     });
+    change(&mut config);
     merge(&mut config, overrides);
     let file = folder.join("config.json");
     fs::write(&file, serde_json::to_vec_pretty(&config)?)?;

@@ -20,6 +20,7 @@ use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use super::{EXCERPT_BYTES, LoadError, OPENING_MAX, Tally, headers, request_body, session};
 use crate::{
     answers::{Answers, Shape},
+    forwarder::USER_TOKEN,
     frames::{FrameCount, Sender, text_frame},
 };
 
@@ -131,7 +132,7 @@ impl Socket {
 
 /// The headers of a Codex client's handshake.
 fn socket_headers(address: SocketAddr, session: &str) -> Result<HeaderMap, LoadError> {
-    let mut headers = headers(address, session)?;
+    let mut headers = headers(address, session, USER_TOKEN)?;
     headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
     headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
