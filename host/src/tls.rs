@@ -16,6 +16,9 @@ use tokio_rustls::server::TlsStream;
 
 use crate::config::{Problem, TlsConfig, TlsVersion};
 
+/// A client's connection, once hands were shaken.
+pub type Connection = TlsStream<TcpStream>;
+
 /// A handshake that did not come to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum HandshakeError {
@@ -73,7 +76,7 @@ impl Tls {
     ///
     /// # Errors
     /// It failed, or took too long.
-    pub async fn accept(&self, stream: TcpStream) -> Result<TlsStream<TcpStream>, HandshakeError> {
+    pub async fn accept(&self, stream: TcpStream) -> Result<Connection, HandshakeError> {
         match timeout(self.handshake_timeout, self.acceptor.accept(stream)).await {
             Ok(Ok(stream)) => Ok(stream),
             Ok(Err(error)) => Err(HandshakeError::Failed(error)),
@@ -95,6 +98,6 @@ fn unusable(config: &TlsConfig, error: &rustls::Error) -> Problem {
 }
 
 /// Whether the client and the gateway agreed on HTTP/2.
-pub fn is_http2(stream: &TlsStream<TcpStream>) -> bool {
+pub fn is_http2(stream: &Connection) -> bool {
     stream.get_ref().1.alpn_protocol() == Some(b"h2")
 }

@@ -22,6 +22,7 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::time::timeout;
 
 pub use body::{BodyPart, ClientBody, RequestBody, RequestBodyError};
+pub use connect::{Connection, without_tls};
 
 use crate::values::limits::Limits;
 

@@ -7,13 +7,29 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::Uri;
-use hyper_rustls::HttpsConnector;
+use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tower_service::Service;
 
 type Https = HttpsConnector<HttpConnector>;
 type Failure = Box<dyn Error + Send + Sync>;
+
+/// A connection to upstream, with TLS or without.
+pub type Connection = MaybeHttpsStream<TokioIo<TcpStream>>;
+
+/// What `connection` goes over, where it has no TLS.
+///
+/// # Errors
+/// The connection, where it has.
+pub fn without_tls(connection: Connection) -> Result<TcpStream, Box<Connection>> {
+    match connection {
+        MaybeHttpsStream::Http(stream) => Ok(stream.into_inner()),
+        connection => Err(Box::new(connection)),
+    }
+}
 
 /// The connector.
 #[derive(Clone)]

@@ -68,7 +68,8 @@ fn best<'a>(candidates: &Candidates<'a>) -> Option<Candidate<'a>> {
 fn score(candidate: &Candidate) -> f64 {
     let left = (candidate.weekly_cap() - candidate.weekly_used()) * candidate.weight();
     match candidate.weekly_reset() {
-        Some(minutes) => left * (WEEK_MINUTES / minutes.max(HOUR_MINUTES)),
+        // Not `max`: in wasm that is a call.
+        Some(minutes) => left * (WEEK_MINUTES / if minutes > HOUR_MINUTES { minutes } else { HOUR_MINUTES }),
         None => left,
     }
 }

@@ -78,6 +78,10 @@ impl Rate {
 
     /// The cost of `tokens` in nano-dollars, rounded half up.
     pub(crate) fn of(self, tokens: u64) -> u64 {
+        // Up to 4,294 USD per million tokens, and so many tokens: without numbers that wasm has to put together.
+        if let (Ok(rate), Ok(tokens)) = (u32::try_from(self.0), u32::try_from(tokens)) {
+            return (u64::from(rate) * u64::from(tokens) + 500) / 1000;
+        }
         let picodollars = u128::from(self.0) * u128::from(tokens);
         u64::try_from((picodollars + 500) / 1000).unwrap_or(u64::MAX)
     }

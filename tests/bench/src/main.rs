@@ -70,7 +70,7 @@ struct Arguments {
     #[arg(long, default_value_t = 60)]
     measurement_timeout_s: u64,
     /// Seconds that the whole run may take
-    #[arg(long, default_value_t = 900)]
+    #[arg(long, default_value_t = 1800)]
     run_timeout_s: u64,
     /// A smoke run of a few seconds
     #[arg(long)]

@@ -9,23 +9,20 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use hyper::upgrade::{Parts, Upgraded};
-use hyper_rustls::MaybeHttpsStream;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio_rustls::server::TlsStream;
 
-/// What upstream's connections are made of.
-type ToUpstream = MaybeHttpsStream<TokioIo<TcpStream>>;
+use crate::{tls, upstream};
 
 /// A side.
 pub(super) enum Side {
     /// A connection without TLS.
     Clear(TcpStream),
     /// A client's with TLS.
-    FromClient(Box<TlsStream<TcpStream>>),
+    FromClient(Box<tls::Connection>),
     /// Upstream's with TLS.
-    ToUpstream(Box<TokioIo<ToUpstream>>),
+    ToUpstream(TokioIo<Box<upstream::Connection>>),
     /// A stream of HTTP/2.
     Stream(TokioIo<Upgraded>),
 }
@@ -37,13 +34,15 @@ impl Side {
             Ok(Parts { io, read_buf, .. }) => return (Self::Clear(io.into_inner()), read_buf),
             Err(upgraded) => upgraded,
         };
-        let upgraded = match upgraded.downcast::<TokioIo<TlsStream<TcpStream>>>() {
+        let upgraded = match upgraded.downcast::<TokioIo<tls::Connection>>() {
             Ok(Parts { io, read_buf, .. }) => return (Self::FromClient(Box::new(io.into_inner())), read_buf),
             Err(upgraded) => upgraded,
         };
-        match upgraded.downcast::<ToUpstream>() {
-            Ok(Parts { io: MaybeHttpsStream::Http(io), read_buf, .. }) => (Self::Clear(io.into_inner()), read_buf),
-            Ok(Parts { io, read_buf, .. }) => (Self::ToUpstream(Box::new(TokioIo::new(io))), read_buf),
+        match upgraded.downcast::<upstream::Connection>() {
+            Ok(Parts { io, read_buf, .. }) => match upstream::without_tls(io) {
+                Ok(stream) => (Self::Clear(stream), read_buf),
+                Err(connection) => (Self::ToUpstream(TokioIo::new(connection)), read_buf),
+            },
             Err(upgraded) => (Self::Stream(TokioIo::new(upgraded)), Bytes::new()),
         }
     }
