@@ -25,7 +25,9 @@ use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
+use tollgate_tests::upstream::Upgrade;
 use tollgate_tests::{Client, Rig, binary, rows, turn, wait_for_rows};
 
 use peer::{Peer, WAIT_MAX, post};
@@ -354,13 +356,18 @@ async fn an_https_upstream_is_trusted_by_ssl_cert_file() {
     }
 }
 
-/// A turn on a socket that is asked for over TLS. Answers its last event.
-async fn turn_by_wss(authority: &Authority, address: SocketAddr) -> Value {
+/// A socket that is asked for over TLS.
+async fn open_wss(authority: &Authority, address: SocketAddr) -> WebSocketStream<TlsStream<TcpStream>> {
     let stream = TcpStream::connect(address).await.expect("connects");
     let name = ServerName::try_from("localhost").expect("a name");
     let stream = authority.client(BOTH, &["http/1.1"]).connect(name, stream).await.expect("a handshake");
     let opening = tokio_tungstenite::client_async("wss://localhost/v1/responses", stream);
-    let (mut socket, _) = tokio::time::timeout(WAIT_MAX, opening).await.expect("in time").expect("a socket");
+    tokio::time::timeout(WAIT_MAX, opening).await.expect("in time").expect("a socket").0
+}
+
+/// A turn on a socket that is asked for over TLS. Answers its last event.
+async fn turn_by_wss(authority: &Authority, address: SocketAddr) -> Value {
+    let mut socket = open_wss(authority, address).await;
     let mut create = turn("wss");
     create["type"] = json!("response.create");
     socket.send(Message::text(create.to_string())).await.expect("it is taken");
@@ -374,17 +381,46 @@ async fn turn_by_wss(authority: &Authority, address: SocketAddr) -> Value {
     }
 }
 
+/// A gateway with TLS on both sides; upstream speaks what `alpn` lists.
+async fn between_tls(rig: &Rig, authority: &Authority, alpn: &[&str]) -> Trusting {
+    let own = authority.sign(&["localhost"]);
+    let address = terminator(rig.upstream.address(), &authority.sign(&["localhost"]), alpn).await;
+    let mut config = behind(rig, address);
+    config["services"][0]["tls"] = json!({ "enabled": true, "certificate": own.pem, "key": own.key });
+    let trusted = rig.write("trusted.pem", &authority.pem);
+    Trusting::start(rig, &config, &trusted).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_messages_go_both_ways_at_once_over_tls() {
+    const MESSAGES: usize = 8;
+    const BYTES: usize = 3_000_000;
+    let rig = Rig::new().await;
+    let authority = Authority::new();
+    let gateway = between_tls(&rig, &authority, &["http/1.1"]).await;
+    rig.account("a").always_handshake(Upgrade::new().echo());
+    let (mut sending, mut receiving) = open_wss(&authority, gateway.client.address()).await.split();
+    let message = |number: usize| vec![number as u8; BYTES];
+    let send = async {
+        for number in 0..MESSAGES {
+            sending.send(Message::binary(message(number))).await.expect("it is taken");
+        }
+    };
+    let receive = async {
+        for number in 0..MESSAGES {
+            let received = receiving.next().await.expect("the socket goes on").expect("a message");
+            assert!(received.into_data() == message(number), "message {number} is another");
+        }
+    };
+    tokio::time::timeout(WAIT_MAX, async { tokio::join!(send, receive) }).await.expect("in time");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_socket_goes_over_tls_on_both_sides_whatever_else_upstream_speaks() {
     for alpn in [&["h2", "http/1.1"][..], &["http/1.1"], &[]] {
         let rig = Rig::new().await;
         let authority = Authority::new();
-        let own = authority.sign(&["localhost"]);
-        let address = terminator(rig.upstream.address(), &authority.sign(&["localhost"]), alpn).await;
-        let mut config = behind(&rig, address);
-        config["services"][0]["tls"] = json!({ "enabled": true, "certificate": own.pem, "key": own.key });
-        let trusted = rig.write("trusted.pem", &authority.pem);
-        let gateway = Trusting::start(&rig, &config, &trusted).await;
+        let gateway = between_tls(&rig, &authority, alpn).await;
         let event = turn_by_wss(&authority, gateway.client.address()).await;
         assert_eq!(event["type"], "response.completed", "{alpn:?}");
         let row = wait_for_rows(&rig.ledger(), 1).await.remove(0);
