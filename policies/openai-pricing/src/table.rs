@@ -1,7 +1,8 @@
 //! The price table: from USD per million tokens, as a person writes it, to rates that can be charged.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
+use rustc_hash::FxHashMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -151,7 +152,8 @@ impl Prices {
 /// Prices by the name of the model family.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
-    families: HashMap<String, Prices>,
+    /// The names are the operator's: nobody else could make them collide.
+    families: FxHashMap<String, Prices>,
 }
 
 impl Table {
