@@ -324,9 +324,9 @@ fn wanted(headers: &HeaderMap, names: &[String]) -> Vec<Header> {
     headers
         .iter()
         .filter(|(name, value)| {
-            let wanted = all || names.iter().any(|wanted| wanted == name.as_str());
-            let hidden = is_reserved(name.as_str()) || is_secret_shaped(name.as_str()) || value.is_sensitive();
-            wanted && !hidden
+            let is_wanted = || all || names.iter().any(|wanted| wanted == name.as_str());
+            let is_hidden = || value.is_sensitive() || is_reserved(name.as_str()) || is_secret_shaped(name.as_str());
+            is_wanted() && !is_hidden()
         })
         .filter_map(|(name, value)| {
             Some(Header { name: name.as_str().to_owned(), value: value.to_str().ok()?.to_owned() })
