@@ -295,7 +295,13 @@ async fn the_list_of_policies_is_what_the_listener_tells() {
 
     let mut told = program.admin().token(ADMIN).get("/api/policies").await.json();
     let mut listed = list(&["--json"]).json();
-    (told["at"], listed["at"]) = (Value::Null, Value::Null);
+    for answer in [&mut told, &mut listed] {
+        answer["at"] = Value::Null;
+        // A gateway that has just started looks at its files once more.
+        for policy in answer["policies"].as_array_mut().expect("a list") {
+            policy["loading"] = Value::Null;
+        }
+    }
     assert_eq!(listed, told);
 
     let table = list(&[]);
@@ -308,11 +314,8 @@ async fn the_list_of_policies_is_what_the_listener_tells() {
     let head = ["policy", "kind", "component", "gen", "state", "calls", "faults", "p50", "p99", "last reload"];
     assert_eq!(lines[0], head);
     let mine = lines.iter().find(|line| line[0] == "mine").expect("a row");
-    assert_eq!(
-        (mine.len(), mine[1], mine[3], mine[4], mine[5], mine[6]),
-        (10, "pricer", "1", "serving", "1", "0"),
-        "{mine:?}"
-    );
+    assert_eq!((mine.len(), mine[1], mine[3], mine[5], mine[6]), (10, "pricer", "1", "1", "0"), "{mine:?}");
+    assert!(mine[4].starts_with("serving"), "{mine:?}");
 
     // What fails is told below, with its reason.
     rig.write("prices.wasm", b"\0asm\x01\0\0\0");

@@ -462,15 +462,19 @@ fn is_over(credential: &Value) -> bool {
     has_new_token || !credential["refresh_failure"].is_null() || credential["state"] == "login_needed"
 }
 
-/// The next gateway serves the credential, or somebody must log in and it serves then. Answers whether that was so.
+/// The next gateway serves the credential, or somebody must log in and it serves then. Answers whether that was so: a
+/// request tells it, for it waits for the refresh that is under way.
 async fn recovers(rig: &Rig, program: &Program, account: &Account, round: usize) -> bool {
-    let is_so = |found: &Value| ["ready", "login_needed"].contains(&found["state"].as_str().expect("a state"));
-    let status = rig.wait_for_credential(&account.tag, WAIT_MAX, "ready or login_needed", is_so).await;
-    let needs_login = status["state"] == "login_needed";
+    let client = account.client(program);
+    let answer = client.turn(&turn("one")).await;
+    let needs_login = match answer.status {
+        StatusCode::OK => false,
+        StatusCode::SERVICE_UNAVAILABLE => true,
+        status => panic!("round {round}: {} answers {status}: {}", account.tag, answer.text()),
+    };
     if needs_login {
-        log_in_again(rig, &account.tag, &account.client(program)).await;
-    } else {
-        is_served(&account.client(program), round).await;
+        rig.wait_for_state(&account.tag, "login_needed").await;
+        log_in_again(rig, &account.tag, &client).await;
     }
     check_family(&account.login, round);
     needs_login

@@ -10,6 +10,9 @@ use tollgate_tests::{Client, Event, Rig, Row, Socket, rows, turn, wait_for_rows}
 /// What a response of gpt-5.4 costs that is as long as the scripted upstream's.
 const TURN_NANOUSD: i64 = 3_450_000;
 
+/// A gateway that has started knows within this what its credentials have used.
+const POLLED: Duration = Duration::from_secs(30);
+
 /// A running team on such a pool, with these limits, and alice's client, which names no session.
 async fn pool(tags: &[&str], pool: Value, limits: Value) -> (Rig, Client) {
     let mut rig = Rig::new().await;
@@ -17,8 +20,8 @@ async fn pool(tags: &[&str], pool: Value, limits: Value) -> (Rig, Client) {
     config["limits"] = limits;
     let client = rig.start(config).await.token("token-alice");
     for tag in tags {
-        // A poll that comes later would replace what a test tells.
-        rig.account(tag).wait_for_polls(1).await;
+        // A poll that comes later would replace what a test tells, and one that is known earlier than another decides.
+        rig.wait_for_credential(tag, POLLED, "polled", |found| !found["polled_at"].is_null()).await;
     }
     (rig, client)
 }
