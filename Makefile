@@ -57,7 +57,7 @@ clients: ## Run openai-python, openai-node and the Codex CLI against the gateway
 	$(CARGO) build --locked --workspace --bins
 	tests/clients/run
 
-bench: tools examples ## Measure the gateway beside a bare hyper proxy and nginx, and the policies' calls.
+bench: tools examples ## Measure the gateway beside a bare hyper proxy and nginx, the policies' calls, and reloads.
 	@command -v nginx > /dev/null || { echo "== installing nginx"; apt-get update -qq && apt-get install -y -qq nginx-light; }
 	@echo "== the components that are reloaded and that loop"
 	$(CARGO) build --locked --target $(WASM_TARGET) --profile policy --target-dir target/policies -p openai-pricing -p faulty-balancer

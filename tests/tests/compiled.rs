@@ -228,6 +228,27 @@ async fn a_lower_bound_holds_from_the_next_start_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_reload_compiled_is_kept_too() {
+    let rig = Rig::new().await;
+    let mut config = config(&rig);
+    config["policies"][0]["path"] = json!(rig.path("own.wasm"));
+    let load = |name: &str| rig.write("own.wasm", fs::read(component(name)).expect("it is built"));
+    load("round-robin");
+    let program = rig.spawn(&config).await;
+    let before = inodes(&rig).len();
+    load("fallback");
+    rig.wait_for_generation("mine", 2).await;
+    // It serves before it is kept.
+    let kept = tokio::time::timeout(SOON, async {
+        while inodes(&rig).len() == before {
+            tokio::task::yield_now().await;
+        }
+    });
+    kept.await.expect("it is kept");
+    program.kill();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_bound_of_0_keeps_nothing() {
     let rig = Rig::new().await;
     let mut config = config(&rig);

@@ -585,7 +585,8 @@ pub struct RawPolicy {
     pub path: String,
     /// Its configuration, as its own schema says.
     pub config: Option<Value>,
-    /// How long one call may take. Default: `5ms`.
+    /// How long one call may take. Default: `5ms`. A call is looked at every few milliseconds: one of less than `4ms` may
+    /// take that long.
     pub timeout: Option<RawDuration>,
     /// How much memory an instance may have, in bytes, and as much again what it hands over in one call. Default: 16777216.
     pub memory: Option<u64>,

@@ -152,30 +152,28 @@ impl Engine {
             Some(component) => component,
             None => {
                 let compile = || Component::from_binary(engine, bytes);
-                match (urgency, &*BESIDE_SERVICE) {
-                    (Urgency::BesideService, Some(threads)) => {
-                        let component = threads.install(compile)?;
-                        self.keep(digest, &component, |keep| threads.spawn(keep));
-                        component
-                    }
-                    _ => {
-                        let component = compile()?;
-                        self.keep(digest, &component, |keep| keep());
-                        component
+                let beside = match urgency {
+                    Urgency::BesideService => BESIDE_SERVICE.as_ref(),
+                    Urgency::AtOnce => None,
+                };
+                let component = match beside {
+                    Some(threads) => threads.install(compile)?,
+                    None => compile()?,
+                };
+                if let Some(cache) = self.cache.clone() {
+                    let (engine, component) = (engine.clone(), component.clone());
+                    let keep = move || cache.store(&engine, &digest, &component);
+                    match beside {
+                        // It serves before it is kept.
+                        Some(threads) => threads.spawn(keep),
+                        None => keep(),
                     }
                 }
+                component
             }
         };
         self.compiled().put(digest, component.clone());
         Ok(component)
-    }
-
-    /// Keeps compiled code on disk, when and where `run` does it.
-    fn keep(&self, digest: [u8; 32], component: &Component, run: impl FnOnce(Box<dyn FnOnce() + Send>)) {
-        if let Some(cache) = &self.cache {
-            let (cache, engine, component) = (cache.clone(), self.shared.engine.clone(), component.clone());
-            run(Box::new(move || cache.store(&engine, &digest, &component)));
-        }
     }
 
     fn compiled(&self) -> std::sync::MutexGuard<'_, LruCache<[u8; 32], Component>> {
@@ -190,8 +188,10 @@ static BESIDE_SERVICE: LazyLock<Option<ThreadPool>> = LazyLock::new(|| {
         // Where that is not allowed, it stands beside.
         let _ = setpriority_process(None, NICE);
     };
+    // Who waits for a job gets its panic. Nobody waits for code that is being kept, and without this the process would end.
+    let panicked = |_| tracing::error!("keeping compiled code panicked");
     let named = |_| "policy-compile".to_owned();
-    ThreadPoolBuilder::new().thread_name(named).start_handler(stand_behind).build().ok()
+    ThreadPoolBuilder::new().thread_name(named).start_handler(stand_behind).panic_handler(panicked).build().ok()
 });
 
 fn config(pool_memory_max: Option<usize>) -> Config {
@@ -292,5 +292,23 @@ impl Clock {
             thread::park_timeout(STILL);
         }
         self.still.store(false, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_beside_service_that_panics_ends_nothing_else() {
+        let threads = BESIDE_SERVICE.as_ref().expect("threads can be had");
+        let (started, starts) = std::sync::mpsc::channel();
+        threads.spawn(move || {
+            started.send(()).expect("somebody waits");
+            panic!("its own fault");
+        });
+        starts.recv().expect("it ran");
+        let answers = threads.broadcast(|_| 7);
+        assert_eq!(answers, vec![7; threads.current_num_threads()]);
     }
 }

@@ -205,6 +205,17 @@ mod tests {
     }
 
     #[test]
+    fn a_cost_is_the_same_on_both_sides_of_32_bits() {
+        let edge = u64::from(u32::MAX);
+        for rate in [0, 1, 500, edge, edge + 1] {
+            for tokens in [0, 1, 499, edge, edge + 1] {
+                let expected = (u128::from(rate) * u128::from(tokens) + 500) / 1000;
+                assert_eq!(u128::from(Rate(rate).of(tokens)), expected, "{rate} times {tokens}");
+            }
+        }
+    }
+
+    #[test]
     fn every_shipped_price_can_be_charged() {
         let table = Table::shipped().expect("prices.json is within bounds");
         assert!(table.find("gpt-5.3-codex").is_some());

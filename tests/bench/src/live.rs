@@ -151,7 +151,7 @@ pub struct Pair {
     pub with: Vec<Duration>,
 }
 
-/// What is said of sorted times: the one that this part of them is not above, and the longest.
+/// The time that this part of the sorted `times` does not exceed: 1 for the longest.
 fn quantile(times: &[Duration], part: f64) -> Duration {
     let place = (times.len() as f64 * part).ceil() as usize;
     times.get(place.saturating_sub(1)).copied().unwrap_or_default()
@@ -343,8 +343,7 @@ fn policies_took(log: &Path) -> Result<Duration, LiveError> {
     let text = String::from_utf8_lossy(&read(log)?).into_owned();
     let took = text.lines().rev().find_map(|line| {
         let line: Value = serde_json::from_str(line).ok()?;
-        let fields = line.get("fields").unwrap_or(&line);
-        if fields["message"] == "policies loaded" { fields["took_us"].as_u64() } else { None }
+        if line["message"] == "policies loaded" { line["took_us"].as_u64() } else { None }
     });
     took.map(Duration::from_micros).ok_or_else(|| LiveError::Log(log.to_owned()))
 }

@@ -340,7 +340,9 @@ async fn a_guest_that_loops_is_stopped_though_nobody_had_called_for_a_while() {
     let (client, _) = start(&mut rig, "balancer", &balancer("", "(loop $ever (br $ever))")).await.expect("it starts");
     for turns in 1..=3 {
         tokio::time::sleep(Duration::from_millis(400)).await;
-        let answer = client.turn(&turn(&format!("session {turns}"))).await;
+        let session = turn(&format!("session {turns}"));
+        // A clock that nobody sets going looks around by itself, but not so soon.
+        let answer = tokio::time::timeout(Duration::from_secs(5), client.turn(&session)).await.expect("in time");
         assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
         let policy = rig.policy(OWN).await;
         assert_eq!(policy["faults"], json!({ "deadline": turns }), "{policy:#}");
