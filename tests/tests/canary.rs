@@ -12,7 +12,7 @@ use http::{Method, StatusCode};
 use rcgen::{CertificateParams, KeyPair};
 use serde_json::{Value, json};
 use tollgate_tests::upstream::Reply;
-use tollgate_tests::{Answer, Client, Program, Rig, binary, rows, turn, wait_for_rows};
+use tollgate_tests::{Answer, Client, Program, Rig, binary, oauth_file, rows, turn, wait_for_rows};
 
 use peer::{Peer, find};
 
@@ -73,16 +73,9 @@ impl Scene {
         let mut credentials = Vec::new();
         for (index, tag) in ["a", "b"].into_iter().enumerate() {
             rig.upstream.account(ACCESS[index], &format!("account-{tag}"));
-            let auth = json!({
-                "OPENAI_API_KEY": null,
-                "tokens": {
-                    "id_token": format!("e30.e30.{}", ID[index]),
-                    "access_token": ACCESS[index],
-                    "refresh_token": REFRESH[index],
-                    "account_id": format!("account-{tag}"),
-                },
-                "last_refresh": "2026-11-22T10:00:00Z",
-            });
+            let mut auth = oauth_file(ACCESS[index], &format!("account-{tag}"));
+            auth["tokens"]["id_token"] = json!(format!("e30.e30.{}", ID[index]));
+            auth["tokens"]["refresh_token"] = json!(REFRESH[index]);
             let path = file(&format!("{tag}.json"), &auth.to_string());
             let usages = rig.path(&format!("usages-{tag}.json"));
             credentials.push(json!({ "tag": tag, "credential_path": path, "usages_path": usages }));
