@@ -8,11 +8,19 @@ use std::process::{Command, exit};
 
 const TARGET: &str = "wasm32-wasip2";
 const PROFILE: &str = "policy";
-const POLICIES: [&str; 6] = ["least-used", "round-robin", "random", "fallback", "standard-headers", "openai-pricing"];
+const POLICIES: [&str; 6] = [
+    "least-used",
+    "round-robin",
+    "random",
+    "fallback",
+    "standard-headers",
+    "openai-pricing",
+];
 
 fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    let host = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
+    let host =
+        PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
     let root = host.parent().expect("the crate lies in the workspace");
     for watched in ["policies", "guest-sdk", "wit", "Cargo.lock", "Cargo.toml"] {
         println!("cargo::rerun-if-changed={}", root.join(watched).display());
@@ -30,14 +38,25 @@ fn main() {
 
 /// The target folder that `out` lies in: cargo marks it.
 fn target_folder(out: &Path) -> &Path {
-    out.ancestors().find(|folder| folder.join("CACHEDIR.TAG").exists()).unwrap_or(out)
+    out.ancestors()
+        .find(|folder| folder.join("CACHEDIR.TAG").exists())
+        .unwrap_or(out)
 }
 
 fn build(root: &Path, target_folder: &Path) {
     let mut cargo = Command::new(env::var_os("CARGO").expect("cargo sets CARGO"));
     cargo
         .current_dir(root)
-        .args(["build", "--locked", "--quiet", "--target", TARGET, "--profile", PROFILE, "--target-dir"])
+        .args([
+            "build",
+            "--locked",
+            "--quiet",
+            "--target",
+            TARGET,
+            "--profile",
+            PROFILE,
+            "--target-dir",
+        ])
         .arg(target_folder)
         // The flags of the outer build are for another machine.
         .env_remove("RUSTFLAGS")
@@ -47,14 +66,18 @@ fn build(root: &Path, target_folder: &Path) {
     for policy in POLICIES {
         cargo.args(["--package", policy]);
     }
-    let output = cargo.output().unwrap_or_else(|error| fail(&format!("cannot run cargo: {error}")));
+    let output = cargo
+        .output()
+        .unwrap_or_else(|error| fail(&format!("cannot run cargo: {error}")));
     if output.status.success() {
         return;
     }
     let said = String::from_utf8_lossy(&output.stderr);
     eprintln!("{said}");
     if said.contains("can't find crate for `core`") || said.contains("can't find crate for `std`") {
-        fail(&format!("the target {TARGET} is not installed; install it by: rustup target add {TARGET}"));
+        fail(&format!(
+            "the target {TARGET} is not installed; install it by: rustup target add {TARGET}"
+        ));
     }
     fail("the shipped policies cannot be built; the errors are above");
 }

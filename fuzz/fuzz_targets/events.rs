@@ -30,5 +30,8 @@ fn read(messages: &[u8], size: usize) -> Vec<(Event, Option<Metered>, Option<Cre
 
 fuzz_target!(|input: &[u8]| {
     let [size, messages @ ..] = input else { return };
-    assert_eq!(read(messages, usize::from(*size).max(1)), read(messages, usize::MAX));
+    assert_eq!(
+        read(messages, usize::from(*size).max(1)),
+        read(messages, usize::MAX)
+    );
 });

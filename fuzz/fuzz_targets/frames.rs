@@ -32,7 +32,11 @@ fn read(sender: Sender, input: &[u8], size: usize) -> (Vec<Found>, Option<Violat
                     return (found, Some(violation));
                 }
             };
-            assert!(progress.read > 0 && progress.read <= rest.len(), "{progress:?} of {}", rest.len());
+            assert!(
+                progress.read > 0 && progress.read <= rest.len(),
+                "{progress:?} of {}",
+                rest.len()
+            );
             assert!(progress.message_at <= progress.read, "{progress:?}");
             rest = &rest[progress.read..];
         }
@@ -64,11 +68,22 @@ fn check(found: &[Found]) {
     let mut message: Option<(bool, Vec<u8>)> = None;
     for part in found {
         match part {
-            Found::Begun { text } => assert!(message.replace((*text, Vec::new())).is_none(), "begun twice"),
-            Found::Data(data) => message.as_mut().expect("data of a message").1.extend_from_slice(data),
+            Found::Begun { text } => assert!(
+                message.replace((*text, Vec::new())).is_none(),
+                "begun twice"
+            ),
+            Found::Data(data) => message
+                .as_mut()
+                .expect("data of a message")
+                .1
+                .extend_from_slice(data),
             Found::Ended => {
                 let (text, data) = message.take().expect("the end of a message");
-                assert!(data.len() as u64 <= MESSAGE_BYTES_MAX, "{} bytes", data.len());
+                assert!(
+                    data.len() as u64 <= MESSAGE_BYTES_MAX,
+                    "{} bytes",
+                    data.len()
+                );
                 assert!(!text || std::str::from_utf8(&data).is_ok(), "{data:?}");
             }
             Found::Ping | Found::Pong | Found::Closed(_) => {}
@@ -77,8 +92,14 @@ fn check(found: &[Found]) {
 }
 
 fuzz_target!(|input: &[u8]| {
-    let [choice, size, frames @ ..] = input else { return };
-    let sender = if choice & 1 == 0 { Sender::Client } else { Sender::Server };
+    let [choice, size, frames @ ..] = input else {
+        return;
+    };
+    let sender = if choice & 1 == 0 {
+        Sender::Client
+    } else {
+        Sender::Server
+    };
     let whole = read(sender, frames, usize::MAX);
     check(&whole.0);
     let (pieces, violation) = read(sender, frames, usize::from(*size).max(1));

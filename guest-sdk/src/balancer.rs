@@ -36,7 +36,9 @@ pub struct Weights {
 
 impl Default for Weights {
     fn default() -> Self {
-        Self { by_plan: HashMap::from([("pro".to_owned(), 10.0)]) }
+        Self {
+            by_plan: HashMap::from([("pro".to_owned(), 10.0)]),
+        }
     }
 }
 
@@ -47,14 +49,19 @@ impl Weights {
     /// The weight is not a finite number above 0.
     pub fn set(&mut self, plan: &str, weight: f64) -> Result<(), String> {
         if !(weight.is_finite() && weight > 0.0) {
-            return Err(format!("plan_weights.{plan}: expected a number above 0, found {weight}"));
+            return Err(format!(
+                "plan_weights.{plan}: expected a number above 0, found {weight}"
+            ));
         }
         self.by_plan.insert(plan.to_ascii_lowercase(), weight);
         Ok(())
     }
 
     fn of(&self, plan: &str) -> f64 {
-        self.by_plan.get(&plan.to_ascii_lowercase()).copied().unwrap_or(1.0)
+        self.by_plan
+            .get(&plan.to_ascii_lowercase())
+            .copied()
+            .unwrap_or(1.0)
     }
 }
 
@@ -69,7 +76,11 @@ pub struct Decision {
 impl Decision {
     /// No member can serve the request; `reason` goes to the log.
     pub fn none(reason: impl Into<String>) -> Self {
-        Self { member: None, move_home: false, reason: reason.into() }
+        Self {
+            member: None,
+            move_home: false,
+            reason: reason.into(),
+        }
     }
 
     /// The chosen member's index.
@@ -134,11 +145,31 @@ struct Member {
 }
 
 impl Pool {
-    pub(crate) fn new(columns: &[String], members: Vec<(String, String)>, weights: &Weights) -> Self {
-        let members = members.into_iter().map(|(tag, plan)| Member { weight: weights.of(&plan), tag, plan }).collect();
-        let place = |name| columns.iter().position(|column| column == name).unwrap_or(usize::MAX);
+    pub(crate) fn new(
+        columns: &[String],
+        members: Vec<(String, String)>,
+        weights: &Weights,
+    ) -> Self {
+        let members = members
+            .into_iter()
+            .map(|(tag, plan)| Member {
+                weight: weights.of(&plan),
+                tag,
+                plan,
+            })
+            .collect();
+        let place = |name| {
+            columns
+                .iter()
+                .position(|column| column == name)
+                .unwrap_or(usize::MAX)
+        };
         let places = COLUMNS.map(place);
-        Self { members, width: columns.len(), places }
+        Self {
+            members,
+            width: columns.len(),
+            places,
+        }
     }
 
     pub(crate) fn weights(&self) -> Vec<f64> {
@@ -164,9 +195,14 @@ impl<'a> Candidates<'a> {
     pub(crate) fn new(pool: &'a Pool, table: &'a [f64], home: i32) -> Result<Self, String> {
         let expected = pool.members.len() * pool.width;
         if table.len() != expected {
-            return Err(format!("table: expected {expected} numbers, found {}", table.len()));
+            return Err(format!(
+                "table: expected {expected} numbers, found {}",
+                table.len()
+            ));
         }
-        let home = usize::try_from(home).ok().filter(|home| *home < pool.members.len());
+        let home = usize::try_from(home)
+            .ok()
+            .filter(|home| *home < pool.members.len());
         Ok(Self { pool, table, home })
     }
 
@@ -185,9 +221,17 @@ impl<'a> Candidates<'a> {
     /// # Panics
     /// There is no such member.
     pub fn at(&self, index: usize) -> Candidate<'a> {
-        assert!(index < self.len(), "candidate {index}: the pool has {}", self.len());
+        assert!(
+            index < self.len(),
+            "candidate {index}: the pool has {}",
+            self.len()
+        );
         let row = &self.table[index * self.pool.width..][..self.pool.width];
-        Candidate { index, row, pool: self.pool }
+        Candidate {
+            index,
+            row,
+            pool: self.pool,
+        }
     }
 
     /// All members, in the order of the configuration.
@@ -214,9 +258,16 @@ impl<'a> Candidates<'a> {
     /// Chooses as sticky sessions are expected to: the member that made the previous response, else the session's
     /// home, while they are usable; else what `choose` says. The home moves there unless its own outage is short.
     pub fn sticky(&self, choose: impl FnOnce() -> Option<Candidate<'a>>) -> Decision {
-        let bound = self.continues().filter(Candidate::usable).or_else(|| self.home().filter(Candidate::usable));
+        let bound = self
+            .continues()
+            .filter(Candidate::usable)
+            .or_else(|| self.home().filter(Candidate::usable));
         if let Some(candidate) = bound {
-            return if self.home.is_none() { candidate.adopt() } else { candidate.serve() };
+            return if self.home.is_none() {
+                candidate.adopt()
+            } else {
+                candidate.serve()
+            };
         }
         let Some(candidate) = choose() else {
             return Decision::none("no credential is usable");
@@ -275,7 +326,8 @@ impl<'a> Candidate<'a> {
 
     /// Minutes until the 5-hour window starts anew, where known.
     pub fn five_hour_reset(&self) -> Option<f64> {
-        self.known(Column::FiveHourReset).filter(|minutes| *minutes >= 0.0)
+        self.known(Column::FiveHourReset)
+            .filter(|minutes| *minutes >= 0.0)
     }
 
     /// Used part of the weekly window, in percent.
@@ -290,7 +342,8 @@ impl<'a> Candidate<'a> {
 
     /// Minutes until the weekly window starts anew, where known.
     pub fn weekly_reset(&self) -> Option<f64> {
-        self.known(Column::WeeklyReset).filter(|minutes| *minutes >= 0.0)
+        self.known(Column::WeeklyReset)
+            .filter(|minutes| *minutes >= 0.0)
     }
 
     /// Minutes for which upstream refuses it after a 429; 0 where it does not.
@@ -310,7 +363,8 @@ impl<'a> Candidate<'a> {
 
     /// Milliseconds to the response head, a moving average, where known.
     pub fn recent_latency(&self) -> Option<f64> {
-        self.known(Column::RecentLatency).filter(|latency| *latency >= 0.0)
+        self.known(Column::RecentLatency)
+            .filter(|latency| *latency >= 0.0)
     }
 
     /// Whether it made the response that the request continues.
@@ -327,12 +381,19 @@ impl<'a> Candidate<'a> {
 
     /// The decision that it serves this request, and the session's home stays where it is.
     pub fn serve(&self) -> Decision {
-        Decision { member: Some(self.index), move_home: false, reason: String::new() }
+        Decision {
+            member: Some(self.index),
+            move_home: false,
+            reason: String::new(),
+        }
     }
 
     /// The decision that it serves this request and is the session's home from now on.
     pub fn adopt(&self) -> Decision {
-        Decision { move_home: true, ..self.serve() }
+        Decision {
+            move_home: true,
+            ..self.serve()
+        }
     }
 
     fn known(&self, column: Column) -> Option<f64> {

@@ -19,7 +19,10 @@ fn owned(names: &[&str]) -> Vec<String> {
 }
 
 fn diagnostic(message: String) -> Vec<types::Diagnostic> {
-    vec![types::Diagnostic { pointer: String::new(), message }]
+    vec![types::Diagnostic {
+        pointer: String::new(),
+        message,
+    }]
 }
 
 /// Whether a type is a balancer, where nothing is exported.
@@ -38,14 +41,20 @@ pub struct Instance<P, Known> {
 
 impl<P, Known: Default> Default for Instance<P, Known> {
     fn default() -> Self {
-        Self { policy: OnceCell::new(), weights: OnceCell::new(), known: Default::default() }
+        Self {
+            policy: OnceCell::new(),
+            weights: OnceCell::new(),
+            known: Default::default(),
+        }
     }
 }
 
 impl<P, Known> Instance<P, Known> {
     fn hold(&self, made: Result<P, String>) -> Result<(), Vec<types::Diagnostic>> {
         let policy = made.map_err(diagnostic)?;
-        self.policy.set(policy).map_err(|_| diagnostic("configured twice".to_owned()))
+        self.policy
+            .set(policy)
+            .map_err(|_| diagnostic("configured twice".to_owned()))
     }
 }
 
@@ -80,15 +89,27 @@ impl<P: Balancer> Instance<P, Pool> {
 
     /// `balancer.members`
     pub fn members(&self, columns: Vec<String>, members: Vec<balancer_world::Member>) -> Vec<f64> {
-        let members = members.into_iter().map(|member| (member.tag, member.plan)).collect();
-        let pool = Pool::new(&columns, members, self.weights.get_or_init(Weights::default));
+        let members = members
+            .into_iter()
+            .map(|member| (member.tag, member.plan))
+            .collect();
+        let pool = Pool::new(
+            &columns,
+            members,
+            self.weights.get_or_init(Weights::default),
+        );
         let weights = pool.weights();
         *self.known.borrow_mut() = pool;
         weights
     }
 
     /// `balancer.pick`
-    pub fn pick(&self, request: types::Request, table: &[f64], home: i32) -> Result<balancer_world::Decision, String> {
+    pub fn pick(
+        &self,
+        request: types::Request,
+        table: &[f64],
+        home: i32,
+    ) -> Result<balancer_world::Decision, String> {
         let policy = self.policy.get().ok_or(NOT_CONFIGURED)?;
         let pool = self.known.borrow();
         let candidates = Candidates::new(&pool, table, home)?;
@@ -120,9 +141,16 @@ impl<P: Rewriter> Instance<P, ()> {
     }
 
     /// `rewriter.rewrite-request`
-    pub fn request(&self, request: types::Request, headers: Vec<types::Header>) -> Result<Vec<Edit>, Refusal> {
+    pub fn request(
+        &self,
+        request: types::Request,
+        headers: Vec<types::Header>,
+    ) -> Result<Vec<Edit>, Refusal> {
         let Some(policy) = self.policy.get() else {
-            return Err(Refusal { status: 500, message: NOT_CONFIGURED.to_owned() });
+            return Err(Refusal {
+                status: 500,
+                message: NOT_CONFIGURED.to_owned(),
+            });
         };
         policy.request(&Request::from(request), &Headers::new(headers))
     }
@@ -135,7 +163,8 @@ impl<P: Rewriter> Instance<P, ()> {
         headers: Vec<types::Header>,
     ) -> Result<Vec<Edit>, String> {
         let policy = self.policy.get().ok_or(NOT_CONFIGURED)?;
-        let status = u16::try_from(status).map_err(|_| format!("status {status}: expected 100 to 999"))?;
+        let status =
+            u16::try_from(status).map_err(|_| format!("status {status}: expected 100 to 999"))?;
         policy.response(&Request::from(request), status, &Headers::new(headers))
     }
 }
@@ -164,7 +193,11 @@ impl<P: Pricer> Instance<P, Columns> {
     }
 
     /// `pricer.price`
-    pub fn price(&self, request: types::Request, counts: &[f64]) -> Result<pricer_world::Quote, String> {
+    pub fn price(
+        &self,
+        request: types::Request,
+        counts: &[f64],
+    ) -> Result<pricer_world::Quote, String> {
         let policy = self.policy.get().ok_or(NOT_CONFIGURED)?;
         let columns = self.known.borrow();
         let price = policy.price(&Request::from(request), &columns.counts(counts))?;
@@ -219,12 +252,16 @@ macro_rules! export_balancer {
                 fn members(columns: Vec<String>, members: Vec<balancer::Member>) -> Vec<f64> {
                     INSTANCE.with(|instance| instance.members(columns, members))
                 }
-                fn pick(request: types::Request, table: Vec<f64>, home: i32) -> Result<balancer::Decision, String> {
-                    INSTANCE.with(|instance| instance.pick(request, &table, home))
+                fn pick(
+                    request: types::Request,
+                    table: Vec<f64>,
+                    home: i32,
+                ) -> Result<balancer::Decision, String> {
+            INSTANCE.with(|instance| instance.pick(request, &table, home))
                 }
             }
 
-    part::export_balancer_part!(Component with_types_in part);
+            part::export_balancer_part!(Component with_types_in part);
         };
         const _: fn() = $crate::export::is_balancer::<$policy>;
     };
@@ -282,12 +319,15 @@ macro_rules! export_pricer {
                 fn columns(columns: Vec<String>) {
                     INSTANCE.with(|instance| instance.columns(&columns));
                 }
-                fn price(request: types::Request, counts: Vec<f64>) -> Result<pricer::Quote, String> {
+                fn price(
+                    request: types::Request,
+                    counts: Vec<f64>,
+                ) -> Result<pricer::Quote, String> {
                     INSTANCE.with(|instance| instance.price(request, &counts))
-                }
+        }
             }
 
-    part::export_pricer_part!(Component with_types_in part);
+            part::export_pricer_part!(Component with_types_in part);
         };
         const _: fn() = $crate::export::is_pricer::<$policy>;
     };

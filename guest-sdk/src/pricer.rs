@@ -78,17 +78,35 @@ pub struct Columns {
 impl Columns {
     pub(crate) fn new(columns: &[String]) -> Self {
         let places = KINDS.map(|kind| columns.iter().position(|column| column == kind));
-        Self { width: columns.len(), places }
+        Self {
+            width: columns.len(),
+            places,
+        }
     }
 
     pub(crate) fn counts(&self, raw: &[f64]) -> Counts {
-        let [input, cached, cache_write, output, reasoning] =
-            self.places.map(|place| place.and_then(|place| raw.get(place)).map_or(0, |count| *count as u64));
-        Counts { input, cached, cache_write, output, reasoning }
+        let [input, cached, cache_write, output, reasoning] = self.places.map(|place| {
+            place
+                .and_then(|place| raw.get(place))
+                .map_or(0, |count| *count as u64)
+        });
+        Counts {
+            input,
+            cached,
+            cache_write,
+            output,
+            reasoning,
+        }
     }
 
     pub(crate) fn by_kind(&self, price: &Price) -> Vec<f64> {
-        let costs = [price.input, price.cached, price.cache_write, price.output, price.reasoning];
+        let costs = [
+            price.input,
+            price.cached,
+            price.cache_write,
+            price.output,
+            price.reasoning,
+        ];
         let mut row = vec![0.0; self.width];
         for (place, cost) in self.places.iter().zip(costs) {
             if let Some(place) = place {

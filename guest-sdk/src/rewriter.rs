@@ -37,7 +37,12 @@ pub trait Rewriter: Sized + 'static {
     ///
     /// # Errors
     /// Why it cannot: a fault of the policy.
-    fn response(&self, _request: &Request, _status: u16, _headers: &Headers) -> Result<Vec<Edit>, String> {
+    fn response(
+        &self,
+        _request: &Request,
+        _status: u16,
+        _headers: &Headers,
+    ) -> Result<Vec<Edit>, String> {
         Ok(Vec::new())
     }
 }
@@ -45,12 +50,18 @@ pub trait Rewriter: Sized + 'static {
 impl Edit {
     /// Replaces all fields of that name by this one.
     pub fn set_to(name: impl Into<String>, value: impl Into<String>) -> Self {
-        Self::Set(Header { name: name.into(), value: value.into() })
+        Self::Set(Header {
+            name: name.into(),
+            value: value.into(),
+        })
     }
 
     /// Adds a field, keeping those of the same name.
     pub fn add(name: impl Into<String>, value: impl Into<String>) -> Self {
-        Self::Append(Header { name: name.into(), value: value.into() })
+        Self::Append(Header {
+            name: name.into(),
+            value: value.into(),
+        })
     }
 
     /// Removes all fields of that name.
@@ -73,11 +84,16 @@ impl Headers {
 
     /// The first field of that name (in lower case).
     pub fn first(&self, name: &str) -> Option<&str> {
-        self.fields.iter().find(|field| field.name == name).map(|field| field.value.as_str())
+        self.fields
+            .iter()
+            .find(|field| field.name == name)
+            .map(|field| field.value.as_str())
     }
 
     /// All fields, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.fields.iter().map(|field| (field.name.as_str(), field.value.as_str()))
+        self.fields
+            .iter()
+            .map(|field| (field.name.as_str(), field.value.as_str()))
     }
 }

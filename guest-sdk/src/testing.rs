@@ -14,8 +14,14 @@ pub struct Member {
 
 /// A fresh, usable member of plan `plus`.
 pub fn member(tag: &str) -> Member {
-    let row = vec![1.0, 0.0, 99.0, -1.0, 0.0, 99.0, -1.0, 0.0, 0.0, 0.0, -1.0, 0.0, -1.0];
-    Member { tag: tag.to_owned(), plan: "plus".to_owned(), row }
+    let row = vec![
+        1.0, 0.0, 99.0, -1.0, 0.0, 99.0, -1.0, 0.0, 0.0, 0.0, -1.0, 0.0, -1.0,
+    ];
+    Member {
+        tag: tag.to_owned(),
+        plan: "plus".to_owned(),
+        row,
+    }
 }
 
 impl Member {
@@ -58,13 +64,24 @@ pub fn request() -> Request {
 ///
 /// # Panics
 /// The configuration is refused.
-pub fn pick<P: Balancer>(config: &str, members: &[Member], home: Option<usize>, request: &Request) -> Decision {
+pub fn pick<P: Balancer>(
+    config: &str,
+    members: &[Member],
+    home: Option<usize>,
+    request: &Request,
+) -> Decision {
     let config = crate::config::parse(config).unwrap_or_else(|error| panic!("config: {error}"));
     let mut weights = Weights::default();
     let policy = P::new(config, &mut weights).unwrap_or_else(|error| panic!("config: {error}"));
-    let named = members.iter().map(|member| (member.tag.clone(), member.plan.clone())).collect();
+    let named = members
+        .iter()
+        .map(|member| (member.tag.clone(), member.plan.clone()))
+        .collect();
     let pool = Pool::new(&Pool::column_names(), named, &weights);
-    let table: Vec<f64> = members.iter().flat_map(|member| member.row.clone()).collect();
+    let table: Vec<f64> = members
+        .iter()
+        .flat_map(|member| member.row.clone())
+        .collect();
     let home = home.map_or(-1, |home| home as i32);
     let candidates = Candidates::new(&pool, &table, home).unwrap_or_else(|error| panic!("{error}"));
     policy.pick(request, &candidates)

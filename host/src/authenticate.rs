@@ -88,7 +88,9 @@ struct Failures {
 
 impl std::fmt::Debug for Users {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Users").field("count", &self.users.len()).finish_non_exhaustive()
+        f.debug_struct("Users")
+            .field("count", &self.users.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -96,7 +98,10 @@ impl Users {
     /// The users of `configs`.
     pub fn new(configs: &[UserConfig]) -> Self {
         let key = *uuid::Uuid::new_v4().as_bytes();
-        let by_hash = configs.iter().enumerate().map(|(index, user)| (hash(&key, user.token.expose()), index));
+        let by_hash = configs
+            .iter()
+            .enumerate()
+            .map(|(index, user)| (hash(&key, user.token.expose()), index));
         let users = configs.iter().map(|user| {
             Arc::new(User {
                 name: user.name.as_str().into(),
@@ -104,7 +109,11 @@ impl Users {
                 allow_external_usage: user.allow_external_usage,
             })
         });
-        Self { users: users.collect(), by_hash: by_hash.collect(), key }
+        Self {
+            users: users.collect(),
+            by_hash: by_hash.collect(),
+            key,
+        }
     }
 
     /// Whether everybody is let in.
@@ -118,7 +127,10 @@ impl Users {
         if self.users.is_empty() {
             return name.is_empty().then_some(None);
         }
-        self.users.iter().find(|user| *user.name == *name).map(|user| Some(Arc::clone(user)))
+        self.users
+            .iter()
+            .find(|user| *user.name == *name)
+            .map(|user| Some(Arc::clone(user)))
     }
 
     /// Who sends a request with these headers.
@@ -130,12 +142,21 @@ impl Users {
             return Ok(Authenticated { user: None });
         }
         let value = headers.get(AUTHORIZATION).ok_or(AuthError::Missing)?;
-        let token = value.to_str().ok().and_then(bearer).ok_or(AuthError::Format)?;
+        let token = value
+            .to_str()
+            .ok()
+            .and_then(bearer)
+            .ok_or(AuthError::Format)?;
         let found = hash(&self.key, token);
         // Which bucket is looked at depends on a hash under a key that nobody outside knows.
-        let (known, index) = self.by_hash.get_key_value(&found).ok_or(AuthError::Unknown)?;
+        let (known, index) = self
+            .by_hash
+            .get_key_value(&found)
+            .ok_or(AuthError::Unknown)?;
         if bool::from(known.ct_eq(&found)) {
-            Ok(Authenticated { user: Some(Arc::clone(&self.users[*index])) })
+            Ok(Authenticated {
+                user: Some(Arc::clone(&self.users[*index])),
+            })
         } else {
             Err(AuthError::Unknown)
         }
@@ -145,7 +166,9 @@ impl Users {
 impl Attempts {
     /// None yet, and room for the addresses of `limits`.
     pub fn new(limits: &Limits) -> Self {
-        let room = usize::try_from(limits.auth_addresses).ok().and_then(NonZeroUsize::new);
+        let room = usize::try_from(limits.auth_addresses)
+            .ok()
+            .and_then(NonZeroUsize::new);
         let mut failures = LruCache::unbounded();
         failures.resize(room.unwrap_or(NonZeroUsize::MIN));
         Self(Mutex::new(failures))
@@ -154,7 +177,10 @@ impl Attempts {
     /// Takes in a failed attempt of `address`. Answers for how long its answer is to be held back.
     pub fn failed(&self, address: IpAddr, now: Millis) -> Duration {
         let mut addresses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let failures = addresses.get_or_insert_mut(address, || Failures { count: 0, last: now });
+        let failures = addresses.get_or_insert_mut(address, || Failures {
+            count: 0,
+            last: now,
+        });
         if now.since(failures.last) >= FORGIVEN_AFTER {
             failures.count = 0;
         }
@@ -179,7 +205,11 @@ fn bearer(value: &str) -> Option<&str> {
 }
 
 fn hash(key: &[u8; 16], token: &str) -> [u8; 32] {
-    Sha256::new().chain_update(key).chain_update(token).finalize().into()
+    Sha256::new()
+        .chain_update(key)
+        .chain_update(token)
+        .finalize()
+        .into()
 }
 
 #[cfg(test)]
@@ -204,7 +234,9 @@ mod tests {
             headers.insert(AUTHORIZATION, value.parse().expect("a value"));
         }
         let users = users();
-        let found = users.authenticate(&headers).map(|found| found.user().expect("a user").name.to_string());
+        let found = users
+            .authenticate(&headers)
+            .map(|found| found.user().expect("a user").name.to_string());
         assert_eq!(found, expected.map(str::to_owned));
     }
 
@@ -229,9 +261,14 @@ mod tests {
     fn repeated_failures_are_delayed_up_to_a_bound_and_forgiven() {
         let users = Attempts::new(&Limits::default());
         let address: IpAddr = "192.0.2.1".parse().expect("an address");
-        let delays: Vec<u128> = (0..20).map(|_| users.failed(address, Millis(0)).as_millis()).collect();
+        let delays: Vec<u128> = (0..20)
+            .map(|_| users.failed(address, Millis(0)).as_millis())
+            .collect();
         assert_eq!(&delays[..8], &[0, 0, 0, 0, 0, 100, 200, 400]);
         assert_eq!(delays[19], 5000);
-        assert_eq!(users.failed(address, Millis(0).after(FORGIVEN_AFTER)), Duration::ZERO);
+        assert_eq!(
+            users.failed(address, Millis(0).after(FORGIVEN_AFTER)),
+            Duration::ZERO
+        );
     }
 }

@@ -24,7 +24,12 @@ use crate::server::{self, StartError};
 /// Clients authenticate with tokens of yours and are served by credentials that WebAssembly policies choose; usage and
 /// cost of every request are kept in a ledger. Configured as sing-box's OCM service is.
 #[derive(Debug, Parser)]
-#[command(name = "tollgate", version, max_term_width = 100, arg_required_else_help = true)]
+#[command(
+    name = "tollgate",
+    version,
+    max_term_width = 100,
+    arg_required_else_help = true
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -110,17 +115,31 @@ fn check(path: &std::path::Path) -> Result<(), Message> {
 /// Prints a text. Whoever reads it may stop before its end.
 fn print(text: &str) -> Result<(), Message> {
     match writeln!(io::stdout(), "{text}") {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(format!("cannot print: {}", plain(&error))),
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(format!("cannot print: {}", plain(&error)))
+        }
         _ => Ok(()),
     }
 }
 
 fn summary(config: &Config) -> String {
     let count = |number: usize, one: &str, many: &str| {
-        if number == 1 { format!("1 {one}") } else { format!("{number} {many}") }
+        if number == 1 {
+            format!("1 {one}")
+        } else {
+            format!("{number} {many}")
+        }
     };
-    let credentials: usize = config.services.iter().map(|service| service.credentials.len()).sum();
-    let users: usize = config.services.iter().map(|service| service.users.len()).sum();
+    let credentials: usize = config
+        .services
+        .iter()
+        .map(|service| service.credentials.len())
+        .sum();
+    let users: usize = config
+        .services
+        .iter()
+        .map(|service| service.users.len())
+        .sum();
     format!(
         "ok: {}, {}, {}",
         count(config.services.len(), "service", "services"),
@@ -139,7 +158,11 @@ fn load(path: Option<&std::path::Path>) -> Result<Loaded, Message> {
             {
                 error.problems.extend(more.problems);
             }
-            let warnings: Vec<String> = error.warnings.iter().map(|warning| format!("warning: {warning}")).collect();
+            let warnings: Vec<String> = error
+                .warnings
+                .iter()
+                .map(|warning| format!("warning: {warning}"))
+                .collect();
             let all: Vec<String> = warnings.into_iter().chain([error.to_string()]).collect();
             in_file(path, &all.join("\n"))
         }),
@@ -149,6 +172,9 @@ fn load(path: Option<&std::path::Path>) -> Result<Loaded, Message> {
 
 /// Every line of `text`, with the file that it is about.
 fn in_file(path: &std::path::Path, text: &str) -> String {
-    let lines: Vec<String> = text.lines().map(|line| format!("{}: {line}", path.display())).collect();
+    let lines: Vec<String> = text
+        .lines()
+        .map(|line| format!("{}: {line}", path.display()))
+        .collect();
     lines.join("\ntollgate: ")
 }

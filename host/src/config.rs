@@ -24,8 +24,16 @@ use crate::values::limits::{CONFIG_FILE_BYTES, Limits};
 use crate::values::secret::Secret;
 
 /// Top-level keys of sing-box that Tollgate skips.
-const SKIPPED_KEYS: [&str; 8] =
-    ["dns", "route", "inbounds", "ntp", "experimental", "endpoints", "certificate", "certificate_providers"];
+const SKIPPED_KEYS: [&str; 8] = [
+    "dns",
+    "route",
+    "inbounds",
+    "ntp",
+    "experimental",
+    "endpoints",
+    "certificate",
+    "certificate_providers",
+];
 
 /// A configuration whose every field can be used as it is.
 #[derive(Debug)]
@@ -74,7 +82,13 @@ pub struct LogConfig {
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { disabled: false, level: LogLevel::Info, output: LogOutput::Stderr, timestamp: true, format: None }
+        Self {
+            disabled: false,
+            level: LogLevel::Info,
+            output: LogOutput::Stderr,
+            timestamp: true,
+            format: None,
+        }
     }
 }
 
@@ -214,7 +228,9 @@ pub struct TlsConfig {
 
 impl fmt::Debug for TlsConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TlsConfig").field("alpn", &self.alpn).finish_non_exhaustive()
+        f.debug_struct("TlsConfig")
+            .field("alpn", &self.alpn)
+            .finish_non_exhaustive()
     }
 }
 
@@ -321,7 +337,11 @@ pub struct ConfigError {
 
 impl ConfigError {
     fn whole(message: String) -> Self {
-        Self { problems: vec![Problem::new("", message)], warnings: Vec::new(), rest: None }
+        Self {
+            problems: vec![Problem::new("", message)],
+            warnings: Vec::new(),
+            rest: None,
+        }
     }
 }
 
@@ -335,18 +355,21 @@ impl fmt::Display for ConfigError {
 impl std::error::Error for ConfigError {}
 
 /// What the gateway does without a configuration: the first example of the OCM document.
-pub const DEFAULT_CONFIG: &str = r#"{"services": [{"type": "ocm", "listen": "127.0.0.1", "listen_port": 8080}]}"#;
+pub const DEFAULT_CONFIG: &str =
+    r#"{"services": [{"type": "ocm", "listen": "127.0.0.1", "listen_port": 8080}]}"#;
 
 /// Reads the configuration in the file at `path`.
 ///
 /// # Errors
 /// Everything that is wrong with it.
 pub fn load(path: &Path) -> Result<Loaded, ConfigError> {
-    let bytes =
-        read_bounded(path, CONFIG_FILE_BYTES).map_err(|what| ConfigError::whole(format!("cannot read it: {what}")))?;
+    let bytes = read_bounded(path, CONFIG_FILE_BYTES)
+        .map_err(|what| ConfigError::whole(format!("cannot read it: {what}")))?;
     let text = String::from_utf8(bytes).map_err(|error| {
         let place = error.utf8_error().valid_up_to();
-        ConfigError::whole(format!("expected UTF-8, found another encoding at byte {place}"))
+        ConfigError::whole(format!(
+            "expected UTF-8, found another encoding at byte {place}"
+        ))
     })?;
     parse(text)
 }
@@ -357,33 +380,55 @@ pub fn load(path: &Path) -> Result<Loaded, ConfigError> {
 /// Everything that is wrong with it.
 pub fn parse(mut text: String) -> Result<Loaded, ConfigError> {
     if text.trim().is_empty() {
-        return Err(ConfigError::whole("expected a JSON object, found an empty file".to_owned()));
+        return Err(ConfigError::whole(
+            "expected a JSON object, found an empty file".to_owned(),
+        ));
     }
     strip_comments(&mut text)?;
     let mut value: Value = serde_json::from_str(&text).map_err(|error| {
         // Only the place: what stands there may be a secret.
         let (line, column) = (error.line(), error.column());
-        ConfigError::whole(format!("line {line} column {column}: expected JSON, found something else"))
+        ConfigError::whole(format!(
+            "line {line} column {column}: expected JSON, found something else"
+        ))
     })?;
     let mut warnings = skip_known_keys(&mut value);
     let shape = shape();
     let mut problems = shape.problems("", &value);
     // What is of the wrong form is taken out, so that the rest can be looked at in the same run.
     if !problems.is_empty() {
-        problems.iter().for_each(|problem| take_out(&mut value, &problem.path));
+        problems
+            .iter()
+            .for_each(|problem| take_out(&mut value, &problem.path));
         if !shape.problems("", &value).is_empty() {
-            return Err(ConfigError { problems, warnings, rest: None });
+            return Err(ConfigError {
+                problems,
+                warnings,
+                rest: None,
+            });
         }
     }
-    let raw: raw::RawConfig = serde_json::from_value(value)
-        .map_err(|_| ConfigError::whole("expected the shape that `tollgate config-schema` prints".to_owned()))?;
+    let raw: raw::RawConfig = serde_json::from_value(value).map_err(|_| {
+        ConfigError::whole("expected the shape that `tollgate config-schema` prints".to_owned())
+    })?;
     let mut found = Vec::new();
     let config = resolve::resolve(&raw, &mut found, &mut warnings);
-    let known: Vec<String> = problems.iter().map(|problem| problem.path.clone()).collect();
-    problems.extend(found.into_iter().filter(|problem| !follows_from(&problem.path, &known)));
+    let known: Vec<String> = problems
+        .iter()
+        .map(|problem| problem.path.clone())
+        .collect();
+    problems.extend(
+        found
+            .into_iter()
+            .filter(|problem| !follows_from(&problem.path, &known)),
+    );
     match config {
         Some(config) if problems.is_empty() => Ok(Loaded { config, warnings }),
-        rest => Err(ConfigError { problems, warnings, rest: rest.map(Box::new) }),
+        rest => Err(ConfigError {
+            problems,
+            warnings,
+            rest: rest.map(Box::new),
+        }),
     }
 }
 
@@ -401,7 +446,9 @@ fn strip_comments(text: &mut String) -> Result<(), ConfigError> {
         return Err(unended());
     }
     if text.trim().is_empty() {
-        return Err(ConfigError::whole("expected a JSON object, found only comments".to_owned()));
+        return Err(ConfigError::whole(
+            "expected a JSON object, found only comments".to_owned(),
+        ));
     }
     Ok(())
 }
@@ -411,17 +458,33 @@ fn take_out(value: &mut Value, path: &str) {
     let mut here = value;
     let mut keys = path.split('.').peekable();
     while let Some(key) = keys.next() {
-        let (name, indices) = key.split_once('[').map_or((key, ""), |(name, rest)| (name, rest));
+        let (name, indices) = key
+            .split_once('[')
+            .map_or((key, ""), |(name, rest)| (name, rest));
         let last = keys.peek().is_none() && indices.is_empty();
-        let Some(object) = here.as_object_mut() else { return };
+        let Some(object) = here.as_object_mut() else {
+            return;
+        };
         if last {
             object.shift_remove(name);
             return;
         }
-        let Some(next) = object.get_mut(name) else { return };
+        let Some(next) = object.get_mut(name) else {
+            return;
+        };
         here = next;
-        for index in indices.trim_end_matches(']').split("][").filter(|index| !index.is_empty()) {
-            let Some(item) = index.parse::<usize>().ok().and_then(|index| here.get_mut(index)) else { return };
+        for index in indices
+            .trim_end_matches(']')
+            .split("][")
+            .filter(|index| !index.is_empty())
+        {
+            let Some(item) = index
+                .parse::<usize>()
+                .ok()
+                .and_then(|index| here.get_mut(index))
+            else {
+                return;
+            };
             here = item;
         }
     }
@@ -430,28 +493,49 @@ fn take_out(value: &mut Value, path: &str) {
 /// Whether a problem at `path` may be there only because something at one of `known` was taken out.
 fn follows_from(path: &str, known: &[String]) -> bool {
     let within = |inner: &str, outer: &str| {
-        inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+        inner
+            .strip_prefix(outer)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
     };
-    known.iter().any(|known| within(path, known) || within(known, path))
+    known
+        .iter()
+        .any(|known| within(path, known) || within(known, path))
 }
 
 /// The JSON Schema of the configuration (draft 2020-12).
 pub fn schema() -> Value {
     let generator = SchemaSettings::draft2020_12().into_generator();
-    generator.into_root_schema_for::<raw::RawConfig>().to_value()
+    generator
+        .into_root_schema_for::<raw::RawConfig>()
+        .to_value()
 }
 
 fn shape() -> Shape {
-    let settings = SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
-    let schema = settings.into_generator().into_root_schema_for::<raw::RawConfig>().to_value();
+    let settings =
+        SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
+    let schema = settings
+        .into_generator()
+        .into_root_schema_for::<raw::RawConfig>()
+        .to_value();
     Shape::new(schema).unwrap_or_else(|error| unreachable!("the schema of our own types: {error}"))
 }
 
 fn skip_known_keys(value: &mut Value) -> Vec<Problem> {
-    let Some(object) = value.as_object_mut() else { return Vec::new() };
-    let skipped: Vec<&str> = SKIPPED_KEYS.into_iter().filter(|key| object.shift_remove(*key).is_some()).collect();
+    let Some(object) = value.as_object_mut() else {
+        return Vec::new();
+    };
+    let skipped: Vec<&str> = SKIPPED_KEYS
+        .into_iter()
+        .filter(|key| object.shift_remove(*key).is_some())
+        .collect();
     if skipped.is_empty() {
         return Vec::new();
     }
-    vec![Problem::new("", format!("skipped: {} (sing-box's, of no meaning here)", skipped.join(", ")))]
+    vec![Problem::new(
+        "",
+        format!(
+            "skipped: {} (sing-box's, of no meaning here)",
+            skipped.join(", ")
+        ),
+    )]
 }

@@ -102,7 +102,10 @@ impl State {
     fn clock_shows(&mut self, now: Millis) {
         let back = self.seen_at.since(now);
         if back >= CLOCK_PUT_BACK {
-            for until in [&mut self.standing.limited_until, &mut self.suspect_until].into_iter().flatten() {
+            for until in [&mut self.standing.limited_until, &mut self.suspect_until]
+                .into_iter()
+                .flatten()
+            {
                 *until = until.before(back);
             }
         }
@@ -117,7 +120,9 @@ impl State {
 
     /// Whether a request can be sent with it, at once or after a refresh.
     fn can_serve(&self, now: Millis) -> bool {
-        let Ok(identity) = &self.identity else { return false };
+        let Ok(identity) = &self.identity else {
+            return false;
+        };
         !self.renewal.is_expired(identity, now) || self.renewal.may_help(identity, now)
     }
 }
@@ -156,7 +161,9 @@ enum Presentable {
 
 impl std::fmt::Debug for Credential {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Credential").field("tag", &self.name).finish_non_exhaustive()
+        f.debug_struct("Credential")
+            .field("tag", &self.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -273,24 +280,39 @@ impl Credential {
             CredentialSource::File(path) => match auth_file::read(path) {
                 Ok(text) => {
                     let digest = Sha256::digest(&*text).into();
-                    (auth_file::parse(&text).map(Arc::new).map_err(Unavailable), Some(digest))
+                    (
+                        auth_file::parse(&text).map(Arc::new).map_err(Unavailable),
+                        Some(digest),
+                    )
                 }
                 Err(reason) => (Err(Unavailable(reason)), None),
             },
             CredentialSource::Gateway { token, .. } => {
                 let identity = auth_file::external(token).map(Arc::new);
-                (identity.ok_or_else(|| Unavailable("its token cannot be sent".to_owned())), None)
+                (
+                    identity.ok_or_else(|| Unavailable("its token cannot be sent".to_owned())),
+                    None,
+                )
             }
         }
     }
 
-    fn take_in(&self, read: Result<Arc<Identity>, Unavailable>, digest: Option<[u8; 32]>, now: Millis) {
+    fn take_in(
+        &self,
+        read: Result<Arc<Identity>, Unavailable>,
+        digest: Option<[u8; 32]>,
+        now: Millis,
+    ) {
         let mut state = self.state();
         state.read_at = Some(now);
         state.digest = digest;
         // Also after a logout: whoever logs in again is not held to what the tokens before came to.
         if let Ok(new) = &read
-            && state.identity.as_ref().ok().is_none_or(|old| new.authorization != old.authorization)
+            && state
+                .identity
+                .as_ref()
+                .ok()
+                .is_none_or(|old| new.authorization != old.authorization)
         {
             state.suspect_until = None;
             state.renewal.file_changed(new, now);
@@ -328,7 +350,9 @@ impl Credential {
     /// reading is some time ago. One that is told so counts as the reader: others are not told for a while.
     pub fn claim_reading(&self, now: Millis) -> bool {
         let mut state = self.state();
-        let due = state.read_at.is_none_or(|read| read > now || now.since(read) >= READ_AGAIN);
+        let due = state
+            .read_at
+            .is_none_or(|read| read > now || now.since(read) >= READ_AGAIN);
         let wanted = due && (state.identity.is_err() || state.is_suspect(now));
         if wanted {
             state.read_at = Some(now);
@@ -366,7 +390,9 @@ impl Credential {
     fn presentable(&self, now: Millis) -> Presentable {
         let state = self.state();
         match &state.identity {
-            Ok(identity) if !state.renewal.is_expired(identity, now) => Presentable::Ready(Arc::clone(identity)),
+            Ok(identity) if !state.renewal.is_expired(identity, now) => {
+                Presentable::Ready(Arc::clone(identity))
+            }
             Ok(identity) if state.renewal.may_help(identity, now) => Presentable::Wait,
             _ => Presentable::Never,
         }
@@ -415,10 +441,9 @@ impl Credential {
     /// Whether somebody waits for a refresh: its token is of no use as it is.
     pub fn is_refresh_urgent(&self, now: Millis) -> bool {
         let state = self.state();
-        state
-            .identity
-            .as_ref()
-            .is_ok_and(|identity| state.renewal.is_expired(identity, now) || state.renewal.is_refused(identity))
+        state.identity.as_ref().is_ok_and(|identity| {
+            state.renewal.is_expired(identity, now) || state.renewal.is_refused(identity)
+        })
     }
 
     /// The refresh of `token` is over. Where it gave others, the file has been read.
@@ -435,7 +460,11 @@ impl Credential {
         let now = Millis::now();
         let due = {
             let state = self.state();
-            state.identity.as_ref().ok().and_then(|identity| state.renewal.due_at(identity, now))
+            state
+                .identity
+                .as_ref()
+                .ok()
+                .and_then(|identity| state.renewal.due_at(identity, now))
         };
         let pause = due.map_or(pause, |due| due.since(now).min(pause));
         // Whether it ran out or was woken: the answer is to look.
@@ -513,7 +542,10 @@ impl Credential {
     /// The used parts of its windows, in percent: 5-hour and weekly.
     pub fn used(&self, now: Millis) -> (f64, f64) {
         let windows = self.state().standing.windows;
-        (windows.used(Span::FiveHour, now), windows.used(Span::Weekly, now))
+        (
+            windows.used(Span::FiveHour, now),
+            windows.used(Span::Weekly, now),
+        )
     }
 
     /// Takes in what a response to `shown` says. What a gateway's says is of one of its credentials, not of it.
@@ -543,8 +575,16 @@ impl Credential {
     }
 
     /// Takes in a refusal of `shown` by 429 until that time. A time that is past, or not told, counts as five minutes.
-    pub fn refused(&self, shown: &Identity, until: Option<Millis>, window: Option<Span>, now: Millis) -> Millis {
-        let until = until.filter(|until| *until > now).unwrap_or_else(|| now.after(REFUSED_FOR));
+    pub fn refused(
+        &self,
+        shown: &Identity,
+        until: Option<Millis>,
+        window: Option<Span>,
+        now: Millis,
+    ) -> Millis {
+        let until = until
+            .filter(|until| *until > now)
+            .unwrap_or_else(|| now.after(REFUSED_FOR));
         let until = until.min(now.after(REFUSED_MAX));
         let mut state = self.state_at(now);
         if !state.is_of(shown) {
@@ -561,7 +601,11 @@ impl Credential {
     pub fn token_refused(&self, shown: &Identity, now: Millis) {
         let mut state = self.state();
         // A late answer to an old token says nothing about the new one.
-        if state.identity.as_ref().is_ok_and(|known| known.authorization == shown.authorization) {
+        if state
+            .identity
+            .as_ref()
+            .is_ok_and(|known| known.authorization == shown.authorization)
+        {
             state.suspect_until = Some(now.after(TOKEN_REFUSED_FOR));
         }
     }
@@ -575,13 +619,15 @@ impl Credential {
                 let state = self.state_at(now);
                 let standing = &state.standing;
                 // One that is used up until nobody knows when has no traffic: only asking tells that it has room again.
-                let is_stuck =
-                    !standing.candidate(state.caps, now).usable && standing.usable_again_at(state.caps, now).is_none();
+                let is_stuck = !standing.candidate(state.caps, now).usable
+                    && standing.usable_again_at(state.caps, now).is_none();
                 let traffic = is_stuck || self.traffic.load(Ordering::Relaxed);
                 let polled = state.identity.as_ref().ok().filter(|identity| {
-                    identity.kind != IdentityKind::ApiKey && !state.renewal.is_expired(identity, now)
+                    identity.kind != IdentityKind::ApiKey
+                        && !state.renewal.is_expired(identity, now)
                 });
-                let due = polled.and_then(|_| state.polling.due_at(traffic, state.poll_interval, now));
+                let due =
+                    polled.and_then(|_| state.polling.due_at(traffic, state.poll_interval, now));
                 match (due, polled) {
                     (Some(due), Some(identity)) if due <= now => {
                         return (Arc::clone(identity), self.poll_begins_in(&state));
@@ -603,7 +649,10 @@ impl Credential {
 
     fn poll_begins_in(&self, state: &State) -> PollBegun {
         self.traffic.store(false, Ordering::Relaxed);
-        PollBegun { observations: state.standing.observations, account: state.accounts }
+        PollBegun {
+            observations: state.standing.observations,
+            account: state.accounts,
+        }
     }
 
     /// Takes in what a poll with `shown` told: the windows, which replace what is known unless a response told something meanwhile,
@@ -630,7 +679,8 @@ impl Credential {
         let mut state = self.state();
         state.polling.told(now);
         let standing = &mut state.standing;
-        let changed = plan.is_some_and(|plan| plan != standing.plan) || own_weight != standing.own_weight;
+        let changed =
+            plan.is_some_and(|plan| plan != standing.plan) || own_weight != standing.own_weight;
         if let Some(plan) = plan {
             plan.clone_into(&mut standing.plan);
         }
@@ -641,7 +691,13 @@ impl Credential {
     }
 
     /// A poll told nothing.
-    pub fn poll_failed(&self, begun: PollBegun, reason: String, retry_after: Option<Duration>, now: Millis) {
+    pub fn poll_failed(
+        &self,
+        begun: PollBegun,
+        reason: String,
+        retry_after: Option<Duration>,
+        now: Millis,
+    ) {
         let mut state = self.state();
         if state.accounts == begun.account {
             state.polling.failed(reason, retry_after, now);
@@ -664,7 +720,9 @@ impl Credential {
         if !self.traffic.swap(true, Ordering::Relaxed) {
             self.poll_wanted.notify_one();
         }
-        InFlight { credential: Arc::clone(self) }
+        InFlight {
+            credential: Arc::clone(self),
+        }
     }
 
     /// The state, as it is at `now`.

@@ -38,7 +38,10 @@ pub fn read_regular(path: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
         return Err("expected a file, found something else".to_owned());
     }
     // What it is is asked of what was opened: another could take its place in between.
-    let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path);
     let file = opened.map_err(|error| plain(&error))?;
     if !file.metadata().map_err(|error| plain(&error))?.is_file() {
         return Err("expected a file, found something else".to_owned());
@@ -48,7 +51,9 @@ pub fn read_regular(path: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
 
 fn read_all(file: File, bytes_max: u64) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
-    file.take(bytes_max + 1).read_to_end(&mut bytes).map_err(|error| plain(&error))?;
+    file.take(bytes_max + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| plain(&error))?;
     if bytes.len() as u64 > bytes_max {
         return Err(format!("expected at most {bytes_max} bytes, found more"));
     }
@@ -77,8 +82,9 @@ fn replace_like(path: &Path, bytes: &[u8], like: Option<&Metadata>) -> io::Resul
     let temporary = beside(path, TEMPORARY);
     // One that a killed process left is nobody's.
     remove(&temporary)?;
-    let replaced =
-        write_new(&temporary, bytes, like).and_then(|()| fs::rename(&temporary, path)).and_then(|()| sync_folder(path));
+    let replaced = write_new(&temporary, bytes, like)
+        .and_then(|()| fs::rename(&temporary, path))
+        .and_then(|()| sync_folder(path));
     if replaced.is_err() {
         let _ = fs::remove_file(&temporary);
     }
@@ -99,16 +105,22 @@ pub fn try_replace(path: &Path, length: usize) -> Result<(), String> {
         .map_err(|error| format!("{}: {}", temporary.display(), plain(&error)));
     match (tried, fs::remove_file(&temporary)) {
         (Err(error), _) => Err(error),
-        (Ok(()), removed) => removed.map_err(|error| format!("{}: {}", temporary.display(), plain(&error))),
+        (Ok(()), removed) => {
+            removed.map_err(|error| format!("{}: {}", temporary.display(), plain(&error)))
+        }
     }
 }
 
 /// Whether something keeps another file from taking the place of the one at `path`.
 fn is_held(path: &Path, old: &Metadata) -> Result<(), String> {
     if let Ok(found) = statx(CWD, path, AtFlags::empty(), StatxFlags::BASIC_STATS) {
-        let has = |attribute: StatxAttributes| (found.stx_attributes & found.stx_attributes_mask).contains(attribute);
+        let has = |attribute: StatxAttributes| {
+            (found.stx_attributes & found.stx_attributes_mask).contains(attribute)
+        };
         if has(StatxAttributes::MOUNT_ROOT) {
-            return Err("it is mounted by itself and cannot be replaced: mount its folder".to_owned());
+            return Err(
+                "it is mounted by itself and cannot be replaced: mount its folder".to_owned(),
+            );
         }
         if has(StatxAttributes::IMMUTABLE) || has(StatxAttributes::APPEND) {
             return Err("it is marked as one that may not be replaced (chattr)".to_owned());
@@ -118,13 +130,19 @@ fn is_held(path: &Path, old: &Metadata) -> Result<(), String> {
     let user = geteuid().as_raw();
     let is_sticky = within.mode() & STICKY != 0;
     if is_sticky && user != 0 && user != within.uid() && user != old.uid() {
-        return Err("it is another user's, in a folder in which only they may replace it".to_owned());
+        return Err(
+            "it is another user's, in a folder in which only they may replace it".to_owned(),
+        );
     }
     Ok(())
 }
 
 fn write_new(path: &Path, bytes: &[u8], like: Option<&Metadata>) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(PRIVATE).open(path)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(PRIVATE)
+        .open(path)?;
     if let Some(like) = like {
         let own = file.metadata()?;
         if own.uid() != like.uid() {
@@ -157,7 +175,9 @@ fn sync_folder(path: &Path) -> io::Result<()> {
 
 /// The folder that `path` lies in.
 pub fn folder(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    path.parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
 }
 
 /// The path beside `path` whose name is longer by `suffix`.
@@ -172,5 +192,8 @@ pub fn plain(error: &io::Error) -> String {
     let text = error.to_string();
     let text = text.split(" (os error").next().unwrap_or_default();
     let mut letters = text.chars();
-    letters.next().map(|first| first.to_lowercase().chain(letters).collect()).unwrap_or_default()
+    letters
+        .next()
+        .map(|first| first.to_lowercase().chain(letters).collect())
+        .unwrap_or_default()
 }

@@ -92,7 +92,10 @@ pub const TRY_LATER: u16 = 1013;
 pub const GOING_AWAY: u16 = 1001;
 
 const fn wrong(what: &'static str) -> Violation {
-    Violation { code: PROTOCOL_ERROR, what }
+    Violation {
+        code: PROTOCOL_ERROR,
+        what,
+    }
 }
 
 /// How far an input was read.
@@ -141,7 +144,10 @@ struct Message {
 
 #[derive(Debug)]
 enum State {
-    Header { bytes: [u8; HEADER_BYTES], have: usize },
+    Header {
+        bytes: [u8; HEADER_BYTES],
+        have: usize,
+    },
     Payload(Payload),
 }
 
@@ -203,8 +209,19 @@ struct Header {
 impl Frames {
     /// A reader of what `sender` sends, in messages of at most `message_bytes_max`.
     pub fn new(sender: Sender, message_bytes_max: u64) -> Self {
-        let control = Control { bytes: [0; CONTROL_BYTES], have: 0 };
-        Self { sender, message_bytes_max, state: State::new(), control, message: None, closed: false, broken: None }
+        let control = Control {
+            bytes: [0; CONTROL_BYTES],
+            have: 0,
+        };
+        Self {
+            sender,
+            message_bytes_max,
+            state: State::new(),
+            control,
+            message: None,
+            closed: false,
+            broken: None,
+        }
     }
 
     /// Whether the sender has said that it sends nothing more.
@@ -231,7 +248,11 @@ impl Frames {
     ///
     /// # Errors
     /// The sender breaks the protocol, now or before.
-    pub fn read(&mut self, input: &[u8], each: impl FnMut(Part<'_>) -> Next) -> Result<Progress, Broken> {
+    pub fn read(
+        &mut self,
+        input: &[u8],
+        each: impl FnMut(Part<'_>) -> Next,
+    ) -> Result<Progress, Broken> {
         // Where the frame under way began in the input; 0 where it began before.
         let mut frame_at = 0;
         let read = match self.broken {
@@ -240,7 +261,10 @@ impl Frames {
         };
         read.map_err(|violation| {
             self.broken = Some(violation);
-            Broken { sound: frame_at, violation }
+            Broken {
+                sound: frame_at,
+                violation,
+            }
         })
     }
 
@@ -275,7 +299,9 @@ impl Frames {
                             bytes[*have] = input[at];
                             *have += 1;
                             at += 1;
-                            let Some(header) = self::header(&bytes[..*have], self.sender)? else { continue };
+                            let Some(header) = self::header(&bytes[..*have], self.sender)? else {
+                                continue;
+                            };
                             header
                         }
                     };
@@ -294,21 +320,34 @@ impl Frames {
                     pass(payload, self.message.as_mut(), piece, &mut each)?;
                 }
                 if payload.left == 0 && self.end(&mut each)? == Next::Pause {
-                    return Ok(Progress { read: at, message_at });
+                    return Ok(Progress {
+                        read: at,
+                        message_at,
+                    });
                 }
             }
         }
-        Ok(Progress { read: at, message_at })
+        Ok(Progress {
+            read: at,
+            message_at,
+        })
     }
 
-    fn begin(&mut self, header: &Header, each: &mut impl FnMut(Part<'_>) -> Next) -> Result<(), Violation> {
+    fn begin(
+        &mut self,
+        header: &Header,
+        each: &mut impl FnMut(Part<'_>) -> Next,
+    ) -> Result<(), Violation> {
         match header.opcode {
             Opcode::Text | Opcode::Binary => {
                 if self.message.is_some() {
                     return Err(wrong("a message began within another"));
                 }
                 let text = header.opcode == Opcode::Text;
-                self.message = Some(Message { bytes: 0, text: text.then(Utf8::default) });
+                self.message = Some(Message {
+                    bytes: 0,
+                    text: text.then(Utf8::default),
+                });
                 each(Part::Begin { text });
             }
             Opcode::Continuation if self.message.is_none() => {
@@ -316,10 +355,17 @@ impl Frames {
             }
             Opcode::Continuation | Opcode::Close | Opcode::Ping | Opcode::Pong => {}
         }
-        if let Some(message) = self.message.as_mut().filter(|_| !header.opcode.is_control()) {
+        if let Some(message) = self
+            .message
+            .as_mut()
+            .filter(|_| !header.opcode.is_control())
+        {
             message.bytes = message.bytes.saturating_add(header.length);
             if message.bytes > self.message_bytes_max {
-                return Err(Violation { code: TOO_BIG, what: "a message is too big" });
+                return Err(Violation {
+                    code: TOO_BIG,
+                    what: "a message is too big",
+                });
             }
         }
         self.control.have = 0;
@@ -335,7 +381,9 @@ impl Frames {
 
     /// The frame under way is whole.
     fn end(&mut self, each: &mut impl FnMut(Part<'_>) -> Next) -> Result<Next, Violation> {
-        let State::Payload(payload) = std::mem::replace(&mut self.state, State::new()) else { return Ok(Next::Go) };
+        let State::Payload(payload) = std::mem::replace(&mut self.state, State::new()) else {
+            return Ok(Next::Go);
+        };
         match payload.opcode {
             Opcode::Ping => Ok(each(Part::Ping)),
             Opcode::Pong => Ok(each(Part::Pong)),
@@ -345,7 +393,12 @@ impl Frames {
                 Ok(each(Part::Close { code }))
             }
             Opcode::Continuation | Opcode::Text | Opcode::Binary if payload.fin => {
-                if self.message.take().and_then(|message| message.text).is_some_and(|text| !text.is_whole()) {
+                if self
+                    .message
+                    .take()
+                    .and_then(|message| message.text)
+                    .is_some_and(|text| !text.is_whole())
+                {
                     return Err(NO_UTF8);
                 }
                 Ok(each(Part::End))
@@ -355,11 +408,17 @@ impl Frames {
     }
 }
 
-const NO_UTF8: Violation = Violation { code: INVALID_PAYLOAD, what: "a text is no UTF-8" };
+const NO_UTF8: Violation = Violation {
+    code: INVALID_PAYLOAD,
+    what: "a text is no UTF-8",
+};
 
 impl State {
     fn new() -> Self {
-        Self::Header { bytes: [0; HEADER_BYTES], have: 0 }
+        Self::Header {
+            bytes: [0; HEADER_BYTES],
+            have: 0,
+        }
     }
 }
 
@@ -397,7 +456,9 @@ fn pass(
         each(Part::Data(data));
         Ok(())
     };
-    let Some(mask) = payload.mask else { return tell(piece) };
+    let Some(mask) = payload.mask else {
+        return tell(piece);
+    };
     let mut unmasked = [0; UNMASKED_BYTES];
     for piece in piece.chunks(UNMASKED_BYTES) {
         let unmasked = &mut unmasked[..piece.len()];
@@ -410,7 +471,12 @@ fn pass(
 
 /// Applies `mask` from its place `at` on. Answers the place after.
 fn unmask(bytes: &mut [u8], mask: [u8; 4], at: usize) -> usize {
-    let turned = [mask[at % 4], mask[(at + 1) % 4], mask[(at + 2) % 4], mask[(at + 3) % 4]];
+    let turned = [
+        mask[at % 4],
+        mask[(at + 1) % 4],
+        mask[(at + 2) % 4],
+        mask[(at + 3) % 4],
+    ];
     let wide = u64::from(u32::from_ne_bytes(turned));
     let wide = wide << 32 | wide;
     let mut words = bytes.chunks_exact_mut(8);
@@ -419,19 +485,27 @@ fn unmask(bytes: &mut [u8], mask: [u8; 4], at: usize) -> usize {
         eight.copy_from_slice(word);
         word.copy_from_slice(&(u64::from_ne_bytes(eight) ^ wide).to_ne_bytes());
     }
-    words.into_remainder().iter_mut().enumerate().for_each(|(place, byte)| *byte ^= turned[place % 4]);
+    words
+        .into_remainder()
+        .iter_mut()
+        .enumerate()
+        .for_each(|(place, byte)| *byte ^= turned[place % 4]);
     (at + bytes.len()) % 4
 }
 
 /// Reads a header, as far as it is there. None where it is not whole.
 fn header(input: &[u8], sender: Sender) -> Result<Option<Header>, Violation> {
-    let [first, rest @ ..] = input else { return Ok(None) };
+    let [first, rest @ ..] = input else {
+        return Ok(None);
+    };
     if first & 0x70 != 0 {
         return Err(wrong("a reserved bit is set"));
     }
     let opcode = Opcode::of(first & 0x0f).ok_or(wrong("an opcode is reserved"))?;
     let fin = first & 0x80 != 0;
-    let [second, rest @ ..] = rest else { return Ok(None) };
+    let [second, rest @ ..] = rest else {
+        return Ok(None);
+    };
     let masked = second & 0x80 != 0;
     match (sender, masked) {
         (Sender::Client, false) => return Err(wrong("a client's frame is not masked")),
@@ -444,11 +518,15 @@ fn header(input: &[u8], sender: Sender) -> Result<Option<Header>, Violation> {
     }
     let (length, rest) = match short {
         126 => {
-            let Some((length, rest)) = rest.split_first_chunk::<2>() else { return Ok(None) };
+            let Some((length, rest)) = rest.split_first_chunk::<2>() else {
+                return Ok(None);
+            };
             (u64::from(u16::from_be_bytes(*length)), rest)
         }
         127 => {
-            let Some((length, rest)) = rest.split_first_chunk::<8>() else { return Ok(None) };
+            let Some((length, rest)) = rest.split_first_chunk::<8>() else {
+                return Ok(None);
+            };
             (u64::from_be_bytes(*length), rest)
         }
         short => (short, rest),
@@ -468,7 +546,13 @@ fn header(input: &[u8], sender: Sender) -> Result<Option<Header>, Violation> {
         },
         false => (None, rest),
     };
-    Ok(Some(Header { opcode, fin, length, mask, bytes: input.len() - rest.len() }))
+    Ok(Some(Header {
+        opcode,
+        fin,
+        length,
+        mask,
+        bytes: input.len() - rest.len(),
+    }))
 }
 
 /// What a close frame says (RFC 6455, sections 5.5.1 and 7.4).
@@ -492,7 +576,11 @@ fn close_code(payload: &[u8]) -> Result<Option<u16>, Violation> {
 /// A close frame of `sender`'s.
 pub fn close_frame(sender: Sender, code: u16, reason: &str) -> Vec<u8> {
     let reason = &reason[..reason.floor_char_boundary(CONTROL_BYTES - 2)];
-    control_frame(sender, 0x8, &[&code.to_be_bytes(), reason.as_bytes()].concat())
+    control_frame(
+        sender,
+        0x8,
+        &[&code.to_be_bytes(), reason.as_bytes()].concat(),
+    )
 }
 
 /// A ping of `sender`'s.
@@ -522,12 +610,19 @@ pub fn new_key() -> String {
 
 /// Whether `key` is one: 16 bytes in base64.
 pub fn is_key(key: &[u8]) -> bool {
-    BASE64_STANDARD.decode(key).is_ok_and(|bytes| bytes.len() == 16)
+    BASE64_STANDARD
+        .decode(key)
+        .is_ok_and(|bytes| bytes.len() == 16)
 }
 
 /// The `Sec-WebSocket-Accept` that answers `key`.
 pub fn accept_of(key: &[u8]) -> String {
-    BASE64_STANDARD.encode(Sha1::new().chain_update(key).chain_update(ACCEPT_GUID).finalize())
+    BASE64_STANDARD.encode(
+        Sha1::new()
+            .chain_update(key)
+            .chain_update(ACCEPT_GUID)
+            .finalize(),
+    )
 }
 
 #[cfg(test)]

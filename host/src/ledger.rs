@@ -52,8 +52,16 @@ struct State {
 }
 
 enum Command {
-    Row { row: Box<Row>, room: Room, done: oneshot::Sender<()> },
-    View { path: String, state: ViewState, done: oneshot::Sender<()> },
+    Row {
+        row: Box<Row>,
+        room: Room,
+        done: oneshot::Sender<()>,
+    },
+    View {
+        path: String,
+        state: ViewState,
+        done: oneshot::Sender<()>,
+    },
     Close,
 }
 
@@ -95,14 +103,21 @@ impl Future for Commit {
     /// Whether the row is on the file.
     type Output = bool;
 
-    fn poll(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<bool> {
-        std::pin::Pin::new(&mut self.done).poll(cx).map(|done| done.is_ok())
+    fn poll(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<bool> {
+        std::pin::Pin::new(&mut self.done)
+            .poll(cx)
+            .map(|done| done.is_ok())
     }
 }
 
 impl std::fmt::Debug for Ledger {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Ledger").field("path", &self.path).finish_non_exhaustive()
+        f.debug_struct("Ledger")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
     }
 }
 
@@ -119,10 +134,15 @@ impl Ledger {
         sessions::forget(&connection, forgotten).map_err(LedgerError::sqlite(&path))?;
         let (commands, received) = mpsc::channel();
         let state = Arc::new(State::default());
-        let keeps = writer::Keeps { full: limits.ledger_full, sessions_for: limits.session_lifetime };
+        let keeps = writer::Keeps {
+            full: limits.ledger_full,
+            sessions_for: limits.session_lifetime,
+        };
         let writer = writer::start(connection, received, Arc::clone(&state), keeps)
             .map_err(|error| LedgerError::io(&path, &error))?;
-        let room = usize::try_from(limits.settle_queue).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
+        let room = usize::try_from(limits.settle_queue)
+            .unwrap_or(usize::MAX)
+            .min(Semaphore::MAX_PERMITS);
         Ok(Self {
             path,
             commands,
@@ -151,7 +171,9 @@ impl Ledger {
             return Err(NoRoom::Failing);
         }
         match Arc::clone(&self.room).try_acquire_owned() {
-            Ok(permit) => Ok(Room { permit: Some(permit) }),
+            Ok(permit) => Ok(Room {
+                permit: Some(permit),
+            }),
             Err(_) if failing => Ok(Room { permit: None }),
             Err(_) => Err(NoRoom::Busy),
         }
@@ -172,7 +194,11 @@ impl Ledger {
 
     /// Writes `row` into its room, as was promised.
     pub fn write_as_promised(&self, room: Room, row: Row, Promise(done): Promise) {
-        let command = Command::Row { row: Box::new(row), room, done };
+        let command = Command::Row {
+            row: Box::new(row),
+            room,
+            done,
+        };
         if let Err(mpsc::SendError(Command::Row { row, .. })) = self.commands.send(command) {
             // The writer ends only when the ledger is closed, and rows are settled before; a bug must not be silent.
             writer::log_lost_row(&row, "the ledger is closed");
@@ -198,7 +224,11 @@ impl Ledger {
     pub fn save_view(&self, path: &str, state: ViewState) -> Commit {
         let (done, waiting) = oneshot::channel();
         // Without a writer nobody waits: the receiver answers at once that nothing was committed.
-        let _ = self.commands.send(Command::View { path: path.to_owned(), state, done });
+        let _ = self.commands.send(Command::View {
+            path: path.to_owned(),
+            state,
+            done,
+        });
         Commit { done: waiting }
     }
 
@@ -213,7 +243,11 @@ impl Ledger {
     /// Commits what is there and closes the file. Blocks until that is done.
     pub fn close(&self) {
         let _ = self.commands.send(Command::Close);
-        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let writer = self
+            .writer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if let Some(writer) = writer
             && writer.join().is_err()
         {

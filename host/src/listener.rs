@@ -42,10 +42,19 @@ impl Listener {
     ///
     /// # Errors
     /// The address cannot be listened on.
-    pub async fn bind(address: SocketAddr, room: Arc<Semaphore>, stall_limit: Duration) -> io::Result<Self> {
+    pub async fn bind(
+        address: SocketAddr,
+        room: Arc<Semaphore>,
+        stall_limit: Duration,
+    ) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
-        Ok(Self { listener, address, room, stall_limit })
+        Ok(Self {
+            listener,
+            address,
+            room,
+            stall_limit,
+        })
     }
 
     /// The address, with the port that was taken.
@@ -67,7 +76,11 @@ impl Listener {
                     // RFC 5482: unacknowledged data and a window that stays closed end the connection after so long.
                     let limit_ms = u32::try_from(self.stall_limit.as_millis()).unwrap_or(u32::MAX);
                     let _ = set_tcp_user_timeout(&stream, limit_ms);
-                    return Connection { stream, peer, place };
+                    return Connection {
+                        stream,
+                        peer,
+                        place,
+                    };
                 }
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
@@ -83,6 +96,8 @@ impl Listener {
 fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(
         error.kind(),
-        io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
+        io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
     )
 }

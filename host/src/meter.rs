@@ -56,13 +56,26 @@ impl std::fmt::Debug for Meter {
 impl Meter {
     /// A meter for a response with these headers, that decodes up to `decoded_bytes` of a compressed one.
     pub fn new(headers: &HeaderMap, decoded_bytes: u64) -> Self {
-        let scanner = Scanner::for_type(headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()));
-        let encoding = headers.get(CONTENT_ENCODING).map_or("", |value| value.to_str().unwrap_or("?"));
-        let tap = Tap { scanner, left: decoded_bytes, signal: Signal::More, closed: false };
+        let scanner = Scanner::for_type(
+            headers
+                .get(CONTENT_TYPE)
+                .and_then(|value| value.to_str().ok()),
+        );
+        let encoding = headers
+            .get(CONTENT_ENCODING)
+            .map_or("", |value| value.to_str().unwrap_or("?"));
+        let tap = Tap {
+            scanner,
+            left: decoded_bytes,
+            signal: Signal::More,
+            closed: false,
+        };
         let source = match Decoder::choose(encoding, tap) {
             Chosen::Identity(tap) => Source::Plain(tap.scanner),
             Chosen::Decoder(decoder) => Source::Encoded(decoder),
-            Chosen::Unknown(_) => Source::Blind("the response has a content encoding that is not known"),
+            Chosen::Unknown(_) => {
+                Source::Blind("the response has a content encoding that is not known")
+            }
         };
         Self { source, fed: false }
     }
@@ -84,7 +97,11 @@ impl Meter {
             Source::Encoded(decoder) => {
                 let tap = decoder.writer_mut();
                 // Where reading was given up, the transport alone says how it ended.
-                if tap.closed { tap.scanner.reading().ended.unwrap_or(End::Complete) } else { tap.scanner.finish() }
+                if tap.closed {
+                    tap.scanner.reading().ended.unwrap_or(End::Complete)
+                } else {
+                    tap.scanner.finish()
+                }
             }
             Source::Blind(_) => End::Complete,
         }
@@ -98,8 +115,14 @@ impl Meter {
     /// What was found so far.
     pub fn metered(&self) -> Metered {
         match &self.source {
-            Source::Blind(reason) => Metered { unknown: Some(reason), ..Metered::default() },
-            _ => self.scanner().map(|scanner| scanner.reading().metered.clone()).unwrap_or_default(),
+            Source::Blind(reason) => Metered {
+                unknown: Some(reason),
+                ..Metered::default()
+            },
+            _ => self
+                .scanner()
+                .map(|scanner| scanner.reading().metered.clone())
+                .unwrap_or_default(),
         }
     }
 
@@ -122,7 +145,9 @@ fn feed_encoded(decoder: &mut Decoder<Tap>, piece: &[u8]) -> Signal {
         // What was read so far stays known.
         tap.closed = true;
         tap.scanner.reading_mut().metered.unknown = Some(match error.kind() {
-            io::ErrorKind::FileTooLarge => "the response is larger, decoded, than limits.decoded_bytes",
+            io::ErrorKind::FileTooLarge => {
+                "the response is larger, decoded, than limits.decoded_bytes"
+            }
             _ => "the response cannot be decoded",
         });
     }
@@ -142,7 +167,10 @@ impl Write for Tap {
         if self.closed {
             return Ok(bytes.len());
         }
-        self.left = self.left.checked_sub(bytes.len() as u64).ok_or(io::ErrorKind::FileTooLarge)?;
+        self.left = self
+            .left
+            .checked_sub(bytes.len() as u64)
+            .ok_or(io::ErrorKind::FileTooLarge)?;
         if self.scanner.feed(bytes) == Signal::Whole {
             self.signal = Signal::Whole;
         }
@@ -171,17 +199,28 @@ struct Json {
 
 impl Scanner {
     fn for_type(content_type: Option<&str>) -> Self {
-        let essence = content_type.map(|text| text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase());
+        let essence = content_type.map(|text| {
+            text.split(';')
+                .next()
+                .unwrap_or_default()
+                .trim()
+                .to_ascii_lowercase()
+        });
         match essence.as_deref() {
             Some("text/event-stream") => Self::Sse(Sse::new()),
             None | Some("") => Self::Unsure,
-            Some(essence) if essence == "application/json" || essence.ends_with("+json") => Self::json(),
+            Some(essence) if essence == "application/json" || essence.ends_with("+json") => {
+                Self::json()
+            }
             Some(_) => Self::Other(Reading::default()),
         }
     }
 
     fn json() -> Self {
-        Self::Json(Json { scan: JsonScan::new(KEYS), reading: Reading::default() })
+        Self::Json(Json {
+            scan: JsonScan::new(KEYS),
+            reading: Reading::default(),
+        })
     }
 
     fn feed(&mut self, piece: &[u8]) -> Signal {
@@ -189,7 +228,11 @@ impl Scanner {
             let Some(first) = piece.iter().find(|byte| !byte.is_ascii_whitespace()) else {
                 return Signal::More;
             };
-            *self = if *first == b'{' { Self::json() } else { Self::Sse(Sse::new()) };
+            *self = if *first == b'{' {
+                Self::json()
+            } else {
+                Self::Sse(Sse::new())
+            };
         }
         match self {
             Self::Sse(sse) => sse.feed(piece),

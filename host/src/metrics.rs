@@ -33,8 +33,10 @@ const NOBODY: &str = "-";
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// The bounds of durations' buckets in seconds: OpenTelemetry's for HTTP, and further ones, since responses take minutes.
-const SECONDS: [f64; 17] =
-    [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0, 120.0, 600.0];
+const SECONDS: [f64; 17] = [
+    0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0, 120.0,
+    600.0,
+];
 
 type Labels = Vec<(&'static str, String)>;
 type Decimal = Counter<f64, std::sync::atomic::AtomicU64>;
@@ -76,7 +78,11 @@ impl Default for Metrics {
 impl Metrics {
     fn register(&mut self) {
         let registry = &mut self.registry;
-        registry.register("tollgate_requests", "Admitted requests that have ended", self.requests.clone());
+        registry.register(
+            "tollgate_requests",
+            "Admitted requests that have ended",
+            self.requests.clone(),
+        );
         registry.register_with_unit(
             "http_server_request_duration",
             "From a request's head to its end",
@@ -89,12 +95,25 @@ impl Metrics {
             Unit::Seconds,
             self.first_bytes.clone(),
         );
-        let help = "Tokens by kind; cached and cache_write are contained in input, reasoning in output";
+        let help =
+            "Tokens by kind; cached and cache_write are contained in input, reasoning in output";
         registry.register("gen_ai_client_token_usage", help, self.tokens.clone());
-        registry.register("tollgate_cost_usd", "What responses cost, in USD", self.cost.clone());
-        registry.register("tollgate_unpriced", "Responses whose cost is not known", self.unpriced.clone());
+        registry.register(
+            "tollgate_cost_usd",
+            "What responses cost, in USD",
+            self.cost.clone(),
+        );
+        registry.register(
+            "tollgate_unpriced",
+            "Responses whose cost is not known",
+            self.unpriced.clone(),
+        );
         let help = "Attempts that upstream refused, or failed";
-        registry.register("tollgate_upstream_errors", help, self.upstream_errors.clone());
+        registry.register(
+            "tollgate_upstream_errors",
+            help,
+            self.upstream_errors.clone(),
+        );
     }
 
     /// A request has ended.
@@ -110,13 +129,20 @@ impl Metrics {
             ("end", row.end.as_str().to_owned()),
         ];
         self.requests.get_or_create(&labels).inc();
-        self.durations.get_or_create(&vec![service()]).observe(seconds(row.duration_ms));
+        self.durations
+            .get_or_create(&vec![service()])
+            .observe(seconds(row.duration_ms));
         if let Some(ttfb) = row.ttfb_ms {
-            self.first_bytes.get_or_create(&vec![service()]).observe(seconds(ttfb));
+            self.first_bytes
+                .get_or_create(&vec![service()])
+                .observe(seconds(ttfb));
         }
         for attempt in &row.attempts {
             if let Some(error) = error_type(attempt.outcome) {
-                let labels = vec![("credential", attempt.credential.clone()), ("error_type", error)];
+                let labels = vec![
+                    ("credential", attempt.credential.clone()),
+                    ("error_type", error),
+                ];
                 self.upstream_errors.get_or_create(&labels).inc();
             }
         }
@@ -134,7 +160,10 @@ impl Metrics {
                 ("reasoning", counts.reasoning),
             ];
             for (kind, count) in kinds.into_iter().filter(|(_, count)| *count > 0) {
-                let labels = vec![("gen_ai_response_model", model.clone()), ("gen_ai_token_type", kind.to_owned())];
+                let labels = vec![
+                    ("gen_ai_response_model", model.clone()),
+                    ("gen_ai_token_type", kind.to_owned()),
+                ];
                 self.tokens.get_or_create(&labels).inc_by(count);
             }
         }
@@ -146,14 +175,18 @@ impl Metrics {
             ]
         };
         match &row.cost {
-            Some(Cost::Priced { amount, .. }) => drop(self.cost.get_or_create(&labels()).inc_by(amount.usd())),
+            Some(Cost::Priced { amount, .. }) => {
+                drop(self.cost.get_or_create(&labels()).inc_by(amount.usd()))
+            }
             Some(Cost::Unpriced { .. }) => drop(self.unpriced.get_or_create(&labels()).inc()),
             None => {}
         }
     }
 
     fn model(&self, model: Option<&str>) -> String {
-        let Some(model) = model else { return NOBODY.to_owned() };
+        let Some(model) = model else {
+            return NOBODY.to_owned();
+        };
         let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
         if models.contains(model) {
             return model.to_owned();
@@ -200,7 +233,12 @@ pub struct Seen {
 
 impl Seen {
     /// A figure that goes up and down: each value with its labels.
-    pub fn gauge(&mut self, name: &str, help: &str, values: impl IntoIterator<Item = (Labels, f64)>) {
+    pub fn gauge(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = (Labels, f64)>,
+    ) {
         let family: Family<Labels, Gauge<f64, std::sync::atomic::AtomicU64>> = Family::default();
         for (labels, value) in values {
             family.get_or_create(&labels).set(value);
@@ -209,7 +247,12 @@ impl Seen {
     }
 
     /// A figure that only goes up.
-    pub fn counter(&mut self, name: &str, help: &str, values: impl IntoIterator<Item = (Labels, f64)>) {
+    pub fn counter(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = (Labels, f64)>,
+    ) {
         let family: Family<Labels, Decimal> = Family::default();
         for (labels, value) in values {
             family.get_or_create(&labels).inc_by(value);
@@ -218,7 +261,12 @@ impl Seen {
     }
 
     /// How long something took: for each, its labels.
-    pub fn durations<'a>(&mut self, name: &str, help: &str, values: impl IntoIterator<Item = (Labels, &'a Spans)>) {
+    pub fn durations<'a>(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = (Labels, &'a Spans)>,
+    ) {
         let told = |(labels, spans): (Labels, &Spans)| {
             let mut before = 0;
             let buckets = POLICY_SECONDS.map(|bound| {
@@ -229,10 +277,16 @@ impl Seen {
             });
             let count = spans.count().max(before);
             let rest = (f64::INFINITY, count - before);
-            ToldSpans { labels, sum: spans.sum().as_secs_f64(), count, buckets: [&buckets[..], &[rest]].concat() }
+            ToldSpans {
+                labels,
+                sum: spans.sum().as_secs_f64(),
+                count,
+                buckets: [&buckets[..], &[rest]].concat(),
+            }
         };
         let told = Told(values.into_iter().map(told).collect());
-        self.registry.register_with_unit(name, help, Unit::Seconds, told);
+        self.registry
+            .register_with_unit(name, help, Unit::Seconds, told);
     }
 }
 
@@ -274,7 +328,10 @@ mod tests {
     use crate::values::money::NanoUsd;
 
     fn row(model: &str) -> Row {
-        let attempt = |outcome| Attempt { credential: "a".to_owned(), outcome };
+        let attempt = |outcome| Attempt {
+            credential: "a".to_owned(),
+            outcome,
+        };
         Row {
             request_id: "r".to_owned(),
             started_at: Millis(0),
@@ -294,8 +351,15 @@ mod tests {
             session: None,
             home: None,
             response_id: None,
-            counts: Some(TokenCounts { input: 7, output: 3, ..TokenCounts::default() }),
-            cost: Some(Cost::Priced { amount: NanoUsd(2_500_000_000), context_window: 272_000 }),
+            counts: Some(TokenCounts {
+                input: 7,
+                output: 3,
+                ..TokenCounts::default()
+            }),
+            cost: Some(Cost::Priced {
+                amount: NanoUsd(2_500_000_000),
+                context_window: 272_000,
+            }),
             priced_by: None,
             week_start_unix: None,
             ttfb_ms: Some(40),
@@ -305,7 +369,10 @@ mod tests {
 
     #[track_caller]
     fn check(text: &str, line: &str) {
-        assert!(text.lines().any(|found| found == line), "no line {line:?} in\n{text}");
+        assert!(
+            text.lines().any(|found| found == line),
+            "no line {line:?} in\n{text}"
+        );
     }
 
     #[test]
@@ -316,10 +383,22 @@ mod tests {
         let labels = r#"service="ocm",user="alice",credential="a",http_response_status_code="200",end="complete""#;
         check(&text, &format!("tollgate_requests_total{{{labels}}} 1"));
         let input = r#"gen_ai_response_model="gpt-5.4",gen_ai_token_type="input""#;
-        check(&text, &format!("gen_ai_client_token_usage_total{{{input}}} 7"));
-        check(&text, r#"tollgate_upstream_errors_total{credential="a",error_type="429"} 1"#);
-        check(&text, r#"tollgate_cost_usd_total{user="alice",credential="a",gen_ai_response_model="gpt-5.4"} 2.5"#);
-        check(&text, r#"http_server_request_duration_seconds_bucket{service="ocm",le="2.5"} 1"#);
+        check(
+            &text,
+            &format!("gen_ai_client_token_usage_total{{{input}}} 7"),
+        );
+        check(
+            &text,
+            r#"tollgate_upstream_errors_total{credential="a",error_type="429"} 1"#,
+        );
+        check(
+            &text,
+            r#"tollgate_cost_usd_total{user="alice",credential="a",gen_ai_response_model="gpt-5.4"} 2.5"#,
+        );
+        check(
+            &text,
+            r#"http_server_request_duration_seconds_bucket{service="ocm",le="2.5"} 1"#,
+        );
     }
 
     #[test]
@@ -329,21 +408,39 @@ mod tests {
             metrics.ended(&row(&format!("model-{number}")));
         }
         let text = metrics.text(&Seen::default());
-        let models = text.lines().filter(|line| line.starts_with("tollgate_cost_usd_total")).count();
+        let models = text
+            .lines()
+            .filter(|line| line.starts_with("tollgate_cost_usd_total"))
+            .count();
         assert_eq!(models, MODELS_MAX + 1);
-        check(&text, r#"tollgate_cost_usd_total{user="alice",credential="a",gen_ai_response_model="other"} 340.0"#);
+        check(
+            &text,
+            r#"tollgate_cost_usd_total{user="alice",credential="a",gen_ai_response_model="other"} 340.0"#,
+        );
     }
 
     #[test]
     fn what_is_seen_is_told_with_it() {
         let spans = Spans::default();
-        [3, 700].into_iter().for_each(|micros| spans.count_in(Duration::from_micros(micros)));
+        [3, 700]
+            .into_iter()
+            .for_each(|micros| spans.count_in(Duration::from_micros(micros)));
         let mut seen = Seen::default();
-        seen.durations("tollgate_policy_call_duration", "Calls", [(vec![("policy", "p".to_owned())], &spans)]);
+        seen.durations(
+            "tollgate_policy_call_duration",
+            "Calls",
+            [(vec![("policy", "p".to_owned())], &spans)],
+        );
         seen.gauge("tollgate_websockets", "Open", [(vec![], 4.0)]);
         let text = Metrics::default().text(&seen);
-        check(&text, r#"tollgate_policy_call_duration_seconds_bucket{policy="p",le="5e-06"} 1"#);
-        check(&text, r#"tollgate_policy_call_duration_seconds_bucket{policy="p",le="+Inf"} 2"#);
+        check(
+            &text,
+            r#"tollgate_policy_call_duration_seconds_bucket{policy="p",le="5e-06"} 1"#,
+        );
+        check(
+            &text,
+            r#"tollgate_policy_call_duration_seconds_bucket{policy="p",le="+Inf"} 2"#,
+        );
         check(&text, "tollgate_websockets 4.0");
     }
 }

@@ -45,7 +45,9 @@ pub async fn handle(
     let id = received.id.clone();
     let journey = async {
         match websocket.filter(|_| websocket::is_asked(&received)) {
-            Some(wanted) => websocket::serve(service, live, enter(service, received).await?, wanted).await,
+            Some(wanted) => {
+                websocket::serve(service, live, enter(service, received).await?, wanted).await
+            }
             None => journey(service, received, body).await,
         }
     };
@@ -57,7 +59,11 @@ pub async fn handle(
     response
 }
 
-async fn journey(service: &Arc<Service>, received: Received, body: Incoming) -> Result<Response<AnswerBody>, Refusal> {
+async fn journey(
+    service: &Arc<Service>,
+    received: Received,
+    body: Incoming,
+) -> Result<Response<AnswerBody>, Refusal> {
     if status::is_asked(&received) {
         return status::answer(service, &received).await;
     }

@@ -154,9 +154,15 @@ impl Policy {
         loading: &Loading<'_>,
     ) -> Result<Self, LoadError> {
         Ok(match policy.kind {
-            PolicyKind::Balancer => Self::Balancer(Arc::new(Balancer::load(engine, policy, source, loading)?)),
-            PolicyKind::Rewriter => Self::Rewriter(Arc::new(Rewriter::load(engine, policy, source, loading)?)),
-            PolicyKind::Pricer => Self::Pricer(Arc::new(Pricer::load(engine, policy, source, loading)?)),
+            PolicyKind::Balancer => {
+                Self::Balancer(Arc::new(Balancer::load(engine, policy, source, loading)?))
+            }
+            PolicyKind::Rewriter => {
+                Self::Rewriter(Arc::new(Rewriter::load(engine, policy, source, loading)?))
+            }
+            PolicyKind::Pricer => {
+                Self::Pricer(Arc::new(Pricer::load(engine, policy, source, loading)?))
+            }
         })
     }
 
@@ -164,7 +170,9 @@ impl Policy {
     pub fn absent(policy: &PolicyConfig, slot: &Arc<Slot>, reason: String) -> Self {
         match policy.kind {
             PolicyKind::Balancer => Self::Balancer(Arc::new(Balancer::absent(slot, reason))),
-            PolicyKind::Rewriter => Self::Rewriter(Arc::new(Rewriter::absent(slot, reason).failing(policy.on_failure))),
+            PolicyKind::Rewriter => Self::Rewriter(Arc::new(
+                Rewriter::absent(slot, reason).failing(policy.on_failure),
+            )),
             PolicyKind::Pricer => Self::Pricer(Arc::new(Pricer::absent(slot, reason))),
         }
     }
@@ -212,13 +220,24 @@ impl Policy {
 /// The component or its configuration cannot be used, or it failed when it was tried.
 pub fn load_alone(engine: &Engine, policy: &PolicyConfig) -> Result<Policy, LoadError> {
     let slot = Slot::alone(policy, &crate::values::limits::Limits::default());
-    Policy::load(engine, policy, &Source::read(policy)?, &Loading::first(&slot))
+    Policy::load(
+        engine,
+        policy,
+        &Source::read(policy)?,
+        &Loading::first(&slot),
+    )
 }
 
 /// The kind of policy that a component is, by what it exports; none where it is none.
 pub fn kind_of(component: &[u8]) -> Option<PolicyKind> {
-    let kinds = [PolicyKind::Balancer, PolicyKind::Rewriter, PolicyKind::Pricer];
-    kinds.into_iter().find(|kind| imports::check(component, *kind).is_ok())
+    let kinds = [
+        PolicyKind::Balancer,
+        PolicyKind::Rewriter,
+        PolicyKind::Pricer,
+    ];
+    kinds
+        .into_iter()
+        .find(|kind| imports::check(component, *kind).is_ok())
 }
 
 /// A request, as far as policies may know it. Strings that it lacks are empty.
@@ -260,7 +279,14 @@ impl<'a> Facts<'a> {
     /// What a component is tried with.
     fn trial() -> Facts<'static> {
         let now = Millis::now();
-        Facts { model: "gpt-5.4", path: "/v1/responses", method: "POST", now, trial: true, ..Facts::default() }
+        Facts {
+            model: "gpt-5.4",
+            path: "/v1/responses",
+            method: "POST",
+            now,
+            trial: true,
+            ..Facts::default()
+        }
     }
 
     fn field(&self, field: Field) -> &'a str {

@@ -116,7 +116,9 @@ pub struct Gateway {
 
 impl std::fmt::Debug for Gateway {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Gateway").field("listening", &self.listening).finish_non_exhaustive()
+        f.debug_struct("Gateway")
+            .field("listening", &self.listening)
+            .finish_non_exhaustive()
     }
 }
 
@@ -143,20 +145,33 @@ impl Gateway {
             let phases = phases.clone();
             move || build_all(config, runtime, phases, alive_sender)
         });
-        let Built { config, world, loaded, services, views } = match built.await {
+        let Built {
+            config,
+            world,
+            loaded,
+            services,
+            views,
+        } = match built.await {
             Ok(built) => built?,
             Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
         };
         let mut doors = Doors::default();
         let room = Arc::new(Semaphore::new(connections(&limits)));
         for service in &config.services {
-            let bound = Listener::bind(service.listen, Arc::clone(&room), limits.client_stall_timeout).await;
-            let listener = bound.map_err(|error| cannot_listen(&service.tag, service.listen, &error))?;
+            let bound = Listener::bind(
+                service.listen,
+                Arc::clone(&room),
+                limits.client_stall_timeout,
+            )
+            .await;
+            let listener =
+                bound.map_err(|error| cannot_listen(&service.tag, service.listen, &error))?;
             doors.listeners.push(listener);
         }
         if let Some(admin) = &config.admin {
             let bound = tokio::net::TcpListener::bind(admin.listen).await;
-            doors.admin = Some(bound.map_err(|error| cannot_listen("admin", admin.listen, &error))?);
+            doors.admin =
+                Some(bound.map_err(|error| cannot_listen("admin", admin.listen, &error))?);
         }
         let (views, views_thread) = views.start().map_err(StartError::Thread)?;
         let (tasks, background) = Tasks::new();
@@ -171,7 +186,12 @@ impl Gateway {
             tasks: tasks.clone(),
         };
         let board = Arc::new(Board {
-            services: RwLock::new(services.iter().map(|(service, _)| Arc::downgrade(service)).collect()),
+            services: RwLock::new(
+                services
+                    .iter()
+                    .map(|(service, _)| Arc::downgrade(service))
+                    .collect(),
+            ),
             policies: Mutex::new(loaded.policies),
             world: BoardWorld {
                 ledger: Arc::downgrade(&world.ledger),
@@ -208,7 +228,19 @@ impl Gateway {
         };
         tasks.spawn(supervisor.run(taken, loaded.pending));
         let views = Some((views, views_thread));
-        Ok(Self { listening, admin, phase, board, commands, background, refresh_in, alive, views, ledger, limits })
+        Ok(Self {
+            listening,
+            admin,
+            phase,
+            board,
+            commands,
+            background,
+            refresh_in,
+            alive,
+            views,
+            ledger,
+            limits,
+        })
     }
 
     /// Takes up `config`, without dropping a connection. Answers in words what was left as it was.
@@ -217,7 +249,10 @@ impl Gateway {
     /// Why it is not taken up, in words; what serves goes on.
     pub async fn configure(&self, config: Config) -> Result<String, String> {
         let (reply, done) = oneshot::channel();
-        let command = Command::Configure { config: Box::new(config), reply };
+        let command = Command::Configure {
+            config: Box::new(config),
+            reply,
+        };
         let stopping = || "the gateway stops".to_owned();
         self.commands.send(command).await.map_err(|_| stopping())?;
         done.await.map_err(|_| stopping())?
@@ -316,16 +351,32 @@ fn build_all(
     let ledger = Arc::new(Ledger::open(&config.data_dir, &limits)?);
     let trust = Trust::of_the_platform();
     if trust.is_empty() {
-        tracing::warn!("no certificates to trust were found: an https upstream cannot be reached (SSL_CERT_FILE)");
+        tracing::warn!(
+            "no certificates to trust were found: an https upstream cannot be reached (SSL_CERT_FILE)"
+        );
     }
     let stand_in = Arc::clone(&loaded.stand_in);
-    let world = World { ledger, metrics: Arc::default(), trust, stand_in, phases, alive };
+    let world = World {
+        ledger,
+        metrics: Arc::default(),
+        trust,
+        stand_in,
+        phases,
+        alive,
+    };
     let mut problems = Vec::new();
     let mut services = Vec::new();
     for (service, tls) in config.services.iter().zip(certificates) {
         match build::read_credentials(service, &[]) {
             Ok(credentials) => {
-                let service = build::assemble(&world, service, &loaded.policies, &limits, credentials, None);
+                let service = build::assemble(
+                    &world,
+                    service,
+                    &loaded.policies,
+                    &limits,
+                    credentials,
+                    None,
+                );
                 services.push((Arc::new(service), tls));
             }
             Err(StartError::Config(error)) => problems.extend(error.problems),
@@ -333,9 +384,19 @@ fn build_all(
         }
     }
     build::refuse_if_any(problems)?;
-    restore(&world.ledger, services.iter().map(|(service, _)| &**service), &limits);
+    restore(
+        &world.ledger,
+        services.iter().map(|(service, _)| &**service),
+        &limits,
+    );
     let views = Views::open(&world.ledger, views::wanted(&config.services))?;
-    Ok(Built { config, world, loaded, services, views })
+    Ok(Built {
+        config,
+        world,
+        loaded,
+        services,
+        views,
+    })
 }
 
 /// What is listened on, and nobody is let in yet.
@@ -355,14 +416,31 @@ impl Doors {
         phases: &watch::Receiver<Phase>,
     ) -> (Vec<Served>, Vec<Listening>) {
         let (mut served, mut listening) = (Vec::new(), Vec::new());
-        let doors = self.listeners.into_iter().zip(services).zip(&config.services);
+        let doors = self
+            .listeners
+            .into_iter()
+            .zip(services)
+            .zip(&config.services);
         for ((listener, (service, tls)), config) in doors {
-            listening.push(Listening { service: service.tag().to_owned(), address: listener.address() });
+            listening.push(Listening {
+                service: service.tag().to_owned(),
+                address: listener.address(),
+            });
             let kept = keeping.keep(&service, Vec::new(), true);
             let (live, tls) = (watch::Sender::new(service), watch::Sender::new(tls));
-            let accepting = Accepting { live: Live::of(&live), tls: tls.subscribe(), phases: phases.clone() };
+            let accepting = Accepting {
+                live: Live::of(&live),
+                tls: tls.subscribe(),
+                phases: phases.clone(),
+            };
             tokio::spawn(connection::accept(listener, accepting));
-            served.push(Served { config: config.clone(), live, tls, kept, gone: false });
+            served.push(Served {
+                config: config.clone(),
+                live,
+                tls,
+                kept,
+                gone: false,
+            });
         }
         (served, listening)
     }
@@ -388,7 +466,11 @@ impl Doors {
 }
 
 fn cannot_listen(service: &str, address: SocketAddr, error: &std::io::Error) -> StartError {
-    StartError::Listen { service: service.to_owned(), address, reason: crate::files::plain(error) }
+    StartError::Listen {
+        service: service.to_owned(),
+        address,
+        reason: crate::files::plain(error),
+    }
 }
 
 /// Sessions live where they lived before the restart.
@@ -396,8 +478,12 @@ fn restore<'a>(ledger: &Ledger, services: impl Iterator<Item = &'a Service>, lim
     let read = || -> Result<_, String> {
         let reader = ledger.reader().map_err(|error| error.to_string())?;
         let begin = Millis::now().before(limits.session_lifetime);
-        let sessions = reader.sessions(limits.sessions).map_err(|error| error.to_string())?;
-        let makers = reader.makers(begin, limits.sessions).map_err(|error| error.to_string())?;
+        let sessions = reader
+            .sessions(limits.sessions)
+            .map_err(|error| error.to_string())?;
+        let makers = reader
+            .makers(begin, limits.sessions)
+            .map_err(|error| error.to_string())?;
         Ok((sessions, makers))
     };
     match read() {
@@ -407,5 +493,7 @@ fn restore<'a>(ledger: &Ledger, services: impl Iterator<Item = &'a Service>, lim
 }
 
 fn connections(limits: &Limits) -> usize {
-    usize::try_from(limits.connections).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS)
+    usize::try_from(limits.connections)
+        .unwrap_or(usize::MAX)
+        .min(Semaphore::MAX_PERMITS)
 }

@@ -16,7 +16,13 @@ use crate::values::limits::{FIELD_BYTES, Limits};
 
 /// The headers that name a session, the first found counts. Codex CLI sends `session-id` (0.144 and later) or
 /// `session_id` (before).
-const SESSION_HEADERS: [&str; 5] = ["session_id", "session-id", "x-session-id", "conversation_id", "thread-id"];
+const SESSION_HEADERS: [&str; 5] = [
+    "session_id",
+    "session-id",
+    "x-session-id",
+    "conversation_id",
+    "thread-id",
+];
 
 /// How often in its lifetime a session's use is noted: after a restart it lives shorter by at most so small a part.
 const NOTES_A_LIFE: u32 = 24;
@@ -32,7 +38,10 @@ pub fn key_in_headers(headers: &HeaderMap) -> Option<String> {
 
 /// The key of something that has no bound of its own: a turn's state. No response's id looks like it.
 pub fn opaque_key(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// Whose key: the pool and the user, by their names.
@@ -73,9 +82,16 @@ impl std::fmt::Debug for Sessions {
 impl Sessions {
     /// No sessions, and room for `limits.sessions`.
     pub fn new(limits: &Limits) -> Self {
-        let room = usize::try_from(limits.sessions).ok().and_then(NonZeroUsize::new).unwrap_or(NonZeroUsize::MIN);
+        let room = usize::try_from(limits.sessions)
+            .ok()
+            .and_then(NonZeroUsize::new)
+            .unwrap_or(NonZeroUsize::MIN);
         let room = || Mutex::new(LruCache::unbounded().resized(room));
-        Self { homes: room(), makers: room(), lifetime: limits.session_lifetime }
+        Self {
+            homes: room(),
+            makers: room(),
+            lifetime: limits.session_lifetime,
+        }
     }
 
     /// The credential that the session lives on. Asking counts as use.
@@ -85,16 +101,30 @@ impl Sessions {
 
     /// The session lives on that credential from now on.
     pub fn settle_on(&self, owner: &Owner, session: &str, credential: &Arc<str>, now: Millis) {
-        put(&self.homes, owner, session, Home { credential: Arc::clone(credential), used_at: now, noted_at: None });
+        put(
+            &self.homes,
+            owner,
+            session,
+            Home {
+                credential: Arc::clone(credential),
+                used_at: now,
+                noted_at: None,
+            },
+        );
     }
 
     /// The session's home, where that is worth noting: it moved, or its last noted use is some time ago. Whoever is told
     /// keeps it.
     pub fn to_note(&self, owner: &Owner, session: &str, now: Millis) -> Option<Arc<str>> {
-        let key = Key { owner: owner.clone(), name: session.to_owned() };
+        let key = Key {
+            owner: owner.clone(),
+            name: session.to_owned(),
+        };
         let mut homes = self.homes.lock().unwrap_or_else(PoisonError::into_inner);
         let home = homes.get_mut(&key)?;
-        let is_fresh = home.noted_at.is_some_and(|noted| now.since(noted) < self.lifetime / NOTES_A_LIFE);
+        let is_fresh = home
+            .noted_at
+            .is_some_and(|noted| now.since(noted) < self.lifetime / NOTES_A_LIFE);
         if is_fresh {
             return None;
         }
@@ -103,14 +133,31 @@ impl Sessions {
     }
 
     /// The session lived on that credential, and was used last at `used_at`, as was noted.
-    pub fn restore_home(&self, owner: &Owner, session: &str, credential: &Arc<str>, used_at: Millis) {
-        put(&self.homes, owner, session, Home { credential: Arc::clone(credential), used_at, noted_at: Some(used_at) });
+    pub fn restore_home(
+        &self,
+        owner: &Owner,
+        session: &str,
+        credential: &Arc<str>,
+        used_at: Millis,
+    ) {
+        put(
+            &self.homes,
+            owner,
+            session,
+            Home {
+                credential: Arc::clone(credential),
+                used_at,
+                noted_at: Some(used_at),
+            },
+        );
     }
 
     /// How many sessions live on that credential.
     pub fn living_on(&self, credential: &str, now: Millis) -> usize {
         let homes = self.homes.lock().unwrap_or_else(PoisonError::into_inner);
-        let lives = |home: &&Home| *home.credential == *credential && now.since(home.used_at) < self.lifetime;
+        let lives = |home: &&Home| {
+            *home.credential == *credential && now.since(home.used_at) < self.lifetime
+        };
         homes.iter().map(|(_, home)| home).filter(lives).count()
     }
 
@@ -125,12 +172,25 @@ impl Sessions {
             &self.makers,
             owner,
             response_id,
-            Home { credential: Arc::clone(credential), used_at: now, noted_at: None },
+            Home {
+                credential: Arc::clone(credential),
+                used_at: now,
+                noted_at: None,
+            },
         );
     }
 
-    fn find(&self, map: &Mutex<LruCache<Key, Home>>, owner: &Owner, name: &str, now: Millis) -> Option<Arc<str>> {
-        let key = Key { owner: owner.clone(), name: name.to_owned() };
+    fn find(
+        &self,
+        map: &Mutex<LruCache<Key, Home>>,
+        owner: &Owner,
+        name: &str,
+        now: Millis,
+    ) -> Option<Arc<str>> {
+        let key = Key {
+            owner: owner.clone(),
+            name: name.to_owned(),
+        };
         let mut map = map.lock().unwrap_or_else(PoisonError::into_inner);
         let home = map.get_mut(&key)?;
         if now.since(home.used_at) >= self.lifetime {
@@ -143,8 +203,13 @@ impl Sessions {
 }
 
 fn put(map: &Mutex<LruCache<Key, Home>>, owner: &Owner, name: &str, home: Home) {
-    let key = Key { owner: owner.clone(), name: name.to_owned() };
-    map.lock().unwrap_or_else(PoisonError::into_inner).put(key, home);
+    let key = Key {
+        owner: owner.clone(),
+        name: name.to_owned(),
+    };
+    map.lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .put(key, home);
 }
 
 /// An LRU that grows as it is used: its bound is not its first allocation.
@@ -164,11 +229,17 @@ mod tests {
     use super::*;
 
     fn owner(user: &str) -> Owner {
-        Owner { pool: "pool".into(), user: Some(user.into()) }
+        Owner {
+            pool: "pool".into(),
+            user: Some(user.into()),
+        }
     }
 
     fn sessions(room: u64) -> Sessions {
-        Sessions::new(&Limits { sessions: room, ..Limits::default() })
+        Sessions::new(&Limits {
+            sessions: room,
+            ..Limits::default()
+        })
     }
 
     fn tag(number: u8) -> Arc<str> {
@@ -219,7 +290,13 @@ mod tests {
         assert_eq!(sessions.to_note(&owner, "s", minutes(60)), Some(tag(1)));
         sessions.settle_on(&owner, "s", &tag(2), minutes(61));
         assert_eq!(sessions.to_note(&owner, "s", minutes(61)), Some(tag(2)));
-        assert_eq!((sessions.living_on("2", minutes(61)), sessions.living_on("1", minutes(61))), (1, 0));
+        assert_eq!(
+            (
+                sessions.living_on("2", minutes(61)),
+                sessions.living_on("1", minutes(61))
+            ),
+            (1, 0)
+        );
     }
 
     #[test]
@@ -230,9 +307,16 @@ mod tests {
             assert_eq!(key_in_headers(&headers).as_deref(), Some("one"), "{name}");
         }
         let mut headers = HeaderMap::new();
-        headers.insert("session-id", "x".repeat(FIELD_BYTES + 1).parse().expect("a value"));
+        headers.insert(
+            "session-id",
+            "x".repeat(FIELD_BYTES + 1).parse().expect("a value"),
+        );
         assert_eq!(key_in_headers(&headers), None);
         headers.insert("thread-id", "two".parse().expect("a value"));
-        assert_eq!(key_in_headers(&headers).as_deref(), Some("two"), "one that is of no use hides no other");
+        assert_eq!(
+            key_in_headers(&headers).as_deref(),
+            Some("two"),
+            "one that is of no use hides no other"
+        );
     }
 }

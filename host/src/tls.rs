@@ -48,20 +48,34 @@ impl Tls {
     /// The certificate or the key cannot be used, at its place in the configuration.
     pub fn new(config: &TlsConfig, handshake_timeout: Duration) -> Result<Self, Problem> {
         let chain: Vec<CertificateDer<'static>> =
-            CertificateDer::pem_slice_iter(&config.certificate).collect::<Result<_, _>>().map_err(|_| {
-                Problem::new(&config.certificate_from, "expected certificates in PEM, found something else")
-            })?;
+            CertificateDer::pem_slice_iter(&config.certificate)
+                .collect::<Result<_, _>>()
+                .map_err(|_| {
+                    Problem::new(
+                        &config.certificate_from,
+                        "expected certificates in PEM, found something else",
+                    )
+                })?;
         if chain.is_empty() {
-            return Err(Problem::new(&config.certificate_from, "expected certificates in PEM, found none"));
+            return Err(Problem::new(
+                &config.certificate_from,
+                "expected certificates in PEM, found none",
+            ));
         }
-        let key = PrivateKeyDer::from_pem_slice(config.key.expose().as_bytes())
-            .map_err(|_| Problem::new(&config.key_from, "expected a private key in PEM, found none"))?;
-        let versions: Vec<&'static rustls::SupportedProtocolVersion> =
-            [(TlsVersion::V1_2, &rustls::version::TLS12), (TlsVersion::V1_3, &rustls::version::TLS13)]
-                .into_iter()
-                .filter(|(version, _)| (config.min_version..=config.max_version).contains(version))
-                .map(|(_, version)| version)
-                .collect();
+        let key = PrivateKeyDer::from_pem_slice(config.key.expose().as_bytes()).map_err(|_| {
+            Problem::new(
+                &config.key_from,
+                "expected a private key in PEM, found none",
+            )
+        })?;
+        let versions: Vec<&'static rustls::SupportedProtocolVersion> = [
+            (TlsVersion::V1_2, &rustls::version::TLS12),
+            (TlsVersion::V1_3, &rustls::version::TLS13),
+        ]
+        .into_iter()
+        .filter(|(version, _)| (config.min_version..=config.max_version).contains(version))
+        .map(|(_, version)| version)
+        .collect();
         let mut server = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_protocol_versions(&versions)
             .map_err(|error| Problem::new(&config.certificate_from, error.to_string()))?
@@ -69,7 +83,10 @@ impl Tls {
             .with_single_cert(chain, key)
             .map_err(|error| unusable(config, &error))?;
         server.alpn_protocols.clone_from(&config.alpn);
-        Ok(Self { acceptor: TlsAcceptor::from(Arc::new(server)), handshake_timeout })
+        Ok(Self {
+            acceptor: TlsAcceptor::from(Arc::new(server)),
+            handshake_timeout,
+        })
     }
 
     /// Shakes hands.
@@ -87,13 +104,18 @@ impl Tls {
 
 fn unusable(config: &TlsConfig, error: &rustls::Error) -> Problem {
     match error {
-        rustls::Error::InvalidCertificate(_) => {
-            Problem::new(&config.certificate_from, "expected certificates in PEM, found one that cannot be read")
-        }
-        rustls::Error::InconsistentKeys(_) => {
-            Problem::new(&config.key_from, "expected the key of the certificate, found another's")
-        }
-        other => Problem::new(&config.key_from, format!("cannot be used with the certificate: {other}")),
+        rustls::Error::InvalidCertificate(_) => Problem::new(
+            &config.certificate_from,
+            "expected certificates in PEM, found one that cannot be read",
+        ),
+        rustls::Error::InconsistentKeys(_) => Problem::new(
+            &config.key_from,
+            "expected the key of the certificate, found another's",
+        ),
+        other => Problem::new(
+            &config.key_from,
+            format!("cannot be used with the certificate: {other}"),
+        ),
     }
 }
 

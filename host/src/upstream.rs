@@ -57,7 +57,9 @@ pub struct Trust {
 
 impl std::fmt::Debug for Trust {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Trust").field("roots", &self.roots).finish_non_exhaustive()
+        f.debug_struct("Trust")
+            .field("roots", &self.roots)
+            .finish_non_exhaustive()
     }
 }
 
@@ -73,7 +75,10 @@ impl Trust {
             .unwrap_or_else(|error| unreachable!("ring has the default versions: {error}"))
             .with_root_certificates(roots)
             .with_no_client_auth();
-        Self { config, roots: count }
+        Self {
+            config,
+            roots: count,
+        }
     }
 
     /// Whether there is no certificate to check against: every `https` upstream will be refused.
@@ -102,7 +107,11 @@ impl Upstream {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
-        let https = || HttpsConnectorBuilder::new().with_tls_config(trust.config.clone()).https_or_http();
+        let https = || {
+            HttpsConnectorBuilder::new()
+                .with_tls_config(trust.config.clone())
+                .https_or_http()
+        };
         let for_sockets = https().enable_http1().wrap_connector(tcp.clone());
         let https = https().enable_all_versions().wrap_connector(tcp);
         let client = Client::builder(TokioExecutor::new())
@@ -153,15 +162,25 @@ impl Upstream {
     ) -> Result<Response<Bytes>, UpstreamError> {
         let exchange = async {
             let (head, body) = self.send(request, limit).await?.into_parts();
-            let broken = |error: Box<dyn std::error::Error + Send + Sync>| UpstreamError::Broken(cause(&*error));
-            let body = Limited::new(body, bytes_max).collect().await.map_err(broken)?;
+            let broken = |error: Box<dyn std::error::Error + Send + Sync>| {
+                UpstreamError::Broken(cause(&*error))
+            };
+            let body = Limited::new(body, bytes_max)
+                .collect()
+                .await
+                .map_err(broken)?;
             Ok(Response::from_parts(head, body.to_bytes()))
         };
-        timeout(limit, exchange).await.unwrap_or(Err(UpstreamError::TimedOut))
+        timeout(limit, exchange)
+            .await
+            .unwrap_or(Err(UpstreamError::TimedOut))
     }
 }
 
-async fn head(response: ResponseFuture, limit: Duration) -> Result<Response<Incoming>, UpstreamError> {
+async fn head(
+    response: ResponseFuture,
+    limit: Duration,
+) -> Result<Response<Incoming>, UpstreamError> {
     match timeout(limit, response).await {
         Ok(Ok(response)) => Ok(response),
         Ok(Err(error)) => Err(classify(&error)),
@@ -173,7 +192,11 @@ fn classify(error: &hyper_util::client::legacy::Error) -> UpstreamError {
     if let Some(body) = find::<RequestBodyError>(error) {
         return UpstreamError::RequestBody(*body);
     }
-    if error.is_connect() { UpstreamError::Unreachable(cause(error)) } else { UpstreamError::Broken(cause(error)) }
+    if error.is_connect() {
+        UpstreamError::Unreachable(cause(error))
+    } else {
+        UpstreamError::Broken(cause(error))
+    }
 }
 
 /// The innermost cause's words.
@@ -185,7 +208,9 @@ fn cause(error: &dyn std::error::Error) -> String {
     innermost.to_string()
 }
 
-fn find<'a, E: std::error::Error + 'static>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a E> {
+fn find<'a, E: std::error::Error + 'static>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> Option<&'a E> {
     let mut next = Some(error);
     while let Some(error) = next {
         if let Some(found) = error.downcast_ref::<E>() {

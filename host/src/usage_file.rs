@@ -91,11 +91,21 @@ impl Sums {
             context_window: usage.context_window.unwrap_or(CONTEXT_WINDOW),
             week_start_unix: usage.week_start_unix.unwrap_or(0),
         };
-        let sum = Sum { requests: 1, input: usage.input, output: usage.output, cached: usage.cached, cost: usage.cost };
+        let sum = Sum {
+            requests: 1,
+            input: usage.input,
+            output: usage.output,
+            cached: usage.cached,
+            cost: usage.cost,
+        };
         let combined = self.combinations.entry(combination).or_default();
         combined.total.add(&sum);
         if let Some(user) = usage.user {
-            combined.by_user.entry(user.to_owned()).or_default().add(&sum);
+            combined
+                .by_user
+                .entry(user.to_owned())
+                .or_default()
+                .add(&sum);
         }
     }
 
@@ -104,8 +114,8 @@ impl Sums {
         let mut costs = CostsJson::default();
         let mut all = Sum::default();
         for (combination, combined) in &self.combinations {
-            let week =
-                (combination.week_start_unix > 0).then(|| Millis::from_unix(combination.week_start_unix).rfc3339());
+            let week = (combination.week_start_unix > 0)
+                .then(|| Millis::from_unix(combination.week_start_unix).rfc3339());
             all.add(&combined.total);
             if let Some(week) = &week {
                 *costs.by_week.entry(week.clone()).or_default() += combined.total.cost.0;
@@ -130,9 +140,14 @@ impl Sums {
                     .map(|(user, weeks)| (user.clone(), usd(weeks)))
                     .collect(),
             },
-            combinations: self.combinations.iter().map(CombinationJson::from).collect(),
+            combinations: self
+                .combinations
+                .iter()
+                .map(CombinationJson::from)
+                .collect(),
         };
-        serde_json::to_string_pretty(&file).unwrap_or_else(|error| unreachable!("maps with text keys: {error}"))
+        serde_json::to_string_pretty(&file)
+            .unwrap_or_else(|error| unreachable!("maps with text keys: {error}"))
     }
 
     /// # Errors
@@ -144,13 +159,21 @@ impl Sums {
             let combination = Combination {
                 model: entry.model,
                 service_tier: tier(&entry.service_tier).to_owned(),
-                context_window: if entry.context_window == 0 { CONTEXT_WINDOW } else { entry.context_window },
+                context_window: if entry.context_window == 0 {
+                    CONTEXT_WINDOW
+                } else {
+                    entry.context_window
+                },
                 week_start_unix: entry.week_start_unix,
             };
             let combined = sums.combinations.entry(combination).or_default();
             combined.total.add(&entry.total.sum()?);
             for (user, sum) in &entry.by_user {
-                combined.by_user.entry(user.clone()).or_default().add(&sum.sum()?);
+                combined
+                    .by_user
+                    .entry(user.clone())
+                    .or_default()
+                    .add(&sum.sum()?);
             }
         }
         Ok(sums)
@@ -166,7 +189,9 @@ fn tier(named: &str) -> &str {
 }
 
 fn usd(nano: &BTreeMap<String, u64>) -> BTreeMap<String, f64> {
-    nano.iter().map(|(name, amount)| (name.clone(), NanoUsd(*amount).usd())).collect()
+    nano.iter()
+        .map(|(name, amount)| (name.clone(), NanoUsd(*amount).usd()))
+        .collect()
 }
 
 #[derive(Default)]
@@ -223,7 +248,8 @@ struct SumJson {
 
 impl SumJson {
     fn sum(&self) -> Result<Sum, String> {
-        let cost = NanoUsd::from_usd(self.cost_usd).ok_or("cost_usd: expected an amount of 0 or more")?;
+        let cost =
+            NanoUsd::from_usd(self.cost_usd).ok_or("cost_usd: expected an amount of 0 or more")?;
         Ok(Sum {
             requests: self.request_count,
             input: self.input_tokens,
@@ -254,7 +280,11 @@ impl From<(&Combination, &Combined)> for CombinationJson {
             context_window: combination.context_window,
             week_start_unix: combination.week_start_unix,
             total: SumJson::from(&combined.total),
-            by_user: combined.by_user.iter().map(|(user, sum)| (user.clone(), SumJson::from(sum))).collect(),
+            by_user: combined
+                .by_user
+                .iter()
+                .map(|(user, sum)| (user.clone(), SumJson::from(sum)))
+                .collect(),
         }
     }
 }
@@ -281,7 +311,9 @@ pub enum Found {
 /// The file cannot be read, or not be moved.
 pub fn read(path: &Path, now: Millis) -> io::Result<Found> {
     let bytes = match fs::metadata(path) {
-        Ok(meta) if !meta.is_file() || meta.len() > FILE_BYTES => return Err(io::ErrorKind::InvalidData.into()),
+        Ok(meta) if !meta.is_file() || meta.len() > FILE_BYTES => {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
         Ok(_) => fs::read(path)?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Missing),
         Err(error) => return Err(error),
@@ -300,7 +332,10 @@ pub fn read(path: &Path, now: Millis) -> io::Result<Found> {
 
 /// The SHA-256 of a file's bytes, in hexadecimal.
 pub fn digest(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// Replaces the file at `path` by `text`: at any instant there is the old one or the new one.
@@ -365,7 +400,10 @@ mod tests {
         for cost in [1, 333_333_333, 123_456_789_012] {
             sums.add(&usage(Some("alice"), cost));
         }
-        assert_eq!(Sums::parse(sums.to_json(Millis(0)).as_bytes()).expect("its own text"), sums);
+        assert_eq!(
+            Sums::parse(sums.to_json(Millis(0)).as_bytes()).expect("its own text"),
+            sums
+        );
     }
 
     #[test]
@@ -374,9 +412,14 @@ mod tests {
         fs::create_dir_all(&folder).expect("a folder");
         let path = folder.join("usages.json");
         fs::write(&path, "{\"combinations\": 5}").expect("writes");
-        let Ok(Found::Broken { kept, .. }) = read(&path, Millis::from_unix(7)) else { panic!("not broken") };
+        let Ok(Found::Broken { kept, .. }) = read(&path, Millis::from_unix(7)) else {
+            panic!("not broken")
+        };
         assert!(kept.to_string_lossy().ends_with("usages.json.broken-7"));
-        assert_eq!(fs::read_to_string(kept).expect("kept"), "{\"combinations\": 5}");
+        assert_eq!(
+            fs::read_to_string(kept).expect("kept"),
+            "{\"combinations\": 5}"
+        );
         assert!(matches!(read(&path, Millis(0)), Ok(Found::Missing)));
         fs::remove_dir_all(folder).expect("removes");
     }

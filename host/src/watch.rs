@@ -34,7 +34,10 @@ pub struct Watch {
 }
 
 enum Message {
-    File { path: PathBuf, changed: Weak<Notify> },
+    File {
+        path: PathBuf,
+        changed: Weak<Notify>,
+    },
     Event(notify::Result<Event>),
 }
 
@@ -50,15 +53,30 @@ impl Watch {
             }
         };
         let watcher = notify::recommended_watcher(tell);
-        let started = watcher.map_err(|error| error.to_string()).and_then(|watcher| {
-            let watching = Watching { watcher, files: Vec::new(), folders: HashMap::new(), lost };
-            let run = move || watching.run(&received);
-            thread::Builder::new().name("watch".to_owned()).spawn(run).map_err(|error| error.to_string())
-        });
+        let started = watcher
+            .map_err(|error| error.to_string())
+            .and_then(|watcher| {
+                let watching = Watching {
+                    watcher,
+                    files: Vec::new(),
+                    folders: HashMap::new(),
+                    lost,
+                };
+                let run = move || watching.run(&received);
+                thread::Builder::new()
+                    .name("watch".to_owned())
+                    .spawn(run)
+                    .map_err(|error| error.to_string())
+            });
         match started {
-            Ok(_) => Self { messages: Some(messages) },
+            Ok(_) => Self {
+                messages: Some(messages),
+            },
             Err(error) => {
-                tracing::warn!(error, "files cannot be watched: changes are found by looking now and then");
+                tracing::warn!(
+                    error,
+                    "files cannot be watched: changes are found by looking now and then"
+                );
                 Self { messages: None }
             }
         }
@@ -70,7 +88,10 @@ impl Watch {
         if let Some(messages) = &self.messages {
             let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
             // The thread ends only with the process or a panic; who looks now and then finds changes all the same.
-            let _ = messages.send(Message::File { path, changed: Arc::downgrade(changed) });
+            let _ = messages.send(Message::File {
+                path,
+                changed: Arc::downgrade(changed),
+            });
         }
     }
 }
@@ -119,7 +140,11 @@ impl Watching {
                     // Places in the list are not known to anybody at the moment.
                     self.files.retain(|file| file.changed.strong_count() > 0);
                 }
-                self.files.push(File { path, changed, names: BTreeSet::new() });
+                self.files.push(File {
+                    path,
+                    changed,
+                    names: BTreeSet::new(),
+                });
                 touched.insert(self.files.len() - 1);
             }
             Message::Event(Ok(event)) if is_change(event.kind) => {
@@ -165,7 +190,11 @@ impl Watching {
 
     fn watch(&mut self, folder: &Path) {
         // Again, even where it is watched: it may have been replaced, and then the old one is.
-        let failure = self.watcher.watch(folder, RecursiveMode::NonRecursive).err().map(|error| error.to_string());
+        let failure = self
+            .watcher
+            .watch(folder, RecursiveMode::NonRecursive)
+            .err()
+            .map(|error| error.to_string());
         let known = self.folders.insert(folder.to_owned(), failure.clone());
         if let Some(error) = failure
             && known != Some(Some(error.clone()))
@@ -175,9 +204,18 @@ impl Watching {
     }
 
     fn forget_unused(&mut self) {
-        let used: BTreeSet<&PathBuf> =
-            self.files.iter().flat_map(|file| &file.names).map(|(folder, _)| folder).collect();
-        let unused: Vec<PathBuf> = self.folders.keys().filter(|folder| !used.contains(folder)).cloned().collect();
+        let used: BTreeSet<&PathBuf> = self
+            .files
+            .iter()
+            .flat_map(|file| &file.names)
+            .map(|(folder, _)| folder)
+            .collect();
+        let unused: Vec<PathBuf> = self
+            .folders
+            .keys()
+            .filter(|folder| !used.contains(folder))
+            .cloned()
+            .collect();
         for folder in unused {
             // One that is gone is not watched any more: that is an error that means nothing.
             let _ = self.watcher.unwatch(&folder);
@@ -189,7 +227,9 @@ impl Watching {
 impl File {
     fn depends_on(&self, path: &Path) -> bool {
         let is_name = path.file_name().is_some_and(|name| {
-            self.names.iter().any(|(within, known)| known == name && within.as_path() == folder(path))
+            self.names
+                .iter()
+                .any(|(within, known)| known == name && within.as_path() == folder(path))
         });
         // A watched folder itself: moved or removed.
         is_name || self.names.iter().any(|(within, _)| within == path)
@@ -201,7 +241,11 @@ fn is_change(kind: EventKind) -> bool {
         // Written and closed: by then it is whole.
         EventKind::Access(AccessKind::Close(AccessMode::Write)) => true,
         EventKind::Access(_) => false,
-        EventKind::Any | EventKind::Create(_) | EventKind::Modify(_) | EventKind::Remove(_) | EventKind::Other => true,
+        EventKind::Any
+        | EventKind::Create(_)
+        | EventKind::Modify(_)
+        | EventKind::Remove(_)
+        | EventKind::Other => true,
     }
 }
 
@@ -225,7 +269,9 @@ fn names(path: &Path) -> BTreeSet<(PathBuf, OsString)> {
                 names.insert((parent.to_owned(), name.to_owned()));
             }
         }
-        next = std::fs::read_link(&path).ok().map(|target| within.join(target));
+        next = std::fs::read_link(&path)
+            .ok()
+            .map(|target| within.join(target));
         if let Some(name) = name {
             names.insert((within, name));
         }
@@ -246,7 +292,8 @@ mod tests {
 
     impl Folder {
         fn new() -> Self {
-            let path = std::env::temp_dir().join(format!("tollgate-watch-{}", uuid::Uuid::new_v4()));
+            let path =
+                std::env::temp_dir().join(format!("tollgate-watch-{}", uuid::Uuid::new_v4()));
             fs::create_dir_all(&path).expect("a folder");
             Self(path)
         }
@@ -259,7 +306,9 @@ mod tests {
     }
 
     async fn told(changed: &Notify) -> bool {
-        timeout(Duration::from_secs(5), changed.notified()).await.is_ok()
+        timeout(Duration::from_secs(5), changed.notified())
+            .await
+            .is_ok()
     }
 
     #[tokio::test]
@@ -285,7 +334,10 @@ mod tests {
         ];
         for (what, step) in steps {
             // What is left of the step before is told, too: until nothing is.
-            while timeout(Duration::from_millis(100), changed.notified()).await.is_ok() {}
+            while timeout(Duration::from_millis(100), changed.notified())
+                .await
+                .is_ok()
+            {}
             step();
             assert!(told(&changed).await, "{what}");
         }
@@ -304,7 +356,10 @@ mod tests {
         let watch = Watch::start();
         watch.file(&folder.0.join("auth.json"), &changed);
         assert!(told(&changed).await, "it is watched");
-        while timeout(Duration::from_millis(100), changed.notified()).await.is_ok() {}
+        while timeout(Duration::from_millis(100), changed.notified())
+            .await
+            .is_ok()
+        {}
         symlink("two", folder.0.join("new")).expect("links");
         fs::rename(folder.0.join("new"), folder.0.join("data")).expect("renames");
         assert!(told(&changed).await, "swapped");

@@ -13,8 +13,13 @@ impl Chance {
     /// # Panics
     /// The variable is no number.
     pub fn seeded(name: &str) -> Self {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock stands after 1970").as_nanos() as u64;
-        let told = std::env::var(name).ok().map(|seed| seed.parse().expect("the seed is a number"));
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .expect("the clock stands after 1970")
+            .as_nanos() as u64;
+        let told = std::env::var(name)
+            .ok()
+            .map(|seed| seed.parse().expect("the seed is a number"));
         let seed = told.unwrap_or(now);
         println!("the same again: {name}={seed}");
         Self(seed)

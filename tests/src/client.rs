@@ -51,7 +51,8 @@ impl Answer {
     /// # Panics
     /// It is none.
     pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {:?}", self.body))
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|error| panic!("{error}: {:?}", self.body))
     }
 
     /// The body as text.
@@ -61,12 +62,16 @@ impl Answer {
 
     /// A header field, as text.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(name).map(|value| value.to_str().expect("a readable field"))
+        self.headers
+            .get(name)
+            .map(|value| value.to_str().expect("a readable field"))
     }
 
     /// The request's name in the ledger.
     pub fn request_id(&self) -> String {
-        self.header("x-tollgate-request-id").expect("every answer is named").to_owned()
+        self.header("x-tollgate-request-id")
+            .expect("every answer is named")
+            .to_owned()
     }
 }
 
@@ -83,7 +88,11 @@ impl Stream {
     /// The answer whose head is there.
     pub(crate) fn of(response: Response<Incoming>) -> Self {
         let (head, body) = response.into_parts();
-        Stream { status: head.status, headers: head.headers, body }
+        Stream {
+            status: head.status,
+            headers: head.headers,
+            body,
+        }
     }
 
     /// The next part of the body; none at its end.
@@ -91,7 +100,9 @@ impl Stream {
     /// # Errors
     /// The body broke off.
     pub async fn part(&mut self) -> Option<Result<Bytes, hyper::Error>> {
-        let frame = timeout(ANSWER_MAX, self.body.frame()).await.expect("a part in time")?;
+        let frame = timeout(ANSWER_MAX, self.body.frame())
+            .await
+            .expect("a part in time")?;
         Some(frame.map(|frame| frame.into_data().unwrap_or_default()))
     }
 
@@ -102,7 +113,10 @@ impl Stream {
     pub async fn until(&mut self, text: &str) -> String {
         let mut read = String::new();
         while !read.contains(text) {
-            let part = self.part().await.unwrap_or_else(|| panic!("the body ended without {text:?}: {read}"));
+            let part = self
+                .part()
+                .await
+                .unwrap_or_else(|| panic!("the body ended without {text:?}: {read}"));
             read.push_str(&String::from_utf8_lossy(&part.expect("the body goes on")));
         }
         read
@@ -121,7 +135,12 @@ impl Stream {
                 }
             }
         }
-        Answer { status: self.status, headers: self.headers, body: body.into(), whole }
+        Answer {
+            status: self.status,
+            headers: self.headers,
+            body: body.into(),
+            whole,
+        }
     }
 }
 
@@ -129,13 +148,24 @@ impl Client {
     /// A client of the service at `address`, over HTTP/1.1 and without a token.
     pub fn new(address: SocketAddr) -> Self {
         let http = Pooled::builder(TokioExecutor::new()).build_http();
-        Self { address, http, headers: HeaderMap::new(), version: Version::Http1 }
+        Self {
+            address,
+            http,
+            headers: HeaderMap::new(),
+            version: Version::Http1,
+        }
     }
 
     /// This client over HTTP/2 by prior knowledge.
     pub fn http2(&self) -> Self {
-        let http = Pooled::builder(TokioExecutor::new()).http2_only(true).build_http();
-        Self { http, version: Version::Http2, ..self.clone() }
+        let http = Pooled::builder(TokioExecutor::new())
+            .http2_only(true)
+            .build_http();
+        Self {
+            http,
+            version: Version::Http2,
+            ..self.clone()
+        }
     }
 
     /// The service's address.
@@ -159,7 +189,9 @@ impl Client {
     /// This client with a further header field on each request.
     pub fn header(&self, name: &'static str, value: &str) -> Self {
         let mut client = self.clone();
-        client.headers.append(name, value.parse().expect("a field's value"));
+        client
+            .headers
+            .append(name, value.parse().expect("a field's value"));
         client
     }
 
@@ -175,9 +207,13 @@ impl Client {
     ) -> Result<Stream, hyper_util::client::legacy::Error> {
         let mut request = Request::new(Full::new(body.into()));
         *request.method_mut() = method;
-        *request.uri_mut() = format!("http://{}{path}", self.address).parse().expect("a path");
+        *request.uri_mut() = format!("http://{}{path}", self.address)
+            .parse()
+            .expect("a path");
         *request.headers_mut() = self.headers.clone();
-        let response = timeout(ANSWER_MAX, self.http.request(request)).await.expect("an answer in time")?;
+        let response = timeout(ANSWER_MAX, self.http.request(request))
+            .await
+            .expect("an answer in time")?;
         Ok(Stream::of(response))
     }
 
@@ -186,7 +222,9 @@ impl Client {
     /// # Panics
     /// There is none.
     pub async fn send(&self, method: Method, path: &str, body: impl Into<Bytes>) -> Stream {
-        self.try_send(method, path, body).await.unwrap_or_else(|error| panic!("no answer: {error:?}"))
+        self.try_send(method, path, body)
+            .await
+            .unwrap_or_else(|error| panic!("no answer: {error:?}"))
     }
 
     /// Sends a request and reads its whole answer.
@@ -207,6 +245,8 @@ impl Client {
     /// POSTs `body` to `/v1/responses`.
     pub async fn start_turn(&self, body: &Value) -> Stream {
         let client = self.header("content-type", "application/json");
-        client.send(Method::POST, "/v1/responses", body.to_string()).await
+        client
+            .send(Method::POST, "/v1/responses", body.to_string())
+            .await
     }
 }

@@ -26,13 +26,22 @@ pub fn component(name: &str) -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     assert!(CRATES.contains(&name), "{name} is not built");
     let folder = BUILT.get_or_init(|| {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the workspace");
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .parent()
+            .expect("the crate lies in the workspace");
         let target = root.join("target/policies");
         let mut cargo = Command::new(env!("CARGO"));
-        cargo.current_dir(root).args(["build", "--locked", "--quiet", "--target", "wasm32-wasip2"]);
-        cargo.args(["--profile", "policy", "--target-dir"]).arg(&target);
+        cargo
+            .current_dir(root)
+            .args(["build", "--locked", "--quiet", "--target", "wasm32-wasip2"]);
+        cargo
+            .args(["--profile", "policy", "--target-dir"])
+            .arg(&target);
         cargo.args(CRATES.iter().flat_map(|name| ["-p", name]));
-        assert!(cargo.status().is_ok_and(|status| status.success()), "the components cannot be built");
+        assert!(
+            cargo.status().is_ok_and(|status| status.success()),
+            "the components cannot be built"
+        );
         target.join("wasm32-wasip2/policy")
     });
     folder.join(format!("{}.wasm", name.replace('-', "_")))

@@ -31,7 +31,11 @@ impl Rig {
     /// An upstream and a folder, and no gateway yet.
     pub async fn new() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        Self { upstream: Upstream::start().await, folder, gateway: None }
+        Self {
+            upstream: Upstream::start().await,
+            folder,
+            gateway: None,
+        }
     }
 
     /// The rig's folder.
@@ -48,19 +52,23 @@ impl Rig {
     pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> String {
         let path = self.path(name);
         fs::write(&path, content).expect("the folder can be written");
-        path.to_str().expect("temporary folders have plain names").to_owned()
+        path.to_str()
+            .expect("temporary folders have plain names")
+            .to_owned()
     }
 
     /// A ChatGPT account that upstream knows, and its auth.json: a default credential for a configuration.
     pub fn oauth(&self, tag: &str) -> Value {
-        self.upstream.account(&format!("access-{tag}"), &format!("account-{tag}"));
+        self.upstream
+            .account(&format!("access-{tag}"), &format!("account-{tag}"));
         let file = crate::oauth_file(&format!("access-{tag}"), &format!("account-{tag}"));
         json!({ "tag": tag, "credential_path": self.write(&format!("{tag}.json"), file.to_string()) })
     }
 
     /// The account of [`Rig::oauth`], to script.
     pub fn account(&self, tag: &str) -> scripted_upstream::Account {
-        self.upstream.account(&format!("access-{tag}"), &format!("account-{tag}"))
+        self.upstream
+            .account(&format!("access-{tag}"), &format!("account-{tag}"))
     }
 
     /// A login of the account `account-TAG` and its auth.json, which only its owner reads: a default credential for a
@@ -68,9 +76,15 @@ impl Rig {
     pub fn login(&self, tag: &str) -> (Value, Login) {
         let login = self.upstream.login(&format!("account-{tag}"));
         let path = self.credential_file(tag);
-        let opened = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
+        let opened = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&path);
         let mut file = opened.expect("the folder can be written");
-        file.write_all(login.auth_json().to_string().as_bytes()).expect("the file can be written");
+        file.write_all(login.auth_json().to_string().as_bytes())
+            .expect("the file can be written");
         (json!({ "tag": tag, "credential_path": path }), login)
     }
 
@@ -115,7 +129,9 @@ impl Rig {
 
     /// Starts the gateway in this process. Answers a client of its first service.
     pub async fn start(&mut self, config: Value) -> Client {
-        self.try_start(config).await.unwrap_or_else(|error| panic!("the gateway does not start: {error}"))
+        self.try_start(config)
+            .await
+            .unwrap_or_else(|error| panic!("the gateway does not start: {error}"))
     }
 
     /// Starts the gateway in this process.
@@ -136,7 +152,11 @@ impl Rig {
     /// There is none.
     pub fn listening(&self) -> Vec<SocketAddr> {
         let gateway = self.gateway.as_ref().expect("a gateway in this process");
-        gateway.listening().iter().map(|listening| listening.address).collect()
+        gateway
+            .listening()
+            .iter()
+            .map(|listening| listening.address)
+            .collect()
     }
 
     /// Has the gateway in this process take up `config`. Answers what it left as it was, or why it was not taken up.
@@ -147,7 +167,10 @@ impl Rig {
     /// # Panics
     /// No gateway runs in this process.
     pub async fn configure(&self, config: &Value) -> Result<String, String> {
-        let gateway = self.gateway.as_ref().expect("the gateway runs in this process");
+        let gateway = self
+            .gateway
+            .as_ref()
+            .expect("the gateway runs in this process");
         match config::parse(config.to_string()) {
             Ok(loaded) => gateway.configure(loaded.config).await,
             Err(error) => {
@@ -162,7 +185,10 @@ impl Rig {
     /// # Panics
     /// It has none.
     pub fn admin(&self) -> Client {
-        let gateway = self.gateway.as_ref().expect("the gateway runs in this process");
+        let gateway = self
+            .gateway
+            .as_ref()
+            .expect("the gateway runs in this process");
         Client::new(gateway.admin().expect("an admin listener"))
     }
 
@@ -175,9 +201,15 @@ impl Rig {
 
     /// What upstream saw of clients: without what the gateway asks for itself, which says so.
     pub fn forwarded(&self) -> Vec<SeenRequest> {
-        let of_gateway =
-            |seen: &SeenRequest| seen.header("user-agent").is_some_and(|agent| agent.starts_with("tollgate/"));
-        self.upstream.requests().into_iter().filter(|seen| !of_gateway(seen)).collect()
+        let of_gateway = |seen: &SeenRequest| {
+            seen.header("user-agent")
+                .is_some_and(|agent| agent.starts_with("tollgate/"))
+        };
+        self.upstream
+            .requests()
+            .into_iter()
+            .filter(|seen| !of_gateway(seen))
+            .collect()
     }
 
     /// The ledger's file.
@@ -212,7 +244,11 @@ impl Program {
     /// Starts `tollgate run` and waits for its ready file. What it prints goes to `log`.
     pub async fn start(config: &str, ready: PathBuf, log: PathBuf) -> Self {
         let _ = fs::remove_file(&ready);
-        let output = fs::File::options().create(true).append(true).open(&log).expect("the log can be written");
+        let output = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .expect("the log can be written");
         let child = Command::new(binary())
             .args(["run", "-c", config, "--ready-file"])
             .arg(&ready)
@@ -221,7 +257,12 @@ impl Program {
             .stderr(output)
             .spawn()
             .expect("the binary runs");
-        let mut program = Self { child, address: SocketAddr::from(([127, 0, 0, 1], 0)), admin: None, log };
+        let mut program = Self {
+            child,
+            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            admin: None,
+            log,
+        };
         (program.address, program.admin) = program.wait_until_ready(&ready).await;
         program
     }
@@ -230,15 +271,24 @@ impl Program {
         let begun = Instant::now();
         loop {
             if let Ok(text) = fs::read(ready) {
-                let ready: Value = serde_json::from_slice(&text).expect("the ready file is written whole");
-                let address = ready["services"][0]["address"].as_str().expect("a service has an address");
-                let admin = ready["admin"].as_str().map(|admin| admin.parse().expect("an address"));
+                let ready: Value =
+                    serde_json::from_slice(&text).expect("the ready file is written whole");
+                let address = ready["services"][0]["address"]
+                    .as_str()
+                    .expect("a service has an address");
+                let admin = ready["admin"]
+                    .as_str()
+                    .map(|admin| admin.parse().expect("an address"));
                 return (address.parse().expect("an address"), admin);
             }
             if let Some(status) = self.child.try_wait().expect("the child can be asked") {
                 panic!("the gateway ended at once, {status}:\n{}", self.log());
             }
-            assert!(begun.elapsed() < READY_MAX, "the gateway is not ready:\n{}", self.log());
+            assert!(
+                begun.elapsed() < READY_MAX,
+                "the gateway is not ready:\n{}",
+                self.log()
+            );
             // The ready file is the signal; there is nothing else to wait for.
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -287,7 +337,11 @@ impl Program {
             if let Some(status) = self.child.try_wait().expect("the child can be asked") {
                 return status;
             }
-            assert!(begun.elapsed() < limit, "the gateway does not end:\n{}", self.log());
+            assert!(
+                begun.elapsed() < limit,
+                "the gateway does not end:\n{}",
+                self.log()
+            );
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -307,6 +361,8 @@ pub fn binary() -> PathBuf {
     }
     let this = std::env::current_exe().expect("a test knows where it is");
     let folders = this.ancestors().skip(1).take(3);
-    let found = folders.map(|folder| folder.join("tollgate")).find(|path| path.is_file());
+    let found = folders
+        .map(|folder| folder.join("tollgate"))
+        .find(|path| path.is_file());
     found.expect("the gateway is built: cargo build -p tollgate")
 }

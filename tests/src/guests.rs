@@ -60,8 +60,9 @@ pub fn marked_pricer(nanousd: u64, conduct: Conduct) -> Vec<u8> {
     static BUILT: OnceLock<(Vec<u8>, usize)> = OnceLock::new();
     let (bytes, place) = BUILT.get_or_init(|| {
         let bytes = std::fs::read(guest("marked-pricer")).expect("it was built");
-        let places: Vec<usize> =
-            (0..bytes.len()).filter(|place| bytes[*place..].starts_with(MARK.as_bytes())).collect();
+        let places: Vec<usize> = (0..bytes.len())
+            .filter(|place| bytes[*place..].starts_with(MARK.as_bytes()))
+            .collect();
         assert_eq!(places.len(), 1, "the mark stands once in the component");
         (bytes, places[0])
     });

@@ -41,7 +41,8 @@ impl Row {
     /// The attempts: credential and outcome of each.
     pub fn attempts(&self) -> Vec<(String, String)> {
         let list: serde_json::Value =
-            serde_json::from_str(self.text("attempts").expect("never NULL")).expect("attempts are JSON");
+            serde_json::from_str(self.text("attempts").expect("never NULL"))
+                .expect("attempts are JSON");
         let text = |value: &serde_json::Value| value.as_str().expect("a text").to_owned();
         list.as_array()
             .expect("a list")
@@ -58,7 +59,9 @@ impl Row {
             Sql::Text(text) => text.as_str().into(),
             other => panic!("{other:?} is of no type that the ledger has"),
         };
-        self.columns.iter().map(move |(name, column)| (name.as_str(), value(column)))
+        self.columns
+            .iter()
+            .map(move |(name, column)| (name.as_str(), value(column)))
     }
 
     /// Everything in it, as text: for a search for what must not be there.
@@ -72,16 +75,25 @@ pub fn rows(path: &Path) -> Vec<Row> {
     let Ok(connection) = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY) else {
         return Vec::new();
     };
-    connection.busy_timeout(Duration::from_secs(5)).expect("a time-out can be set");
+    connection
+        .busy_timeout(Duration::from_secs(5))
+        .expect("a time-out can be set");
     let Ok(mut query) = connection.prepare("SELECT * FROM usage ORDER BY id") else {
         return Vec::new();
     };
     let names: Vec<String> = query.column_names().map(str::to_owned).collect();
     let rows = query.query_map([], |row| {
-        let columns = names.iter().enumerate().map(|(place, name)| Ok((name.clone(), row.get(place)?)));
-        Ok(Row { columns: columns.collect::<rusqlite::Result<_>>()? })
+        let columns = names
+            .iter()
+            .enumerate()
+            .map(|(place, name)| Ok((name.clone(), row.get(place)?)));
+        Ok(Row {
+            columns: columns.collect::<rusqlite::Result<_>>()?,
+        })
     });
-    rows.expect("the ledger can be read").map(|row| row.expect("a row")).collect()
+    rows.expect("the ledger can be read")
+        .map(|row| row.expect("a row"))
+        .collect()
 }
 
 /// Waits until the ledger at `path` has `count` rows, at most ten seconds.
@@ -92,11 +104,19 @@ pub async fn wait_for_rows(path: &Path, count: usize) -> Vec<Row> {
     let begun = Instant::now();
     loop {
         let found = rows(path);
-        assert!(found.len() <= count, "{} rows, expected {count}: {found:#?}", found.len());
+        assert!(
+            found.len() <= count,
+            "{} rows, expected {count}: {found:#?}",
+            found.len()
+        );
         if found.len() == count {
             return found;
         }
-        assert!(begun.elapsed() < Duration::from_secs(10), "{} rows, expected {count}: {found:#?}", found.len());
+        assert!(
+            begun.elapsed() < Duration::from_secs(10),
+            "{} rows, expected {count}: {found:#?}",
+            found.len()
+        );
         // Another process may write it: there is no signal but the file.
         tokio::time::sleep(Duration::from_millis(2)).await;
     }

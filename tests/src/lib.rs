@@ -46,7 +46,9 @@ use time::format_description::well_known::Rfc3339;
 
 /// An auth.json of a ChatGPT account, as Codex writes it, refreshed just now.
 pub fn oauth_file(access_token: &str, account_id: &str) -> Value {
-    let now = OffsetDateTime::now_utc().format(&Rfc3339).expect("a time of this century has an RFC 3339 form");
+    let now = OffsetDateTime::now_utc()
+        .format(&Rfc3339)
+        .expect("a time of this century has an RFC 3339 form");
     json!({
         "OPENAI_API_KEY": null,
         "tokens": {
@@ -66,7 +68,9 @@ pub fn key_file(key: &str) -> Value {
 
 /// Seconds since the epoch, `seconds` from now.
 pub fn unix_in(seconds: u64) -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock stands after 1970");
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .expect("the clock stands after 1970");
     now.as_secs() + seconds
 }
 

@@ -22,25 +22,44 @@ impl Metrics {
     #[track_caller]
     pub fn parse(text: &str) -> Self {
         assert!(text.ends_with('\n'), "the last line has no end");
-        let mut metrics = Self { families: BTreeMap::new(), samples: Vec::new() };
+        let mut metrics = Self {
+            families: BTreeMap::new(),
+            samples: Vec::new(),
+        };
         let mut helped = BTreeSet::new();
         let mut family = String::new();
         let mut known = BTreeSet::new();
         for line in text.lines() {
             if let Some(help) = line.strip_prefix("# HELP ") {
-                let (name, words) = help.split_once(' ').unwrap_or_else(|| panic!("no help: {line:?}"));
-                assert!(!words.trim().is_empty() && helped.insert(name.to_owned()), "helped twice: {line:?}");
+                let (name, words) = help
+                    .split_once(' ')
+                    .unwrap_or_else(|| panic!("no help: {line:?}"));
+                assert!(
+                    !words.trim().is_empty() && helped.insert(name.to_owned()),
+                    "helped twice: {line:?}"
+                );
             } else if let Some(kind) = line.strip_prefix("# TYPE ") {
-                let (name, kind) = kind.split_once(' ').unwrap_or_else(|| panic!("no type: {line:?}"));
-                assert!(["counter", "gauge", "histogram"].contains(&kind), "{line:?}");
+                let (name, kind) = kind
+                    .split_once(' ')
+                    .unwrap_or_else(|| panic!("no type: {line:?}"));
+                assert!(
+                    ["counter", "gauge", "histogram"].contains(&kind),
+                    "{line:?}"
+                );
                 assert!(helped.contains(name), "no help before {line:?}");
                 let before = metrics.families.insert(name.to_owned(), kind.to_owned());
                 assert_eq!(before, None, "typed twice: {line:?}");
                 family = name.to_owned();
             } else {
                 let (name, labels, value) = sample(line);
-                assert!(is_of(&name, &family, &metrics.families[&family]), "{line:?} stands under {family}");
-                assert!(known.insert((name.clone(), labels.clone())), "there twice: {line:?}");
+                assert!(
+                    is_of(&name, &family, &metrics.families[&family]),
+                    "{line:?} stands under {family}"
+                );
+                assert!(
+                    known.insert((name.clone(), labels.clone())),
+                    "there twice: {line:?}"
+                );
                 metrics.samples.push((name, labels, value));
             }
         }
@@ -50,18 +69,34 @@ impl Metrics {
 
     #[track_caller]
     fn check_histograms(&self) {
-        for (family, _) in self.families.iter().filter(|(_, kind)| *kind == "histogram") {
+        for (family, _) in self
+            .families
+            .iter()
+            .filter(|(_, kind)| *kind == "histogram")
+        {
             let mut last: BTreeMap<Labels, (f64, f64)> = BTreeMap::new();
             for (name, labels, value) in &self.samples {
                 let mut labels = labels.clone();
                 if *name == format!("{family}_bucket") {
                     let bound = labels.remove("le").expect("a bucket has a bound");
-                    let bound = if bound == "+Inf" { f64::INFINITY } else { bound.parse().expect("a number") };
-                    let (before, count) = last.insert(labels, (bound, *value)).unwrap_or((f64::NEG_INFINITY, 0.0));
-                    assert!(before < bound && count <= *value, "{name} goes down at {bound}");
+                    let bound = if bound == "+Inf" {
+                        f64::INFINITY
+                    } else {
+                        bound.parse().expect("a number")
+                    };
+                    let (before, count) = last
+                        .insert(labels, (bound, *value))
+                        .unwrap_or((f64::NEG_INFINITY, 0.0));
+                    assert!(
+                        before < bound && count <= *value,
+                        "{name} goes down at {bound}"
+                    );
                 } else if *name == format!("{family}_count") {
                     let of = last.get(&labels);
-                    assert!(of.is_none_or(|of| *of == (f64::INFINITY, *value)), "{name}: {value}, and {of:?}");
+                    assert!(
+                        of.is_none_or(|of| *of == (f64::INFINITY, *value)),
+                        "{name}: {value}, and {of:?}"
+                    );
                 }
             }
         }
@@ -69,13 +104,22 @@ impl Metrics {
 
     /// The families: name and type of each.
     pub fn families(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.families.iter().map(|(name, kind)| (name.as_str(), kind.as_str()))
+        self.families
+            .iter()
+            .map(|(name, kind)| (name.as_str(), kind.as_str()))
     }
 
     /// The values of `name` where the labels are these, whatever others there are.
     pub fn values(&self, name: &str, labels: &[(&str, &str)]) -> Vec<f64> {
-        let has = |found: &Labels| labels.iter().all(|(key, value)| found.get(*key).is_some_and(|of| of == value));
-        let found = self.samples.iter().filter(|(sample, found, _)| sample == name && has(found));
+        let has = |found: &Labels| {
+            labels
+                .iter()
+                .all(|(key, value)| found.get(*key).is_some_and(|of| of == value))
+        };
+        let found = self
+            .samples
+            .iter()
+            .filter(|(sample, found, _)| sample == name && has(found));
         found.map(|(_, _, value)| *value).collect()
     }
 
@@ -94,7 +138,8 @@ impl Metrics {
     /// What `label` of `name` takes.
     pub fn labels(&self, name: &str, label: &str) -> BTreeSet<&str> {
         let of = self.samples.iter().filter(|(sample, ..)| sample == name);
-        of.filter_map(|(_, labels, _)| labels.get(label).map(String::as_str)).collect()
+        of.filter_map(|(_, labels, _)| labels.get(label).map(String::as_str))
+            .collect()
     }
 }
 
@@ -111,22 +156,36 @@ fn is_of(name: &str, family: &str, kind: &str) -> bool {
 fn sample(line: &str) -> (String, Labels, f64) {
     let is_name = |name: &str| {
         let mut letters = name.chars();
-        letters.next().is_some_and(|first| first.is_ascii_alphabetic() || first == '_')
+        letters
+            .next()
+            .is_some_and(|first| first.is_ascii_alphabetic() || first == '_')
             && letters.all(|letter| letter.is_ascii_alphanumeric() || letter == '_')
     };
-    let (head, value) = line.rsplit_once(' ').unwrap_or_else(|| panic!("no value: {line:?}"));
-    let value = value.parse::<f64>().unwrap_or_else(|error| panic!("{error}: {line:?}"));
+    let (head, value) = line
+        .rsplit_once(' ')
+        .unwrap_or_else(|| panic!("no value: {line:?}"));
+    let value = value
+        .parse::<f64>()
+        .unwrap_or_else(|error| panic!("{error}: {line:?}"));
     let (name, rest) = head.split_once('{').unwrap_or((head, ""));
     assert!(is_name(name), "no name: {line:?}");
     let mut labels = Labels::new();
     let mut rest = match rest {
         "" => "",
-        rest => rest.strip_suffix('}').unwrap_or_else(|| panic!("no end of its labels: {line:?}")),
+        rest => rest
+            .strip_suffix('}')
+            .unwrap_or_else(|| panic!("no end of its labels: {line:?}")),
     };
     while !rest.is_empty() {
-        let (key, quoted) = rest.split_once("=\"").unwrap_or_else(|| panic!("no label: {line:?}"));
-        let (value, length) = unquoted(quoted).unwrap_or_else(|| panic!("no end of a label: {line:?}"));
-        assert!(is_name(key) && labels.insert(key.to_owned(), value).is_none(), "a label: {line:?}");
+        let (key, quoted) = rest
+            .split_once("=\"")
+            .unwrap_or_else(|| panic!("no label: {line:?}"));
+        let (value, length) =
+            unquoted(quoted).unwrap_or_else(|| panic!("no end of a label: {line:?}"));
+        assert!(
+            is_name(key) && labels.insert(key.to_owned(), value).is_none(),
+            "a label: {line:?}"
+        );
         rest = &quoted[length..];
         rest = rest.strip_prefix(',').unwrap_or(rest);
     }

@@ -20,9 +20,14 @@ impl Mounted {
     pub fn new(folder: &Path, bytes: usize) -> Option<Self> {
         fs::create_dir_all(folder).expect("a folder can be made");
         if mount(folder, 0, &format!("size={bytes},mode=0700")) {
-            return Some(Self { folder: folder.to_owned() });
+            return Some(Self {
+                folder: folder.to_owned(),
+            });
         }
-        println!("skipped: nothing can be mounted here: {}", std::io::Error::last_os_error());
+        println!(
+            "skipped: nothing can be mounted here: {}",
+            std::io::Error::last_os_error()
+        );
         None
     }
 
@@ -31,7 +36,11 @@ impl Mounted {
     /// # Panics
     /// Somebody does at the moment.
     pub fn make_read_only(&self) {
-        assert!(mount(&self.folder, libc::MS_REMOUNT | libc::MS_RDONLY, ""), "{}", std::io::Error::last_os_error());
+        assert!(
+            mount(&self.folder, libc::MS_REMOUNT | libc::MS_RDONLY, ""),
+            "{}",
+            std::io::Error::last_os_error()
+        );
     }
 
     /// Lets everybody write again.
@@ -39,7 +48,11 @@ impl Mounted {
     /// # Panics
     /// That is refused.
     pub fn make_writable(&self) {
-        assert!(mount(&self.folder, libc::MS_REMOUNT, ""), "{}", std::io::Error::last_os_error());
+        assert!(
+            mount(&self.folder, libc::MS_REMOUNT, ""),
+            "{}",
+            std::io::Error::last_os_error()
+        );
     }
 
     /// Fills it to the last byte. Answers the file that does, for its removal.
@@ -72,9 +85,20 @@ impl Drop for Mounted {
 }
 
 fn mount(folder: &Path, flags: libc::c_ulong, options: &str) -> bool {
-    let (folder, options) = (c_string(folder), CString::new(options).expect("no NUL in it"));
+    let (folder, options) = (
+        c_string(folder),
+        CString::new(options).expect("no NUL in it"),
+    );
     // SAFETY: all of them are C strings that live longer than the call.
-    unsafe { libc::mount(c"tmpfs".as_ptr(), folder.as_ptr(), c"tmpfs".as_ptr(), flags, options.as_ptr().cast()) == 0 }
+    unsafe {
+        libc::mount(
+            c"tmpfs".as_ptr(),
+            folder.as_ptr(),
+            c"tmpfs".as_ptr(),
+            flags,
+            options.as_ptr().cast(),
+        ) == 0
+    }
 }
 
 fn c_string(path: &Path) -> CString {

@@ -18,8 +18,13 @@ impl Nowhere {
     /// There is none.
     pub fn new() -> Self {
         let taken = TcpSocket::new_v4().expect("a socket");
-        taken.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).expect("a free port");
-        Self { address: taken.local_addr().expect("an address"), _taken: taken }
+        taken
+            .bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
+            .expect("a free port");
+        Self {
+            address: taken.local_addr().expect("an address"),
+            _taken: taken,
+        }
     }
 
     /// `http://127.0.0.1:PORT`.

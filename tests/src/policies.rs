@@ -16,7 +16,9 @@ const ASK_AGAIN: Duration = Duration::from_millis(10);
 impl Rig {
     /// What `GET /api/policies` answers on the admin socket.
     pub async fn policies(&self) -> Value {
-        ask_socket(&self.socket(), Method::GET, "/api/policies").await.json()
+        ask_socket(&self.socket(), Method::GET, "/api/policies")
+            .await
+            .json()
     }
 
     /// Waits until the policies, and what came of the last configuration, are as `expected` says. Answers how they are.
@@ -30,13 +32,20 @@ impl Rig {
             if is_so(&found) {
                 return found;
             }
-            assert!(begun.elapsed() < WAIT_MAX, "expected: {expected}; found {found:#}");
+            assert!(
+                begun.elapsed() < WAIT_MAX,
+                "expected: {expected}; found {found:#}"
+            );
             tokio::time::sleep(ASK_AGAIN).await;
         }
     }
 
     /// The metrics, as the admin socket tells them.
     pub async fn metrics(&self) -> Metrics {
-        Metrics::parse(&ask_socket(&self.socket(), Method::GET, "/metrics").await.text())
+        Metrics::parse(
+            &ask_socket(&self.socket(), Method::GET, "/metrics")
+                .await
+                .text(),
+        )
     }
 }

@@ -16,7 +16,8 @@ impl Rig {
     pub fn priced(&self) -> Value {
         let mut config = self.team(&["a"], json!({}));
         config["services"][0]["pricer"] = json!(OWN);
-        config["policies"] = json!([{ "tag": OWN, "kind": "pricer", "path": self.path("own.wasm") }]);
+        config["policies"] =
+            json!([{ "tag": OWN, "kind": "pricer", "path": self.path("own.wasm") }]);
         config
     }
 

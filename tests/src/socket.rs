@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
-use http::header::{CONNECTION, HOST, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE};
+use http::header::{
+    CONNECTION, HOST, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE,
+};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Empty;
 use hyper::body::Incoming;
@@ -35,7 +37,12 @@ const RECEIVE_BUFFER: u32 = 256 * 1024;
 /// What a close frame without a code is told as (RFC 6455, section 7.1.5).
 const NO_CLOSE_CODE: u16 = 1005;
 /// The events that end a turn.
-const LAST_EVENTS: [&str; 4] = ["response.completed", "response.incomplete", "response.failed", "error"];
+const LAST_EVENTS: [&str; 4] = [
+    "response.completed",
+    "response.incomplete",
+    "response.failed",
+    "error",
+];
 
 /// An open socket.
 #[derive(Debug)]
@@ -97,71 +104,120 @@ impl Client {
         let stream = self.raw().await;
         let mut request = Request::new(Empty::<Bytes>::new());
         *request.headers_mut() = self.headers().clone();
-        request.headers_mut().insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+        request
+            .headers_mut()
+            .insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
         let response = match self.version() {
             Version::Http1 => upgrade(stream, path, request).await,
             Version::Http2 => {
-                *request.uri_mut() = format!("http://{}{path}", self.address()).parse().expect("a path");
+                *request.uri_mut() = format!("http://{}{path}", self.address())
+                    .parse()
+                    .expect("a path");
                 extended_connect(stream, request).await
             }
         };
         let upgraded = match (self.version(), response.status()) {
-            (Version::Http1, StatusCode::SWITCHING_PROTOCOLS) | (Version::Http2, StatusCode::OK) => response,
+            (Version::Http1, StatusCode::SWITCHING_PROTOCOLS)
+            | (Version::Http2, StatusCode::OK) => response,
             _ => return Err(Stream::of(response).finish().await),
         };
         let headers = upgraded.headers().clone();
-        let io = hyper::upgrade::on(upgraded).await.expect("an upgraded connection");
-        let messages = WebSocketStream::from_raw_socket(TokioIo::new(io), Role::Client, Some(no_limits())).await;
+        let io = hyper::upgrade::on(upgraded)
+            .await
+            .expect("an upgraded connection");
+        let messages =
+            WebSocketStream::from_raw_socket(TokioIo::new(io), Role::Client, Some(no_limits()))
+                .await;
         Ok(Socket { headers, messages })
     }
 
     /// A bare connection to the service.
     pub async fn raw(&self) -> TcpStream {
         let address = self.address();
-        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.expect("a socket");
-        socket.set_recv_buffer_size(RECEIVE_BUFFER).expect("a socket's option");
-        let stream = timeout(EVENT_MAX, socket.connect(address)).await.expect("in time").expect("connects");
+        let socket = if address.is_ipv4() {
+            TcpSocket::new_v4()
+        } else {
+            TcpSocket::new_v6()
+        }
+        .expect("a socket");
+        socket
+            .set_recv_buffer_size(RECEIVE_BUFFER)
+            .expect("a socket's option");
+        let stream = timeout(EVENT_MAX, socket.connect(address))
+            .await
+            .expect("in time")
+            .expect("connects");
         stream.set_nodelay(true).expect("a socket's option");
         stream
     }
 }
 
 /// The answer to a handshake over HTTP/1.1.
-async fn upgrade(stream: TcpStream, path: &str, mut request: Request<Empty<Bytes>>) -> Response<Incoming> {
+async fn upgrade(
+    stream: TcpStream,
+    path: &str,
+    mut request: Request<Empty<Bytes>>,
+) -> Response<Incoming> {
     let host = stream.peer_addr().expect("a connected peer").to_string();
     *request.uri_mut() = path.parse().expect("a path");
     let key = generate_key();
-    for (name, value) in
-        [(HOST, host.as_str()), (CONNECTION, "Upgrade"), (UPGRADE, "websocket"), (SEC_WEBSOCKET_KEY, &key)]
-    {
-        request.headers_mut().insert(name, value.parse().expect("a field's value"));
+    for (name, value) in [
+        (HOST, host.as_str()),
+        (CONNECTION, "Upgrade"),
+        (UPGRADE, "websocket"),
+        (SEC_WEBSOCKET_KEY, &key),
+    ] {
+        request
+            .headers_mut()
+            .insert(name, value.parse().expect("a field's value"));
     }
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.expect("a connection");
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+        .await
+        .expect("a connection");
     tokio::spawn(connection.with_upgrades());
-    let response = timeout(EVENT_MAX, sender.send_request(request)).await.expect("an answer in time");
+    let response = timeout(EVENT_MAX, sender.send_request(request))
+        .await
+        .expect("an answer in time");
     let response = response.unwrap_or_else(|error| panic!("no answer to the handshake: {error:?}"));
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        let accept = response.headers().get(SEC_WEBSOCKET_ACCEPT).map(HeaderValue::as_bytes);
-        assert_eq!(accept, Some(derive_accept_key(key.as_bytes()).as_bytes()), "the accept key");
+        let accept = response
+            .headers()
+            .get(SEC_WEBSOCKET_ACCEPT)
+            .map(HeaderValue::as_bytes);
+        assert_eq!(
+            accept,
+            Some(derive_accept_key(key.as_bytes()).as_bytes()),
+            "the accept key"
+        );
     }
     response
 }
 
 /// The answer to a handshake over HTTP/2.
-async fn extended_connect(stream: TcpStream, mut request: Request<Empty<Bytes>>) -> Response<Incoming> {
+async fn extended_connect(
+    stream: TcpStream,
+    mut request: Request<Empty<Bytes>>,
+) -> Response<Incoming> {
     *request.method_mut() = Method::CONNECT;
-    request.extensions_mut().insert(Protocol::from_static("websocket"));
-    let (mut sender, connection) =
-        http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("a connection");
+    request
+        .extensions_mut()
+        .insert(Protocol::from_static("websocket"));
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+        .await
+        .expect("a connection");
     let allowed = timeout(EVENT_MAX, async {
         while !connection.is_extended_connect_protocol_enabled() {
             // Nothing tells when the service's settings are there.
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     });
-    allowed.await.expect("the service's settings allow an extended CONNECT");
+    allowed
+        .await
+        .expect("the service's settings allow an extended CONNECT");
     tokio::spawn(connection);
-    let response = timeout(EVENT_MAX, sender.send_request(request)).await.expect("an answer in time");
+    let response = timeout(EVENT_MAX, sender.send_request(request))
+        .await
+        .expect("an answer in time");
     response.unwrap_or_else(|error| panic!("no answer to the handshake: {error:?}"))
 }
 
@@ -182,13 +238,21 @@ impl Socket {
     /// # Panics
     /// All sizes are 0.
     pub async fn send_fragments(&mut self, text: &str, sizes: &[usize]) {
-        assert!(sizes.iter().any(|size| *size > 0), "frames of 0 bytes never end a message");
+        assert!(
+            sizes.iter().any(|size| *size > 0),
+            "frames of 0 bytes never end a message"
+        );
         let mut rest = Bytes::copy_from_slice(text.as_bytes());
         let mut kind = Data::Text;
         for &size in sizes.iter().cycle() {
             let part = rest.split_to(size.min(rest.len()));
             let last = rest.is_empty();
-            self.feed(Message::Frame(Frame::message(part, OpCode::Data(kind), last))).await;
+            self.feed(Message::Frame(Frame::message(
+                part,
+                OpCode::Data(kind),
+                last,
+            )))
+            .await;
             if last {
                 break;
             }
@@ -204,7 +268,12 @@ impl Socket {
             Part::Middle => (Data::Continue, false),
             Part::Last => (Data::Continue, true),
         };
-        self.send(Message::Frame(Frame::message(payload.into(), OpCode::Data(kind), last))).await;
+        self.send(Message::Frame(Frame::message(
+            payload.into(),
+            OpCode::Data(kind),
+            last,
+        )))
+        .await;
     }
 
     /// Sends a ping.
@@ -219,8 +288,12 @@ impl Socket {
 
     /// Sends a close frame; 1005 sends one without code and reason. The service's is read by [`Socket::next`].
     pub async fn close(&mut self, code: u16, reason: &str) {
-        let frame = || CloseFrame { code: code.into(), reason: Utf8Bytes::from(reason.to_owned()) };
-        self.send(Message::Close((code != NO_CLOSE_CODE).then(frame))).await;
+        let frame = || CloseFrame {
+            code: code.into(),
+            reason: Utf8Bytes::from(reason.to_owned()),
+        };
+        self.send(Message::Close((code != NO_CLOSE_CODE).then(frame)))
+            .await;
     }
 
     /// Sends bytes that nobody frames or masks.
@@ -245,7 +318,11 @@ impl Socket {
         let upgraded = self.messages.into_inner().into_inner();
         // Over HTTP/2 it is no connection of its own, and dropping it resets the stream.
         if let Ok(connection) = upgraded.downcast::<TokioIo<TcpStream>>() {
-            connection.io.inner().set_zero_linger().expect("a socket's option");
+            connection
+                .io
+                .inner()
+                .set_zero_linger()
+                .expect("a socket's option");
         }
     }
 
@@ -259,9 +336,14 @@ impl Socket {
     /// # Panics
     /// Nothing comes in time, or something that breaks the protocol.
     pub async fn next(&mut self) -> Event {
-        match timeout(EVENT_MAX, self.messages.next()).await.expect("an event in time") {
+        match timeout(EVENT_MAX, self.messages.next())
+            .await
+            .expect("an event in time")
+        {
             Some(Ok(message)) => Event::of(message),
-            None | Some(Err(Error::Io(_) | Error::ConnectionClosed | Error::AlreadyClosed)) => Event::Gone,
+            None | Some(Err(Error::Io(_) | Error::ConnectionClosed | Error::AlreadyClosed)) => {
+                Event::Gone
+            }
             Some(Err(Error::Protocol(ProtocolError::ResetWithoutClosingHandshake))) => Event::Gone,
             Some(Err(error)) => panic!("the service breaks the protocol: {error}"),
         }
@@ -277,7 +359,9 @@ impl Socket {
         loop {
             match self.next().await {
                 Event::Ping(_) | Event::Pong(_) => {}
-                event @ (Event::Text(_) | Event::Binary(_) | Event::Close(..) | Event::Gone) => return event,
+                event @ (Event::Text(_) | Event::Binary(_) | Event::Close(..) | Event::Gone) => {
+                    return event;
+                }
             }
         }
     }
@@ -288,7 +372,9 @@ impl Socket {
     /// It is none, or the socket ends.
     pub async fn next_json(&mut self) -> Value {
         match self.next_message().await {
-            Event::Text(text) => serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}")),
+            Event::Text(text) => {
+                serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+            }
             event => panic!("expected a message of JSON, found {event:?}"),
         }
     }
@@ -298,7 +384,8 @@ impl Socket {
     /// # Panics
     /// It is no object.
     pub async fn create(&mut self, body: &Value) {
-        let mut create = serde_json::Map::from_iter([("type".to_owned(), Value::from("response.create"))]);
+        let mut create =
+            serde_json::Map::from_iter([("type".to_owned(), Value::from("response.create"))]);
         create.extend(body.as_object().expect("a turn is an object").clone());
         self.send_text(Value::Object(create).to_string()).await;
     }
@@ -311,10 +398,14 @@ impl Socket {
         let mut events = Vec::new();
         loop {
             let event = match self.next_message().await {
-                Event::Text(text) => serde_json::from_str::<Value>(&text).expect("an event is JSON"),
+                Event::Text(text) => {
+                    serde_json::from_str::<Value>(&text).expect("an event is JSON")
+                }
                 event => panic!("a turn without an end: {event:?} after {events:?}"),
             };
-            let last = event["type"].as_str().is_some_and(|kind| LAST_EVENTS.contains(&kind));
+            let last = event["type"]
+                .as_str()
+                .is_some_and(|kind| LAST_EVENTS.contains(&kind));
             events.push(event);
             if last {
                 return events;
@@ -338,12 +429,16 @@ impl Socket {
 
     async fn feed(&mut self, message: Message) {
         // That the service has closed shows when it is read from.
-        let _ = timeout(EVENT_MAX, self.messages.feed(message)).await.expect("the service reads");
+        let _ = timeout(EVENT_MAX, self.messages.feed(message))
+            .await
+            .expect("the service reads");
     }
 
     async fn flush(&mut self) {
         // As above.
-        let _ = timeout(EVENT_MAX, self.messages.flush()).await.expect("the service reads");
+        let _ = timeout(EVENT_MAX, self.messages.flush())
+            .await
+            .expect("the service reads");
     }
 }
 
@@ -355,7 +450,9 @@ impl Event {
             Message::Ping(payload) => Event::Ping(payload),
             Message::Pong(payload) => Event::Pong(payload),
             Message::Close(None) => Event::Close(NO_CLOSE_CODE, String::new()),
-            Message::Close(Some(frame)) => Event::Close(frame.code.into(), frame.reason.as_str().to_owned()),
+            Message::Close(Some(frame)) => {
+                Event::Close(frame.code.into(), frame.reason.as_str().to_owned())
+            }
             Message::Frame(_) => unreachable!("bare frames are written only"),
         }
     }
@@ -363,5 +460,8 @@ impl Event {
 
 fn no_limits() -> WebSocketConfig {
     // Small, as a test may open thousands.
-    WebSocketConfig::default().read_buffer_size(8 << 10).max_message_size(None).max_frame_size(None)
+    WebSocketConfig::default()
+        .read_buffer_size(8 << 10)
+        .max_message_size(None)
+        .max_frame_size(None)
 }

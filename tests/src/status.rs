@@ -31,10 +31,16 @@ impl Rig {
         let begun = Instant::now();
         loop {
             let credentials = self.credentials().await;
-            let Some(waiting) = credentials.iter().find(|credential| is_to_be_polled(credential)) else {
+            let Some(waiting) = credentials
+                .iter()
+                .find(|credential| is_to_be_polled(credential))
+            else {
                 return client;
             };
-            assert!(begun.elapsed() < WAIT_MAX, "its use was not asked for: {waiting:#}");
+            assert!(
+                begun.elapsed() < WAIT_MAX,
+                "its use was not asked for: {waiting:#}"
+            );
             tokio::time::sleep(ASK_AGAIN).await;
         }
     }
@@ -44,13 +50,19 @@ impl Rig {
         let answer = ask_socket(&self.socket(), Method::GET, "/status").await;
         let status = answer.json();
         let services = status["services"].as_array().expect("a list of services");
-        let credentials = services.iter().map(|service| service["credentials"].as_array().expect("a list"));
+        let credentials = services
+            .iter()
+            .map(|service| service["credentials"].as_array().expect("a list"));
         credentials.flatten().cloned().collect()
     }
 
     /// How the credential `tag` is.
     pub async fn credential(&self, tag: &str) -> Value {
-        let found = self.credentials().await.into_iter().find(|credential| credential["credential"] == tag);
+        let found = self
+            .credentials()
+            .await
+            .into_iter()
+            .find(|credential| credential["credential"] == tag);
         found.unwrap_or_else(|| panic!("{tag} is no credential"))
     }
 
@@ -71,7 +83,10 @@ impl Rig {
             if is_so(&found) {
                 return found;
             }
-            assert!(begun.elapsed() < limit, "expected within {limit:?}: {expected}; found {found:#}");
+            assert!(
+                begun.elapsed() < limit,
+                "expected within {limit:?}: {expected}; found {found:#}"
+            );
             tokio::time::sleep(ASK_AGAIN).await;
         }
     }
@@ -85,14 +100,22 @@ impl Rig {
     ///
     /// # Panics
     /// It is not, in time.
-    pub async fn wait_for_policy(&self, tag: &str, expected: &str, is_so: impl Fn(&Value) -> bool) -> Value {
+    pub async fn wait_for_policy(
+        &self,
+        tag: &str,
+        expected: &str,
+        is_so: impl Fn(&Value) -> bool,
+    ) -> Value {
         let begun = Instant::now();
         loop {
             let found = self.policy(tag).await;
             if is_so(&found) {
                 return found;
             }
-            assert!(begun.elapsed() < WAIT_MAX, "expected: {expected}; found {found:#}");
+            assert!(
+                begun.elapsed() < WAIT_MAX,
+                "expected: {expected}; found {found:#}"
+            );
             tokio::time::sleep(ASK_AGAIN).await;
         }
     }
@@ -100,17 +123,24 @@ impl Rig {
     /// Waits until that generation of the policy `tag` serves.
     pub async fn wait_for_generation(&self, tag: &str, generation: u64) -> Value {
         let is_so = |found: &Value| found["generation"] == generation;
-        self.wait_for_policy(tag, &format!("generation {generation}"), is_so).await
+        self.wait_for_policy(tag, &format!("generation {generation}"), is_so)
+            .await
     }
 
     /// Does `what` (`reload`, `rollback`) with the policy `tag`.
     pub async fn change_policy(&self, tag: &str, what: &str) -> Answer {
-        ask_socket(&self.socket(), Method::POST, &format!("/api/policies/{tag}/{what}")).await
+        ask_socket(
+            &self.socket(),
+            Method::POST,
+            &format!("/api/policies/{tag}/{what}"),
+        )
+        .await
     }
 
     /// Waits until the credential `tag` is in that state. Answers how it is.
     pub async fn wait_for_state(&self, tag: &str, state: &str) -> Value {
-        self.wait_for_credential(tag, WAIT_MAX, state, |found| found["state"] == state).await
+        self.wait_for_credential(tag, WAIT_MAX, state, |found| found["state"] == state)
+            .await
     }
 }
 
@@ -119,24 +149,50 @@ impl Rig {
 /// # Panics
 /// There is none.
 pub async fn policy(socket: &Path, tag: &str) -> Value {
-    let answer = ask_socket(socket, Method::GET, "/api/policies").await.json();
-    let found = answer["policies"].as_array().expect("a list").iter().find(|policy| policy["tag"] == tag);
-    found.unwrap_or_else(|| panic!("{tag} is no policy: {answer:#}")).clone()
+    let answer = ask_socket(socket, Method::GET, "/api/policies")
+        .await
+        .json();
+    let found = answer["policies"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .find(|policy| policy["tag"] == tag);
+    found
+        .unwrap_or_else(|| panic!("{tag} is no policy: {answer:#}"))
+        .clone()
 }
 
 /// Nothing is known of its polls. An API key has none, and neither has a credential that is not loaded.
 fn is_to_be_polled(credential: &Value) -> bool {
-    credential["kind"] == "oauth" && credential["polled_at"].is_null() && credential["poll_failure"].is_null()
+    credential["kind"] == "oauth"
+        && credential["polled_at"].is_null()
+        && credential["poll_failure"].is_null()
 }
 
 /// Asks on an admin socket.
 pub async fn ask_socket(socket: &Path, method: Method, path: &str) -> Answer {
-    let stream = UnixStream::connect(socket).await.unwrap_or_else(|error| panic!("{}: {error}", socket.display()));
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.expect("it speaks HTTP");
+    let stream = UnixStream::connect(socket)
+        .await
+        .unwrap_or_else(|error| panic!("{}: {error}", socket.display()));
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+        .await
+        .expect("it speaks HTTP");
     tokio::spawn(connection);
-    let request = Request::builder().method(method).uri(path).header("host", "tollgate").body(Empty::<Bytes>::new());
-    let response = sender.send_request(request.expect("a request")).await.expect("an answer");
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", "tollgate")
+        .body(Empty::<Bytes>::new());
+    let response = sender
+        .send_request(request.expect("a request"))
+        .await
+        .expect("an answer");
     let (head, body) = response.into_parts();
     let body = body.collect().await.expect("a whole answer").to_bytes();
-    Answer { status: head.status, headers: head.headers, body, whole: true }
+    Answer {
+        status: head.status,
+        headers: head.headers,
+        body,
+        whole: true,
+    }
 }

@@ -22,9 +22,13 @@ fn config(rig: &Rig, admin: Value) -> Value {
     service["users"][0]["token"] = json!(ALICE);
     service["headers"] = json!({ "x-own": HEADER });
     service["pricer"] = json!("mine");
-    config["policies"] = json!([{ "tag": "mine", "kind": "pricer", "path": "builtin:openai-pricing" }]);
+    config["policies"] =
+        json!([{ "tag": "mine", "kind": "pricer", "path": "builtin:openai-pricing" }]);
     let mut whole = json!({ "listen_port": 0 });
-    whole.as_object_mut().expect("an object").extend(admin.as_object().expect("an object").clone());
+    whole
+        .as_object_mut()
+        .expect("an object")
+        .extend(admin.as_object().expect("an object").clone());
     config["admin"] = whole;
     config
 }
@@ -45,13 +49,25 @@ fn check(answer: &Answer, status: u16, what: &str) {
     let json = kind == "application/json" && answer.json().is_object();
     assert!(json || kind.starts_with("text/plain"), "{what}: {kind}");
     if status >= 400 && status != 503 {
-        assert!(answer.json()["error"].as_str().is_some_and(|error| !error.is_empty()), "{what}: {}", answer.text());
+        assert!(
+            answer.json()["error"]
+                .as_str()
+                .is_some_and(|error| !error.is_empty()),
+            "{what}: {}",
+            answer.text()
+        );
     }
 }
 
 // Who may ask what
 
-const LOOKS: [&str; 5] = ["/metrics", "/status", "/api/status", "/api/policies", "/api/policies/mine/disagreements"];
+const LOOKS: [&str; 5] = [
+    "/metrics",
+    "/status",
+    "/api/status",
+    "/api/policies",
+    "/api/policies/mine/disagreements",
+];
 const CHANGES: [&str; 2] = ["/api/policies/mine/reload", "/api/policies/mine/rollback"];
 
 #[tokio::test(flavor = "multi_thread")]
@@ -81,7 +97,10 @@ async fn with_a_token_its_holders_look_and_change_and_others_learn_of_health_alo
         ("empty", admin.token("")),
         ("cut", admin.token(&ADMIN[..ADMIN.len() - 1])),
         ("longer", admin.token(&longer)),
-        ("of another scheme", admin.header("authorization", &format!("Basic {ADMIN}"))),
+        (
+            "of another scheme",
+            admin.header("authorization", &format!("Basic {ADMIN}")),
+        ),
         ("without a scheme", admin.header("authorization", ADMIN)),
     ];
     for (who, other) in others {
@@ -94,15 +113,27 @@ async fn with_a_token_its_holders_look_and_change_and_others_learn_of_health_alo
             assert_eq!(answer.header("www-authenticate"), Some("Bearer"), "{who}");
         }
         for path in CHANGES {
-            check(&other.ask(Method::POST, path, "").await, 401, &format!("{who} at {path}"));
+            check(
+                &other.ask(Method::POST, path, "").await,
+                401,
+                &format!("{who} at {path}"),
+            );
         }
     }
     let holder = admin.token(ADMIN);
     for path in &LOOKS[..4] {
         check(&holder.get(path).await, 200, path);
     }
-    check(&holder.ask(Method::POST, CHANGES[1], "").await, 409, "there is nothing to go back to");
-    check(&holder.ask(Method::POST, CHANGES[0], "").await, 200, "a reload");
+    check(
+        &holder.ask(Method::POST, CHANGES[1], "").await,
+        409,
+        "there is nothing to go back to",
+    );
+    check(
+        &holder.ask(Method::POST, CHANGES[0], "").await,
+        200,
+        "a reload",
+    );
     assert_eq!(rig.policy("mine").await["generation"], 2);
     check(&holder.ask(Method::POST, CHANGES[1], "").await, 200, "back");
     assert_eq!(rig.policy("mine").await["generation"], 1);
@@ -113,9 +144,17 @@ async fn with_a_token_its_holders_look_and_change_and_others_learn_of_health_alo
 async fn on_the_socket_its_owner_needs_no_token() {
     let (mut rig, _, _) = running(json!({ "token": ADMIN })).await;
     for path in &LOOKS[..4] {
-        check(&ask_socket(&rig.socket(), Method::GET, path).await, 200, path);
+        check(
+            &ask_socket(&rig.socket(), Method::GET, path).await,
+            200,
+            path,
+        );
     }
-    check(&ask_socket(&rig.socket(), Method::POST, CHANGES[0]).await, 200, "a reload");
+    check(
+        &ask_socket(&rig.socket(), Method::POST, CHANGES[0]).await,
+        200,
+        "a reload",
+    );
     rig.stop().await;
 }
 
@@ -140,7 +179,11 @@ async fn what_is_not_there_is_404_and_what_cannot_be_done_405() {
         (Method::GET, "/healthz/", 200),
         (Method::GET, "/metrics?name=x", 200),
     ] {
-        check(&admin.ask(method.clone(), path, "").await, status, &format!("{method} {path}"));
+        check(
+            &admin.ask(method.clone(), path, "").await,
+            status,
+            &format!("{method} {path}"),
+        );
     }
     rig.stop().await;
 }
@@ -168,7 +211,11 @@ async fn a_gateway_that_drains_is_well_and_not_ready() {
     check(&admin.get("/readyz").await, 200, "before");
     let gate = Gate::new();
     rig.account("canary").then(Reply::ok().hold_after(2, &gate));
-    let stream = program.client().token(ALICE).start_turn(&turn("held")).await;
+    let stream = program
+        .client()
+        .token(ALICE)
+        .start_turn(&turn("held"))
+        .await;
     gate.wait_until_reached().await;
     program.signal(libc::SIGTERM);
     let begun = Instant::now();
@@ -180,10 +227,21 @@ async fn a_gateway_that_drains_is_well_and_not_ready() {
         assert!(begun.elapsed() < SOON, "it is ready still");
     };
     check(&answer, 503, "draining");
-    assert_eq!(answer.json(), json!({ "status": "not ready", "reason": "the gateway stops" }));
+    assert_eq!(
+        answer.json(),
+        json!({ "status": "not ready", "reason": "the gateway stops" })
+    );
     check(&admin.get("/healthz").await, 200, "draining");
-    check(&admin.token(ADMIN).get("/api/status").await, 200, "draining");
-    check(&admin.token(ADMIN).ask(Method::POST, CHANGES[0], "").await, 503, "a reload while draining");
+    check(
+        &admin.token(ADMIN).get("/api/status").await,
+        200,
+        "draining",
+    );
+    check(
+        &admin.token(ADMIN).ask(Method::POST, CHANGES[0], "").await,
+        503,
+        "a reload while draining",
+    );
     gate.open();
     assert!(stream.finish().await.whole);
     assert_eq!(program.wait(SOON).await.code(), Some(0));
@@ -193,8 +251,7 @@ async fn a_gateway_that_drains_is_well_and_not_ready() {
 async fn a_gateway_whose_ledger_fails_is_well_and_not_ready() {
     let mut rig = Rig::new().await;
     let mut config = config(&rig, json!({}));
-    config["limits"] =
-        json!({ "ledger_bytes": 96 * 1024, "settle_queue": 8, "commit_timeout": "200ms", "drain_timeout": "2s" });
+    config["limits"] = json!({ "ledger_bytes": 96 * 1024, "settle_queue": 8, "commit_timeout": "200ms", "drain_timeout": "2s" });
     let client = rig.start(config).await.token(ALICE);
     let admin = rig.admin();
     check(&admin.get("/readyz").await, 200, "before");
@@ -206,7 +263,10 @@ async fn a_gateway_whose_ledger_fails_is_well_and_not_ready() {
     check(&answer, 503, "the ledger is full");
     assert_eq!(answer.json()["reason"], "the ledger cannot be written");
     check(&admin.get("/healthz").await, 200, "the ledger is full");
-    assert_eq!(rig.metrics().await.value("tollgate_ledger_failing", &[]), 1.0);
+    assert_eq!(
+        rig.metrics().await.value("tollgate_ledger_failing", &[]),
+        1.0
+    );
     rig.stop().await;
 }
 
@@ -219,10 +279,16 @@ async fn credentials_and_policies_are_told_with_all_that_an_operator_needs() {
         assert_eq!(client.turn(&turn("one")).await.status, StatusCode::OK);
     }
     let status = admin.get("/api/status").await.json();
-    assert_eq!(status["services"][0]["credentials"][0]["credential"], "canary");
+    assert_eq!(
+        status["services"][0]["credentials"][0]["credential"],
+        "canary"
+    );
     let mine = |all: &Value| {
         let all = all["policies"].as_array().expect("a list");
-        all.iter().find(|policy| policy["tag"] == "mine").expect("mine").clone()
+        all.iter()
+            .find(|policy| policy["tag"] == "mine")
+            .expect("mine")
+            .clone()
     };
     let found = mine(&admin.get("/api/policies").await.json());
     for (field, value) in [
@@ -242,18 +308,42 @@ async fn credentials_and_policies_are_told_with_all_that_an_operator_needs() {
         assert_eq!(found[field], value, "{field}: {found:#}");
     }
     let digest = found["digest"].as_str().expect("a digest");
-    assert!(digest.len() == 64 && digest.bytes().all(|byte| byte.is_ascii_hexdigit()), "{digest}");
-    assert!(found["version"].as_str().is_some_and(|version| version.contains('.')), "{found:#}");
+    assert!(
+        digest.len() == 64 && digest.bytes().all(|byte| byte.is_ascii_hexdigit()),
+        "{digest}"
+    );
+    assert!(
+        found["version"]
+            .as_str()
+            .is_some_and(|version| version.contains('.')),
+        "{found:#}"
+    );
     let micros = |name: &str| found["call_us"][name].as_f64().expect("a time");
-    assert!(0.0 < micros("p50") && micros("p50") <= micros("p99"), "{found:#}");
+    assert!(
+        0.0 < micros("p50") && micros("p50") <= micros("p99"),
+        "{found:#}"
+    );
     assert!(micros("max") > 0.0, "{found:#}");
     for count in ["instances", "memory_bytes"] {
-        assert!(found[count].as_u64().is_some_and(|count| count > 0), "{count}: {found:#}");
+        assert!(
+            found[count].as_u64().is_some_and(|count| count > 0),
+            "{count}: {found:#}"
+        );
     }
-    check(&ask_socket(&rig.socket(), Method::POST, CHANGES[0]).await, 200, "a reload");
+    check(
+        &ask_socket(&rig.socket(), Method::POST, CHANGES[0]).await,
+        200,
+        "a reload",
+    );
     let last = mine(&admin.get("/api/policies").await.json())["last_reload"].clone();
-    assert_eq!((&last["outcome"], &last["generation"]), (&json!("ok"), &json!(2)));
-    assert!(last["at"].as_u64().is_some_and(|at| at > 0) && last["took_ms"].is_u64(), "{last:#}");
+    assert_eq!(
+        (&last["outcome"], &last["generation"]),
+        (&json!("ok"), &json!(2))
+    );
+    assert!(
+        last["at"].as_u64().is_some_and(|at| at > 0) && last["took_ms"].is_u64(),
+        "{last:#}"
+    );
     rig.stop().await;
 }
 
@@ -273,7 +363,10 @@ async fn no_answer_has_a_secret() {
     for (path, answer) in asked {
         let said = format!("{:?} {}", answer.headers, answer.text());
         for canary in [ADMIN, ALICE, HEADER, ACCESS, "token-bob", "refresh-access"] {
-            assert!(!said.contains(canary), "{canary} is in the answer of {path}: {said}");
+            assert!(
+                !said.contains(canary),
+                "{canary} is in the answer of {path}: {said}"
+            );
         }
     }
     rig.stop().await;
@@ -284,16 +377,37 @@ async fn no_answer_has_a_secret() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_list_of_policies_is_what_the_listener_tells() {
     let rig = Rig::new().await;
-    let path =
-        rig.write("prices.wasm", std::fs::read(tollgate_tests::component("openai-pricing")).expect("it is built"));
+    let path = rig.write(
+        "prices.wasm",
+        std::fs::read(tollgate_tests::component("openai-pricing")).expect("it is built"),
+    );
     let mut config = config(&rig, json!({ "token": ADMIN }));
     config["policies"][0]["path"] = json!(path);
     let program = rig.spawn(&config).await;
-    assert_eq!(program.client().token(ALICE).turn(&turn("one")).await.status, StatusCode::OK);
+    assert_eq!(
+        program
+            .client()
+            .token(ALICE)
+            .turn(&turn("one"))
+            .await
+            .status,
+        StatusCode::OK
+    );
     let file = rig.path("config.json");
-    let list = |more: &[&str]| tollgate(["policy", "list", "-c", file.to_str().expect("plain")].iter().chain(more));
+    let list = |more: &[&str]| {
+        tollgate(
+            ["policy", "list", "-c", file.to_str().expect("plain")]
+                .iter()
+                .chain(more),
+        )
+    };
 
-    let mut told = program.admin().token(ADMIN).get("/api/policies").await.json();
+    let mut told = program
+        .admin()
+        .token(ADMIN)
+        .get("/api/policies")
+        .await
+        .json();
     let mut listed = list(&["--json"]).json();
     for answer in [&mut told, &mut listed] {
         answer["at"] = Value::Null;
@@ -309,21 +423,52 @@ async fn the_list_of_policies_is_what_the_listener_tells() {
     let lines: Vec<Vec<&str>> = table
         .stdout
         .lines()
-        .map(|line| line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect())
+        .map(|line| {
+            line.split("  ")
+                .map(str::trim)
+                .filter(|cell| !cell.is_empty())
+                .collect()
+        })
         .collect();
-    let head = ["policy", "kind", "component", "gen", "state", "calls", "faults", "p50", "p99", "last reload"];
+    let head = [
+        "policy",
+        "kind",
+        "component",
+        "gen",
+        "state",
+        "calls",
+        "faults",
+        "p50",
+        "p99",
+        "last reload",
+    ];
     assert_eq!(lines[0], head);
     let mine = lines.iter().find(|line| line[0] == "mine").expect("a row");
-    assert_eq!((mine.len(), mine[1], mine[3], mine[5], mine[6]), (10, "pricer", "1", "1", "0"), "{mine:?}");
+    assert_eq!(
+        (mine.len(), mine[1], mine[3], mine[5], mine[6]),
+        (10, "pricer", "1", "1", "0"),
+        "{mine:?}"
+    );
     assert!(mine[4].starts_with("serving"), "{mine:?}");
 
     // What fails is told below, with its reason.
     rig.write("prices.wasm", b"\0asm\x01\0\0\0");
-    let failed = tollgate(["policy", "reload", "mine", "-c", file.to_str().expect("plain")]);
+    let failed = tollgate([
+        "policy",
+        "reload",
+        "mine",
+        "-c",
+        file.to_str().expect("plain"),
+    ]);
     assert_eq!(failed.code, Some(1), "{}", failed.stdout);
     assert!(failed.stderr.contains("core module"), "{}", failed.stderr);
     let table = list(&[]).stdout;
-    assert!(table.lines().any(|line| line.starts_with("mine: failed: ") && line.contains("core module")), "{table}");
+    assert!(
+        table
+            .lines()
+            .any(|line| line.starts_with("mine: failed: ") && line.contains("core module")),
+        "{table}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -332,11 +477,19 @@ async fn a_policy_of_any_tag_can_be_reloaded_by_command() {
     let tags = ["with a blank", "mit-Ümlaut", "of/two", "a?b", "per%cent"];
     let mut config = config(&rig, json!({}));
     let own = |tag: &str| json!({ "tag": tag, "kind": "pricer", "path": "builtin:openai-pricing" });
-    config["policies"].as_array_mut().expect("a list").extend(tags.map(own));
+    config["policies"]
+        .as_array_mut()
+        .expect("a list")
+        .extend(tags.map(own));
     let _program = rig.spawn(&config).await;
     let file = rig.path("config.json");
     for tag in tags {
         let said = tollgate(["policy", "reload", tag, "-c", file.to_str().expect("plain")]);
-        assert_eq!((said.code, said.stderr.as_str()), (Some(0), ""), "{tag}: {}", said.stdout);
+        assert_eq!(
+            (said.code, said.stderr.as_str()),
+            (Some(0), ""),
+            "{tag}: {}",
+            said.stdout
+        );
     }
 }

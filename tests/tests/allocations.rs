@@ -37,7 +37,10 @@ fn count() -> u64 {
 #[track_caller]
 fn check(event: &str) {
     let mut headers = HeaderMap::new();
-    headers.insert("content-type", HeaderValue::from_static("text/event-stream"));
+    headers.insert(
+        "content-type",
+        HeaderValue::from_static("text/event-stream"),
+    );
     let mut meter = Meter::new(&headers, 1 << 30);
     // The first event may name the response: that is kept.
     meter.feed(event.as_bytes());
@@ -55,7 +58,12 @@ fn an_event_without_usage_costs_no_allocation() {
     check(
         "event: response.output_text.delta\ndata: {\"type\":\"response.output_text.delta\",\"delta\":\"a\\\"b\"}\n\n",
     );
-    check("data: {\"id\":\"c\",\"model\":\"m\",\"choices\":[{\"delta\":{\"content\":\"x\"}}],\"usage\":null}\r\n\r\n");
+    check(
+        "data: {\"id\":\"c\",\"model\":\"m\",\"choices\":[{\"delta\":{\"content\":\"x\"}}],\"usage\":null}\r\n\r\n",
+    );
     check(": a comment\n\n");
-    check(&format!("data: {{\"type\":\"response.output_item.done\",\"item\":\"{}\"}}\n\n", "x".repeat(100_000)));
+    check(&format!(
+        "data: {{\"type\":\"response.output_item.done\",\"item\":\"{}\"}}\n\n",
+        "x".repeat(100_000)
+    ));
 }

@@ -43,13 +43,19 @@ impl Canaries {
     #[track_caller]
     fn are_not_in(&self, place: &str, bytes: impl AsRef<[u8]>) {
         for canary in &self.all {
-            assert!(find(bytes.as_ref(), canary.as_bytes()).is_none(), "{canary} is in {place}");
+            assert!(
+                find(bytes.as_ref(), canary.as_bytes()).is_none(),
+                "{canary} is in {place}"
+            );
         }
     }
 
     #[track_caller]
     fn are_not_in_answer(&self, what: &str, answer: &Answer) {
-        self.are_not_in(&format!("the head of {what}"), format!("{:?}", answer.headers));
+        self.are_not_in(
+            &format!("the head of {what}"),
+            format!("{:?}", answer.headers),
+        );
         self.are_not_in(&format!("the body of {what}"), &answer.body);
     }
 }
@@ -72,7 +78,8 @@ impl Scene {
         };
         let mut credentials = Vec::new();
         for (index, tag) in ["a", "b"].into_iter().enumerate() {
-            rig.upstream.account(ACCESS[index], &format!("account-{tag}"));
+            rig.upstream
+                .account(ACCESS[index], &format!("account-{tag}"));
             let mut auth = oauth_file(ACCESS[index], &format!("account-{tag}"));
             auth["tokens"]["id_token"] = json!(format!("e30.e30.{}", ID[index]));
             auth["tokens"]["refresh_token"] = json!(REFRESH[index]);
@@ -80,20 +87,44 @@ impl Scene {
             let usages = rig.path(&format!("usages-{tag}.json"));
             credentials.push(json!({ "tag": tag, "credential_path": path, "usages_path": usages }));
         }
-        let broken = file("broken.json", &format!(r#"{{"tokens": {{"access_token": "{BROKEN}", {BROKEN}"#));
+        let broken = file(
+            "broken.json",
+            &format!(r#"{{"tokens": {{"access_token": "{BROKEN}", {BROKEN}"#),
+        );
         credentials.push(json!({ "tag": "broken", "credential_path": broken }));
         let members = ["broken", "a", "b"];
         credentials.push(json!({ "tag": "pool", "type": "balancer", "strategy": "fallback", "credentials": members }));
         rig.upstream.api_key(API_KEY, "key");
-        let key_path = file("key.json", &json!({ "OPENAI_API_KEY": API_KEY }).to_string());
-        let key_in_clear = file("key-in-clear.json", &json!({ "OPENAI_API_KEY": API_KEY }).to_string());
+        let key_path = file(
+            "key.json",
+            &json!({ "OPENAI_API_KEY": API_KEY }).to_string(),
+        );
+        let key_in_clear = file(
+            "key-in-clear.json",
+            &json!({ "OPENAI_API_KEY": API_KEY }).to_string(),
+        );
         let tls = KeyPair::generate().expect("a key");
         let certificate = CertificateParams::new(vec!["localhost".to_owned()]).expect("names");
-        let certificate = file("tls.pem", &certificate.self_signed(&tls).expect("signs").pem());
+        let certificate = file(
+            "tls.pem",
+            &certificate.self_signed(&tls).expect("signs").pem(),
+        );
         let tls_key = file("tls.key", &tls.serialize_pem());
-        let all = [&OF_CLIENTS[..], &FOR_UPSTREAM, &OF_NOBODY, &[UPSTREAM_COOKIE]].concat();
+        let all = [
+            &OF_CLIENTS[..],
+            &FOR_UPSTREAM,
+            &OF_NOBODY,
+            &[UPSTREAM_COOKIE],
+        ]
+        .concat();
         let mut all: Vec<String> = all.into_iter().map(str::to_owned).collect();
-        all.push(tls.serialize_pem().lines().nth(1).expect("a key has lines").to_owned());
+        all.push(
+            tls.serialize_pem()
+                .lines()
+                .nth(1)
+                .expect("a key has lines")
+                .to_owned(),
+        );
 
         let user = |name: &str, token: &str, credential: &str| json!({ "name": name, "token": token, "credential": credential });
         let users = [user("alice", ALICE, "pool"), user("bob", BOB, "pool")];
@@ -116,52 +147,117 @@ impl Scene {
         config["log"] = log;
         config["limits"] = json!({ "upstream_head_timeout": "5s" });
         written.push(rig.path("config.json"));
-        Self { rig, config, canaries: Canaries { all }, written }
+        Self {
+            rig,
+            config,
+            canaries: Canaries { all },
+            written,
+        }
     }
 
     /// The address of a service of the running gateway.
     fn address(&self, service: usize) -> std::net::SocketAddr {
         let ready = fs::read(self.rig.path("ready.json")).expect("the ready file");
         let ready: Value = serde_json::from_slice(&ready).expect("JSON");
-        ready["services"][service]["address"].as_str().expect("an address").parse().expect("an address")
+        ready["services"][service]["address"]
+            .as_str()
+            .expect("an address")
+            .parse()
+            .expect("an address")
     }
 
     /// Every request that could bring a secret to light. Answers how many were admitted.
     async fn traffic(&self, program: &Program) -> usize {
-        let bare = program.client().header("cookie", &format!("session={COOKIE}"));
+        let bare = program
+            .client()
+            .header("cookie", &format!("session={COOKIE}"));
         let (alice, bob) = (bare.token(ALICE), bare.token(BOB));
         let check = |what: &str, status: u16, answer: Answer| {
             assert_eq!(answer.status.as_u16(), status, "{what}: {}", answer.text());
             self.canaries.are_not_in_answer(what, &answer);
         };
-        let (a, b) = (self.rig.upstream.account(ACCESS[0], ""), self.rig.upstream.account(ACCESS[1], ""));
+        let (a, b) = (
+            self.rig.upstream.account(ACCESS[0], ""),
+            self.rig.upstream.account(ACCESS[1], ""),
+        );
 
         // Refused at the door.
         let nobody = &turn("nobody");
         check("no token", 401, bare.turn(nobody).await);
         check("a wrong token", 401, bare.token(WRONG).turn(nobody).await);
-        check("half a token", 401, bare.token(&ALICE[..ALICE.len() - 1]).turn(nobody).await);
-        check("another scheme", 401, bare.header("authorization", &format!("Basic {ALICE}")).turn(nobody).await);
-        check("another field", 400, bare.header("x-api-key", ALICE).turn(nobody).await);
-        check("another field", 400, alice.header("api-key", BOB).turn(nobody).await);
+        check(
+            "half a token",
+            401,
+            bare.token(&ALICE[..ALICE.len() - 1]).turn(nobody).await,
+        );
+        check(
+            "another scheme",
+            401,
+            bare.header("authorization", &format!("Basic {ALICE}"))
+                .turn(nobody)
+                .await,
+        );
+        check(
+            "another field",
+            400,
+            bare.header("x-api-key", ALICE).turn(nobody).await,
+        );
+        check(
+            "another field",
+            400,
+            alice.header("api-key", BOB).turn(nobody).await,
+        );
         check("another path", 404, alice.get("/elsewhere").await);
-        check("status of nobody", 401, bare.token(WRONG).get("/ocm/v1/status").await);
+        check(
+            "status of nobody",
+            401,
+            bare.token(WRONG).get("/ocm/v1/status").await,
+        );
         check("status", 200, alice.get("/ocm/v1/status").await);
 
         // Served, refused by upstream, and moved on.
         a.then(Reply::ok().header("set-cookie", &format!("id={UPSTREAM_COOKIE}")));
         check("a turn", 200, alice.turn(&turn("one")).await);
-        check("a turn over HTTP/2", 200, alice.http2().turn(&turn("one")).await);
-        check("a turn as JSON", 200, bob.turn(&json!({ "model": "gpt-5.4", "stream": false })).await);
-        check("a path that upstream has not", 404, alice.ask(Method::POST, "/v1/nowhere", "{}").await);
-        check("a body that is no JSON", 400, alice.ask(Method::POST, "/v1/responses", "{").await);
-        a.then(Reply::error(400, "invalid_request_error", "no")).then(Reply::server_error(500));
+        check(
+            "a turn over HTTP/2",
+            200,
+            alice.http2().turn(&turn("one")).await,
+        );
+        check(
+            "a turn as JSON",
+            200,
+            bob.turn(&json!({ "model": "gpt-5.4", "stream": false }))
+                .await,
+        );
+        check(
+            "a path that upstream has not",
+            404,
+            alice.ask(Method::POST, "/v1/nowhere", "{}").await,
+        );
+        check(
+            "a body that is no JSON",
+            400,
+            alice.ask(Method::POST, "/v1/responses", "{").await,
+        );
+        a.then(Reply::error(400, "invalid_request_error", "no"))
+            .then(Reply::server_error(500));
         check("400", 400, alice.turn(&turn("one")).await);
         check("500", 500, alice.turn(&turn("one")).await);
-        a.then(Reply::close_before_head()).then(Reply::garbage("no HTTP at all\r\n\r\n"));
+        a.then(Reply::close_before_head())
+            .then(Reply::garbage("no HTTP at all\r\n\r\n"));
         check("no head", 502, alice.turn(&turn("one")).await);
         check("garbage", 502, alice.turn(&turn("one")).await);
-        check("chat", 400, alice.ask(Method::POST, "/v1/chat/completions", turn("one").to_string()).await);
+        check(
+            "chat",
+            400,
+            alice
+                .ask(
+                    Method::POST,
+                    "/v1/chat/completions",
+                    turn("one").to_string(),
+                )
+                .await,
+        );
         a.then(Reply::usage_limit_reached().resets_in_seconds(3600));
         check("failover", 200, alice.turn(&turn("one")).await);
         b.then(Reply::usage_limit_reached().resets_in_seconds(3600));
@@ -169,16 +265,36 @@ impl Scene {
         check("still exhausted", 429, alice.turn(&turn("one")).await);
 
         // By API key.
-        let by_key = Client::new(self.address(2)).header("cookie", COOKIE).token(ALICE);
+        let by_key = Client::new(self.address(2))
+            .header("cookie", COOKIE)
+            .token(ALICE);
         check("by key", 200, by_key.turn(&turn("key")).await);
-        check("chat by key", 200, by_key.ask(Method::POST, "/v1/chat/completions", turn("key").to_string()).await);
-        self.rig.upstream.account(API_KEY, "").then(Reply::error(401, "invalid_request_error", "Incorrect API key"));
+        check(
+            "chat by key",
+            200,
+            by_key
+                .ask(
+                    Method::POST,
+                    "/v1/chat/completions",
+                    turn("key").to_string(),
+                )
+                .await,
+        );
+        self.rig.upstream.account(API_KEY, "").then(Reply::error(
+            401,
+            "invalid_request_error",
+            "Incorrect API key",
+        ));
         check("401 by key", 401, by_key.turn(&turn("key")).await);
 
         // In clear to the listener of TLS.
         let mut peer = Peer::connect(self.address(1)).await;
-        peer.send(format!("GET /v1/models HTTP/1.1\r\nauthorization: Bearer {WRONG}\r\n\r\n")).await;
-        self.canaries.are_not_in("an answer to no TLS", peer.rest().await);
+        peer.send(format!(
+            "GET /v1/models HTTP/1.1\r\nauthorization: Bearer {WRONG}\r\n\r\n"
+        ))
+        .await;
+        self.canaries
+            .are_not_in("an answer to no TLS", peer.rest().await);
         16
     }
 
@@ -187,26 +303,44 @@ impl Scene {
         let config = self.rig.path("config.json");
         for by in ["user", "model", "credential", "day"] {
             for form in [None, Some("--json"), Some("--csv")] {
-                let mut arguments = vec!["usage", "-c", config.to_str().expect("a plain name"), "--by", by];
+                let mut arguments = vec![
+                    "usage",
+                    "-c",
+                    config.to_str().expect("a plain name"),
+                    "--by",
+                    by,
+                ];
                 arguments.extend(form);
                 let (code, printed) = run(&arguments);
                 assert_eq!(code, Some(0), "{printed}");
-                self.canaries.are_not_in("the output of tollgate usage", &printed);
+                self.canaries
+                    .are_not_in("the output of tollgate usage", &printed);
             }
         }
     }
 
     fn check_upstream(&self) {
         let requests = self.rig.upstream.requests();
-        assert!(requests.len() >= 13, "upstream saw {} requests", requests.len());
+        assert!(
+            requests.len() >= 13,
+            "upstream saw {} requests",
+            requests.len()
+        );
         for seen in requests {
             let shown = seen.header("authorization").expect("every request has it");
             let shown = shown.strip_prefix("Bearer ").expect("a bearer token");
-            assert!(FOR_UPSTREAM.contains(&shown), "upstream was shown another secret");
+            assert!(
+                FOR_UPSTREAM.contains(&shown),
+                "upstream was shown another secret"
+            );
             let mut others = seen.headers.clone();
             others.remove("authorization");
-            self.canaries.are_not_in("an upstream request's head", format!("{} {others:?}", seen.target));
-            self.canaries.are_not_in("an upstream request's body", &seen.body);
+            self.canaries.are_not_in(
+                "an upstream request's head",
+                format!("{} {others:?}", seen.target),
+            );
+            self.canaries
+                .are_not_in("an upstream request's body", &seen.body);
         }
     }
 
@@ -214,12 +348,27 @@ impl Scene {
     fn check_files(&self) {
         let mut files = Vec::new();
         walk(self.rig.folder(), &mut files);
-        let names: Vec<_> = files.iter().filter_map(|file| file.file_name()?.to_str()).collect();
-        for expected in ["ledger.db", "gateway.log", "usages-a.json", "usages-key-in-clear.json", "ready.json"] {
-            assert!(names.contains(&expected), "{expected} is not among {names:?}");
+        let names: Vec<_> = files
+            .iter()
+            .filter_map(|file| file.file_name()?.to_str())
+            .collect();
+        for expected in [
+            "ledger.db",
+            "gateway.log",
+            "usages-a.json",
+            "usages-key-in-clear.json",
+            "ready.json",
+        ] {
+            assert!(
+                names.contains(&expected),
+                "{expected} is not among {names:?}"
+            );
         }
         for file in files.iter().filter(|file| !self.written.contains(file)) {
-            self.canaries.are_not_in(&file.display().to_string(), fs::read(file).expect("it can be read"));
+            self.canaries.are_not_in(
+                &file.display().to_string(),
+                fs::read(file).expect("it can be read"),
+            );
         }
         for row in rows(&self.rig.ledger()) {
             self.canaries.are_not_in("a row", row.everything());
@@ -230,15 +379,26 @@ impl Scene {
 fn walk(folder: &Path, files: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).expect("a folder") {
         let path = entry.expect("an entry").path();
-        if path.is_dir() { walk(&path, files) } else { files.push(path) }
+        if path.is_dir() {
+            walk(&path, files)
+        } else {
+            files.push(path)
+        }
     }
 }
 
 /// Runs the binary to its end. Answers its exit code and all that it printed.
 fn run(arguments: &[&str]) -> (Option<i32>, String) {
-    let output = Command::new(binary()).args(arguments).stdin(Stdio::null()).output().expect("the binary runs");
+    let output = Command::new(binary())
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .expect("the binary runs");
     let printed = [output.stdout, output.stderr].concat();
-    (output.status.code(), String::from_utf8_lossy(&printed).into_owned())
+    (
+        output.status.code(),
+        String::from_utf8_lossy(&printed).into_owned(),
+    )
 }
 
 /// What the gateway prints goes to gateway.log; with a `log.output` of its own, its log is another file there.
@@ -257,7 +417,10 @@ async fn check_gateway(log_file: Option<&str>, format: &str) {
     scene.check_files();
     let log = fs::read_to_string(scene.rig.path(log_file.unwrap_or("gateway.log"))).expect("a log");
     for told in ["attempt", "refused", "upstream refuses the credential"] {
-        assert!(log.contains(told), "{told:?} is not in the log: it shows nothing\n{log}");
+        assert!(
+            log.contains(told),
+            "{told:?} is not in the log: it shows nothing\n{log}"
+        );
     }
 }
 
@@ -275,7 +438,10 @@ async fn no_secret_is_in_a_log_of_text_in_its_own_file() {
 fn bad_configs(canary: &str) -> Vec<(&'static str, String)> {
     let service = |fields: Value| {
         let mut service = json!({ "type": "ocm", "listen_port": 0 });
-        service.as_object_mut().expect("an object").extend(fields.as_object().expect("fields").clone());
+        service
+            .as_object_mut()
+            .expect("an object")
+            .extend(fields.as_object().expect("fields").clone());
         json!({ "services": [service] }).to_string()
     };
     let user = |user: Value| service(json!({ "users": [user] }));
@@ -358,22 +524,43 @@ async fn no_panic_or_error_at_start_quotes_an_auth_file() {
     let mut services = Vec::new();
     for (number, content) in contents.iter().enumerate() {
         let path = rig.write(&format!("auth-{number}.json"), content);
-        let config = rig.config(json!({ "tag": format!("service-{number}"), "credential_path": path }));
+        let config =
+            rig.config(json!({ "tag": format!("service-{number}"), "credential_path": path }));
         services.push(config["services"][0].clone());
     }
     let mut config = rig.config(json!({}));
     config["services"] = json!(services);
     config["log"] = json!({ "level": "trace" });
     let program = rig.spawn(&config).await;
-    let ready: Value = serde_json::from_slice(&fs::read(rig.path("ready.json")).expect("ready")).expect("JSON");
+    let ready: Value =
+        serde_json::from_slice(&fs::read(rig.path("ready.json")).expect("ready")).expect("JSON");
     for service in ready["services"].as_array().expect("a list") {
-        let client = Client::new(service["address"].as_str().expect("an address").parse().expect("an address"));
+        let client = Client::new(
+            service["address"]
+                .as_str()
+                .expect("an address")
+                .parse()
+                .expect("an address"),
+        );
         let answer = client.turn(&turn("broken")).await;
-        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{service}: {}", answer.text());
-        assert!(!answer.text().contains(BROKEN), "{service}: {}", answer.text());
+        assert_eq!(
+            answer.status,
+            StatusCode::SERVICE_UNAVAILABLE,
+            "{service}: {}",
+            answer.text()
+        );
+        assert!(
+            !answer.text().contains(BROKEN),
+            "{service}: {}",
+            answer.text()
+        );
     }
     let log = program.log();
-    assert_eq!(log.matches("credential unavailable").count(), contents.len(), "{log}");
+    assert_eq!(
+        log.matches("credential unavailable").count(),
+        contents.len(),
+        "{log}"
+    );
     assert!(!log.contains(BROKEN), "{log}");
     program.kill();
 }

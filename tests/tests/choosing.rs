@@ -9,7 +9,8 @@ use tollgate_tests::{Client, Rig, key_file, oauth_file, rows, turn, unix_in, wai
 
 /// `{"https://api.openai.com/auth":{"chatgpt_plan_type":"…"}}` in base64url: the claims of an id token.
 const PRO: &str = "eyJodHRwczovL2FwaS5vcGVuYWkuY29tL2F1dGgiOnsiY2hhdGdwdF9wbGFuX3R5cGUiOiJwcm8ifX0";
-const PLUS: &str = "eyJodHRwczovL2FwaS5vcGVuYWkuY29tL2F1dGgiOnsiY2hhdGdwdF9wbGFuX3R5cGUiOiJwbHVzIn19";
+const PLUS: &str =
+    "eyJodHRwczovL2FwaS5vcGVuYWkuY29tL2F1dGgiOnsiY2hhdGdwdF9wbGFuX3R5cGUiOiJwbHVzIn19";
 /// `{}`.
 const NO_PLAN: &str = "e30";
 
@@ -35,7 +36,9 @@ fn user(name: &str, credential: &str) -> Value {
 /// The configuration of a team on a pool, and beside alice and bob a user on each credential alone, named as it.
 fn team(rig: &Rig, tags: &[&str], pool: Value) -> Value {
     let mut config = rig.team(tags, pool);
-    let users = config["services"][0]["users"].as_array_mut().expect("a list");
+    let users = config["services"][0]["users"]
+        .as_array_mut()
+        .expect("a list");
     users.extend(tags.iter().map(|tag| user(tag, tag)));
     config
 }
@@ -52,7 +55,14 @@ async fn start(tags: &[&str], pool: Value) -> (Rig, Client) {
 /// first poll is over, or that would undo it.
 async fn tell(rig: &Rig, client: &Client, tag: &str, standing: Standing) {
     rig.account(tag).set_standing(standing);
-    assert_eq!(client.token(&format!("token-{tag}")).turn(&homeless()).await.status, StatusCode::OK);
+    assert_eq!(
+        client
+            .token(&format!("token-{tag}"))
+            .turn(&homeless())
+            .await
+            .status,
+        StatusCode::OK
+    );
 }
 
 /// A turn of no session.
@@ -67,11 +77,21 @@ async fn served(rig: &Rig, client: &Client, body: &Value) -> String {
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
     let turns = rig.upstream.turns();
     assert!(turns.len() > before);
-    let account = turns.last().and_then(|seen| seen.account.clone()).expect("an account");
-    account.strip_prefix("account-").expect("an account of the rig").to_owned()
+    let account = turns
+        .last()
+        .and_then(|seen| seen.account.clone())
+        .expect("an account");
+    account
+        .strip_prefix("account-")
+        .expect("an account of the rig")
+        .to_owned()
 }
 
-async fn served_each(rig: &Rig, client: &Client, bodies: impl Iterator<Item = Value>) -> Vec<String> {
+async fn served_each(
+    rig: &Rig,
+    client: &Client,
+    bodies: impl Iterator<Item = Value>,
+) -> Vec<String> {
     let mut tags = Vec::new();
     for body in bodies {
         tags.push(served(rig, client, &body).await);
@@ -83,7 +103,10 @@ async fn served_each(rig: &Rig, client: &Client, bodies: impl Iterator<Item = Va
 async fn wait_until_served_by(rig: &Rig, client: &Client, body: &Value, tag: &str) {
     let begun = Instant::now();
     while served(rig, client, body).await != tag {
-        assert!(begun.elapsed() < Duration::from_secs(10), "{tag} does not serve again");
+        assert!(
+            begun.elapsed() < Duration::from_secs(10),
+            "{tag} does not serve again"
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -92,22 +115,76 @@ async fn wait_until_served_by(rig: &Rig, client: &Client, body: &Value, tag: &st
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_credential_is_usable_below_its_caps_and_not_at_them() {
-    let standing = |five_hour: f64, weekly: f64| Standing::new("plus").five_hour_used(five_hour).weekly_used(weekly);
+    let standing = |five_hour: f64, weekly: f64| {
+        Standing::new("plus")
+            .five_hour_used(five_hour)
+            .weekly_used(weekly)
+    };
     let past = unix_in(0) - 60;
     let cases = [
         ("unset", json!({}), standing(98.9, 98.9), true),
         ("unset 5h", json!({}), standing(99.0, 0.0), false),
         ("unset weekly", json!({}), standing(0.0, 99.0), false),
-        ("reserve 5h below", json!({"reserve_5h": 20}), standing(79.9, 98.0), true),
-        ("reserve 5h", json!({"reserve_5h": 20}), standing(80.0, 0.0), false),
-        ("reserve weekly below", json!({"reserve_weekly": 99}), standing(98.0, 0.9), true),
-        ("reserve weekly", json!({"reserve_weekly": 99}), standing(0.0, 1.0), false),
-        ("limit 5h below", json!({"limit_5h": 50}), standing(49.9, 0.0), true),
-        ("limit 5h", json!({"limit_5h": 50}), standing(50.0, 0.0), false),
-        ("limit weekly below", json!({"limit_weekly": 100}), standing(0.0, 99.9), true),
-        ("limit weekly", json!({"limit_weekly": 100}), standing(0.0, 100.0), false),
-        ("5h begun anew", json!({}), standing(100.0, 0.0).five_hour_resets_at(past), true),
-        ("weekly begun anew", json!({}), standing(0.0, 100.0).weekly_resets_at(past), true),
+        (
+            "reserve 5h below",
+            json!({"reserve_5h": 20}),
+            standing(79.9, 98.0),
+            true,
+        ),
+        (
+            "reserve 5h",
+            json!({"reserve_5h": 20}),
+            standing(80.0, 0.0),
+            false,
+        ),
+        (
+            "reserve weekly below",
+            json!({"reserve_weekly": 99}),
+            standing(98.0, 0.9),
+            true,
+        ),
+        (
+            "reserve weekly",
+            json!({"reserve_weekly": 99}),
+            standing(0.0, 1.0),
+            false,
+        ),
+        (
+            "limit 5h below",
+            json!({"limit_5h": 50}),
+            standing(49.9, 0.0),
+            true,
+        ),
+        (
+            "limit 5h",
+            json!({"limit_5h": 50}),
+            standing(50.0, 0.0),
+            false,
+        ),
+        (
+            "limit weekly below",
+            json!({"limit_weekly": 100}),
+            standing(0.0, 99.9),
+            true,
+        ),
+        (
+            "limit weekly",
+            json!({"limit_weekly": 100}),
+            standing(0.0, 100.0),
+            false,
+        ),
+        (
+            "5h begun anew",
+            json!({}),
+            standing(100.0, 0.0).five_hour_resets_at(past),
+            true,
+        ),
+        (
+            "weekly begun anew",
+            json!({}),
+            standing(0.0, 100.0).weekly_resets_at(past),
+            true,
+        ),
     ];
     let mut rig = Rig::new().await;
     let tag = |place: usize| format!("c{place}");
@@ -115,16 +192,28 @@ async fn a_credential_is_usable_below_its_caps_and_not_at_them() {
     for (place, (_, fields, ..)) in cases.iter().enumerate() {
         let mut credential = rig.oauth(&tag(place));
         let fields = fields.as_object().expect("an object").clone();
-        credential.as_object_mut().expect("an object").extend(fields);
+        credential
+            .as_object_mut()
+            .expect("an object")
+            .extend(fields);
         credentials.push(credential);
     }
-    let users: Vec<Value> = (0..cases.len()).map(|place| user(&tag(place), &tag(place))).collect();
+    let users: Vec<Value> = (0..cases.len())
+        .map(|place| user(&tag(place), &tag(place)))
+        .collect();
     let config = rig.config(json!({ "credentials": credentials, "users": users }));
     let client = rig.start_polled(config).await;
     for (place, (name, _, standing, usable)) in cases.into_iter().enumerate() {
         tell(&rig, &client, &tag(place), standing).await;
-        let answer = client.token(&format!("token-{}", tag(place))).turn(&homeless()).await;
-        let expected = if usable { StatusCode::OK } else { StatusCode::TOO_MANY_REQUESTS };
+        let answer = client
+            .token(&format!("token-{}", tag(place)))
+            .turn(&homeless())
+            .await;
+        let expected = if usable {
+            StatusCode::OK
+        } else {
+            StatusCode::TOO_MANY_REQUESTS
+        };
         assert_eq!(answer.status, expected, "{name}");
     }
     rig.stop().await;
@@ -138,20 +227,56 @@ type Member = (&'static str, Value, Standing);
 #[tokio::test(flavor = "multi_thread")]
 async fn least_used_takes_the_highest_score_and_the_first_of_equals() {
     let week = unix_in(7 * 24 * 3600);
-    let used = |weekly: f64| Standing::new("plus").weekly_used(weekly).weekly_resets_at(week);
-    let near = |weekly: f64, hours: f64| used(weekly).weekly_resets_at(unix_in((hours * 3600.0) as u64));
+    let used = |weekly: f64| {
+        Standing::new("plus")
+            .weekly_used(weekly)
+            .weekly_resets_at(week)
+    };
+    let near =
+        |weekly: f64, hours: f64| used(weekly).weekly_resets_at(unix_in((hours * 3600.0) as u64));
     let plain = |standing: Standing| ("", json!({}), standing);
     let cases: [(&str, [Member; 2], usize); 9] = [
         ("equals", [plain(used(20.0)), plain(used(20.0))], 0),
         ("less used", [plain(used(40.0)), plain(used(20.0))], 1),
-        ("the 5-hour window does not count", [plain(used(0.0).five_hour_used(98.0)), plain(used(0.0))], 0),
-        ("pro counts ten times", [plain(used(0.0)), ("pro", json!({}), used(85.0))], 1),
-        ("pro counts ten times, not more", [plain(used(0.0)), ("pro", json!({}), used(91.0))], 0),
-        ("plus counts once", [plain(used(0.0)), ("plus", json!({}), used(1.0))], 0),
-        ("what is left under the cap", [("", json!({"limit_weekly": 30}), used(0.0)), plain(used(50.0))], 1),
-        ("a near reset", [plain(used(10.0)), plain(near(50.0, 24.0))], 1),
+        (
+            "the 5-hour window does not count",
+            [plain(used(0.0).five_hour_used(98.0)), plain(used(0.0))],
+            0,
+        ),
+        (
+            "pro counts ten times",
+            [plain(used(0.0)), ("pro", json!({}), used(85.0))],
+            1,
+        ),
+        (
+            "pro counts ten times, not more",
+            [plain(used(0.0)), ("pro", json!({}), used(91.0))],
+            0,
+        ),
+        (
+            "plus counts once",
+            [plain(used(0.0)), ("plus", json!({}), used(1.0))],
+            0,
+        ),
+        (
+            "what is left under the cap",
+            [
+                ("", json!({"limit_weekly": 30}), used(0.0)),
+                plain(used(50.0)),
+            ],
+            1,
+        ),
+        (
+            "a near reset",
+            [plain(used(10.0)), plain(near(50.0, 24.0))],
+            1,
+        ),
         // 168 / 1 hour at most: 9 x 168 against 10 x 168.
-        ("a reset nearer than an hour", [plain(near(90.0, 0.2)), plain(near(89.0, 0.9))], 1),
+        (
+            "a reset nearer than an hour",
+            [plain(near(90.0, 0.2)), plain(near(89.0, 0.9))],
+            1,
+        ),
     ];
     let mut rig = Rig::new().await;
     let (mut credentials, mut users) = (Vec::new(), Vec::new());
@@ -159,21 +284,34 @@ async fn least_used_takes_the_highest_score_and_the_first_of_equals() {
         let tags = [0, 1].map(|member| format!("c{place}m{member}"));
         for (tag, (plan, fields, _)) in tags.iter().zip(members) {
             let mut credential = planned(&rig, tag, plan);
-            credential.as_object_mut().expect("an object").extend(fields.as_object().expect("an object").clone());
+            credential
+                .as_object_mut()
+                .expect("an object")
+                .extend(fields.as_object().expect("an object").clone());
             credentials.push(credential);
             users.push(user(tag, tag));
         }
-        credentials.push(json!({ "tag": format!("pool{place}"), "type": "balancer", "credentials": tags }));
+        credentials.push(
+            json!({ "tag": format!("pool{place}"), "type": "balancer", "credentials": tags }),
+        );
         users.push(user(&format!("team{place}"), &format!("pool{place}")));
     }
     let config = rig.config(json!({ "credentials": credentials, "users": users }));
     let client = rig.start_polled(config).await;
     for (place, (name, members, expected)) in cases.into_iter().enumerate() {
         for (member, (plan, _, standing)) in members.into_iter().enumerate() {
-            let standing = Standing { plan: plan.to_owned(), ..standing };
+            let standing = Standing {
+                plan: plan.to_owned(),
+                ..standing
+            };
             tell(&rig, &client, &format!("c{place}m{member}"), standing).await;
         }
-        let found = served(&rig, &client.token(&format!("token-team{place}")), &homeless()).await;
+        let found = served(
+            &rig,
+            &client.token(&format!("token-team{place}")),
+            &homeless(),
+        )
+        .await;
         assert_eq!(found, format!("c{place}m{expected}"), "{name}");
     }
     rig.stop().await;
@@ -184,12 +322,19 @@ async fn round_robin_goes_round_past_whoever_is_not_usable() {
     for name in ["round_robin", "round-robin"] {
         let (mut rig, client) = start(&["a", "b", "c"], json!({ "strategy": name })).await;
         let alice = client.token("token-alice");
-        let sessions = |from: usize, to: usize| (from..to).map(|number| turn(&format!("s{number}")));
-        assert_eq!(served_each(&rig, &alice, sessions(0, 5)).await, ["a", "b", "c", "a", "b"]);
+        let sessions =
+            |from: usize, to: usize| (from..to).map(|number| turn(&format!("s{number}")));
+        assert_eq!(
+            served_each(&rig, &alice, sessions(0, 5)).await,
+            ["a", "b", "c", "a", "b"]
+        );
         tell(&rig, &client, "a", Standing::new("plus").weekly_used(99.0)).await;
         let further = served_each(&rig, &alice, sessions(5, 11)).await;
         assert!(!further.contains(&"a".to_owned()), "{further:?}");
-        assert!(further.contains(&"b".to_owned()) && further.contains(&"c".to_owned()), "{further:?}");
+        assert!(
+            further.contains(&"b".to_owned()) && further.contains(&"c".to_owned()),
+            "{further:?}"
+        );
         rig.stop().await;
     }
 }
@@ -197,7 +342,13 @@ async fn round_robin_goes_round_past_whoever_is_not_usable() {
 #[tokio::test(flavor = "multi_thread")]
 async fn random_takes_each_usable_one_and_no_other() {
     let (mut rig, client) = start(&["a", "b", "c"], json!({ "strategy": "random" })).await;
-    tell(&rig, &client, "b", Standing::new("plus").five_hour_used(99.0)).await;
+    tell(
+        &rig,
+        &client,
+        "b",
+        Standing::new("plus").five_hour_used(99.0),
+    )
+    .await;
     let sessions = (0..60).map(|number| turn(&format!("s{number}")));
     let tags = served_each(&rig, &client.token("token-alice"), sessions).await;
     let count = |tag: &str| tags.iter().filter(|found| *found == tag).count();
@@ -209,13 +360,20 @@ async fn random_takes_each_usable_one_and_no_other() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn fallback_takes_the_first_usable_and_is_never_sticky() {
-    let forms = [json!({ "type": "fallback" }), json!({ "strategy": "fallback" })];
+    let forms = [
+        json!({ "type": "fallback" }),
+        json!({ "strategy": "fallback" }),
+    ];
     for form in forms {
         let (mut rig, client) = start(&["a", "b", "c"], form.clone()).await;
         let alice = client.token("token-alice");
         let session = turn("one");
         assert_eq!(served(&rig, &alice, &session).await, "a");
-        rig.account("a").then(Reply::usage_limit_reached().without_rate_limits().resets_in_seconds(1));
+        rig.account("a").then(
+            Reply::usage_limit_reached()
+                .without_rate_limits()
+                .resets_in_seconds(1),
+        );
         assert_eq!(served(&rig, &alice, &session).await, "b", "{form}");
         wait_until_served_by(&rig, &alice, &session, "a").await;
         rig.stop().await;
@@ -230,27 +388,42 @@ async fn an_operators_own_policy_chooses() {
         planned(&rig, "b", "plus"),
         {"tag": "pool", "type": "balancer", "strategy": "mine", "credentials": ["a", "b"]},
     ]);
-    let mut config = rig.config(json!({ "credentials": credentials, "users": [user("alice", "pool")] }));
+    let mut config =
+        rig.config(json!({ "credentials": credentials, "users": [user("alice", "pool")] }));
     config["policies"] = json!([
         {"tag": "mine", "kind": "balancer", "path": "builtin:least-used", "config": {"plan_weights": {"plus": 50}}},
     ]);
     let client = rig.start_polled(config).await.token("token-alice");
     // 99 x 10 against 99 x 50.
     assert_eq!(served(&rig, &client, &homeless()).await, "b");
-    assert_eq!(client.get("/ocm/v1/status").await.json()["plan_weight"].as_f64(), Some(60.0));
+    assert_eq!(
+        client.get("/ocm/v1/status").await.json()["plan_weight"].as_f64(),
+        Some(60.0)
+    );
     rig.stop().await;
 }
 
 // Stickiness
 
-const SESSION_HEADERS: [&str; 5] = ["session_id", "session-id", "x-session-id", "conversation_id", "thread-id"];
+const SESSION_HEADERS: [&str; 5] = [
+    "session_id",
+    "session-id",
+    "x-session-id",
+    "conversation_id",
+    "thread-id",
+];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_stays_by_each_header_and_by_the_cache_key() {
     let (mut rig, client) = start(&["a", "b", "c"], json!({ "strategy": "round_robin" })).await;
     let alice = client.token("token-alice");
-    let named = SESSION_HEADERS.map(|name| (name, alice.header(name, &format!("by-{name}")), homeless()));
-    for (name, client, body) in named.into_iter().chain([("prompt_cache_key", alice.clone(), turn("by-key"))]) {
+    let named =
+        SESSION_HEADERS.map(|name| (name, alice.header(name, &format!("by-{name}")), homeless()));
+    for (name, client, body) in
+        named
+            .into_iter()
+            .chain([("prompt_cache_key", alice.clone(), turn("by-key"))])
+    {
         let home = served(&rig, &client, &body).await;
         let next = served(&rig, &alice, &homeless()).await;
         assert_ne!(next, home, "one without a session goes on round");
@@ -268,10 +441,15 @@ async fn the_sessions_key_is_the_first_that_is_found() {
     for (place, name) in SESSION_HEADERS.iter().enumerate() {
         // This header and all those after it, in the opposite order, and the body's key.
         let later = SESSION_HEADERS[place..].iter().rev();
-        let client = later.fold(client.clone(), |client, header| client.header(header, &format!("by-{header}")));
+        let client = later.fold(client.clone(), |client, header| {
+            client.header(header, &format!("by-{header}"))
+        });
         client.turn(&turn("by-key")).await;
         let rows = wait_for_rows(&rig.ledger(), place + 1).await;
-        assert_eq!(rows[place].text("session"), Some(format!("by-{name}").as_str()));
+        assert_eq!(
+            rows[place].text("session"),
+            Some(format!("by-{name}").as_str())
+        );
     }
     client.turn(&turn("by-key")).await;
     client.turn(&homeless()).await;
@@ -315,7 +493,11 @@ async fn a_temporary_failover_does_not_move_a_sessions_home() {
         let (mut rig, client) = start(&["a", "b"], json!({ "strategy": strategy })).await;
         let alice = client.token("token-alice");
         let home = served(&rig, &alice, &turn("one")).await;
-        rig.account(&home).then(Reply::usage_limit_reached().without_rate_limits().resets_in_seconds(1));
+        rig.account(&home).then(
+            Reply::usage_limit_reached()
+                .without_rate_limits()
+                .resets_in_seconds(1),
+        );
         assert_ne!(served(&rig, &alice, &turn("one")).await, home, "{strategy}");
         wait_until_served_by(&rig, &alice, &turn("one"), &home).await;
         rig.stop().await;
@@ -327,7 +509,8 @@ async fn a_response_is_continued_by_the_credential_that_made_it() {
     let (mut rig, client) = start(&["a", "b"], json!({})).await;
     let (alice, bob) = (client.token("token-alice"), client.token("token-bob"));
     // Whoever has a choice takes b from now on.
-    rig.account("a").set_standing(Standing::new("plus").weekly_used(50.0));
+    rig.account("a")
+        .set_standing(Standing::new("plus").weekly_used(50.0));
     let after = |previous: &str| {
         let mut body = homeless();
         body["previous_response_id"] = json!(previous);
@@ -342,11 +525,19 @@ async fn a_response_is_continued_by_the_credential_that_made_it() {
         assert_eq!(served(&rig, &alice, &body).await, "a");
         assert_eq!(served(&rig, &alice, &homeless()).await, "b");
         assert_eq!(served(&rig, &alice, &after(id)).await, "a", "{id}");
-        assert_eq!(served(&rig, &bob, &after(id)).await, "b", "{id} is not bob's");
+        assert_eq!(
+            served(&rig, &bob, &after(id)).await,
+            "b",
+            "{id} is not bob's"
+        );
         assert_eq!(served(&rig, &alice, &after("resp_unknown")).await, "b");
     }
     tell(&rig, &client, "a", Standing::new("plus").weekly_used(99.0)).await;
-    assert_eq!(served(&rig, &alice, &after("resp_whole")).await, "b", "its maker is not usable any more");
+    assert_eq!(
+        served(&rig, &alice, &after("resp_whole")).await,
+        "b",
+        "its maker is not usable any more"
+    );
     rig.stop().await;
 }
 
@@ -357,7 +548,11 @@ async fn a_response_is_continued_by_its_maker_under_every_strategy() {
         let alice = client.token("token-alice");
         if strategy == "fallback" {
             // So that it is not the first in order.
-            rig.account("a").then(Reply::usage_limit_reached().without_rate_limits().resets_in_seconds(1));
+            rig.account("a").then(
+                Reply::usage_limit_reached()
+                    .without_rate_limits()
+                    .resets_in_seconds(1),
+            );
         }
         rig.account("b").then(Reply::ok().response_id("resp_1"));
         rig.account("c").then(Reply::ok().response_id("resp_1"));
@@ -387,11 +582,23 @@ async fn a_session_moves_when_its_credential_is_further_used_than_the_threshold_
     let alice = client.token("token-alice");
     assert_eq!(served(&rig, &alice, &turn("one")).await, "a");
     tell(&rig, &client, "a", Standing::new("plus").weekly_used(20.0)).await;
-    assert_eq!(served(&rig, &alice, &turn("one")).await, "a", "at the threshold it stays");
+    assert_eq!(
+        served(&rig, &alice, &turn("one")).await,
+        "a",
+        "at the threshold it stays"
+    );
     tell(&rig, &client, "a", Standing::new("plus").weekly_used(20.5)).await;
-    assert_eq!(served(&rig, &alice, &turn("one")).await, "b", "past it it moves");
+    assert_eq!(
+        served(&rig, &alice, &turn("one")).await,
+        "b",
+        "past it it moves"
+    );
     tell(&rig, &client, "b", Standing::new("plus").weekly_used(35.0)).await;
-    assert_eq!(served(&rig, &alice, &turn("one")).await, "b", "and lives there from now on");
+    assert_eq!(
+        served(&rig, &alice, &turn("one")).await,
+        "b",
+        "and lives there from now on"
+    );
     rig.stop().await;
 }
 
@@ -423,8 +630,17 @@ async fn a_pool_with_an_api_key_is_an_error_at_load() {
         let mut rig = Rig::new().await;
         let pool = json!({ "tag": "pool", "type": kind, "credentials": ["a", "k"] });
         let config = rig.config(json!({ "credentials": [rig.oauth("a"), rig.api_key("k"), pool] }));
-        let error = rig.try_start(config).await.err().expect("no gateway").to_string();
-        assert!(error.contains("services[0].credentials[2].credentials[1]: ") && error.contains("\"k\""), "{error}");
+        let error = rig
+            .try_start(config)
+            .await
+            .err()
+            .expect("no gateway")
+            .to_string();
+        assert!(
+            error.contains("services[0].credentials[2].credentials[1]: ")
+                && error.contains("\"k\""),
+            "{error}"
+        );
         assert!(!error.contains("sk-k"), "{error}");
     }
 }
@@ -435,17 +651,28 @@ async fn a_credential_that_becomes_an_api_key_is_skipped_by_its_pool() {
     let later = json!({ "tag": "k", "credential_path": rig.path("k.json") });
     let pool = json!({ "tag": "pool", "type": "fallback", "credentials": ["k", "a"] });
     let users = json!([user("alice", "pool"), user("k", "k")]);
-    let config = rig.config(json!({ "credentials": [later, rig.oauth("a"), pool], "users": users }));
+    let config =
+        rig.config(json!({ "credentials": [later, rig.oauth("a"), pool], "users": users }));
     let client = rig.start(config).await;
     rig.upstream.api_key("sk-k", "k");
     rig.write("k.json", key_file("sk-k").to_string());
     let begun = Instant::now();
     while client.token("token-k").turn(&homeless()).await.status != StatusCode::OK {
-        assert!(begun.elapsed() < Duration::from_secs(10), "the key is not picked up");
+        assert!(
+            begun.elapsed() < Duration::from_secs(10),
+            "the key is not picked up"
+        );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    assert_eq!(served(&rig, &client.token("token-alice"), &homeless()).await, "a");
+    assert_eq!(
+        served(&rig, &client.token("token-alice"), &homeless()).await,
+        "a"
+    );
     let last = rows(&rig.ledger()).pop().expect("a row");
-    assert_eq!(last.attempts(), [("a".to_owned(), "200".to_owned())], "the key was not even tried");
+    assert_eq!(
+        last.attempts(),
+        [("a".to_owned(), "200".to_owned())],
+        "the key was not even tried"
+    );
     rig.stop().await;
 }

@@ -36,8 +36,16 @@ fn tollgate(folder: &Path, args: &[&str]) -> Said {
 /// As [`tollgate`], with `input` on its standard input.
 fn tollgate_given(folder: &Path, args: &[&str], input: &[u8]) -> Said {
     let mut command = Command::new(binary());
-    command.args(args).current_dir(folder).env_clear().env("HOME", folder);
-    let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    command
+        .args(args)
+        .current_dir(folder)
+        .env_clear()
+        .env("HOME", folder);
+    let child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
     let mut child = child.expect("the binary runs");
     // It may end without reading it.
     let _ = child.stdin.take().expect("it is piped").write_all(input);
@@ -51,7 +59,11 @@ fn tollgate_given(folder: &Path, args: &[&str], input: &[u8]) -> Said {
     };
     let output = output.expect("the binary ends");
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("messages are UTF-8");
-    Said { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+    Said {
+        code: output.status.code(),
+        stdout: text(output.stdout),
+        stderr: text(output.stderr),
+    }
 }
 
 fn folder() -> TempDir {
@@ -77,16 +89,27 @@ mod help {
         if std::env::var_os("UPDATE_CASES").is_some() {
             fs::write(&path, &said.stdout).expect("the case can be written");
         }
-        let expected = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let expected =
+            fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         assert_eq!(said.stdout, expected, "{}", path.display());
     }
 
     /// The commands that the help of `args` names, without `help`.
     fn commands(args: &[&str]) -> Vec<String> {
         let said = tollgate(folder().path(), args);
-        let list = said.stdout.split("Commands:\n").nth(1).expect("commands are listed");
-        let names = list.lines().take_while(|line| !line.is_empty()).filter_map(|line| line.split_whitespace().next());
-        names.filter(|name| *name != "help").map(str::to_owned).collect()
+        let list = said
+            .stdout
+            .split("Commands:\n")
+            .nth(1)
+            .expect("commands are listed");
+        let names = list
+            .lines()
+            .take_while(|line| !line.is_empty())
+            .filter_map(|line| line.split_whitespace().next());
+        names
+            .filter(|name| *name != "help")
+            .map(str::to_owned)
+            .collect()
     }
 
     #[test]
@@ -98,8 +121,20 @@ mod help {
     #[test]
     fn of_every_command_is_as_it_was_read() {
         let commands = commands(&["--help"]);
-        for wanted in ["run", "check", "status", "usage", "policy", "explain", "version", "config-schema"] {
-            assert!(commands.contains(&wanted.to_owned()), "{wanted} is not among {commands:?}");
+        for wanted in [
+            "run",
+            "check",
+            "status",
+            "usage",
+            "policy",
+            "explain",
+            "version",
+            "config-schema",
+        ] {
+            assert!(
+                commands.contains(&wanted.to_owned()),
+                "{wanted} is not among {commands:?}"
+            );
         }
         for name in commands {
             check(&format!("{name}.txt"), &[&name, "--help"]);
@@ -120,15 +155,22 @@ mod help {
         for entry in fs::read_dir(cases()).expect("the cases are there") {
             let path = entry.expect("an entry").path();
             let text = fs::read_to_string(&path).expect("a case can be read");
-            assert!(text.lines().all(|line| line.chars().count() <= 100), "{}", path.display());
+            assert!(
+                text.lines().all(|line| line.chars().count() <= 100),
+                "{}",
+                path.display()
+            );
         }
     }
 }
 
 #[test]
 fn the_version_is_that_of_the_workspace() {
-    let expected =
-        Said { code: Some(0), stdout: format!("tollgate {}\n", env!("CARGO_PKG_VERSION")), stderr: String::new() };
+    let expected = Said {
+        code: Some(0),
+        stdout: format!("tollgate {}\n", env!("CARGO_PKG_VERSION")),
+        stderr: String::new(),
+    };
     for args in [["version"], ["--version"], ["-V"]] {
         assert_eq!(tollgate(folder().path(), &args), expected, "{args:?}");
     }
@@ -156,15 +198,24 @@ fn a_wrong_use_ends_with_2_and_says_so_on_standard_error() {
     for args in uses {
         let said = tollgate(folder().path(), args);
         assert_eq!((said.code, said.stdout.as_str()), (Some(2), ""), "{args:?}");
-        let is_told = said.stderr.contains("Usage: tollgate") || said.stderr.contains("try '--help'");
+        let is_told =
+            said.stderr.contains("Usage: tollgate") || said.stderr.contains("try '--help'");
         assert!(is_told, "{args:?}: {}", said.stderr);
     }
 }
 
 #[test]
 fn a_misspelt_command_names_the_nearest() {
-    assert!(tollgate(folder().path(), &["chek"]).stderr.contains("'check'"));
-    assert!(tollgate(folder().path(), &["run", "--redy-file", "x"]).stderr.contains("'--ready-file'"));
+    assert!(
+        tollgate(folder().path(), &["chek"])
+            .stderr
+            .contains("'check'")
+    );
+    assert!(
+        tollgate(folder().path(), &["run", "--redy-file", "x"])
+            .stderr
+            .contains("'--ready-file'")
+    );
 }
 
 #[test]
@@ -173,8 +224,16 @@ fn a_bad_configuration_ends_every_command_that_reads_it_with_1() {
     fs::write(folder.path().join("case.json"), "{}").expect("a file");
     let said = "tollgate: case.json: services: expected at least one of type \"ocm\", found none\n";
     for command in ["run", "check", "status", "usage"] {
-        let expected = Said { code: Some(1), stdout: String::new(), stderr: said.to_owned() };
-        assert_eq!(tollgate(folder.path(), &[command, "-c", "case.json"]), expected, "{command}");
+        let expected = Said {
+            code: Some(1),
+            stdout: String::new(),
+            stderr: said.to_owned(),
+        };
+        assert_eq!(
+            tollgate(folder.path(), &[command, "-c", "case.json"]),
+            expected,
+            "{command}"
+        );
     }
 }
 
@@ -182,12 +241,22 @@ fn a_bad_configuration_ends_every_command_that_reads_it_with_1() {
 fn output_that_nobody_reads_is_no_panic() {
     for args in [&["config-schema"][..], &["version"], &["--help"]] {
         let mut command = Command::new(binary());
-        let child = command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let child = command
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn();
         let mut child = child.expect("the binary runs");
         // As by `tollgate config-schema | head -0`.
         drop(child.stdout.take());
         let mut said = String::new();
-        child.stderr.take().expect("it is piped").read_to_string(&mut said).expect("messages are UTF-8");
+        child
+            .stderr
+            .take()
+            .expect("it is piped")
+            .read_to_string(&mut said)
+            .expect("messages are UTF-8");
         child.wait().expect("it ends");
         assert!(!said.contains("panicked"), "{args:?}: {said}");
     }
@@ -203,23 +272,43 @@ mod refresh_credential {
     fn is_nothing_for_people() {
         for args in [&["--help"][..], &["-h"], &["help"], &[]] {
             let said = tollgate(folder().path(), args);
-            assert!(!(said.stdout + &said.stderr).contains("refresh"), "{args:?}");
+            assert!(
+                !(said.stdout + &said.stderr).contains("refresh"),
+                "{args:?}"
+            );
         }
     }
 
     #[test]
     fn given_what_is_no_errand_ends_with_1_and_says_so() {
-        let canary = br#"{ "job": { "path": "auth.json", "due": "canary" }, "endpoint": "canary" }"#;
-        let inputs: [&[u8]; 9] =
-            [b"", b"canary\n", b"{}", b"[]", b"null", b"\"", canary, b"\xff\xfe", &[b'['; 1 << 20]];
+        let canary =
+            br#"{ "job": { "path": "auth.json", "due": "canary" }, "endpoint": "canary" }"#;
+        let inputs: [&[u8]; 9] = [
+            b"",
+            b"canary\n",
+            b"{}",
+            b"[]",
+            b"null",
+            b"\"",
+            canary,
+            b"\xff\xfe",
+            &[b'['; 1 << 20],
+        ];
         for input in inputs {
             let folder = folder();
             let said = tollgate_given(folder.path(), &[COMMAND], input);
             let start: String = String::from_utf8_lossy(input).chars().take(40).collect();
             assert_eq!((said.code, said.stdout.as_str()), (Some(1), ""), "{start}");
-            let is_one_line = said.stderr.starts_with("tollgate: standard input: ") && said.stderr.lines().count() == 1;
-            assert!(is_one_line && !said.stderr.contains("canary"), "{start}: {}", said.stderr);
-            let left = fs::read_dir(folder.path()).expect("the folder can be read").count();
+            let is_one_line = said.stderr.starts_with("tollgate: standard input: ")
+                && said.stderr.lines().count() == 1;
+            assert!(
+                is_one_line && !said.stderr.contains("canary"),
+                "{start}: {}",
+                said.stderr
+            );
+            let left = fs::read_dir(folder.path())
+                .expect("the folder can be read")
+                .count();
             assert_eq!(left, 0, "{start}: something was made");
         }
     }
@@ -239,8 +328,12 @@ mod config_schema {
     }
 
     fn example(name: &str) -> Value {
-        let text = fs::read_to_string(root().join("examples/configs").join(name)).expect("the example is there");
-        let lines: Vec<&str> = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+        let text = fs::read_to_string(root().join("examples/configs").join(name))
+            .expect("the example is there");
+        let lines: Vec<&str> = text
+            .lines()
+            .filter(|line| !line.trim_start().starts_with("//"))
+            .collect();
         let mut text = lines.join("\n");
         // JSON has no trailing commas; the examples have each before a line that closes.
         while let Some(at) = trailing_comma(&text) {
@@ -250,7 +343,9 @@ mod config_schema {
     }
 
     fn trailing_comma(text: &str) -> Option<usize> {
-        text.match_indices(',').map(|(at, _)| at).find(|at| text[at + 1..].trim_start().starts_with(['}', ']']))
+        text.match_indices(',')
+            .map(|(at, _)| at)
+            .find(|at| text[at + 1..].trim_start().starts_with(['}', ']']))
     }
 
     #[test]
@@ -258,13 +353,19 @@ mod config_schema {
         let path = root().join("host/config.schema.json");
         let kept = fs::read_to_string(&path).unwrap_or_default();
         let printed = tollgate(folder().path(), &["config-schema"]).stdout;
-        assert!(kept == printed, "make it anew: cargo run -p tollgate -- config-schema > host/config.schema.json");
+        assert!(
+            kept == printed,
+            "make it anew: cargo run -p tollgate -- config-schema > host/config.schema.json"
+        );
     }
 
     #[test]
     fn is_a_json_schema_that_says_of_which_draft() {
         let schema = printed();
-        assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
+        assert_eq!(
+            schema["$schema"],
+            "https://json-schema.org/draft/2020-12/schema"
+        );
         jsonschema::meta::validate(&schema).expect("a JSON Schema");
         jsonschema::validator_for(&schema).expect("a JSON Schema that can be used");
     }
@@ -273,7 +374,10 @@ mod config_schema {
     fn accepts_the_examples() {
         let validator = jsonschema::validator_for(&printed()).expect("a JSON Schema");
         for name in ["single.json", "users.json", "team.json", "full.jsonc"] {
-            let problems: Vec<String> = validator.iter_errors(&example(name)).map(|error| error.to_string()).collect();
+            let problems: Vec<String> = validator
+                .iter_errors(&example(name))
+                .map(|error| error.to_string())
+                .collect();
             assert!(problems.is_empty(), "{name}: {problems:?}");
         }
     }
@@ -302,7 +406,11 @@ mod config_schema {
         let forms = schema["$defs"].as_object().expect("forms").iter();
         let silent: Vec<String> = forms
             .filter_map(|(name, form)| Some((name, form["properties"].as_object()?)))
-            .flat_map(|(name, fields)| fields.iter().map(move |(field, about)| (format!("{name}.{field}"), about)))
+            .flat_map(|(name, fields)| {
+                fields
+                    .iter()
+                    .map(move |(field, about)| (format!("{name}.{field}"), about))
+            })
             .filter(|(_, about)| about["description"].as_str().is_none_or(str::is_empty))
             .map(|(name, _)| name)
             .collect();
@@ -315,10 +423,17 @@ mod run {
 
     /// A configuration in `folder` that starts, but for what is done to it. Answers its file's name.
     fn config(folder: &Path, service: Value, more: Value) -> &'static str {
-        let mut whole = json!({ "services": [{ "type": "ocm", "listen_port": 0 }], "data_dir": "data" });
+        let mut whole =
+            json!({ "services": [{ "type": "ocm", "listen_port": 0 }], "data_dir": "data" });
         let fields = |value: Value| value.as_object().expect("an object").clone();
-        whole["services"][0].as_object_mut().expect("an object").extend(fields(service));
-        whole.as_object_mut().expect("an object").extend(fields(more));
+        whole["services"][0]
+            .as_object_mut()
+            .expect("an object")
+            .extend(fields(service));
+        whole
+            .as_object_mut()
+            .expect("an object")
+            .extend(fields(more));
         fs::write(folder.join("case.json"), whole.to_string()).expect("a file");
         "case.json"
     }
@@ -328,7 +443,12 @@ mod run {
     fn check_refused(folder: &Path, file: &str, expected: &str) {
         let said = tollgate(folder, &["run", "-c", file, "--ready-file", "ready.json"]);
         assert_eq!((said.code, said.stdout.as_str()), (Some(1), ""), "{said:?}");
-        assert_eq!(said.stderr.lines().last(), Some(expected), "{}", said.stderr);
+        assert_eq!(
+            said.stderr.lines().last(),
+            Some(expected),
+            "{}",
+            said.stderr
+        );
         assert!(!folder.join("ready.json").exists(), "it was never ready");
     }
 
@@ -337,7 +457,11 @@ mod run {
         let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = taken.local_addr().expect("an address").port();
         let folder = folder();
-        let file = config(folder.path(), json!({ "listen_port": port, "tag": "front" }), json!({}));
+        let file = config(
+            folder.path(),
+            json!({ "listen_port": port, "tag": "front" }),
+            json!({}),
+        );
         let expected = format!(
             "tollgate: case.json: service \"front\": cannot listen on 127.0.0.1:{port}: address already in use"
         );
@@ -349,9 +473,12 @@ mod run {
         let folder = folder();
         let users = json!([{ "name": "alice", "token": "t" }]);
         // TEST-NET-1 (RFC 5737): no machine has it.
-        let file = config(folder.path(), json!({ "listen": "192.0.2.1", "users": users }), json!({}));
-        let expected =
-            "tollgate: case.json: service \"ocm\": cannot listen on 192.0.2.1:0: cannot assign requested address";
+        let file = config(
+            folder.path(),
+            json!({ "listen": "192.0.2.1", "users": users }),
+            json!({}),
+        );
+        let expected = "tollgate: case.json: service \"ocm\": cannot listen on 192.0.2.1:0: cannot assign requested address";
         check_refused(folder.path(), file, expected);
     }
 
@@ -360,14 +487,23 @@ mod run {
         let folder = folder();
         fs::write(folder.path().join("taken"), "").expect("a file");
         let file = config(folder.path(), json!({}), json!({ "data_dir": "taken" }));
-        check_refused(folder.path(), file, "tollgate: case.json: ledger: cannot use taken: file exists");
+        check_refused(
+            folder.path(),
+            file,
+            "tollgate: case.json: ledger: cannot use taken: file exists",
+        );
     }
 
     #[test]
     fn with_a_data_dir_that_cannot_be_made_says_so() {
         let folder = folder();
-        let file = config(folder.path(), json!({}), json!({ "data_dir": "/proc/tollgate" }));
-        let expected = "tollgate: case.json: ledger: cannot use /proc/tollgate: no such file or directory";
+        let file = config(
+            folder.path(),
+            json!({}),
+            json!({ "data_dir": "/proc/tollgate" }),
+        );
+        let expected =
+            "tollgate: case.json: ledger: cannot use /proc/tollgate: no such file or directory";
         check_refused(folder.path(), file, expected);
     }
 
@@ -381,7 +517,10 @@ mod run {
         let expected = "tollgate: case.json: ledger: data/ledger.db: expected a Tollgate ledger, found another kind of \
             file; it was left alone";
         check_refused(folder.path(), file, expected);
-        assert_eq!(fs::read_to_string(&ledger).expect("it is there"), "my diary\n".repeat(100));
+        assert_eq!(
+            fs::read_to_string(&ledger).expect("it is there"),
+            "my diary\n".repeat(100)
+        );
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -390,8 +529,7 @@ mod run {
         let first = rig.team(&["a"], json!({}));
         let client = rig.start(first).await.token("token-alice");
         let file = config(rig.folder(), json!({}), json!({}));
-        let expected =
-            "tollgate: case.json: ledger: data: in use by another process; each gateway needs a data_dir of its own";
+        let expected = "tollgate: case.json: ledger: data: in use by another process; each gateway needs a data_dir of its own";
         check_refused(rig.folder(), file, expected);
         assert_eq!(client.turn(&turn("one")).await.status, 200);
         wait_for_rows(&rig.ledger(), 1).await;
@@ -401,7 +539,11 @@ mod run {
     #[test]
     fn with_a_log_that_cannot_be_written_says_so() {
         let folder = folder();
-        let file = config(folder.path(), json!({}), json!({ "log": { "output": "nowhere/tollgate.log" } }));
+        let file = config(
+            folder.path(),
+            json!({}),
+            json!({ "log": { "output": "nowhere/tollgate.log" } }),
+        );
         let expected = "tollgate: case.json: log.output: cannot open nowhere/tollgate.log: no such file or directory";
         check_refused(folder.path(), file, expected);
     }
@@ -410,7 +552,10 @@ mod run {
     fn with_a_ready_file_that_cannot_be_written_says_so() {
         let folder = folder();
         let file = config(folder.path(), json!({}), json!({}));
-        let said = tollgate(folder.path(), &["run", "-c", file, "--ready-file", "nowhere/ready.json"]);
+        let said = tollgate(
+            folder.path(),
+            &["run", "-c", file, "--ready-file", "nowhere/ready.json"],
+        );
         assert_eq!(said.code, Some(1));
         let expected = "tollgate: cannot write nowhere/ready.json: no such file or directory";
         assert_eq!(said.stderr.lines().last(), Some(expected));
@@ -426,7 +571,11 @@ mod run {
         let file = config(folder.path(), service, json!({}));
         assert_eq!(tollgate(folder.path(), &["run", "-c", file]).code, Some(1));
         let left = fs::read_to_string(folder.path().join("auth.json"));
-        assert_eq!(left.ok().as_deref(), Some(auth.as_str()), "the credential is where and what it was");
+        assert_eq!(
+            left.ok().as_deref(),
+            Some(auth.as_str()),
+            "the credential is where and what it was"
+        );
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -437,18 +586,26 @@ mod run {
         second["tag"] = json!("two");
         second["credential_path"] = json!("b.json");
         second["listen"] = json!("::1");
-        whole["services"].as_array_mut().expect("a list").push(second);
+        whole["services"]
+            .as_array_mut()
+            .expect("a list")
+            .push(second);
         let program = rig.spawn(&whole).await;
 
-        let ready: Value = serde_json::from_slice(&fs::read(rig.path("ready.json")).expect("it is there"))
-            .expect("the ready file is JSON");
+        let ready: Value =
+            serde_json::from_slice(&fs::read(rig.path("ready.json")).expect("it is there"))
+                .expect("the ready file is JSON");
 
         let addresses: Vec<SocketAddr> = ["one", "two"]
             .into_iter()
             .enumerate()
             .map(|(place, tag)| {
                 assert_eq!(ready["services"][place]["tag"], tag);
-                ready["services"][place]["address"].as_str().expect("a text").parse().expect("an address")
+                ready["services"][place]["address"]
+                    .as_str()
+                    .expect("a text")
+                    .parse()
+                    .expect("an address")
             })
             .collect();
         let expected = json!({
@@ -477,11 +634,21 @@ mod run {
         fs::hard_link(&path, &link).expect("a second name for the old file");
         let program = rig.spawn(&rig.config(json!({}))).await;
 
-        assert_eq!(fs::read_to_string(&link).expect("it is there"), old, "the old file was written into");
+        assert_eq!(
+            fs::read_to_string(&link).expect("it is there"),
+            old,
+            "the old file was written into"
+        );
         assert_ne!(fs::read_to_string(&path).expect("it is there"), old);
         let left: Vec<String> = fs::read_dir(rig.folder())
             .expect("the folder can be read")
-            .map(|entry| entry.expect("an entry").file_name().into_string().expect("plain names"))
+            .map(|entry| {
+                entry
+                    .expect("an entry")
+                    .file_name()
+                    .into_string()
+                    .expect("plain names")
+            })
             .filter(|name| name.contains("ready"))
             .collect();
         assert_eq!(left, ["ready.json"], "nothing half-made is left beside it");
@@ -492,17 +659,32 @@ mod run {
     fn check_ended_in_order(rig: &Rig, code: Option<i32>, log: &str) {
         assert_eq!(code, Some(0), "{log}");
         assert!(log.contains("stopped"), "{log}");
-        assert!(!rig.path("data/ledger.db-wal").exists(), "the ledger was not closed");
+        assert!(
+            !rig.path("data/ledger.db-wal").exists(),
+            "the ledger was not closed"
+        );
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn ends_with_0_on_sigterm() {
         let rig = Rig::new().await;
         let program = rig.spawn(&rig.team(&["a"], json!({}))).await;
-        assert_eq!(program.client().token("token-alice").turn(&turn("one")).await.status, 200);
+        assert_eq!(
+            program
+                .client()
+                .token("token-alice")
+                .turn(&turn("one"))
+                .await
+                .status,
+            200
+        );
         program.signal(libc::SIGTERM);
         let status = program.wait(COMMAND_MAX).await;
-        check_ended_in_order(&rig, status.code(), &fs::read_to_string(rig.path("gateway.log")).expect("a log"));
+        check_ended_in_order(
+            &rig,
+            status.code(),
+            &fs::read_to_string(rig.path("gateway.log")).expect("a log"),
+        );
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -511,7 +693,11 @@ mod run {
         let program = rig.spawn(&rig.team(&["a"], json!({}))).await;
         program.signal(libc::SIGINT);
         let status = program.wait(COMMAND_MAX).await;
-        check_ended_in_order(&rig, status.code(), &fs::read_to_string(rig.path("gateway.log")).expect("a log"));
+        check_ended_in_order(
+            &rig,
+            status.code(),
+            &fs::read_to_string(rig.path("gateway.log")).expect("a log"),
+        );
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -519,7 +705,8 @@ mod run {
         let rig = Rig::new().await;
         let program = rig.spawn(&rig.team(&["a"], json!({}))).await;
         let gate = Gate::new();
-        rig.account("a").then(tollgate_tests::upstream::Reply::ok().hold_after(1, &gate));
+        rig.account("a")
+            .then(tollgate_tests::upstream::Reply::ok().hold_after(1, &gate));
         let client = program.client().token("token-alice");
         let mut stream = client.start_turn(&turn("one")).await;
         stream.until("response.created").await;
@@ -530,7 +717,11 @@ mod run {
         tokio::time::sleep(Duration::from_millis(60)).await;
         program.signal(libc::SIGINT);
 
-        assert_eq!(program.wait(Duration::from_secs(20)).await.code(), Some(1), "sooner than limits.drain_timeout");
+        assert_eq!(
+            program.wait(Duration::from_secs(20)).await.code(),
+            Some(1),
+            "sooner than limits.drain_timeout"
+        );
         gate.open();
     }
 
@@ -541,7 +732,9 @@ mod run {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        tokio::time::timeout(COMMAND_MAX, wait).await.unwrap_or_else(|_| panic!("{text:?} is not in the log"));
+        tokio::time::timeout(COMMAND_MAX, wait)
+            .await
+            .unwrap_or_else(|_| panic!("{text:?} is not in the log"));
     }
 }
 
@@ -554,7 +747,11 @@ mod usage {
         let config = rig.team(&["a"], json!({}));
         rig.write("case.json", config.to_string());
         let client = rig.start(config).await;
-        for (token, session) in [("token-alice", "one"), ("token-alice", "one"), ("token-bob", "two")] {
+        for (token, session) in [
+            ("token-alice", "one"),
+            ("token-alice", "one"),
+            ("token-bob", "two"),
+        ] {
             assert_eq!(client.token(token).turn(&turn(session)).await.status, 200);
         }
         rig.stop().await;
@@ -562,7 +759,10 @@ mod usage {
     }
 
     fn usage(rig: &Rig, args: &[&str]) -> String {
-        let said = tollgate(rig.folder(), &[&["usage", "-c", "case.json"], args].concat());
+        let said = tollgate(
+            rig.folder(),
+            &[&["usage", "-c", "case.json"], args].concat(),
+        );
         assert_eq!((said.code, said.stderr.as_str()), (Some(0), ""));
         said.stdout
     }
@@ -580,7 +780,11 @@ all           3             0  3,600   2,400     450        150  $0.0104        
 ";
         let table = usage(&rig, &[]);
         assert_eq!(table, expected);
-        assert_eq!(usage(&rig, &["--by", "user"]), table, "by user is the default");
+        assert_eq!(
+            usage(&rig, &["--by", "user"]),
+            table,
+            "by user is the default"
+        );
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -589,7 +793,9 @@ all           3             0  3,600   2,400     450        150  $0.0104        
         let rows = wait_for_rows(&rig.ledger(), 3).await;
         let of = |user: &str, column: &str| -> i64 {
             let of_user = rows.iter().filter(|row| row.text("user") == Some(user));
-            of_user.map(|row| row.number(column).expect("a number")).sum()
+            of_user
+                .map(|row| row.number(column).expect("a number"))
+                .sum()
         };
 
         let found: Value = serde_json::from_str(&usage(&rig, &["--json"])).expect("JSON");
@@ -601,15 +807,29 @@ all           3             0  3,600   2,400     450        150  $0.0104        
                 "cost_nanousd": of(user, "cost_nanousd"), "unpriced": 0,
             })
         };
-        assert_eq!(found, json!([row("alice", 2), row("bob", 1)]), "the dearest first");
+        assert_eq!(
+            found,
+            json!([row("alice", 2), row("bob", 1)]),
+            "the dearest first"
+        );
 
         let csv = usage(&rig, &["--csv"]);
         let line = |user: &str, requests: i64| {
             let cost = of(user, "cost_nanousd");
-            let tokens =
-                ["input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens"].map(|name| of(user, name));
+            let tokens = [
+                "input_tokens",
+                "cached_tokens",
+                "output_tokens",
+                "reasoning_tokens",
+            ]
+            .map(|name| of(user, name));
             let tokens: Vec<String> = tokens.iter().map(i64::to_string).collect();
-            format!("{user},{requests},0,{},{}.{:09},0\n", tokens.join(","), cost / 1_000_000_000, cost % 1_000_000_000)
+            format!(
+                "{user},{requests},0,{},{}.{:09},0\n",
+                tokens.join(","),
+                cost / 1_000_000_000,
+                cost % 1_000_000_000
+            )
         };
         let head = "user,requests,not_complete,input,cached,output,reasoning,cost_usd,unpriced\n";
         assert_eq!(csv, format!("{head}{}{}", line("alice", 2), line("bob", 1)));
@@ -618,13 +838,22 @@ all           3             0  3,600   2,400     450        150  $0.0104        
     #[tokio::test(flavor = "multi_thread")]
     async fn can_be_summed_by_each_thing() {
         let rig = served().await;
-        let started = wait_for_rows(&rig.ledger(), 3).await[0].number("started_at").expect("a number");
+        let started = wait_for_rows(&rig.ledger(), 3).await[0]
+            .number("started_at")
+            .expect("a number");
         let at = time::OffsetDateTime::from_unix_timestamp(started / 1000).expect("a time");
-        for (by, expected) in
-            [("model", "gpt-5.4".to_owned()), ("credential", "a".to_owned()), ("day", at.date().to_string())]
-        {
-            let found: Value = serde_json::from_str(&usage(&rig, &["--by", by, "--json"])).expect("JSON");
-            assert_eq!((&found[0][by], &found[0]["requests"]), (&json!(expected), &json!(3)), "{by}");
+        for (by, expected) in [
+            ("model", "gpt-5.4".to_owned()),
+            ("credential", "a".to_owned()),
+            ("day", at.date().to_string()),
+        ] {
+            let found: Value =
+                serde_json::from_str(&usage(&rig, &["--by", by, "--json"])).expect("JSON");
+            assert_eq!(
+                (&found[0][by], &found[0]["requests"]),
+                (&json!(expected), &json!(3)),
+                "{by}"
+            );
             assert_eq!(found.as_array().map(Vec::len), Some(1), "{by}");
         }
     }
@@ -638,7 +867,11 @@ all           3             0  3,600   2,400     450        150  $0.0104        
         client.turn(&turn("one")).await;
         wait_for_rows(&rig.ledger(), 1).await;
         assert!(usage(&rig, &["--csv"]).contains("\nalice,1,0,"));
-        assert_eq!(client.turn(&turn("one")).await.status, 200, "and the gateway goes on");
+        assert_eq!(
+            client.turn(&turn("one")).await.status,
+            200,
+            "and the gateway goes on"
+        );
         rig.stop().await;
     }
 
@@ -659,7 +892,11 @@ all           3             0  3,600   2,400     450        150  $0.0104        
     fn check_refused(folder: &Path, expected: &str) {
         for form in [&[][..], &["--json"], &["--csv"]] {
             let said = tollgate(folder, &[&["usage", "-c", "case.json"], form].concat());
-            let expected = Said { code: Some(1), stdout: String::new(), stderr: format!("tollgate: {expected}\n") };
+            let expected = Said {
+                code: Some(1),
+                stdout: String::new(),
+                stderr: format!("tollgate: {expected}\n"),
+            };
             assert_eq!(said, expected);
         }
     }
@@ -674,16 +911,24 @@ all           3             0  3,600   2,400     450        150  $0.0104        
     #[test]
     fn of_a_missing_ledger_asks_whether_the_gateway_has_run() {
         let folder = with_config();
-        let expected = "there is no ledger at data/ledger.db: has the gateway run with this data_dir?";
+        let expected =
+            "there is no ledger at data/ledger.db: has the gateway run with this data_dir?";
         check_refused(folder.path(), expected);
-        assert!(!folder.path().join("data").exists(), "reading makes nothing");
+        assert!(
+            !folder.path().join("data").exists(),
+            "reading makes nothing"
+        );
     }
 
     #[test]
     fn of_a_file_that_is_no_ledger_says_so() {
         let folder = with_config();
         fs::create_dir(folder.path().join("data")).expect("a folder");
-        fs::write(folder.path().join("data/ledger.db"), "my diary\n".repeat(100)).expect("a file");
+        fs::write(
+            folder.path().join("data/ledger.db"),
+            "my diary\n".repeat(100),
+        )
+        .expect("a file");
         let expected = "data/ledger.db: expected a Tollgate ledger, found another kind of file; it was left alone";
         check_refused(folder.path(), expected);
     }
@@ -695,7 +940,11 @@ all           3             0  3,600   2,400     450        150  $0.0104        
         fs::create_dir(folder.path().join("data")).expect("a folder");
         fs::write(folder.path().join("data/ledger.db"), "").expect("a file");
         let said = tollgate(folder.path(), &["usage", "-c", "case.json"]);
-        assert!(!said.stderr.contains("no such table"), "SQL is nobody's business: {}", said.stderr);
+        assert!(
+            !said.stderr.contains("no such table"),
+            "SQL is nobody's business: {}",
+            said.stderr
+        );
     }
 
     #[test]

@@ -20,7 +20,8 @@ const ANOTHER: u32 = 65_534;
 
 fn config(rig: &Rig) -> Value {
     let mut config = rig.team(&["a"], json!({ "strategy": "mine" }));
-    config["policies"] = json!([{ "tag": "mine", "kind": "balancer", "path": component("round-robin") }]);
+    config["policies"] =
+        json!([{ "tag": "mine", "kind": "balancer", "path": component("round-robin") }]);
     config["log"] = json!({ "level": "debug" });
     config
 }
@@ -33,7 +34,11 @@ fn folder(rig: &Rig) -> PathBuf {
 async fn run(rig: &Rig, config: &Value) -> String {
     let _ = fs::remove_file(rig.path("gateway.log"));
     let program = rig.spawn(config).await;
-    let answer = program.client().token("token-alice").turn(&turn("one")).await;
+    let answer = program
+        .client()
+        .token("token-alice")
+        .turn(&turn("one"))
+        .await;
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
     let log = program.log();
     program.signal(libc::SIGTERM);
@@ -43,12 +48,24 @@ async fn run(rig: &Rig, config: &Value) -> String {
 
 /// The files in the folder of compiled code, with their inodes: one that was compiled anew has another.
 fn inodes(rig: &Rig) -> BTreeMap<PathBuf, u64> {
-    let entries = fs::read_dir(folder(rig)).expect("it is there").map(|entry| entry.expect("an entry").path());
-    entries.map(|path| (path.clone(), fs::symlink_metadata(path).expect("it is there").ino())).collect()
+    let entries = fs::read_dir(folder(rig))
+        .expect("it is there")
+        .map(|entry| entry.expect("an entry").path());
+    entries
+        .map(|path| {
+            (
+                path.clone(),
+                fs::symlink_metadata(path).expect("it is there").ino(),
+            )
+        })
+        .collect()
 }
 
 fn bytes(rig: &Rig) -> u64 {
-    inodes(rig).into_keys().map(|path| fs::metadata(path).expect("it is there").len()).sum()
+    inodes(rig)
+        .into_keys()
+        .map(|path| fs::metadata(path).expect("it is there").len())
+        .sum()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -56,7 +73,13 @@ async fn what_was_compiled_once_is_its_users_alone_and_used_again() {
     let rig = Rig::new().await;
     let config = config(&rig);
     run(&rig, &config).await;
-    let mode = |path: &Path| fs::symlink_metadata(path).expect("it is there").permissions().mode() & 0o7777;
+    let mode = |path: &Path| {
+        fs::symlink_metadata(path)
+            .expect("it is there")
+            .permissions()
+            .mode()
+            & 0o7777
+    };
     assert_eq!(mode(&folder(&rig)), 0o700);
     let first = inodes(&rig);
     assert!(first.len() >= 3, "{first:?}");
@@ -72,7 +95,11 @@ async fn what_was_compiled_once_is_its_users_alone_and_used_again() {
     run(&rig, &other).await;
     let second = inodes(&rig);
     assert_eq!(second.len(), first.len() + 1);
-    assert!(first.iter().all(|(path, inode)| second.get(path) == Some(inode)));
+    assert!(
+        first
+            .iter()
+            .all(|(path, inode)| second.get(path) == Some(inode))
+    );
 }
 
 fn edit(path: &Path, edit: impl FnOnce(&mut Vec<u8>)) {
@@ -84,9 +111,15 @@ fn edit(path: &Path, edit: impl FnOnce(&mut Vec<u8>)) {
 /// Makes a node of the kind instead of a file. A socket's path is longer than may be bound.
 fn make_node(path: &Path, kind: libc::mode_t) {
     fs::remove_file(path).expect("it is there");
-    let name = CString::new(path.to_str().expect("temporary folders have plain names")).expect("no NUL");
+    let name =
+        CString::new(path.to_str().expect("temporary folders have plain names")).expect("no NUL");
     // SAFETY: the path is a C string that lives longer than the call.
-    assert_eq!(unsafe { libc::mknod(name.as_ptr(), kind | 0o600, 0) }, 0, "{}", std::io::Error::last_os_error());
+    assert_eq!(
+        unsafe { libc::mknod(name.as_ptr(), kind | 0o600, 0) },
+        0,
+        "{}",
+        std::io::Error::last_os_error()
+    );
 }
 
 fn allow(path: &Path, mode: u32) {
@@ -95,21 +128,37 @@ fn allow(path: &Path, mode: u32) {
 
 /// What may have become of a file.
 const ODD: [(&str, fn(&Path)); 16] = [
-    ("a bit of the code is another", |path| edit(path, |bytes| *bytes.last_mut().expect("not empty") ^= 1)),
+    ("a bit of the code is another", |path| {
+        edit(path, |bytes| *bytes.last_mut().expect("not empty") ^= 1)
+    }),
     ("a bit in its middle is another", |path| {
         edit(path, |bytes| {
             let middle = bytes.len() / 2;
             bytes[middle] ^= 0x80;
         });
     }),
-    ("a bit of its digest is another", |path| edit(path, |bytes| bytes[8] ^= 1)),
-    ("it is of another kind", |path| edit(path, |bytes| bytes[0] = b'X')),
-    ("it is of another version", |path| edit(path, |bytes| bytes[7] = b'2')),
-    ("it is cut off", |path| edit(path, |bytes| bytes.truncate(bytes.len() / 2))),
-    ("it is cut off in its head", |path| edit(path, |bytes| bytes.truncate(20))),
+    ("a bit of its digest is another", |path| {
+        edit(path, |bytes| bytes[8] ^= 1)
+    }),
+    ("it is of another kind", |path| {
+        edit(path, |bytes| bytes[0] = b'X')
+    }),
+    ("it is of another version", |path| {
+        edit(path, |bytes| bytes[7] = b'2')
+    }),
+    ("it is cut off", |path| {
+        edit(path, |bytes| bytes.truncate(bytes.len() / 2))
+    }),
+    ("it is cut off in its head", |path| {
+        edit(path, |bytes| bytes.truncate(20))
+    }),
     ("it is empty", |path| edit(path, Vec::clear)),
-    ("something stands behind it", |path| edit(path, |bytes| bytes.push(0))),
-    ("it is another user's", |path| chown(path, Some(ANOTHER), None).expect("it can be given away")),
+    ("something stands behind it", |path| {
+        edit(path, |bytes| bytes.push(0))
+    }),
+    ("it is another user's", |path| {
+        chown(path, Some(ANOTHER), None).expect("it can be given away")
+    }),
     ("its group may write it", |path| allow(path, 0o660)),
     ("everybody may write it", |path| allow(path, 0o602)),
     ("it is a link to what it was", |path| {
@@ -131,20 +180,39 @@ async fn a_file_that_is_odd_is_not_used_and_compiled_anew() {
     let config = config(&rig);
     run(&rig, &config).await;
     let good = inodes(&rig);
-    let contents: BTreeMap<PathBuf, Vec<u8>> =
-        good.keys().map(|path| (path.clone(), fs::read(path).expect("it is there"))).collect();
+    let contents: BTreeMap<PathBuf, Vec<u8>> = good
+        .keys()
+        .map(|path| (path.clone(), fs::read(path).expect("it is there")))
+        .collect();
     for (what, make) in ODD {
         good.keys().for_each(|path| make(path));
         let log = run(&rig, &config).await;
         for path in good.keys() {
             let meta = fs::symlink_metadata(path).expect("it is there again");
-            assert!(meta.is_file() && meta.mode() & 0o7777 == 0o600, "{what}: {meta:?}");
-            assert_eq!(meta.uid(), fs::metadata(rig.folder()).expect("a folder").uid(), "{what}");
-            assert!(fs::read(path).expect("it is there") == contents[path], "{what}: it is what it was");
+            assert!(
+                meta.is_file() && meta.mode() & 0o7777 == 0o600,
+                "{what}: {meta:?}"
+            );
+            assert_eq!(
+                meta.uid(),
+                fs::metadata(rig.folder()).expect("a folder").uid(),
+                "{what}"
+            );
+            assert!(
+                fs::read(path).expect("it is there") == contents[path],
+                "{what}: it is what it was"
+            );
         }
-        assert_eq!(log.matches("compiled code is not used").count(), good.len(), "{what}: {log}");
+        assert_eq!(
+            log.matches("compiled code is not used").count(),
+            good.len(),
+            "{what}: {log}"
+        );
         // What was moved aside is nobody's.
-        for path in inodes(&rig).into_keys().filter(|path| !good.contains_key(path)) {
+        for path in inodes(&rig)
+            .into_keys()
+            .filter(|path| !good.contains_key(path))
+        {
             fs::remove_file(path).expect("it can be removed");
         }
     }
@@ -167,7 +235,9 @@ async fn a_folder_that_others_could_write_is_not_used() {
     let spoil: [(&str, fn(&Path)); 5] = [
         ("its group may write there", |folder| allow(folder, 0o770)),
         ("everybody may write there", |folder| allow(folder, 0o1777)),
-        ("it is another user's", |folder| chown(folder, Some(ANOTHER), None).expect("it can be given away")),
+        ("it is another user's", |folder| {
+            chown(folder, Some(ANOTHER), None).expect("it can be given away")
+        }),
         ("it is a link", |folder| {
             let moved = folder.with_extension("moved");
             fs::rename(folder, &moved).expect("it can be renamed");
@@ -189,7 +259,10 @@ async fn a_folder_that_others_could_write_is_not_used() {
         let before = inodes(&rig);
         spoil(&folder(&rig));
         let log = run(&rig, &config).await;
-        assert!(log.contains("compiled policies are not kept"), "{what}: {log}");
+        assert!(
+            log.contains("compiled policies are not kept"),
+            "{what}: {log}"
+        );
         if folder(&rig).is_dir() {
             assert_eq!(inodes(&rig), before, "{what}: nothing is written there");
         }
@@ -211,7 +284,10 @@ async fn what_was_used_last_is_kept_within_the_bound() {
         config["policies"][0]["path"] = json!(component(name));
         run(&rig, &config).await;
         let found = bytes(&rig);
-        assert!(found > 0 && found <= bound, "{name}: {found} of {bound} bytes");
+        assert!(
+            found > 0 && found <= bound,
+            "{name}: {found} of {bound} bytes"
+        );
     }
 }
 

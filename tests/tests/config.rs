@@ -32,31 +32,51 @@ struct Said {
 
 /// A self-signed certificate, its key, and the key of another: made once.
 static CERTIFICATE: LazyLock<[String; 3]> = LazyLock::new(|| {
-    let made = |name: &str| rcgen::generate_simple_self_signed([name.to_owned()]).expect("a certificate can be made");
+    let made = |name: &str| {
+        rcgen::generate_simple_self_signed([name.to_owned()]).expect("a certificate can be made")
+    };
     let CertifiedKey { cert, signing_key } = made("localhost");
-    [cert.pem(), signing_key.serialize_pem(), made("other").signing_key.serialize_pem()]
+    [
+        cert.pem(),
+        signing_key.serialize_pem(),
+        made("other").signing_key.serialize_pem(),
+    ]
 });
 
 /// What stands beside every case.
 fn fixtures(folder: &Path) {
-    let write = |name: &str, content: &[u8]| fs::write(folder.join(name), content).expect("a fixture can be written");
+    let write = |name: &str, content: &[u8]| {
+        fs::write(folder.join(name), content).expect("a fixture can be written")
+    };
     let [certificate, key, other_key] = &*CERTIFICATE;
     write("cert.pem", certificate.as_bytes());
     write("key.pem", key.as_bytes());
     write("other-key.pem", other_key.as_bytes());
-    write("text.txt", b"canary-text: neither JSON nor PEM nor WebAssembly\n");
+    write(
+        "text.txt",
+        b"canary-text: neither JSON nor PEM nor WebAssembly\n",
+    );
     write("empty", b"");
     write("key-auth.json", br#"{ "OPENAI_API_KEY": "sk-canary" }"#);
     for tag in ["a", "b"] {
-        let auth = tollgate_tests::oauth_file(&format!("canary-access-{tag}"), &format!("canary-account-{tag}"));
+        let auth = tollgate_tests::oauth_file(
+            &format!("canary-access-{tag}"),
+            &format!("canary-account-{tag}"),
+        );
         write(&format!("{tag}.json"), auth.to_string().as_bytes());
     }
     write("module.wasm", b"\0asm\x01\0\0\0");
     write("nothing.wasm", COMPONENT);
     write("broken.wasm", b"\0asm\x0d\0\x01\0\xff\xff");
-    let pricer = exports(&["tollgate:policy/lifecycle@0.1.0", "tollgate:policy/pricer@0.1.0"]);
+    let pricer = exports(&[
+        "tollgate:policy/lifecycle@0.1.0",
+        "tollgate:policy/pricer@0.1.0",
+    ]);
     write("pricer.wasm", &[COMPONENT, &pricer].concat());
-    write("sockets.wasm", &[COMPONENT, &imports(&["wasi:sockets/tcp@0.2.6"]), &pricer].concat());
+    write(
+        "sockets.wasm",
+        &[COMPONENT, &imports(&["wasi:sockets/tcp@0.2.6"]), &pricer].concat(),
+    );
     fs::create_dir(folder.join("folder")).expect("a folder can be made");
 }
 
@@ -74,7 +94,12 @@ fn exports(names: &[&str]) -> Vec<u8> {
 }
 
 fn section(id: u8, names: &[&str], what: &[u8]) -> Vec<u8> {
-    let small = |length: usize| u8::try_from(length).ok().filter(|length| *length < 0x80).expect("one byte of LEB128");
+    let small = |length: usize| {
+        u8::try_from(length)
+            .ok()
+            .filter(|length| *length < 0x80)
+            .expect("one byte of LEB128")
+    };
     let mut content = vec![small(names.len())];
     for name in names {
         content.extend([0x00, small(name.len())]);
@@ -91,16 +116,31 @@ fn check(folder: &Path, file: &str) -> Said {
 
 fn command(folder: &Path, file: &str) -> Command {
     let mut command = Command::new(binary());
-    command.args(["check", "-c", file]).current_dir(folder).env_clear().env("HOME", folder);
+    command
+        .args(["check", "-c", file])
+        .current_dir(folder)
+        .env_clear()
+        .env("HOME", folder);
     command
 }
 
 /// Runs `command`, with `folder` left out of what it prints.
 fn run(mut command: Command, folder: &Path) -> Said {
-    let output = command.stdin(Stdio::null()).output().expect("the binary runs");
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .expect("the binary runs");
     let folder = folder.to_str().expect("temporary folders have plain names");
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("messages are UTF-8").replace(folder, "$FOLDER");
-    Said { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+    let text = |bytes: Vec<u8>| {
+        String::from_utf8(bytes)
+            .expect("messages are UTF-8")
+            .replace(folder, "$FOLDER")
+    };
+    Said {
+        code: output.status.code(),
+        stdout: text(output.stdout),
+        stderr: text(output.stderr),
+    }
 }
 
 /// Runs `tollgate check` of `content`.
@@ -123,7 +163,13 @@ fn cases() -> PathBuf {
 fn names() -> Vec<String> {
     let entries = fs::read_dir(cases()).expect("the cases are there");
     let mut names: Vec<String> = entries
-        .map(|entry| entry.expect("an entry").file_name().into_string().expect("cases have plain names"))
+        .map(|entry| {
+            entry
+                .expect("an entry")
+                .file_name()
+                .into_string()
+                .expect("cases have plain names")
+        })
         .filter(|name| std::env::var("CASE").map_or(true, |wanted| name.contains(&wanted)))
         .collect();
     names.sort();
@@ -137,7 +183,9 @@ fn failure(name: &str) -> Option<String> {
     if std::env::var_os("UPDATE_CASES").is_some() {
         fs::write(place.join("case.stderr"), &said.stderr).expect("the case can be written");
         match said.code {
-            Some(0) => fs::write(place.join("case.stdout"), &said.stdout).expect("the case can be written"),
+            Some(0) => {
+                fs::write(place.join("case.stdout"), &said.stdout).expect("the case can be written")
+            }
             _ => drop(fs::remove_file(place.join("case.stdout"))),
         }
     }
@@ -147,11 +195,19 @@ fn failure(name: &str) -> Option<String> {
         stdout: accepted.unwrap_or_default(),
         stderr: fs::read_to_string(place.join("case.stderr")).expect("a case has a case.stderr"),
     };
-    let leaks = [&said.stdout, &said.stderr].into_iter().any(|text| is_quoted(text));
+    let leaks = [&said.stdout, &said.stderr]
+        .into_iter()
+        .any(|text| is_quoted(text));
     if leaks {
         return Some(format!("{name}: a secret is quoted\n{}", shown(&said)));
     }
-    (said != expected).then(|| format!("{name}: expected\n{}found\n{}", shown(&expected), shown(&said)))
+    (said != expected).then(|| {
+        format!(
+            "{name}: expected\n{}found\n{}",
+            shown(&expected),
+            shown(&said)
+        )
+    })
 }
 
 fn is_quoted(text: &str) -> bool {
@@ -159,8 +215,17 @@ fn is_quoted(text: &str) -> bool {
 }
 
 fn shown(said: &Said) -> String {
-    let indented = |text: &str| text.lines().map(|line| format!("    {line}\n")).collect::<String>();
-    format!("  exit {:?}\n{}{}", said.code, indented(&said.stdout), indented(&said.stderr))
+    let indented = |text: &str| {
+        text.lines()
+            .map(|line| format!("    {line}\n"))
+            .collect::<String>()
+    };
+    format!(
+        "  exit {:?}\n{}{}",
+        said.code,
+        indented(&said.stdout),
+        indented(&said.stderr)
+    )
 }
 
 #[test]
@@ -173,24 +238,40 @@ fn every_case_is_answered_as_its_files_say() {
         for _ in 0..2 {
             scope.spawn(|| {
                 loop {
-                    let Some(name) = left.lock().expect("no test panics here").next() else { return };
+                    let Some(name) = left.lock().expect("no test panics here").next() else {
+                        return;
+                    };
                     let failure = failure(name);
-                    failures.lock().expect("no test panics here").extend(failure);
+                    failures
+                        .lock()
+                        .expect("no test panics here")
+                        .extend(failure);
                 }
             });
         }
     });
     let mut failures = failures.into_inner().expect("no test panics here");
     failures.sort();
-    assert!(failures.is_empty(), "{} of {} cases\n\n{}", failures.len(), names.len(), failures.join("\n"));
+    assert!(
+        failures.is_empty(),
+        "{} of {} cases\n\n{}",
+        failures.len(),
+        names.len(),
+        failures.join("\n")
+    );
 }
 
 /// Every refusal is one line a problem, with the file's name first, so that a script can read it.
 #[test]
 fn every_line_of_a_refusal_names_the_file() {
     for name in names() {
-        let text = fs::read_to_string(cases().join(&name).join("case.stderr")).expect("a case has a case.stderr");
-        assert!(text.lines().all(|line| line.starts_with("tollgate: case.json: ")), "{name}: {text}");
+        let text = fs::read_to_string(cases().join(&name).join("case.stderr"))
+            .expect("a case has a case.stderr");
+        assert!(
+            text.lines()
+                .all(|line| line.starts_with("tollgate: case.json: ")),
+            "{name}: {text}"
+        );
     }
 }
 
@@ -203,13 +284,19 @@ fn check_refused(said: &Said, expected: &str) {
 #[test]
 fn a_missing_file_is_said() {
     let said = check(folder().path(), "nowhere.json");
-    check_refused(&said, "tollgate: nowhere.json: cannot read it: no such file or directory\n");
+    check_refused(
+        &said,
+        "tollgate: nowhere.json: cannot read it: no such file or directory\n",
+    );
 }
 
 #[test]
 fn a_folder_is_said() {
     let said = check(folder().path(), "folder");
-    check_refused(&said, "tollgate: folder: cannot read it: expected a file, found a folder\n");
+    check_refused(
+        &said,
+        "tollgate: folder: cannot read it: expected a file, found a folder\n",
+    );
 }
 
 /// Makes `command` run without the capabilities by which root reads files regardless of their mode. It stays the same
@@ -242,27 +329,40 @@ fn a_file_that_may_not_be_read_is_said() {
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("it is ours");
     let mut command = command(folder.path(), "case.json");
     without_root_override(&mut command);
-    check_refused(&run(command, folder.path()), "tollgate: case.json: cannot read it: permission denied\n");
+    check_refused(
+        &run(command, folder.path()),
+        "tollgate: case.json: cannot read it: permission denied\n",
+    );
 }
 
 #[test]
 fn a_file_that_breaks_off_while_it_is_read_is_said() {
     // A process's memory at address 0: it is a file, it opens, and it cannot be read.
     let said = check(folder().path(), "/proc/self/mem");
-    check_refused(&said, "tollgate: /proc/self/mem: cannot read it: input/output error\n");
+    check_refused(
+        &said,
+        "tollgate: /proc/self/mem: cannot read it: input/output error\n",
+    );
 }
 
 /// Runs `tollgate check -c /dev/stdin` with `content` in a pipe.
 fn check_piped(content: &[u8]) -> Said {
     let folder = folder();
     let mut command = command(folder.path(), "/dev/stdin");
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let mut child = command.spawn().expect("the binary runs");
     // It may have had enough before the end.
     let _ = child.stdin.take().expect("it is piped").write_all(content);
     let output = child.wait_with_output().expect("the binary ends");
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("messages are UTF-8");
-    Said { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+    Said {
+        code: output.status.code(),
+        stdout: text(output.stdout),
+        stderr: text(output.stderr),
+    }
 }
 
 #[test]
@@ -274,23 +374,33 @@ fn a_configuration_may_come_through_a_pipe() {
 #[test]
 fn a_pipe_is_read_as_far_as_a_file_may_go() {
     let said = check_piped(&vec![b' '; 17 * 1024 * 1024]);
-    assert!(said.code == Some(1) && said.stderr.contains("expected at most 16777216 bytes"), "{said:?}");
+    assert!(
+        said.code == Some(1) && said.stderr.contains("expected at most 16777216 bytes"),
+        "{said:?}"
+    );
 }
 
 #[test]
 fn a_file_of_17_megabytes_is_refused_unread() {
     let folder = folder();
     let file = fs::File::create(folder.path().join("case.json")).expect("the case can be written");
-    file.set_len(17 * 1024 * 1024).expect("the case can be written");
+    file.set_len(17 * 1024 * 1024)
+        .expect("the case can be written");
     let said = check(folder.path(), "case.json");
-    let expected = "tollgate: case.json: cannot read it: expected at most 16777216 bytes, found more\n";
+    let expected =
+        "tollgate: case.json: cannot read it: expected at most 16777216 bytes, found more\n";
     check_refused(&said, expected);
 }
 
 #[test]
 fn a_large_file_that_is_no_json_is_refused_in_one_line() {
     let said = check_text(vec![b'['; 8 * 1024 * 1024]);
-    assert_eq!((said.code, said.stderr.lines().count()), (Some(1), 1), "{:.2000}", said.stderr);
+    assert_eq!(
+        (said.code, said.stderr.lines().count()),
+        (Some(1), 1),
+        "{:.2000}",
+        said.stderr
+    );
 }
 
 /// A configuration with a value of nearly every kind. The secrets of it stand at [`SECRET_PLACES`].
@@ -340,10 +450,18 @@ fn said_of(place: &str, wrong: &Value) -> String {
 
 #[test]
 fn a_secret_in_a_value_of_the_wrong_type_is_never_quoted() {
-    assert!(tollgate::config::parse(whole().to_string()).is_ok(), "the case is good but for what is put in it");
+    assert!(
+        tollgate::config::parse(whole().to_string()).is_ok(),
+        "the case is good but for what is put in it"
+    );
     let mut quoted = Vec::new();
     for place in places(&whole(), "") {
-        for wrong in [json!(["canary"]), json!([["canary"]]), json!([{ "x": "canary" }]), json!({ "x": ["canary"] })] {
+        for wrong in [
+            json!(["canary"]),
+            json!([["canary"]]),
+            json!([{ "x": "canary" }]),
+            json!({ "x": ["canary"] }),
+        ] {
             let said = said_of(&place, &wrong);
             // A list of names, with one that is unknown: names are quoted.
             let is_name = place.ends_with("/credentials") || place.ends_with("/rewriters");
@@ -352,7 +470,12 @@ fn a_secret_in_a_value_of_the_wrong_type_is_never_quoted() {
             }
         }
     }
-    assert!(quoted.is_empty(), "{} places\n{}", quoted.len(), quoted.join("\n"));
+    assert!(
+        quoted.is_empty(),
+        "{} places\n{}",
+        quoted.len(),
+        quoted.join("\n")
+    );
 }
 
 #[test]
@@ -375,15 +498,27 @@ fn a_secret_at_its_own_place_is_never_quoted() {
             }
         }
     }
-    assert!(quoted.is_empty(), "{} places\n{}", quoted.len(), quoted.join("\n"));
+    assert!(
+        quoted.is_empty(),
+        "{} places\n{}",
+        quoted.len(),
+        quoted.join("\n")
+    );
 }
 
 /// The pointers of everything in `value`.
 fn places(value: &Value, here: &str) -> Vec<String> {
     let mut found = Vec::new();
     let below: Vec<(String, &Value)> = match value {
-        Value::Object(fields) => fields.iter().map(|(name, value)| (name.clone(), value)).collect(),
-        Value::Array(items) => items.iter().enumerate().map(|(place, item)| (place.to_string(), item)).collect(),
+        Value::Object(fields) => fields
+            .iter()
+            .map(|(name, value)| (name.clone(), value))
+            .collect(),
+        Value::Array(items) => items
+            .iter()
+            .enumerate()
+            .map(|(place, item)| (place.to_string(), item))
+            .collect(),
         _ => Vec::new(),
     };
     for (name, value) in below {
@@ -407,19 +542,32 @@ fn problems_of_form_meaning_and_files_are_told_in_one_run() {
     });
     let said = check_text(case.to_string());
     assert_eq!(said.code, Some(1));
-    for place in ["services[0].listen_port: ", "services[0].listen: ", "services[0].users[1].name: ", "policies[0]"] {
-        assert!(said.stderr.contains(place), "{place} is not in\n{}", said.stderr);
+    for place in [
+        "services[0].listen_port: ",
+        "services[0].listen: ",
+        "services[0].users[1].name: ",
+        "policies[0]",
+    ] {
+        assert!(
+            said.stderr.contains(place),
+            "{place} is not in\n{}",
+            said.stderr
+        );
     }
 }
 
 #[test]
 fn nothing_is_left_behind_by_a_check() {
     let folder = folder();
-    let config = json!({ "services": [{ "type": "ocm", "usages_path": "u.json" }], "data_dir": "data" });
-    fs::write(folder.path().join("case.json"), config.to_string()).expect("the case can be written");
+    let config =
+        json!({ "services": [{ "type": "ocm", "usages_path": "u.json" }], "data_dir": "data" });
+    fs::write(folder.path().join("case.json"), config.to_string())
+        .expect("the case can be written");
     let listed = || {
         let entries = fs::read_dir(folder.path()).expect("the folder can be read");
-        let mut names: Vec<_> = entries.map(|entry| entry.expect("an entry").file_name()).collect();
+        let mut names: Vec<_> = entries
+            .map(|entry| entry.expect("an entry").file_name())
+            .collect();
         names.sort();
         names
     };
@@ -436,5 +584,8 @@ fn a_configuration_may_lie_in_a_folder_with_an_odd_name() {
     let mut file = fs::File::create(odd.join("case.json")).expect("the case can be written");
     file.write_all(b"[]").expect("the case can be written");
     let said = check(folder.path(), "two words, \"quoted\"/case.json");
-    check_refused(&said, "tollgate: two words, \"quoted\"/case.json: expected an object, found an array\n");
+    check_refused(
+        &said,
+        "tollgate: two words, \"quoted\"/case.json: expected an object, found an array\n",
+    );
 }

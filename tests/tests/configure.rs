@@ -28,17 +28,29 @@ impl Scene {
         let mut config = rig.team(tags, json!({ "strategy": "fallback" }));
         edit(&mut config);
         let client = rig.start_polled(config.clone()).await;
-        Self { rig, config, client }
+        Self {
+            rig,
+            config,
+            client,
+        }
     }
 
     /// Changes the configuration, which is taken up as a whole.
     async fn change(&mut self, edit: impl FnOnce(&mut Value)) {
         edit(&mut self.config);
-        assert_eq!(self.rig.configure(&self.config).await.as_deref(), Ok(TAKEN_UP));
+        assert_eq!(
+            self.rig.configure(&self.config).await.as_deref(),
+            Ok(TAKEN_UP)
+        );
     }
 
     async fn status(&self, token: &str) -> u16 {
-        self.client.token(token).turn(&turn("one")).await.status.as_u16()
+        self.client
+            .token(token)
+            .turn(&turn("one"))
+            .await
+            .status
+            .as_u16()
     }
 
     /// The account that serves a turn of alice's, in a session of its own.
@@ -47,7 +59,9 @@ impl Scene {
         let answer = self.client.token("token-alice").turn(&turn(session)).await;
         assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
         let seen = self.rig.upstream.turns().split_off(before);
-        seen.last().and_then(|seen| seen.account.clone()).expect("a turn with an account's token")
+        seen.last()
+            .and_then(|seen| seen.account.clone())
+            .expect("a turn with an account's token")
     }
 
     async fn end(mut self) {
@@ -68,12 +82,23 @@ fn user(name: &str, token: &str) -> Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn users_who_come_go_or_change_their_token_do_so_at_once() {
     let mut scene = Scene::new(&["a"]).await;
-    for (token, status) in [("token-alice", 200), ("token-bob", 200), ("token-carol", 401)] {
+    for (token, status) in [
+        ("token-alice", 200),
+        ("token-bob", 200),
+        ("token-carol", 401),
+    ] {
         assert_eq!(scene.status(token).await, status, "before: {token}");
     }
     let users = json!([user("alice", "token-new"), user("carol", "token-carol")]);
-    scene.change(|config| service(config)["users"] = users).await;
-    for (token, status) in [("token-alice", 401), ("token-new", 200), ("token-bob", 401), ("token-carol", 200)] {
+    scene
+        .change(|config| service(config)["users"] = users)
+        .await;
+    for (token, status) in [
+        ("token-alice", 401),
+        ("token-new", 200),
+        ("token-bob", 401),
+        ("token-carol", 200),
+    ] {
         assert_eq!(scene.status(token).await, status, "after: {token}");
     }
     scene.end().await;
@@ -83,7 +108,9 @@ async fn users_who_come_go_or_change_their_token_do_so_at_once() {
 async fn a_user_of_another_name_is_recorded_by_that() {
     let mut scene = Scene::new(&["a"]).await;
     assert_eq!(scene.status("token-alice").await, 200);
-    scene.change(|config| service(config)["users"] = json!([user("ada", "token-alice")])).await;
+    scene
+        .change(|config| service(config)["users"] = json!([user("ada", "token-alice")]))
+        .await;
     assert_eq!(scene.status("token-alice").await, 200);
     let rows = wait_for_rows(&scene.rig.ledger(), 2).await;
     let users: Vec<_> = rows.iter().map(|row| row.text("user")).collect();
@@ -95,7 +122,9 @@ async fn a_user_of_another_name_is_recorded_by_that() {
 async fn a_user_who_is_given_another_pool_is_served_by_that() {
     let mut scene = Scene::new(&["a", "b"]).await;
     assert_eq!(scene.account("one").await, "account-a");
-    scene.change(|config| service(config)["users"][0]["credential"] = json!("b")).await;
+    scene
+        .change(|config| service(config)["users"][0]["credential"] = json!("b"))
+        .await;
     assert_eq!(scene.account("one").await, "account-b");
     scene.end().await;
 }
@@ -104,32 +133,51 @@ async fn a_user_who_is_given_another_pool_is_served_by_that() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn header_fields_are_those_of_the_newest_configuration() {
-    let mut scene =
-        Scene::of(&["a"], |config| service(config)["headers"] = json!({ "x-old": "1", "x-both": "1" })).await;
+    let mut scene = Scene::of(&["a"], |config| {
+        service(config)["headers"] = json!({ "x-old": "1", "x-both": "1" })
+    })
+    .await;
     for (headers, expected) in [
-        (json!({ "x-old": "1", "x-both": "1" }), [Some("1"), Some("1"), None]),
-        (json!({ "x-both": "2", "x-new": "2" }), [None, Some("2"), Some("2")]),
+        (
+            json!({ "x-old": "1", "x-both": "1" }),
+            [Some("1"), Some("1"), None],
+        ),
+        (
+            json!({ "x-both": "2", "x-new": "2" }),
+            [None, Some("2"), Some("2")],
+        ),
         (json!({}), [None, None, None]),
         (json!({ "x-new": "4" }), [None, None, Some("4")]),
     ] {
-        scene.change(|config| service(config)["headers"] = headers).await;
+        scene
+            .change(|config| service(config)["headers"] = headers)
+            .await;
         scene.account("one").await;
         let seen = scene.rig.upstream.turns().pop().expect("a turn");
-        assert_eq!(["x-old", "x-both", "x-new"].map(|name| seen.header(name)), expected);
+        assert_eq!(
+            ["x-old", "x-both", "x-new"].map(|name| seen.header(name)),
+            expected
+        );
     }
     scene.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn other_endpoints_are_asked_from_the_next_request_on() {
-    let often = |config: &mut Value| service(config)["credentials"][1]["poll_interval"] = json!("50ms");
+    let often =
+        |config: &mut Value| service(config)["credentials"][1]["poll_interval"] = json!("50ms");
     let mut scene = Scene::of(&["a"], often).await;
     assert_eq!(scene.account("one").await, "account-a");
     let other = Upstream::start().await;
     let account = other.account("access-a", "account-a");
-    scene.change(|config| service(config)["endpoints"]["chatgpt"] = json!(other.chatgpt_url())).await;
+    scene
+        .change(|config| service(config)["endpoints"]["chatgpt"] = json!(other.chatgpt_url()))
+        .await;
     assert_eq!(scene.status("token-alice").await, 200);
-    assert_eq!((other.turns().len(), scene.rig.upstream.turns().len()), (1, 1));
+    assert_eq!(
+        (other.turns().len(), scene.rig.upstream.turns().len()),
+        (1, 1)
+    );
     account.wait_for_polls(1).await;
     scene.end().await;
 }
@@ -148,45 +196,91 @@ async fn credentials_that_come_and_go_are_chosen_or_not() {
         })
         .await;
     assert_eq!(scene.account("new").await, "account-b");
-    scene.rig.wait_for_credential("b", WAIT_MAX, "polled", |found| !found["polled_at"].is_null()).await;
+    scene
+        .rig
+        .wait_for_credential("b", WAIT_MAX, "polled", |found| {
+            !found["polled_at"].is_null()
+        })
+        .await;
     scene
         .change(|config| {
-            let credentials = service(config)["credentials"].as_array_mut().expect("a list");
+            let credentials = service(config)["credentials"]
+                .as_array_mut()
+                .expect("a list");
             credentials.remove(1);
             credentials[1]["credentials"] = json!(["a"]);
         })
         .await;
     assert_eq!(scene.account("new").await, "account-a", "its home is gone");
-    let tags: Vec<Value> = scene.rig.credentials().await.into_iter().map(|found| found["credential"].clone()).collect();
+    let tags: Vec<Value> = scene
+        .rig
+        .credentials()
+        .await
+        .into_iter()
+        .map(|found| found["credential"].clone())
+        .collect();
     assert_eq!(tags, [json!("a")]);
-    assert_eq!(scene.rig.account("a").poll_count(), 1, "what goes on is not begun anew");
+    assert_eq!(
+        scene.rig.account("a").poll_count(),
+        1,
+        "what goes on is not begun anew"
+    );
     scene.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_credential_of_another_file_is_another_one_of_its_name() {
     let mut scene = Scene::new(&["a"]).await;
-    scene.rig.account("a").set_standing(Standing::new("plus").five_hour_used(77.0));
+    scene
+        .rig
+        .account("a")
+        .set_standing(Standing::new("plus").five_hour_used(77.0));
     assert_eq!(scene.account("one").await, "account-a");
     scene.rig.upstream.account("access-other", "account-other");
-    let other = scene.rig.write("other.json", oauth_file("access-other", "account-other").to_string());
-    scene.change(|config| service(config)["credentials"][0]["credential_path"] = json!(other)).await;
+    let other = scene.rig.write(
+        "other.json",
+        oauth_file("access-other", "account-other").to_string(),
+    );
+    scene
+        .change(|config| service(config)["credentials"][0]["credential_path"] = json!(other))
+        .await;
     assert_eq!(scene.account("one").await, "account-other");
-    let found = scene.rig.wait_for_credential("a", WAIT_MAX, "polled", |found| !found["polled_at"].is_null()).await;
-    assert_ne!(found["five_hour"]["used"], 77.0, "the standing is of the account: {found:#}");
+    let found = scene
+        .rig
+        .wait_for_credential("a", WAIT_MAX, "polled", |found| {
+            !found["polled_at"].is_null()
+        })
+        .await;
+    assert_ne!(
+        found["five_hour"]["used"], 77.0,
+        "the standing is of the account: {found:#}"
+    );
     scene.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn caps_change_in_place() {
     let mut scene = Scene::new(&["a", "b"]).await;
-    scene.rig.account("a").set_standing(Standing::new("plus").five_hour_used(50.0));
+    scene
+        .rig
+        .account("a")
+        .set_standing(Standing::new("plus").five_hour_used(50.0));
     assert_eq!(scene.account("learns of the use").await, "account-a");
     for (cap, account) in [(40, "account-b"), (60, "account-a"), (50, "account-b")] {
-        scene.change(|config| service(config)["credentials"][0]["limit_5h"] = json!(cap)).await;
-        assert_eq!(scene.account(&format!("under {cap}")).await, account, "under {cap}");
+        scene
+            .change(|config| service(config)["credentials"][0]["limit_5h"] = json!(cap))
+            .await;
+        assert_eq!(
+            scene.account(&format!("under {cap}")).await,
+            account,
+            "under {cap}"
+        );
     }
-    assert_eq!(scene.rig.account("a").poll_count(), 1, "it is the credential that it was");
+    assert_eq!(
+        scene.rig.account("a").poll_count(),
+        1,
+        "it is the credential that it was"
+    );
     scene.end().await;
 }
 
@@ -198,7 +292,9 @@ async fn a_poll_interval_changes_in_place() {
     .await;
     scene.account("traffic").await;
     assert_eq!(scene.rig.account("a").poll_count(), 1);
-    scene.change(|config| service(config)["credentials"][1]["poll_interval"] = json!("50ms")).await;
+    scene
+        .change(|config| service(config)["credentials"][1]["poll_interval"] = json!("50ms"))
+        .await;
     scene.rig.account("a").wait_for_polls(2).await;
     scene.end().await;
 }
@@ -216,12 +312,16 @@ async fn a_pool_takes_another_strategy_and_other_members() {
         served
     };
     assert_eq!(served(&scene, "by fallback").await, ["account-a"; 4]);
-    scene.change(|config| service(config)["credentials"][3]["strategy"] = json!("round_robin")).await;
+    scene
+        .change(|config| service(config)["credentials"][3]["strategy"] = json!("round_robin"))
+        .await;
     let mut by_turns = served(&scene, "by turns").await;
     by_turns.sort();
     by_turns.dedup();
     assert_eq!(by_turns, ["account-a", "account-b", "account-c"]);
-    scene.change(|config| service(config)["credentials"][3]["credentials"] = json!(["c"])).await;
+    scene
+        .change(|config| service(config)["credentials"][3]["credentials"] = json!(["c"]))
+        .await;
     assert_eq!(served(&scene, "of one").await, ["account-c"; 4]);
     scene.end().await;
 }
@@ -247,18 +347,33 @@ async fn a_policys_changed_settings_are_its_next_generation() {
     })
     .await;
     scene.account("one").await;
-    scene.change(|config| config["policies"] = json!([prices("mine", 3.0)])).await;
+    scene
+        .change(|config| config["policies"] = json!([prices("mine", 3.0)]))
+        .await;
     scene.account("one").await;
     let rows = wait_for_rows(&scene.rig.ledger(), 2).await;
-    let [old, new] = [0, 1].map(|place: usize| rows[place].number("cost_nanousd").expect("a price"));
+    let [old, new] =
+        [0, 1].map(|place: usize| rows[place].number("cost_nanousd").expect("a price"));
     assert_eq!((old > 0, new), (true, 3 * old));
     let found = scene.rig.policy("mine").await;
-    assert_eq!((&found["generation"], &found["generation_before"]), (&json!(2), &json!(1)), "{found:#}");
-    assert_eq!((&found["calls"], &found["last_reload"]["outcome"]), (&json!(2), &json!("ok")), "{found:#}");
-    scene.change(|config| config["policies"][0]["timeout"] = json!("7ms")).await;
+    assert_eq!(
+        (&found["generation"], &found["generation_before"]),
+        (&json!(2), &json!(1)),
+        "{found:#}"
+    );
+    assert_eq!(
+        (&found["calls"], &found["last_reload"]["outcome"]),
+        (&json!(2), &json!("ok")),
+        "{found:#}"
+    );
+    scene
+        .change(|config| config["policies"][0]["timeout"] = json!("7ms"))
+        .await;
     assert_eq!(scene.rig.policy("mine").await["generation"], 3);
     // What is the same is not loaded anew.
-    scene.change(|config| service(config)["headers"] = json!({ "x-new": "1" })).await;
+    scene
+        .change(|config| service(config)["headers"] = json!({ "x-new": "1" }))
+        .await;
     assert_eq!(scene.rig.policy("mine").await["generation"], 3);
     scene.end().await;
 }
@@ -269,7 +384,9 @@ async fn policies_that_come_and_go_are_asked_or_not() {
     let costs = async |scene: &Scene, count: usize| {
         scene.account("one").await;
         let rows = wait_for_rows(&scene.rig.ledger(), count).await;
-        rows.last().and_then(|row| row.number("cost_nanousd")).expect("a price")
+        rows.last()
+            .and_then(|row| row.number("cost_nanousd"))
+            .expect("a price")
     };
     let shipped = costs(&scene, 1).await;
     scene
@@ -281,7 +398,9 @@ async fn policies_that_come_and_go_are_asked_or_not() {
     assert!(costs(&scene, 2).await > shipped);
     let tags = |all: &Value| -> Vec<String> {
         let all = all["policies"].as_array().expect("a list");
-        all.iter().map(|policy| policy["tag"].as_str().expect("a tag").to_owned()).collect()
+        all.iter()
+            .map(|policy| policy["tag"].as_str().expect("a tag").to_owned())
+            .collect()
     };
     assert!(tags(&scene.rig.policies().await).contains(&"mine".to_owned()));
     scene
@@ -301,14 +420,28 @@ async fn policies_that_come_and_go_are_asked_or_not() {
 async fn limits_hold_for_the_next_request() {
     let mut scene = Scene::new(&["a"]).await;
     for (bytes, status) in [(64, 413), (1 << 20, 200), (64, 413)] {
-        scene.change(|config| config["limits"] = json!({ "request_body_bytes": bytes })).await;
+        scene
+            .change(|config| config["limits"] = json!({ "request_body_bytes": bytes }))
+            .await;
         assert_eq!(scene.status("token-alice").await, status, "{bytes}");
     }
-    scene.change(|config| config["limits"] = json!({ "websockets_per_user": 1 })).await;
+    scene
+        .change(|config| config["limits"] = json!({ "websockets_per_user": 1 }))
+        .await;
     let client = scene.client.token("token-alice");
     let _open = client.socket().await.expect("the first");
-    assert_eq!(client.socket().await.expect_err("the second").status.as_u16(), 503);
-    scene.change(|config| config["limits"] = json!({ "websockets_per_user": 2 })).await;
+    assert_eq!(
+        client
+            .socket()
+            .await
+            .expect_err("the second")
+            .status
+            .as_u16(),
+        503
+    );
+    scene
+        .change(|config| config["limits"] = json!({ "websockets_per_user": 2 }))
+        .await;
     let _second = client.socket().await.expect("the second");
     scene.end().await;
 }
@@ -321,7 +454,12 @@ fn requests(rig: &Rig, name: &str) -> Option<u64> {
     path.exists().then(|| {
         let file = read_json(&path);
         let all = file["combinations"].as_array().expect("a list").iter();
-        all.map(|combination| combination["total"]["request_count"].as_u64().expect("a number")).sum()
+        all.map(|combination| {
+            combination["total"]["request_count"]
+                .as_u64()
+                .expect("a number")
+        })
+        .sum()
     })
 }
 
@@ -331,16 +469,24 @@ async fn a_usage_file_is_written_for_the_last_time_when_it_goes_and_counts_from_
     scene.account("before").await;
     wait_for_rows(&scene.rig.ledger(), 1).await;
     let path = scene.rig.path("usages.json");
-    scene.change(|config| service(config)["credentials"][0]["usages_path"] = json!(path)).await;
+    scene
+        .change(|config| service(config)["credentials"][0]["usages_path"] = json!(path))
+        .await;
     for session in ["one", "two"] {
         scene.account(session).await;
     }
     wait_for_rows(&scene.rig.ledger(), 3).await;
     let other = scene.rig.path("other.json");
-    scene.change(|config| service(config)["credentials"][0]["usages_path"] = json!(other)).await;
+    scene
+        .change(|config| service(config)["credentials"][0]["usages_path"] = json!(other))
+        .await;
     let begun = Instant::now();
     while requests(&scene.rig, "usages.json") != Some(2) {
-        assert!(begun.elapsed() < WAIT_MAX, "{:?}", requests(&scene.rig, "usages.json"));
+        assert!(
+            begun.elapsed() < WAIT_MAX,
+            "{:?}",
+            requests(&scene.rig, "usages.json")
+        );
         // The thread that writes it tells nobody.
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -349,5 +495,9 @@ async fn a_usage_file_is_written_for_the_last_time_when_it_goes_and_counts_from_
     wait_for_rows(&scene.rig.ledger(), 4).await;
     scene.rig.stop().await;
     assert_eq!(requests(&scene.rig, "other.json"), Some(1));
-    assert_eq!(fs::read(&path).expect("it is there"), text, "nobody writes it any more");
+    assert_eq!(
+        fs::read(&path).expect("it is there"),
+        text,
+        "nobody writes it any more"
+    );
 }

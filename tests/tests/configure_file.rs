@@ -47,19 +47,32 @@ async fn reloads(program: &Program, outcome: &str) -> f64 {
 async fn wait_for_reloads(program: &Program, outcome: &str, count: f64) {
     let begun = Instant::now();
     while reloads(program, outcome).await < count {
-        assert!(begun.elapsed() < SOON, "no {count} that are {outcome}:\n{}", program.log());
+        assert!(
+            begun.elapsed() < SOON,
+            "no {count} that are {outcome}:\n{}",
+            program.log()
+        );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
 async fn status(program: &Program, token: &str) -> StatusCode {
-    program.client().token(token).turn(&turn("one")).await.status
+    program
+        .client()
+        .token(token)
+        .turn(&turn("one"))
+        .await
+        .status
 }
 
 async fn wait_for_token(program: &Program, token: &str) {
     let begun = Instant::now();
     while status(program, token).await != StatusCode::OK {
-        assert!(begun.elapsed() < SOON, "{token} is not known:\n{}", program.log());
+        assert!(
+            begun.elapsed() < SOON,
+            "{token} is not known:\n{}",
+            program.log()
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -72,12 +85,19 @@ async fn the_file_is_followed_however_it_is_written_and_a_stream_goes_on() {
     let path = rig.path("config.json");
     let gate = Gate::new();
     rig.account("a").then(Reply::ok().hold_after(2, &gate));
-    let stream = program.client().token("token-alice").start_turn(&turn("held")).await;
+    let stream = program
+        .client()
+        .token("token-alice")
+        .start_turn(&turn("held"))
+        .await;
     gate.wait_until_reached().await;
 
     replace_file(&path, with_token(&config, "token-renamed"));
     wait_for_token(&program, "token-renamed").await;
-    assert_eq!(status(&program, "token-alice").await, StatusCode::UNAUTHORIZED);
+    assert_eq!(
+        status(&program, "token-alice").await,
+        StatusCode::UNAUTHORIZED
+    );
 
     fs::write(&path, with_token(&config, "token-in-place")).expect("the folder can be written");
     wait_for_token(&program, "token-in-place").await;
@@ -89,7 +109,11 @@ async fn the_file_is_followed_however_it_is_written_and_a_stream_goes_on() {
 
     gate.open();
     let answer = stream.finish().await;
-    assert!(answer.whole && answer.text().contains("response.completed"), "{}", answer.text());
+    assert!(
+        answer.whole && answer.text().contains("response.completed"),
+        "{}",
+        answer.text()
+    );
     assert_eq!(reloads(&program, "failed").await, 0.0, "{}", program.log());
 }
 
@@ -116,12 +140,17 @@ async fn a_broken_file_is_told_of_once_and_nothing_changes_until_it_is_mended() 
     for (place, (what, text, reason)) in [
         ("no JSON", "{\"services\": canary".to_owned(), "line 1"),
         ("empty", String::new(), "empty"),
-        ("an unknown key", config.to_string().replace("\"admin\"", "\"canary-admin\""), "unknown"),
+        (
+            "an unknown key",
+            config.to_string().replace("\"admin\"", "\"canary-admin\""),
+            "unknown",
+        ),
         (
             "a bad policy",
             {
                 let mut config = config.clone();
-                config["policies"] = json!([{ "tag": "p", "kind": "pricer", "path": "/nowhere/p.wasm" }]);
+                config["policies"] =
+                    json!([{ "tag": "p", "kind": "pricer", "path": "/nowhere/p.wasm" }]);
                 config.to_string()
             },
             "/nowhere/p.wasm",
@@ -135,10 +164,24 @@ async fn a_broken_file_is_told_of_once_and_nothing_changes_until_it_is_mended() 
         let last = program.admin().get("/api/policies").await.json()["last_configuration"].take();
         assert_eq!(last["outcome"], "failed", "{what}");
         let told = last["reason"].as_str().expect("a reason");
-        assert!(told.contains(reason) || what == "an unknown key", "{what}: {told}");
-        assert!(what == "an unknown key" || !told.contains("canary"), "{what}: {told}");
-        assert_eq!(status(&program, "token-alice").await, StatusCode::OK, "{what}");
-        assert!(program.log().contains("the configuration is not taken up"), "{what}: {}", program.log());
+        assert!(
+            told.contains(reason) || what == "an unknown key",
+            "{what}: {told}"
+        );
+        assert!(
+            what == "an unknown key" || !told.contains("canary"),
+            "{what}: {told}"
+        );
+        assert_eq!(
+            status(&program, "token-alice").await,
+            StatusCode::OK,
+            "{what}"
+        );
+        assert!(
+            program.log().contains("the configuration is not taken up"),
+            "{what}: {}",
+            program.log()
+        );
     }
     replace_file(&path, with_token(&config, "token-mended"));
     wait_for_token(&program, "token-mended").await;
@@ -155,7 +198,8 @@ async fn a_file_that_is_seen_half_written_is_not_told_of() {
         let (first, rest) = text.split_at(text.len() / 2);
         let mut file = File::create(rig.path("config.json")).expect("the folder can be written");
         for part in [first, rest] {
-            file.write_all(part.as_bytes()).expect("the file can be written");
+            file.write_all(part.as_bytes())
+                .expect("the file can be written");
             // The writer's own pause, and no wait of the test's.
             tokio::time::sleep(PAUSE).await;
         }
@@ -186,17 +230,25 @@ impl Held {
         let fifo = rig.path("cert.pem");
         make_fifo(&fifo);
         let mut config = config.clone();
-        config["services"][0]["tls"] = json!({ "enabled": true, "certificate_path": fifo, "key_path": key });
+        config["services"][0]["tls"] =
+            json!({ "enabled": true, "certificate_path": fifo, "key_path": key });
         Self { config, fifo, pem }
     }
 
     /// Waits until it is being read, does something, and lets it be read.
     async fn during(self, act: impl FnOnce()) {
         // Opening it tells that the other end is there.
-        let writing = spawn_blocking(move || File::options().write(true).open(self.fifo).expect("a reader"));
+        let writing = spawn_blocking(move || {
+            File::options()
+                .write(true)
+                .open(self.fifo)
+                .expect("a reader")
+        });
         let mut writer = writing.await.expect("it opens");
         act();
-        writer.write_all(self.pem.as_bytes()).expect("the reader is there");
+        writer
+            .write_all(self.pem.as_bytes())
+            .expect("the reader is there");
     }
 }
 
@@ -208,7 +260,8 @@ async fn a_change_during_the_change_before_is_taken_up_too() {
     let path = rig.path("config.json");
     let held = Held::new(&rig, &config);
     replace_file(&path, held.config.to_string());
-    held.during(|| replace_file(&path, with_token(&config, "token-second"))).await;
+    held.during(|| replace_file(&path, with_token(&config, "token-second")))
+        .await;
     wait_for_reloads(&program, "ok", 3.0).await;
     assert_eq!(status(&program, "token-second").await, StatusCode::OK);
 }
@@ -220,16 +273,24 @@ async fn a_change_during_the_start_is_taken_up_too() {
     let path = rig.path("config.json");
     let held = Held::new(&rig, &config);
     let first = held.config.clone();
-    let (program, ()) =
-        tokio::join!(rig.spawn(&first), held.during(|| replace_file(&path, with_token(&config, "token-second"))));
+    let (program, ()) = tokio::join!(
+        rig.spawn(&first),
+        held.during(|| replace_file(&path, with_token(&config, "token-second")))
+    );
     wait_for_reloads(&program, "ok", 1.0).await;
     assert_eq!(status(&program, "token-second").await, StatusCode::OK);
 }
 
 fn make_fifo(path: &std::path::Path) {
-    let name = std::ffi::CString::new(path.to_str().expect("temporary folders have plain names")).expect("no NUL");
+    let name = std::ffi::CString::new(path.to_str().expect("temporary folders have plain names"))
+        .expect("no NUL");
     // SAFETY: the path is a C string that lives longer than the call.
-    assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0, "{}", std::io::Error::last_os_error());
+    assert_eq!(
+        unsafe { libc::mkfifo(name.as_ptr(), 0o600) },
+        0,
+        "{}",
+        std::io::Error::last_os_error()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -246,6 +307,14 @@ async fn a_hang_up_does_not_load_anew_what_is_the_same() {
     program.signal(libc::SIGHUP);
     wait_for_reloads(&program, "ok", 1.0).await;
     let policies = program.admin().get("/api/policies").await.json();
-    let mine = policies["policies"].as_array().expect("a list").iter().find(|policy| policy["tag"] == "mine");
-    assert_eq!(mine.expect("it is there")["generation"], 1, "what is the same is not loaded anew");
+    let mine = policies["policies"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .find(|policy| policy["tag"] == "mine");
+    assert_eq!(
+        mine.expect("it is there")["generation"],
+        1,
+        "what is the same is not loaded anew"
+    );
 }

@@ -13,7 +13,10 @@ fn base(rig: &Rig) -> Value {
     let mut config = rig.team(&["a"], json!({}));
     config["services"][0]["tag"] = json!("one");
     let mut two = rig.config(json!({ "tag": "two", "credentials": [rig.oauth("b")] }));
-    config["services"].as_array_mut().expect("a list").push(two["services"][0].take());
+    config["services"]
+        .as_array_mut()
+        .expect("a list")
+        .push(two["services"][0].take());
     config["log"] = json!({ "level": "info" });
     config
 }
@@ -21,7 +24,9 @@ fn base(rig: &Rig) -> Value {
 // What needs a start
 
 fn with(mut config: Value, path: &str, value: Value) -> Value {
-    *config.pointer_mut(path).unwrap_or_else(|| panic!("{path} is not there")) = value;
+    *config
+        .pointer_mut(path)
+        .unwrap_or_else(|| panic!("{path} is not there")) = value;
     config
 }
 
@@ -32,7 +37,8 @@ fn changes(rig: &Rig, base: &Value) -> Vec<(&'static str, Value)> {
         config["limits"] = json!({ name: value });
         config
     };
-    let new = rig.config(json!({ "tag": "three", "credentials": [rig.oauth("c")] }))["services"][0].take();
+    let new = rig.config(json!({ "tag": "three", "credentials": [rig.oauth("c")] }))["services"][0]
+        .take();
     let mut more = base.clone();
     more["services"].as_array_mut().expect("a list").push(new);
     let mut fewer = base.clone();
@@ -40,9 +46,18 @@ fn changes(rig: &Rig, base: &Value) -> Vec<(&'static str, Value)> {
     let mut admin = base.clone();
     admin["admin"] = json!({ "listen_port": 0 });
     vec![
-        ("services[0].listen", with(base.clone(), "/services/0/listen_port", json!(1))),
-        ("services[1].listen", with(base.clone(), "/services/1/listen", json!("127.0.0.2"))),
-        ("data_dir", with(base.clone(), "/data_dir", json!(rig.path("elsewhere")))),
+        (
+            "services[0].listen",
+            with(base.clone(), "/services/0/listen_port", json!(1)),
+        ),
+        (
+            "services[1].listen",
+            with(base.clone(), "/services/1/listen", json!("127.0.0.2")),
+        ),
+        (
+            "data_dir",
+            with(base.clone(), "/data_dir", json!(rig.path("elsewhere"))),
+        ),
         ("log", with(base.clone(), "/log/level", json!("debug"))),
         ("admin", admin),
         ("services[2] (a new one)", more),
@@ -52,11 +67,17 @@ fn changes(rig: &Rig, base: &Value) -> Vec<(&'static str, Value)> {
         ("limits.ledger_bytes", limit("ledger_bytes", json!(1 << 30))),
         ("limits.ledger_full", limit("ledger_full", json!("serve"))),
         ("limits.sessions", limit("sessions", json!(5))),
-        ("limits.session_lifetime", limit("session_lifetime", json!("1s"))),
+        (
+            "limits.session_lifetime",
+            limit("session_lifetime", json!("1s")),
+        ),
         ("limits.auth_addresses", limit("auth_addresses", json!(5))),
         ("limits.policy_threads", limit("policy_threads", json!(5))),
         ("limits.policy_queue", limit("policy_queue", json!(5))),
-        ("limits.policy_cache_bytes", limit("policy_cache_bytes", json!(5))),
+        (
+            "limits.policy_cache_bytes",
+            limit("policy_cache_bytes", json!(5)),
+        ),
     ]
 }
 
@@ -85,9 +106,17 @@ async fn what_needs_a_start_is_named_as_long_as_it_is_not_so() {
     rig.start(base.clone()).await;
     for (name, config) in changes(&rig, &base) {
         for time in ["first", "second"] {
-            assert_eq!(rig.configure(&config).await, Ok(format!("{LEFT}{name}")), "{name}, the {time} time");
+            assert_eq!(
+                rig.configure(&config).await,
+                Ok(format!("{LEFT}{name}")),
+                "{name}, the {time} time"
+            );
         }
-        assert_eq!(rig.configure(&base).await.as_deref(), Ok(TAKEN_UP), "{name}: it is as it was at the start");
+        assert_eq!(
+            rig.configure(&base).await.as_deref(),
+            Ok(TAKEN_UP),
+            "{name}: it is as it was at the start"
+        );
     }
     rig.stop().await;
 }
@@ -111,7 +140,10 @@ async fn a_limit_that_is_neither_taken_up_nor_named_is_none() {
     ] {
         let mut config = base.clone();
         config["limits"] = json!({ name: value });
-        assert_eq!(rig.configure(&config).await, Ok(format!("{LEFT}limits.{name}")));
+        assert_eq!(
+            rig.configure(&config).await,
+            Ok(format!("{LEFT}limits.{name}"))
+        );
         rig.configure(&base).await.expect("it is taken up");
     }
     rig.stop().await;
@@ -122,7 +154,10 @@ async fn a_service_that_goes_serves_on_and_comes_back() {
     let mut rig = Rig::new().await;
     let base = base(&rig);
     let mut swapped = base.clone();
-    swapped["services"].as_array_mut().expect("a list").reverse();
+    swapped["services"]
+        .as_array_mut()
+        .expect("a list")
+        .reverse();
     // The first listener of the rig's is that of the service that goes.
     let two = rig.start(swapped.clone()).await;
     let mut fewer = swapped.clone();
@@ -133,7 +168,10 @@ async fn a_service_that_goes_serves_on_and_comes_back() {
         rig.configure(&config).await.expect("it is taken up");
         let answer = two.turn(&turn("one")).await;
         assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
-        assert_eq!(rig.upstream.turns().pop().expect("a turn").header("x-new"), seen);
+        assert_eq!(
+            rig.upstream.turns().pop().expect("a turn").header("x-new"),
+            seen
+        );
     }
     rig.stop().await;
 }
@@ -142,14 +180,22 @@ async fn a_service_that_goes_serves_on_and_comes_back() {
 async fn configurations_that_come_at_once_are_taken_up_one_after_the_other() {
     let mut rig = Rig::new().await;
     let mut whole = base(&rig);
-    whole["policies"] = json!([{ "tag": "mine", "kind": "pricer", "path": "builtin:openai-pricing" }]);
+    whole["policies"] =
+        json!([{ "tag": "mine", "kind": "pricer", "path": "builtin:openai-pricing" }]);
     rig.start(whole.clone()).await;
     let mut bare = whole.clone();
     bare["policies"] = json!([]);
     for _ in 0..20 {
         let (first, second) = tokio::join!(rig.configure(&bare), rig.configure(&whole));
-        assert_eq!((first.as_deref(), second.as_deref()), (Ok(TAKEN_UP), Ok(TAKEN_UP)));
-        assert_eq!(rig.policy("mine").await["state"], "serving", "the last one serves");
+        assert_eq!(
+            (first.as_deref(), second.as_deref()),
+            (Ok(TAKEN_UP), Ok(TAKEN_UP))
+        );
+        assert_eq!(
+            rig.policy("mine").await["state"],
+            "serving",
+            "the last one serves"
+        );
     }
     rig.stop().await;
 }
@@ -164,33 +210,62 @@ fn broken(rig: &Rig, base: &Value) -> Vec<(&'static str, Value, &'static str)> {
         whole
     };
     let mut key = base.clone();
-    key["services"][0]["credentials"][1] = json!({ "tag": "pool", "type": "balancer", "credentials": ["a", "k"] });
-    key["services"][0]["credentials"].as_array_mut().expect("a list").push(rig.api_key("k"));
+    key["services"][0]["credentials"][1] =
+        json!({ "tag": "pool", "type": "balancer", "credentials": ["a", "k"] });
+    key["services"][0]["credentials"]
+        .as_array_mut()
+        .expect("a list")
+        .push(rig.api_key("k"));
     let mut tls = base.clone();
-    tls["services"][0]["tls"] = json!({ "enabled": true, "certificate": "no PEM", "key": "no PEM" });
+    tls["services"][0]["tls"] =
+        json!({ "enabled": true, "certificate": "no PEM", "key": "no PEM" });
     let mut shadowed = own("pricer", "builtin:openai-pricing", json!({}));
     shadowed["policies"][0]["shadow"] = json!(rig.path("missing.wasm"));
     let mut recorded = own("pricer", "builtin:openai-pricing", json!({}));
     recorded["policies"][0]["record"] = json!(rig.path("no-folder/record.jsonl"));
     let module = rig.write("module.wasm", b"\0asm\x01\0\0\0");
     vec![
-        ("an unknown key", with(base.clone(), "/services/0/tag", json!(7)), "services[0].tag"),
+        (
+            "an unknown key",
+            with(base.clone(), "/services/0/tag", json!(7)),
+            "services[0].tag",
+        ),
         (
             "an unknown credential",
             with(base.clone(), "/services/0/users/0/credential", json!("x")),
             "users[0].credential",
         ),
-        ("a file that is not there", own("pricer", "/nowhere/p.wasm", json!({})), "policies[0].path"),
-        ("a core module", own("pricer", &module, json!({})), "core module"),
+        (
+            "a file that is not there",
+            own("pricer", "/nowhere/p.wasm", json!({})),
+            "policies[0].path",
+        ),
+        (
+            "a core module",
+            own("pricer", &module, json!({})),
+            "core module",
+        ),
         (
             "settings that a policy refuses",
             own("pricer", "builtin:openai-pricing", json!({ "x": 1 })),
             "policies[0].config",
         ),
-        ("an API key in a pool", key, "services[0].credentials[1].credentials[1]"),
-        ("a certificate that is none", tls, "services[0].tls.certificate"),
+        (
+            "an API key in a pool",
+            key,
+            "services[0].credentials[1].credentials[1]",
+        ),
+        (
+            "a certificate that is none",
+            tls,
+            "services[0].tls.certificate",
+        ),
         ("a shadow that is not there", shadowed, "missing.wasm"),
-        ("a record that cannot be written", recorded, "no-folder/record.jsonl"),
+        (
+            "a record that cannot be written",
+            recorded,
+            "no-folder/record.jsonl",
+        ),
         (
             "too much memory",
             {
@@ -213,25 +288,45 @@ async fn a_configuration_that_cannot_be_taken_up_leaves_everything_as_it_was_and
         config["services"][0]["users"][1]["token"] = json!("token-new");
         config["services"][0]["headers"] = json!({ "x-new": "1" });
         let reason = rig.configure(&config).await.expect_err(what);
-        assert!(reason.contains(named), "{what}: {named:?} is not in {reason:?}");
+        assert!(
+            reason.contains(named),
+            "{what}: {named:?} is not in {reason:?}"
+        );
         let answer = client.token("token-bob").turn(&turn("one")).await;
         assert_eq!(answer.status, StatusCode::OK, "{what}: {}", answer.text());
-        assert_eq!(rig.upstream.turns().pop().expect("a turn").header("x-new"), None, "{what}");
+        assert_eq!(
+            rig.upstream.turns().pop().expect("a turn").header("x-new"),
+            None,
+            "{what}"
+        );
 
         let told = rig.policies().await;
         let last = &told["last_configuration"];
-        assert_eq!((&last["outcome"], &last["reason"]), (&json!("failed"), &json!(reason)), "{what}: {last:#}");
+        assert_eq!(
+            (&last["outcome"], &last["reason"]),
+            (&json!("failed"), &json!(reason)),
+            "{what}: {last:#}"
+        );
         let tags = |all: &Value| -> Vec<Value> {
             let all = all.as_array().expect("a list").iter();
-            all.map(|policy| json!([policy["tag"], policy["generation"], policy["digest"]])).collect()
+            all.map(|policy| json!([policy["tag"], policy["generation"], policy["digest"]]))
+                .collect()
         };
         assert_eq!(tags(&told["policies"]), tags(&before), "{what}");
-        let failed = rig.metrics().await.value("tollgate_config_reloads_total", &[("outcome", "failed")]);
+        let failed = rig
+            .metrics()
+            .await
+            .value("tollgate_config_reloads_total", &[("outcome", "failed")]);
         assert_eq!(failed, (place + 1) as f64, "{what}");
     }
     assert_eq!(rig.configure(&base).await.as_deref(), Ok(TAKEN_UP));
     assert_eq!(rig.policies().await["last_configuration"]["outcome"], "ok");
-    assert_eq!(rig.metrics().await.value("tollgate_config_reloads_total", &[("outcome", "ok")]), 1.0);
+    assert_eq!(
+        rig.metrics()
+            .await
+            .value("tollgate_config_reloads_total", &[("outcome", "ok")]),
+        1.0
+    );
     rig.stop().await;
 }
 
@@ -241,11 +336,17 @@ async fn everything_that_is_wrong_is_told_at_once() {
     let base = base(&rig);
     rig.start(base.clone()).await;
     let mut config = base.clone();
-    let own = |tag: &str| json!({ "tag": tag, "kind": "pricer", "path": format!("/nowhere/{tag}.wasm") });
+    let own =
+        |tag: &str| json!({ "tag": tag, "kind": "pricer", "path": format!("/nowhere/{tag}.wasm") });
     config["policies"] = json!([own("p"), own("q")]);
-    config["services"][1]["tls"] = json!({ "enabled": true, "certificate": "no PEM", "key": "no PEM" });
+    config["services"][1]["tls"] =
+        json!({ "enabled": true, "certificate": "no PEM", "key": "no PEM" });
     let reason = rig.configure(&config).await.expect_err("it is refused");
-    for named in ["policies[0].path", "policies[1].path", "services[1].tls.certificate"] {
+    for named in [
+        "policies[0].path",
+        "policies[1].path",
+        "services[1].tls.certificate",
+    ] {
         assert!(reason.contains(named), "{named:?} is not in {reason:?}");
     }
     rig.stop().await;
@@ -256,7 +357,9 @@ async fn a_gateway_that_was_never_changed_has_no_last_configuration() {
     let mut rig = Rig::new().await;
     let base = base(&rig);
     rig.start(base).await;
-    let told = ask_socket(&rig.socket(), Method::GET, "/api/policies").await.json();
+    let told = ask_socket(&rig.socket(), Method::GET, "/api/policies")
+        .await
+        .json();
     assert_eq!(told["last_configuration"], Value::Null);
     rig.stop().await;
 }

@@ -34,10 +34,17 @@ async fn wait_until_closed(address: SocketAddr) {
 fn usage(rig: &Rig) -> (u64, u64) {
     let text = std::fs::read_to_string(rig.path("usages.json")).expect("the usage file is written");
     let file: Value = serde_json::from_str(&text).expect("the usage file is JSON");
-    let totals = file["combinations"].as_array().expect("a list").iter().map(|combination| &combination["total"]);
+    let totals = file["combinations"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|combination| &combination["total"]);
     totals.fold((0, 0), |sum, total| {
         let number = |name: &str| total[name].as_u64().expect("a number");
-        (sum.0 + number("request_count"), sum.1 + number("output_tokens"))
+        (
+            sum.0 + number("request_count"),
+            sum.1 + number("output_tokens"),
+        )
     })
 }
 
@@ -55,13 +62,20 @@ async fn check_drain(signal: i32) {
     gate.open();
     for stream in [over_http1, over_http2] {
         let answer = stream.finish().await;
-        assert!(answer.whole && answer.text().contains("response.completed"), "{}", answer.text());
+        assert!(
+            answer.whole && answer.text().contains("response.completed"),
+            "{}",
+            answer.text()
+        );
     }
     let status = program.wait(SOON).await;
     assert_eq!(status.code(), Some(0), "{}", log(&rig));
     let rows = rows(&rig.ledger());
     assert_eq!(rows.len(), 3);
-    assert!(rows.iter().all(|row| row.text("end") == Some("complete")), "{rows:#?}");
+    assert!(
+        rows.iter().all(|row| row.text("end") == Some("complete")),
+        "{rows:#?}"
+    );
     assert_eq!(usage(&rig), (3, 450));
 }
 
@@ -87,7 +101,11 @@ async fn a_kept_connection_takes_no_new_request_after_the_signal() {
     assert_eq!(idle.turn(&turn("idle")).await.status, StatusCode::OK);
     let gate = Gate::new();
     rig.account("a").always(Reply::ok().hold_after(2, &gate));
-    let held = program.client().token("token-alice").start_turn(&turn("held")).await;
+    let held = program
+        .client()
+        .token("token-alice")
+        .start_turn(&turn("held"))
+        .await;
     program.signal(libc::SIGTERM);
     wait_until_closed(idle.address()).await;
     let refused = idle.try_send(http::Method::GET, "/v1/models", "").await;
@@ -101,22 +119,34 @@ async fn a_kept_connection_takes_no_new_request_after_the_signal() {
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_past_drain_timeout_are_cut_and_recorded() {
     let rig = Rig::new().await;
-    let program = rig.spawn(&config(&rig, json!({ "drain_timeout": "300ms" }))).await;
+    let program = rig
+        .spawn(&config(&rig, json!({ "drain_timeout": "300ms" })))
+        .await;
     let client = program.client().token("token-alice");
     let gate = Gate::new();
-    rig.account("a").then(Reply::ok().hold_after(2, &gate)).then(Reply::ok().hold_after(2, &gate));
+    rig.account("a")
+        .then(Reply::ok().hold_after(2, &gate))
+        .then(Reply::ok().hold_after(2, &gate));
     rig.account("a").then(Reply::ok().hold_head(&gate));
     let over_http1 = client.start_turn(&turn("cut")).await;
     let over_http2 = client.http2().start_turn(&turn("cut")).await;
     let unanswered = tokio::spawn({
         let client = program.client().token("token-bob");
-        async move { client.try_send(http::Method::POST, "/v1/responses", turn("cut").to_string()).await.is_ok() }
+        async move {
+            client
+                .try_send(http::Method::POST, "/v1/responses", turn("cut").to_string())
+                .await
+                .is_ok()
+        }
     });
     rig.upstream.wait_for_turns(3).await;
     let since = Instant::now();
     program.signal(libc::SIGTERM);
     for stream in [over_http1, over_http2] {
-        assert!(!stream.finish().await.whole, "a cut stream passes for a whole one");
+        assert!(
+            !stream.finish().await.whole,
+            "a cut stream passes for a whole one"
+        );
     }
     assert!(!unanswered.await.expect("no panic"), "there is an answer");
     let status = program.wait(SOON).await;
@@ -135,8 +165,13 @@ async fn streams_past_drain_timeout_are_cut_and_recorded() {
 #[tokio::test(flavor = "multi_thread")]
 async fn kept_connections_do_not_hold_up_the_end() {
     let rig = Rig::new().await;
-    let program = rig.spawn(&config(&rig, json!({ "drain_timeout": "60s" }))).await;
-    let (over_http1, over_http2) = (program.client().token("token-alice"), program.client().token("token-bob").http2());
+    let program = rig
+        .spawn(&config(&rig, json!({ "drain_timeout": "60s" })))
+        .await;
+    let (over_http1, over_http2) = (
+        program.client().token("token-alice"),
+        program.client().token("token-bob").http2(),
+    );
     assert_eq!(over_http1.turn(&turn("idle")).await.status, StatusCode::OK);
     assert_eq!(over_http2.turn(&turn("idle")).await.status, StatusCode::OK);
     program.signal(libc::SIGTERM);
@@ -147,9 +182,13 @@ async fn kept_connections_do_not_hold_up_the_end() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_without_a_request_does_not_hold_up_the_end() {
     let rig = Rig::new().await;
-    let program = rig.spawn(&config(&rig, json!({ "drain_timeout": "60s" }))).await;
+    let program = rig
+        .spawn(&config(&rig, json!({ "drain_timeout": "60s" })))
+        .await;
     let client = program.client().token("token-alice");
-    let silent = TcpStream::connect(client.address()).await.expect("connects");
+    let silent = TcpStream::connect(client.address())
+        .await
+        .expect("connects");
     // The gateway accepts in order: this one comes after the silent one.
     assert_eq!(client.turn(&turn("idle")).await.status, StatusCode::OK);
     program.signal(libc::SIGTERM);
@@ -160,7 +199,9 @@ async fn a_connection_without_a_request_does_not_hold_up_the_end() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_signal_cuts_at_once_and_what_is_cut_is_recorded() {
     let rig = Rig::new().await;
-    let program = rig.spawn(&config(&rig, json!({ "drain_timeout": "60s" }))).await;
+    let program = rig
+        .spawn(&config(&rig, json!({ "drain_timeout": "60s" })))
+        .await;
     let client = program.client().token("token-alice");
     assert_eq!(client.turn(&turn("before")).await.status, StatusCode::OK);
     let gate = Gate::new();
@@ -192,7 +233,15 @@ async fn a_gateway_that_was_stopped_starts_again_on_what_it_left() {
     let config = config(&rig, json!({}));
     for round in 1..=2 {
         let program = rig.spawn(&config).await;
-        assert_eq!(program.client().token("token-alice").turn(&turn("again")).await.status, StatusCode::OK);
+        assert_eq!(
+            program
+                .client()
+                .token("token-alice")
+                .turn(&turn("again"))
+                .await
+                .status,
+            StatusCode::OK
+        );
         program.signal(libc::SIGTERM);
         assert_eq!(program.wait(SOON).await.code(), Some(0));
         assert_eq!(rows(&rig.ledger()).len(), round);

@@ -25,7 +25,10 @@ fn text(name: &str) -> String {
 /// The example's text as JSON. Its comments are on lines of their own.
 fn read(name: &str) -> Value {
     let text = text(name);
-    let lines: Vec<&str> = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+    let lines: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .collect();
     serde_json::from_str(&lines.join("\n")).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
@@ -35,7 +38,8 @@ fn adapted(rig: &Rig, name: &str) -> Value {
     config["data_dir"] = json!(rig.path("data"));
     let service = &mut config["services"][0];
     service["listen_port"] = json!(0);
-    service["endpoints"] = json!({ "chatgpt": rig.upstream.chatgpt_url(), "api": rig.upstream.api_url() });
+    service["endpoints"] =
+        json!({ "chatgpt": rig.upstream.chatgpt_url(), "api": rig.upstream.api_url() });
     config
 }
 
@@ -48,7 +52,8 @@ fn take_in(rig: &Rig, tag: &str, value: &mut Value) {
 }
 
 fn usage_file(rig: &Rig, tag: &str) -> Value {
-    let text = fs::read(rig.path(&format!("usages-{tag}.json"))).expect("the usage file is written on a stop");
+    let text = fs::read(rig.path(&format!("usages-{tag}.json")))
+        .expect("the usage file is written on a stop");
     serde_json::from_slice(&text).expect("the usage file is JSON")
 }
 
@@ -63,8 +68,14 @@ async fn the_first_example_serves_everybody_with_one_credential() {
 
     assert_eq!(answer.status, StatusCode::OK);
     let row = wait_for_rows(&rig.ledger(), 1).await.remove(0);
-    assert_eq!((row.text("user"), row.text("credential"), row.text("end")), (None, Some("default"), Some("complete")));
-    assert_eq!(rig.upstream.turns()[0].account.as_deref(), Some("account-me"));
+    assert_eq!(
+        (row.text("user"), row.text("credential"), row.text("end")),
+        (None, Some("default"), Some("complete"))
+    );
+    assert_eq!(
+        rig.upstream.turns()[0].account.as_deref(),
+        Some("account-me")
+    );
     rig.stop().await;
 }
 
@@ -81,12 +92,23 @@ async fn the_second_example_tells_its_users_apart() {
     let stranger = client.token("sk-ocm-hello-carol").turn(&turn("four")).await;
 
     assert_eq!((alice.status, bob.status), (StatusCode::OK, StatusCode::OK));
-    assert_eq!((nobody.status, stranger.status), (StatusCode::UNAUTHORIZED, StatusCode::UNAUTHORIZED));
-    assert_eq!(rig.upstream.turns().len(), 2, "only the users' requests reach upstream");
+    assert_eq!(
+        (nobody.status, stranger.status),
+        (StatusCode::UNAUTHORIZED, StatusCode::UNAUTHORIZED)
+    );
+    assert_eq!(
+        rig.upstream.turns().len(),
+        2,
+        "only the users' requests reach upstream"
+    );
     rig.stop().await;
     let usage = usage_file(&rig, "me");
-    let users: BTreeSet<&str> =
-        usage["costs"]["by_user"].as_object().expect("sums").keys().map(String::as_str).collect();
+    let users: BTreeSet<&str> = usage["costs"]["by_user"]
+        .as_object()
+        .expect("sums")
+        .keys()
+        .map(String::as_str)
+        .collect();
     assert_eq!(users, BTreeSet::from(["alice", "bob"]));
 }
 
@@ -101,20 +123,43 @@ async fn the_third_example_balances_alice_and_leaves_bob_his_credential() {
     // Past a's reserve of 20, as a's first answer says, and not past b's of 10: the pool has b left, and a on its own
     // has nothing.
     for tag in ["a", "b"] {
-        rig.account(tag).set_standing(Standing::new("plus").five_hour_used(81.0));
+        rig.account(tag)
+            .set_standing(Standing::new("plus").five_hour_used(81.0));
     }
-    let (alice, bob) = (client.token("sk-ocm-hello-world"), client.token("sk-ocm-hello-bob"));
+    let (alice, bob) = (
+        client.token("sk-ocm-hello-world"),
+        client.token("sk-ocm-hello-bob"),
+    );
 
     let first = bob.turn(&turn("one")).await;
     let second = bob.turn(&turn("one")).await;
     let third = alice.turn(&turn("two")).await;
 
-    assert_eq!((first.status, third.status), (StatusCode::OK, StatusCode::OK));
-    assert_eq!(second.status, StatusCode::TOO_MANY_REQUESTS, "{}", second.text());
-    let accounts: Vec<_> = rig.upstream.turns().into_iter().map(|seen| seen.account).collect();
-    assert_eq!(accounts, [Some("account-a".to_owned()), Some("account-b".to_owned())]);
+    assert_eq!(
+        (first.status, third.status),
+        (StatusCode::OK, StatusCode::OK)
+    );
+    assert_eq!(
+        second.status,
+        StatusCode::TOO_MANY_REQUESTS,
+        "{}",
+        second.text()
+    );
+    let accounts: Vec<_> = rig
+        .upstream
+        .turns()
+        .into_iter()
+        .map(|seen| seen.account)
+        .collect();
+    assert_eq!(
+        accounts,
+        [Some("account-a".to_owned()), Some("account-b".to_owned())]
+    );
     rig.stop().await;
-    assert_eq!(usage_file(&rig, "a")["combinations"][0]["total"]["request_count"], 1);
+    assert_eq!(
+        usage_file(&rig, "a")["combinations"][0]["total"]["request_count"],
+        1
+    );
     assert!(!rig.path("usages-b.json").exists(), "b has no usages_path");
 }
 
@@ -123,8 +168,14 @@ async fn without_a_credential_path_the_file_of_codex_home_is_taken() {
     let rig = Rig::new().await;
     let config = adapted(&rig, "single.json");
     rig.upstream.account("access-home", "account-home");
-    rig.write("auth.json", tollgate_tests::oauth_file("access-home", "account-home").to_string());
-    let (file, ready) = (rig.write("config.json", config.to_string()), rig.path("ready.json"));
+    rig.write(
+        "auth.json",
+        tollgate_tests::oauth_file("access-home", "account-home").to_string(),
+    );
+    let (file, ready) = (
+        rig.write("config.json", config.to_string()),
+        rig.path("ready.json"),
+    );
     // Not by the rig: its programs have the environment of this process.
     let folder = rig.folder().to_str().expect("a plain name").to_owned();
     let mut child = Command::new(binary())
@@ -138,38 +189,55 @@ async fn without_a_credential_path_the_file_of_codex_home_is_taken() {
         .expect("the binary runs");
     let address = wait_for_address(&ready).await;
 
-    let answer = tollgate_tests::Client::new(address).turn(&turn("one")).await;
+    let answer = tollgate_tests::Client::new(address)
+        .turn(&turn("one"))
+        .await;
 
     child.kill().expect("it can be killed");
     child.wait().expect("it can be waited for");
     assert_eq!(answer.status, StatusCode::OK);
-    assert_eq!(rig.upstream.turns()[0].account.as_deref(), Some("account-home"));
+    assert_eq!(
+        rig.upstream.turns()[0].account.as_deref(),
+        Some("account-home")
+    );
 }
 
 async fn wait_for_address(ready: &Path) -> std::net::SocketAddr {
     let wait = async {
         loop {
             if let Ok(text) = fs::read(ready) {
-                let ready: Value = serde_json::from_slice(&text).expect("the ready file is written whole");
-                return ready["services"][0]["address"].as_str().expect("a text").parse().expect("an address");
+                let ready: Value =
+                    serde_json::from_slice(&text).expect("the ready file is written whole");
+                return ready["services"][0]["address"]
+                    .as_str()
+                    .expect("a text")
+                    .parse()
+                    .expect("an address");
             }
             // The ready file is the signal; there is nothing else to wait for.
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(60), wait).await.expect("the gateway is ready in time")
+    tokio::time::timeout(std::time::Duration::from_secs(60), wait)
+        .await
+        .expect("the gateway is ready in time")
 }
 
 /// The example's text with its paths in `folder`, where what they name is.
 fn with_paths_in(folder: &Path, text: &str) -> String {
     let CertifiedKey { cert, signing_key } =
-        rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate can be made");
+        rcgen::generate_simple_self_signed(["localhost".to_owned()])
+            .expect("a certificate can be made");
     fs::write(folder.join("cert.pem"), cert.pem()).expect("the folder can be written");
-    fs::write(folder.join("key.pem"), signing_key.serialize_pem()).expect("the folder can be written");
+    fs::write(folder.join("key.pem"), signing_key.serialize_pem())
+        .expect("the folder can be written");
     let folder = folder.to_str().expect("temporary folders have plain names");
     let newcomer = component("random");
     text.replace("/etc/tollgate/policies/gentle.wasm", "builtin:least-used")
-        .replace("/etc/tollgate/policies/gentler.wasm", newcomer.to_str().expect("its path is plain"))
+        .replace(
+            "/etc/tollgate/policies/gentler.wasm",
+            newcomer.to_str().expect("its path is plain"),
+        )
         .replace("\"/etc/tollgate/", &format!("\"{folder}/"))
         .replace("\"/var/lib/tollgate", &format!("\"{folder}"))
         .replace("\"/home/", &format!("\"{folder}/"))
@@ -179,12 +247,18 @@ fn with_paths_in(folder: &Path, text: &str) -> String {
 #[test]
 fn every_example_passes_the_check() {
     let entries = fs::read_dir(folder()).expect("the examples are there");
-    let names: BTreeSet<PathBuf> = entries.map(|entry| entry.expect("an entry").path()).collect();
+    let names: BTreeSet<PathBuf> = entries
+        .map(|entry| entry.expect("an entry").path())
+        .collect();
     assert!(names.len() >= 4, "{names:?}");
     for path in names {
         let temporary = tempfile::tempdir().expect("a temporary folder");
         let text = fs::read_to_string(&path).expect("an example can be read");
-        fs::write(temporary.path().join("case.json"), with_paths_in(temporary.path(), &text)).expect("a file");
+        fs::write(
+            temporary.path().join("case.json"),
+            with_paths_in(temporary.path(), &text),
+        )
+        .expect("a file");
         let output = Command::new(binary())
             .args(["check", "-c", "case.json"])
             .current_dir(temporary.path())
@@ -193,8 +267,15 @@ fn every_example_passes_the_check() {
             .expect("the binary runs");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         // That the credentials' files are not there yet is said, and nothing else is.
-        let unexpected: Vec<&str> = said.lines().filter(|line| !line.contains("auth.json: no such file")).collect();
-        assert!(output.status.success() && unexpected.is_empty(), "{}: {said}", path.display());
+        let unexpected: Vec<&str> = said
+            .lines()
+            .filter(|line| !line.contains("auth.json: no such file"))
+            .collect();
+        assert!(
+            output.status.success() && unexpected.is_empty(),
+            "{}: {said}",
+            path.display()
+        );
     }
 }
 
@@ -202,10 +283,20 @@ fn every_example_passes_the_check() {
 fn the_full_example_shows_every_field() {
     let text = text("full.jsonc");
     let schema = config::schema();
-    let forms = schema["$defs"].as_object().expect("the schema has forms").values().chain([&schema]);
-    let fields = forms.filter_map(|form| form["properties"].as_object()).flatten();
+    let forms = schema["$defs"]
+        .as_object()
+        .expect("the schema has forms")
+        .values()
+        .chain([&schema]);
+    let fields = forms
+        .filter_map(|form| form["properties"].as_object())
+        .flatten();
     let missing: BTreeSet<&str> = fields
-        .filter(|(_, about)| !about["description"].as_str().is_some_and(|text| text.contains("Not there yet")))
+        .filter(|(_, about)| {
+            !about["description"]
+                .as_str()
+                .is_some_and(|text| text.contains("Not there yet"))
+        })
         .map(|(name, _)| name.as_str())
         .filter(|name| !text.contains(&format!("\"{name}\":")))
         .collect();
@@ -218,10 +309,16 @@ fn the_full_example_explains_every_field_where_it_stands_first() {
     let mut explained = BTreeSet::new();
     let mut before = "";
     for line in text.lines().map(str::trim) {
-        let key = line.strip_prefix('"').and_then(|rest| rest.split_once("\":")).map(|(key, _)| key);
+        let key = line
+            .strip_prefix('"')
+            .and_then(|rest| rest.split_once("\":"))
+            .map(|(key, _)| key);
         // What is inside a policy's own configuration, or names a header or a model, is explained around it.
         if let Some(key) = key.filter(|key| is_field(key)) {
-            assert!(explained.contains(key) || before.starts_with("//"), "{key:?} stands after {before:?}");
+            assert!(
+                explained.contains(key) || before.starts_with("//"),
+                "{key:?} stands after {before:?}"
+            );
             explained.insert(key.to_owned());
         }
         before = line;
@@ -230,21 +327,39 @@ fn the_full_example_explains_every_field_where_it_stands_first() {
 
 fn is_field(key: &str) -> bool {
     let schema = config::schema();
-    let forms = schema["$defs"].as_object().expect("the schema has forms").values().chain([&schema]).cloned();
-    forms.filter_map(|form| form["properties"].as_object().cloned()).any(|fields| fields.contains_key(key))
+    let forms = schema["$defs"]
+        .as_object()
+        .expect("the schema has forms")
+        .values()
+        .chain([&schema])
+        .cloned();
+    forms
+        .filter_map(|form| form["properties"].as_object().cloned())
+        .any(|fields| fields.contains_key(key))
 }
 
 /// A default written twice drifts.
 #[test]
 fn the_full_example_names_the_defaults_as_they_are() {
     let temporary = tempfile::tempdir().expect("a temporary folder");
-    let full = config::parse(with_paths_in(temporary.path(), &text("full.jsonc"))).expect("the example is good").config;
+    let full = config::parse(with_paths_in(temporary.path(), &text("full.jsonc")))
+        .expect("the example is good")
+        .config;
     assert_eq!(full.limits, Limits::default());
-    let [team, mine] = full.services.as_slice() else { panic!("two services") };
+    let [team, mine] = full.services.as_slice() else {
+        panic!("two services")
+    };
     assert_eq!(team.endpoints.chatgpt, mine.endpoints.chatgpt);
     assert_eq!(team.endpoints.api, mine.endpoints.api);
-    let own = full.policies.iter().find(|policy| policy.tag == "gentle").expect("the policy");
-    assert_eq!((own.timeout, own.memory), (config::POLICY_TIMEOUT, config::POLICY_MEMORY));
+    let own = full
+        .policies
+        .iter()
+        .find(|policy| policy.tag == "gentle")
+        .expect("the policy");
+    assert_eq!(
+        (own.timeout, own.memory),
+        (config::POLICY_TIMEOUT, config::POLICY_MEMORY)
+    );
     let tls = team.tls.as_ref().expect("TLS");
     assert_eq!(tls.alpn, [b"h2".to_vec(), b"http/1.1".to_vec()]);
 }

@@ -38,9 +38,14 @@ fn users() -> [Value; 2] {
 /// it listens, once it knows how they stand.
 async fn remote(standings: &[Standing]) -> (Rig, String) {
     let mut rig = Rig::new().await;
-    let tags: Vec<String> = (0..standings.len()).map(|place| format!("r{place}")).collect();
+    let tags: Vec<String> = (0..standings.len())
+        .map(|place| format!("r{place}"))
+        .collect();
     let mut credentials: Vec<Value> = tags.iter().map(|tag| rig.oauth(tag)).collect();
-    let weight: f64 = standings.iter().map(|standing| if standing.plan == "pro" { 10.0 } else { 1.0 }).sum();
+    let weight: f64 = standings
+        .iter()
+        .map(|standing| if standing.plan == "pro" { 10.0 } else { 1.0 })
+        .sum();
     let mut used = 0.0;
     for (tag, standing) in tags.iter().zip(standings) {
         rig.account(tag).set_standing(standing.clone());
@@ -56,7 +61,9 @@ async fn remote(standings: &[Standing]) -> (Rig, String) {
 
 /// Where a URL that has no folder leads.
 fn address(url: &str) -> SocketAddr {
-    url.strip_prefix("http://").and_then(|address| address.parse().ok()).expect("an address")
+    url.strip_prefix("http://")
+        .and_then(|address| address.parse().ok())
+        .expect("an address")
 }
 
 /// Waits until status tells this weekly use and this weight.
@@ -64,11 +71,18 @@ async fn wait_for_status(client: &Client, weekly: f64, weight: f64) {
     let begun = Instant::now();
     loop {
         let status = client.get("/ocm/v1/status").await.json();
-        let near = |name: &str, expected: f64| status[name].as_f64().is_some_and(|n| (n - expected).abs() < 1e-6);
+        let near = |name: &str, expected: f64| {
+            status[name]
+                .as_f64()
+                .is_some_and(|n| (n - expected).abs() < 1e-6)
+        };
         if near("weekly_utilization", weekly) && near("plan_weight", weight) {
             return;
         }
-        assert!(begun.elapsed() < WAIT_MAX, "{status}, expected {weekly} and {weight}");
+        assert!(
+            begun.elapsed() < WAIT_MAX,
+            "{status}, expected {weekly} and {weight}"
+        );
         // The poll is another's: there is no signal but what is known after it.
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -86,13 +100,17 @@ async fn front(url: &str, strategy: &str, order: [&str; 2]) -> (Rig, Client) {
 /// A gateway that has only this other one, and a client of alice's.
 async fn alone(external: Value) -> (Rig, Client) {
     let mut rig = Rig::new().await;
-    let config = rig.config(json!({ "credentials": [external, pool("least_used", &["x"])], "users": [users()[0]] }));
+    let config = rig.config(
+        json!({ "credentials": [external, pool("least_used", &["x"])], "users": [users()[0]] }),
+    );
     let client = rig.start(config).await.token("token-alice");
     (rig, client)
 }
 
 fn outcomes(list: &[(&str, &str)]) -> Vec<(String, String)> {
-    list.iter().map(|(credential, outcome)| ((*credential).to_owned(), (*outcome).to_owned())).collect()
+    list.iter()
+        .map(|(credential, outcome)| ((*credential).to_owned(), (*outcome).to_owned()))
+        .collect()
 }
 
 /// The attempts of the last of `count` requests.
@@ -112,19 +130,41 @@ async fn a_request_has_its_path_and_the_credentials_token_and_nothing_of_the_cli
         let credentials = json!([external("x", &url), pool("least_used", &["x"])]);
         let config = rig.config(json!({ "credentials": credentials, "users": [users()[0]] }));
         let client = rig.start(config).await.token("token-alice");
-        let client = client.header("chatgpt-account-id", "mine").header("cookie", "mine").header("x-theirs", "kept");
+        let client = client
+            .header("chatgpt-account-id", "mine")
+            .header("cookie", "mine")
+            .header("x-theirs", "kept");
 
-        client.ask(Method::POST, "/v1/responses?x=1", turn("one").to_string()).await;
+        client
+            .ask(Method::POST, "/v1/responses?x=1", turn("one").to_string())
+            .await;
 
         let seen = rig.upstream.turns();
         assert_eq!(seen.len(), 1);
-        assert_eq!(seen[0].target, format!("{}/v1/responses?x=1", folder.trim_end_matches('/')));
-        assert_eq!(seen[0].header("authorization"), Some(format!("Bearer {TOKEN}").as_str()));
-        assert_eq!((seen[0].header("chatgpt-account-id"), seen[0].header("cookie")), (None, None));
+        assert_eq!(
+            seen[0].target,
+            format!("{}/v1/responses?x=1", folder.trim_end_matches('/'))
+        );
+        assert_eq!(
+            seen[0].header("authorization"),
+            Some(format!("Bearer {TOKEN}").as_str())
+        );
+        assert_eq!(
+            (
+                seen[0].header("chatgpt-account-id"),
+                seen[0].header("cookie")
+            ),
+            (None, None)
+        );
         assert_eq!(seen[0].header("x-theirs"), Some("kept"));
         assert!(seen[0].body == turn("one").to_string());
         for seen in rig.upstream.requests() {
-            assert!(!format!("{seen:?}").contains("token-alice"), "{} {}", seen.method, seen.target);
+            assert!(
+                !format!("{seen:?}").contains("token-alice"),
+                "{} {}",
+                seen.method,
+                seen.target
+            );
         }
         rig.stop().await;
     }
@@ -136,7 +176,9 @@ async fn a_turn_through_two_gateways_is_whole_and_recorded_by_both() {
     let mut rig = Rig::new().await;
     let mut other = external("x", &url);
     other["usages_path"] = json!(rig.path("x-usages.json"));
-    let config = rig.config(json!({ "credentials": [other, pool("least_used", &["x"])], "users": [users()[0]] }));
+    let config = rig.config(
+        json!({ "credentials": [other, pool("least_used", &["x"])], "users": [users()[0]] }),
+    );
     let client = rig.start(config).await.token("token-alice");
 
     let answer = client.turn(&turn("one")).await;
@@ -145,18 +187,38 @@ async fn a_turn_through_two_gateways_is_whole_and_recorded_by_both() {
     assert!(answer.whole && answer.text().contains("response.completed"));
     for (rig, user, credential) in [(&rig, "alice", "x"), (&back, "front", "r0")] {
         let row = &wait_for_rows(&rig.ledger(), 1).await[0];
-        assert_eq!((row.text("user"), row.text("credential")), (Some(user), Some(credential)));
+        assert_eq!(
+            (row.text("user"), row.text("credential")),
+            (Some(user), Some(credential))
+        );
         assert_eq!(row.attempts(), outcomes(&[(credential, "200")]));
-        assert_eq!((row.number("input_tokens"), row.number("output_tokens")), (Some(1200), Some(150)));
-        assert!(row.number("cost_nanousd").is_some_and(|cost| cost > 0), "{row:?}");
-        assert_eq!((row.text("session"), row.text("end")), (Some("one"), Some("complete")));
+        assert_eq!(
+            (row.number("input_tokens"), row.number("output_tokens")),
+            (Some(1200), Some(150))
+        );
+        assert!(
+            row.number("cost_nanousd").is_some_and(|cost| cost > 0),
+            "{row:?}"
+        );
+        assert_eq!(
+            (row.text("session"), row.text("end")),
+            (Some("one"), Some("complete"))
+        );
     }
     rig.stop().await;
-    let file = std::fs::read_to_string(rig.path("x-usages.json")).expect("the usage file is written");
+    let file =
+        std::fs::read_to_string(rig.path("x-usages.json")).expect("the usage file is written");
     let file: Value = serde_json::from_str(&file).expect("JSON");
     let total = &file["combinations"][0]["total"];
-    assert_eq!((&total["request_count"], &total["output_tokens"]), (&json!(1), &json!(150)), "{file}");
-    assert!(file["combinations"][0]["by_user"]["alice"].is_object(), "{file}");
+    assert_eq!(
+        (&total["request_count"], &total["output_tokens"]),
+        (&json!(1), &json!(150)),
+        "{file}"
+    );
+    assert!(
+        file["combinations"][0]["by_user"]["alice"].is_object(),
+        "{file}"
+    );
     back.stop().await;
 }
 
@@ -169,12 +231,17 @@ async fn chat_completions_pass_to_another_gateway_with_an_api_key() {
     let (mut rig, client) = alone(external("x", &url)).await;
 
     let body = json!({ "model": "gpt-5.4", "messages": [{ "role": "user", "content": "hello" }] });
-    let answer = client.ask(Method::POST, "/v1/chat/completions", body.to_string()).await;
+    let answer = client
+        .ask(Method::POST, "/v1/chat/completions", body.to_string())
+        .await;
 
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
     assert_eq!(back.upstream.turns()[0].target, "/v1/chat/completions");
     let row = &wait_for_rows(&rig.ledger(), 1).await[0];
-    assert_eq!((row.text("credential"), row.number("output_tokens")), (Some("x"), Some(150)));
+    assert_eq!(
+        (row.text("credential"), row.number("output_tokens")),
+        (Some("x"), Some(150))
+    );
     rig.stop().await;
     back.stop().await;
 }
@@ -190,23 +257,55 @@ async fn it_is_preferred_by_what_its_status_tells() {
         ("less used", vec![plan("plus", 40.0)], "x"),
         ("further used", vec![plan("plus", 60.0)], "a"),
         // 99 - 91 = 8, twenty times.
-        ("of more weight", vec![plan("pro", 91.0), plan("pro", 91.0)], "x"),
-        ("of more weight, and all but used up", vec![plan("pro", 98.0), plan("pro", 98.0)], "a"),
+        (
+            "of more weight",
+            vec![plan("pro", 91.0), plan("pro", 91.0)],
+            "x",
+        ),
+        (
+            "of more weight, and all but used up",
+            vec![plan("pro", 98.0), plan("pro", 98.0)],
+            "a",
+        ),
     ];
     for (name, standings, expected) in cases {
         let (mut back, url) = remote(&standings).await;
-        let weight: f64 = standings.iter().map(|standing| if standing.plan == "pro" { 10.0 } else { 1.0 }).sum();
+        let weight: f64 = standings
+            .iter()
+            .map(|standing| if standing.plan == "pro" { 10.0 } else { 1.0 })
+            .sum();
         let left = 99.0 - standings[0].weekly.used_percent;
         let mut rig = Rig::new().await;
         let account = rig.oauth("a");
-        rig.account("a").set_standing(Standing::new("plus").weekly_used(50.0).weekly_resets_at(week));
-        let credentials = json!([account, external("x", &url), pool("least_used", &["a", "x"])]);
+        rig.account("a").set_standing(
+            Standing::new("plus")
+                .weekly_used(50.0)
+                .weekly_resets_at(week),
+        );
+        let credentials = json!([
+            account,
+            external("x", &url),
+            pool("least_used", &["a", "x"])
+        ]);
         let config = rig.config(json!({ "credentials": credentials, "users": users() }));
         let client = rig.start(config).await.token("token-alice");
 
-        wait_for_status(&client, 100.0 - (49.0 + left * weight) / (1.0 + weight), 1.0 + weight).await;
-        assert_eq!(client.turn(&turn(name)).await.status, StatusCode::OK, "{name}");
-        assert_eq!(last_attempts(&rig, 1).await, outcomes(&[(expected, "200")]), "{name}");
+        wait_for_status(
+            &client,
+            100.0 - (49.0 + left * weight) / (1.0 + weight),
+            1.0 + weight,
+        )
+        .await;
+        assert_eq!(
+            client.turn(&turn(name)).await.status,
+            StatusCode::OK,
+            "{name}"
+        );
+        assert_eq!(
+            last_attempts(&rig, 1).await,
+            outcomes(&[(expected, "200")]),
+            "{name}"
+        );
         rig.stop().await;
         back.stop().await;
     }
@@ -228,9 +327,14 @@ async fn rate_limit_headers_of_its_responses_are_not_its_own() {
     let (mut back, url) = remote(&[Standing::new("plus").weekly_used(20.0)]).await;
     let (mut rig, client) = alone(external("x", &url)).await;
     wait_for_status(&client, 21.0, 1.0).await;
-    back.account("r0").set_standing(Standing::new("plus").weekly_used(99.0));
+    back.account("r0")
+        .set_standing(Standing::new("plus").weekly_used(99.0));
     let answer = client.turn(&turn("one")).await;
-    assert_eq!(answer.header("x-codex-secondary-used-percent"), Some("99"), "its client may see them");
+    assert_eq!(
+        answer.header("x-codex-secondary-used-percent"),
+        Some("99"),
+        "its client may see them"
+    );
     wait_for_status(&client, 21.0, 1.0).await;
     rig.stop().await;
     back.stop().await;
@@ -241,7 +345,8 @@ async fn its_use_is_asked_for_again_while_it_is_asked_for_more() {
     let (mut back, url) = remote(&[Standing::new("plus").weekly_used(20.0)]).await;
     let (mut rig, client) = alone(often(external("x", &url))).await;
     wait_for_status(&client, 21.0, 1.0).await;
-    back.account("r0").set_standing(Standing::new("plus").weekly_used(60.0));
+    back.account("r0")
+        .set_standing(Standing::new("plus").weekly_used(60.0));
     let begun = Instant::now();
     while rig.credential("x").await["weekly"]["used"] != 61.0 {
         assert!(begun.elapsed() < WAIT_MAX, "{}", rig.credential("x").await);
@@ -255,7 +360,11 @@ async fn its_use_is_asked_for_again_while_it_is_asked_for_more() {
 async fn one_that_was_used_up_serves_again_when_its_status_tells_of_room() {
     let (mut back, url) = remote(&[Standing::new("plus").weekly_used(99.0)]).await;
     let mut rig = Rig::new().await;
-    let credentials = json!([rig.oauth("a"), often(external("x", &url)), pool("fallback", &["x", "a"])]);
+    let credentials = json!([
+        rig.oauth("a"),
+        often(external("x", &url)),
+        pool("fallback", &["x", "a"])
+    ]);
     let config = rig.config(json!({ "credentials": credentials, "users": users() }));
     let client = rig.start(config).await.token("token-alice");
     // 99 of the account, and nothing of the other gateway.
@@ -265,10 +374,14 @@ async fn one_that_was_used_up_serves_again_when_its_status_tells_of_room() {
 
     // The other gateway gets another account, which has used nothing.
     back.account("fresh");
-    back.write("r0.json", oauth_file("access-fresh", "account-fresh").to_string());
+    back.write(
+        "r0.json",
+        oauth_file("access-fresh", "account-fresh").to_string(),
+    );
     wait_for_status(&Client::new(address(&url)).token(TOKEN), 1.0, 1.0).await;
 
-    rig.wait_for_credential("x", WAIT_MAX, "it is usable again", |x| x["usable"] == true).await;
+    rig.wait_for_credential("x", WAIT_MAX, "it is usable again", |x| x["usable"] == true)
+        .await;
     assert_eq!(client.turn(&turn("two")).await.status, StatusCode::OK);
     assert_eq!(last_attempts(&rig, 2).await, outcomes(&[("x", "200")]));
     rig.stop().await;
@@ -281,12 +394,16 @@ async fn a_status_that_fails_makes_what_is_known_stale_and_nothing_else() {
     let mut rig = Rig::new().await;
     // Nobody tells the use of `y`: the scripted upstream has no status, and answers turns all the same.
     let y = rig.upstream.api_key(TOKEN, "front");
-    let credentials =
-        json!([often(external("x", &url)), external("y", &rig.upstream.api_url()), pool("fallback", &["y", "x"]),]);
+    let credentials = json!([
+        often(external("x", &url)),
+        external("y", &rig.upstream.api_url()),
+        pool("fallback", &["y", "x"]),
+    ]);
     let config = rig.config(json!({ "credentials": credentials, "users": [users()[0]] }));
     let client = rig.start(config).await.token("token-alice");
     let has_failed = |credential: &Value| credential["poll_failure"].is_string();
-    rig.wait_for_credential("y", WAIT_MAX, "its poll has failed", has_failed).await;
+    rig.wait_for_credential("y", WAIT_MAX, "its poll has failed", has_failed)
+        .await;
     // 100 of `y`, and 79 of `x`.
     wait_for_status(&client, 100.0 - 179.0 / 2.0, 2.0).await;
     assert_eq!(client.turn(&turn("one")).await.status, StatusCode::OK);
@@ -296,8 +413,14 @@ async fn a_status_that_fails_makes_what_is_known_stale_and_nothing_else() {
     // From `y` to `x`, which is gone; and having been asked, it is polled again.
     y.then(Reply::raw(503, ""));
     assert_ne!(client.turn(&turn("two")).await.status, StatusCode::OK);
-    let x = rig.wait_for_credential("x", WAIT_MAX, "its poll has failed", has_failed).await;
-    assert_eq!((&x["usable"], &x["weekly"]["used"]), (&json!(true), &json!(21.0)), "{x}");
+    let x = rig
+        .wait_for_credential("x", WAIT_MAX, "its poll has failed", has_failed)
+        .await;
+    assert_eq!(
+        (&x["usable"], &x["weekly"]["used"]),
+        (&json!(true), &json!(21.0)),
+        "{x}"
+    );
     wait_for_status(&client, 100.0 - 179.0 / 2.0, 2.0).await;
     assert_eq!(client.turn(&turn("three")).await.status, StatusCode::OK);
     rig.stop().await;
@@ -312,14 +435,22 @@ async fn it_never_serves_a_user_who_may_not_use_other_gateways() {
         let (mut rig, client) = front(&url, strategy, ["x", "a"]).await;
         let bob = client.token("token-bob");
         for number in 0..6 {
-            assert_eq!(bob.turn(&turn(&number.to_string())).await.status, StatusCode::OK, "{strategy}");
+            assert_eq!(
+                bob.turn(&turn(&number.to_string())).await.status,
+                StatusCode::OK,
+                "{strategy}"
+            );
         }
         rig.account("a").then(limited(600));
         check_exhausted(&bob.turn(&turn("one")).await, 600);
         check_exhausted(&bob.turn(&turn("one")).await, 600);
         assert!(back.upstream.turns().is_empty(), "{strategy}");
 
-        assert_eq!(client.token("token-alice").turn(&turn("one")).await.status, StatusCode::OK, "{strategy}");
+        assert_eq!(
+            client.token("token-alice").turn(&turn("one")).await.status,
+            StatusCode::OK,
+            "{strategy}"
+        );
         assert_eq!(back.upstream.turns().len(), 1, "{strategy}");
         rig.stop().await;
         back.stop().await;
@@ -342,10 +473,21 @@ async fn it_serves_a_service_that_has_no_users() {
 async fn check_problem(credentials: Value, user: Value, expected: &str) {
     let mut rig = Rig::new().await;
     let mut alice = json!({ "name": "alice", "token": "token-alice", "credential": "pool" });
-    alice.as_object_mut().expect("an object").extend(user.as_object().expect("an object").clone());
+    alice
+        .as_object_mut()
+        .expect("an object")
+        .extend(user.as_object().expect("an object").clone());
     let config = rig.config(json!({ "credentials": credentials, "users": [alice] }));
-    let error = rig.try_start(config).await.err().expect("no gateway").to_string();
-    assert!(error.contains(expected), "expected {expected:?}, found {error:?}");
+    let error = rig
+        .try_start(config)
+        .await
+        .err()
+        .expect("no gateway")
+        .to_string();
+    assert!(
+        error.contains(expected),
+        "expected {expected:?}, found {error:?}"
+    );
     assert!(!error.contains(TOKEN), "{error}");
 }
 
@@ -372,37 +514,74 @@ async fn what_is_wrong_with_it_is_told_at_load_without_its_token() {
     for (field, value, expected) in [
         ("url", json!(""), "url: missing"),
         ("url", json!("gateway.example:8080"), "url: expected a URL"),
-        ("url", json!(format!("http://front:{TOKEN}@127.0.0.1:1")), "url: expected a URL"),
+        (
+            "url",
+            json!(format!("http://front:{TOKEN}@127.0.0.1:1")),
+            "url: expected a URL",
+        ),
         ("token", json!(""), "token: missing"),
-        ("token", json!(format!("{TOKEN} {TOKEN}")), "token: expected visible ASCII"),
-        ("detour", json!("nowhere"), "detour: expected the tag of an outbound"),
-        ("poll_interval", json!("0s"), "poll_interval: expected more than 0"),
+        (
+            "token",
+            json!(format!("{TOKEN} {TOKEN}")),
+            "token: expected visible ASCII",
+        ),
+        (
+            "detour",
+            json!("nowhere"),
+            "detour: expected the tag of an outbound",
+        ),
+        (
+            "poll_interval",
+            json!("0s"),
+            "poll_interval: expected more than 0",
+        ),
         ("credential_path", json!("auth.json"), "credential_path"),
     ] {
-        check_problem(with(field, value), user(), &format!("services[0].credentials[0].{expected}")).await;
+        check_problem(
+            with(field, value),
+            user(),
+            &format!("services[0].credentials[0].{expected}"),
+        )
+        .await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reverse_credential_is_an_error_that_says_that_it_is_not_there_yet() {
     let reverse = json!([{ "type": "reverse", "tag": "pool" }]);
-    let expected = r#"services[0].credentials[0].type: a credential of type "reverse" is not there yet"#;
+    let expected =
+        r#"services[0].credentials[0].type: a credential of type "reverse" is not there yet"#;
     check_problem(reverse, json!({}), expected).await;
 }
 
 // Refusals and failures
 
 fn limited(seconds: u64) -> Reply {
-    Reply::usage_limit_reached().without_rate_limits().resets_in_seconds(seconds)
+    Reply::usage_limit_reached()
+        .without_rate_limits()
+        .resets_in_seconds(seconds)
 }
 
 /// The client is told that all is used up for about so many seconds.
 #[track_caller]
 fn check_exhausted(answer: &Answer, seconds: u64) {
-    assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS, "{}", answer.text());
+    assert_eq!(
+        answer.status,
+        StatusCode::TOO_MANY_REQUESTS,
+        "{}",
+        answer.text()
+    );
     let error = &answer.json()["error"];
-    assert_eq!((&error["type"], &error["code"]), (&json!("usage_limit_reached"), &json!("credentials_exhausted")));
-    let near = error["resets_at"].as_u64().is_some_and(|at| at.abs_diff(unix_in(seconds)) <= 4);
+    assert_eq!(
+        (&error["type"], &error["code"]),
+        (
+            &json!("usage_limit_reached"),
+            &json!("credentials_exhausted")
+        )
+    );
+    let near = error["resets_at"]
+        .as_u64()
+        .is_some_and(|at| at.abs_diff(unix_in(seconds)) <= 4);
     assert!(near, "{error}, expected in {seconds} s");
 }
 
@@ -412,7 +591,10 @@ async fn its_429_sends_the_request_on_and_holds_as_long_as_it_tells() {
     let (mut rig, client) = front(&url, "fallback", ["x", "a"]).await;
     let client = client.token("token-alice");
     back.account("r0").then(limited(600));
-    for attempts in [outcomes(&[("x", "429"), ("a", "200")]), outcomes(&[("a", "200")])] {
+    for attempts in [
+        outcomes(&[("x", "429"), ("a", "200")]),
+        outcomes(&[("a", "200")]),
+    ] {
         assert_eq!(client.turn(&turn("one")).await.status, StatusCode::OK);
         let rows = rows(&rig.ledger());
         assert_eq!(rows[rows.len() - 1].attempts(), attempts);
@@ -431,7 +613,10 @@ async fn it_serves_again_when_its_429_is_over() {
     let client = client.token("token-alice");
     back.account("r0").then(limited(1));
     assert_eq!(client.turn(&turn("one")).await.status, StatusCode::OK);
-    assert_eq!(last_attempts(&rig, 1).await, outcomes(&[("x", "429"), ("a", "200")]));
+    assert_eq!(
+        last_attempts(&rig, 1).await,
+        outcomes(&[("x", "429"), ("a", "200")])
+    );
     rig.wait_for_state("x", "ready").await;
     assert_eq!(client.turn(&turn("one")).await.status, StatusCode::OK);
     assert_eq!(last_attempts(&rig, 2).await, outcomes(&[("x", "200")]));
@@ -448,7 +633,10 @@ async fn one_that_goes_down_is_left_for_the_next() {
     assert_eq!(last_attempts(&rig, 1).await, outcomes(&[("x", "200")]));
     back.stop().await;
     assert_eq!(client.turn(&turn("one")).await.status, StatusCode::OK);
-    assert_eq!(last_attempts(&rig, 2).await, outcomes(&[("x", "unreachable"), ("a", "200")]));
+    assert_eq!(
+        last_attempts(&rig, 2).await,
+        outcomes(&[("x", "unreachable"), ("a", "200")])
+    );
     rig.stop().await;
 }
 
@@ -462,7 +650,10 @@ async fn one_that_does_not_know_the_token_is_left_for_the_next() {
     let config = rig.config(json!({ "credentials": credentials, "users": users() }));
     let client = rig.start(config).await.token("token-alice");
     assert_eq!(client.turn(&turn("one")).await.status, StatusCode::OK);
-    assert_eq!(last_attempts(&rig, 1).await, outcomes(&[("x", "401"), ("a", "200")]));
+    assert_eq!(
+        last_attempts(&rig, 1).await,
+        outcomes(&[("x", "401"), ("a", "200")])
+    );
     // It steps back for a while.
     assert_eq!(client.turn(&turn("two")).await.status, StatusCode::OK);
     assert_eq!(last_attempts(&rig, 2).await, outcomes(&[("a", "200")]));

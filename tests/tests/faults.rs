@@ -16,7 +16,11 @@ fn policy(kind: &str, fault: &str) -> Value {
 
 /// A team of two whose policy of `kind` fails in that way.
 async fn faulty(rig: &mut Rig, kind: &str, fault: &str, more: Value) -> Client {
-    let pool = if kind == "balancer" { json!({ "strategy": "faulty" }) } else { json!({}) };
+    let pool = if kind == "balancer" {
+        json!({ "strategy": "faulty" })
+    } else {
+        json!({})
+    };
     let mut config = rig.team(&["a", "b"], pool);
     match kind {
         "rewriter" => config["services"][0]["rewriters"] = json!(["faulty"]),
@@ -24,7 +28,10 @@ async fn faulty(rig: &mut Rig, kind: &str, fault: &str, more: Value) -> Client {
         _ => {}
     }
     let mut policy = policy(kind, fault);
-    policy.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+    policy
+        .as_object_mut()
+        .expect("an object")
+        .extend(more.as_object().expect("an object").clone());
     config["policies"] = json!([policy]);
     rig.start(config).await.token("token-alice")
 }
@@ -53,20 +60,37 @@ async fn a_balancer_may_choose_nobody() {
     let mut rig = Rig::new().await;
     let client = faulty(&mut rig, "balancer", "pick-nobody", json!({})).await;
     for client in [client.clone(), client.http2()] {
-        let refused = [client.turn(&turn("one")).await, client.socket().await.expect_err("no socket")];
+        let refused = [
+            client.turn(&turn("one")).await,
+            client.socket().await.expect_err("no socket"),
+        ];
         for answer in refused {
-            assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS, "{}", answer.text());
+            assert_eq!(
+                answer.status,
+                StatusCode::TOO_MANY_REQUESTS,
+                "{}",
+                answer.text()
+            );
             let error = &answer.json()["error"];
             assert_eq!(error["code"], "credentials_exhausted");
             // Nobody knows when, and a client that is told nothing asks again at once.
             let seconds = error["resets_in_seconds"].as_u64().expect("a span");
-            assert_eq!(answer.header("retry-after"), Some(seconds.to_string().as_str()));
+            assert_eq!(
+                answer.header("retry-after"),
+                Some(seconds.to_string().as_str())
+            );
             let at = error["resets_at"].as_u64().expect("a time");
-            assert!((1..=600).contains(&seconds) && at.abs_diff(unix_in(seconds)) <= 20, "{error}");
+            assert!(
+                (1..=600).contains(&seconds) && at.abs_diff(unix_in(seconds)) <= 20,
+                "{error}"
+            );
         }
     }
     for row in wait_for_rows(&rig.ledger(), 4).await {
-        assert_eq!((row.text("end"), row.number("status")), (Some("failed"), Some(429)));
+        assert_eq!(
+            (row.text("end"), row.number("status")),
+            (Some("failed"), Some(429))
+        );
         assert!(row.attempts().is_empty());
     }
     rig.stop().await;
@@ -74,14 +98,25 @@ async fn a_balancer_may_choose_nobody() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failing_rewriter_refuses_the_request_and_upstream_sees_nothing() {
-    for fault in ["panic", "reserved", "new-line", "huge", "many", "refuse-with200"] {
+    for fault in [
+        "panic",
+        "reserved",
+        "new-line",
+        "huge",
+        "many",
+        "refuse-with200",
+    ] {
         let mut rig = Rig::new().await;
         let client = faulty(&mut rig, "rewriter", fault, json!({})).await;
         let answer = client.turn(&turn("one")).await;
         assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR, "{fault}");
         assert_eq!(answer.json()["error"]["code"], "policy_failed", "{fault}");
         assert_eq!(rig.forwarded().len(), 0, "{fault}");
-        assert_eq!(one_row(&mut rig).await.text("end"), Some("failed"), "{fault}");
+        assert_eq!(
+            one_row(&mut rig).await.text("end"),
+            Some("failed"),
+            "{fault}"
+        );
     }
 }
 
@@ -94,7 +129,11 @@ async fn a_failing_rewriter_that_may_be_skipped_leaves_no_edit() {
         assert_eq!(answer.status, StatusCode::OK, "{fault}");
         let seen = &rig.upstream.turns()[0];
         assert_eq!(seen.header("x-good"), None, "{fault}");
-        assert!(seen.header("authorization").is_some_and(|value| value.starts_with("Bearer access-")), "{fault}");
+        assert!(
+            seen.header("authorization")
+                .is_some_and(|value| value.starts_with("Bearer access-")),
+            "{fault}"
+        );
         rig.stop().await;
     }
 }
@@ -119,7 +158,11 @@ async fn check_handshake_refused(fault: &str, status: u16, code: &str) {
         assert_eq!(answer.json()["error"]["code"], code, "{fault}");
         let row = wait_for_rows(&rig.ledger(), place + 1).await.remove(place);
         let found = (row.number("status"), row.text("end"), row.text("transport"));
-        assert_eq!(found, (Some(i64::from(status)), Some("failed"), Some("websocket")), "{fault}");
+        assert_eq!(
+            found,
+            (Some(i64::from(status)), Some("failed"), Some("websocket")),
+            "{fault}"
+        );
     }
     assert_eq!(rig.forwarded().len(), 0, "{fault}");
     rig.stop().await;
@@ -127,7 +170,14 @@ async fn check_handshake_refused(fault: &str, status: u16, code: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rewriter_refuses_a_handshake_as_it_does_a_request() {
-    for fault in ["panic", "reserved", "new-line", "huge", "many", "refuse-with200"] {
+    for fault in [
+        "panic",
+        "reserved",
+        "new-line",
+        "huge",
+        "many",
+        "refuse-with200",
+    ] {
         check_handshake_refused(fault, 500, "policy_failed").await;
     }
     check_handshake_refused("refuse", 418, "refused_by_policy").await;
@@ -137,13 +187,27 @@ async fn a_rewriter_refuses_a_handshake_as_it_does_a_request() {
 async fn a_rewriter_edits_a_handshake_and_sees_no_credential_in_it() {
     let mut rig = Rig::new().await;
     let client = faulty(&mut rig, "rewriter", "spy", json!({})).await;
-    let client = client.header("cookie", "c=canary").header("x-plain", "yes").header("chatgpt-account-id", "canary");
+    let client = client
+        .header("cookie", "c=canary")
+        .header("x-plain", "yes")
+        .header("chatgpt-account-id", "canary");
     for (place, client) in [client.clone(), client.http2()].into_iter().enumerate() {
         let mut socket = client.socket().await.expect("a socket");
-        let seen = rig.upstream.wait_for_sockets(place + 1).await.remove(place).request;
+        let seen = rig
+            .upstream
+            .wait_for_sockets(place + 1)
+            .await
+            .remove(place)
+            .request;
         let seen = seen.header("x-seen").expect("the spy's report");
         assert!(seen.contains("x-plain=yes"), "{seen}");
-        for hidden in ["canary", "token-alice", "access-", "authorization", "account"] {
+        for hidden in [
+            "canary",
+            "token-alice",
+            "access-",
+            "authorization",
+            "account",
+        ] {
             assert!(!seen.contains(hidden), "{hidden} in {seen}");
         }
         socket.turn(&turn("one")).await;
@@ -156,11 +220,24 @@ async fn configured_headers_are_on_a_handshake_and_do_not_hide_its_credential() 
     let mut rig = Rig::new().await;
     let mut config = rig.team(&["a"], json!({}));
     config["services"][0]["headers"] = json!({ "x-team": "ours", "user-agent": ["ours/1"] });
-    let client = rig.start(config).await.token("token-alice").header("user-agent", "theirs/1");
+    let client = rig
+        .start(config)
+        .await
+        .token("token-alice")
+        .header("user-agent", "theirs/1");
     for (place, client) in [client.clone(), client.http2()].into_iter().enumerate() {
         let _socket = client.socket().await.expect("a socket");
-        let seen = rig.upstream.wait_for_sockets(place + 1).await.remove(place).request;
-        for (name, value) in [("x-team", "ours"), ("user-agent", "ours/1"), ("authorization", "Bearer access-a")] {
+        let seen = rig
+            .upstream
+            .wait_for_sockets(place + 1)
+            .await
+            .remove(place)
+            .request;
+        for (name, value) in [
+            ("x-team", "ours"),
+            ("user-agent", "ours/1"),
+            ("authorization", "Bearer access-a"),
+        ] {
             assert_eq!(seen.header(name), Some(value), "{name}");
         }
     }
@@ -180,15 +257,29 @@ async fn a_rewriter_that_breaks_a_response_refuses_it() {
 async fn no_policy_sees_a_credential() {
     let mut rig = Rig::new().await;
     let client = faulty(&mut rig, "rewriter", "spy", json!({})).await;
-    let client = client.header("cookie", "c=canary").header("x-plain", "yes").header("chatgpt-account-id", "canary");
+    let client = client
+        .header("cookie", "c=canary")
+        .header("x-plain", "yes")
+        .header("chatgpt-account-id", "canary");
     let answer = client.turn(&turn("one")).await;
     let turns = rig.upstream.turns();
     let seen = turns[0].header("x-seen").expect("the spy's report");
     assert!(seen.contains("x-plain=yes"), "{seen}");
-    for hidden in ["canary", "token-alice", "access-", "authorization", "account"] {
+    for hidden in [
+        "canary",
+        "token-alice",
+        "access-",
+        "authorization",
+        "account",
+    ] {
         assert!(!seen.contains(hidden), "{hidden} in {seen}");
     }
-    assert!(!answer.header("x-seen").expect("the spy's report").contains("set-cookie"));
+    assert!(
+        !answer
+            .header("x-seen")
+            .expect("the spy's report")
+            .contains("set-cookie")
+    );
     rig.stop().await;
 }
 
@@ -206,7 +297,11 @@ async fn a_failing_pricer_leaves_the_row_unpriced_with_the_reason() {
         assert!(answer.whole, "{fault}");
         let row = one_row(&mut rig).await;
         assert_eq!(row.number("cost_nanousd"), None, "{fault}");
-        assert!(row.text("unpriced_reason").is_some_and(|found| found.contains(reason)), "{fault}: {row:?}");
+        assert!(
+            row.text("unpriced_reason")
+                .is_some_and(|found| found.contains(reason)),
+            "{fault}: {row:?}"
+        );
         assert_eq!(row.number("input_tokens"), Some(1200), "{fault}");
     }
 }
@@ -214,14 +309,22 @@ async fn a_failing_pricer_leaves_the_row_unpriced_with_the_reason() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_policy_that_fails_while_it_is_loaded_stops_the_start_with_its_place() {
     for (fault, expected) in [
-        ("refuse-config", "policies[0].config: this fault is not to my taste"),
+        (
+            "refuse-config",
+            "policies[0].config: this fault is not to my taste",
+        ),
         ("panic-in-new", "in new"),
         ("nonsense", "policies[0].config.fault: expected one of"),
     ] {
         let mut rig = Rig::new().await;
         let mut config = rig.team(&["a"], json!({ "strategy": "faulty" }));
         config["policies"] = json!([policy("balancer", fault)]);
-        let error = rig.try_start(config).await.err().expect("it does not start").to_string();
+        let error = rig
+            .try_start(config)
+            .await
+            .err()
+            .expect("it does not start")
+            .to_string();
         assert!(error.contains(expected), "{fault}: {error}");
     }
 }

@@ -28,10 +28,17 @@ fn floors(lib: &str) -> Result<BTreeMap<String, Placed>, String> {
     let mut floor = None;
     for line in lib.lines().map(str::trim) {
         if let Some(number) = line.strip_prefix("// Floor ") {
-            floor = Some(number.trim().parse::<u32>().map_err(|_| format!("{line:?} names no floor"))?);
+            floor = Some(
+                number
+                    .trim()
+                    .parse::<u32>()
+                    .map_err(|_| format!("{line:?} names no floor"))?,
+            );
             continue;
         }
-        let Some(module) = line.trim_start_matches("pub ").strip_prefix("mod ") else { continue };
+        let Some(module) = line.trim_start_matches("pub ").strip_prefix("mod ") else {
+            continue;
+        };
         let module = module.trim_end_matches([';', '{', ' ']).to_owned();
         let floor = floor.ok_or_else(|| format!("module {module} stands on no floor"))?;
         floors.insert(module.clone(), Placed { module, floor });
@@ -41,7 +48,10 @@ fn floors(lib: &str) -> Result<BTreeMap<String, Placed>, String> {
 
 /// The top-level module that a file belongs to: `policy` for `policy.rs` and `policy/engine.rs`.
 fn module_of(path: &str) -> &str {
-    path.split('/').next().unwrap_or(path).trim_end_matches(".rs")
+    path.split('/')
+        .next()
+        .unwrap_or(path)
+        .trim_end_matches(".rs")
 }
 
 /// How many modules a file is below the crate: `policy/engine.rs` is 2.
@@ -51,17 +61,34 @@ fn depth_of(path: &str) -> usize {
 
 /// What is wrong with the floors of these sources, each with both modules and floors.
 fn wrong_imports(sources: &[Source]) -> Result<Vec<String>, String> {
-    let lib = sources.iter().find(|(path, _)| path == "lib.rs").ok_or("there is no lib.rs")?;
+    let lib = sources
+        .iter()
+        .find(|(path, _)| path == "lib.rs")
+        .ok_or("there is no lib.rs")?;
     let floors = floors(&lib.1)?;
     let mut wrong = Vec::new();
-    for (path, text) in sources.iter().filter(|(path, _)| !matches!(path.as_str(), "lib.rs" | "main.rs")) {
-        let here = floors.get(module_of(path)).ok_or_else(|| format!("{path} belongs to no module of lib.rs"))?;
+    for (path, text) in sources
+        .iter()
+        .filter(|(path, _)| !matches!(path.as_str(), "lib.rs" | "main.rs"))
+    {
+        let here = floors
+            .get(module_of(path))
+            .ok_or_else(|| format!("{path} belongs to no module of lib.rs"))?;
         for (line, module) in imports(&code(text), depth_of(path)) {
-            let Some(there) = floors.get(&module).filter(|there| there.module != here.module) else { continue };
+            let Some(there) = floors
+                .get(&module)
+                .filter(|there| there.module != here.module)
+            else {
+                continue;
+            };
             if there.floor == here.floor {
-                wrong.push(format!("{path}:{line}: {here} imports from its sibling {there}"));
+                wrong.push(format!(
+                    "{path}:{line}: {here} imports from its sibling {there}"
+                ));
             } else if there.floor > here.floor {
-                wrong.push(format!("{path}:{line}: {here} imports from {there}, which is higher"));
+                wrong.push(format!(
+                    "{path}:{line}: {here} imports from {there}, which is higher"
+                ));
             }
         }
     }
@@ -94,13 +121,17 @@ fn blank(rest: &str) -> usize {
     if let Some(hashes) = raw_string(rest) {
         let end = format!("\"{}", "#".repeat(hashes));
         let start = hashes + 2;
-        return rest[start..].find(&end).map_or(rest.len(), |at| start + at + end.len());
+        return rest[start..]
+            .find(&end)
+            .map_or(rest.len(), |at| start + at + end.len());
     }
     match rest.as_bytes() {
         [b'"', ..] => quoted(rest, '"'),
         // A character, not a lifetime: it ends with a quotation mark.
         [b'\'', b'\\', ..] => quoted(rest, '\''),
-        [b'\'', ..] if rest.chars().nth(2) == Some('\'') => rest.char_indices().nth(3).map_or(rest.len(), |(at, _)| at),
+        [b'\'', ..] if rest.chars().nth(2) == Some('\'') => {
+            rest.char_indices().nth(3).map_or(rest.len(), |(at, _)| at)
+        }
         _ => 0,
     }
 }
@@ -162,7 +193,9 @@ fn imports(code: &str, depth: usize) -> Vec<(usize, String)> {
             }
             "super" if at == 0 || tokens[at - 1].1 != "::" => {
                 let below = depth + braces.iter().filter(|is_module| **is_module).count();
-                let supers = tokens[at..].chunks(2).take_while(|pair| matches!(pair, [(_, "super"), (_, "::")]));
+                let supers = tokens[at..]
+                    .chunks(2)
+                    .take_while(|pair| matches!(pair, [(_, "super"), (_, "::")]));
                 let supers = supers.count();
                 if supers == below {
                     heads(&tokens, at + 2 * supers, &mut found);
@@ -177,7 +210,9 @@ fn imports(code: &str, depth: usize) -> Vec<(usize, String)> {
 
 /// The first segments of the paths at `at`: one name, or those in braces.
 fn heads(tokens: &[(usize, &str)], at: usize, found: &mut Vec<(usize, String)>) {
-    let Some((line, first)) = tokens.get(at) else { return };
+    let Some((line, first)) = tokens.get(at) else {
+        return;
+    };
     if *first != "{" {
         found.push((*line, (*first).to_owned()));
         return;
@@ -187,7 +222,9 @@ fn heads(tokens: &[(usize, &str)], at: usize, found: &mut Vec<(usize, String)>) 
         match *token {
             "{" => depth += 1,
             "}" => depth -= 1,
-            name if depth == 1 && matches!(tokens[place - 1].1, "{" | ",") => found.push((*line, name.to_owned())),
+            name if depth == 1 && matches!(tokens[place - 1].1, "{" | ",") => {
+                found.push((*line, name.to_owned()))
+            }
             _ => {}
         }
         if depth == 0 {
@@ -203,7 +240,8 @@ fn tokens(code: &str) -> Vec<(usize, &str)> {
         let mut rest = line.trim_start();
         while let Some(letter) = rest.chars().next() {
             let length = if is_of_word(letter) {
-                rest.find(|letter| !is_of_word(letter)).unwrap_or(rest.len())
+                rest.find(|letter| !is_of_word(letter))
+                    .unwrap_or(rest.len())
             } else if rest.starts_with("::") {
                 2
             } else {
@@ -223,9 +261,15 @@ fn is_of_word(letter: char) -> bool {
 /// Where `word` stands in code of modules other than `allowed`.
 fn strays(sources: &[Source], word: &str, allowed: &[&str]) -> Vec<String> {
     let mut found = Vec::new();
-    for (path, text) in sources.iter().filter(|(path, _)| !allowed.contains(&module_of(path))) {
+    for (path, text) in sources
+        .iter()
+        .filter(|(path, _)| !allowed.contains(&module_of(path)))
+    {
         let code = code(text);
-        let lines = tokens(&code).into_iter().filter(|(_, token)| *token == word).map(|(line, _)| line);
+        let lines = tokens(&code)
+            .into_iter()
+            .filter(|(_, token)| *token == word)
+            .map(|(line, _)| line);
         found.extend(lines.map(|line| format!("{path}:{line}: {word}")));
     }
     found
@@ -245,8 +289,16 @@ fn sources() -> Vec<Source> {
             if path.is_dir() {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let name = path.strip_prefix(&root).expect("below it").to_str().expect("plain names").to_owned();
-                sources.push((name, fs::read_to_string(&path).expect("a source can be read")));
+                let name = path
+                    .strip_prefix(&root)
+                    .expect("below it")
+                    .to_str()
+                    .expect("plain names")
+                    .to_owned();
+                sources.push((
+                    name,
+                    fs::read_to_string(&path).expect("a source can be read"),
+                ));
             }
         }
     }
@@ -262,7 +314,11 @@ fn check_none(found: Vec<String>) {
 #[test]
 fn modules_import_only_from_lower_floors() {
     let sources = sources();
-    assert!(sources.len() > 30, "only {} sources were found", sources.len());
+    assert!(
+        sources.len() > 30,
+        "only {} sources were found",
+        sources.len()
+    );
     check_none(wrong_imports(&sources).expect("every module stands on a floor"));
 }
 
@@ -273,14 +329,21 @@ fn every_module_of_the_design_stands_on_its_floor() {
     let design = [
         (0, "values"),
         (1, "config"),
-        (2, "listener tls authenticate credentials sessions upstream meter ledger usage_file policy"),
+        (
+            2,
+            "listener tls authenticate credentials sessions upstream meter ledger usage_file policy",
+        ),
         (3, "pipeline"),
         (4, "server"),
         (5, "cli"),
     ];
     for (floor, modules) in design {
         for module in modules.split(' ') {
-            assert_eq!(floors.get(module).map(|placed| placed.floor), Some(floor), "{module}");
+            assert_eq!(
+                floors.get(module).map(|placed| placed.floor),
+                Some(floor),
+                "{module}"
+            );
         }
     }
 }
@@ -292,7 +355,12 @@ fn only_policy_names_wasmtime() {
 
 #[test]
 fn only_tls_and_upstream_name_rustls() {
-    for crate_name in ["rustls", "tokio_rustls", "hyper_rustls", "rustls_native_certs"] {
+    for crate_name in [
+        "rustls",
+        "tokio_rustls",
+        "hyper_rustls",
+        "rustls_native_certs",
+    ] {
         check_none(strays(&sources(), crate_name, &["tls", "upstream"]));
     }
 }
@@ -304,7 +372,9 @@ fn only_cli_prints() {
         let calls = |(path, text): &Source| {
             let code = code(text);
             let tokens = tokens(&code);
-            let called = tokens.windows(2).any(|pair| pair[0].1 == print && pair[1].1 == "!");
+            let called = tokens
+                .windows(2)
+                .any(|pair| pair[0].1 == print && pair[1].1 == "!");
             (module_of(path) != "cli" && called).then(|| format!("{path}: {print}!"))
         };
         check_none(sources.iter().filter_map(calls).collect());
@@ -334,18 +404,36 @@ fn the_binary_is_built_without_the_guest_sdk_and_the_scripted_upstream() {
     let manifest = fs::read_to_string(host().join("Cargo.toml")).expect("the manifest can be read");
     let named = dependencies(&manifest);
     assert!(named.contains(&"wasmtime".to_owned()), "{named:?}");
-    for unwanted in ["tollgate-policy", "scripted-upstream", "tollgate-tests", "least-used", "openai-pricing"] {
-        assert!(!named.contains(&unwanted.to_owned()), "host depends on {unwanted}");
+    for unwanted in [
+        "tollgate-policy",
+        "scripted-upstream",
+        "tollgate-tests",
+        "least-used",
+        "openai-pricing",
+    ] {
+        assert!(
+            !named.contains(&unwanted.to_owned()),
+            "host depends on {unwanted}"
+        );
     }
-    assert!(!manifest.contains("path = \".."), "host depends on a crate of this workspace");
+    assert!(
+        !manifest.contains("path = \".."),
+        "host depends on a crate of this workspace"
+    );
     check_none(strays(&sources(), "tollgate_policy", &[]));
     check_none(strays(&sources(), "scripted_upstream", &[]));
 }
 
 #[test]
 fn each_module_opens_with_what_it_owns() {
-    let silent = sources().into_iter().filter(|(path, text)| !path.ends_with("/tests.rs") && !text.starts_with("//!"));
-    check_none(silent.map(|(path, _)| format!("{path} opens without //!")).collect());
+    let silent = sources()
+        .into_iter()
+        .filter(|(path, text)| !path.ends_with("/tests.rs") && !text.starts_with("//!"));
+    check_none(
+        silent
+            .map(|(path, _)| format!("{path} opens without //!"))
+            .collect(),
+    );
 }
 
 mod the_checker {
@@ -356,60 +444,99 @@ mod the_checker {
         // Floor 3\npub mod pipeline;\n";
 
     fn tree(path: &str, text: &str) -> Vec<Source> {
-        vec![("lib.rs".to_owned(), LIB.to_owned()), (path.to_owned(), text.to_owned())]
+        vec![
+            ("lib.rs".to_owned(), LIB.to_owned()),
+            (path.to_owned(), text.to_owned()),
+        ]
     }
 
     #[track_caller]
     fn check(path: &str, text: &str, expected: &[&str]) {
-        assert_eq!(wrong_imports(&tree(path, text)).expect("a good lib.rs"), expected);
+        assert_eq!(
+            wrong_imports(&tree(path, text)).expect("a good lib.rs"),
+            expected
+        );
     }
 
     #[test]
     fn lets_lower_floors_and_the_module_itself_pass() {
-        check("pipeline.rs", "use crate::ledger::Row;\nuse crate::values::money;", &[]);
-        check("ledger/file.rs", "use crate::ledger::Row;\nuse super::query;\nuse super::super::config::plain;", &[]);
+        check(
+            "pipeline.rs",
+            "use crate::ledger::Row;\nuse crate::values::money;",
+            &[],
+        );
+        check(
+            "ledger/file.rs",
+            "use crate::ledger::Row;\nuse super::query;\nuse super::super::config::plain;",
+            &[],
+        );
         check("ledger.rs", "use crate::unknown_macro;", &[]);
     }
 
     #[test]
     fn names_both_modules_and_floors_of_a_sibling() {
         let expected = "ledger.rs:2: ledger (floor 2) imports from its sibling policy (floor 2)";
-        check("ledger.rs", "use std::fmt;\nuse crate::policy::Engine;", &[expected]);
+        check(
+            "ledger.rs",
+            "use std::fmt;\nuse crate::policy::Engine;",
+            &[expected],
+        );
     }
 
     #[test]
     fn names_both_modules_and_floors_of_a_higher_one() {
-        let expected = "config/raw.rs:1: config (floor 1) imports from pipeline (floor 3), which is higher";
-        check("config/raw.rs", "pub(crate) use crate::pipeline;", &[expected]);
+        let expected =
+            "config/raw.rs:1: config (floor 1) imports from pipeline (floor 3), which is higher";
+        check(
+            "config/raw.rs",
+            "pub(crate) use crate::pipeline;",
+            &[expected],
+        );
     }
 
     #[test]
     fn reads_braces_and_paths_inside_of_functions() {
         let grouped = "use crate::{\n    values::{money, config},\n    policy::{Engine, ledger},\n    pipeline,\n};";
         let sibling = "ledger.rs:3: ledger (floor 2) imports from its sibling policy (floor 2)";
-        let higher = "ledger.rs:4: ledger (floor 2) imports from pipeline (floor 3), which is higher";
+        let higher =
+            "ledger.rs:4: ledger (floor 2) imports from pipeline (floor 3), which is higher";
         check("ledger.rs", grouped, &[sibling, higher]);
         let inside = "fn f() {\n    let x = crate :: policy::load();\n}";
-        check("ledger.rs", inside, &["ledger.rs:2: ledger (floor 2) imports from its sibling policy (floor 2)"]);
+        check(
+            "ledger.rs",
+            inside,
+            &["ledger.rs:2: ledger (floor 2) imports from its sibling policy (floor 2)"],
+        );
     }
 
     #[test]
     fn reads_modules_within_a_file_and_what_is_for_tests() {
-        let text = "#[cfg(test)]\nmod tests {\n    use super::*;\n    use crate::pipeline::handle;\n}";
-        let expected = "ledger.rs:4: ledger (floor 2) imports from pipeline (floor 3), which is higher";
+        let text =
+            "#[cfg(test)]\nmod tests {\n    use super::*;\n    use crate::pipeline::handle;\n}";
+        let expected =
+            "ledger.rs:4: ledger (floor 2) imports from pipeline (floor 3), which is higher";
         check("ledger.rs", text, &[expected]);
     }
 
     #[test]
     fn follows_super_as_far_as_the_crate() {
-        let expected = "ledger/file.rs:1: ledger (floor 2) imports from its sibling policy (floor 2)";
-        check("ledger/file.rs", "use super::super::policy::Engine;", &[expected]);
+        let expected =
+            "ledger/file.rs:1: ledger (floor 2) imports from its sibling policy (floor 2)";
+        check(
+            "ledger/file.rs",
+            "use super::super::policy::Engine;",
+            &[expected],
+        );
         check("ledger/file.rs", "use super::policy::Engine;", &[]);
         let expected = "ledger.rs:1: ledger (floor 2) imports from its sibling policy (floor 2)";
         check("ledger.rs", "use super::policy;", &[expected]);
         check("ledger.rs", "mod inner { use super::policy; }", &[]);
         let expected = "ledger.rs:1: ledger (floor 2) imports from its sibling policy (floor 2)";
-        check("ledger.rs", "fn f() {} mod inner { use super::super::{policy}; }", &[expected]);
+        check(
+            "ledger.rs",
+            "fn f() {} mod inner { use super::super::{policy}; }",
+            &[expected],
+        );
     }
 
     #[test]
@@ -418,21 +545,37 @@ mod the_checker {
             \"\\\"crate::policy\"; const B: &str = r#\"\"crate::policy\"#; const C: char = '\"';\nfn f<'a>(x: &'a str) {}";
         check("ledger.rs", text, &[]);
         let after = "const C: char = '\\''; const D: &str = \"é\"; use crate::policy::Engine;";
-        check("ledger.rs", after, &["ledger.rs:1: ledger (floor 2) imports from its sibling policy (floor 2)"]);
+        check(
+            "ledger.rs",
+            after,
+            &["ledger.rs:1: ledger (floor 2) imports from its sibling policy (floor 2)"],
+        );
     }
 
     #[test]
     fn refuses_a_module_without_a_floor() {
-        assert_eq!(floors("pub mod values;"), Err("module values stands on no floor".to_owned()));
+        assert_eq!(
+            floors("pub mod values;"),
+            Err("module values stands on no floor".to_owned())
+        );
         assert!(floors("// Floor zero\npub mod values;").is_err());
         let stray = wrong_imports(&tree("stray.rs", ""));
-        assert_eq!(stray, Err("stray.rs belongs to no module of lib.rs".to_owned()));
+        assert_eq!(
+            stray,
+            Err("stray.rs belongs to no module of lib.rs".to_owned())
+        );
     }
 
     #[test]
     fn finds_a_stray_name_in_code_and_not_in_text() {
-        let sources = tree("ledger.rs", "//! No wasmtime here.\nuse wasmtime::Store;\nconst A: &str = \"wasmtime\";");
-        assert_eq!(strays(&sources, "wasmtime", &["policy"]), ["ledger.rs:2: wasmtime"]);
+        let sources = tree(
+            "ledger.rs",
+            "//! No wasmtime here.\nuse wasmtime::Store;\nconst A: &str = \"wasmtime\";",
+        );
+        assert_eq!(
+            strays(&sources, "wasmtime", &["policy"]),
+            ["ledger.rs:2: wasmtime"]
+        );
         assert!(strays(&sources, "wasmtime", &["ledger"]).is_empty());
         assert!(strays(&tree("tls.rs", "use wasmtime_wasi::X;"), "wasmtime", &[]).is_empty());
     }

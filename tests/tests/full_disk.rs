@@ -33,7 +33,10 @@ fn code(body: &str) -> Option<String> {
 /// The request ids in the ledger; each is there once.
 fn recorded(rig: &Rig) -> BTreeSet<String> {
     let all = rows(&rig.ledger());
-    let ids: BTreeSet<String> = all.iter().map(|row| row.text("request_id").expect("an id").to_owned()).collect();
+    let ids: BTreeSet<String> = all
+        .iter()
+        .map(|row| row.text("request_id").expect("an id").to_owned())
+        .collect();
     assert_eq!(ids.len(), all.len(), "a request is recorded twice");
     ids
 }
@@ -64,10 +67,18 @@ async fn a_full_ledger_that_refuses_answers_503_and_loses_nothing_that_a_client_
             break;
         }
     }
-    assert_eq!(refused, 20, "the ledger is not full after {REQUESTS} requests, {} of them served", seen.len());
+    assert_eq!(
+        refused,
+        20,
+        "the ledger is not full after {REQUESTS} requests, {} of them served",
+        seen.len()
+    );
     assert!(seen.len() > 10);
     let asked = rig.upstream.turns().len();
-    assert!(asked <= seen.len() + 8, "requests were sent to upstream while the ledger was full");
+    assert!(
+        asked <= seen.len() + 8,
+        "requests were sent to upstream while the ledger was full"
+    );
     rig.stop().await;
     let lost: Vec<_> = seen.difference(&recorded(&rig)).cloned().collect();
     assert!(lost.is_empty(), "seen whole and not recorded: {lost:?}");
@@ -84,34 +95,61 @@ async fn a_full_ledger_that_serves_goes_on_and_writes_the_further_rows_to_the_lo
         let mut body = turn("full");
         body["stream"] = json!(number % 2 == 0);
         let answer = client.turn(&body).await;
-        assert_eq!(answer.status, StatusCode::OK, "request {number}: {}", answer.text());
+        assert_eq!(
+            answer.status,
+            StatusCode::OK,
+            "request {number}: {}",
+            answer.text()
+        );
         assert!(answer.whole, "request {number}");
         served.insert(answer.request_id());
     }
     program.signal(libc::SIGTERM);
     assert!(program.wait(Duration::from_secs(20)).await.success());
     let log = std::fs::read_to_string(rig.path("gateway.log")).expect("a log");
-    let lost: Vec<&str> = log.lines().filter(|line| line.contains("a row that the ledger could not take")).collect();
+    let lost: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains("a row that the ledger could not take"))
+        .collect();
     let recorded = recorded(&rig);
-    assert!(recorded.len() < REQUESTS, "the ledger is not full after {REQUESTS} rows");
+    assert!(
+        recorded.len() < REQUESTS,
+        "the ledger is not full after {REQUESTS} rows"
+    );
     for id in &served {
-        let in_log = lost.iter().filter(|line| line.contains(id.as_str())).count();
+        let in_log = lost
+            .iter()
+            .filter(|line| line.contains(id.as_str()))
+            .count();
         let in_ledger = usize::from(recorded.contains(id));
-        assert_eq!(in_log + in_ledger, 1, "{id}: {in_ledger} in the ledger, {in_log} in the log");
+        assert_eq!(
+            in_log + in_ledger,
+            1,
+            "{id}: {in_ledger} in the ledger, {in_log} in the log"
+        );
     }
     // What was lost is told whole: who, and how much.
-    assert!(lost.iter().all(|line| line.contains("alice") && line.contains("1200")), "{}", lost[0]);
+    assert!(
+        lost.iter()
+            .all(|line| line.contains("alice") && line.contains("1200")),
+        "{}",
+        lost[0]
+    );
 }
 
 /// A disk of which a ledger of a few rows takes the half.
 const DISK_BYTES: usize = 1 << 20;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_disk_that_is_full_loses_nothing_that_a_client_saw_whole_and_serves_again_when_it_has_room() {
+async fn a_disk_that_is_full_loses_nothing_that_a_client_saw_whole_and_serves_again_when_it_has_room()
+ {
     let mut rig = Rig::new().await;
-    let Some(disk) = Mounted::new(&rig.path("data"), DISK_BYTES) else { return };
+    let Some(disk) = Mounted::new(&rig.path("data"), DISK_BYTES) else {
+        return;
+    };
     let mut config = rig.team(&["a"], json!({}));
-    config["limits"] = json!({ "ledger_full": "refuse", "settle_queue": 8, "commit_timeout": "200ms" });
+    config["limits"] =
+        json!({ "ledger_full": "refuse", "settle_queue": 8, "commit_timeout": "200ms" });
     let client = rig.start(config).await.token("token-alice");
     let mut seen = BTreeSet::new();
     let before = client.turn(&turn("before")).await;
@@ -137,7 +175,12 @@ async fn a_disk_that_is_full_loses_nothing_that_a_client_saw_whole_and_serves_ag
             break;
         }
     }
-    assert_eq!(refused, 20, "the disk is not full for the ledger: {} were served", seen.len());
+    assert_eq!(
+        refused,
+        20,
+        "the disk is not full for the ledger: {} were served",
+        seen.len()
+    );
     fs::remove_file(filler).expect("it is there");
     let begun = Instant::now();
     loop {
@@ -146,7 +189,12 @@ async fn a_disk_that_is_full_loses_nothing_that_a_client_saw_whole_and_serves_ag
             seen.insert(answer.request_id());
             break;
         }
-        assert!(begun.elapsed() < Duration::from_secs(20), "{}: {}", answer.status, answer.text());
+        assert!(
+            begun.elapsed() < Duration::from_secs(20),
+            "{}: {}",
+            answer.status,
+            answer.text()
+        );
         // Nothing tells when the ledger has looked again.
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -191,7 +239,12 @@ async fn room_comes_back_before_its_response_is_whole() {
         let mut body = turn("one after the other");
         body["stream"] = json!(number % 2 == 0);
         let answer = client.turn(&body).await;
-        assert_eq!(answer.status, StatusCode::OK, "request {number}: {}", answer.text());
+        assert_eq!(
+            answer.status,
+            StatusCode::OK,
+            "request {number}: {}",
+            answer.text()
+        );
     }
     rig.stop().await;
 }
@@ -204,7 +257,13 @@ async fn requests_that_are_refused_at_the_door_take_no_room() {
     let open = rig.start(config).await;
     let client = open.token("token-alice");
     for _ in 0..3 {
-        assert_eq!(Client::new(open.address()).turn(&turn("nobody")).await.status, StatusCode::UNAUTHORIZED);
+        assert_eq!(
+            Client::new(open.address())
+                .turn(&turn("nobody"))
+                .await
+                .status,
+            StatusCode::UNAUTHORIZED
+        );
         assert_eq!(client.get("/elsewhere").await.status, StatusCode::NOT_FOUND);
     }
     assert_eq!(client.turn(&turn("served")).await.status, StatusCode::OK);

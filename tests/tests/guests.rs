@@ -9,7 +9,11 @@ const COMPONENT: &[u8] = b"\0asm\x0d\0\x01\0";
 
 /// A section of a binary component: its number, its length and what is in it.
 fn section(id: u8, content: &[u8]) -> Vec<u8> {
-    [&[id, u8::try_from(content.len()).expect("a short section")], content].concat()
+    [
+        &[id, u8::try_from(content.len()).expect("a short section")],
+        content,
+    ]
+    .concat()
 }
 
 /// A component that imports an instance of that name and is nothing else:
@@ -24,8 +28,13 @@ fn importing(name: &str) -> Vec<u8> {
 /// A policy of each kind, used where such a policy is.
 fn config(rig: &Rig, kind: &str, path: &str) -> Value {
     let a = rig.oauth("a");
-    let strategy = if kind == "balancer" { "own" } else { "least_used" };
-    let pool = json!({ "tag": "pool", "type": "balancer", "strategy": strategy, "credentials": ["a"] });
+    let strategy = if kind == "balancer" {
+        "own"
+    } else {
+        "least_used"
+    };
+    let pool =
+        json!({ "tag": "pool", "type": "balancer", "strategy": strategy, "credentials": ["a"] });
     let user = json!({ "name": "alice", "token": "token-alice", "credential": "pool" });
     let mut service = json!({ "credentials": [a, pool], "users": [user] });
     match kind {
@@ -47,11 +56,17 @@ async fn check_as(kinds: &[&str], component: &[u8], named: &[&str]) {
         let mut rig = Rig::new().await;
         let path = rig.write("own.wasm", component);
         let started = rig.try_start(config(&rig, kind, &path)).await;
-        let error = started.err().unwrap_or_else(|| panic!("{kind}: it starts")).to_string();
+        let error = started
+            .err()
+            .unwrap_or_else(|| panic!("{kind}: it starts"))
+            .to_string();
         for word in named.iter().chain(&["policies[0].path: "]) {
             assert!(error.contains(word), "{kind}: {word:?} is not in {error:?}");
         }
-        assert!(!rig.ledger().exists(), "{kind}: a gateway that does not start makes no ledger");
+        assert!(
+            !rig.ledger().exists(),
+            "{kind}: a gateway that does not start makes no ledger"
+        );
     }
 }
 
@@ -62,7 +77,11 @@ async fn an_empty_file_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_is_no_wasm_is_refused() {
-    check(b"#!/bin/sh\necho hello\n", &["expected a WebAssembly component"]).await;
+    check(
+        b"#!/bin/sh\necho hello\n",
+        &["expected a WebAssembly component"],
+    )
+    .await;
     check(b"\0as", &["expected a WebAssembly component"]).await;
 }
 
@@ -84,8 +103,17 @@ async fn a_component_that_is_no_policy_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_component_that_asks_for_the_network_or_files_is_refused_with_the_import_named() {
-    for import in ["wasi:sockets/tcp@0.2.0", "wasi:filesystem/types@0.2.6", "wasi:http/outgoing-handler@0.2.0"] {
-        check_as(&["balancer", "rewriter", "pricer"], &importing(import), &[import]).await;
+    for import in [
+        "wasi:sockets/tcp@0.2.0",
+        "wasi:filesystem/types@0.2.6",
+        "wasi:http/outgoing-handler@0.2.0",
+    ] {
+        check_as(
+            &["balancer", "rewriter", "pricer"],
+            &importing(import),
+            &[import],
+        )
+        .await;
     }
 }
 
@@ -100,10 +128,24 @@ async fn a_component_of_another_contract_is_refused_with_the_import_named() {
 async fn a_path_without_a_file_is_refused() {
     let mut rig = Rig::new().await;
     let missing = rig.path("missing.wasm");
-    let started = rig.try_start(config(&rig, "balancer", missing.to_str().expect("a plain name"))).await;
-    let Err(StartError::Config(error)) = started else { panic!("no error of the configuration") };
+    let started = rig
+        .try_start(config(
+            &rig,
+            "balancer",
+            missing.to_str().expect("a plain name"),
+        ))
+        .await;
+    let Err(StartError::Config(error)) = started else {
+        panic!("no error of the configuration")
+    };
     assert!(error.to_string().contains("missing.wasm"), "{error}");
     let folder = rig.folder().to_str().expect("a plain name").to_owned();
     let started = rig.try_start(config(&rig, "balancer", &folder)).await;
-    assert!(started.err().expect("a folder is no policy").to_string().contains("expected a file"));
+    assert!(
+        started
+            .err()
+            .expect("a folder is no policy")
+            .to_string()
+            .contains("expected a file")
+    );
 }

@@ -17,7 +17,10 @@ async fn a_streamed_turn_reaches_its_client_and_the_ledger() {
     let rows = wait_for_rows(&rig.ledger(), 1).await;
     assert_eq!(rows[0].text("user"), Some("alice"));
     assert_eq!(rows[0].text("end"), Some("complete"));
-    assert_eq!(rows[0].text("request_id"), Some(answer.request_id().as_str()));
+    assert_eq!(
+        rows[0].text("request_id"),
+        Some(answer.request_id().as_str())
+    );
     assert_eq!(rows[0].number("input_tokens"), Some(1200));
     assert!(rows[0].number("cost_nanousd").is_some_and(|cost| cost > 0));
     rig.stop().await;

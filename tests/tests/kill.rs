@@ -22,8 +22,13 @@ struct Chance(u64);
 
 impl Chance {
     fn seeded() -> Self {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_nanos() as u64;
-        let told = std::env::var("KILL_SEED").ok().map(|seed| seed.parse().expect("KILL_SEED is a number"));
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .expect("after 1970")
+            .as_nanos() as u64;
+        let told = std::env::var("KILL_SEED")
+            .ok()
+            .map(|seed| seed.parse().expect("KILL_SEED is a number"));
         let seed = told.unwrap_or(now);
         println!("the instants of the kills: KILL_SEED={seed}");
         Self(seed)
@@ -44,10 +49,15 @@ type Seen = Arc<Mutex<Vec<String>>>;
 /// Asks again and again until the gateway is gone.
 async fn ask_until_it_dies(client: Client, body: Value, seen: Seen) {
     let streamed = body["stream"] == true;
-    while let Ok(answer) = client.try_send(Method::POST, "/v1/responses", body.to_string()).await {
+    while let Ok(answer) = client
+        .try_send(Method::POST, "/v1/responses", body.to_string())
+        .await
+    {
         let answer = answer.finish().await;
         if answer.status == StatusCode::OK && is_seen_whole(&answer, streamed) {
-            seen.lock().expect("no holder panics").push(answer.request_id());
+            seen.lock()
+                .expect("no holder panics")
+                .push(answer.request_id());
         }
         if !answer.whole {
             return;
@@ -62,7 +72,9 @@ fn is_seen_whole(answer: &Answer, streamed: bool) -> bool {
     }
     let text = answer.text();
     let mut data = text.lines().filter_map(|line| line.strip_prefix("data: "));
-    data.any(|data| serde_json::from_str(data).is_ok_and(|event: Value| event["type"] == "response.completed"))
+    data.any(|data| {
+        serde_json::from_str(data).is_ok_and(|event: Value| event["type"] == "response.completed")
+    })
 }
 
 /// Asks on a socket, turn after turn, until the gateway is gone. What was seen whole is told by the responses' ids.
@@ -70,7 +82,9 @@ async fn ask_by_socket_until_it_dies(mut socket: Socket, body: Value, seen: Seen
     loop {
         socket.create(&body).await;
         loop {
-            let Event::Text(text) = socket.next_message().await else { return };
+            let Event::Text(text) = socket.next_message().await else {
+                return;
+            };
             let event: Value = serde_json::from_str(&text).expect("an event is JSON");
             if event["type"] == "response.completed" {
                 let id = event["response"]["id"].as_str().expect("an id").to_owned();
@@ -83,10 +97,15 @@ async fn ask_by_socket_until_it_dies(mut socket: Socket, body: Value, seen: Seen
 
 /// What stands in this column of the ledger, sorted.
 fn recorded(ledger: &Path, column: &str) -> Vec<String> {
-    let connection = Connection::open_with_flags(ledger, OpenFlags::SQLITE_OPEN_READ_ONLY).expect("the ledger opens");
-    connection.busy_timeout(Duration::from_secs(5)).expect("a time-out can be set");
+    let connection = Connection::open_with_flags(ledger, OpenFlags::SQLITE_OPEN_READ_ONLY)
+        .expect("the ledger opens");
+    connection
+        .busy_timeout(Duration::from_secs(5))
+        .expect("a time-out can be set");
     let mut query = connection
-        .prepare(&format!("SELECT {column} FROM usage WHERE {column} IS NOT NULL ORDER BY {column}"))
+        .prepare(&format!(
+            "SELECT {column} FROM usage WHERE {column} IS NOT NULL ORDER BY {column}"
+        ))
         .expect("a ledger");
     let ids = query.query_map([], |row| row.get(0)).expect("a ledger");
     ids.collect::<rusqlite::Result<_>>().expect("rows")
@@ -95,11 +114,20 @@ fn recorded(ledger: &Path, column: &str) -> Vec<String> {
 #[track_caller]
 fn check(ledger: &Path, column: &str, seen: &Seen, round: usize) -> usize {
     let recorded = recorded(ledger, column);
-    let twice: Vec<_> = recorded.windows(2).filter(|pair| pair[0] == pair[1]).collect();
+    let twice: Vec<_> = recorded
+        .windows(2)
+        .filter(|pair| pair[0] == pair[1])
+        .collect();
     assert!(twice.is_empty(), "round {round}: recorded twice: {twice:?}");
     let seen = seen.lock().expect("no holder panics");
-    let lost: Vec<_> = seen.iter().filter(|id| recorded.binary_search(id).is_err()).collect();
-    assert!(lost.is_empty(), "round {round}: seen whole and not recorded: {lost:?}");
+    let lost: Vec<_> = seen
+        .iter()
+        .filter(|id| recorded.binary_search(id).is_err())
+        .collect();
+    assert!(
+        lost.is_empty(),
+        "round {round}: seen whole and not recorded: {lost:?}"
+    );
     recorded.len()
 }
 
@@ -109,7 +137,8 @@ async fn a_kill_at_any_instant_loses_no_response_that_a_client_saw_whole() {
     let rig = Rig::new().await;
     let config = rig.team(&["a", "b"], json!({}));
     // In many pieces, so that a kill falls between them.
-    rig.account("a").always(Reply::ok().deltas(8).chunks(&[97, 11, 400]));
+    rig.account("a")
+        .always(Reply::ok().deltas(8).chunks(&[97, 11, 400]));
     let seen = Seen::default();
     for round in 0..ROUNDS {
         let program = rig.spawn(&config).await;
@@ -119,7 +148,10 @@ async fn a_kill_at_any_instant_loses_no_response_that_a_client_saw_whole() {
         }
         let clients: Vec<_> = (0..CLIENTS)
             .map(|number| {
-                let client = program.client().token("token-alice").header("content-type", "application/json");
+                let client = program
+                    .client()
+                    .token("token-alice")
+                    .header("content-type", "application/json");
                 let mut body = turn(&format!("session-{number}"));
                 body["stream"] = json!(number % 2 == 0);
                 tokio::spawn(ask_until_it_dies(client, body, Arc::clone(&seen)))
@@ -136,7 +168,10 @@ async fn a_kill_at_any_instant_loses_no_response_that_a_client_saw_whole() {
     let rows = check(&rig.ledger(), "request_id", &seen, ROUNDS);
     let seen = seen.lock().expect("no holder panics").len();
     println!("{ROUNDS} kills, {rows} rows, {seen} responses seen whole");
-    assert!(seen > ROUNDS, "only {seen} responses were seen whole: the test shows nothing");
+    assert!(
+        seen > ROUNDS,
+        "only {seen} responses were seen whole: the test shows nothing"
+    );
     last.kill();
 }
 
@@ -147,7 +182,8 @@ async fn a_kill_at_any_instant_of_a_socket_loses_no_response_that_a_client_saw_w
     let config = rig.team(&["a", "b"], json!({}));
     for tag in ["a", "b"] {
         // In many frames, so that a kill falls between them.
-        rig.account(tag).always_socket(SocketReply::ok().deltas(8).fragments(&[97, 11, 400]));
+        rig.account(tag)
+            .always_socket(SocketReply::ok().deltas(8).fragments(&[97, 11, 400]));
     }
     let seen = Seen::default();
     for round in 0..ROUNDS {
@@ -158,10 +194,18 @@ async fn a_kill_at_any_instant_of_a_socket_loses_no_response_that_a_client_saw_w
         let mut clients = Vec::new();
         for number in 0..CLIENTS {
             let client = program.client().token("token-alice");
-            let client = if number % 2 == 0 { client } else { client.http2() };
+            let client = if number % 2 == 0 {
+                client
+            } else {
+                client.http2()
+            };
             let socket = client.socket().await.expect("a socket");
             let body = turn(&format!("session-{number}"));
-            clients.push(tokio::spawn(ask_by_socket_until_it_dies(socket, body, Arc::clone(&seen))));
+            clients.push(tokio::spawn(ask_by_socket_until_it_dies(
+                socket,
+                body,
+                Arc::clone(&seen),
+            )));
         }
         // The instant of the kill.
         sleep(Duration::from_micros(chance.within(LIFE))).await;
@@ -174,6 +218,9 @@ async fn a_kill_at_any_instant_of_a_socket_loses_no_response_that_a_client_saw_w
     let rows = check(&rig.ledger(), "response_id", &seen, ROUNDS);
     let seen = seen.lock().expect("no holder panics").len();
     println!("{ROUNDS} kills, {rows} rows, {seen} responses seen whole");
-    assert!(seen > ROUNDS, "only {seen} responses were seen whole: the test shows nothing");
+    assert!(
+        seen > ROUNDS,
+        "only {seen} responses were seen whole: the test shows nothing"
+    );
     last.kill();
 }

@@ -16,7 +16,10 @@ async fn team(tags: &[&str]) -> (Rig, Client) {
 
 async fn scraped(rig: &Rig) -> Metrics {
     let answer = rig.admin().get("/metrics").await;
-    assert_eq!(answer.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+    assert_eq!(
+        answer.header("content-type"),
+        Some("text/plain; version=0.0.4; charset=utf-8")
+    );
     Metrics::parse(&answer.text())
 }
 
@@ -66,7 +69,9 @@ async fn every_family_is_there_and_well_formed_before_and_after_traffic() {
     // Reading them checks each line.
     scraped(&rig).await;
     client.turn(&turn("one")).await;
-    rig.account("a").then(Reply::server_error(500)).then(Reply::ok().model("of-no-price"));
+    rig.account("a")
+        .then(Reply::server_error(500))
+        .then(Reply::ok().model("of-no-price"));
     client.turn(&turn("one")).await;
     client.turn(&turn("one")).await;
     wait_for_rows(&rig.ledger(), 3).await;
@@ -84,12 +89,19 @@ async fn counts_agree_with_what_was_sent_and_recorded() {
     for _ in 0..3 {
         assert_eq!(client.turn(&turn("one")).await.status, StatusCode::OK);
     }
-    rig.account("a").then(Reply::error(400, "invalid_request_error", "no"));
-    assert_eq!(client.turn(&turn("one")).await.status, StatusCode::BAD_REQUEST);
+    rig.account("a")
+        .then(Reply::error(400, "invalid_request_error", "no"));
+    assert_eq!(
+        client.turn(&turn("one")).await.status,
+        StatusCode::BAD_REQUEST
+    );
     rig.account("a").then(limited);
     assert_eq!(client.turn(&turn("moves")).await.status, StatusCode::OK);
     let nobody = Client::new(client.address()).token("token-nobody");
-    assert_eq!(nobody.turn(&turn("two")).await.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(
+        nobody.turn(&turn("two")).await.status,
+        StatusCode::UNAUTHORIZED
+    );
     let bob = Client::new(client.address()).token("token-bob");
     assert_eq!(bob.turn(&turn("two")).await.status, StatusCode::OK);
 
@@ -108,32 +120,65 @@ async fn counts_agree_with_what_was_sent_and_recorded() {
             ("http_response_status_code", status),
             ("end", end),
         ];
-        assert_eq!(found.value("tollgate_requests_total", &labels), count, "{labels:?}");
+        assert_eq!(
+            found.value("tollgate_requests_total", &labels),
+            count,
+            "{labels:?}"
+        );
     }
-    assert_eq!(found.values("tollgate_requests_total", &[]).iter().sum::<f64>(), 6.0);
-    let sum = |column: &str| rows.iter().filter_map(|row| row.number(column)).sum::<i64>() as f64;
+    assert_eq!(
+        found
+            .values("tollgate_requests_total", &[])
+            .iter()
+            .sum::<f64>(),
+        6.0
+    );
+    let sum = |column: &str| {
+        rows.iter()
+            .filter_map(|row| row.number(column))
+            .sum::<i64>() as f64
+    };
     for (kind, column) in [
         ("input", "input_tokens"),
         ("cached", "cached_tokens"),
         ("output", "output_tokens"),
         ("reasoning", "reasoning_tokens"),
     ] {
-        let labels = [("gen_ai_response_model", "gpt-5.4"), ("gen_ai_token_type", kind)];
-        assert_eq!(found.value("gen_ai_client_token_usage_total", &labels), sum(column), "{kind}");
+        let labels = [
+            ("gen_ai_response_model", "gpt-5.4"),
+            ("gen_ai_token_type", kind),
+        ];
+        assert_eq!(
+            found.value("gen_ai_client_token_usage_total", &labels),
+            sum(column),
+            "{kind}"
+        );
     }
     let cost: f64 = found.values("tollgate_cost_usd_total", &[]).iter().sum();
     assert!((cost - sum("cost_nanousd") / 1e9).abs() < 1e-9, "{cost}");
     for (error, count) in [("400", 1.0), ("429", 1.0)] {
         let labels = [("credential", "a"), ("error_type", error)];
-        assert_eq!(found.value("tollgate_upstream_errors_total", &labels), count, "{error}");
+        assert_eq!(
+            found.value("tollgate_upstream_errors_total", &labels),
+            count,
+            "{error}"
+        );
     }
-    for name in ["http_server_request_duration_seconds_count", "tollgate_time_to_first_byte_seconds_count"] {
+    for name in [
+        "http_server_request_duration_seconds_count",
+        "tollgate_time_to_first_byte_seconds_count",
+    ] {
         assert_eq!(found.value(name, &[("service", "ocm")]), 6.0, "{name}");
     }
     let policy = |name: &str, policy: &str| found.value(name, &[("policy", policy)]);
     assert_eq!(policy("tollgate_policy_calls_total", "openai-pricing"), 5.0);
-    for name in ["tollgate_policy_call_duration_seconds_count", "tollgate_policy_calls_total"] {
-        let told = rig.policy("fallback").await["calls"].as_f64().expect("a count");
+    for name in [
+        "tollgate_policy_call_duration_seconds_count",
+        "tollgate_policy_calls_total",
+    ] {
+        let told = rig.policy("fallback").await["calls"]
+            .as_f64()
+            .expect("a count");
         assert_eq!(policy(name, "fallback"), told, "{name}");
     }
     assert_eq!(found.value("tollgate_ledger_queue", &[]), 0.0);
@@ -144,18 +189,41 @@ async fn counts_agree_with_what_was_sent_and_recorded() {
 async fn credentials_are_told_as_they_are() {
     let (mut rig, client) = team(&["a"]).await;
     let at = unix_in(3600);
-    rig.account("a").set_standing(Standing::new("plus").five_hour_used(42.0).five_hour_resets_at(at).weekly_used(7.0));
+    rig.account("a").set_standing(
+        Standing::new("plus")
+            .five_hour_used(42.0)
+            .five_hour_resets_at(at)
+            .weekly_used(7.0),
+    );
     client.turn(&turn("one")).await;
     let socket = client.socket().await.expect("a socket");
     let found = scraped(&rig).await;
     let of = |window: &'static str| [("service", "ocm"), ("credential", "a"), ("window", window)];
-    assert_eq!(found.value("tollgate_credential_used_ratio", &of("five_hour")), 0.42);
-    assert_eq!(found.value("tollgate_credential_used_ratio", &of("weekly")), 0.07);
-    assert_eq!(found.value("tollgate_credential_cap_ratio", &of("weekly")), 0.99);
-    let resets = found.value("tollgate_credential_reset_timestamp_seconds", &of("five_hour"));
+    assert_eq!(
+        found.value("tollgate_credential_used_ratio", &of("five_hour")),
+        0.42
+    );
+    assert_eq!(
+        found.value("tollgate_credential_used_ratio", &of("weekly")),
+        0.07
+    );
+    assert_eq!(
+        found.value("tollgate_credential_cap_ratio", &of("weekly")),
+        0.99
+    );
+    let resets = found.value(
+        "tollgate_credential_reset_timestamp_seconds",
+        &of("five_hour"),
+    );
     assert!((resets - at as f64).abs() <= 1.0, "{resets} and {at}");
-    assert_eq!(found.value("tollgate_credential_usable", &of("weekly")[..2]), 1.0);
-    assert_eq!(found.value("tollgate_websockets", &[("service", "ocm")]), 1.0);
+    assert_eq!(
+        found.value("tollgate_credential_usable", &of("weekly")[..2]),
+        1.0
+    );
+    assert_eq!(
+        found.value("tollgate_websockets", &[("service", "ocm")]),
+        1.0
+    );
     drop(socket);
     rig.stop().await;
 }
@@ -174,16 +242,26 @@ async fn labels_have_a_bound_and_take_any_text() {
         body
     };
     for number in 0..100 {
-        client.turn(&of_model(format!("model \"{number}\"\n"))).await;
+        client
+            .turn(&of_model(format!("model \"{number}\"\n")))
+            .await;
     }
     client.turn(&of_model("x".repeat(100_000))).await;
     wait_for_rows(&rig.ledger(), 101).await;
     let found = scraped(&rig).await;
     for name in ["gen_ai_client_token_usage_total", "tollgate_unpriced_total"] {
         let models = found.labels(name, "gen_ai_response_model");
-        assert!(models.len() <= 66 && models.contains("other"), "{}: {models:?}", models.len());
+        assert!(
+            models.len() <= 66 && models.contains("other"),
+            "{}: {models:?}",
+            models.len()
+        );
         assert!(models.iter().all(|model| model.len() <= 256), "{name}");
     }
-    assert!(found.labels("tollgate_requests_total", "user").contains(odd));
+    assert!(
+        found
+            .labels("tollgate_requests_total", "user")
+            .contains(odd)
+    );
     rig.stop().await;
 }

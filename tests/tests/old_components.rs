@@ -18,12 +18,16 @@ const SHIPPED: [(&str, PolicyKind); 6] = [
 ];
 
 fn folder(release: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/policies").join(release)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("fixtures/policies")
+        .join(release)
 }
 
 fn config_of(name: &str) -> Value {
     match name {
-        "standard-headers" => json!({ "set": { "x-team": ["platform"], "user-agent": ["ours/1"] } }),
+        "standard-headers" => {
+            json!({ "set": { "x-team": ["platform"], "user-agent": ["ours/1"] } })
+        }
         _ => json!({}),
     }
 }
@@ -37,32 +41,55 @@ fn load(release: &str, name: &'static str, kind: PolicyKind) -> Policy {
     let source = PolicySource::File(file(release, name));
     // Debug builds of the gateway are slow, and this is about answers.
     let timeout = std::time::Duration::from_secs(1);
-    let policy = PolicyConfig { source, timeout, ..PolicyConfig::shipped(name, kind, config_of(name)) };
+    let policy = PolicyConfig {
+        source,
+        timeout,
+        ..PolicyConfig::shipped(name, kind, config_of(name))
+    };
     load_alone(&engine, &policy).unwrap_or_else(|error| panic!("{release}: {error}"))
 }
 
 #[test]
 fn old_components_load_and_say_what_they_said() {
     for release in RELEASES {
-        let calls = std::fs::read_to_string(folder(release).join("calls.jsonl")).expect("recorded calls");
+        let calls =
+            std::fs::read_to_string(folder(release).join("calls.jsonl")).expect("recorded calls");
         let calls: Vec<Call> = calls
             .lines()
-            .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
+            .map(|line| {
+                serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))
+            })
             .collect();
         let mut differ = Vec::new();
         for (name, kind) in SHIPPED {
             let policy = load(release, name, kind);
-            assert_eq!((policy.stamp().name.as_str(), policy.stamp().version.as_str()), (name, release));
+            assert_eq!(
+                (
+                    policy.stamp().name.as_str(),
+                    policy.stamp().version.as_str()
+                ),
+                (name, release)
+            );
             let mut of_it = calls.iter().filter(|call| call.policy == name).peekable();
             assert!(of_it.peek().is_some(), "{name} has no recorded call");
             for call in of_it {
                 let said = policy.repeat(call).expect("a call of its kind");
                 if said != call.said {
-                    differ.push(serde_json::to_string(&Call { said, ..call.clone() }).expect("JSON"));
+                    differ.push(
+                        serde_json::to_string(&Call {
+                            said,
+                            ..call.clone()
+                        })
+                        .expect("JSON"),
+                    );
                 }
             }
         }
-        assert!(differ.is_empty(), "{release}: these say something else now:\n{}", differ.join("\n"));
+        assert!(
+            differ.is_empty(),
+            "{release}: these say something else now:\n{}",
+            differ.join("\n")
+        );
     }
 }
 
@@ -71,8 +98,13 @@ fn every_shipped_policy_is_kept() {
     for release in RELEASES {
         for (name, kind) in SHIPPED {
             let file = file(release, name);
-            let bytes = std::fs::read(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
-            assert_eq!(tollgate::policy::kind_of(&bytes), Some(kind), "{release}: {name}");
+            let bytes =
+                std::fs::read(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+            assert_eq!(
+                tollgate::policy::kind_of(&bytes),
+                Some(kind),
+                "{release}: {name}"
+            );
         }
     }
 }

@@ -25,7 +25,10 @@ async fn pool(tags: &[&str]) -> (Rig, Client) {
 }
 
 fn config(rig: &Rig, tags: &[&str]) -> Value {
-    rig.team(tags, json!({ "strategy": "fallback", "poll_interval": "100ms" }))
+    rig.team(
+        tags,
+        json!({ "strategy": "fallback", "poll_interval": "100ms" }),
+    )
 }
 
 /// A gateway with so many accounts `c0`, `c1`, …, and a user on each, in a pool of its own.
@@ -70,12 +73,17 @@ fn used(credential: &Value) -> (f64, f64) {
 }
 
 async fn wait_for_used(rig: &Rig, tag: &str, expected: (f64, f64)) -> Value {
-    rig.wait_for_credential(tag, WAIT_MAX, &format!("{expected:?} used"), |found| used(found) == expected).await
+    rig.wait_for_credential(tag, WAIT_MAX, &format!("{expected:?} used"), |found| {
+        used(found) == expected
+    })
+    .await
 }
 
 /// When its use was told last, in Unix milliseconds.
 fn polled_at(credential: &Value) -> u64 {
-    credential["polled_at"].as_u64().unwrap_or_else(|| panic!("it was not polled: {credential:#}"))
+    credential["polled_at"]
+        .as_u64()
+        .unwrap_or_else(|| panic!("it was not polled: {credential:#}"))
 }
 
 // When
@@ -83,7 +91,8 @@ fn polled_at(credential: &Value) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn each_account_is_asked_once_at_start_as_itself_and_a_key_never() {
     let mut rig = Rig::new().await;
-    let user = |tag: &str| json!({ "name": tag, "token": format!("token-{tag}"), "credential": tag });
+    let user =
+        |tag: &str| json!({ "name": tag, "token": format!("token-{tag}"), "credential": tag });
     let config = rig.config(json!({
         "credentials": [rig.oauth("a"), rig.oauth("b"), rig.api_key("k")],
         "users": (["a", "b", "k"].map(user)),
@@ -93,13 +102,27 @@ async fn each_account_is_asked_once_at_start_as_itself_and_a_key_never() {
     rig.stop().await;
 
     let is_poll = |seen: &SeenRequest| seen.path().ends_with("/usage");
-    let mut polls: Vec<SeenRequest> = rig.upstream.requests().into_iter().filter(is_poll).collect();
+    let mut polls: Vec<SeenRequest> = rig
+        .upstream
+        .requests()
+        .into_iter()
+        .filter(is_poll)
+        .collect();
     polls.sort_by(|one, other| one.account.cmp(&other.account));
     assert_eq!(polls.len(), 2);
     for (seen, tag) in polls.iter().zip(["a", "b"]) {
-        assert_eq!((&seen.method, seen.target.as_str()), (&Method::GET, "/backend-api/wham/usage"));
-        assert_eq!(seen.header("authorization"), Some(format!("Bearer access-{tag}").as_str()));
-        assert_eq!(seen.header("chatgpt-account-id"), Some(format!("account-{tag}").as_str()));
+        assert_eq!(
+            (&seen.method, seen.target.as_str()),
+            (&Method::GET, "/backend-api/wham/usage")
+        );
+        assert_eq!(
+            seen.header("authorization"),
+            Some(format!("Bearer access-{tag}").as_str())
+        );
+        assert_eq!(
+            seen.header("chatgpt-account-id"),
+            Some(format!("account-{tag}").as_str())
+        );
         assert!(seen.body.is_empty());
     }
 }
@@ -112,8 +135,15 @@ async fn the_next_poll_comes_with_traffic_and_an_interval_after_the_last() {
         assert_eq!(rig.account("a").poll_count(), count - 1, "without traffic");
         is_served(&client).await;
         let is_so = |found: &Value| polled_at(found) > last;
-        let next = polled_at(&rig.wait_for_credential("a", WAIT_MAX, "polled again", is_so).await);
-        assert!(next >= last + INTERVAL.as_millis() as u64, "polled {} ms after the last time", next - last);
+        let next = polled_at(
+            &rig.wait_for_credential("a", WAIT_MAX, "polled again", is_so)
+                .await,
+        );
+        assert!(
+            next >= last + INTERVAL.as_millis() as u64,
+            "polled {} ms after the last time",
+            next - last
+        );
         last = next;
     }
     assert_eq!(rig.account("b").poll_count(), 1, "b had no traffic");
@@ -126,7 +156,11 @@ async fn much_traffic_asks_for_no_more_than_one_poll_an_interval() {
     let (mut rig, client) = pool(&["a"]).await;
     while rig.account("a").poll_count() < 4 {
         is_served(&client).await;
-        assert!(begun.elapsed() < WAIT_MAX, "{} polls", rig.account("a").poll_count());
+        assert!(
+            begun.elapsed() < WAIT_MAX,
+            "{} polls",
+            rig.account("a").poll_count()
+        );
     }
     rig.stop().await;
     let intervals = begun.elapsed().as_millis() / INTERVAL.as_millis();
@@ -138,11 +172,16 @@ async fn much_traffic_asks_for_no_more_than_one_poll_an_interval() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_poll_replaces_what_is_known_though_use_falls() {
     let (mut rig, client) = pool(&["a"]).await;
-    let told = |five_hour: f64, weekly: f64| Standing::new("plus").five_hour_used(five_hour).weekly_used(weekly);
+    let told = |five_hour: f64, weekly: f64| {
+        Standing::new("plus")
+            .five_hour_used(five_hour)
+            .weekly_used(weekly)
+    };
     rig.account("a").set_standing(told(80.0, 70.0));
     is_served(&client).await;
     assert_eq!(used(&rig.credential("a").await), (80.0, 70.0), "by headers");
-    rig.account("a").set_standing(told(10.0, 5.5).header_form(HeaderForm::Absent));
+    rig.account("a")
+        .set_standing(told(10.0, 5.5).header_form(HeaderForm::Absent));
     is_served(&client).await;
     wait_for_used(&rig, "a", (10.0, 5.5)).await;
     rig.stop().await;
@@ -154,23 +193,31 @@ async fn a_poll_that_a_response_overtook_does_not_undo_it() {
     let config = config(&rig, &["a"]);
     let gate = Gate::new();
     let old = usage(window(10.0, 18_000), window(20.0, 604_800));
-    rig.account("a").then_for_poll(Reply::json(200, &old).hold_head(&gate));
+    rig.account("a")
+        .then_for_poll(Reply::json(200, &old).hold_head(&gate));
     let client = rig.start(config).await.token("token-alice");
     gate.wait_until_reached().await;
-    rig.account("a").set_standing(Standing::new("plus").five_hour_used(50.0).weekly_used(60.0));
+    rig.account("a")
+        .set_standing(Standing::new("plus").five_hour_used(50.0).weekly_used(60.0));
     // Its headers alone tell it: further polls tell nothing.
     rig.account("a").always_for_poll(Reply::server_error(500));
     is_served(&client).await;
     gate.open();
     let is_so = |found: &Value| !found["polled_at"].is_null();
-    let found = rig.wait_for_credential("a", WAIT_MAX, "polled", is_so).await;
+    let found = rig
+        .wait_for_credential("a", WAIT_MAX, "polled", is_so)
+        .await;
     assert_eq!(used(&found), (50.0, 60.0));
     rig.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_is_told_to_be_used_up_is_not_picked() {
-    let cases = [("5-hour", (100.0, 0.0)), ("weekly", (0.0, 100.0)), ("more than there is", (250.0, 0.0))];
+    let cases = [
+        ("5-hour", (100.0, 0.0)),
+        ("weekly", (0.0, 100.0)),
+        ("more than there is", (250.0, 0.0)),
+    ];
     for (name, (five_hour, weekly)) in cases {
         let told = usage(window(five_hour, 18_000), window(weekly, 604_800));
         let mut rig = Rig::new().await;
@@ -178,9 +225,17 @@ async fn who_is_told_to_be_used_up_is_not_picked() {
         rig.account("a").always_for_poll(Reply::json(200, &told));
         let client = rig.start_polled(config).await.token("token-alice");
         let found = rig.credential("a").await;
-        assert_eq!((used(&found), &found["state"]), ((five_hour.min(100.0), weekly), &json!("paused")), "{name}");
+        assert_eq!(
+            (used(&found), &found["state"]),
+            ((five_hour.min(100.0), weekly), &json!("paused")),
+            "{name}"
+        );
         is_served(&client).await;
-        assert_eq!((rig.account("a").turn_count(), rig.account("b").turn_count()), (0, 1), "{name}");
+        assert_eq!(
+            (rig.account("a").turn_count(), rig.account("b").turn_count()),
+            (0, 1),
+            "{name}"
+        );
         rig.stop().await;
     }
 }
@@ -189,23 +244,48 @@ async fn who_is_told_to_be_used_up_is_not_picked() {
 async fn windows_are_told_apart_by_their_length_whatever_slot_they_stand_in() {
     let (five_hour, weekly) = (|| window(40.5, 18_000), || window(30.0, 604_800));
     let cases = [
-        ("the usual order", usage(five_hour(), weekly()), (40.5, 30.0)),
-        ("the other way round", usage(weekly(), five_hour()), (40.5, 30.0)),
-        ("about as long", usage(window(12.0, 604_740), window(34.0, 17_940)), (34.0, 12.0)),
-        ("a weekly window alone", usage(weekly(), Value::Null), (0.0, 30.0)),
-        ("another window beside it", usage(window(90.0, 2_592_000), five_hour()), (40.5, 0.0)),
+        (
+            "the usual order",
+            usage(five_hour(), weekly()),
+            (40.5, 30.0),
+        ),
+        (
+            "the other way round",
+            usage(weekly(), five_hour()),
+            (40.5, 30.0),
+        ),
+        (
+            "about as long",
+            usage(window(12.0, 604_740), window(34.0, 17_940)),
+            (34.0, 12.0),
+        ),
+        (
+            "a weekly window alone",
+            usage(weekly(), Value::Null),
+            (0.0, 30.0),
+        ),
+        (
+            "another window beside it",
+            usage(window(90.0, 2_592_000), five_hour()),
+            (40.5, 0.0),
+        ),
     ];
     let rig = Rig::new().await;
     for (place, (_, told, _)) in cases.iter().enumerate() {
         rig.oauth(&format!("c{place}"));
-        rig.account(&format!("c{place}")).always_for_poll(Reply::json(200, told));
+        rig.account(&format!("c{place}"))
+            .always_for_poll(Reply::json(200, told));
     }
     let (mut rig, each) = separate(rig, cases.len()).await;
     for ((name, _, expected), (tag, ..)) in cases.into_iter().zip(each) {
         let found = rig.credential(&tag).await;
         assert_eq!(used(&found), expected, "{name}");
         for (window, used) in [("five_hour", expected.0), ("weekly", expected.1)] {
-            assert_eq!(found[window]["resets_at"].is_null(), used == 0.0, "{name}: {found:#}");
+            assert_eq!(
+                found[window]["resets_at"].is_null(),
+                used == 0.0,
+                "{name}: {found:#}"
+            );
         }
     }
     rig.stop().await;
@@ -231,12 +311,19 @@ async fn the_tokens_plan_counts_until_a_poll_tells_another_and_its_weight_change
     rig.account("a").then_for_poll(Reply::ok().hold_head(&gate));
     let client = rig.start(config).await.token("token-alice");
     gate.wait_until_reached().await;
-    assert_eq!((rig.credential("a").await["plan"].as_str(), plan_weight(&client).await), (Some("pro"), Some(10.0)));
+    assert_eq!(
+        (
+            rig.credential("a").await["plan"].as_str(),
+            plan_weight(&client).await
+        ),
+        (Some("pro"), Some(10.0))
+    );
     gate.open();
     for (plan, weight) in [("plus", 1.0), ("pro", 10.0)] {
         rig.account("a").set_standing(Standing::new(plan));
         is_served(&client).await;
-        rig.wait_for_credential("a", WAIT_MAX, plan, |found| found["plan"] == plan).await;
+        rig.wait_for_credential("a", WAIT_MAX, plan, |found| found["plan"] == plan)
+            .await;
         assert_eq!(plan_weight(&client).await, Some(weight), "{plan}");
     }
     rig.stop().await;
@@ -248,15 +335,21 @@ async fn an_answer_about_another_account_than_the_files_is_not_taken_in() {
     let config = config(&rig, &["a"]);
     let gate = Gate::new();
     let about_a = usage(window(90.0, 18_000), window(80.0, 604_800));
-    rig.account("a").then_for_poll(Reply::json(200, &about_a).hold_head(&gate));
-    rig.account("other").set_standing(Standing::new("plus").five_hour_used(10.0).weekly_used(5.0));
+    rig.account("a")
+        .then_for_poll(Reply::json(200, &about_a).hold_head(&gate));
+    rig.account("other")
+        .set_standing(Standing::new("plus").five_hour_used(10.0).weekly_used(5.0));
     rig.start(config).await;
     gate.wait_until_reached().await;
     let known = rig.credential("a").await["refreshed_at"].clone();
-    fs::write(rig.credential_file("a"), oauth_file("access-other", "account-other").to_string())
-        .expect("it is written");
+    fs::write(
+        rig.credential_file("a"),
+        oauth_file("access-other", "account-other").to_string(),
+    )
+    .expect("it is written");
     let is_so = |found: &Value| found["refreshed_at"] != known;
-    rig.wait_for_credential("a", WAIT_MAX, "another file", is_so).await;
+    rig.wait_for_credential("a", WAIT_MAX, "another file", is_so)
+        .await;
     gate.open();
     rig.account("other").wait_for_polls(1).await;
     wait_for_used(&rig, "a", (10.0, 5.0)).await;
@@ -271,25 +364,53 @@ fn failures() -> Vec<(&'static str, Reply)> {
     let both = |window: &Value| json(usage(window.clone(), window.clone()));
     let long = json!({ "rate_limit": {}, "filler": "x".repeat(300_000) });
     vec![
-        ("a page", Reply::raw(200, "<html><body>Just a moment...</body></html>").header("content-type", "text/html")),
+        (
+            "a page",
+            Reply::raw(200, "<html><body>Just a moment...</body></html>")
+                .header("content-type", "text/html"),
+        ),
         ("nothing", Reply::raw(200, "")),
-        ("half of it", Reply::raw(200, &br#"{"plan_type": "plus", "rate_limit": {"primary_window"#[..])),
+        (
+            "half of it",
+            Reply::raw(
+                200,
+                &br#"{"plan_type": "plus", "rate_limit": {"primary_window"#[..],
+            ),
+        ),
         ("a list", json(json!([]))),
         ("no field", json(json!({}))),
         ("a null", json(json!({ "rate_limit": null }))),
-        ("no windows", json(json!({ "plan_type": "plus", "rate_limit": {} }))),
+        (
+            "no windows",
+            json(json!({ "plan_type": "plus", "rate_limit": {} })),
+        ),
         ("windows without fields", both(&json!({}))),
-        ("windows with nulls", both(&json!({ "used_percent": null, "limit_window_seconds": 18_000 }))),
-        ("use below zero", both(&json!({ "used_percent": -1, "limit_window_seconds": 18_000 }))),
-        ("use in words", both(&json!({ "used_percent": "40", "limit_window_seconds": 18_000 }))),
+        (
+            "windows with nulls",
+            both(&json!({ "used_percent": null, "limit_window_seconds": 18_000 })),
+        ),
+        (
+            "use below zero",
+            both(&json!({ "used_percent": -1, "limit_window_seconds": 18_000 })),
+        ),
+        (
+            "use in words",
+            both(&json!({ "used_percent": "40", "limit_window_seconds": 18_000 })),
+        ),
         ("much too long", json(long)),
         ("401", Reply::error(401, "invalid_request_error", "no")),
         ("403", Reply::raw(403, "<html>no</html>")),
         ("429", Reply::raw(429, "").retry_after("3600")),
         ("500", Reply::server_error(500)),
-        ("a redirect", Reply::raw(302, "").header("location", "http://127.0.0.1:1/")),
+        (
+            "a redirect",
+            Reply::raw(302, "").header("location", "http://127.0.0.1:1/"),
+        ),
         ("a connection cut", Reply::close_before_head()),
-        ("an answer cut", json(usage(window(1.0, 18_000), Value::Null)).close_after(20)),
+        (
+            "an answer cut",
+            json(usage(window(1.0, 18_000), Value::Null)).close_after(20),
+        ),
         ("no HTTP", Reply::garbage("what?")),
         ("no answer", Reply::ok().hold_head(&Gate::new())),
     ]
@@ -309,7 +430,11 @@ async fn a_usage_api_that_fails_from_the_start_keeps_nobody_from_being_served() 
     for ((name, _), (tag, client, _)) in cases.iter().zip(&each) {
         is_served(client).await;
         let found = rig.credential(tag).await;
-        assert_eq!((&found["state"], &found["usable"]), (&json!("ready"), &json!(true)), "{name}");
+        assert_eq!(
+            (&found["state"], &found["usable"]),
+            (&json!("ready"), &json!(true)),
+            "{name}"
+        );
         if found["poll_failure"].is_null() || !found["polled_at"].is_null() {
             wrong.push(*name);
         }
@@ -326,9 +451,12 @@ async fn a_usage_api_that_fails_later_leaves_what_is_known_and_it_counts_as_stal
         let tag = format!("c{place}");
         rig.oauth(&tag);
         let told = usage(window(40.5, 18_000), window(30.0, 604_800));
-        rig.account(&tag).then_for_poll(Reply::json(200, &told)).always_for_poll(reply.clone());
+        rig.account(&tag)
+            .then_for_poll(Reply::json(200, &told))
+            .always_for_poll(reply.clone());
         // Headers tell nothing.
-        rig.account(&tag).set_standing(Standing::new("plus").header_form(HeaderForm::Absent));
+        rig.account(&tag)
+            .set_standing(Standing::new("plus").header_form(HeaderForm::Absent));
     }
     let (mut rig, each) = separate(rig, cases.len()).await;
     let mut wrong = Vec::new();
@@ -338,7 +466,11 @@ async fn a_usage_api_that_fails_later_leaves_what_is_known_and_it_counts_as_stal
         account.wait_for_polls(2).await;
         let is_so = |found: &Value| !found["poll_failure"].is_null() || polled_at(found) != first;
         let found = rig.wait_for_credential(tag, WAIT_MAX, name, is_so).await;
-        assert_eq!((used(&found), &found["state"]), ((40.5, 30.0), &json!("ready")), "{name}");
+        assert_eq!(
+            (used(&found), &found["state"]),
+            ((40.5, 30.0), &json!("ready")),
+            "{name}"
+        );
         if polled_at(&found) != first {
             wrong.push(*name);
         }
@@ -352,7 +484,8 @@ async fn a_usage_api_that_fails_later_leaves_what_is_known_and_it_counts_as_stal
 async fn a_refused_poll_is_sent_again_when_it_was_told_to_be() {
     let mut rig = Rig::new().await;
     let config = config(&rig, &["a"]);
-    rig.account("a").then_for_poll(Reply::raw(429, "").retry_after("1"));
+    rig.account("a")
+        .then_for_poll(Reply::raw(429, "").retry_after("1"));
     let begun = Instant::now();
     let client = rig.start_polled(config).await.token("token-alice");
     assert_eq!(rig.credential("a").await["poll_failure"], "answered 429");
@@ -372,14 +505,18 @@ async fn a_usage_api_that_hangs_delays_neither_a_request_nor_the_end() {
     let mut config = config(&rig, &["a"]);
     config["limits"] = json!({ "poll_timeout": "1h" });
     let never = Gate::new();
-    rig.account("a").always_for_poll(Reply::ok().hold_head(&never));
+    rig.account("a")
+        .always_for_poll(Reply::ok().hold_head(&never));
     let client = rig.start(config).await.token("token-alice");
     never.wait_until_reached().await;
     for _ in 0..3 {
         is_served(&client).await;
     }
     let found = rig.credential("a").await;
-    assert_eq!((&found["state"], &found["polled_at"]), (&json!("ready"), &Value::Null));
+    assert_eq!(
+        (&found["state"], &found["polled_at"]),
+        (&json!("ready"), &Value::Null)
+    );
     timeout(WAIT_MAX, rig.stop()).await.expect("it ends");
     assert_eq!(rig.account("a").poll_count(), 1);
 }

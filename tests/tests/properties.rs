@@ -9,7 +9,9 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tollgate::config::{Caps, CredentialConfig, CredentialSource, POLICY_TIMEOUT, PolicyConfig, PolicyKind};
+use tollgate::config::{
+    Caps, CredentialConfig, CredentialSource, POLICY_TIMEOUT, PolicyConfig, PolicyKind,
+};
 use tollgate::credentials::{Credential, Identity, PollBegun};
 use tollgate::policy::{Balancer, Choice, Engine, Facts, Members, Policy, load_alone};
 use tollgate::values::candidate::Candidate;
@@ -86,7 +88,11 @@ fn told(grid: i64, places: std::ops::Range<i64>) -> impl Strategy<Value = Told> 
 fn message() -> impl Strategy<Value = Message> {
     let five_hour = proptest::option::weighted(0.8, told(HOUR, -2..12));
     let weekly = proptest::option::weighted(0.8, told(DAY, -1..9));
-    (five_hour, weekly, any::<bool>()).prop_map(|(five_hour, weekly, swapped)| Message { five_hour, weekly, swapped })
+    (five_hour, weekly, any::<bool>()).prop_map(|(five_hour, weekly, swapped)| Message {
+        five_hour,
+        weekly,
+        swapped,
+    })
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -146,7 +152,9 @@ impl Known {
     }
 
     fn is_usable(&self, caps: (u8, u8), now: Moment) -> bool {
-        let is_under = |told: Option<Told>, cap: u8| told.is_none_or(|told| is_over(told, now) || told.used < cap);
+        let is_under = |told: Option<Told>, cap: u8| {
+            told.is_none_or(|told| is_over(told, now) || told.used < cap)
+        };
         self.refused_until.is_none_or(|until| until <= now)
             && is_under(self.five_hour, caps.0)
             && is_under(self.weekly, caps.1)
@@ -160,12 +168,18 @@ fn is_over(told: Told, now: Moment) -> bool {
 
 /// What is known of a window that goes on, after something further was told.
 fn merged(old: Told, new: Told, now: Moment) -> Told {
-    let is_later = |reset: Moment| old.resets_at.is_some_and(|known| reset > known + SAME_WINDOW);
+    let is_later = |reset: Moment| {
+        old.resets_at
+            .is_some_and(|known| reset > known + SAME_WINDOW)
+    };
     match new.resets_at {
         // A window that is over says nothing of one that is not, where it is told when that is.
         Some(reset) if reset <= now && old.resets_at.is_some() => old,
         Some(reset) if is_later(reset) => new,
-        reset => Told { used: old.used.max(new.used), resets_at: reset.or(old.resets_at) },
+        reset => Told {
+            used: old.used.max(new.used),
+            resets_at: reset.or(old.resets_at),
+        },
     }
 }
 
@@ -174,14 +188,20 @@ fn merged(old: Told, new: Told, now: Moment) -> Told {
 impl Message {
     fn windows(&self) -> impl Iterator<Item = (Span, Told)> {
         let five_hour = self.five_hour.map(|told| (Span::FiveHour, told));
-        five_hour.into_iter().chain(self.weekly.map(|told| (Span::Weekly, told)))
+        five_hour
+            .into_iter()
+            .chain(self.weekly.map(|told| (Span::Weekly, told)))
     }
 
     /// Each window with the slot that it stands in and its length in minutes.
     fn in_slots(&self) -> impl Iterator<Item = (&'static str, u32, Told)> {
         self.windows().map(|(span, told)| {
             let minutes = if span == Span::FiveHour { 300 } else { 10_080 };
-            let slot = if (span == Span::FiveHour) == self.swapped { "secondary" } else { "primary" };
+            let slot = if (span == Span::FiveHour) == self.swapped {
+                "secondary"
+            } else {
+                "primary"
+            };
             (slot, minutes, told)
         })
     }
@@ -230,12 +250,20 @@ impl Member {
             tag: format!("credential-{place}"),
             source: CredentialSource::File(FOLDER.path().join("auth.json")),
             usages_path: None,
-            caps: Caps { five_hour: caps.0.into(), weekly: caps.1.into() },
+            caps: Caps {
+                five_hour: caps.0.into(),
+                weekly: caps.1.into(),
+            },
             poll_interval: Duration::from_secs(60),
         };
         let credential = Credential::new(config);
         credential.read(millis(BEGIN)).expect("the file is there");
-        Self { credential, poll: None, caps, known: Known::default() }
+        Self {
+            credential,
+            poll: None,
+            caps,
+            known: Known::default(),
+        }
     }
 
     fn shown(&self) -> Arc<Identity> {
@@ -252,7 +280,11 @@ impl Member {
 
     fn hear(&mut self, message: &Message, now: Moment) {
         let at = millis(now);
-        self.credential.observe(&self.shown(), &Reading::from_headers(&message.as_headers(), at), at);
+        self.credential.observe(
+            &self.shown(),
+            &Reading::from_headers(&message.as_headers(), at),
+            at,
+        );
         self.known.hear(message, now);
         if message.windows().next().is_some() {
             self.known.overtaken = self.known.overtaken.map(|_| true);
@@ -265,9 +297,18 @@ impl Member {
     }
 
     fn poll_ends(&mut self, message: &Message, now: Moment) {
-        let (Some(begun), Some(overtaken)) = (self.poll.take(), self.known.overtaken.take()) else { return };
+        let (Some(begun), Some(overtaken)) = (self.poll.take(), self.known.overtaken.take()) else {
+            return;
+        };
         let usage = message.as_usage();
-        self.credential.polled(begun, &self.shown(), &Reading::from_usage(&usage), Some("plus"), None, millis(now));
+        self.credential.polled(
+            begun,
+            &self.shown(),
+            &Reading::from_usage(&usage),
+            Some("plus"),
+            None,
+            millis(now),
+        );
         if overtaken {
             self.known.hear(message, now);
         } else {
@@ -277,7 +318,8 @@ impl Member {
 
     fn refused(&mut self, ends_in: Option<i64>, now: Moment) {
         let told = ends_in.map(|seconds| now + seconds);
-        self.credential.refused(&self.shown(), told.map(millis), None, millis(now));
+        self.credential
+            .refused(&self.shown(), told.map(millis), None, millis(now));
         self.known.refused_until = Some(told.filter(|until| *until > now).unwrap_or(now + REFUSED));
     }
 }
@@ -290,9 +332,20 @@ struct Course {
 
 impl Course {
     fn new(caps: &[(u8, u8)]) -> Self {
-        let members: Vec<Member> = caps.iter().enumerate().map(|(place, caps)| Member::new(place, *caps)).collect();
-        let named = members.iter().map(|member| (member.credential.tag().to_owned(), "plus".to_owned())).collect();
-        Self { members, named: Members::new(named), now: BEGIN }
+        let members: Vec<Member> = caps
+            .iter()
+            .enumerate()
+            .map(|(place, caps)| Member::new(place, *caps))
+            .collect();
+        let named = members
+            .iter()
+            .map(|member| (member.credential.tag().to_owned(), "plus".to_owned()))
+            .collect();
+        Self {
+            members,
+            named: Members::new(named),
+            now: BEGIN,
+        }
     }
 
     fn goes_on(&mut self, whom: Index, event: &Event) {
@@ -306,23 +359,37 @@ impl Course {
             Event::Clock(seconds) => {
                 self.now += seconds;
                 let now = self.now;
-                self.members.iter_mut().for_each(|member| member.clock_shows(now, now - seconds));
+                self.members
+                    .iter_mut()
+                    .for_each(|member| member.clock_shows(now, now - seconds));
             }
         }
     }
 
     /// Whom the model lets be picked.
     fn usable(&self) -> Vec<usize> {
-        let usable = |place: &usize| self.members[*place].known.is_usable(self.members[*place].caps, self.now);
+        let usable = |place: &usize| {
+            self.members[*place]
+                .known
+                .is_usable(self.members[*place].caps, self.now)
+        };
         (0..self.members.len()).filter(usable).collect()
     }
 
     fn pick(&self, home: Option<usize>) -> Choice {
         let now = millis(self.now);
-        let candidates: Vec<Candidate> =
-            self.members.iter().map(|member| member.credential.candidate(now, false)).collect();
-        let facts = Facts { now, ..Facts::default() };
-        BALANCER.pick_here(&facts, &self.named, &candidates, home).expect("the shipped policy does not fail")
+        let candidates: Vec<Candidate> = self
+            .members
+            .iter()
+            .map(|member| member.credential.candidate(now, false))
+            .collect();
+        let facts = Facts {
+            now,
+            ..Facts::default()
+        };
+        BALANCER
+            .pick_here(&facts, &self.named, &candidates, home)
+            .expect("the shipped policy does not fail")
     }
 
     /// Whether a session has its home on one of them or not: nobody is picked who may not be, and somebody is.
@@ -333,7 +400,11 @@ impl Course {
                 Choice::Member { index, .. } => usable.contains(&index),
                 Choice::Nobody { .. } => usable.is_empty(),
             };
-            let known: Vec<_> = self.members.iter().map(|member| (member.caps, &member.known)).collect();
+            let known: Vec<_> = self
+                .members
+                .iter()
+                .map(|member| (member.caps, &member.known))
+                .collect();
             prop_assert!(
                 found,
                 "home {home:?}: {:?} of the usable {usable:?} at {}: {known:#?}",
@@ -372,7 +443,10 @@ static BALANCER: LazyLock<Arc<Balancer>> = LazyLock::new(|| {
 
 /// 256 courses, or as many as `PROPTEST_CASES` says. A failure leaves no file: it becomes a test by its name.
 fn config() -> ProptestConfig {
-    ProptestConfig { failure_persistence: None, ..ProptestConfig::default() }
+    ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
 }
 
 proptest! {
@@ -398,7 +472,12 @@ proptest! {
 fn refused_for_ten_minutes() -> Member {
     let member = Member::new(0, (99, 99));
     assert!(member.credential.candidate(millis(BEGIN), false).usable);
-    member.credential.refused(&member.shown(), Some(millis(BEGIN + 600)), None, millis(BEGIN));
+    member.credential.refused(
+        &member.shown(),
+        Some(millis(BEGIN + 600)),
+        None,
+        millis(BEGIN),
+    );
     member
 }
 
@@ -420,6 +499,16 @@ fn a_clock_that_is_put_back_makes_no_refusal_longer() {
 #[test]
 fn a_clock_that_is_put_forward_past_a_refusals_end_ends_it() {
     let member = refused_for_ten_minutes();
-    assert!(!member.credential.candidate(millis(BEGIN + 599), false).usable);
-    assert!(member.credential.candidate(millis(BEGIN + 600), false).usable);
+    assert!(
+        !member
+            .credential
+            .candidate(millis(BEGIN + 599), false)
+            .usable
+    );
+    assert!(
+        member
+            .credential
+            .candidate(millis(BEGIN + 600), false)
+            .usable
+    );
 }

@@ -17,17 +17,24 @@ fn long() -> Value {
 async fn fail_twice(rig: &Rig, bob: &Client) {
     for _ in 0..2 {
         let answer = bob.turn(&turn("bob's")).await;
-        assert!(answer.status.is_success() && answer.whole, "a pricer's fault is no client's: {}", answer.text());
+        assert!(
+            answer.status.is_success() && answer.whole,
+            "a pricer's fault is no client's: {}",
+            answer.text()
+        );
     }
     let back = |policy: &Value| policy["last_reload"]["outcome"] == "taken_back";
-    let policy = rig.wait_for_policy(OWN, "the generation before", back).await;
+    let policy = rig
+        .wait_for_policy(OWN, "the generation before", back)
+        .await;
     assert_eq!(policy["generation"], 1, "{policy:#}");
     let reason = policy["last_reload"]["reason"].as_str().expect("a reason");
     assert!(reason.contains("generation 2 failed too often"), "{reason}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_new_generation_that_fails_in_its_first_calls_is_taken_back_tried_again_and_stays_once_it_is_good() {
+async fn a_new_generation_that_fails_in_its_first_calls_is_taken_back_tried_again_and_stays_once_it_is_good()
+ {
     let mut rig = Rig::new().await;
     let alice = rig.start_priced(short()).await;
     let bob = Client::new(alice.address()).token("token-bob");
@@ -37,7 +44,10 @@ async fn a_new_generation_that_fails_in_its_first_calls_is_taken_back_tried_agai
     // Tried again, it fails again.
     let policy = rig.wait_for_generation(OWN, 2).await;
     assert_eq!(policy["state"], "on_probation", "{policy:#}");
-    assert_eq!(policy["last_reload"]["outcome"], "tried_again", "{policy:#}");
+    assert_eq!(
+        policy["last_reload"]["outcome"], "tried_again",
+        "{policy:#}"
+    );
     fail_twice(&rig, &bob).await;
     rig.wait_for_generation(OWN, 2).await;
     // Now it is good, for longer than it has to prove itself.
@@ -50,7 +60,12 @@ async fn a_new_generation_that_fails_in_its_first_calls_is_taken_back_tried_agai
         alice.turn(&turn("alice's")).await;
     }
     let rows = wait_for_rows(&rig.ledger(), 104).await;
-    assert!(rows[4..].iter().all(|row| row.number("cost_nanousd") == Some(2)), "the new price");
+    assert!(
+        rows[4..]
+            .iter()
+            .all(|row| row.number("cost_nanousd") == Some(2)),
+        "the new price"
+    );
     let policy = rig.policy(OWN).await;
     assert_eq!(policy["generation"], 2, "{policy:#}");
     assert_eq!(policy["faults"], json!({ "trap": 4 }), "{policy:#}");
@@ -60,7 +75,9 @@ async fn a_new_generation_that_fails_in_its_first_calls_is_taken_back_tried_agai
 #[tokio::test(flavor = "multi_thread")]
 async fn while_a_generation_is_on_the_bench_the_one_before_it_prices() {
     let mut rig = Rig::new().await;
-    let alice = rig.start_priced(json!({ "policy_quarantine": "10m" })).await;
+    let alice = rig
+        .start_priced(json!({ "policy_quarantine": "10m" }))
+        .await;
     let bob = Client::new(alice.address()).token("token-bob");
     rig.replace_own(&marked_pricer(2, Conduct::Panics));
     rig.wait_for_generation(OWN, 2).await;
@@ -72,13 +89,20 @@ async fn while_a_generation_is_on_the_bench_the_one_before_it_prices() {
     rig.replace_own(&marked_pricer(3, Conduct::Fine));
     rig.wait_for_generation(OWN, 3).await;
     bob.turn(&turn("newer")).await;
-    assert_eq!(wait_for_rows(&rig.ledger(), 4).await[3].number("cost_nanousd"), Some(3));
+    assert_eq!(
+        wait_for_rows(&rig.ledger(), 4).await[3].number("cost_nanousd"),
+        Some(3)
+    );
     rig.stop().await;
 }
 
 /// A team whose policy of `kind` fails for every request, has nobody before it, and is quarantined after three faults.
 async fn faulty(rig: &mut Rig, kind: &str, more: Value) -> Client {
-    let pool = if kind == "balancer" { json!({ "strategy": OWN }) } else { json!({}) };
+    let pool = if kind == "balancer" {
+        json!({ "strategy": OWN })
+    } else {
+        json!({})
+    };
     let mut config = rig.team(&["a", "b"], pool);
     match kind {
         "rewriter" => config["services"][0]["rewriters"] = json!([OWN]),
@@ -86,8 +110,12 @@ async fn faulty(rig: &mut Rig, kind: &str, more: Value) -> Client {
         _ => {}
     }
     let path = guest(&format!("faulty-{kind}"));
-    let mut policy = json!({ "tag": OWN, "kind": kind, "path": path, "config": { "fault": "panic" } });
-    policy.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+    let mut policy =
+        json!({ "tag": OWN, "kind": kind, "path": path, "config": { "fault": "panic" } });
+    policy
+        .as_object_mut()
+        .expect("an object")
+        .extend(more.as_object().expect("an object").clone());
     config["policies"] = json!([policy]);
     config["limits"] = long();
     rig.start(config).await.token("token-alice")
@@ -98,13 +126,20 @@ async fn ten_turns(rig: &Rig, client: &Client) -> Vec<(u16, Value)> {
     let mut answers = Vec::new();
     for number in 0..10 {
         let answer = client.turn(&turn(&format!("session {number}"))).await;
-        let code = if answer.status.is_success() { Value::Null } else { answer.json()["error"]["code"].clone() };
+        let code = if answer.status.is_success() {
+            Value::Null
+        } else {
+            answer.json()["error"]["code"].clone()
+        };
         answers.push((answer.status.as_u16(), code));
     }
     let policy = rig.policy(OWN).await;
     assert_eq!(policy["state"], "quarantined", "{policy:#}");
     assert_eq!(policy["faults"]["trap"], 3, "{policy:#}");
-    assert!(policy["faults"]["quarantined"].as_u64() >= Some(7), "{policy:#}");
+    assert!(
+        policy["faults"]["quarantined"].as_u64() >= Some(7),
+        "{policy:#}"
+    );
     answers
 }
 
@@ -114,8 +149,12 @@ async fn for_a_quarantined_balancer_the_shipped_one_serves() {
     let client = faulty(&mut rig, "balancer", json!({})).await;
     assert_eq!(ten_turns(&rig, &client).await, vec![(200, Value::Null); 10]);
     let rows = wait_for_rows(&rig.ledger(), 10).await;
-    let used: std::collections::BTreeSet<String> = rows.iter().map(|row| row.attempts()[0].0.clone()).collect();
-    assert!(!used.is_empty() && used.iter().all(|tag| tag == "a" || tag == "b"), "{used:?}");
+    let used: std::collections::BTreeSet<String> =
+        rows.iter().map(|row| row.attempts()[0].0.clone()).collect();
+    assert!(
+        !used.is_empty() && used.iter().all(|tag| tag == "a" || tag == "b"),
+        "{used:?}"
+    );
     rig.stop().await;
 }
 
@@ -127,9 +166,19 @@ async fn a_quarantined_rewriter_that_may_not_be_skipped_refuses_as_unavailable()
     assert_eq!(answers[..3], vec![(500, json!("policy_failed")); 3]);
     assert_eq!(answers[3..], vec![(503, json!("policy_unavailable")); 7]);
     let handshake = client.socket().await.expect_err("no socket");
-    assert_eq!((handshake.status.as_u16(), &handshake.json()["error"]["code"]), (503, &json!("policy_unavailable")));
+    assert_eq!(
+        (
+            handshake.status.as_u16(),
+            &handshake.json()["error"]["code"]
+        ),
+        (503, &json!("policy_unavailable"))
+    );
     assert!(handshake.header("retry-after").is_some());
-    assert_eq!(rig.forwarded().len(), 0, "upstream sees nothing that was not rewritten");
+    assert_eq!(
+        rig.forwarded().len(),
+        0,
+        "upstream sees nothing that was not rewritten"
+    );
     rig.stop().await;
 }
 
@@ -148,9 +197,16 @@ async fn a_quarantined_pricer_leaves_rows_unpriced_with_the_reason() {
     assert_eq!(ten_turns(&rig, &client).await, vec![(200, Value::Null); 10]);
     let rows = wait_for_rows(&rig.ledger(), 10).await;
     for (place, row) in rows.iter().enumerate() {
-        let expected = if place < 3 { "my own words" } else { "quarantined for another" };
+        let expected = if place < 3 {
+            "my own words"
+        } else {
+            "quarantined for another"
+        };
         let reason = row.text("unpriced_reason").expect("a reason");
-        assert!(row.number("cost_nanousd").is_none() && reason.contains(expected), "row {place}: {reason}");
+        assert!(
+            row.number("cost_nanousd").is_none() && reason.contains(expected),
+            "row {place}: {reason}"
+        );
         assert_eq!(row.number("input_tokens"), Some(1200), "row {place}");
     }
     rig.stop().await;
@@ -168,6 +224,9 @@ async fn a_quarantined_policy_is_let_go_by_a_good_file() {
     let policy = rig.wait_for_generation(OWN, 2).await;
     assert_eq!(policy["state"], "serving", "{policy:#}");
     client.turn(&turn("good")).await;
-    assert_eq!(wait_for_rows(&rig.ledger(), 11).await[10].number("cost_nanousd"), Some(2));
+    assert_eq!(
+        wait_for_rows(&rig.ledger(), 11).await[10].number("cost_nanousd"),
+        Some(2)
+    );
     rig.stop().await;
 }

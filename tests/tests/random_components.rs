@@ -30,9 +30,15 @@ fn load_all(seed: u64, make: impl Fn(&mut Chance) -> Option<Vec<u8>>) -> (usize,
         if begun.elapsed() > SPAN {
             break;
         }
-        let Some(bytes) = make(&mut chance) else { continue };
+        let Some(bytes) = make(&mut chance) else {
+            continue;
+        };
         fs::write(&path, &bytes).expect("the folder can be written");
-        let kind = [PolicyKind::Balancer, PolicyKind::Rewriter, PolicyKind::Pricer][case % 3];
+        let kind = [
+            PolicyKind::Balancer,
+            PolicyKind::Rewriter,
+            PolicyKind::Pricer,
+        ][case % 3];
         let policy = PolicyConfig {
             source: PolicySource::File(path.clone()),
             ..PolicyConfig::shipped("random", kind, json!({}))
@@ -41,13 +47,23 @@ fn load_all(seed: u64, make: impl Fn(&mut Chance) -> Option<Vec<u8>>) -> (usize,
         match load_alone(&engine, &policy) {
             Ok(_) => loaded += 1,
             Err(error) => {
-                assert!(!error.to_string().is_empty(), "case {case}: refused without a word");
+                assert!(
+                    !error.to_string().is_empty(),
+                    "case {case}: refused without a word"
+                );
                 refused += 1;
             }
         }
-        assert!(loading.elapsed() < LOAD_MAX, "case {case}: {:?} to load", loading.elapsed());
+        assert!(
+            loading.elapsed() < LOAD_MAX,
+            "case {case}: {:?} to load",
+            loading.elapsed()
+        );
     }
-    println!("seed {seed}: {loaded} loaded, {refused} refused in {:?}", begun.elapsed());
+    println!(
+        "seed {seed}: {loaded} loaded, {refused} refused in {:?}",
+        begun.elapsed()
+    );
     (loaded, refused)
 }
 
@@ -58,7 +74,8 @@ fn input(chance: &mut Chance) -> Vec<u8> {
 #[test]
 fn random_components_are_refused_and_nothing_else() {
     let (loaded, refused) = load_all(5, |chance| {
-        let component = Component::new(Config::default(), &mut Unstructured::new(&input(chance))).ok()?;
+        let component =
+            Component::new(Config::default(), &mut Unstructured::new(&input(chance))).ok()?;
         Some(component.to_bytes())
     });
     assert_eq!(loaded, 0, "none of them is a policy");

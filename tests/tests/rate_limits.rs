@@ -27,7 +27,9 @@ async fn separate(count: usize) -> (Rig, Vec<(Client, Account)>) {
     let config = rig.config(json!({ "credentials": credentials, "users": users }));
     let client = rig.start_polled(config).await;
     let tags = (0..count).map(|place| format!("c{place}"));
-    let each = tags.map(|tag| (client.token(&format!("token-{tag}")), rig.account(&tag))).collect();
+    let each = tags
+        .map(|tag| (client.token(&format!("token-{tag}")), rig.account(&tag)))
+        .collect();
     (rig, each)
 }
 
@@ -45,7 +47,9 @@ fn refusal() -> Reply {
 }
 
 fn outcomes(list: &[(&str, &str)]) -> Vec<(String, String)> {
-    list.iter().map(|(credential, outcome)| ((*credential).to_owned(), (*outcome).to_owned())).collect()
+    list.iter()
+        .map(|(credential, outcome)| ((*credential).to_owned(), (*outcome).to_owned()))
+        .collect()
 }
 
 // What the headers tell
@@ -54,9 +58,15 @@ fn outcomes(list: &[(&str, &str)]) -> Vec<(String, String)> {
 #[track_caller]
 fn check_known(name: &str, status: &Answer, five_hour: f64, weekly: f64) {
     let body = status.json();
-    let found = [&body["five_hour_utilization"], &body["weekly_utilization"]].map(|value| value.as_f64());
-    let near = |found: Option<f64>, used: f64| found.is_some_and(|found| (found - used - 1.0).abs() < 1e-6);
-    assert!(near(found[0], five_hour) && near(found[1], weekly), "{name}: {body}, expected {five_hour} and {weekly}");
+    let found =
+        [&body["five_hour_utilization"], &body["weekly_utilization"]].map(|value| value.as_f64());
+    let near = |found: Option<f64>, used: f64| {
+        found.is_some_and(|found| (found - used - 1.0).abs() < 1e-6)
+    };
+    assert!(
+        near(found[0], five_hour) && near(found[1], weekly),
+        "{name}: {body}, expected {five_hour} and {weekly}"
+    );
 }
 
 async fn status(client: &Client) -> Answer {
@@ -65,14 +75,25 @@ async fn status(client: &Client) -> Answer {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_form_of_the_headers_is_read_whatever_slot_a_window_stands_in() {
-    let forms = [HeaderForm::Plain, HeaderForm::ActiveLimit, HeaderForm::PlainBesideActiveLimit];
-    let cases = forms.map(|form| [(form, Slots::FiveHourFirst), (form, Slots::WeeklyFirst)]).concat();
+    let forms = [
+        HeaderForm::Plain,
+        HeaderForm::ActiveLimit,
+        HeaderForm::PlainBesideActiveLimit,
+    ];
+    let cases = forms
+        .map(|form| [(form, Slots::FiveHourFirst), (form, Slots::WeeklyFirst)])
+        .concat();
     let (mut rig, each) = separate(cases.len()).await;
     for ((form, slots), (client, account)) in cases.into_iter().zip(each) {
         let standing = Standing::new("plus").five_hour_used(40.5).weekly_used(30.0);
         account.set_standing(standing.header_form(form).slots(slots));
         client.turn(&turn("one")).await;
-        check_known(&format!("{form:?}, {slots:?}"), &status(&client).await, 40.5, 30.0);
+        check_known(
+            &format!("{form:?}, {slots:?}"),
+            &status(&client).await,
+            40.5,
+            30.0,
+        );
     }
     rig.stop().await;
 }
@@ -92,12 +113,18 @@ async fn fields_are_read_by_the_active_limit_and_windows_by_their_minutes() {
         ),
         (
             "a weekly window alone",
-            &[("x-codex-primary-used-percent", "12"), ("x-codex-primary-window-minutes", "10080")],
+            &[
+                ("x-codex-primary-used-percent", "12"),
+                ("x-codex-primary-window-minutes", "10080"),
+            ],
             (0.0, 12.0),
         ),
         (
             "a window of another length is neither",
-            &[("x-codex-primary-used-percent", "90"), ("x-codex-primary-window-minutes", "43200")],
+            &[
+                ("x-codex-primary-used-percent", "90"),
+                ("x-codex-primary-window-minutes", "43200"),
+            ],
             (0.0, 0.0),
         ),
         (
@@ -132,14 +159,21 @@ async fn fields_are_read_by_the_active_limit_and_windows_by_their_minutes() {
         ),
         (
             "no number",
-            &[("x-codex-primary-used-percent", "lots"), ("x-codex-primary-window-minutes", "300")],
+            &[
+                ("x-codex-primary-used-percent", "lots"),
+                ("x-codex-primary-window-minutes", "300"),
+            ],
             (0.0, 0.0),
         ),
     ];
     let (mut rig, each) = separate(cases.len()).await;
     for ((name, fields, (five_hour, weekly)), (client, account)) in cases.into_iter().zip(each) {
         let reply = Reply::ok().without_rate_limits();
-        account.then(fields.iter().fold(reply, |reply, (name, value)| reply.header(name, value)));
+        account.then(
+            fields
+                .iter()
+                .fold(reply, |reply, (name, value)| reply.header(name, value)),
+        );
         client.turn(&turn("one")).await;
         check_known(name, &status(&client).await, five_hour, weekly);
     }
@@ -152,7 +186,9 @@ async fn use_never_falls_within_a_window_and_starts_anew_with_the_next() {
     let (client, account) = &each[0];
     let (resets, week) = (unix_in(3600), unix_in(7 * 24 * 3600));
     let told = |five_hour: f64, resets: u64| {
-        let standing = Standing::new("plus").five_hour_used(five_hour).five_hour_resets_at(resets);
+        let standing = Standing::new("plus")
+            .five_hour_used(five_hour)
+            .five_hour_resets_at(resets);
         standing.weekly_resets_at(week).weekly_used(10.0)
     };
     for (standing, known) in [
@@ -170,7 +206,12 @@ async fn use_never_falls_within_a_window_and_starts_anew_with_the_next() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_headers_of_every_response_are_read_failed_ones_too() {
-    let replies = [Reply::raw(400, "no"), Reply::server_error(500), Reply::raw(204, ""), Reply::json(200, &json!({}))];
+    let replies = [
+        Reply::raw(400, "no"),
+        Reply::server_error(500),
+        Reply::raw(204, ""),
+        Reply::json(200, &json!({})),
+    ];
     let (mut rig, each) = separate(replies.len() + 1).await;
     for (reply, (client, account)) in replies.into_iter().zip(&each) {
         account.set_standing(Standing::new("plus").five_hour_used(40.0).weekly_used(30.0));
@@ -190,16 +231,39 @@ async fn the_headers_of_every_response_are_read_failed_ones_too() {
 /// The gateway says that all is exhausted for about that many seconds more, in all three places.
 #[track_caller]
 fn check_exhausted(name: &str, answer: &Answer, seconds: u64) {
-    assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS, "{name}: {}", answer.text());
+    assert_eq!(
+        answer.status,
+        StatusCode::TOO_MANY_REQUESTS,
+        "{name}: {}",
+        answer.text()
+    );
     let error = &answer.json()["error"];
     assert_eq!(error["type"], "usage_limit_reached", "{name}: {error}");
     assert_eq!(error["code"], "credentials_exhausted", "{name}: {error}");
-    assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{name}: {error}");
-    let near = |found: Option<u64>, expected: u64| found.is_some_and(|found| found.abs_diff(expected) <= 4);
-    assert!(near(error["resets_in_seconds"].as_u64(), seconds), "{name}: {error}, expected {seconds} s");
-    assert!(near(error["resets_at"].as_u64(), unix_in(seconds)), "{name}: {error}, expected in {seconds} s");
-    let retry_after = answer.header("retry-after").and_then(|value| value.parse().ok());
-    assert!(near(retry_after, seconds), "{name}: Retry-After {retry_after:?}, expected {seconds} s");
+    assert!(
+        error["message"]
+            .as_str()
+            .is_some_and(|message| !message.is_empty()),
+        "{name}: {error}"
+    );
+    let near = |found: Option<u64>, expected: u64| {
+        found.is_some_and(|found| found.abs_diff(expected) <= 4)
+    };
+    assert!(
+        near(error["resets_in_seconds"].as_u64(), seconds),
+        "{name}: {error}, expected {seconds} s"
+    );
+    assert!(
+        near(error["resets_at"].as_u64(), unix_in(seconds)),
+        "{name}: {error}, expected in {seconds} s"
+    );
+    let retry_after = answer
+        .header("retry-after")
+        .and_then(|value| value.parse().ok());
+    assert!(
+        near(retry_after, seconds),
+        "{name}: Retry-After {retry_after:?}, expected {seconds} s"
+    );
 }
 
 /// A refusal holds for so many seconds: on the request that met it and on the next, which does not go to upstream.
@@ -217,8 +281,12 @@ async fn check_refusals(cases: Vec<(&str, Standing, Reply, u64)>) {
 }
 
 fn http_date(seconds_from_now: i64) -> String {
-    let moment = OffsetDateTime::from(SystemTime::now()) + time::Duration::seconds(seconds_from_now);
-    moment.format(&Rfc2822).expect("a date of our time").replace("+0000", "GMT")
+    let moment =
+        OffsetDateTime::from(SystemTime::now()) + time::Duration::seconds(seconds_from_now);
+    moment
+        .format(&Rfc2822)
+        .expect("a date of our time")
+        .replace("+0000", "GMT")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -228,21 +296,53 @@ async fn a_refusal_lasts_as_the_headers_else_the_body_else_retry_after_tell() {
     check_refusals(vec![
         (
             "the 5-hour window's reset, before the body's word",
-            free().five_hour_used(100.0).five_hour_resets_at(unix_in(700)),
+            free()
+                .five_hour_used(100.0)
+                .five_hour_resets_at(unix_in(700)),
             limits().resets_in_seconds(60).retry_after("30"),
             700,
         ),
         (
             "the weekly window's reset, by the active limit",
-            free().weekly_used(100.0).weekly_resets_at(unix_in(7000)).header_form(HeaderForm::ActiveLimit),
+            free()
+                .weekly_used(100.0)
+                .weekly_resets_at(unix_in(7000))
+                .header_form(HeaderForm::ActiveLimit),
             limits().resets_in_seconds(60),
             7000,
         ),
-        ("the body's time", free(), refusal().resets_at(unix_in(900)).retry_after("30"), 900),
-        ("the body's span", free(), refusal().resets_in_seconds(800).retry_after("30"), 800),
-        ("Retry-After in seconds", free(), refusal().retry_after("120"), 120),
-        ("Retry-After as a date", free(), refusal().retry_after(&http_date(1200)), 1200),
-        ("a page with Retry-After", free(), Reply::raw(429, "<html>").without_rate_limits().retry_after("90"), 90),
+        (
+            "the body's time",
+            free(),
+            refusal().resets_at(unix_in(900)).retry_after("30"),
+            900,
+        ),
+        (
+            "the body's span",
+            free(),
+            refusal().resets_in_seconds(800).retry_after("30"),
+            800,
+        ),
+        (
+            "Retry-After in seconds",
+            free(),
+            refusal().retry_after("120"),
+            120,
+        ),
+        (
+            "Retry-After as a date",
+            free(),
+            refusal().retry_after(&http_date(1200)),
+            1200,
+        ),
+        (
+            "a page with Retry-After",
+            free(),
+            Reply::raw(429, "<html>")
+                .without_rate_limits()
+                .retry_after("90"),
+            90,
+        ),
     ])
     .await;
 }
@@ -252,14 +352,36 @@ async fn a_refusal_without_an_end_or_with_one_in_the_past_lasts_five_minutes() {
     let free = || Standing::new("plus");
     check_refusals(vec![
         ("nothing", free(), refusal(), 300),
-        ("an empty body", free(), Reply::raw(429, "").without_rate_limits(), 300),
-        ("a page", free(), Reply::raw(429, "<html>slow down</html>").without_rate_limits(), 300),
-        ("a past time in the body", free(), refusal().resets_at(unix_in(0) - 100), 300),
-        ("a past date", free(), refusal().retry_after("Sun, 06 Nov 1994 08:49:37 GMT"), 300),
+        (
+            "an empty body",
+            free(),
+            Reply::raw(429, "").without_rate_limits(),
+            300,
+        ),
+        (
+            "a page",
+            free(),
+            Reply::raw(429, "<html>slow down</html>").without_rate_limits(),
+            300,
+        ),
+        (
+            "a past time in the body",
+            free(),
+            refusal().resets_at(unix_in(0) - 100),
+            300,
+        ),
+        (
+            "a past date",
+            free(),
+            refusal().retry_after("Sun, 06 Nov 1994 08:49:37 GMT"),
+            300,
+        ),
         ("no date", free(), refusal().retry_after("soon"), 300),
         (
             "a past reset of the window",
-            free().five_hour_used(100.0).five_hour_resets_at(unix_in(0) - 100),
+            free()
+                .five_hour_used(100.0)
+                .five_hour_resets_at(unix_in(0) - 100),
             Reply::usage_limit_reached(),
             300,
         ),
@@ -272,7 +394,12 @@ async fn a_packed_refusal_tells_its_end_too() {
     let packed = |encoding| refusal().resets_in_seconds(800).encoded(encoding);
     check_refusals(vec![
         ("gzip", Standing::new("plus"), packed(Encoding::Gzip), 800),
-        ("deflate", Standing::new("plus"), packed(Encoding::Deflate), 800),
+        (
+            "deflate",
+            Standing::new("plus"),
+            packed(Encoding::Deflate),
+            800,
+        ),
         ("zstd", Standing::new("plus"), packed(Encoding::Zstd), 800),
         ("br", Standing::new("plus"), packed(Encoding::Brotli), 800),
     ])
@@ -283,7 +410,9 @@ async fn a_packed_refusal_tells_its_end_too() {
 async fn a_pool_over_its_caps_is_exhausted_until_its_windows_reset() {
     let (mut rig, each) = separate(1).await;
     let (client, account) = &each[0];
-    let standing = Standing::new("plus").five_hour_used(99.5).five_hour_resets_at(unix_in(500));
+    let standing = Standing::new("plus")
+        .five_hour_used(99.5)
+        .five_hour_resets_at(unix_in(500));
     account.set_standing(standing);
     client.turn(&turn("one")).await;
     check_exhausted("over a cap", &client.turn(&turn("one")).await, 500);
@@ -296,7 +425,10 @@ async fn a_refused_credential_of_its_own_is_not_asked_again() {
     let config = rig.config(json!({ "credentials": [rig.oauth("a")] }));
     let client = rig.start(config).await;
     rig.account("a").then(refusal().resets_in_seconds(600));
-    assert_eq!(client.turn(&turn("one")).await.status, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(
+        client.turn(&turn("one")).await.status,
+        StatusCode::TOO_MANY_REQUESTS
+    );
     check_exhausted("the next", &client.turn(&turn("one")).await, 600);
     assert_eq!(rig.upstream.turns().len(), 1);
     rig.stop().await;
@@ -310,23 +442,42 @@ async fn a_refused_request_goes_to_the_next_credential_exactly_as_it_was() {
     for tag in ["a", "b"] {
         rig.account(tag).then(refusal().resets_in_seconds(600));
     }
-    let body = format!("{{ \"model\":\"gpt-5.4\",\t\"stream\":true, \"input\":\"{}\" }}\n", "é".repeat(700_000));
-    let client = client.header("x-theirs", "kept").header("accept", "text/event-stream");
+    let body = format!(
+        "{{ \"model\":\"gpt-5.4\",\t\"stream\":true, \"input\":\"{}\" }}\n",
+        "é".repeat(700_000)
+    );
+    let client = client
+        .header("x-theirs", "kept")
+        .header("accept", "text/event-stream");
 
-    let answer = client.ask(Method::POST, "/v1/responses?x=1", body.clone()).await;
+    let answer = client
+        .ask(Method::POST, "/v1/responses?x=1", body.clone())
+        .await;
 
     assert_eq!(answer.status, StatusCode::OK);
     let seen = rig.upstream.turns();
-    let accounts: Vec<&str> = seen.iter().filter_map(|seen| seen.account.as_deref()).collect();
+    let accounts: Vec<&str> = seen
+        .iter()
+        .filter_map(|seen| seen.account.as_deref())
+        .collect();
     assert_eq!(accounts, ["account-a", "account-b", "account-c"]);
     for seen in &seen {
         assert!(seen.body == body, "another body");
         assert_eq!(seen.target, "/backend-api/codex/responses?x=1");
-        assert_eq!((seen.header("x-theirs"), seen.header("accept")), (Some("kept"), Some("text/event-stream")));
+        assert_eq!(
+            (seen.header("x-theirs"), seen.header("accept")),
+            (Some("kept"), Some("text/event-stream"))
+        );
     }
     let row = &wait_for_rows(&rig.ledger(), 1).await[0];
-    assert_eq!(row.attempts(), outcomes(&[("a", "429"), ("b", "429"), ("c", "200")]));
-    assert_eq!((row.text("credential"), row.number("status")), (Some("c"), Some(200)));
+    assert_eq!(
+        row.attempts(),
+        outcomes(&[("a", "429"), ("b", "429"), ("c", "200")])
+    );
+    assert_eq!(
+        (row.text("credential"), row.number("status")),
+        (Some("c"), Some(200))
+    );
     rig.stop().await;
 }
 
@@ -340,11 +491,20 @@ async fn when_all_are_refused_the_first_to_come_back_tells_when() {
     check_exhausted("none tried", &client.turn(&turn("one")).await, 400);
     assert_eq!(rig.upstream.turns().len(), 3, "each at most once");
     let rows = wait_for_rows(&rig.ledger(), 2).await;
-    assert_eq!(rows[0].attempts(), outcomes(&[("a", "429"), ("b", "429"), ("c", "429")]));
+    assert_eq!(
+        rows[0].attempts(),
+        outcomes(&[("a", "429"), ("b", "429"), ("c", "429")])
+    );
     assert_eq!(rows[1].attempts(), []);
     for row in rows {
-        assert_eq!((row.text("end"), row.number("status")), (Some("failed"), Some(429)));
-        assert_eq!((row.number("cost_nanousd"), row.text("unpriced_reason")), (None, None));
+        assert_eq!(
+            (row.text("end"), row.number("status")),
+            (Some("failed"), Some(429))
+        );
+        assert_eq!(
+            (row.number("cost_nanousd"), row.text("unpriced_reason")),
+            (None, None)
+        );
     }
     rig.stop().await;
 }
@@ -352,11 +512,16 @@ async fn when_all_are_refused_the_first_to_come_back_tells_when() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_token_sends_the_request_to_the_next_credential() {
     let (mut rig, client) = pool(&["a", "b"]).await;
-    rig.account("a").always(Reply::error(401, "invalid_request_error", "expired"));
+    rig.account("a")
+        .always(Reply::error(401, "invalid_request_error", "expired"));
     assert_eq!(client.turn(&turn("one")).await.status, StatusCode::OK);
     let attempts = wait_for_rows(&rig.ledger(), 1).await[0].attempts();
     assert_eq!(attempts.last(), outcomes(&[("b", "200")]).last());
-    assert!(attempts[..attempts.len() - 1].iter().all(|attempt| *attempt == outcomes(&[("a", "401")])[0]));
+    assert!(
+        attempts[..attempts.len() - 1]
+            .iter()
+            .all(|attempt| *attempt == outcomes(&[("a", "401")])[0])
+    );
     rig.stop().await;
 }
 
@@ -366,9 +531,17 @@ async fn what_is_no_refusal_is_answered_and_not_tried_elsewhere() {
     for status in [400, 403, 404, 500, 501] {
         rig.account("a").then(Reply::raw(status, "theirs"));
         let answer = client.turn(&turn("one")).await;
-        assert_eq!((answer.status.as_u16(), answer.text().as_str()), (status, "theirs"));
+        assert_eq!(
+            (answer.status.as_u16(), answer.text().as_str()),
+            (status, "theirs")
+        );
     }
-    assert!(rig.upstream.turns().iter().all(|seen| seen.account.as_deref() == Some("account-a")));
+    assert!(
+        rig.upstream
+            .turns()
+            .iter()
+            .all(|seen| seen.account.as_deref() == Some("account-a"))
+    );
     rig.stop().await;
 }
 
@@ -385,7 +558,9 @@ async fn after_a_byte_of_an_answer_nobody_else_is_asked() {
 async fn a_refusal_of_one_request_leaves_anothers_stream_alone() {
     let (mut rig, client) = pool(&["a", "b"]).await;
     let gate = Gate::new();
-    rig.account("a").then(Reply::ok().hold_after(2, &gate)).then(refusal().resets_in_seconds(600));
+    rig.account("a")
+        .then(Reply::ok().hold_after(2, &gate))
+        .then(refusal().resets_in_seconds(600));
     let mut stream = client.start_turn(&turn("one")).await;
     stream.until("output_text.delta").await;
     assert_eq!(client.turn(&turn("two")).await.status, StatusCode::OK);
@@ -411,7 +586,10 @@ async fn pool_with_little_room() -> (Rig, Client) {
 /// A turn whose text is so long.
 fn body_of(bytes: usize) -> String {
     let empty = r#"{"model":"gpt-5.4","stream":true,"input":""}"#.len();
-    format!(r#"{{"model":"gpt-5.4","stream":true,"input":"{}"}}"#, "x".repeat(bytes - empty))
+    format!(
+        r#"{{"model":"gpt-5.4","stream":true,"input":"{}"}}"#,
+        "x".repeat(bytes - empty)
+    )
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -419,7 +597,9 @@ async fn a_body_of_the_kept_length_is_sent_again() {
     let (mut rig, client) = pool_with_little_room().await;
     rig.account("a").then(refusal().resets_in_seconds(600));
     let body = body_of(REPLAY_BYTES);
-    let answer = client.ask(Method::POST, "/v1/responses", body.clone()).await;
+    let answer = client
+        .ask(Method::POST, "/v1/responses", body.clone())
+        .await;
     assert_eq!(answer.status, StatusCode::OK);
     let seen = rig.upstream.turns();
     assert_eq!(seen.len(), 2);
@@ -432,10 +612,16 @@ async fn a_body_past_the_kept_length_goes_through_whole() {
     let (mut rig, client) = pool_with_little_room().await;
     for bytes in [REPLAY_BYTES + 1, 3 << 20] {
         let body = body_of(bytes);
-        let answer = client.header("x-theirs", "kept").ask(Method::POST, "/v1/responses", body.clone()).await;
+        let answer = client
+            .header("x-theirs", "kept")
+            .ask(Method::POST, "/v1/responses", body.clone())
+            .await;
         assert_eq!(answer.status, StatusCode::OK);
         let seen = rig.upstream.turns().pop().expect("a turn");
-        assert!(seen.body == body && seen.header("x-theirs") == Some("kept"), "{bytes} bytes");
+        assert!(
+            seen.body == body && seen.header("x-theirs") == Some("kept"),
+            "{bytes} bytes"
+        );
     }
     rig.stop().await;
 }
@@ -445,9 +631,22 @@ async fn a_body_past_the_kept_length_is_not_sent_again() {
     for bytes in [REPLAY_BYTES + 1, 3 << 20] {
         let (mut rig, client) = pool_with_little_room().await;
         rig.account("a").then(refusal().resets_in_seconds(600));
-        let answer = client.ask(Method::POST, "/v1/responses", body_of(bytes)).await;
-        let accounts: Vec<Option<String>> = rig.upstream.turns().into_iter().map(|seen| seen.account).collect();
-        assert_eq!(accounts, [Some("account-a".to_owned())], "{bytes} bytes, {}: {}", answer.status, answer.text());
+        let answer = client
+            .ask(Method::POST, "/v1/responses", body_of(bytes))
+            .await;
+        let accounts: Vec<Option<String>> = rig
+            .upstream
+            .turns()
+            .into_iter()
+            .map(|seen| seen.account)
+            .collect();
+        assert_eq!(
+            accounts,
+            [Some("account-a".to_owned())],
+            "{bytes} bytes, {}: {}",
+            answer.status,
+            answer.text()
+        );
         rig.stop().await;
     }
 }
@@ -456,8 +655,15 @@ async fn a_body_past_the_kept_length_is_not_sent_again() {
 async fn a_request_that_cannot_be_moved_is_answered_503_while_another_credential_is_usable() {
     let (mut rig, client) = pool_with_little_room().await;
     rig.account("a").then(refusal().resets_in_seconds(600));
-    let answer = client.ask(Method::POST, "/v1/responses", body_of(REPLAY_BYTES + 1)).await;
-    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{}", answer.text());
+    let answer = client
+        .ask(Method::POST, "/v1/responses", body_of(REPLAY_BYTES + 1))
+        .await;
+    assert_eq!(
+        answer.status,
+        StatusCode::SERVICE_UNAVAILABLE,
+        "{}",
+        answer.text()
+    );
     assert_eq!(answer.json()["error"]["code"], "credential_usage_exhausted");
     rig.stop().await;
 }
@@ -471,16 +677,24 @@ const MOVED_MAX: Duration = Duration::from_secs(5);
 async fn a_request_that_waits_for_its_answer_moves_when_its_credential_is_refused() {
     let (mut rig, client) = pool(&["a", "b"]).await;
     let never = Gate::new();
-    rig.account("a").then(Reply::ok().hold_head(&never)).then(refusal().resets_in_seconds(600));
+    rig.account("a")
+        .then(Reply::ok().hold_head(&never))
+        .then(refusal().resets_in_seconds(600));
     let first = client.clone();
     let waiting = tokio::spawn(async move { first.turn(&turn("one")).await });
     never.wait_until_reached().await;
     assert_eq!(client.turn(&turn("two")).await.status, StatusCode::OK);
 
-    let moved = timeout(MOVED_MAX, waiting).await.expect("an answer from the other credential").expect("no panic");
+    let moved = timeout(MOVED_MAX, waiting)
+        .await
+        .expect("an answer from the other credential")
+        .expect("no panic");
 
     assert_eq!(moved.status, StatusCode::OK);
-    let row = wait_for_rows(&rig.ledger(), 2).await.pop().expect("two rows");
+    let row = wait_for_rows(&rig.ledger(), 2)
+        .await
+        .pop()
+        .expect("two rows");
     assert_eq!(row.attempts().last(), outcomes(&[("b", "200")]).last());
     rig.stop().await;
 }
@@ -489,14 +703,22 @@ async fn a_request_that_waits_for_its_answer_moves_when_its_credential_is_refuse
 async fn a_request_that_waits_and_cannot_be_moved_is_answered_503_when_its_credential_is_refused() {
     let (mut rig, client) = pool_with_little_room().await;
     let never = Gate::new();
-    rig.account("a").then(Reply::ok().hold_head(&never)).then(refusal().resets_in_seconds(600));
+    rig.account("a")
+        .then(Reply::ok().hold_head(&never))
+        .then(refusal().resets_in_seconds(600));
     let first = client.clone();
-    let waiting =
-        tokio::spawn(async move { first.ask(Method::POST, "/v1/responses", body_of(REPLAY_BYTES + 1)).await });
+    let waiting = tokio::spawn(async move {
+        first
+            .ask(Method::POST, "/v1/responses", body_of(REPLAY_BYTES + 1))
+            .await
+    });
     never.wait_until_reached().await;
     assert_eq!(client.turn(&turn("two")).await.status, StatusCode::OK);
 
-    let answer = timeout(MOVED_MAX, waiting).await.expect("an answer of the gateway's").expect("no panic");
+    let answer = timeout(MOVED_MAX, waiting)
+        .await
+        .expect("an answer of the gateway's")
+        .expect("no panic");
 
     assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(answer.json()["error"]["code"], "credential_usage_exhausted");
@@ -513,7 +735,9 @@ async fn door(upstream: SocketAddr) -> (SocketAddr, JoinHandle<()>) {
         loop {
             let (mut near, _) = listener.accept().await.expect("a connection");
             tokio::spawn(async move {
-                let mut far = TcpStream::connect(upstream).await.expect("upstream listens");
+                let mut far = TcpStream::connect(upstream)
+                    .await
+                    .expect("upstream listens");
                 let _ = copy_bidirectional(&mut near, &mut far).await;
             });
         }
@@ -551,7 +775,10 @@ async fn a_failure_to_connect_sends_the_request_to_the_next_credential() {
 
     assert_eq!(answer.status, StatusCode::OK);
     let rows = wait_for_rows(&rig.ledger(), 5).await;
-    assert_eq!(rows[4].attempts(), outcomes(&[("a", "unreachable"), ("b", "200")]));
+    assert_eq!(
+        rows[4].attempts(),
+        outcomes(&[("a", "unreachable"), ("b", "200")])
+    );
     rig.stop().await;
 }
 
@@ -563,7 +790,10 @@ async fn where_nobody_can_be_connected_each_is_tried_once_and_the_answer_is_502(
     assert_eq!(answer.status, StatusCode::BAD_GATEWAY);
     assert_eq!(answer.json()["error"]["type"], "api_error");
     let row = &wait_for_rows(&rig.ledger(), 1).await[0];
-    assert_eq!(row.attempts(), outcomes(&[("a", "unreachable"), ("b", "unreachable")]));
+    assert_eq!(
+        row.attempts(),
+        outcomes(&[("a", "unreachable"), ("b", "unreachable")])
+    );
     rig.stop().await;
 }
 
@@ -572,7 +802,10 @@ async fn where_nobody_can_be_connected_each_is_tried_once_and_the_answer_is_502(
 #[tokio::test(flavor = "multi_thread")]
 async fn what_comes_late_of_an_account_says_nothing_of_the_one_that_its_file_has_by_then() {
     let used_up = Standing::new("plus").weekly_used(100.0);
-    for (name, late) in [("a 429", refusal().resets_in_seconds(600)), ("headers", Reply::ok())] {
+    for (name, late) in [
+        ("a 429", refusal().resets_in_seconds(600)),
+        ("headers", Reply::ok()),
+    ] {
         let mut rig = Rig::new().await;
         let config = rig.config(json!({ "credentials": [rig.oauth("a")] }));
         let client = rig.start_polled(config).await;
@@ -588,16 +821,33 @@ async fn what_comes_late_of_an_account_says_nothing_of_the_one_that_its_file_has
         let new = rig.upstream.account("access-new", "account-new");
         // A poll of the new account's would put right what is wrong.
         new.always_for_poll(Reply::ok().hold_head(&Gate::new()));
-        replace_file(&rig.credential_file("a"), oauth_file("access-new", "account-new").to_string());
+        replace_file(
+            &rig.credential_file("a"),
+            oauth_file("access-new", "account-new").to_string(),
+        );
         let is_so = |found: &Value| found["refreshed_at"] != before && found["state"] == "ready";
-        rig.wait_for_credential("a", Duration::from_secs(20), "the new account", is_so).await;
+        rig.wait_for_credential("a", Duration::from_secs(20), "the new account", is_so)
+            .await;
         gate.open();
         let answer = waiting.await.expect("no panic");
-        assert_eq!(answer.status.as_u16(), if name == "headers" { 200 } else { 429 }, "{name}: {}", answer.text());
+        assert_eq!(
+            answer.status.as_u16(),
+            if name == "headers" { 200 } else { 429 },
+            "{name}: {}",
+            answer.text()
+        );
         let status = rig.credential("a").await;
-        assert_eq!((&status["state"], &status["usable"]), (&json!("ready"), &json!(true)), "{name}: {status:#}");
+        assert_eq!(
+            (&status["state"], &status["usable"]),
+            (&json!("ready"), &json!(true)),
+            "{name}: {status:#}"
+        );
         assert_ne!(status["weekly"]["used"], 100.0, "{name}: {status:#}");
-        assert_eq!(client.turn(&turn("one")).await.status, StatusCode::OK, "{name}");
+        assert_eq!(
+            client.turn(&turn("one")).await.status,
+            StatusCode::OK,
+            "{name}"
+        );
         assert_eq!(new.turn_count(), 1, "{name}");
         rig.stop().await;
     }
@@ -607,19 +857,28 @@ async fn what_comes_late_of_an_account_says_nothing_of_the_one_that_its_file_has
 async fn an_auth_file_that_comes_or_is_mended_later_is_picked_up() {
     let good = oauth_file("access-a", "account-a").to_string();
     let begin = |text: &str| Some(text.to_owned());
-    for (name, first) in
-        [("missing", None), ("empty", begin("")), ("cut off", begin(&good[..40])), ("a list", begin("[]"))]
-    {
+    for (name, first) in [
+        ("missing", None),
+        ("empty", begin("")),
+        ("cut off", begin(&good[..40])),
+        ("a list", begin("[]")),
+    ] {
         let mut rig = Rig::new().await;
         rig.account("a");
         if let Some(text) = first {
             rig.write("a.json", text);
         }
-        let config = rig.config(json!({ "credentials": [{"tag": "a", "credential_path": rig.path("a.json")}] }));
+        let config = rig.config(
+            json!({ "credentials": [{"tag": "a", "credential_path": rig.path("a.json")}] }),
+        );
         let client = rig.start(config).await;
         let answer = client.turn(&turn("one")).await;
         assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{name}");
-        assert_eq!(answer.json()["error"]["code"], "credentials_unavailable", "{name}");
+        assert_eq!(
+            answer.json()["error"]["code"],
+            "credentials_unavailable",
+            "{name}"
+        );
 
         rig.write("a.json", &good);
         wait_until_served(&client, name).await;
@@ -636,7 +895,10 @@ async fn wait_until_served(client: &Client, name: &str) {
             return;
         }
         let body: Value = answer.json();
-        assert!(begun.elapsed() < Duration::from_secs(8), "{name}: still {body}");
+        assert!(
+            begun.elapsed() < Duration::from_secs(8),
+            "{name}: still {body}"
+        );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }

@@ -36,7 +36,12 @@ fn config(rig: &Rig) -> Value {
     };
     config["policies"] = json!([
         own("chooses", "balancer", "round-robin", json!({})),
-        own("writes", "rewriter", "standard-headers", json!({ "set": { "x-own": [HEADER] } })),
+        own(
+            "writes",
+            "rewriter",
+            "standard-headers",
+            json!({ "set": { "x-own": [HEADER] } })
+        ),
         own("prices", "pricer", "openai-pricing", json!({})),
     ]);
     config
@@ -50,13 +55,23 @@ async fn calls(rig: &Rig, name: &str, count: usize) -> Vec<Value> {
         let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
         let found: Vec<Value> = whole
             .lines()
-            .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
+            .map(|line| {
+                serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))
+            })
             .collect();
-        assert!(found.len() <= count, "{} calls, expected {count}", found.len());
+        assert!(
+            found.len() <= count,
+            "{} calls, expected {count}",
+            found.len()
+        );
         if found.len() == count {
             return found;
         }
-        assert!(begun.elapsed() < WAIT_MAX, "{} calls, expected {count}", found.len());
+        assert!(
+            begun.elapsed() < WAIT_MAX,
+            "{} calls, expected {count}",
+            found.len()
+        );
         // A thread writes it, and tells nobody.
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -78,24 +93,37 @@ async fn each_call_is_a_line_with_its_arguments_its_result_and_who_said_it() {
     let config = config(&rig);
     let client = rig.start_polled(config).await.token(ALICE);
     let ids = turns(&client, 3).await;
-    for (tag, call, each) in [("chooses", "pick", 1), ("writes", "rewrite-request", 1), ("prices", "price", 1)] {
+    for (tag, call, each) in [
+        ("chooses", "pick", 1),
+        ("writes", "rewrite-request", 1),
+        ("prices", "price", 1),
+    ] {
         let policy = rig.policy(tag).await;
         let found = calls(&rig, &format!("{tag}.jsonl"), 3 * each).await;
         for (call_of, id) in found.iter().zip(&ids) {
             assert_eq!(call_of["policy"], tag);
-            assert_eq!((&call_of["generation"], &call_of["digest"]), (&json!(1), &policy["digest"]));
+            assert_eq!(
+                (&call_of["generation"], &call_of["digest"]),
+                (&json!(1), &policy["digest"])
+            );
             assert_eq!(call_of["call"], call, "{call_of:#}");
             assert_eq!(call_of["request"]["request_id"], *id);
             assert!(call_of["took_ns"].is_u64(), "{call_of:#}");
         }
-        let mode = fs::metadata(rig.path(&format!("{tag}.jsonl"))).expect("it is there").permissions().mode();
+        let mode = fs::metadata(rig.path(&format!("{tag}.jsonl")))
+            .expect("it is there")
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600, "{tag}");
     }
     let picked = calls(&rig, "chooses.jsonl", 3).await;
     let rows = wait_for_rows(&rig.ledger(), 3).await;
     for (call, row) in picked.iter().zip(&rows) {
-        let (members, columns, table) =
-            (&call["members"], call["columns"].as_array().expect("a list"), call["table"].as_array().expect("a list"));
+        let (members, columns, table) = (
+            &call["members"],
+            call["columns"].as_array().expect("a list"),
+            call["table"].as_array().expect("a list"),
+        );
         assert_eq!(*members, json!([["canary", "plus"], ["other", "plus"]]));
         assert_eq!(table.len(), 2 * columns.len());
         assert_eq!(call["home"], -1);
@@ -107,8 +135,16 @@ async fn each_call_is_a_line_with_its_arguments_its_result_and_who_said_it() {
         assert_eq!(call["said"]["nanousd"].as_i64(), row.number("cost_nanousd"));
     }
     let edits = &calls(&rig, "writes.jsonl", 3).await[0]["said"]["edits"];
-    assert_eq!((&edits[0]["edit"], &edits[0]["name"]), (&json!("set"), &json!("x-own")));
-    assert!(edits[0]["value_sha256"].as_str().is_some_and(|digest| digest.len() == 16), "{edits:#}");
+    assert_eq!(
+        (&edits[0]["edit"], &edits[0]["name"]),
+        (&json!("set"), &json!("x-own"))
+    );
+    assert!(
+        edits[0]["value_sha256"]
+            .as_str()
+            .is_some_and(|digest| digest.len() == 16),
+        "{edits:#}"
+    );
     rig.stop().await;
 }
 
@@ -121,13 +157,29 @@ async fn check_no_secret(rewriters: [&str; 2]) {
         "record": rig.path("spies.jsonl"),
     }));
     config["services"][0]["rewriters"] = json!(rewriters);
-    let client = rig.start(config).await.token(ALICE).header("cookie", COOKIE).header("x-auth-token", SENT);
+    let client = rig
+        .start(config)
+        .await
+        .token(ALICE)
+        .header("cookie", COOKIE)
+        .header("x-auth-token", SENT);
     turns(&client, 2).await;
     for (tag, count) in [("chooses", 2), ("writes", 2), ("prices", 2), ("spies", 4)] {
         calls(&rig, &format!("{tag}.jsonl"), count).await;
         let text = fs::read_to_string(rig.path(&format!("{tag}.jsonl"))).expect("it is there");
-        for secret in [ALICE, COOKIE, HEADER, ACCESS, "refresh-access", "account-canary", SENT] {
-            assert!(!text.contains(secret), "{secret} is in the record of {tag}: {text}");
+        for secret in [
+            ALICE,
+            COOKIE,
+            HEADER,
+            ACCESS,
+            "refresh-access",
+            "account-canary",
+            SENT,
+        ] {
+            assert!(
+                !text.contains(secret),
+                "{secret} is in the record of {tag}: {text}"
+            );
         }
     }
     rig.stop().await;
@@ -145,32 +197,60 @@ async fn no_record_has_the_header_value_that_an_earlier_policy_set() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_record_begins_anew_and_so_many_are_kept() {
-    for (kept, files) in [(2, &["r", "r.1", "r.2"][..]), (1, &["r", "r.1"]), (0, &["r"])] {
+    for (kept, files) in [
+        (2, &["r", "r.1", "r.2"][..]),
+        (1, &["r", "r.1"]),
+        (0, &["r"]),
+    ] {
         let mut rig = Rig::new().await;
         let mut config = config(&rig);
         fs::create_dir(rig.path("records")).expect("a folder can be made");
         config["policies"][2]["record"] = json!(rig.path("records/r"));
-        config["limits"] = json!({ "policy_record_bytes": RECORD_BYTES, "policy_record_files": kept });
+        config["limits"] =
+            json!({ "policy_record_bytes": RECORD_BYTES, "policy_record_files": kept });
         let client = rig.start(config).await.token(ALICE);
         let ids = turns(&client, 60).await;
         // Its end writes what waits.
         rig.stop().await;
         let entries = fs::read_dir(rig.path("records")).expect("it is there");
-        let found: BTreeSet<String> =
-            entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("a plain name")).collect();
-        assert_eq!(found, files.iter().map(|name| (*name).to_owned()).collect(), "{kept} are kept");
+        let found: BTreeSet<String> = entries
+            .map(|entry| {
+                entry
+                    .expect("an entry")
+                    .file_name()
+                    .into_string()
+                    .expect("a plain name")
+            })
+            .collect();
+        assert_eq!(
+            found,
+            files.iter().map(|name| (*name).to_owned()).collect(),
+            "{kept} are kept"
+        );
         let mut newest = Vec::new();
         for name in files.iter().rev() {
             let path = rig.path("records").join(name);
             let meta = fs::metadata(&path).expect("it is there");
-            assert!(meta.len() <= RECORD_BYTES, "{name} of {kept}: {} bytes", meta.len());
+            assert!(
+                meta.len() <= RECORD_BYTES,
+                "{name} of {kept}: {} bytes",
+                meta.len()
+            );
             assert_eq!(meta.permissions().mode() & 0o777, 0o600, "{name}");
             for line in fs::read_to_string(&path).expect("it is text").lines() {
                 let call: Value = serde_json::from_str(line).expect("a whole call");
-                newest.push(call["request"]["request_id"].as_str().expect("an id").to_owned());
+                newest.push(
+                    call["request"]["request_id"]
+                        .as_str()
+                        .expect("an id")
+                        .to_owned(),
+                );
             }
         }
-        assert!(!newest.is_empty() && ids.ends_with(&newest), "{kept}: they are the newest, in order");
+        assert!(
+            !newest.is_empty() && ids.ends_with(&newest),
+            "{kept}: they are the newest, in order"
+        );
     }
 }
 
@@ -198,30 +278,52 @@ async fn a_record_that_was_removed_begins_anew_when_it_is_full() {
     fs::remove_file(rig.path("prices.jsonl")).expect("it is there");
     turns(&client, 60).await;
     rig.stop().await;
-    assert!(rig.path("prices.jsonl").exists(), "further calls are recorded");
+    assert!(
+        rig.path("prices.jsonl").exists(),
+        "further calls are recorded"
+    );
 }
 
 // Where it cannot be written
 
 fn make_fifo(path: &Path) {
-    let name = CString::new(path.to_str().expect("temporary folders have plain names")).expect("no NUL");
+    let name =
+        CString::new(path.to_str().expect("temporary folders have plain names")).expect("no NUL");
     // SAFETY: the path is a C string that lives longer than the call.
-    assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0, "{}", std::io::Error::last_os_error());
+    assert_eq!(
+        unsafe { libc::mkfifo(name.as_ptr(), 0o600) },
+        0,
+        "{}",
+        std::io::Error::last_os_error()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_place_that_is_no_file_is_named_at_the_start() {
     for (what, make) in [
         ("a FIFO", make_fifo as fn(&Path)),
-        ("a folder", |path| fs::create_dir(path).expect("a folder can be made")),
-        ("a socket", |path| drop(std::os::unix::net::UnixListener::bind(path).expect("it binds"))),
-        ("a link to nowhere", |path| std::os::unix::fs::symlink("/nowhere/at/all", path).expect("a link can be made")),
-        ("a device", |path| std::os::unix::fs::symlink("/dev/null", path).expect("a link can be made")),
+        ("a folder", |path| {
+            fs::create_dir(path).expect("a folder can be made")
+        }),
+        ("a socket", |path| {
+            drop(std::os::unix::net::UnixListener::bind(path).expect("it binds"))
+        }),
+        ("a link to nowhere", |path| {
+            std::os::unix::fs::symlink("/nowhere/at/all", path).expect("a link can be made")
+        }),
+        ("a device", |path| {
+            std::os::unix::fs::symlink("/dev/null", path).expect("a link can be made")
+        }),
     ] {
         let mut rig = Rig::new().await;
         let config = config(&rig);
         make(&rig.path("prices.jsonl"));
-        let error = rig.try_start(config).await.err().unwrap_or_else(|| panic!("{what}: it starts")).to_string();
+        let error = rig
+            .try_start(config)
+            .await
+            .err()
+            .unwrap_or_else(|| panic!("{what}: it starts"))
+            .to_string();
         for named in ["policies[2]", "prices.jsonl"] {
             assert!(error.contains(named), "{what}: {named} is not in {error}");
         }
@@ -231,7 +333,9 @@ async fn a_place_that_is_no_file_is_named_at_the_start() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_loses_calls_and_no_request() {
     let mut rig = Rig::new().await;
-    let Some(disk) = Mounted::new(&rig.path("disk"), 256 * 1024) else { return };
+    let Some(disk) = Mounted::new(&rig.path("disk"), 256 * 1024) else {
+        return;
+    };
     let mut config = config(&rig);
     let record = rig.path("disk/record");
     config["policies"][2]["record"] = json!(record);
@@ -243,8 +347,15 @@ async fn a_full_disk_loses_calls_and_no_request() {
     turns(&client, 5).await;
     rig.stop().await;
     let text = fs::read_to_string(&record).expect("it is there");
-    let whole = text.lines().filter(|line| serde_json::from_str::<Value>(line).is_ok()).count();
-    assert!(whole >= 5 && text.ends_with('\n'), "{whole} of {} lines are whole", text.lines().count());
+    let whole = text
+        .lines()
+        .filter(|line| serde_json::from_str::<Value>(line).is_ok())
+        .count();
+    assert!(
+        whole >= 5 && text.ends_with('\n'),
+        "{whole} of {} lines are whole",
+        text.lines().count()
+    );
 }
 
 // Shadows
@@ -266,12 +377,22 @@ async fn wait_for_compared(rig: &Rig, count: u64) -> Value {
         let count_of = |name: &str| policy["shadow"][name].as_u64().unwrap_or_default();
         count_of("compared") + count_of("left_out") >= count
     };
-    rig.wait_for_policy("mine", "the shadow was asked", is_so).await["shadow"].clone()
+    rig.wait_for_policy("mine", "the shadow was asked", is_so)
+        .await["shadow"]
+        .clone()
 }
 
 async fn disagreements(rig: &Rig) -> Vec<Value> {
-    let told = tollgate_tests::ask_socket(&rig.socket(), Method::GET, "/api/policies/mine/disagreements").await;
-    told.json()["disagreements"].as_array().expect("a list").clone()
+    let told = tollgate_tests::ask_socket(
+        &rig.socket(),
+        Method::GET,
+        "/api/policies/mine/disagreements",
+    )
+    .await;
+    told.json()["disagreements"]
+        .as_array()
+        .expect("a list")
+        .clone()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -281,7 +402,10 @@ async fn a_shadow_of_the_same_component_never_disagrees() {
     let client = shadowed(&mut rig, policy(&pricing, &pricing)).await;
     turns(&client, 20).await;
     let found = wait_for_compared(&rig, 20).await;
-    assert_eq!((&found["compared"], &found["disagreed"], &found["left_out"]), (&json!(20), &json!(0), &json!(0)));
+    assert_eq!(
+        (&found["compared"], &found["disagreed"], &found["left_out"]),
+        (&json!(20), &json!(0), &json!(0))
+    );
     assert_eq!(found["digest"], rig.policy("mine").await["digest"]);
     assert!(disagreements(&rig).await.is_empty());
     rig.stop().await;
@@ -306,9 +430,17 @@ async fn a_shadow_that_fails_touches_no_request() {
         let client = of_faults(&mut rig, fault).await;
         turns(&client, 10).await;
         let found = wait_for_compared(&rig, 3).await;
-        assert_eq!(rig.policy("mine").await["state"], "quarantined", "{fault}: {found:#}");
+        assert_eq!(
+            rig.policy("mine").await["state"],
+            "quarantined",
+            "{fault}: {found:#}"
+        );
         let rows = wait_for_rows(&rig.ledger(), 10).await;
-        assert!(rows.iter().all(|row| row.text("end") == Some("complete") && row.number("cost_nanousd").is_none()));
+        assert!(
+            rows.iter()
+                .all(|row| row.text("end") == Some("complete")
+                    && row.number("cost_nanousd").is_none())
+        );
         rig.stop().await;
     }
 }
@@ -319,7 +451,11 @@ async fn two_that_fail_in_the_same_way_agree() {
     let client = of_faults(&mut rig, "unknown").await;
     turns(&client, 3).await;
     let found = wait_for_compared(&rig, 3).await;
-    assert_eq!((&found["compared"], &found["disagreed"]), (&json!(3), &json!(0)), "{found:#}");
+    assert_eq!(
+        (&found["compared"], &found["disagreed"]),
+        (&json!(3), &json!(0)),
+        "{found:#}"
+    );
     rig.stop().await;
 }
 
@@ -342,32 +478,54 @@ async fn another_ones_disagreements_are_counted_and_the_last_hundred_kept() {
     for disagreement in &kept {
         let moves = |said: &Value| said["move_home"].clone();
         assert_eq!(
-            (moves(&disagreement["call"]["said"]), moves(&disagreement["shadow_said"])),
+            (
+                moves(&disagreement["call"]["said"]),
+                moves(&disagreement["shadow_said"])
+            ),
             (json!(true), json!(false))
         );
-        assert_eq!(disagreement["call"]["members"][0][0], "a", "its arguments are kept");
+        assert_eq!(
+            disagreement["call"]["members"][0][0], "a",
+            "its arguments are kept"
+        );
     }
-    let last = kept.last().expect("one")["call"]["request"]["request_id"].as_str().expect("an id");
+    let last = kept.last().expect("one")["call"]["request"]["request_id"]
+        .as_str()
+        .expect("an id");
     assert_eq!(last, ids[239], "the last are kept");
     let metrics = rig.metrics().await;
-    assert_eq!(metrics.value("tollgate_policy_shadow_disagreements_total", &[("policy", "mine")]), 240.0);
+    assert_eq!(
+        metrics.value(
+            "tollgate_policy_shadow_disagreements_total",
+            &[("policy", "mine")]
+        ),
+        240.0
+    );
     rig.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shadow_that_is_replaced_is_taken_up() {
     let mut rig = Rig::new().await;
-    let shadow = rig.write("shadow.wasm", fs::read(component("fallback")).expect("it is built"));
+    let shadow = rig.write(
+        "shadow.wasm",
+        fs::read(component("fallback")).expect("it is built"),
+    );
     let mut config = rig.team(&["a", "b"], json!({ "strategy": "mine" }));
-    config["policies"] =
-        json!([{ "tag": "mine", "kind": "balancer", "path": component("round-robin"), "shadow": shadow }]);
+    config["policies"] = json!([{ "tag": "mine", "kind": "balancer", "path": component("round-robin"), "shadow": shadow }]);
     let client = rig.start(config).await.token("token-alice");
     turns(&client, 4).await;
     assert_eq!(wait_for_compared(&rig, 4).await["disagreed"], 4);
-    tollgate_tests::replace_file(&rig.path("shadow.wasm"), fs::read(component("round-robin")).expect("it is built"));
+    tollgate_tests::replace_file(
+        &rig.path("shadow.wasm"),
+        fs::read(component("round-robin")).expect("it is built"),
+    );
     let is_new = |policy: &Value| policy["shadow"]["name"] == "round-robin";
     let found = rig.wait_for_policy("mine", "the new shadow", is_new).await;
-    assert_eq!(found["shadow"]["compared"], 0, "it is counted from its own beginning");
+    assert_eq!(
+        found["shadow"]["compared"], 0,
+        "it is counted from its own beginning"
+    );
     assert_eq!(found["generation"], 1, "what serves is the same");
     turns(&client, 4).await;
     assert_eq!(wait_for_compared(&rig, 4).await["disagreed"], 0);

@@ -18,7 +18,9 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::task::JoinSet;
 use tollgate_tests::upstream::{Gate, Login, Reply, TokenReply, WAIT_MAX};
-use tollgate_tests::{Answer, Client, Mounted, Nowhere, Rig, read_json, replace_file, turn, wait_for_rows};
+use tollgate_tests::{
+    Answer, Client, Mounted, Nowhere, Rig, read_json, replace_file, turn, wait_for_rows,
+};
 
 use peer::{Peer, post};
 
@@ -43,8 +45,14 @@ impl Scene {
     async fn new(seconds: i64) -> Self {
         let rig = Rig::new().await;
         let (credential, login) = rig.login("a");
-        let scene = Self { rig, credential, login };
-        scene.rig.write("a.json", scene.login.renew_with(seconds).to_string());
+        let scene = Self {
+            rig,
+            credential,
+            login,
+        };
+        scene
+            .rig
+            .write("a.json", scene.login.renew_with(seconds).to_string());
         scene
     }
 
@@ -62,7 +70,9 @@ impl Scene {
     /// Starts a gateway with a pool of `a`, and then `b`, which has no troubles.
     async fn start_pool(&mut self, limits: Value) -> Client {
         let pool = json!({ "tag": "pool", "type": "fallback", "credentials": ["a", "b"] });
-        let mut config = self.rig.config(json!({ "credentials": [pool, self.credential, self.rig.oauth("b")] }));
+        let mut config = self
+            .rig
+            .config(json!({ "credentials": [pool, self.credential, self.rig.oauth("b")] }));
         config["limits"] = limits;
         self.rig.start(config).await
     }
@@ -70,7 +80,9 @@ impl Scene {
     /// Waits until no refresh is under way and the file has the newest tokens of the login.
     async fn wait_for_new_tokens(&self) {
         let is_so = |found: &Value| found["state"] == "ready" && self.has_newest_tokens();
-        self.rig.wait_for_credential("a", WAIT_MAX, "new tokens", is_so).await;
+        self.rig
+            .wait_for_credential("a", WAIT_MAX, "new tokens", is_so)
+            .await;
     }
 
     fn has_newest_tokens(&self) -> bool {
@@ -81,29 +93,56 @@ impl Scene {
     async fn attempts(&self, requests: usize) -> Vec<String> {
         let rows = wait_for_rows(&self.rig.ledger(), requests).await;
         let attempts = rows[requests - 1].attempts().into_iter();
-        attempts.map(|(credential, outcome)| format!("{credential} {outcome}")).collect()
+        attempts
+            .map(|(credential, outcome)| format!("{credential} {outcome}"))
+            .collect()
     }
 }
 
 /// The access tokens that upstream was shown by turns, in order.
 fn shown(rig: &Rig) -> Vec<String> {
-    let token = |value: &str| value.strip_prefix("Bearer ").expect("a bearer token").to_owned();
-    rig.upstream.turns().iter().map(|seen| token(seen.header("authorization").expect("a token"))).collect()
+    let token = |value: &str| {
+        value
+            .strip_prefix("Bearer ")
+            .expect("a bearer token")
+            .to_owned()
+    };
+    rig.upstream
+        .turns()
+        .iter()
+        .map(|seen| token(seen.header("authorization").expect("a token")))
+        .collect()
 }
 
 fn access_token(file: &Value) -> String {
-    file["tokens"]["access_token"].as_str().expect("a token").to_owned()
+    file["tokens"]["access_token"]
+        .as_str()
+        .expect("a token")
+        .to_owned()
 }
 
 /// POSTs to the token endpoint, with whatever token.
 fn posts(rig: &Rig) -> usize {
-    rig.upstream.requests().iter().filter(|seen| seen.path() == "/oauth/token").count()
+    rig.upstream
+        .requests()
+        .iter()
+        .filter(|seen| seen.path() == "/oauth/token")
+        .count()
 }
 
 #[track_caller]
 fn check_unavailable(name: &str, answer: &Answer) {
-    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{name}: {}", answer.text());
-    assert_eq!(answer.json()["error"]["code"], "credentials_unavailable", "{name}");
+    assert_eq!(
+        answer.status,
+        StatusCode::SERVICE_UNAVAILABLE,
+        "{name}: {}",
+        answer.text()
+    );
+    assert_eq!(
+        answer.json()["error"]["code"],
+        "credentials_unavailable",
+        "{name}"
+    );
 }
 
 #[track_caller]
@@ -113,7 +152,10 @@ fn check_served(name: &str, answer: &Answer) {
 
 fn days_ago(days: i64) -> Value {
     let made = OffsetDateTime::now_utc() - time::Duration::days(days);
-    json!(made.format(&Rfc3339).expect("a time of this century has an RFC 3339 form"))
+    json!(
+        made.format(&Rfc3339)
+            .expect("a time of this century has an RFC 3339 form")
+    )
 }
 
 // When
@@ -127,15 +169,24 @@ async fn fifty_requests_on_an_expired_token_cost_one_refresh_and_are_all_served_
     let mut requests = Vec::new();
     for number in 0..50 {
         let mut peer = Peer::connect(client.address()).await;
-        peer.send(post(&turn(&format!("s{number}")).to_string())).await;
+        peer.send(post(&turn(&format!("s{number}")).to_string()))
+            .await;
         requests.push(peer);
     }
     gate.wait_until_reached().await;
-    assert!(shown(&scene.rig).is_empty(), "an expired token is shown to nobody");
+    assert!(
+        shown(&scene.rig).is_empty(),
+        "an expired token is shown to nobody"
+    );
     gate.open();
     for mut request in requests {
         let answer = request.message().await.expect("an answer");
-        assert_eq!((answer.status(), answer.whole), (200, true), "{}", answer.text());
+        assert_eq!(
+            (answer.status(), answer.whole),
+            (200, true),
+            "{}",
+            answer.text()
+        );
     }
     assert_eq!((posts(&scene.rig), scene.login.rotations()), (1, 1));
     assert!(scene.has_newest_tokens());
@@ -156,7 +207,10 @@ async fn a_token_that_ends_soon_is_refreshed_while_requests_go_on_with_it() {
     gate.open();
     scene.wait_for_new_tokens().await;
     check_served("then", &client.turn(&turn("one")).await);
-    assert_eq!(shown(&scene.rig), [old, access_token(&scene.login.auth_json())]);
+    assert_eq!(
+        shown(&scene.rig),
+        [old, access_token(&scene.login.auth_json())]
+    );
     assert_eq!(scene.login.post_count(), 1);
     scene.rig.stop().await;
 }
@@ -195,7 +249,13 @@ async fn tokens_are_refreshed_five_minutes_ahead_and_at_eight_days_and_not_befor
     }
     for (place, ((name, _, _, due), login)) in cases.iter().zip(&logins).enumerate() {
         let tag = format!("c{place}");
-        check_served(name, &client.token(&format!("token-{tag}")).turn(&turn("one")).await);
+        check_served(
+            name,
+            &client
+                .token(&format!("token-{tag}"))
+                .turn(&turn("one"))
+                .await,
+        );
         rig.wait_for_state(&tag, "ready").await;
         assert_eq!(login.post_count(), usize::from(*due), "{name}");
     }
@@ -219,7 +279,11 @@ async fn a_token_that_tells_no_end_is_refreshed_by_its_age_alone() {
             }
             check_served(opaque, &client.turn(&turn("one")).await);
             let status = scene.rig.wait_for_state("a", "ready").await;
-            assert_eq!((scene.login.post_count(), status["expires_at"].is_null()), (due, due == 0), "{days} days");
+            assert_eq!(
+                (scene.login.post_count(), status["expires_at"].is_null()),
+                (due, due == 0),
+                "{days} days"
+            );
             scene.rig.stop().await;
         }
     }
@@ -241,8 +305,18 @@ async fn a_refused_token_is_refreshed_and_the_same_request_goes_out_again() {
     let body = turn("one");
     check_served("refused once", &client.turn(&body).await);
     assert_eq!(scene.attempts(1).await, ["a 401", "a 200"]);
-    assert_eq!(shown(&scene.rig), [old, access_token(&scene.login.auth_json())]);
-    assert!(scene.rig.upstream.turns().iter().all(|seen| seen.json() == body));
+    assert_eq!(
+        shown(&scene.rig),
+        [old, access_token(&scene.login.auth_json())]
+    );
+    assert!(
+        scene
+            .rig
+            .upstream
+            .turns()
+            .iter()
+            .all(|seen| seen.json() == body)
+    );
     assert_eq!(scene.login.post_count(), 1);
     assert!(scene.has_newest_tokens());
     scene.rig.stop().await;
@@ -280,7 +354,11 @@ async fn an_account_that_refuses_every_token_costs_one_refresh_a_request_at_most
     for (request, attempts) in [(1, vec!["a 401", "a 401"]), (2, vec!["a 401"])] {
         let answer = client.turn(&turn("one")).await;
         assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
-        assert!(answer.text().contains("expired"), "upstream's own words: {}", answer.text());
+        assert!(
+            answer.text().contains("expired"),
+            "upstream's own words: {}",
+            answer.text()
+        );
         assert_eq!(scene.attempts(request).await, attempts);
         assert_eq!(scene.login.post_count(), 1, "request {request}");
     }
@@ -308,11 +386,16 @@ async fn a_request_that_is_too_large_to_be_sent_again_gets_the_401_and_the_next_
     replace_file(&scene.file(), file.to_string());
     let client = scene.start(json!({ "replay_bytes": 100 })).await;
     let large = turn(&"x".repeat(200)).to_string();
-    let answer = client.ask(Method::POST, "/v1/responses", large.clone()).await;
+    let answer = client
+        .ask(Method::POST, "/v1/responses", large.clone())
+        .await;
     assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{}", answer.text());
     assert_eq!(scene.attempts(1).await, ["a 401"]);
     scene.wait_for_new_tokens().await;
-    check_served("the next", &client.ask(Method::POST, "/v1/responses", large).await);
+    check_served(
+        "the next",
+        &client.ask(Method::POST, "/v1/responses", large).await,
+    );
     assert_eq!(scene.attempts(2).await, ["a 200"]);
     assert_eq!(scene.login.post_count(), 1);
     scene.rig.stop().await;
@@ -333,34 +416,107 @@ struct Case {
 }
 
 fn cases() -> Vec<Case> {
-    let case = |name, reply, state, told| Case { name, reply, state, told };
+    let case = |name, reply, state, told| Case {
+        name,
+        reply,
+        state,
+        told,
+    };
     let json = |status: u16, body: Value| TokenReply::status(status).body(body.to_string());
-    let code = |status, code: &str| json(status, json!({ "error": { "message": CANARY, "code": code } }));
+    let code = |status, code: &str| {
+        json(
+            status,
+            json!({ "error": { "message": CANARY, "code": code } }),
+        )
+    };
     let html = format!("<html>{CANARY}</html>");
     let (login, again) = ("login_needed", "cannot_refresh");
     vec![
         case(
             "400",
-            json(400, json!({ "error": "invalid_grant", "error_description": CANARY })),
+            json(
+                400,
+                json!({ "error": "invalid_grant", "error_description": CANARY }),
+            ),
             login,
             "invalid_grant",
         ),
-        case("400, another reason", json(400, json!({ "error": "invalid_request" })), again, "400 invalid_request"),
-        case("401, reused", code(401, "refresh_token_reused"), login, "refresh_token_reused"),
-        case("401, expired", code(401, "refresh_token_expired"), login, "refresh_token_expired"),
-        case("401, invalidated", code(401, "refresh_token_invalidated"), login, "refresh_token_invalidated"),
+        case(
+            "400, another reason",
+            json(400, json!({ "error": "invalid_request" })),
+            again,
+            "400 invalid_request",
+        ),
+        case(
+            "401, reused",
+            code(401, "refresh_token_reused"),
+            login,
+            "refresh_token_reused",
+        ),
+        case(
+            "401, expired",
+            code(401, "refresh_token_expired"),
+            login,
+            "refresh_token_expired",
+        ),
+        case(
+            "401, invalidated",
+            code(401, "refresh_token_invalidated"),
+            login,
+            "refresh_token_invalidated",
+        ),
         case("401, a code that is none", code(401, CANARY), login, "401"),
-        case("401, a page", TokenReply::status(401).body(html.clone()), login, "401"),
-        case("403", TokenReply::status(403).body(html.clone()), again, "403"),
+        case(
+            "401, a page",
+            TokenReply::status(401).body(html.clone()),
+            login,
+            "401",
+        ),
+        case(
+            "403",
+            TokenReply::status(403).body(html.clone()),
+            again,
+            "403",
+        ),
         case("429", TokenReply::status(429), again, "429"),
-        case("429, told when", TokenReply::status(429).header("retry-after", "600"), again, "429"),
+        case(
+            "429, told when",
+            TokenReply::status(429).header("retry-after", "600"),
+            again,
+            "429",
+        ),
         case("500", TokenReply::status(500).body(CANARY), again, "500"),
         // Whoever stands between may have passed the token on.
-        case("502", TokenReply::status(502).body(html.clone()), login, "502"),
-        case("503", TokenReply::status(503).body(html.clone()), again, "503"),
-        case("504", TokenReply::status(504).body(html.clone()), login, "504"),
-        case("a page", TokenReply::well().body(html), login, "without tokens"),
-        case("nothing", TokenReply::well().body(""), login, "without tokens"),
+        case(
+            "502",
+            TokenReply::status(502).body(html.clone()),
+            login,
+            "502",
+        ),
+        case(
+            "503",
+            TokenReply::status(503).body(html.clone()),
+            again,
+            "503",
+        ),
+        case(
+            "504",
+            TokenReply::status(504).body(html.clone()),
+            login,
+            "504",
+        ),
+        case(
+            "a page",
+            TokenReply::well().body(html),
+            login,
+            "without tokens",
+        ),
+        case(
+            "nothing",
+            TokenReply::well().body(""),
+            login,
+            "without tokens",
+        ),
         case(
             "another object",
             TokenReply::well().body(json!({ "token": CANARY }).to_string()),
@@ -376,14 +532,17 @@ fn cases() -> Vec<Case> {
 async fn whatever_the_token_endpoint_answers_is_told_and_not_asked_for_again_at_once() {
     let rig = Rig::new().await;
     let cases = cases();
-    let (mut credentials, mut users, mut logins) = (vec![rig.oauth("good")], Vec::new(), Vec::new());
+    let (mut credentials, mut users, mut logins) =
+        (vec![rig.oauth("good")], Vec::new(), Vec::new());
     for (place, case) in cases.iter().enumerate() {
         let (tag, pool) = (format!("c{place}"), format!("p{place}"));
         let (credential, login) = rig.login(&tag);
         rig.write(&format!("{tag}.json"), login.renew_with(-60).to_string());
         login.always_for_token(case.reply.clone());
         for name in [&tag, &pool] {
-            users.push(json!({ "name": name, "token": format!("token-{name}"), "credential": name }));
+            users.push(
+                json!({ "name": name, "token": format!("token-{name}"), "credential": name }),
+            );
         }
         credentials.push(credential);
         credentials.push(json!({ "tag": pool, "type": "fallback", "credentials": [tag, "good"] }));
@@ -407,12 +566,19 @@ async fn whatever_the_token_endpoint_answers_is_told_and_not_asked_for_again_at_
         }
         let status = rig.wait_for_state(&tag, case.state).await;
         let reason = status["reason"].as_str().expect("a reason");
-        assert!(reason.contains(case.told), "{name}: {reason:?} has no {:?}", case.told);
+        assert!(
+            reason.contains(case.told),
+            "{name}: {reason:?} has no {:?}",
+            case.told
+        );
         check_asked(name, login, case.state, begun);
         read += &status.to_string();
     }
     read += &program.log();
-    assert!(read.contains("log in again: tokens cannot be refreshed"), "the log is there");
+    assert!(
+        read.contains("log in again: tokens cannot be refreshed"),
+        "the log is there"
+    );
     program.kill();
     check_no_secret(&read, &logins);
 }
@@ -422,8 +588,16 @@ async fn whatever_the_token_endpoint_answers_is_told_and_not_asked_for_again_at_
 fn check_asked(name: &str, login: &Login, state: &str, begun: Instant) {
     let posts = login.post_count();
     let due = begun.elapsed().as_secs() / FIRST_BACK_OFF.as_secs();
-    let most = if state == "login_needed" { 1 } else { 1 + due as usize };
-    assert!((1..=most).contains(&posts), "{name}: {posts} times in {:?}", begun.elapsed());
+    let most = if state == "login_needed" {
+        1
+    } else {
+        1 + due as usize
+    };
+    assert!(
+        (1..=most).contains(&posts),
+        "{name}: {posts} times in {:?}",
+        begun.elapsed()
+    );
     assert_eq!(login.reuses(), 0, "{name}");
 }
 
@@ -445,7 +619,9 @@ fn check_no_secret(read: &str, logins: &[Login]) {
 async fn a_token_endpoint_that_refuses_connections_spends_nothing() {
     let mut scene = Scene::new(-60).await;
     let nowhere = Nowhere::new();
-    let mut config = scene.rig.config(json!({ "credentials": [scene.credential] }));
+    let mut config = scene
+        .rig
+        .config(json!({ "credentials": [scene.credential] }));
     config["services"][0]["endpoints"]["token"] = json!(nowhere.url());
     let client = scene.rig.start(config.clone()).await;
     for _ in 0..2 {
@@ -465,14 +641,26 @@ async fn a_token_endpoint_that_refuses_connections_spends_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_failure_the_endpoint_is_asked_again_by_itself() {
     let told = TokenReply::status(429).header("retry-after", "1");
-    for (name, reply, pause) in [("told when", told, 1), ("not told", TokenReply::status(500), 5)] {
+    for (name, reply, pause) in [
+        ("told when", told, 1),
+        ("not told", TokenReply::status(500), 5),
+    ] {
         let mut scene = Scene::new(-60).await;
         scene.login.then_for_token(reply);
         let begun = Instant::now();
         let client = scene.start(json!({})).await;
         check_unavailable(name, &client.turn(&turn("one")).await);
-        scene.rig.wait_for_credential("a", FIRST_BACK_OFF_MAX, "ready", |found| found["state"] == "ready").await;
-        assert!(begun.elapsed() >= Duration::from_secs(pause), "{name}: after {:?}", begun.elapsed());
+        scene
+            .rig
+            .wait_for_credential("a", FIRST_BACK_OFF_MAX, "ready", |found| {
+                found["state"] == "ready"
+            })
+            .await;
+        assert!(
+            begun.elapsed() >= Duration::from_secs(pause),
+            "{name}: after {:?}",
+            begun.elapsed()
+        );
         check_served(name, &client.turn(&turn("one")).await);
         assert_eq!(scene.login.post_count(), 2, "{name}");
         scene.rig.stop().await;
@@ -483,7 +671,9 @@ async fn after_a_failure_the_endpoint_is_asked_again_by_itself() {
 async fn an_answer_without_a_refresh_token_leaves_the_old_one_in_force() {
     let mut scene = Scene::new(-60).await;
     let old = read_json(&scene.file())["tokens"]["refresh_token"].clone();
-    scene.login.then_for_token(TokenReply::well().without_refresh_token());
+    scene
+        .login
+        .then_for_token(TokenReply::well().without_refresh_token());
     let client = scene.start(json!({})).await;
     check_served("served", &client.turn(&turn("one")).await);
     assert_eq!(read_json(&scene.file())["tokens"]["refresh_token"], old);
@@ -493,7 +683,14 @@ async fn an_answer_without_a_refresh_token_leaves_the_old_one_in_force() {
     scene.rig.stop().await;
     let client = scene.start(json!({})).await;
     check_served("by the next refresh", &client.turn(&turn("one")).await);
-    assert_eq!((scene.login.post_count(), scene.login.rotations(), scene.login.reuses()), (2, 1, 0));
+    assert_eq!(
+        (
+            scene.login.post_count(),
+            scene.login.rotations(),
+            scene.login.reuses()
+        ),
+        (2, 1, 0)
+    );
     scene.rig.stop().await;
 }
 
@@ -509,7 +706,10 @@ async fn a_login_that_is_needed_stops_nobody_while_the_access_token_is_good() {
         check_served("still", &client.turn(&turn("one")).await);
     }
     assert_eq!(
-        (scene.login.post_count(), scene.rig.credential("a").await["state"].as_str()),
+        (
+            scene.login.post_count(),
+            scene.rig.credential("a").await["state"].as_str()
+        ),
         (1, Some("login_needed"))
     );
     scene.rig.stop().await;
@@ -517,7 +717,9 @@ async fn a_login_that_is_needed_stops_nobody_while_the_access_token_is_good() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_login_is_served_soon_after_it_is_written() {
-    for put in [replace_file as fn(&Path, String), |path, text| fs::write(path, text).expect("it can be written")] {
+    for put in [replace_file as fn(&Path, String), |path, text| {
+        fs::write(path, text).expect("it can be written")
+    }] {
         let mut scene = Scene::new(-60).await;
         scene.login.then_for_token(TokenReply::well().cut());
         let client = scene.start(json!({})).await;
@@ -525,9 +727,19 @@ async fn a_new_login_is_served_soon_after_it_is_written() {
         assert_eq!(scene.rig.credential("a").await["state"], "login_needed");
         let new = scene.rig.upstream.login("account-a");
         put(&scene.file(), new.auth_json().to_string());
-        scene.rig.wait_for_credential("a", SOON, "ready", |found| found["state"] == "ready").await;
+        scene
+            .rig
+            .wait_for_credential("a", SOON, "ready", |found| found["state"] == "ready")
+            .await;
         check_served("after", &client.turn(&turn("one")).await);
-        assert_eq!((new.account().turn_count(), new.post_count(), scene.login.post_count()), (1, 0, 1));
+        assert_eq!(
+            (
+                new.account().turn_count(),
+                new.post_count(),
+                scene.login.post_count()
+            ),
+            (1, 0, 1)
+        );
         scene.rig.stop().await;
     }
 }
@@ -566,8 +778,16 @@ async fn change_during_refresh(change: impl FnOnce(&Scene)) -> (Scene, Client) {
 /// What lies in the rig's folder beside its files, without locks.
 fn left_over(scene: &Scene) -> Vec<String> {
     let entries = fs::read_dir(scene.rig.folder()).expect("a folder");
-    let names = entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("a plain name"));
-    names.filter(|name| name.starts_with("a.json.") && name != "a.json.lock").collect()
+    let names = entries.map(|entry| {
+        entry
+            .expect("an entry")
+            .file_name()
+            .into_string()
+            .expect("a plain name")
+    });
+    names
+        .filter(|name| name.starts_with("a.json.") && name != "a.json.lock")
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -586,14 +806,19 @@ async fn a_login_that_is_written_during_a_refresh_stays_and_is_used() {
         assert_eq!(shown(&scene.rig), [access_token(&login.auth_json())]);
         scene.rig.wait_for_state("a", "ready").await;
         assert_eq!(fs::read_to_string(scene.file()).expect("it is there"), text);
-        assert_eq!((posts(&scene.rig), left_over(&scene)), (1, Vec::new()), "{account}");
+        assert_eq!(
+            (posts(&scene.rig), left_over(&scene)),
+            (1, Vec::new()),
+            "{account}"
+        );
         scene.rig.stop().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_is_removed_during_a_refresh_stays_away() {
-    let (mut scene, client) = change_during_refresh(|scene| fs::remove_file(scene.file()).expect("it is there")).await;
+    let (mut scene, client) =
+        change_during_refresh(|scene| fs::remove_file(scene.file()).expect("it is there")).await;
     check_unavailable("removed", &client.turn(&turn("one")).await);
     scene.rig.wait_for_state("a", "unreadable").await;
     // The refresh is over when the gateway has ended.
@@ -611,7 +836,10 @@ async fn what_else_is_written_into_the_file_during_a_refresh_is_kept() {
     })
     .await;
     check_served("served", &client.turn(&turn("one")).await);
-    assert_eq!(read_json(&scene.file())["theirs"], json!({ "added": [1, 2.50] }));
+    assert_eq!(
+        read_json(&scene.file())["theirs"],
+        json!({ "added": [1, 2.50] })
+    );
     assert!(scene.has_newest_tokens());
     assert_eq!((posts(&scene.rig), left_over(&scene)), (1, Vec::new()));
     scene.rig.stop().await;
@@ -631,7 +859,10 @@ async fn a_file_that_breaks_during_a_refresh_gets_its_tokens_when_it_is_mended()
     let client = scene.start(json!({})).await;
     check_served("mended", &client.turn(&turn("one")).await);
     assert!(scene.has_newest_tokens());
-    assert_eq!((posts(&scene.rig), scene.login.reuses(), left_over(&scene)), (1, 0, Vec::new()));
+    assert_eq!(
+        (posts(&scene.rig), scene.login.reuses(), left_over(&scene)),
+        (1, 0, Vec::new())
+    );
     scene.rig.stop().await;
 }
 
@@ -641,14 +872,19 @@ async fn a_file_that_breaks_during_a_refresh_gets_its_tokens_when_it_is_mended()
 async fn everything_but_the_tokens_and_their_date_stays_as_it_was_written() {
     let mut scene = Scene::new(-60).await;
     let written = |tokens: &Value, made: &Value| {
-        let [id, access, refresh] = ["id_token", "access_token", "refresh_token"].map(|name| &tokens[name]);
+        let [id, access, refresh] =
+            ["id_token", "access_token", "refresh_token"].map(|name| &tokens[name]);
         format!(
             "{{\n\t\"theirs\": 1.50, \"OPENAI_API_KEY\":null,\n\n  \"tokens\" : {{\"more\": [1,  2], \"refresh_token\":\
              {refresh},\r\n \"access_token\": {access}, \"account_id\": \"account-a\",  \"id_token\" :{id}}},\n\
              \"last_refresh\":{made}, \"auth_mode\": \"chatgpt\", \"e\\u0301\": {{}} }}\n\n"
         )
     };
-    fs::write(scene.file(), written(&scene.login.auth_json()["tokens"], &days_ago(1))).expect("it can be written");
+    fs::write(
+        scene.file(),
+        written(&scene.login.auth_json()["tokens"], &days_ago(1)),
+    )
+    .expect("it can be written");
     fs::set_permissions(scene.file(), Permissions::from_mode(0o640)).expect("its mode can be set");
     let begun = OffsetDateTime::now_utc();
     let client = scene.start(json!({})).await;
@@ -657,12 +893,18 @@ async fn everything_but_the_tokens_and_their_date_stays_as_it_was_written() {
     let made = read_json(&scene.file())["last_refresh"].clone();
     let new = written(&scene.login.auth_json()["tokens"], &made);
     assert_eq!(fs::read_to_string(scene.file()).expect("it is there"), new);
-    let mode = fs::metadata(scene.file()).expect("it is there").permissions().mode();
+    let mode = fs::metadata(scene.file())
+        .expect("it is there")
+        .permissions()
+        .mode();
     assert_eq!(mode & 0o7777, 0o640);
     let made = made.as_str().expect("a date");
     assert!(made.ends_with('Z') && made.contains('.'), "{made}");
     let made = OffsetDateTime::parse(made, &Rfc3339).expect("RFC 3339");
-    assert!((begun..=OffsetDateTime::now_utc()).contains(&made), "{made}");
+    assert!(
+        (begun..=OffsetDateTime::now_utc()).contains(&made),
+        "{made}"
+    );
     scene.rig.stop().await;
 }
 
@@ -676,7 +918,10 @@ async fn a_refresh_keeps_the_owner_and_the_group_of_the_file() {
     check_served("served", &client.turn(&turn("one")).await);
     assert!(scene.has_newest_tokens());
     let found = fs::metadata(scene.file()).expect("it is there");
-    assert_eq!((found.uid(), found.gid(), found.mode() & 0o7777), (1234, 1235, 0o600));
+    assert_eq!(
+        (found.uid(), found.gid(), found.mode() & 0o7777),
+        (1234, 1235, 0o600)
+    );
     scene.rig.stop().await;
 }
 
@@ -689,7 +934,10 @@ async fn a_link_stays_a_link_and_what_it_leads_to_gets_the_tokens() {
     symlink("home/theirs.json", scene.file()).expect("a link can be made");
     let client = scene.start(json!({})).await;
     check_served("served", &client.turn(&turn("one")).await);
-    assert_eq!(fs::read_link(scene.file()).expect("still a link"), Path::new("home/theirs.json"));
+    assert_eq!(
+        fs::read_link(scene.file()).expect("still a link"),
+        Path::new("home/theirs.json")
+    );
     assert!(!target.is_symlink() && scene.has_newest_tokens());
     scene.rig.stop().await;
 }
@@ -697,13 +945,17 @@ async fn a_link_stays_a_link_and_what_it_leads_to_gets_the_tokens() {
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_reads_the_file_during_a_hundred_refreshes_finds_it_whole() {
     let mut scene = Scene::new(-60).await;
-    let (over, reads) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let (over, reads) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicUsize::new(0)),
+    );
     let reader = thread::spawn({
         let (over, reads, file) = (Arc::clone(&over), Arc::clone(&reads), scene.file());
         move || {
             while !over.load(Ordering::Relaxed) {
                 let tokens = &read_json(&file)["tokens"];
-                let [access, refresh] = ["access_token", "refresh_token"].map(|name| tokens[name].as_str());
+                let [access, refresh] =
+                    ["access_token", "refresh_token"].map(|name| tokens[name].as_str());
                 assert!(access.is_some() && refresh.is_some(), "tokens are missing");
                 reads.fetch_add(1, Ordering::Relaxed);
             }
@@ -718,7 +970,9 @@ async fn whoever_reads_the_file_during_a_hundred_refreshes_finds_it_whole() {
         }
     }
     over.store(true, Ordering::Relaxed);
-    reader.join().expect("the file was there, and whole, each time");
+    reader
+        .join()
+        .expect("the file was there, and whole, each time");
     let reads = reads.load(Ordering::Relaxed);
     assert!(reads > 1000, "only {reads} reads show nothing");
     scene.rig.stop().await;
@@ -728,16 +982,27 @@ async fn whoever_reads_the_file_during_a_hundred_refreshes_finds_it_whole() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn where_new_tokens_could_not_be_kept_none_are_asked_for() {
-    for obstacle in ["a.json.lock", "a.json.refresh-journal", "a.json.tollgate-new"] {
+    for obstacle in [
+        "a.json.lock",
+        "a.json.refresh-journal",
+        "a.json.tollgate-new",
+    ] {
         for (seconds, state) in [(-60, "cannot_refresh"), (200, "ready")] {
             let mut scene = Scene::new(seconds).await;
             // A folder in the place of a file that is to be written: that stops root, too.
             fs::create_dir(scene.rig.path(obstacle)).expect("a folder can be made");
             let client = scene.start(json!({})).await;
-            let is_so = |found: &Value| found["state"] == state && !found["refresh_failure"].is_null();
-            let status = scene.rig.wait_for_credential("a", WAIT_MAX, state, is_so).await;
+            let is_so =
+                |found: &Value| found["state"] == state && !found["refresh_failure"].is_null();
+            let status = scene
+                .rig
+                .wait_for_credential("a", WAIT_MAX, state, is_so)
+                .await;
             let failure = status["refresh_failure"].as_str().expect("a reason");
-            assert!(failure.contains("cannot") && failure.contains(obstacle), "{failure}");
+            assert!(
+                failure.contains("cannot") && failure.contains(obstacle),
+                "{failure}"
+            );
             let answer = client.turn(&turn("one")).await;
             if state == "ready" {
                 check_served(obstacle, &answer);
@@ -760,7 +1025,9 @@ async fn on_a_disk_that_is_read_only_or_full_no_token_is_spent_until_it_is_not()
     for told in ["read-only", "space"] {
         let mut scene = Scene::new(-60).await;
         let home = scene.rig.path("home");
-        let Some(disk) = Mounted::new(&home, 1 << 20) else { return };
+        let Some(disk) = Mounted::new(&home, 1 << 20) else {
+            return;
+        };
         let file = home.join("a.json");
         fs::copy(scene.file(), &file).expect("it can be copied");
         scene.credential["credential_path"] = json!(file);
@@ -771,15 +1038,27 @@ async fn on_a_disk_that_is_read_only_or_full_no_token_is_spent_until_it_is_not()
         let client = scene.start(json!({})).await;
         check_unavailable(told, &client.turn(&turn("one")).await);
         let status = scene.rig.wait_for_state("a", "cannot_refresh").await;
-        assert!(status["reason"].as_str().expect("a reason").contains(told), "{status:#}");
+        assert!(
+            status["reason"].as_str().expect("a reason").contains(told),
+            "{status:#}"
+        );
         assert_eq!(posts(&scene.rig), 0, "{told}");
         match filler {
             Some(filler) => fs::remove_file(filler).expect("it is there"),
             None => disk.make_writable(),
         }
-        scene.rig.wait_for_credential("a", FIRST_BACK_OFF_MAX, "ready", |found| found["state"] == "ready").await;
+        scene
+            .rig
+            .wait_for_credential("a", FIRST_BACK_OFF_MAX, "ready", |found| {
+                found["state"] == "ready"
+            })
+            .await;
         check_served("mended", &client.turn(&turn("one")).await);
-        assert_eq!(read_json(&file)["tokens"], scene.login.auth_json()["tokens"], "{told}");
+        assert_eq!(
+            read_json(&file)["tokens"],
+            scene.login.auth_json()["tokens"],
+            "{told}"
+        );
         assert_eq!((posts(&scene.rig), scene.login.reuses()), (1, 0), "{told}");
         scene.rig.stop().await;
     }
@@ -789,13 +1068,26 @@ async fn on_a_disk_that_is_read_only_or_full_no_token_is_spent_until_it_is_not()
 async fn new_tokens_that_cannot_be_written_wait_until_they_can() {
     // In the place of the file that would become the new one. Before the answer it could have been written.
     let obstacle = |scene: &Scene| scene.rig.path("a.json.tollgate-new");
-    let (mut scene, client) =
-        change_during_refresh(|scene| fs::create_dir(obstacle(scene)).expect("a folder can be made")).await;
+    let (mut scene, client) = change_during_refresh(|scene| {
+        fs::create_dir(obstacle(scene)).expect("a folder can be made")
+    })
+    .await;
     check_unavailable("not written", &client.turn(&turn("one")).await);
     let status = scene.rig.wait_for_state("a", "cannot_refresh").await;
-    assert!(status["reason"].as_str().expect("a reason").contains("new tokens wait"), "{status:#}");
+    assert!(
+        status["reason"]
+            .as_str()
+            .expect("a reason")
+            .contains("new tokens wait"),
+        "{status:#}"
+    );
     fs::remove_dir(obstacle(&scene)).expect("it is there");
-    scene.rig.wait_for_credential("a", FIRST_BACK_OFF_MAX, "ready", |found| found["state"] == "ready").await;
+    scene
+        .rig
+        .wait_for_credential("a", FIRST_BACK_OFF_MAX, "ready", |found| {
+            found["state"] == "ready"
+        })
+        .await;
     check_served("written", &client.turn(&turn("one")).await);
     assert!(scene.has_newest_tokens());
     assert_eq!((posts(&scene.rig), left_over(&scene)), (1, Vec::new()));
@@ -806,15 +1098,29 @@ async fn new_tokens_that_cannot_be_written_wait_until_they_can() {
 async fn a_fifo_is_unreadable_and_nobody_hangs_on_it() {
     let mut scene = Scene::new(3600).await;
     fs::remove_file(scene.file()).expect("it is there");
-    let path = CString::new(scene.file().into_os_string().into_encoded_bytes()).expect("no NUL in it");
+    let path =
+        CString::new(scene.file().into_os_string().into_encoded_bytes()).expect("no NUL in it");
     // SAFETY: the path is a C string that lives longer than the call.
-    assert_eq!(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }, 0, "a FIFO can be made");
+    assert_eq!(
+        unsafe { libc::mkfifo(path.as_ptr(), 0o600) },
+        0,
+        "a FIFO can be made"
+    );
     let client = scene.start(json!({})).await;
     check_unavailable("a FIFO", &client.turn(&turn("one")).await);
     let status = scene.rig.wait_for_state("a", "unreadable").await;
-    assert!(status["reason"].as_str().expect("a reason").contains("expected a file"), "{status:#}");
+    assert!(
+        status["reason"]
+            .as_str()
+            .expect("a reason")
+            .contains("expected a file"),
+        "{status:#}"
+    );
     replace_file(&scene.file(), scene.login.auth_json().to_string());
-    scene.rig.wait_for_credential("a", SOON, "ready", |found| found["state"] == "ready").await;
+    scene
+        .rig
+        .wait_for_credential("a", SOON, "ready", |found| found["state"] == "ready")
+        .await;
     check_served("a file", &client.turn(&turn("one")).await);
     assert_eq!(posts(&scene.rig), 0);
     scene.rig.stop().await;
@@ -834,7 +1140,10 @@ async fn lost_answer() -> Scene {
     check_unavailable("lost", &client.turn(&turn("one")).await);
     scene.rig.stop().await;
     let noted = read_json(&journal(&scene));
-    assert!(noted["spent"].is_string() && noted["tokens"].is_null(), "no answer is noted");
+    assert!(
+        noted["spent"].is_string() && noted["tokens"].is_null(),
+        "no answer is noted"
+    );
     scene
 }
 
@@ -843,8 +1152,10 @@ async fn an_answer_that_was_noted_before_a_kill_is_taken_up_at_the_start() {
     let mut scene = lost_answer().await;
     let mut noted = read_json(&journal(&scene));
     let tokens = &scene.login.auth_json()["tokens"];
-    noted["tokens"] =
-        ["id_token", "access_token", "refresh_token"].map(|name| (name, tokens[name].clone())).into_iter().collect();
+    noted["tokens"] = ["id_token", "access_token", "refresh_token"]
+        .map(|name| (name, tokens[name].clone()))
+        .into_iter()
+        .collect();
     fs::write(journal(&scene), noted.to_string()).expect("it can be written");
     let client = scene.start(json!({})).await;
     assert!(scene.has_newest_tokens());
@@ -881,15 +1192,21 @@ async fn a_journal_of_another_token_or_of_nothing_changes_nothing() {
         "at": "2026-01-01T00:00:00.5Z",
         "tokens": { "access_token": "not-ours", "refresh_token": "not-ours" },
     });
-    for (name, text) in
-        [("another token's", other.to_string()), ("half", r#"{"spent": "0"#.to_owned()), ("empty", String::new())]
-    {
+    for (name, text) in [
+        ("another token's", other.to_string()),
+        ("half", r#"{"spent": "0"#.to_owned()),
+        ("empty", String::new()),
+    ] {
         let mut scene = Scene::new(-60).await;
         fs::write(journal(&scene), text).expect("it can be written");
         let client = scene.start(json!({})).await;
         check_served(name, &client.turn(&turn("one")).await);
         assert!(scene.has_newest_tokens(), "{name}");
-        assert_eq!((posts(&scene.rig), left_over(&scene)), (1, Vec::new()), "{name}");
+        assert_eq!(
+            (posts(&scene.rig), left_over(&scene)),
+            (1, Vec::new()),
+            "{name}"
+        );
         scene.rig.stop().await;
     }
 }

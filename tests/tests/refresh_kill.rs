@@ -13,7 +13,9 @@ use serde_json::{Value, json};
 use tokio::task::{JoinSet, block_in_place};
 use tokio::time::sleep;
 use tollgate_tests::upstream::{Gate, Login, Reply, TokenReply, WAIT_MAX};
-use tollgate_tests::{Chance, Client, Program, Rig, ask_socket, read_json, replace_file, turn, unix_in};
+use tollgate_tests::{
+    Chance, Client, Program, Rig, ask_socket, read_json, replace_file, turn, unix_in,
+};
 
 /// A change of a file shows by then, on a slow machine too.
 const SOON: Duration = Duration::from_secs(6);
@@ -34,7 +36,11 @@ async fn scene() -> (Rig, Login, Value) {
 /// written there. Nobody refreshes meanwhile. Answers what is in the file now.
 fn expire(file: &Path, login: &Login) -> Value {
     block_in_place(|| {
-        let lock = File::options().create(true).truncate(false).write(true).open(file.with_extension("json.lock"));
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(file.with_extension("json.lock"));
         let lock = lock.expect("the folder can be written");
         lock.lock().expect("a file can be locked");
         let mut auth = read_json(file);
@@ -46,12 +52,21 @@ fn expire(file: &Path, login: &Login) -> Value {
 
 #[track_caller]
 fn check_family(login: &Login, round: usize) {
-    assert_eq!((login.reuses(), login.is_revoked()), (0, false), "round {round}: a token was shown twice");
+    assert_eq!(
+        (login.reuses(), login.is_revoked()),
+        (0, false),
+        "round {round}: a token was shown twice"
+    );
 }
 
 async fn is_served(client: &Client, round: usize) {
     let answer = client.turn(&turn("one")).await;
-    assert_eq!(answer.status, StatusCode::OK, "round {round}: {}", answer.text());
+    assert_eq!(
+        answer.status,
+        StatusCode::OK,
+        "round {round}: {}",
+        answer.text()
+    );
 }
 
 /// Waits until the file has the newest tokens of the login.
@@ -75,7 +90,10 @@ async fn start_several(rig: &Rig, config: &Value, count: usize) -> Vec<Program> 
         let mut config = config.clone();
         config["data_dir"] = json!(rig.path(&format!("data-{number}")));
         let file = rig.write(&format!("config-{number}.json"), config.to_string());
-        let (ready, log) = (rig.path(&format!("ready-{number}.json")), rig.path(&format!("{number}.log")));
+        let (ready, log) = (
+            rig.path(&format!("ready-{number}.json")),
+            rig.path(&format!("{number}.log")),
+        );
         starting.spawn(async move { Program::start(&file, ready, log).await });
     }
     starting.join_all().await
@@ -95,7 +113,11 @@ async fn eight_gateways_on_one_file_use_no_token_twice_and_all_serve() {
         login.wait_for_posts(expiry).await;
         wait_for_new_tokens(&file, &login).await;
         check_family(&login, expiry);
-        assert_eq!((login.post_count(), login.rotations()), (expiry, expiry), "one refresh for all");
+        assert_eq!(
+            (login.post_count(), login.rotations()),
+            (expiry, expiry),
+            "one refresh for all"
+        );
         expire(&file, &login);
     }
     gateways.into_iter().for_each(Program::kill);
@@ -121,9 +143,16 @@ async fn check_useless_tokens(spoil: impl FnOnce(&Login)) {
             // What one of them was given, the other gets to know.
             let begun = Instant::now();
             while known(&rig, 0).await != known(&rig, 1).await && login.post_count() <= 4 {
-                assert!(begun.elapsed() < WAIT_MAX, "the file is known to one of them only");
+                assert!(
+                    begun.elapsed() < WAIT_MAX,
+                    "the file is known to one of them only"
+                );
             }
-            assert!(login.post_count() <= 4, "{} refreshes after {request} requests", login.post_count());
+            assert!(
+                login.post_count() <= 4,
+                "{} refreshes after {request} requests",
+                login.post_count()
+            );
         }
     }
     check_family(&login, 0);
@@ -137,7 +166,8 @@ async fn two_gateways_on_one_file_do_not_refresh_in_turns_where_upstream_refuses
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_gateways_on_one_file_do_not_refresh_in_turns_where_tokens_have_expired_when_they_are_given() {
+async fn two_gateways_on_one_file_do_not_refresh_in_turns_where_tokens_have_expired_when_they_are_given()
+ {
     check_useless_tokens(|login| drop(login.lifetime(Duration::ZERO).clone())).await;
 }
 
@@ -192,11 +222,19 @@ async fn many(count: usize) -> (Rig, Vec<Account>, Value) {
     for number in 0..count {
         let tag = format!("c{number}");
         let (credential, login) = rig.login(&tag);
-        let (file, journal) = (rig.credential_file(&tag), rig.path(&format!("{tag}.json.refresh-journal")));
+        let (file, journal) = (
+            rig.credential_file(&tag),
+            rig.path(&format!("{tag}.json.refresh-journal")),
+        );
         replace_file(&file, login.renew_with(-60).to_string());
         users.push(json!({ "name": tag, "token": format!("token-{tag}"), "credential": tag }));
         credentials.push(credential);
-        accounts.push(Account { tag, login, file, journal });
+        accounts.push(Account {
+            tag,
+            login,
+            file,
+            journal,
+        });
     }
     let config = rig.config(json!({ "credentials": credentials, "users": users }));
     (rig, accounts, config)
@@ -219,7 +257,10 @@ struct Stages {
 
 impl Stages {
     fn count(&mut self, account: &Account, expired: &Value) {
-        let stage = match (account.journal.exists(), read_json(&account.file) == *expired) {
+        let stage = match (
+            account.journal.exists(),
+            read_json(&account.file) == *expired,
+        ) {
             (true, _) => &mut self.within,
             (false, true) => &mut self.before,
             (false, false) => &mut self.after,
@@ -241,25 +282,40 @@ enum Left {
 
 /// All are served by a gateway that has just started, or somebody must log in first where a token may be spent. No token is
 /// shown twice. Answers how often somebody had to log in.
-async fn all_recover(rig: &Rig, program: &Program, accounts: &mut [Account], left: &[Left], round: usize) -> usize {
+async fn all_recover(
+    rig: &Rig,
+    program: &Program,
+    accounts: &mut [Account],
+    left: &[Left],
+    round: usize,
+) -> usize {
     let mut logins = 0;
     for (account, left) in accounts.iter_mut().zip(left) {
         let client = account.client(program);
         let needs_login = match left {
             Left::Good => false,
             // A state shows what was known then. A request waits for what becomes of it.
-            Left::MayBeSpent | Left::Spent => client.turn(&turn("one")).await.status != StatusCode::OK,
+            Left::MayBeSpent | Left::Spent => {
+                client.turn(&turn("one")).await.status != StatusCode::OK
+            }
         };
         if needs_login {
             rig.wait_for_state(&account.tag, "login_needed").await;
         }
-        assert!(needs_login || *left != Left::Spent, "round {round}: {} goes on with what is spent", account.tag);
+        assert!(
+            needs_login || *left != Left::Spent,
+            "round {round}: {} goes on with what is spent",
+            account.tag
+        );
         if needs_login {
             check_family(&account.login, round);
             logins += 1;
             account.login = rig.upstream.login(&format!("account-{}", account.tag));
             replace_file(&account.file, account.login.auth_json().to_string());
-            rig.wait_for_credential(&account.tag, SOON, "ready", |found| found["state"] == "ready").await;
+            rig.wait_for_credential(&account.tag, SOON, "ready", |found| {
+                found["state"] == "ready"
+            })
+            .await;
         }
         is_served(&client, round).await;
         check_family(&account.login, round);
@@ -269,7 +325,10 @@ async fn all_recover(rig: &Rig, program: &Program, accounts: &mut [Account], lef
 
 /// Each token expires, and then the gateway is killed: so much later as chance says.
 async fn expire_and_wait(accounts: &[Account], chance: &mut Chance) -> Vec<Value> {
-    let mut spans: Vec<Duration> = accounts.iter().map(|_| chance.within(BEFORE_KILL)).collect();
+    let mut spans: Vec<Duration> = accounts
+        .iter()
+        .map(|_| chance.within(BEFORE_KILL))
+        .collect();
     spans.sort();
     let kill_at = Instant::now() + spans[spans.len() - 1];
     let mut expired = Vec::new();
@@ -286,7 +345,9 @@ async fn expire_and_wait(accounts: &[Account], chance: &mut Chance) -> Vec<Value
 async fn expire_and_hold(accounts: &[Account], gate: &Gate) -> Vec<Value> {
     let mut expired = Vec::new();
     for account in accounts {
-        account.login.then_for_token(TokenReply::well().behind(gate));
+        account
+            .login
+            .then_for_token(TokenReply::well().behind(gate));
         expired.push(expire(&account.file, &account.login));
     }
     gate.wait_until_reached_times(accounts.len()).await;
@@ -326,7 +387,8 @@ async fn kill_in_round(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kill_at_any_instant_of_a_refresh_never_costs_a_login_but_where_it_took_the_refreshing_process() {
+async fn a_kill_at_any_instant_of_a_refresh_never_costs_a_login_but_where_it_took_the_refreshing_process()
+ {
     let mut chance = Chance::seeded(SEED);
     let (rig, mut accounts, config) = many(CREDENTIALS).await;
     let mut stages = Stages::default();
@@ -370,11 +432,22 @@ async fn the_gateway_after_a_killed_one_waits_for_its_refresh_and_serves_with_it
 /// The processes by which this gateway refreshes.
 fn refreshing(program: &Program) -> Vec<libc::pid_t> {
     let processes = fs::read_dir("/proc").expect("there is /proc");
-    let ids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<libc::pid_t>().ok());
+    let ids = processes.filter_map(|entry| {
+        entry
+            .ok()?
+            .file_name()
+            .to_str()?
+            .parse::<libc::pid_t>()
+            .ok()
+    });
     let is_one = |id: &libc::pid_t| {
-        let read = |name: &str| fs::read_to_string(format!("/proc/{id}/{name}")).unwrap_or_default();
+        let read =
+            |name: &str| fs::read_to_string(format!("/proc/{id}/{name}")).unwrap_or_default();
         // After the name, which is in brackets: its state and its parent.
-        let parent = read("stat").rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)?.parse().ok());
+        let parent = read("stat")
+            .rsplit(')')
+            .next()
+            .and_then(|rest| rest.split_whitespace().nth(1)?.parse().ok());
         parent == Some(program.id()) && read("cmdline").contains("\0refresh-credential\0")
     };
     ids.filter(is_one).collect()
@@ -402,7 +475,8 @@ fn kill(id: libc::pid_t) {
 async fn log_in_again(rig: &Rig, tag: &str, client: &Client) {
     let new = rig.upstream.login(&format!("account-{tag}"));
     replace_file(&rig.credential_file(tag), new.auth_json().to_string());
-    rig.wait_for_credential(tag, SOON, "ready", |found| found["state"] == "ready").await;
+    rig.wait_for_credential(tag, SOON, "ready", |found| found["state"] == "ready")
+        .await;
     let answer = client.turn(&turn("one")).await;
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
     assert_eq!((new.account().turn_count(), new.post_count()), (1, 0));
@@ -417,13 +491,23 @@ async fn a_token_whose_refreshing_process_was_killed_is_not_shown_again_until_so
     gate.wait_until_reached().await;
     kill(wait_for_refreshing(&first).await);
     let answer = first.client().turn(&turn("one")).await;
-    assert_eq!(answer.json()["error"]["code"], "credentials_unavailable", "{}", answer.text());
+    assert_eq!(
+        answer.json()["error"]["code"],
+        "credentials_unavailable",
+        "{}",
+        answer.text()
+    );
     first.kill();
     gate.open();
     let next = rig.spawn(&config).await;
     rig.wait_for_state("a", "login_needed").await;
     let answer = next.client().turn(&turn("one")).await;
-    assert_eq!(answer.json()["error"]["code"], "credentials_unavailable", "{}", answer.text());
+    assert_eq!(
+        answer.json()["error"]["code"],
+        "credentials_unavailable",
+        "{}",
+        answer.text()
+    );
     assert_eq!((login.post_count(), login.reuses()), (1, 0));
     log_in_again(&rig, "a", &next.client()).await;
     next.kill();
@@ -445,9 +529,15 @@ async fn kill_each(rig: &Rig, program: &Program, chance: &mut Chance) -> usize {
     let mut killed = HashSet::new();
     let begun = Instant::now();
     while !rig.credentials().await.iter().all(is_over) {
-        assert!(begun.elapsed() < WAIT_MAX, "refreshes go on:\n{}", program.log());
+        assert!(
+            begun.elapsed() < WAIT_MAX,
+            "refreshes go on:\n{}",
+            program.log()
+        );
         for id in refreshing(program) {
-            let at = kill_at.entry(id).or_insert_with(|| Instant::now() + chance.within(CHILD_LIFE));
+            let at = kill_at
+                .entry(id)
+                .or_insert_with(|| Instant::now() + chance.within(CHILD_LIFE));
             if *at <= Instant::now() && killed.insert(id) {
                 kill(id);
             }
@@ -459,7 +549,9 @@ async fn kill_each(rig: &Rig, program: &Program, chance: &mut Chance) -> usize {
 /// Whether the first refresh of a credential whose token had expired is over.
 fn is_over(credential: &Value) -> bool {
     let has_new_token = credential["expires_at"].as_u64() > Some(unix_in(0) * 1000);
-    has_new_token || !credential["refresh_failure"].is_null() || credential["state"] == "login_needed"
+    has_new_token
+        || !credential["refresh_failure"].is_null()
+        || credential["state"] == "login_needed"
 }
 
 /// The next gateway serves the credential, or somebody must log in and it serves then. Answers whether that was so: a
@@ -470,7 +562,11 @@ async fn recovers(rig: &Rig, program: &Program, account: &Account, round: usize)
     let needs_login = match answer.status {
         StatusCode::OK => false,
         StatusCode::SERVICE_UNAVAILABLE => true,
-        status => panic!("round {round}: {} answers {status}: {}", account.tag, answer.text()),
+        status => panic!(
+            "round {round}: {} answers {status}: {}",
+            account.tag,
+            answer.text()
+        ),
     };
     if needs_login {
         rig.wait_for_state(&account.tag, "login_needed").await;
@@ -496,6 +592,9 @@ async fn a_refreshing_process_that_is_killed_at_any_instant_never_shows_a_token_
         }
         program.kill();
     }
-    println!("{kills} of {} killed, after {logins} somebody had to log in", CHILD_ROUNDS * CHILDREN);
+    println!(
+        "{kills} of {} killed, after {logins} somebody had to log in",
+        CHILD_ROUNDS * CHILDREN
+    );
     assert!(kills > 0, "no process was killed: the test shows nothing");
 }

@@ -14,7 +14,9 @@ use time::format_description::well_known::Rfc3339;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tollgate_tests::upstream::{Gate, Login, Reply, TokenReply, WAIT_MAX};
-use tollgate_tests::{Answer, Client, Rig, oauth_file, read_json, replace_file, turn, wait_for_rows};
+use tollgate_tests::{
+    Answer, Client, Rig, oauth_file, read_json, replace_file, turn, wait_for_rows,
+};
 
 /// The credential `a`, with a login of its own.
 struct Scene {
@@ -28,8 +30,14 @@ impl Scene {
     async fn new(seconds: i64) -> Self {
         let rig = Rig::new().await;
         let (credential, login) = rig.login("a");
-        let scene = Self { rig, credential, login };
-        scene.rig.write("a.json", scene.login.renew_with(seconds).to_string());
+        let scene = Self {
+            rig,
+            credential,
+            login,
+        };
+        scene
+            .rig
+            .write("a.json", scene.login.renew_with(seconds).to_string());
         scene
     }
 
@@ -52,7 +60,9 @@ impl Scene {
     /// Waits until no refresh is under way and the file has the newest tokens of the login.
     async fn wait_for_new_tokens(&self) {
         let is_so = |found: &Value| found["state"] == "ready" && self.has_newest_tokens();
-        self.rig.wait_for_credential("a", WAIT_MAX, "new tokens", is_so).await;
+        self.rig
+            .wait_for_credential("a", WAIT_MAX, "new tokens", is_so)
+            .await;
     }
 
     fn has_newest_tokens(&self) -> bool {
@@ -71,19 +81,33 @@ impl Scene {
 fn put_fifo(path: &Path) {
     let path = CString::new(path.as_os_str().as_encoded_bytes()).expect("no NUL in it");
     // SAFETY: the path is a C string that lives longer than the call.
-    assert_eq!(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }, 0, "a FIFO can be made");
+    assert_eq!(
+        unsafe { libc::mkfifo(path.as_ptr(), 0o600) },
+        0,
+        "a FIFO can be made"
+    );
 }
 
 /// POSTs to the token endpoint, with whatever token.
 fn posts(rig: &Rig) -> usize {
-    rig.upstream.requests().iter().filter(|seen| seen.path() == "/oauth/token").count()
+    rig.upstream
+        .requests()
+        .iter()
+        .filter(|seen| seen.path() == "/oauth/token")
+        .count()
 }
 
 /// The access token that upstream was shown by the last turn.
 fn last_shown(rig: &Rig) -> String {
     let turns = rig.upstream.turns();
-    let shown = turns.last().and_then(|seen| seen.header("authorization")).expect("a turn");
-    shown.strip_prefix("Bearer ").expect("a bearer token").to_owned()
+    let shown = turns
+        .last()
+        .and_then(|seen| seen.header("authorization"))
+        .expect("a turn");
+    shown
+        .strip_prefix("Bearer ")
+        .expect("a bearer token")
+        .to_owned()
 }
 
 fn token<'a>(file: &'a Value, name: &str) -> &'a str {
@@ -92,8 +116,17 @@ fn token<'a>(file: &'a Value, name: &str) -> &'a str {
 
 #[track_caller]
 fn check_unavailable(name: &str, answer: &Answer) {
-    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{name}: {}", answer.text());
-    assert_eq!(answer.json()["error"]["code"], "credentials_unavailable", "{name}");
+    assert_eq!(
+        answer.status,
+        StatusCode::SERVICE_UNAVAILABLE,
+        "{name}: {}",
+        answer.text()
+    );
+    assert_eq!(
+        answer.json()["error"]["code"],
+        "credentials_unavailable",
+        "{name}"
+    );
 }
 
 #[track_caller]
@@ -102,7 +135,11 @@ fn check_served(name: &str, answer: &Answer) {
 }
 
 fn mode(path: &Path) -> u32 {
-    fs::metadata(path).expect("it is there").permissions().mode() & 0o7777
+    fs::metadata(path)
+        .expect("it is there")
+        .permissions()
+        .mode()
+        & 0o7777
 }
 
 // What is asked
@@ -112,16 +149,25 @@ async fn the_token_endpoint_is_asked_for_what_codex_asks_and_told_nothing_else()
     let mut scene = Scene::new(-60).await;
     let refresh_token = token(&read_json(&scene.file()), "refresh_token").to_owned();
     let client = scene.start(json!({})).await;
-    check_served("served", &client.header("x-theirs", "1").turn(&turn("one")).await);
+    check_served(
+        "served",
+        &client.header("x-theirs", "1").turn(&turn("one")).await,
+    );
     let requests = scene.rig.upstream.requests();
-    let post = requests.iter().find(|seen| seen.path() == "/oauth/token").expect("a refresh");
+    let post = requests
+        .iter()
+        .find(|seen| seen.path() == "/oauth/token")
+        .expect("a refresh");
     let expected = json!({
         "client_id": "app_EMoamEEZ73f0CkXaXp7hrann",
         "grant_type": "refresh_token",
         "refresh_token": refresh_token,
         "scope": "openid profile email",
     });
-    assert_eq!((post.json(), post.header("content-type")), (expected, Some("application/json")));
+    assert_eq!(
+        (post.json(), post.header("content-type")),
+        (expected, Some("application/json"))
+    );
     for name in ["authorization", "chatgpt-account-id", "cookie", "x-theirs"] {
         assert_eq!(post.header(name), None, "{name}");
     }
@@ -132,7 +178,9 @@ async fn the_token_endpoint_is_asked_for_what_codex_asks_and_told_nothing_else()
 async fn tokens_without_a_date_are_refreshed_once_and_have_one_then() {
     let mut scene = Scene::new(3600).await;
     let mut file = scene.login.auth_json();
-    file.as_object_mut().expect("an object").remove("last_refresh");
+    file.as_object_mut()
+        .expect("an object")
+        .remove("last_refresh");
     replace_file(&scene.file(), file.to_string());
     for _ in 0..2 {
         let client = scene.start(json!({})).await;
@@ -142,14 +190,19 @@ async fn tokens_without_a_date_are_refreshed_once_and_have_one_then() {
         scene.rig.stop().await;
     }
     let file = read_json(&scene.file());
-    OffsetDateTime::parse(file["last_refresh"].as_str().expect("a date"), &Rfc3339).expect("RFC 3339");
+    OffsetDateTime::parse(file["last_refresh"].as_str().expect("a date"), &Rfc3339)
+        .expect("RFC 3339");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_credential_that_has_no_refresh_token_is_not_refreshed() {
     let rig = Rig::new().await;
     let (credential, login) = rig.login("a");
-    let mut scene = Scene { rig, credential, login };
+    let mut scene = Scene {
+        rig,
+        credential,
+        login,
+    };
     for (name, missing) in [("null", Value::Null), ("empty", json!(""))] {
         let mut file = scene.login.renew_with(-60);
         file["tokens"]["refresh_token"] = missing;
@@ -194,8 +247,16 @@ const FIRST_BACK_OFF: Duration = Duration::from_secs(5);
 fn check_asked(name: &str, login: &Login, state: &str, begun: Instant) {
     let posts = login.post_count();
     let due = begun.elapsed().as_secs() / FIRST_BACK_OFF.as_secs();
-    let most = if state == "login_needed" { 1 } else { 1 + due as usize };
-    assert!((1..=most).contains(&posts), "{name}: {posts} times in {:?}", begun.elapsed());
+    let most = if state == "login_needed" {
+        1
+    } else {
+        1 + due as usize
+    };
+    assert!(
+        (1..=most).contains(&posts),
+        "{name}: {posts} times in {:?}",
+        begun.elapsed()
+    );
     assert_eq!(login.reuses(), 0, "{name}");
 }
 
@@ -219,15 +280,25 @@ async fn check_answers(cases: Vec<Case>, limits: Value) {
     for (place, (case, login)) in cases.iter().zip(&logins).enumerate() {
         let tag = format!("c{place}");
         for _ in 0..2 {
-            let answer = client.token(&format!("token-{tag}")).turn(&turn("one")).await;
+            let answer = client
+                .token(&format!("token-{tag}"))
+                .turn(&turn("one"))
+                .await;
             check_unavailable(case.name, &answer);
         }
         let status = rig.wait_for_state(&tag, case.state).await;
         check_asked(case.name, login, case.state, begun);
-        assert!(!status.to_string().contains("given-"), "{}: {status:#}", case.name);
+        assert!(
+            !status.to_string().contains("given-"),
+            "{}: {status:#}",
+            case.name
+        );
     }
     // Nobody shows a token that none of them has.
-    assert_eq!(posts(&rig), logins.iter().map(Login::post_count).sum::<usize>());
+    assert_eq!(
+        posts(&rig),
+        logins.iter().map(Login::post_count).sum::<usize>()
+    );
     rig.stop().await;
 }
 
@@ -243,42 +314,98 @@ async fn an_answer_that_no_token_endpoint_gives_is_told_and_not_asked_for_again(
         case("302", elsewhere(302), again),
         case("307", elsewhere(307), again),
         case("308", elsewhere(308), again),
-        case("a list", json(json!([{ "access_token": "given-1" }])), login),
+        case(
+            "a list",
+            json(json!([{ "access_token": "given-1" }])),
+            login,
+        ),
         case("a text", json(json!("given-1")), login),
-        case("an empty access token", json(json!({ "access_token": "", "refresh_token": "given-2" })), login),
-        case("an access token of null", json(json!({ "access_token": null, "refresh_token": "given-2" })), login),
-        case("a number", json(json!({ "access_token": 1, "refresh_token": "given-2" })), login),
-        case("half", TokenReply::well().body(r#"{"access_token": "given-1", "refresh_"#), login),
-        case("much too long", json(json!({ "filler": filler, "access_token": "given-1" })), login),
+        case(
+            "an empty access token",
+            json(json!({ "access_token": "", "refresh_token": "given-2" })),
+            login,
+        ),
+        case(
+            "an access token of null",
+            json(json!({ "access_token": null, "refresh_token": "given-2" })),
+            login,
+        ),
+        case(
+            "a number",
+            json(json!({ "access_token": 1, "refresh_token": "given-2" })),
+            login,
+        ),
+        case(
+            "half",
+            TokenReply::well().body(r#"{"access_token": "given-1", "refresh_"#),
+            login,
+        ),
+        case(
+            "much too long",
+            json(json!({ "filler": filler, "access_token": "given-1" })),
+            login,
+        ),
         case("204", TokenReply::status(204).rotating(), login),
-        case("404, a final code", TokenReply::status(404).body(r#"{"code": "refresh_token_expired"}"#), login),
-        case("500, a final code", TokenReply::status(500).body(r#"{"error": "invalid_grant"}"#), again),
-        case("502, a final code", TokenReply::status(502).body(r#"{"error": "invalid_grant"}"#).rotating(), login),
+        case(
+            "404, a final code",
+            TokenReply::status(404).body(r#"{"code": "refresh_token_expired"}"#),
+            login,
+        ),
+        case(
+            "500, a final code",
+            TokenReply::status(500).body(r#"{"error": "invalid_grant"}"#),
+            again,
+        ),
+        case(
+            "502, a final code",
+            TokenReply::status(502)
+                .body(r#"{"error": "invalid_grant"}"#)
+                .rotating(),
+            login,
+        ),
         case("504", TokenReply::status(504).rotating(), login),
     ];
     check_answers(cases, json!({})).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_does_not_come_is_waited_for_as_long_as_the_limit_says_and_not_asked_for_again() {
+async fn an_answer_that_does_not_come_is_waited_for_as_long_as_the_limit_says_and_not_asked_for_again()
+ {
     let begun = Instant::now();
-    let case = |name, reply| Case { name, reply, state: "login_needed" };
+    let case = |name, reply| Case {
+        name,
+        reply,
+        state: "login_needed",
+    };
     let cases = vec![
         case("no head", TokenReply::well().behind(&Gate::new())),
         case("no end", TokenReply::well().endless()),
-        case("no end, and nothing granted", TokenReply::status(200).endless()),
+        case(
+            "no end, and nothing granted",
+            TokenReply::status(200).endless(),
+        ),
     ];
     check_answers(cases, json!({ "refresh_timeout": "300ms" })).await;
-    assert!(begun.elapsed() < WAIT_MAX, "the default would be thirty seconds");
+    assert!(
+        begun.elapsed() < WAIT_MAX,
+        "the default would be thirty seconds"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_endpoint_that_wants_to_be_asked_again_at_once_is_left_alone_for_a_while() {
     for told in ["0", "-1", "0.001", "soon", ""] {
         let mut scene = Scene::new(-60).await;
-        scene.login.always_for_token(TokenReply::status(429).header("retry-after", told));
-        let client = scene.start(json!({ "refresh_timeout": "1s", "lock_timeout": "1s" })).await;
-        let answers = [client.turn(&turn("one")).await, client.turn(&turn("one")).await];
+        scene
+            .login
+            .always_for_token(TokenReply::status(429).header("retry-after", told));
+        let client = scene
+            .start(json!({ "refresh_timeout": "1s", "lock_timeout": "1s" }))
+            .await;
+        let answers = [
+            client.turn(&turn("one")).await,
+            client.turn(&turn("one")).await,
+        ];
         assert_eq!(scene.login.post_count(), 1, "{told:?}");
         for answer in &answers {
             check_unavailable(told, answer);
@@ -309,25 +436,42 @@ async fn tokens_that_have_expired_when_they_are_given_are_not_asked_for_again_an
 async fn refreshes_that_nobody_waits_for_go_one_after_another_and_the_others_at_once() {
     let mut rig = Rig::new().await;
     let gate = Gate::new();
-    let user = |tag: &str| json!({ "name": tag, "token": format!("token-{tag}"), "credential": tag });
+    let user =
+        |tag: &str| json!({ "name": tag, "token": format!("token-{tag}"), "credential": tag });
     let mut logins = Vec::new();
     let mut credentials = Vec::new();
     for (tag, seconds) in [("a", 200), ("b", 200), ("c", -60)] {
         let (credential, login) = rig.login(tag);
-        rig.write(&format!("{tag}.json"), login.renew_with(seconds).to_string());
+        rig.write(
+            &format!("{tag}.json"),
+            login.renew_with(seconds).to_string(),
+        );
         credentials.push(credential);
         logins.push(login);
     }
     for login in &logins[..2] {
         login.then_for_token(TokenReply::well().behind(&gate));
     }
-    let config = rig.config(json!({ "credentials": credentials, "users": (["a", "b", "c"].map(user)) }));
+    let config =
+        rig.config(json!({ "credentials": credentials, "users": (["a", "b", "c"].map(user)) }));
     let client = rig.start(config).await;
     gate.wait_until_reached().await;
     for tag in ["c", "a", "b"] {
-        check_served(tag, &client.token(&format!("token-{tag}")).turn(&turn("one")).await);
+        check_served(
+            tag,
+            &client
+                .token(&format!("token-{tag}"))
+                .turn(&turn("one"))
+                .await,
+        );
     }
-    assert_eq!((logins[0].post_count() + logins[1].post_count(), logins[2].post_count()), (1, 1));
+    assert_eq!(
+        (
+            logins[0].post_count() + logins[1].post_count(),
+            logins[2].post_count()
+        ),
+        (1, 1)
+    );
     gate.open();
     for login in &logins {
         login.wait_for_posts(1).await;
@@ -343,10 +487,13 @@ async fn refreshes_that_nobody_waits_for_go_one_after_another_and_the_others_at_
 async fn two_credentials_that_lead_to_one_file_cost_one_refresh() {
     let mut scene = Scene::new(-60).await;
     let link = scene.rig.path("b.json");
-    let user = |tag: &str| json!({ "name": tag, "token": format!("token-{tag}"), "credential": tag });
+    let user =
+        |tag: &str| json!({ "name": tag, "token": format!("token-{tag}"), "credential": tag });
     let other = json!({ "tag": "b", "credential_path": link });
     let users = ["a", "b"].map(user);
-    let config = scene.rig.config(json!({ "credentials": [scene.credential, other], "users": users }));
+    let config = scene
+        .rig
+        .config(json!({ "credentials": [scene.credential, other], "users": users }));
     let gate = Gate::new();
     scene.login.then_for_token(TokenReply::well().behind(&gate));
     let client = scene.rig.start(config).await;
@@ -356,8 +503,17 @@ async fn two_credentials_that_lead_to_one_file_cost_one_refresh() {
     scene.rig.wait_for_state("b", "refreshing").await;
     gate.open();
     for tag in ["a", "b"] {
-        check_served(tag, &client.token(&format!("token-{tag}")).turn(&turn("one")).await);
-        assert_eq!(last_shown(&scene.rig), token(&scene.login.auth_json(), "access_token"));
+        check_served(
+            tag,
+            &client
+                .token(&format!("token-{tag}"))
+                .turn(&turn("one"))
+                .await,
+        );
+        assert_eq!(
+            last_shown(&scene.rig),
+            token(&scene.login.auth_json(), "access_token")
+        );
     }
     assert_eq!((posts(&scene.rig), scene.login.reuses()), (1, 0));
     scene.rig.stop().await;
@@ -383,7 +539,11 @@ async fn while_another_process_holds_the_lock_nothing_is_asked_and_what_it_write
         drop(lock);
         check_served("then", &waiting.await.expect("an answer"));
         scene.wait_for_new_tokens().await;
-        assert_eq!((posts(&scene.rig), scene.login.reuses()), (usize::from(!newer), 0), "newer: {newer}");
+        assert_eq!(
+            (posts(&scene.rig), scene.login.reuses()),
+            (usize::from(!newer), 0),
+            "newer: {newer}"
+        );
         scene.rig.stop().await;
     }
 }
@@ -407,16 +567,25 @@ async fn a_fifo_in_the_place_of_the_lock_hangs_nobody() {
     let mut scene = Scene::new(-60).await;
     let lock = scene.beside(".lock");
     put_fifo(&lock);
-    let client = scene.start(json!({ "lock_timeout": "200ms", "refresh_timeout": "200ms" })).await;
+    let client = scene
+        .start(json!({ "lock_timeout": "200ms", "refresh_timeout": "200ms" }))
+        .await;
     let answer = client.turn(&turn("one")).await;
     let told = scene.rig.credential("a").await;
     let ended = timeout(WAIT_MAX, scene.rig.stop()).await.is_ok();
     // Whoever hangs on it goes on once it has a reader: the end of a test waits for its threads.
-    let _reader = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&lock);
+    let _reader = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(&lock);
     fs::remove_file(lock).expect("it is there");
     assert!(ended, "the gateway ends");
     check_unavailable("a FIFO", &answer);
-    assert_eq!((&told["state"], posts(&scene.rig)), (&json!("cannot_refresh"), 0), "{told:#}");
+    assert_eq!(
+        (&told["state"], posts(&scene.rig)),
+        (&json!("cannot_refresh"), 0),
+        "{told:#}"
+    );
 }
 
 // Beside whoever writes the file
@@ -441,10 +610,21 @@ async fn a_login_that_needs_a_refresh_gets_it_though_the_last_one_was_a_moment_a
         }
         other.wait_for_posts(1).await;
         let is_so = |found: &Value| found["state"] == "ready";
-        scene.rig.wait_for_credential("a", WAIT_MAX, "ready", is_so).await;
+        scene
+            .rig
+            .wait_for_credential("a", WAIT_MAX, "ready", is_so)
+            .await;
         check_served("the other", &client.turn(&turn("one")).await);
-        assert_eq!(read_json(&scene.file())["tokens"], other.auth_json()["tokens"], "during: {during}");
-        assert_eq!((scene.login.post_count(), other.post_count()), (1, 1), "during: {during}");
+        assert_eq!(
+            read_json(&scene.file())["tokens"],
+            other.auth_json()["tokens"],
+            "during: {during}"
+        );
+        assert_eq!(
+            (scene.login.post_count(), other.post_count()),
+            (1, 1),
+            "during: {during}"
+        );
         scene.rig.stop().await;
     }
 }
@@ -461,7 +641,10 @@ async fn a_file_that_changes_without_other_tokens_does_not_end_that_a_login_is_n
     let known = scene.rig.credential("a").await["refreshed_at"].clone();
     let is_so = |found: &Value| found["refreshed_at"] == 1_767_225_600_000_u64;
     assert_ne!(known, Value::Null);
-    let status = scene.rig.wait_for_credential("a", WAIT_MAX, "the change", is_so).await;
+    let status = scene
+        .rig
+        .wait_for_credential("a", WAIT_MAX, "the change", is_so)
+        .await;
     assert_eq!(status["state"], "login_needed", "{status:#}");
     check_unavailable("after", &client.turn(&turn("one")).await);
     assert_eq!(posts(&scene.rig), 1);
@@ -471,7 +654,11 @@ async fn a_file_that_changes_without_other_tokens_does_not_end_that_a_login_is_n
 #[tokio::test(flavor = "multi_thread")]
 async fn the_refresh_token_that_is_spent_is_the_one_that_stands_in_the_file_by_then() {
     let mut scene = Scene::new(3600).await;
-    scene.rig.upstream.account("taken-by-upstream", "account-a").then(Reply::error(401, "invalid_request_error", "no"));
+    scene
+        .rig
+        .upstream
+        .account("taken-by-upstream", "account-a")
+        .then(Reply::error(401, "invalid_request_error", "no"));
     let mut file = oauth_file("taken-by-upstream", "account-a");
     replace_file(&scene.file(), file.to_string());
     let client = scene.start(json!({})).await;
@@ -490,7 +677,10 @@ async fn the_refresh_token_that_is_spent_is_the_one_that_stands_in_the_file_by_t
 async fn a_refresh_goes_to_its_end_though_its_client_has_left() {
     let mut scene = Scene::new(3600).await;
     let gate = Gate::new();
-    scene.login.account().then(Reply::error(401, "invalid_request_error", "expired"));
+    scene
+        .login
+        .account()
+        .then(Reply::error(401, "invalid_request_error", "expired"));
     scene.login.then_for_token(TokenReply::well().behind(&gate));
     let client = scene.start(json!({})).await;
     let leaving = tokio::spawn({
@@ -504,7 +694,10 @@ async fn a_refresh_goes_to_its_end_though_its_client_has_left() {
     gate.open();
     scene.wait_for_new_tokens().await;
     check_served("the next", &client.turn(&turn("one")).await);
-    assert_eq!((posts(&scene.rig), scene.login.account().turn_count()), (1, 2));
+    assert_eq!(
+        (posts(&scene.rig), scene.login.account().turn_count()),
+        (1, 2)
+    );
     scene.rig.stop().await;
 }
 
@@ -525,19 +718,26 @@ async fn a_gateway_that_is_told_to_end_ends_when_its_refresh_has() {
     };
     tokio::join!(scene.rig.stop(), opening);
     assert!(scene.has_newest_tokens());
-    assert_eq!((posts(&scene.rig), scene.beside(".refresh-journal").exists()), (1, false));
+    assert_eq!(
+        (posts(&scene.rig), scene.beside(".refresh-journal").exists()),
+        (1, false)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_lies_beside_the_file_during_a_refresh_is_its_owners_and_has_no_token() {
     let mut scene = Scene::new(-60).await;
-    fs::set_permissions(scene.file(), fs::Permissions::from_mode(0o644)).expect("its mode can be set");
+    fs::set_permissions(scene.file(), fs::Permissions::from_mode(0o644))
+        .expect("its mode can be set");
     let gate = Gate::new();
     scene.login.then_for_token(TokenReply::well().behind(&gate));
     let client = scene.start(json!({})).await;
     gate.wait_until_reached().await;
     let journal = scene.beside(".refresh-journal");
-    assert_eq!((mode(&journal), mode(&scene.beside(".lock"))), (0o600, 0o600));
+    assert_eq!(
+        (mode(&journal), mode(&scene.beside(".lock"))),
+        (0o600, 0o600)
+    );
     let noted = fs::read_to_string(&journal).expect("it is there");
     let file = read_json(&scene.file());
     for name in ["access_token", "refresh_token", "id_token"] {
@@ -558,15 +758,26 @@ fn lead_away(scene: &Scene) -> PathBuf {
         fs::create_dir(scene.rig.path(folder)).expect("a folder can be made");
     }
     fs::rename(scene.file(), &target).expect("a file can be moved");
-    symlink("../theirs/auth.json", scene.rig.path("between").join("link")).expect("a link can be made");
+    symlink(
+        "../theirs/auth.json",
+        scene.rig.path("between").join("link"),
+    )
+    .expect("a link can be made");
     symlink("between/link", scene.file()).expect("a link can be made");
     target
 }
 
 fn names_in(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).expect("a folder");
-    let mut names: Vec<String> =
-        entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("a plain name")).collect();
+    let mut names: Vec<String> = entries
+        .map(|entry| {
+            entry
+                .expect("an entry")
+                .file_name()
+                .into_string()
+                .expect("a plain name")
+        })
+        .collect();
     names.sort();
     names
 }
@@ -580,7 +791,10 @@ async fn lock_and_journal_lie_beside_the_file_that_links_lead_to() {
     let client = scene.start(json!({})).await;
     gate.wait_until_reached().await;
     let theirs = scene.rig.path("theirs");
-    assert_eq!(names_in(&theirs), ["auth.json", "auth.json.lock", "auth.json.refresh-journal"]);
+    assert_eq!(
+        names_in(&theirs),
+        ["auth.json", "auth.json.lock", "auth.json.refresh-journal"]
+    );
     gate.open();
     check_served("served", &client.turn(&turn("one")).await);
     assert!(scene.file().is_symlink() && scene.rig.path("between").join("link").is_symlink());
@@ -599,9 +813,16 @@ async fn past_links_too_nothing_is_asked_for_that_could_not_be_kept() {
     let client = scene.start(json!({})).await;
     check_unavailable("not writable", &client.turn(&turn("one")).await);
     let status = scene.rig.credential("a").await;
-    assert_eq!((&status["state"], posts(&scene.rig)), (&json!("cannot_refresh"), 0), "{status:#}");
+    assert_eq!(
+        (&status["state"], posts(&scene.rig)),
+        (&json!("cannot_refresh"), 0),
+        "{status:#}"
+    );
     let reason = status["reason"].as_str().expect("a reason");
-    assert!(reason.contains("cannot") && reason.contains("auth.json.refresh-journal"), "{reason}");
+    assert!(
+        reason.contains("cannot") && reason.contains("auth.json.refresh-journal"),
+        "{reason}"
+    );
     scene.rig.stop().await;
 }
 

@@ -9,7 +9,9 @@ use std::time::Duration;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use tollgate_tests::upstream::{Gate, Reply, SocketReply};
-use tollgate_tests::{Client, Conduct, OWN, Rig, Row, ask_socket, binary, marked_pricer, rows, turn, wait_for_rows};
+use tollgate_tests::{
+    Client, Conduct, OWN, Rig, Row, ask_socket, binary, marked_pricer, rows, turn, wait_for_rows,
+};
 
 fn fine(nanousd: u64) -> Vec<u8> {
     marked_pricer(nanousd, Conduct::Fine)
@@ -22,7 +24,10 @@ async fn costs(rig: &Rig, count: usize) -> Vec<Option<i64>> {
 }
 
 fn cost_of(rows: &[Row], request_id: &str) -> Option<i64> {
-    let row = rows.iter().find(|row| row.text("request_id") == Some(request_id)).expect("the request has a row");
+    let row = rows
+        .iter()
+        .find(|row| row.text("request_id") == Some(request_id))
+        .expect("the request has a row");
     row.number("cost_nanousd")
 }
 
@@ -34,8 +39,15 @@ async fn count_reloads(address: std::net::SocketAddr, outcome: &str) -> u64 {
             && line.contains("\"own\"")
             && line.contains(&format!("\"{outcome}\""))
     };
-    let line = metrics.lines().find(is_it).unwrap_or_else(|| panic!("no such counter in {metrics}"));
-    line.rsplit(' ').next().expect("a value").parse::<f64>().expect("a number") as u64
+    let line = metrics
+        .lines()
+        .find(is_it)
+        .unwrap_or_else(|| panic!("no such counter in {metrics}"));
+    line.rsplit(' ')
+        .next()
+        .expect("a value")
+        .parse::<f64>()
+        .expect("a number") as u64
 }
 
 /// Changes `own.wasm` by `change`, and the next turn costs what the component there says.
@@ -49,11 +61,21 @@ async fn check_taken_up(way: &str, prepare: impl Fn(&Rig), change: impl AsyncFn(
     let policy = rig.wait_for_generation(OWN, 2).await;
     client.turn(&turn("after")).await;
     assert_eq!(costs(&rig, 2).await, [Some(1), Some(2)], "{way}");
-    let found = (&policy["state"], &policy["last_reload"]["outcome"], &policy["generation_before"]);
+    let found = (
+        &policy["state"],
+        &policy["last_reload"]["outcome"],
+        &policy["generation_before"],
+    );
     assert_eq!(found, (&json!("serving"), &json!("ok"), &json!(1)), "{way}");
     let rows = rows(&rig.ledger());
     let digest = policy["digest"].as_str().expect("a digest");
-    assert!(rows[1].text("priced_by").is_some_and(|by| by.ends_with(digest)), "{way}: {:?}", rows[1]);
+    assert!(
+        rows[1]
+            .text("priced_by")
+            .is_some_and(|by| by.ends_with(digest)),
+        "{way}: {:?}",
+        rows[1]
+    );
     rig.stop().await;
 }
 
@@ -68,7 +90,10 @@ async fn a_file_that_is_renamed_into_place_serves_from_the_next_request_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_is_written_in_place_serves_from_the_next_request_on() {
-    check_taken_up("in place", plain, async |rig| drop(rig.write("own.wasm", fine(2)))).await;
+    check_taken_up("in place", plain, async |rig| {
+        drop(rig.write("own.wasm", fine(2)))
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -108,17 +133,29 @@ async fn a_file_that_is_seen_half_written_is_tried_again_and_not_reported() {
     let whole = fine(2);
     let (half, rest) = whole.split_at(whole.len() / 2);
     rig.write("own.wasm", half);
-    rig.wait_for_policy(OWN, "a look at the half", |policy| !policy["loading"].is_null()).await;
+    rig.wait_for_policy(OWN, "a look at the half", |policy| {
+        !policy["loading"].is_null()
+    })
+    .await;
     // The pause of whoever writes: long enough to be looked at, and shorter than all looks together.
     tokio::time::sleep(Duration::from_millis(100)).await;
-    let mut file = fs::File::options().append(true).open(rig.path("own.wasm")).expect("the file is there");
+    let mut file = fs::File::options()
+        .append(true)
+        .open(rig.path("own.wasm"))
+        .expect("the file is there");
     std::io::Write::write_all(&mut file, rest).expect("it can be written");
     drop(file);
     rig.wait_for_generation(OWN, 2).await;
     client.turn(&turn("after")).await;
     assert_eq!(costs(&rig, 1).await, [Some(2)]);
     let admin = rig.admin().address();
-    assert_eq!((count_reloads(admin, "ok").await, count_reloads(admin, "failed").await), (1, 0));
+    assert_eq!(
+        (
+            count_reloads(admin, "ok").await,
+            count_reloads(admin, "failed").await
+        ),
+        (1, 0)
+    );
     rig.stop().await;
 }
 
@@ -140,9 +177,13 @@ async fn a_stream_is_priced_by_the_generation_that_it_began_with() {
     let mut rig = Rig::new().await;
     let client = rig.start_priced(json!({})).await;
     let gate = Gate::new();
-    rig.account("a").then(Reply::ok().deltas(3).hold_after(2, &gate));
+    rig.account("a")
+        .then(Reply::ok().deltas(3).hold_after(2, &gate));
     let mut stream = client.start_turn(&turn("long")).await;
-    let named = stream.headers["x-tollgate-request-id"].to_str().expect("a readable field").to_owned();
+    let named = stream.headers["x-tollgate-request-id"]
+        .to_str()
+        .expect("a readable field")
+        .to_owned();
     stream.until("output_text.delta").await;
     rig.replace_own(&fine(2));
     rig.wait_for_generation(OWN, 2).await;
@@ -153,7 +194,10 @@ async fn a_stream_is_priced_by_the_generation_that_it_began_with() {
     gate.open();
     assert!(stream.finish().await.whole);
     let rows = wait_for_rows(&rig.ledger(), 2).await;
-    assert_eq!((cost_of(&rows, &named), cost_of(&rows, &next)), (Some(1), Some(2)));
+    assert_eq!(
+        (cost_of(&rows, &named), cost_of(&rows, &next)),
+        (Some(1), Some(2))
+    );
     let policy = rig.policy(OWN).await;
     assert_eq!(policy["generation"], 3, "{policy:#}");
     rig.stop().await;
@@ -166,7 +210,8 @@ async fn a_sockets_turn_under_way_is_priced_by_the_old_generation_and_its_next_b
         let client = rig.start_priced(json!({})).await;
         let client = if http2 { client.http2() } else { client };
         let gate = Gate::new();
-        rig.account("a").then_socket(SocketReply::begun().hold(&gate).completed());
+        rig.account("a")
+            .then_socket(SocketReply::begun().hold(&gate).completed());
         let mut socket = client.socket().await.expect("a socket");
         socket.create(&turn("one")).await;
         gate.wait_until_reached().await;
@@ -193,7 +238,11 @@ async fn an_operator_reloads_and_rolls_back_over_the_socket() {
     let client = rig.start_priced(json!({})).await;
     let refused = rig.change_policy(OWN, "rollback").await;
     assert_eq!(refused.status, StatusCode::CONFLICT);
-    assert!(refused.text().contains("no generation before"), "{}", refused.text());
+    assert!(
+        refused.text().contains("no generation before"),
+        "{}",
+        refused.text()
+    );
     rig.replace_own(&fine(2));
     rig.wait_for_generation(OWN, 2).await;
     client.turn(&turn("new")).await;
@@ -201,8 +250,15 @@ async fn an_operator_reloads_and_rolls_back_over_the_socket() {
     for (generation, before, session) in [(1, 2, "old"), (2, 1, "new again")] {
         change(&rig, "rollback").await;
         let policy = rig.policy(OWN).await;
-        let found = (&policy["generation"], &policy["generation_before"], &policy["last_reload"]["outcome"]);
-        assert_eq!(found, (&json!(generation), &json!(before), &json!("rolled_back")));
+        let found = (
+            &policy["generation"],
+            &policy["generation_before"],
+            &policy["last_reload"]["outcome"],
+        );
+        assert_eq!(
+            found,
+            (&json!(generation), &json!(before), &json!("rolled_back"))
+        );
         client.turn(&turn(session)).await;
     }
     assert_eq!(costs(&rig, 3).await, [Some(2), Some(1), Some(2)]);
@@ -210,7 +266,11 @@ async fn an_operator_reloads_and_rolls_back_over_the_socket() {
     let done = change(&rig, "reload").await;
     assert!(done.contains("generation 3 serves"), "{done}");
     let unknown = rig.change_policy("nobody", "reload").await;
-    assert!(unknown.text().contains("there is no policy"), "{}", unknown.text());
+    assert!(
+        unknown.text().contains("there is no policy"),
+        "{}",
+        unknown.text()
+    );
     let get = ask_socket(&rig.socket(), Method::GET, "/api/policies/own/reload").await;
     assert_eq!(get.status, StatusCode::NOT_FOUND);
     rig.stop().await;
@@ -219,8 +279,15 @@ async fn an_operator_reloads_and_rolls_back_over_the_socket() {
 /// Runs `tollgate policy` with the rig's configuration.
 async fn run(rig: &Rig, arguments: &[&str]) -> Output {
     let mut command = Command::new(binary());
-    command.arg("policy").args(arguments).arg("-c").arg(rig.path("config.json"));
-    tokio::task::spawn_blocking(move || command.output()).await.expect("no panic").expect("the binary runs")
+    command
+        .arg("policy")
+        .args(arguments)
+        .arg("-c")
+        .arg(rig.path("config.json"));
+    tokio::task::spawn_blocking(move || command.output())
+        .await
+        .expect("no panic")
+        .expect("the binary runs")
 }
 
 fn stdout(output: &Output) -> String {
@@ -237,7 +304,10 @@ async fn an_operator_reloads_and_rolls_back_and_lists_on_the_command_line() {
     let client = program.client().token("token-alice");
     client.turn(&turn("old")).await;
     let reloaded = stdout(&run(&rig, &["reload", OWN]).await);
-    assert!(reloaded.contains("generation 2 serves: marked-pricer 0.1.0"), "{reloaded}");
+    assert!(
+        reloaded.contains("generation 2 serves: marked-pricer 0.1.0"),
+        "{reloaded}"
+    );
     rig.replace_own(&fine(2));
     rig.wait_for_generation(OWN, 3).await;
     client.turn(&turn("new")).await;
@@ -246,12 +316,20 @@ async fn an_operator_reloads_and_rolls_back_and_lists_on_the_command_line() {
     client.turn(&turn("old again")).await;
     assert_eq!(costs(&rig, 3).await, [Some(1), Some(2), Some(1)]);
     let listed = stdout(&run(&rig, &["list"]).await);
-    let line = listed.lines().find(|line| line.starts_with(OWN)).unwrap_or_else(|| panic!("{OWN} is not in {listed}"));
+    let line = listed
+        .lines()
+        .find(|line| line.starts_with(OWN))
+        .unwrap_or_else(|| panic!("{OWN} is not in {listed}"));
     for word in ["pricer", "marked-pricer 0.1.0", "serving", "rolled back"] {
         assert!(line.contains(word), "{word:?} is not in {line:?}");
     }
-    let listed: Value = serde_json::from_str(&stdout(&run(&rig, &["list", "--json"]).await)).expect("JSON");
-    let own = listed["policies"].as_array().expect("a list").iter().find(|policy| policy["tag"] == OWN);
+    let listed: Value =
+        serde_json::from_str(&stdout(&run(&rig, &["list", "--json"]).await)).expect("JSON");
+    let own = listed["policies"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .find(|policy| policy["tag"] == OWN);
     assert_eq!(own.expect("it is there")["generation"], 2);
     rig.write("own.wasm", "nonsense");
     let failed = run(&rig, &["reload", OWN]).await;

@@ -23,8 +23,9 @@ fn fine(nanousd: u64) -> Vec<u8> {
 fn patched(old: &str, new: &str) -> Vec<u8> {
     assert_eq!(old.len(), new.len());
     let mut component = fine(7);
-    let places: Vec<usize> =
-        (0..component.len()).filter(|place| component[*place..].starts_with(old.as_bytes())).collect();
+    let places: Vec<usize> = (0..component.len())
+        .filter(|place| component[*place..].starts_with(old.as_bytes()))
+        .collect();
     assert!(!places.is_empty(), "{old} is not in the component");
     for place in places {
         component[place..place + new.len()].copy_from_slice(new.as_bytes());
@@ -42,7 +43,11 @@ fn put(rig: &Rig, make: impl FnOnce(&std::path::Path)) {
 }
 
 const CASES: [Case; 16] = [
-    Case { name: "empty", put: |rig| rig.replace_own(b""), told: &["cannot use it", "something else"] },
+    Case {
+        name: "empty",
+        put: |rig| rig.replace_own(b""),
+        told: &["cannot use it", "something else"],
+    },
     Case {
         name: "a script",
         put: |rig| rig.replace_own(b"#!/bin/sh\necho hello\n"),
@@ -68,10 +73,20 @@ const CASES: [Case; 16] = [
         put: |rig| rig.replace_own(&patched("wasi:cli/environment", "wasi:sys/environment")),
         told: &["cannot use it", "it imports \"wasi:sys/environment"],
     },
-    Case { name: "truncated", put: |rig| rig.replace_own(&fine(8)[..20_000]), told: &["cannot use it", "broken"] },
+    Case {
+        name: "truncated",
+        put: |rig| rig.replace_own(&fine(8)[..20_000]),
+        told: &["cannot use it", "broken"],
+    },
     Case {
         name: "200 MB",
-        put: |rig| put(rig, |path| fs::File::create(path).and_then(|file| file.set_len(200 << 20)).expect("a file")),
+        put: |rig| {
+            put(rig, |path| {
+                fs::File::create(path)
+                    .and_then(|file| file.set_len(200 << 20))
+                    .expect("a file")
+            })
+        },
         told: &["cannot read it", "67108864"],
     },
     Case {
@@ -133,8 +148,14 @@ async fn a_file_that_cannot_be_used_leaves_what_serves_and_is_told_with_stage_an
             let reason = last["reason"].as_str().unwrap_or_default();
             last["outcome"] == "failed" && told.iter().all(|words| reason.contains(words))
         };
-        let policy = rig.wait_for_policy(OWN, &format!("{name}: {told:?}"), is_told).await;
-        let found = (&policy["generation"], &policy["state"], &policy["last_reload"]["generation"]);
+        let policy = rig
+            .wait_for_policy(OWN, &format!("{name}: {told:?}"), is_told)
+            .await;
+        let found = (
+            &policy["generation"],
+            &policy["state"],
+            &policy["last_reload"]["generation"],
+        );
         assert_eq!(found, (&json!(1), &json!("serving"), &json!(1)), "{name}");
         client.turn(&turn(name)).await;
         let row = wait_for_rows(&rig.ledger(), place + 1).await.remove(place);
@@ -155,22 +176,38 @@ async fn a_configuration_whose_policy_cannot_be_used_is_not_taken_up() {
         let mut config = rig.priced();
         change(&mut config["policies"][0]);
         // What comes with it is left, too.
-        config["services"][0]["users"] = json!([{ "name": "carol", "token": "token-carol", "credential": "pool" }]);
+        config["services"][0]["users"] =
+            json!([{ "name": "carol", "token": "token-carol", "credential": "pool" }]);
         config
     };
     let elsewhere = rig.write("traps.wasm", marked_pricer(2, Conduct::PanicsInConfigure));
     let cases = [
-        (of_policy(&|policy| policy["config"] = json!({ "markup": 2 })), "policies[0].config"),
-        (of_policy(&|policy| policy["path"] = json!(elsewhere)), "in new"),
-        (of_policy(&|policy| policy["path"] = json!("/nowhere.wasm")), "/nowhere.wasm"),
-        (of_policy(&|policy| policy["kind"] = json!("balancer")), "expected a pricer"),
+        (
+            of_policy(&|policy| policy["config"] = json!({ "markup": 2 })),
+            "policies[0].config",
+        ),
+        (
+            of_policy(&|policy| policy["path"] = json!(elsewhere)),
+            "in new",
+        ),
+        (
+            of_policy(&|policy| policy["path"] = json!("/nowhere.wasm")),
+            "/nowhere.wasm",
+        ),
+        (
+            of_policy(&|policy| policy["kind"] = json!("balancer")),
+            "expected a pricer",
+        ),
     ];
     for (place, (config, told)) in cases.into_iter().enumerate() {
         let refused = rig.configure(&config).await.expect_err("it cannot be used");
         assert!(refused.contains(told), "{told:?} is not in {refused:?}");
         assert!(client.turn(&turn("goes on")).await.status.is_success());
         let row = wait_for_rows(&rig.ledger(), place + 1).await.remove(place);
-        assert_eq!((row.text("user"), row.number("cost_nanousd")), (Some("alice"), Some(1)));
+        assert_eq!(
+            (row.text("user"), row.number("cost_nanousd")),
+            (Some("alice"), Some(1))
+        );
     }
     rig.stop().await;
 }
@@ -181,17 +218,22 @@ async fn a_configuration_with_another_component_and_other_users_serves_from_the_
     let client = rig.start_priced(json!({})).await;
     let mut config = rig.priced();
     config["policies"][0]["path"] = json!(rig.write("other.wasm", fine(2)));
-    config["services"][0]["users"] = json!([{ "name": "carol", "token": "token-carol", "credential": "pool" }]);
+    config["services"][0]["users"] =
+        json!([{ "name": "carol", "token": "token-carol", "credential": "pool" }]);
     client.turn(&turn("before")).await;
     rig.configure(&config).await.expect("it can be used");
     assert_eq!(client.turn(&turn("gone")).await.status.as_u16(), 401);
     let carol = tollgate_tests::Client::new(client.address()).token("token-carol");
     assert!(carol.turn(&turn("after")).await.status.is_success());
     let row = wait_for_rows(&rig.ledger(), 2).await.remove(1);
-    assert_eq!((row.text("user"), row.number("cost_nanousd")), (Some("carol"), Some(2)));
+    assert_eq!(
+        (row.text("user"), row.number("cost_nanousd")),
+        (Some("carol"), Some(2))
+    );
     assert_eq!(rig.policy(OWN).await["generation"], 2);
     // And the file that is watched from now on is the other one.
-    fs::rename(rig.write("next.wasm", fine(3)), rig.path("other.wasm")).expect("a file can be renamed");
+    fs::rename(rig.write("next.wasm", fine(3)), rig.path("other.wasm"))
+        .expect("a file can be renamed");
     rig.wait_for_generation(OWN, 3).await;
     rig.stop().await;
 }

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use http::{Method, StatusCode};
 use tollgate_tests::upstream::Reply;
-use tollgate_tests::{Client, Conduct, OWN, Program, Rig, ask_socket, marked_pricer, policy, rows, turn};
+use tollgate_tests::{
+    Client, Conduct, OWN, Program, Rig, ask_socket, marked_pricer, policy, rows, turn,
+};
 
 /// Reloads under load. The issue asks for 10 000: `TOLLGATE_RELOADS=10000`, a minute or more in a debug build.
 const RELOADS: usize = 5000;
@@ -23,11 +25,15 @@ const CLIENTS: usize = 4;
 const GROWTH_KIB_MAX: u64 = 24 * 1024;
 
 fn reloads() -> usize {
-    std::env::var("TOLLGATE_RELOADS").map_or(RELOADS, |count| count.parse().expect("TOLLGATE_RELOADS is a number"))
+    std::env::var("TOLLGATE_RELOADS").map_or(RELOADS, |count| {
+        count.parse().expect("TOLLGATE_RELOADS is a number")
+    })
 }
 
 fn components() -> Vec<Vec<u8>> {
-    (1..=COMPONENTS as u64).map(|nanousd| marked_pricer(nanousd, Conduct::Fine)).collect()
+    (1..=COMPONENTS as u64)
+        .map(|nanousd| marked_pricer(nanousd, Conduct::Fine))
+        .collect()
 }
 
 /// Makes the file `component` and reloads it. When this returns, it serves.
@@ -60,22 +66,41 @@ async fn ask_until(client: Client, number: usize, over: Arc<AtomicBool>) -> Vec<
         let stream = client.start_turn(&turn(&format!("session {number}"))).await;
         let answered = Instant::now();
         let answer = stream.finish().await;
-        assert!(answer.status == StatusCode::OK && answer.whole, "{}: {}", answer.status, answer.text());
-        asked.push(Asked { request_id: answer.request_id(), sent, answered });
+        assert!(
+            answer.status == StatusCode::OK && answer.whole,
+            "{}: {}",
+            answer.status,
+            answer.text()
+        );
+        asked.push(Asked {
+            request_id: answer.request_id(),
+            sent,
+            answered,
+        });
     }
     asked
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_request_fails_during_reloads_and_each_is_priced_by_a_generation_that_it_could_begin_with() {
+async fn no_request_fails_during_reloads_and_each_is_priced_by_a_generation_that_it_could_begin_with()
+ {
     let mut rig = Rig::new().await;
     let alice = rig.start_priced(serde_json::json!({})).await;
     // Its end comes some reloads after its beginning.
-    rig.account("a").always(Reply::ok().deltas(4).pause_between(Duration::from_millis(8)));
+    rig.account("a").always(
+        Reply::ok()
+            .deltas(4)
+            .pause_between(Duration::from_millis(8)),
+    );
     let over = Arc::new(AtomicBool::new(false));
-    let reigns = Mutex::new(vec![Reign { nanousd: 1, from: Instant::now(), until: None }]);
-    let clients: Vec<_> =
-        (0..CLIENTS).map(|number| tokio::spawn(ask_until(alice.clone(), number, Arc::clone(&over)))).collect();
+    let reigns = Mutex::new(vec![Reign {
+        nanousd: 1,
+        from: Instant::now(),
+        until: None,
+    }]);
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|number| tokio::spawn(ask_until(alice.clone(), number, Arc::clone(&over))))
+        .collect();
     let components = components();
     let begun = Instant::now();
     for number in 1..=reloads() {
@@ -99,38 +124,83 @@ async fn no_request_fails_during_reloads_and_each_is_priced_by_a_generation_that
     let last = rig.policy(OWN).await;
     rig.stop().await;
 
-    let (reigns, rows) = (reigns.into_inner().expect("no holder panics"), rows(&rig.ledger()));
-    let by_id: BTreeMap<&str, _> = rows.iter().map(|row| (row.text("request_id").expect("a name"), row)).collect();
+    let (reigns, rows) = (
+        reigns.into_inner().expect("no holder panics"),
+        rows(&rig.ledger()),
+    );
+    let by_id: BTreeMap<&str, _> = rows
+        .iter()
+        .map(|row| (row.text("request_id").expect("a name"), row))
+        .collect();
     let mut digests: BTreeMap<i64, BTreeSet<String>> = BTreeMap::new();
     let mut outlived = 0;
-    for Asked { request_id, sent, answered } in &asked {
+    for Asked {
+        request_id,
+        sent,
+        answered,
+    } in &asked
+    {
         let row = by_id.get(request_id.as_str()).expect("a request has a row");
-        let cost = row.number("cost_nanousd").unwrap_or_else(|| panic!("unpriced: {row:?}"));
+        let cost = row
+            .number("cost_nanousd")
+            .unwrap_or_else(|| panic!("unpriced: {row:?}"));
         let by = row.text("priced_by").expect("who priced it").to_owned();
         digests.entry(cost).or_default().insert(by);
-        let could_serve = |reign: &&Reign| reign.from <= *answered && reign.until.is_none_or(|until| until >= *sent);
-        let possible: Vec<i64> = reigns.iter().filter(could_serve).map(|reign| reign.nanousd).collect();
-        assert!(possible.contains(&cost), "{request_id} costs {cost}, and could cost {possible:?}");
+        let could_serve = |reign: &&Reign| {
+            reign.from <= *answered && reign.until.is_none_or(|until| until >= *sent)
+        };
+        let possible: Vec<i64> = reigns
+            .iter()
+            .filter(could_serve)
+            .map(|reign| reign.nanousd)
+            .collect();
+        assert!(
+            possible.contains(&cost),
+            "{request_id} costs {cost}, and could cost {possible:?}"
+        );
         outlived += usize::from(possible.len() < COMPONENTS);
     }
     let rate = reigns.len() as f64 / took.as_secs_f64();
-    println!("{} reloads in {took:?}, {rate:.0} a second; {} requests", reigns.len() - 1, asked.len());
-    assert!(outlived * 2 > asked.len(), "requests saw all prices go by before their heads: the test shows nothing");
-    assert!(digests.len() > COMPONENTS / 2, "the test shows nothing: {digests:?}");
+    println!(
+        "{} reloads in {took:?}, {rate:.0} a second; {} requests",
+        reigns.len() - 1,
+        asked.len()
+    );
+    assert!(
+        outlived * 2 > asked.len(),
+        "requests saw all prices go by before their heads: the test shows nothing"
+    );
+    assert!(
+        digests.len() > COMPONENTS / 2,
+        "the test shows nothing: {digests:?}"
+    );
     for (cost, by) in &digests {
-        assert_eq!(by.len(), 1, "price {cost} and its component belong together: {by:?}");
+        assert_eq!(
+            by.len(),
+            1,
+            "price {cost} and its component belong together: {by:?}"
+        );
     }
     let all: BTreeSet<_> = digests.values().flatten().collect();
     assert_eq!(all.len(), digests.len(), "two prices of one component");
-    assert!(last["generation"].as_u64() >= Some(reloads() as u64), "{last:#}");
+    assert!(
+        last["generation"].as_u64() >= Some(reloads() as u64),
+        "{last:#}"
+    );
     assert_eq!(last["faults"], serde_json::json!({}), "{last:#}");
 }
 
 /// The resident memory of a process, in KiB.
 fn resident_kib(program: &Program) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", program.id())).expect("Linux tells");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a line");
-    line.trim().trim_end_matches(" kB").parse().expect("a number")
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .expect("a line");
+    line.trim()
+        .trim_end_matches(" kB")
+        .parse()
+        .expect("a number")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -156,13 +226,27 @@ async fn what_a_generation_took_is_given_back() {
     reload_and_ask(RELOADS_FOR_MEMORY).await;
     let took = begun.elapsed();
     let after = (resident_kib(&program), policy(&rig.socket(), OWN).await);
-    println!("{RELOADS_FOR_MEMORY} reloads in {took:?}: {} KiB before, {} KiB after", before.0, after.0);
-    assert!(after.0 < before.0 + GROWTH_KIB_MAX, "{} KiB before, {} KiB after", before.0, after.0);
+    println!(
+        "{RELOADS_FOR_MEMORY} reloads in {took:?}: {} KiB before, {} KiB after",
+        before.0, after.0
+    );
+    assert!(
+        after.0 < before.0 + GROWTH_KIB_MAX,
+        "{} KiB before, {} KiB after",
+        before.0,
+        after.0
+    );
     // The generation that serves and the one to go back to, an instance for each thread that called one.
     for (_, policy) in [&before, &after] {
-        let (instances, memory) = (policy["instances"].as_u64(), policy["memory_bytes"].as_u64());
+        let (instances, memory) = (
+            policy["instances"].as_u64(),
+            policy["memory_bytes"].as_u64(),
+        );
         assert!(instances <= Some(8), "{policy:#}");
-        assert!(memory <= instances.map(|count| count * 2 * 1024 * 1024), "{policy:#}");
+        assert!(
+            memory <= instances.map(|count| count * 2 * 1024 * 1024),
+            "{policy:#}"
+        );
     }
     program.kill();
 }

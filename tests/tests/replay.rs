@@ -27,15 +27,20 @@ async fn recorded() -> (Rig, Vec<String>) {
         ids.push(answer.request_id());
     }
     rig.stop().await;
-    let both =
-        ["chooses", "prices"].map(|tag| fs::read_to_string(rig.path(&format!("{tag}.jsonl"))).expect("a record"));
+    let both = ["chooses", "prices"]
+        .map(|tag| fs::read_to_string(rig.path(&format!("{tag}.jsonl"))).expect("a record"));
     rig.write("both.jsonl", both.concat());
     (rig, ids)
 }
 
 fn replay(component: impl AsRef<Path>, record: &Path, more: &[&str]) -> Said {
     let path = |path: &Path| path.to_str().expect("a plain name").to_owned();
-    let mut args = vec!["policy".to_owned(), "replay".to_owned(), path(component.as_ref()), path(record)];
+    let mut args = vec![
+        "policy".to_owned(),
+        "replay".to_owned(),
+        path(component.as_ref()),
+        path(record),
+    ];
     args.extend(more.iter().map(|more| (*more).to_owned()));
     tollgate(args)
 }
@@ -54,8 +59,16 @@ async fn the_same_component_says_the_same() {
         ("builtin:openai-pricing".into(), "prices.jsonl"),
     ] {
         let said = replay(&component, &rig.path(name), &[]);
-        assert_eq!((said.code, said.stderr.as_str()), (Some(0), ""), "{}", said.stdout);
-        assert_eq!(said.stdout, "12 calls repeated, 0 differ, 0 of other policies left out\n");
+        assert_eq!(
+            (said.code, said.stderr.as_str()),
+            (Some(0), ""),
+            "{}",
+            said.stdout
+        );
+        assert_eq!(
+            said.stdout,
+            "12 calls repeated, 0 differ, 0 of other policies left out\n"
+        );
     }
 }
 
@@ -67,23 +80,49 @@ async fn another_components_differences_are_printed_and_it_exits_with_1() {
     let lines: Vec<String> = good
         .lines()
         .enumerate()
-        .map(
-            |(place, line)| {
-                if place < 4 { line.replace(said_of_b, r#""says":"member","index":0"#) } else { line.to_owned() }
-            },
-        )
+        .map(|(place, line)| {
+            if place < 4 {
+                line.replace(said_of_b, r#""says":"member","index":0"#)
+            } else {
+                line.to_owned()
+            }
+        })
         .collect();
     rig.write("altered.jsonl", lines.join("\n"));
     let said = replay("builtin:round-robin", &rig.path("altered.jsonl"), &[]);
     assert_eq!(said.code, Some(1), "{}", said.stdout);
-    assert_eq!(last_line(&said), "12 calls repeated, 2 differ, 0 of other policies left out");
-    assert!(said.stderr.contains("says something else in 2 of 12 calls"), "{}", said.stderr);
+    assert_eq!(
+        last_line(&said),
+        "12 calls repeated, 2 differ, 0 of other policies left out"
+    );
+    assert!(
+        said.stderr.contains("says something else in 2 of 12 calls"),
+        "{}",
+        said.stderr
+    );
     let printed: Vec<&str> = said.stdout.lines().collect();
-    assert_eq!(printed[0], format!("line 2, request {}, policy \"chooses\"", ids[1]));
-    assert!(printed[1].starts_with("  said: ") && printed[1].contains("\"index\":0"), "{}", printed[1]);
-    assert!(printed[2].starts_with("  says: ") && printed[2].contains("\"index\":1"), "{}", printed[2]);
+    assert_eq!(
+        printed[0],
+        format!("line 2, request {}, policy \"chooses\"", ids[1])
+    );
+    assert!(
+        printed[1].starts_with("  said: ") && printed[1].contains("\"index\":0"),
+        "{}",
+        printed[1]
+    );
+    assert!(
+        printed[2].starts_with("  says: ") && printed[2].contains("\"index\":1"),
+        "{}",
+        printed[2]
+    );
     let said = replay("builtin:fallback", &rig.path("chooses.jsonl"), &[]);
-    assert_eq!((said.code, last_line(&said)), (Some(1), "12 calls repeated, 12 differ, 0 of other policies left out"));
+    assert_eq!(
+        (said.code, last_line(&said)),
+        (
+            Some(1),
+            "12 calls repeated, 12 differ, 0 of other policies left out"
+        )
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -93,16 +132,47 @@ async fn settings_and_the_tag_decide_what_is_repeated() {
         "source": "a test", "date": "2026-01-01", "default": { "input": 99.0, "cached": 9.0, "output": 99.0 },
     } } });
     let both = rig.path("both.jsonl");
-    let said = replay("builtin:openai-pricing", &both, &["--policy-config", &dear.to_string()]);
-    assert_eq!((said.code, last_line(&said)), (Some(1), "12 calls repeated, 12 differ, 12 of other policies left out"));
+    let said = replay(
+        "builtin:openai-pricing",
+        &both,
+        &["--policy-config", &dear.to_string()],
+    );
+    assert_eq!(
+        (said.code, last_line(&said)),
+        (
+            Some(1),
+            "12 calls repeated, 12 differ, 12 of other policies left out"
+        )
+    );
     for (more, code, line) in [
-        (&[][..], 0, "12 calls repeated, 0 differ, 12 of other policies left out"),
-        (&["--tag", "prices"], 0, "12 calls repeated, 0 differ, 12 of other policies left out"),
-        (&["--tag", "chooses"], 1, "0 calls repeated, 0 differ, 24 of other policies left out"),
-        (&["--tag", "unknown"], 1, "0 calls repeated, 0 differ, 24 of other policies left out"),
+        (
+            &[][..],
+            0,
+            "12 calls repeated, 0 differ, 12 of other policies left out",
+        ),
+        (
+            &["--tag", "prices"],
+            0,
+            "12 calls repeated, 0 differ, 12 of other policies left out",
+        ),
+        (
+            &["--tag", "chooses"],
+            1,
+            "0 calls repeated, 0 differ, 24 of other policies left out",
+        ),
+        (
+            &["--tag", "unknown"],
+            1,
+            "0 calls repeated, 0 differ, 24 of other policies left out",
+        ),
     ] {
         let said = replay("builtin:openai-pricing", &both, more);
-        assert_eq!((said.code, last_line(&said)), (Some(code), line), "{more:?}: {}", said.stderr);
+        assert_eq!(
+            (said.code, last_line(&said)),
+            (Some(code), line),
+            "{more:?}: {}",
+            said.stderr
+        );
     }
 }
 
@@ -112,9 +182,22 @@ async fn only_twenty_differences_are_printed_and_all_are_counted() {
     let one = fs::read_to_string(rig.path("chooses.jsonl")).expect("a record");
     rig.write("long.jsonl", one.repeat(10));
     let said = replay("builtin:fallback", &rig.path("long.jsonl"), &[]);
-    assert_eq!(said.stdout.lines().filter(|line| line.starts_with("line ")).count(), 20);
-    assert!(said.stdout.contains("... and 100 more\n"), "{}", said.stdout);
-    assert_eq!(last_line(&said), "120 calls repeated, 120 differ, 0 of other policies left out");
+    assert_eq!(
+        said.stdout
+            .lines()
+            .filter(|line| line.starts_with("line "))
+            .count(),
+        20
+    );
+    assert!(
+        said.stdout.contains("... and 100 more\n"),
+        "{}",
+        said.stdout
+    );
+    assert_eq!(
+        last_line(&said),
+        "120 calls repeated, 120 differ, 0 of other policies left out"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -123,24 +206,72 @@ async fn what_cannot_be_replayed_is_named() {
     let good = fs::read_to_string(rig.path("chooses.jsonl")).expect("a record");
     let first = good.lines().next().expect("a line");
     rig.write("text.jsonl", format!("{first}\n\nno call\n"));
-    rig.write("cut.jsonl", format!("{first}\n{}", &first[..first.len() / 2]));
+    rig.write(
+        "cut.jsonl",
+        format!("{first}\n{}", &first[..first.len() / 2]),
+    );
     rig.write("other.jsonl", format!("{first}\n{{\"a\": 1}}\n"));
     rig.write("binary.jsonl", b"\xff\xfe\n");
     rig.write("empty.jsonl", "");
     let module = rig.write("module.wasm", b"\0asm\x01\0\0\0");
     let record = |name: &str| rig.path(name);
     for (component, name, more, named) in [
-        ("builtin:round-robin", "text.jsonl", &[][..], "text.jsonl line 3: expected a recorded call"),
-        ("builtin:round-robin", "cut.jsonl", &[], "cut.jsonl line 2: expected a recorded call"),
-        ("builtin:round-robin", "other.jsonl", &[], "other.jsonl line 2: expected a recorded call"),
+        (
+            "builtin:round-robin",
+            "text.jsonl",
+            &[][..],
+            "text.jsonl line 3: expected a recorded call",
+        ),
+        (
+            "builtin:round-robin",
+            "cut.jsonl",
+            &[],
+            "cut.jsonl line 2: expected a recorded call",
+        ),
+        (
+            "builtin:round-robin",
+            "other.jsonl",
+            &[],
+            "other.jsonl line 2: expected a recorded call",
+        ),
         ("builtin:round-robin", "binary.jsonl", &[], "binary.jsonl"),
         ("builtin:round-robin", "empty.jsonl", &[], "no call that"),
-        ("builtin:round-robin", "missing.jsonl", &[], "missing.jsonl: no such file"),
-        ("builtin:unknown", "chooses.jsonl", &[], "no shipped policy of that name"),
-        ("/nowhere/p.wasm", "chooses.jsonl", &[], "/nowhere/p.wasm: no such file"),
-        (&module, "chooses.jsonl", &[], "expected a balancer, a rewriter or a pricer"),
-        ("builtin:round-robin", "chooses.jsonl", &["--policy-config", "{"], "--policy-config: expected JSON"),
-        ("builtin:openai-pricing", "prices.jsonl", &["--policy-config", "{\"x\":1}"], "x"),
+        (
+            "builtin:round-robin",
+            "missing.jsonl",
+            &[],
+            "missing.jsonl: no such file",
+        ),
+        (
+            "builtin:unknown",
+            "chooses.jsonl",
+            &[],
+            "no shipped policy of that name",
+        ),
+        (
+            "/nowhere/p.wasm",
+            "chooses.jsonl",
+            &[],
+            "/nowhere/p.wasm: no such file",
+        ),
+        (
+            &module,
+            "chooses.jsonl",
+            &[],
+            "expected a balancer, a rewriter or a pricer",
+        ),
+        (
+            "builtin:round-robin",
+            "chooses.jsonl",
+            &["--policy-config", "{"],
+            "--policy-config: expected JSON",
+        ),
+        (
+            "builtin:openai-pricing",
+            "prices.jsonl",
+            &["--policy-config", "{\"x\":1}"],
+            "x",
+        ),
     ] {
         let said = replay(component, &record(name), more);
         assert_eq!(said.code, Some(1), "{component} {name}: {}", said.stdout);
@@ -155,7 +286,12 @@ async fn what_cannot_be_replayed_is_named() {
 // Explained
 
 fn explain(rig: &Rig, id: &str) -> Said {
-    tollgate(["explain", id, "-c", rig.path("config.json").to_str().expect("a plain name")])
+    tollgate([
+        "explain",
+        id,
+        "-c",
+        rig.path("config.json").to_str().expect("a plain name"),
+    ])
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -164,7 +300,11 @@ async fn a_request_is_explained_by_its_row_and_what_its_policies_said() {
     let said = explain(&rig, &ids[1]);
     assert_eq!((said.code, said.stderr.as_str()), (Some(0), ""));
     let cost: Value = serde_json::from_str(
-        fs::read_to_string(rig.path("prices.jsonl")).expect("a record").lines().nth(1).expect("a line"),
+        fs::read_to_string(rig.path("prices.jsonl"))
+            .expect("a record")
+            .lines()
+            .nth(1)
+            .expect("a line"),
     )
     .expect("a call");
     assert_eq!(cost["request"]["request_id"], ids[1]);
@@ -180,21 +320,42 @@ async fn a_request_is_explained_by_its_row_and_what_its_policies_said() {
         "  it said: \"b\"",
         "policy \"prices\", generation 1 (sha256:",
     ] {
-        assert!(said.stdout.lines().any(|found| found.starts_with(line)), "no line {line:?} in\n{}", said.stdout);
+        assert!(
+            said.stdout.lines().any(|found| found.starts_with(line)),
+            "no line {line:?} in\n{}",
+            said.stdout
+        );
     }
     for member in ["a", "b"] {
-        let row = said.stdout.lines().find(|line| line.trim_start().starts_with(&format!("{member} ")));
-        assert!(row.is_some_and(|row| row.contains("plus") && row.contains("yes")), "{member} in\n{}", said.stdout);
+        let row = said
+            .stdout
+            .lines()
+            .find(|line| line.trim_start().starts_with(&format!("{member} ")));
+        assert!(
+            row.is_some_and(|row| row.contains("plus") && row.contains("yes")),
+            "{member} in\n{}",
+            said.stdout
+        );
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_nobody_knows_is_said_to_be_so() {
     let (rig, ids) = recorded().await;
-    for id in ["unknown", "", &ids[0][..8], "0197aaaa-0000-7000-8000-000000000000"] {
+    for id in [
+        "unknown",
+        "",
+        &ids[0][..8],
+        "0197aaaa-0000-7000-8000-000000000000",
+    ] {
         let said = explain(&rig, id);
         assert_eq!((said.code, said.stdout.as_str()), (Some(1), ""), "{id}");
-        assert!(said.stderr.contains("neither the ledger nor a record has it"), "{id}: {}", said.stderr);
+        assert!(
+            said.stderr
+                .contains("neither the ledger nor a record has it"),
+            "{id}: {}",
+            said.stderr
+        );
     }
 }
 
@@ -204,13 +365,18 @@ async fn a_request_that_went_on_and_was_not_recorded_is_explained_by_its_row() {
     let config = rig.team(&["a", "b"], json!({ "strategy": "fallback" }));
     rig.write("config.json", config.to_string());
     let client = rig.start(config).await.token("token-alice");
-    rig.account("a").then(Reply::usage_limit_reached().resets_in_seconds(600));
+    rig.account("a")
+        .then(Reply::usage_limit_reached().resets_in_seconds(600));
     let answer = client.turn(&turn("one")).await;
     assert_eq!(answer.status, StatusCode::OK);
     rig.stop().await;
     let said = explain(&rig, &answer.request_id());
     assert_eq!((said.code, said.stderr.as_str()), (Some(0), ""));
     for text in ["attempts: a: 429, then b: 200", "was not recorded"] {
-        assert!(said.stdout.contains(text), "no {text:?} in\n{}", said.stdout);
+        assert!(
+            said.stdout.contains(text),
+            "no {text:?} in\n{}",
+            said.stdout
+        );
     }
 }

@@ -44,7 +44,11 @@ fn check_error(answer: &Answer, status: u16, kind: &str, code: Option<&str>, mes
     let body = answer.json();
     assert_eq!(body.as_object().map(|body| body.len()), Some(1), "{body}");
     assert_eq!(body["error"]["type"], kind, "{body}");
-    assert_eq!(body["error"].get("code"), code.map(Value::from).as_ref(), "{body}");
+    assert_eq!(
+        body["error"].get("code"),
+        code.map(Value::from).as_ref(),
+        "{body}"
+    );
     let found = body["error"]["message"].as_str().expect("a message");
     assert!(found.contains(message), "{found:?} has no {message:?}");
 }
@@ -52,20 +56,28 @@ fn check_error(answer: &Answer, status: u16, kind: &str, code: Option<&str>, mes
 /// Not one field of these names came through.
 #[track_caller]
 fn check_absent(headers: &http::HeaderMap, names: &[&str]) {
-    let found: Vec<&&str> = names.iter().filter(|name| headers.contains_key(**name)).collect();
+    let found: Vec<&&str> = names
+        .iter()
+        .filter(|name| headers.contains_key(**name))
+        .collect();
     assert!(found.is_empty(), "{found:?} came through: {headers:?}");
 }
 
 /// The fields have these values.
 #[track_caller]
 fn check_values(headers: &http::HeaderMap, name: &str, values: &[&str]) {
-    let found: Vec<&str> = headers.get_all(name).iter().map(|value| value.to_str().expect("text")).collect();
+    let found: Vec<&str> = headers
+        .get_all(name)
+        .iter()
+        .map(|value| value.to_str().expect("text"))
+        .collect();
     assert_eq!(found, values, "{name}");
 }
 
 #[track_caller]
 fn only(seen: Vec<SeenRequest>) -> SeenRequest {
-    let [one] = <[SeenRequest; 1]>::try_from(seen).unwrap_or_else(|seen| panic!("{} requests", seen.len()));
+    let [one] =
+        <[SeenRequest; 1]>::try_from(seen).unwrap_or_else(|seen| panic!("{} requests", seen.len()));
     one
 }
 
@@ -74,7 +86,15 @@ fn only(seen: Vec<SeenRequest>) -> SeenRequest {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_path_that_is_not_under_v1_is_not_found() {
     let (mut rig, client) = team_rig().await;
-    for path in ["/", "/v1", "/v2/responses", "/v1x/responses", "/responses", "/ocm/v1/other", "/V1/responses"] {
+    for path in [
+        "/",
+        "/v1",
+        "/v2/responses",
+        "/v1x/responses",
+        "/responses",
+        "/ocm/v1/other",
+        "/V1/responses",
+    ] {
         let answer = client.token("token-alice").get(path).await;
         check_error(&answer, 404, "invalid_request_error", None, NOT_UNDER_V1);
     }
@@ -85,11 +105,20 @@ async fn a_path_that_is_not_under_v1_is_not_found() {
 #[tokio::test(flavor = "multi_thread")]
 async fn dot_segments_do_not_lead_out_of_v1() {
     let (mut rig, client) = team_rig().await;
-    for path in ["/v1/../wham/usage", "/v1/./../../wham/usage", "/v1/%2e%2e/wham/usage", "/v1/x/.%2E/../../y"] {
+    for path in [
+        "/v1/../wham/usage",
+        "/v1/./../../wham/usage",
+        "/v1/%2e%2e/wham/usage",
+        "/v1/x/.%2E/../../y",
+    ] {
         // By the rules of RFC 3986, section 5.2.4, and for whatever server stands at upstream, these are not under
         // /v1/: with the operator's token they would reach the rest of the backend.
         let answer = client.token("token-alice").get(path).await;
-        let sent: Vec<String> = rig.forwarded().into_iter().map(|seen| seen.target).collect();
+        let sent: Vec<String> = rig
+            .forwarded()
+            .into_iter()
+            .map(|seen| seen.target)
+            .collect();
         assert!(sent.is_empty(), "{path} went to upstream as {sent:?}");
         check_error(&answer, 404, "invalid_request_error", None, NOT_UNDER_V1);
     }
@@ -104,7 +133,13 @@ async fn a_key_in_another_header_is_refused_with_a_hint_whatever_else_is_sent() 
     for client in [client.clone(), client.token("token-alice")] {
         for name in ["x-api-key", "api-key"] {
             let answer = client.header(name, "token-alice").turn(&turn("one")).await;
-            check_error(&answer, 400, "invalid_request_error", None, "Authorization: Bearer");
+            check_error(
+                &answer,
+                400,
+                "invalid_request_error",
+                None,
+                "Authorization: Bearer",
+            );
         }
     }
     assert!(rig.forwarded().is_empty());
@@ -115,7 +150,13 @@ async fn a_key_in_another_header_is_refused_with_a_hint_whatever_else_is_sent() 
 async fn a_key_in_another_header_is_refused_without_users_too() {
     let (mut rig, client) = open_rig().await;
     let answer = client.header("x-api-key", "any").turn(&turn("one")).await;
-    check_error(&answer, 400, "invalid_request_error", None, "Authorization: Bearer");
+    check_error(
+        &answer,
+        400,
+        "invalid_request_error",
+        None,
+        "Authorization: Bearer",
+    );
     rig.stop().await;
 }
 
@@ -134,13 +175,18 @@ async fn who_shows_no_token_of_a_user_is_told_what_is_wrong_with_it() {
         (Some("Bearer access-a"), "invalid api key"),
     ];
     for (value, message) in cases {
-        let client = value.map_or(client.clone(), |value| client.header("authorization", value));
+        let client = value.map_or(client.clone(), |value| {
+            client.header("authorization", value)
+        });
         let answer = client.turn(&turn("one")).await;
         check_error(&answer, 401, "authentication_error", None, message);
         assert_eq!(answer.json()["error"]["message"], message, "{value:?}");
     }
     assert!(rig.forwarded().is_empty());
-    assert!(rows(&rig.ledger()).is_empty(), "nobody's requests are no rows");
+    assert!(
+        rows(&rig.ledger()).is_empty(),
+        "nobody's requests are no rows"
+    );
     rig.stop().await;
 }
 
@@ -149,9 +195,18 @@ async fn an_address_that_failed_often_is_still_answered_and_let_in() {
     let (mut rig, client) = team_rig().await;
     for _ in 0..8 {
         let answer = client.token("wrong").turn(&turn("one")).await;
-        check_error(&answer, 401, "authentication_error", None, "invalid api key");
+        check_error(
+            &answer,
+            401,
+            "authentication_error",
+            None,
+            "invalid api key",
+        );
     }
-    assert_eq!(client.token("token-alice").turn(&turn("one")).await.status, StatusCode::OK);
+    assert_eq!(
+        client.token("token-alice").turn(&turn("one")).await.status,
+        StatusCode::OK
+    );
     rig.stop().await;
 }
 
@@ -163,29 +218,69 @@ async fn an_address_that_fails_again_and_again_waits_longer_for_each_refusal() {
         let begun = Instant::now();
         let answer = client.token("wrong").turn(&turn("one")).await;
         waited.push(begun.elapsed());
-        check_error(&answer, 401, "authentication_error", None, "invalid api key");
+        check_error(
+            &answer,
+            401,
+            "authentication_error",
+            None,
+            "invalid api key",
+        );
     }
     // Five are free.
     for (place, least_ms) in [(5, 100), (6, 200), (7, 400), (8, 800)] {
-        assert!(waited[place] >= Duration::from_millis(least_ms), "refusal {place}: {waited:?}");
+        assert!(
+            waited[place] >= Duration::from_millis(least_ms),
+            "refusal {place}: {waited:?}"
+        );
     }
     assert!(waited[8] < Duration::from_secs(10), "{waited:?}");
-    assert_eq!(client.token("token-alice").turn(&turn("one")).await.status, StatusCode::OK);
+    assert_eq!(
+        client.token("token-alice").turn(&turn("one")).await.status,
+        StatusCode::OK
+    );
     rig.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn checks_come_in_order_the_first_that_fails_answers() {
     let (mut rig, client) = team_rig().await;
-    let upgrade = |client: &Client| client.header("connection", "upgrade").header("upgrade", "websocket");
+    let upgrade = |client: &Client| {
+        client
+            .header("connection", "upgrade")
+            .header("upgrade", "websocket")
+    };
 
     // Path before header before token before what is asked.
-    let everything_wrong = upgrade(&client).header("x-api-key", "any").get("/v2/responses").await;
-    check_error(&everything_wrong, 404, "invalid_request_error", None, NOT_UNDER_V1);
-    let wrong_header = upgrade(&client).header("x-api-key", "any").get("/v1/responses").await;
-    check_error(&wrong_header, 400, "invalid_request_error", None, "Authorization: Bearer");
+    let everything_wrong = upgrade(&client)
+        .header("x-api-key", "any")
+        .get("/v2/responses")
+        .await;
+    check_error(
+        &everything_wrong,
+        404,
+        "invalid_request_error",
+        None,
+        NOT_UNDER_V1,
+    );
+    let wrong_header = upgrade(&client)
+        .header("x-api-key", "any")
+        .get("/v1/responses")
+        .await;
+    check_error(
+        &wrong_header,
+        400,
+        "invalid_request_error",
+        None,
+        "Authorization: Bearer",
+    );
     let wrong_token = upgrade(&client).get("/v1/responses").await;
-    check_error(&wrong_token, 401, "authentication_error", None, "missing api key");
+    check_error(
+        &wrong_token,
+        401,
+        "authentication_error",
+        None,
+        "missing api key",
+    );
     let chat = client.ask(Method::POST, "/v1/chat/completions", "{}").await;
     check_error(&chat, 401, "authentication_error", None, "missing api key");
     rig.stop().await;
@@ -197,13 +292,28 @@ async fn chat_completions_are_refused_to_an_account_even_if_it_is_limited() {
     let client = client.token("token-alice");
     let body = json!({"model": "gpt-4.1", "messages": []}).to_string();
 
-    let answer = client.ask(Method::POST, "/v1/chat/completions", body.clone()).await;
-    check_error(&answer, 400, "invalid_request_error", None, "only available in API key mode");
+    let answer = client
+        .ask(Method::POST, "/v1/chat/completions", body.clone())
+        .await;
+    check_error(
+        &answer,
+        400,
+        "invalid_request_error",
+        None,
+        "only available in API key mode",
+    );
 
-    rig.account("a").then(Reply::usage_limit_reached().resets_in_seconds(600));
+    rig.account("a")
+        .then(Reply::usage_limit_reached().resets_in_seconds(600));
     client.turn(&turn("one")).await;
     let answer = client.ask(Method::POST, "/v1/chat/completions", body).await;
-    check_error(&answer, 400, "invalid_request_error", None, "only available in API key mode");
+    check_error(
+        &answer,
+        400,
+        "invalid_request_error",
+        None,
+        "only available in API key mode",
+    );
     rig.stop().await;
 }
 
@@ -234,12 +344,20 @@ async fn without_users_the_first_entry_serves_be_it_a_credential_or_a_pool() {
     for (first, account) in [("credential", "account-a"), ("pool", "account-b")] {
         let mut rig = Rig::new().await;
         let (a, b) = (rig.oauth("a"), rig.oauth("b"));
-        let credentials = if first == "pool" { json!([pool("p"), a, b]) } else { json!([a, b, pool("p")]) };
+        let credentials = if first == "pool" {
+            json!([pool("p"), a, b])
+        } else {
+            json!([a, b, pool("p")])
+        };
         let config = rig.config(json!({ "credentials": credentials }));
         let client = rig.start(config).await;
         // A token is of no meaning here, and none of upstream's business.
         client.token("whatever").turn(&turn("one")).await;
-        assert_eq!(only(rig.upstream.turns()).account.as_deref(), Some(account), "{first} first");
+        assert_eq!(
+            only(rig.upstream.turns()).account.as_deref(),
+            Some(account),
+            "{first} first"
+        );
         rig.stop().await;
     }
 }
@@ -253,9 +371,18 @@ async fn the_single_credential_of_a_simple_service_serves_everybody() {
         "users": [{"name": "alice", "token": "token-alice"}],
     }));
     let client = rig.start(config).await;
-    assert_eq!(client.turn(&turn("one")).await.status, StatusCode::UNAUTHORIZED);
-    assert_eq!(client.token("token-alice").turn(&turn("one")).await.status, StatusCode::OK);
-    assert_eq!(only(rig.upstream.turns()).account.as_deref(), Some("account-a"));
+    assert_eq!(
+        client.turn(&turn("one")).await.status,
+        StatusCode::UNAUTHORIZED
+    );
+    assert_eq!(
+        client.token("token-alice").turn(&turn("one")).await.status,
+        StatusCode::OK
+    );
+    assert_eq!(
+        only(rig.upstream.turns()).account.as_deref(),
+        Some("account-a")
+    );
     rig.stop().await;
 }
 
@@ -265,19 +392,37 @@ async fn the_single_credential_of_a_simple_service_serves_everybody() {
 async fn a_limited_pool_answers_429_and_an_empty_one_503() {
     let (mut rig, client) = team_rig().await;
     let client = client.token("token-alice");
-    rig.account("a").then(Reply::usage_limit_reached().resets_in_seconds(600));
+    rig.account("a")
+        .then(Reply::usage_limit_reached().resets_in_seconds(600));
     for _ in 0..2 {
         let answer = client.turn(&turn("one")).await;
-        check_error(&answer, 429, "usage_limit_reached", Some("credentials_exhausted"), "");
+        check_error(
+            &answer,
+            429,
+            "usage_limit_reached",
+            Some("credentials_exhausted"),
+            "",
+        );
         assert!(answer.header("retry-after").is_some());
     }
-    assert_eq!(rig.upstream.turns().len(), 1, "the second was answered by the gateway alone");
+    assert_eq!(
+        rig.upstream.turns().len(),
+        1,
+        "the second was answered by the gateway alone"
+    );
     rig.stop().await;
 
     let mut rig = Rig::new().await;
-    let config = rig.config(json!({ "credentials": [{"tag": "a", "credential_path": rig.path("none.json")}] }));
+    let config = rig
+        .config(json!({ "credentials": [{"tag": "a", "credential_path": rig.path("none.json")}] }));
     let client = rig.start(config).await;
-    check_error(&client.turn(&turn("one")).await, 503, "server_error", Some("credentials_unavailable"), "");
+    check_error(
+        &client.turn(&turn("one")).await,
+        503,
+        "server_error",
+        Some("credentials_unavailable"),
+        "",
+    );
     assert!(rig.forwarded().is_empty());
     rig.stop().await;
 }
@@ -288,18 +433,33 @@ async fn a_429_to_an_api_key_reaches_the_client_as_it_was_and_pauses_nothing() {
     let config = rig.config(json!({ "credentials": [rig.api_key("k")] }));
     let client = rig.start(config).await;
     let body = r#"{"error":{"type":"tokens","code":"rate_limit_exceeded","message":"try again in 600 s"}}"#;
-    let refused = Reply::raw(429, body).retry_after("600").header("x-ratelimit-remaining-requests", "0");
+    let refused = Reply::raw(429, body)
+        .retry_after("600")
+        .header("x-ratelimit-remaining-requests", "0");
     rig.upstream.api_key("sk-k", "k").then(refused);
     let answer = client.turn(&turn("one")).await;
-    assert_eq!((answer.status, answer.text().as_str()), (StatusCode::TOO_MANY_REQUESTS, body));
-    for (name, value) in [("retry-after", "600"), ("x-ratelimit-remaining-requests", "0")] {
+    assert_eq!(
+        (answer.status, answer.text().as_str()),
+        (StatusCode::TOO_MANY_REQUESTS, body)
+    );
+    for (name, value) in [
+        ("retry-after", "600"),
+        ("x-ratelimit-remaining-requests", "0"),
+    ] {
         assert_eq!(answer.header(name), Some(value), "{name}");
     }
     assert_eq!(rig.credential("k").await["state"], "ready");
-    assert_eq!(client.turn(&turn("one")).await.status, StatusCode::OK, "it is asked again at once");
+    assert_eq!(
+        client.turn(&turn("one")).await.status,
+        StatusCode::OK,
+        "it is asked again at once"
+    );
     let rows = wait_for_rows(&rig.ledger(), 2).await;
     assert_eq!(rows[0].attempts(), [("k".to_owned(), "429".to_owned())]);
-    assert_eq!((rows[0].number("status"), rows[0].text("end")), (Some(429), Some("failed")));
+    assert_eq!(
+        (rows[0].number("status"), rows[0].text("end")),
+        (Some(429), Some("failed"))
+    );
     rig.stop().await;
 }
 
@@ -307,7 +467,8 @@ async fn a_429_to_an_api_key_reaches_the_client_as_it_was_and_pauses_nothing() {
 async fn a_connection_to_upstream_serves_one_credential_alone_and_that_again_and_again() {
     const TURNS: usize = 6;
     let mut rig = Rig::new().await;
-    let user = |tag: &str| json!({ "name": tag, "token": format!("token-{tag}"), "credential": tag });
+    let user =
+        |tag: &str| json!({ "name": tag, "token": format!("token-{tag}"), "credential": tag });
     let credentials = json!([rig.oauth("a"), rig.oauth("b"), rig.api_key("k")]);
     let tags = ["a", "b", "k"];
     let config = rig.config(json!({ "credentials": credentials, "users": tags.map(user) }));
@@ -315,19 +476,38 @@ async fn a_connection_to_upstream_serves_one_credential_alone_and_that_again_and
     let client = rig.start_polled(config).await;
     for _ in 0..TURNS {
         for tag in tags {
-            assert!(client.token(&format!("token-{tag}")).turn(&turn("one")).await.whole);
+            assert!(
+                client
+                    .token(&format!("token-{tag}"))
+                    .turn(&turn("one"))
+                    .await
+                    .whole
+            );
         }
     }
     let turns = rig.upstream.turns();
     let of = |tag: &str| -> BTreeSet<u64> {
-        let token = if tag == "k" { "Bearer sk-k".to_owned() } else { format!("Bearer access-{tag}") };
-        let own = turns.iter().filter(|seen| seen.header("authorization") == Some(&token));
+        let token = if tag == "k" {
+            "Bearer sk-k".to_owned()
+        } else {
+            format!("Bearer access-{tag}")
+        };
+        let own = turns
+            .iter()
+            .filter(|seen| seen.header("authorization") == Some(&token));
         own.map(|seen| seen.connection).collect()
     };
     let each = tags.map(of);
-    assert!(each.iter().all(|own| (1..TURNS / 2).contains(&own.len())), "connections are not used again: {each:?}");
+    assert!(
+        each.iter().all(|own| (1..TURNS / 2).contains(&own.len())),
+        "connections are not used again: {each:?}"
+    );
     let together: BTreeSet<_> = each.iter().flatten().collect();
-    assert_eq!(together.len(), each.iter().map(BTreeSet::len).sum::<usize>(), "two share a connection: {each:?}");
+    assert_eq!(
+        together.len(),
+        each.iter().map(BTreeSet::len).sum::<usize>(),
+        "two share a connection: {each:?}"
+    );
     rig.stop().await;
 }
 
@@ -345,8 +525,16 @@ struct Way {
 #[tokio::test(flavor = "multi_thread")]
 async fn paths_are_mapped_by_the_kind_of_credential_and_queries_are_kept() {
     let ways = [
-        Way { oauth: true, asked: "/v1/responses", sent: "/backend-api/codex/responses" },
-        Way { oauth: true, asked: "/v1/responses/compact", sent: "/backend-api/codex/responses/compact" },
+        Way {
+            oauth: true,
+            asked: "/v1/responses",
+            sent: "/backend-api/codex/responses",
+        },
+        Way {
+            oauth: true,
+            asked: "/v1/responses/compact",
+            sent: "/backend-api/codex/responses/compact",
+        },
         Way {
             oauth: true,
             asked: "/v1/models?client_version=1.2",
@@ -357,10 +545,26 @@ async fn paths_are_mapped_by_the_kind_of_credential_and_queries_are_kept() {
             asked: "/v1/a%2Fb/v1/c?x=%20&y=/v1&&z",
             sent: "/backend-api/codex/a%2Fb/v1/c?x=%20&y=/v1&&z",
         },
-        Way { oauth: true, asked: "/v1/?x", sent: "/backend-api/codex/?x" },
-        Way { oauth: false, asked: "/v1/responses?a=1&a=2", sent: "/v1/responses?a=1&a=2" },
-        Way { oauth: false, asked: "/v1/chat/completions", sent: "/v1/chat/completions" },
-        Way { oauth: false, asked: "/v1/models/gpt-5.4", sent: "/v1/models/gpt-5.4" },
+        Way {
+            oauth: true,
+            asked: "/v1/?x",
+            sent: "/backend-api/codex/?x",
+        },
+        Way {
+            oauth: false,
+            asked: "/v1/responses?a=1&a=2",
+            sent: "/v1/responses?a=1&a=2",
+        },
+        Way {
+            oauth: false,
+            asked: "/v1/chat/completions",
+            sent: "/v1/chat/completions",
+        },
+        Way {
+            oauth: false,
+            asked: "/v1/models/gpt-5.4",
+            sent: "/v1/models/gpt-5.4",
+        },
     ];
     let mut rig = Rig::new().await;
     let config = rig.config(json!({
@@ -372,10 +576,22 @@ async fn paths_are_mapped_by_the_kind_of_credential_and_queries_are_kept() {
     }));
     let client = rig.start(config).await;
     for way in ways {
-        let token = if way.oauth { "token-alice" } else { "token-bob" };
-        client.token(token).ask(Method::POST, way.asked, turn("one").to_string()).await;
+        let token = if way.oauth {
+            "token-alice"
+        } else {
+            "token-bob"
+        };
+        client
+            .token(token)
+            .ask(Method::POST, way.asked, turn("one").to_string())
+            .await;
         let seen = rig.forwarded().pop().expect("a request");
-        assert_eq!((seen.target.as_str(), seen.method), (way.sent, Method::POST), "{}", way.asked);
+        assert_eq!(
+            (seen.target.as_str(), seen.method),
+            (way.sent, Method::POST),
+            "{}",
+            way.asked
+        );
     }
     rig.stop().await;
 }
@@ -383,9 +599,20 @@ async fn paths_are_mapped_by_the_kind_of_credential_and_queries_are_kept() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_method_is_kept() {
     let (mut rig, client) = open_rig().await;
-    for method in [Method::GET, Method::PUT, Method::DELETE, Method::PATCH, Method::OPTIONS, Method::HEAD] {
+    for method in [
+        Method::GET,
+        Method::PUT,
+        Method::DELETE,
+        Method::PATCH,
+        Method::OPTIONS,
+        Method::HEAD,
+    ] {
         let answer = client.ask(method.clone(), "/v1/elsewhere", "").await;
-        assert_eq!(answer.status, StatusCode::NOT_FOUND, "upstream's own answer to {method}");
+        assert_eq!(
+            answer.status,
+            StatusCode::NOT_FOUND,
+            "upstream's own answer to {method}"
+        );
         assert_eq!(rig.forwarded().pop().expect("a request").method, method);
     }
     rig.stop().await;
@@ -424,14 +651,19 @@ async fn what_belongs_to_the_hop_to_proxies_or_to_the_client_stays_here() {
         .token("token-alice")
         .header("connection", "x-named-one, X-Named-Two")
         .header("connection", "x-named-three");
-    let client = REMOVED.iter().fold(client, |client, (name, value)| client.header(name, value));
+    let client = REMOVED
+        .iter()
+        .fold(client, |client, (name, value)| client.header(name, value));
 
     assert_eq!(client.turn(&turn("one")).await.status, StatusCode::OK);
 
     let seen = only(rig.upstream.turns());
     check_absent(&seen.headers, &REMOVED.map(|(name, _)| name));
     check_absent(&seen.headers, &["connection", "transfer-encoding"]);
-    assert_eq!(seen.header("host"), Some(rig.upstream.address().to_string().as_str()));
+    assert_eq!(
+        seen.header("host"),
+        Some(rig.upstream.address().to_string().as_str())
+    );
     assert!(!format!("{:?}", seen.headers).contains("token-alice"));
     rig.stop().await;
 }
@@ -451,8 +683,12 @@ async fn what_codex_sends_goes_on_and_only_the_credential_is_attached() {
     ];
     let (mut rig, client) = team_rig().await;
     // A client with a login of its own shows its own account.
-    let client = client.token("token-alice").header("chatgpt-account-id", "account-of-the-client");
-    let client = KEPT.iter().fold(client, |client, (name, value)| client.header(name, value));
+    let client = client
+        .token("token-alice")
+        .header("chatgpt-account-id", "account-of-the-client");
+    let client = KEPT
+        .iter()
+        .fold(client, |client, (name, value)| client.header(name, value));
 
     client.turn(&turn("one")).await;
 
@@ -471,7 +707,9 @@ async fn an_api_key_is_attached_without_an_account() {
     let mut rig = Rig::new().await;
     let config = rig.config(json!({ "credentials": [rig.api_key("k")] }));
     let client = rig.start(config).await;
-    let client = client.header("chatgpt-account-id", "account-of-the-client").token("token-of-the-client");
+    let client = client
+        .header("chatgpt-account-id", "account-of-the-client")
+        .token("token-of-the-client");
     assert_eq!(client.turn(&turn("one")).await.status, StatusCode::OK);
     let seen = only(rig.upstream.turns());
     check_values(&seen.headers, "authorization", &["Bearer sk-k"]);
@@ -542,7 +780,12 @@ async fn what_belongs_to_upstreams_hop_and_its_cookies_stay_here() {
         ("x-reasoning-included", "true"),
     ];
     let (mut rig, client) = open_rig().await;
-    let reply = REMOVED.iter().chain(&KEPT).fold(Reply::ok(), |reply, (name, value)| reply.header(name, value));
+    let reply = REMOVED
+        .iter()
+        .chain(&KEPT)
+        .fold(Reply::ok(), |reply, (name, value)| {
+            reply.header(name, value)
+        });
     rig.account("a").then(reply.header("connection", "X-Named"));
 
     let answer = client.turn(&turn("one")).await;
@@ -581,7 +824,8 @@ async fn upstreams_status_and_body_pass_as_they_are() {
     ];
     let (mut rig, client) = open_rig().await;
     for (status, body) in cases {
-        rig.account("a").then(Reply::raw(status, body.clone()).header("x-theirs", "kept"));
+        rig.account("a")
+            .then(Reply::raw(status, body.clone()).header("x-theirs", "kept"));
         let answer = client.turn(&turn("one")).await;
         assert_eq!((answer.status.as_u16(), answer.text()), (status, body));
         assert!(answer.whole, "{status}");
@@ -593,8 +837,11 @@ async fn upstreams_status_and_body_pass_as_they_are() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transport_failure_is_502_api_error() {
     let (mut rig, client) = open_rig().await;
-    for reply in [Reply::close_before_head(), Reply::close_before_head().by_reset(), Reply::garbage("no HTTP\r\n\r\n")]
-    {
+    for reply in [
+        Reply::close_before_head(),
+        Reply::close_before_head().by_reset(),
+        Reply::garbage("no HTTP\r\n\r\n"),
+    ] {
         rig.account("a").then(reply);
         let answer = client.turn(&turn("one")).await;
         assert_eq!(answer.status, StatusCode::BAD_GATEWAY);
@@ -611,7 +858,10 @@ async fn an_upstream_that_never_answers_is_504() {
     let client = rig.start(config).await;
     let never = Gate::new();
     rig.account("a").then(Reply::ok().hold_head(&never));
-    assert_eq!(client.turn(&turn("one")).await.status, StatusCode::GATEWAY_TIMEOUT);
+    assert_eq!(
+        client.turn(&turn("one")).await.status,
+        StatusCode::GATEWAY_TIMEOUT
+    );
     let row = &wait_for_rows(&rig.ledger(), 1).await[0];
     assert_eq!(row.attempts(), [("a".to_owned(), "timed_out".to_owned())]);
     rig.stop().await;
@@ -621,8 +871,7 @@ async fn an_upstream_that_never_answers_is_504() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_requests_body_goes_on_byte_for_byte() {
-    let spaced =
-        "{ \"model\" :\t\"gpt-5.4\",\r\n \"input\": \"\\u00e9 é \u{1f600}\", \"stream\":true , \"n\": 1.0e0 }\n\n";
+    let spaced = "{ \"model\" :\t\"gpt-5.4\",\r\n \"input\": \"\\u00e9 é \u{1f600}\", \"stream\":true , \"n\": 1.0e0 }\n\n";
     let twice = r#"{"model":"a","model":"b","input":[]}"#;
     let large = format!(r#"{{"model":"gpt-5.4","input":"{}"}}"#, "x".repeat(3 << 20));
     let cases: [(&str, Vec<u8>); 6] = [
@@ -636,9 +885,14 @@ async fn a_requests_body_goes_on_byte_for_byte() {
     let (mut rig, client) = open_rig().await;
     for (name, body) in cases {
         rig.account("a").then(Reply::ok());
-        let answer = client.ask(Method::POST, "/v1/responses", body.clone()).await;
+        let answer = client
+            .ask(Method::POST, "/v1/responses", body.clone())
+            .await;
         assert_eq!(answer.status, StatusCode::OK, "{name}");
-        assert!(rig.upstream.turns().pop().expect("a turn").body == body, "{name}: the body was changed");
+        assert!(
+            rig.upstream.turns().pop().expect("a turn").body == body,
+            "{name}: the body was changed"
+        );
     }
     rig.stop().await;
 }
@@ -646,18 +900,28 @@ async fn a_requests_body_goes_on_byte_for_byte() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_packed_body_goes_on_packed_and_is_read_on_the_side() {
     let (mut rig, client) = open_rig().await;
-    for (place, (encoding, hex)) in [("gzip", GZIP_TURN), ("zstd", ZSTD_TURN)].into_iter().enumerate() {
+    for (place, (encoding, hex)) in [("gzip", GZIP_TURN), ("zstd", ZSTD_TURN)]
+        .into_iter()
+        .enumerate()
+    {
         let body = bytes_of(hex);
         let client = client.header("content-encoding", encoding);
         // Upstream tells no model: the row's comes from the request.
-        rig.account("a").then(Reply::raw(200, "fine").header("content-type", "text/plain"));
-        let answer = client.ask(Method::POST, "/v1/responses", body.clone()).await;
+        rig.account("a")
+            .then(Reply::raw(200, "fine").header("content-type", "text/plain"));
+        let answer = client
+            .ask(Method::POST, "/v1/responses", body.clone())
+            .await;
         assert_eq!(answer.status, StatusCode::OK);
         let seen = rig.upstream.turns().pop().expect("a turn");
         assert_eq!(seen.header("content-encoding"), Some(encoding));
         assert_eq!(seen.body, Bytes::from(body));
         let row = &wait_for_rows(&rig.ledger(), place + 1).await[place];
-        assert_eq!((row.text("model"), row.text("session")), (Some("gpt-5.4"), Some("packed")), "{encoding}");
+        assert_eq!(
+            (row.text("model"), row.text("session")),
+            (Some("gpt-5.4"), Some("packed")),
+            "{encoding}"
+        );
     }
     rig.stop().await;
 }
@@ -668,9 +932,14 @@ async fn a_packed_body_that_is_none_goes_on_as_it_is() {
     for encoding in ["gzip", "zstd", "br", "no-such-coding", "gzip, zstd"] {
         rig.account("a").then(Reply::ok());
         let client = client.header("content-encoding", encoding);
-        let answer = client.ask(Method::POST, "/v1/responses", "not packed").await;
+        let answer = client
+            .ask(Method::POST, "/v1/responses", "not packed")
+            .await;
         assert_eq!(answer.status, StatusCode::OK, "{encoding}");
-        assert_eq!(rig.upstream.turns().pop().expect("a turn").body, "not packed");
+        assert_eq!(
+            rig.upstream.turns().pop().expect("a turn").body,
+            "not packed"
+        );
     }
     rig.stop().await;
 }
@@ -681,17 +950,33 @@ async fn a_responses_body_comes_back_byte_for_byte() {
     let events = "event: response.output_text.delta\r\ndata:{\"delta\" : \"\u{1f600}\"}\r\n\r\n: comment\n\ndata: \0x";
     let cases = [
         ("bytes", Reply::raw(200, all.clone()), all.clone()),
-        ("bytes in pieces", Reply::raw(200, all.clone()).chunks(&[1, 999, 7]), all.clone()),
-        ("bytes as JSON", Reply::raw(200, all.clone()).header("content-type", "application/json"), all.clone()),
+        (
+            "bytes in pieces",
+            Reply::raw(200, all.clone()).chunks(&[1, 999, 7]),
+            all.clone(),
+        ),
+        (
+            "bytes as JSON",
+            Reply::raw(200, all.clone()).header("content-type", "application/json"),
+            all.clone(),
+        ),
         ("bytes as events", Reply::sse(all.clone()), all),
         ("events", Reply::sse(events), events.into()),
-        ("events a byte at a time", Reply::sse(events).chunks(&[1]), events.into()),
+        (
+            "events a byte at a time",
+            Reply::sse(events).chunks(&[1]),
+            events.into(),
+        ),
     ];
     let (mut rig, client) = open_rig().await;
     for (name, reply, expected) in cases {
         rig.account("a").then(reply);
         let answer = client.turn(&turn("one")).await;
-        assert!(answer.whole && answer.body == expected, "{name}: {} bytes", answer.body.len());
+        assert!(
+            answer.whole && answer.body == expected,
+            "{name}: {} bytes",
+            answer.body.len()
+        );
     }
     rig.stop().await;
 }
@@ -700,10 +985,18 @@ async fn a_responses_body_comes_back_byte_for_byte() {
 async fn a_packed_response_comes_back_as_upstream_packed_it() {
     let (mut rig, client) = open_rig().await;
     let direct = Client::new(rig.upstream.address()).token("access-a");
-    for encoding in [Encoding::Gzip, Encoding::Deflate, Encoding::Zstd, Encoding::Brotli] {
-        let reply = Reply::sse("event: ping\ndata: {\"type\":\"ping\"}\n\n".repeat(500)).encoded(encoding);
+    for encoding in [
+        Encoding::Gzip,
+        Encoding::Deflate,
+        Encoding::Zstd,
+        Encoding::Brotli,
+    ] {
+        let reply =
+            Reply::sse("event: ping\ndata: {\"type\":\"ping\"}\n\n".repeat(500)).encoded(encoding);
         rig.account("a").then(reply.clone()).then(reply);
-        let expected = direct.ask(Method::POST, "/backend-api/codex/responses", "{}").await;
+        let expected = direct
+            .ask(Method::POST, "/backend-api/codex/responses", "{}")
+            .await;
         let answer = client.turn(&turn("one")).await;
         assert_eq!(answer.header("content-encoding"), Some(encoding.name()));
         assert!(answer.whole && answer.body == expected.body, "{encoding:?}");
@@ -716,7 +1009,11 @@ async fn a_responses_parts_are_not_held_back() {
     let (mut rig, client) = open_rig().await;
     let gate = Gate::new();
     // Not even a whole event: the line has no end yet.
-    rig.account("a").then(Reply::sse("data: {\"unfinished\": 1}\n\n").chunks(&[9, 100]).hold_after(1, &gate));
+    rig.account("a").then(
+        Reply::sse("data: {\"unfinished\": 1}\n\n")
+            .chunks(&[9, 100])
+            .hold_after(1, &gate),
+    );
     let mut stream = client.start_turn(&turn("one")).await;
     assert_eq!(stream.until("data: {\"u").await, "data: {\"u");
     gate.open();
@@ -729,8 +1026,17 @@ async fn a_responses_parts_are_not_held_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_speaks_http2_by_prior_knowledge() {
     let (mut rig, client) = team_rig().await;
-    let client = client.token("token-alice").http2().header("x-forwarded-for", "192.0.2.1").header("cookie", "a=b");
-    rig.account("a").then(Reply::ok().header("connection", "x-named").header("x-named", "1").header("set-cookie", "a"));
+    let client = client
+        .token("token-alice")
+        .http2()
+        .header("x-forwarded-for", "192.0.2.1")
+        .header("cookie", "a=b");
+    rig.account("a").then(
+        Reply::ok()
+            .header("connection", "x-named")
+            .header("x-named", "1")
+            .header("set-cookie", "a"),
+    );
 
     let (one, two) = (turn("one"), turn("two"));
     let (first, second) = tokio::join!(client.turn(&one), client.turn(&two));
@@ -742,10 +1048,19 @@ async fn a_client_speaks_http2_by_prior_knowledge() {
     }
     for seen in rig.upstream.turns() {
         assert_eq!(seen.version, Version::HTTP_11);
-        assert_eq!(seen.header("host"), Some(rig.upstream.address().to_string().as_str()));
+        assert_eq!(
+            seen.header("host"),
+            Some(rig.upstream.address().to_string().as_str())
+        );
         check_absent(&seen.headers, &["x-forwarded-for", "cookie"]);
     }
-    check_error(&client.get("/v2").await, 404, "invalid_request_error", None, NOT_UNDER_V1);
+    check_error(
+        &client.get("/v2").await,
+        404,
+        "invalid_request_error",
+        None,
+        NOT_UNDER_V1,
+    );
     rig.stop().await;
 }
 
@@ -760,15 +1075,39 @@ async fn status_is_for_users_and_read_only() {
     rig.stop().await;
 
     let (mut rig, client) = team_rig().await;
-    check_error(&client.get(STATUS).await, 401, "authentication_error", None, "missing api key");
-    let basic = client.header("authorization", "Basic eA==").get(STATUS).await;
-    check_error(&basic, 401, "authentication_error", None, "invalid api key format");
-    check_error(&client.token("x").get(STATUS).await, 401, "authentication_error", None, "invalid api key");
+    check_error(
+        &client.get(STATUS).await,
+        401,
+        "authentication_error",
+        None,
+        "missing api key",
+    );
+    let basic = client
+        .header("authorization", "Basic eA==")
+        .get(STATUS)
+        .await;
+    check_error(
+        &basic,
+        401,
+        "authentication_error",
+        None,
+        "invalid api key format",
+    );
+    check_error(
+        &client.token("x").get(STATUS).await,
+        401,
+        "authentication_error",
+        None,
+        "invalid api key",
+    );
     for method in [Method::POST, Method::DELETE] {
         let answer = client.token("token-alice").ask(method, STATUS, "").await;
         assert_eq!(answer.status, StatusCode::METHOD_NOT_ALLOWED);
     }
-    assert_eq!(client.token("token-alice").get(STATUS).await.status, StatusCode::OK);
+    assert_eq!(
+        client.token("token-alice").get(STATUS).await.status,
+        StatusCode::OK
+    );
     assert!(rig.forwarded().is_empty());
     assert!(rows(&rig.ledger()).is_empty());
     rig.stop().await;
@@ -779,8 +1118,13 @@ fn check_status(answer: &Answer, five_hour: f64, weekly: f64, weight: f64) {
     assert_eq!(answer.status, StatusCode::OK);
     let body = answer.json();
     let near = |name: &str, expected: f64| {
-        let found = body[name].as_f64().unwrap_or_else(|| panic!("{name} is no number: {body}"));
-        assert!((found - expected).abs() < 1e-6, "{name}: {found}, expected {expected}");
+        let found = body[name]
+            .as_f64()
+            .unwrap_or_else(|| panic!("{name} is no number: {body}"));
+        assert!(
+            (found - expected).abs() < 1e-6,
+            "{name}: {found}, expected {expected}"
+        );
     };
     near("five_hour_utilization", five_hour);
     near("weekly_utilization", weekly);
@@ -790,7 +1134,8 @@ fn check_status(answer: &Answer, five_hour: f64, weekly: f64, weight: f64) {
 
 /// An account of the plan `pro`, and an auth.json whose id token names it: `{"https://api.openai.com/auth":{"chatgpt_plan_type":"pro"}}`.
 fn pro_file(rig: &Rig, tag: &str) -> Value {
-    const PRO: &str = "eyJodHRwczovL2FwaS5vcGVuYWkuY29tL2F1dGgiOnsiY2hhdGdwdF9wbGFuX3R5cGUiOiJwcm8ifX0";
+    const PRO: &str =
+        "eyJodHRwczovL2FwaS5vcGVuYWkuY29tL2F1dGgiOnsiY2hhdGdwdF9wbGFuX3R5cGUiOiJwcm8ifX0";
     let credential = rig.oauth(tag);
     rig.account(tag).set_standing(Standing::new("pro"));
     let mut file = tollgate_tests::oauth_file(&format!("access-{tag}"), &format!("account-{tag}"));
@@ -806,7 +1151,8 @@ async fn status_weighs_what_is_left_under_the_caps_by_plan() {
     (a["reserve_5h"], a["limit_weekly"]) = (json!(20), json!(60));
     let b = pro_file(&rig, "b");
     let away = json!({ "tag": "away", "credential_path": rig.path("away.json") });
-    let user = |name: &str| json!({ "name": name, "token": format!("token-{name}"), "credential": name });
+    let user =
+        |name: &str| json!({ "name": name, "token": format!("token-{name}"), "credential": name });
     let config = rig.config(json!({
         "credentials": [a, b, away, {"tag": "pool", "type": "balancer", "credentials": ["a", "b", "away"]}],
         "users": (["a", "b", "away", "pool"].map(user)),
@@ -819,15 +1165,25 @@ async fn status_weighs_what_is_left_under_the_caps_by_plan() {
     check_status(&ask("b").await, 1.0, 1.0, 10.0);
     check_status(&ask("away").await, 100.0, 100.0, 0.0);
 
-    rig.account("a").set_standing(Standing::new("plus").five_hour_used(50.0).weekly_used(75.0));
-    rig.account("b").set_standing(Standing::new("pro").five_hour_used(10.0).weekly_used(20.5));
+    rig.account("a")
+        .set_standing(Standing::new("plus").five_hour_used(50.0).weekly_used(75.0));
+    rig.account("b")
+        .set_standing(Standing::new("pro").five_hour_used(10.0).weekly_used(20.5));
     for name in ["a", "b"] {
-        client.token(&format!("token-{name}")).turn(&turn("one")).await;
+        client
+            .token(&format!("token-{name}"))
+            .turn(&turn("one"))
+            .await;
     }
 
     check_status(&ask("a").await, 70.0, 100.0, 1.0);
     check_status(&ask("b").await, 11.0, 21.5, 10.0);
     // 5-hour: 30 x 1 and 89 x 10 are left; weekly: 0 x 1 (over its cap) and 78.5 x 10.
-    check_status(&ask("pool").await, 100.0 - 920.0 / 11.0, 100.0 - 785.0 / 11.0, 11.0);
+    check_status(
+        &ask("pool").await,
+        100.0 - 920.0 / 11.0,
+        100.0 - 785.0 / 11.0,
+        11.0,
+    );
     rig.stop().await;
 }

@@ -26,7 +26,9 @@ fn after(response_id: &str) -> Value {
 }
 
 fn limited(seconds: u64) -> Reply {
-    Reply::usage_limit_reached().without_rate_limits().resets_in_seconds(seconds)
+    Reply::usage_limit_reached()
+        .without_rate_limits()
+        .resets_in_seconds(seconds)
 }
 
 /// Sends a turn. Answers what upstream saw of it last.
@@ -34,13 +36,20 @@ async fn seen(rig: &Rig, client: &Client, body: &Value) -> SeenRequest {
     let before = rig.upstream.turns().len();
     let answer = client.turn(body).await;
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
-    rig.upstream.turns().split_off(before).pop().expect("a turn")
+    rig.upstream
+        .turns()
+        .split_off(before)
+        .pop()
+        .expect("a turn")
 }
 
 /// The tag of the account that serves a turn.
 async fn served(rig: &Rig, client: &Client, body: &Value) -> String {
     let account = seen(rig, client, body).await.account.expect("an account");
-    account.strip_prefix("account-").expect("an account of the rig").to_owned()
+    account
+        .strip_prefix("account-")
+        .expect("an account of the rig")
+        .to_owned()
 }
 
 /// Alice's session `one` finds its home on `b`, for `a` refuses it. With the gateway that is forgotten: whoever has a
@@ -65,7 +74,8 @@ async fn settled(config: impl FnOnce(&Rig) -> Value) -> (Rig, Value) {
 /// Whoever has a choice takes the first of these: the others have used more.
 fn prefer(rig: &Rig, tags: &[&str]) {
     for (place, tag) in tags.iter().enumerate() {
-        rig.account(tag).set_standing(Standing::new("plus").weekly_used(10.0 * place as f64));
+        rig.account(tag)
+            .set_standing(Standing::new("plus").weekly_used(10.0 * place as f64));
     }
 }
 
@@ -79,7 +89,10 @@ fn two(rig: &Rig) -> Value {
 /// Waits until the real gateway has asked for everybody's use, as [`Rig::start_polled`] does.
 async fn wait_until_polled(rig: &Rig) {
     for tag in ["a", "b"] {
-        rig.wait_for_credential(tag, WAIT_MAX, "its use was asked for", |found| found["polled_at"].is_u64()).await;
+        rig.wait_for_credential(tag, WAIT_MAX, "its use was asked for", |found| {
+            found["polled_at"].is_u64()
+        })
+        .await;
     }
 }
 
@@ -92,8 +105,16 @@ async fn check_kept(rig: &Rig, client: &Client) {
     assert_eq!(served(rig, &alice, &turn("one")).await, "b");
     assert_eq!(served(rig, &alice, &after("resp_of_b")).await, "b");
     assert_eq!(served(rig, &alice, &after("resp_unknown")).await, "a");
-    assert_eq!(served(rig, &bob, &turn("one")).await, "a", "the session is not bob's");
-    assert_eq!(served(rig, &bob, &after("resp_of_b")).await, "a", "the response is not bob's");
+    assert_eq!(
+        served(rig, &bob, &turn("one")).await,
+        "a",
+        "the session is not bob's"
+    );
+    assert_eq!(
+        served(rig, &bob, &after("resp_of_b")).await,
+        "a",
+        "the response is not bob's"
+    );
     assert_eq!(served(rig, &alice, &turn("one")).await, "b", "and it stays");
 }
 
@@ -106,7 +127,8 @@ async fn sessions_and_responses_stay_with_their_credential_across_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sessions_and_responses_stay_with_their_credential_across_a_kill_right_after_the_response() {
+async fn sessions_and_responses_stay_with_their_credential_across_a_kill_right_after_the_response()
+{
     let rig = Rig::new().await;
     let config = two(&rig);
     let first = rig.spawn(&config).await;
@@ -121,7 +143,8 @@ async fn sessions_and_responses_stay_with_their_credential_across_a_kill_right_a
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_stays_across_a_restart_under_every_sticky_strategy() {
     for strategy in ["least_used", "round_robin", "random"] {
-        let (mut rig, config) = settled(|rig| rig.team(&["a", "b"], json!({ "strategy": strategy }))).await;
+        let (mut rig, config) =
+            settled(|rig| rig.team(&["a", "b"], json!({ "strategy": strategy }))).await;
         for _ in 0..2 {
             let client = rig.start_polled(config.clone()).await.token("token-alice");
             for _ in 0..4 {
@@ -137,13 +160,19 @@ async fn a_session_stays_with_its_credential_though_that_stands_elsewhere_in_the
     let (mut rig, _) = settled(two).await;
     let mut config = rig.team(&["c", "b", "a"], json!({}));
     prefer(&rig, &["c", "a", "b"]);
-    config["services"][0]["users"].as_array_mut().expect("a list").reverse();
+    config["services"][0]["users"]
+        .as_array_mut()
+        .expect("a list")
+        .reverse();
     let client = rig.start_polled(config).await;
     let alice = client.token("token-alice");
     assert_eq!(served(&rig, &alice, &turn("another")).await, "c");
     assert_eq!(served(&rig, &alice, &turn("one")).await, "b");
     assert_eq!(served(&rig, &alice, &after("resp_of_b")).await, "b");
-    assert_eq!(served(&rig, &client.token("token-bob"), &turn("one")).await, "c");
+    assert_eq!(
+        served(&rig, &client.token("token-bob"), &turn("one")).await,
+        "c"
+    );
     rig.stop().await;
 }
 
@@ -152,7 +181,11 @@ async fn a_session_that_was_lent_is_at_home_again_after_a_restart() {
     let (mut rig, config) = settled(two).await;
     let client = rig.start_polled(config.clone()).await.token("token-alice");
     rig.account("b").then(limited(60));
-    assert_eq!(served(&rig, &client, &turn("one")).await, "a", "for a minute");
+    assert_eq!(
+        served(&rig, &client, &turn("one")).await,
+        "a",
+        "for a minute"
+    );
     rig.stop().await;
     let client = rig.start_polled(config).await.token("token-alice");
     assert_eq!(served(&rig, &client, &turn("one")).await, "b");
@@ -183,7 +216,12 @@ fn age(rig: &Rig, age: Duration) {
         "UPDATE session_home SET used_at = used_at - ?1",
         "UPDATE usage SET started_at = started_at - ?1, finished_at = finished_at - ?1",
     ] {
-        assert!(ledger.execute(statement, params![age]).expect("the ledger can be written") > 0);
+        assert!(
+            ledger
+                .execute(statement, params![age])
+                .expect("the ledger can be written")
+                > 0
+        );
     }
 }
 
@@ -202,8 +240,16 @@ async fn a_session_that_was_idle_for_its_lifetime_begins_anew_after_a_restart() 
         }
         age(&rig, idle);
         let client = rig.start_polled(config).await.token("token-alice");
-        assert_eq!(served(&rig, &client, &turn("one")).await, expected, "{lifetime:?}, idle for {idle:?}");
-        assert_eq!(served(&rig, &client, &after("resp_of_b")).await, expected, "{lifetime:?}, idle for {idle:?}");
+        assert_eq!(
+            served(&rig, &client, &turn("one")).await,
+            expected,
+            "{lifetime:?}, idle for {idle:?}"
+        );
+        assert_eq!(
+            served(&rig, &client, &after("resp_of_b")).await,
+            expected,
+            "{lifetime:?}, idle for {idle:?}"
+        );
         rig.stop().await;
     }
 }
@@ -227,7 +273,11 @@ async fn a_session_whose_credential_is_gone_from_the_configuration_begins_anew()
     let client = rig.start_polled(config).await.token("token-alice");
     assert_eq!(served(&rig, &client, &turn("one")).await, "a");
     assert_eq!(served(&rig, &client, &after("resp_of_b")).await, "a");
-    assert_eq!(rig.credential("a").await["sessions"], 1, "it lives there now");
+    assert_eq!(
+        rig.credential("a").await["sessions"],
+        1,
+        "it lives there now"
+    );
     rig.stop().await;
 }
 
@@ -254,7 +304,11 @@ async fn of_too_many_sessions_those_that_were_used_last_are_known_after_a_restar
     }
     let client = rig.start_polled(config).await.token("token-alice");
     for (session, expected) in [("three", "b"), ("two", "b"), ("one", "a")] {
-        assert_eq!(served(&rig, &client, &turn(session)).await, expected, "{session}");
+        assert_eq!(
+            served(&rig, &client, &turn(session)).await,
+            expected,
+            "{session}"
+        );
     }
     rig.stop().await;
 }
@@ -271,7 +325,10 @@ fn with_state(client: &Client, state: &str) -> Client {
 /// The account that serves alice's session `one`, and the turn's state that it is sent.
 async fn served_with(rig: &Rig, client: &Client) -> (String, Option<String>) {
     let seen = seen(rig, client, &turn("one")).await;
-    (seen.account.clone().expect("an account"), seen.header(TURN_STATE).map(str::to_owned))
+    (
+        seen.account.clone().expect("an account"),
+        seen.header(TURN_STATE).map(str::to_owned),
+    )
 }
 
 fn sent(account: &str, state: Option<&str>) -> (String, Option<String>) {
@@ -284,11 +341,20 @@ async fn with_two_states() -> (Rig, Client) {
     let mut rig = Rig::new().await;
     let config = two(&rig);
     let client = rig.start_polled(config).await;
-    rig.account("a").then(Reply::ok().header(TURN_STATE, "state-of-a"));
-    rig.account("b").then(Reply::ok().header(TURN_STATE, "state-of-b"));
+    rig.account("a")
+        .then(Reply::ok().header(TURN_STATE, "state-of-a"));
+    rig.account("b")
+        .then(Reply::ok().header(TURN_STATE, "state-of-b"));
     let first = client.token("token-alice").turn(&turn("one")).await;
-    assert_eq!(first.header(TURN_STATE), Some("state-of-a"), "the client gets it");
-    assert_eq!(served_with(&rig, &with_state(&client, "state-of-a")).await, sent("a", Some("state-of-a")));
+    assert_eq!(
+        first.header(TURN_STATE),
+        Some("state-of-a"),
+        "the client gets it"
+    );
+    assert_eq!(
+        served_with(&rig, &with_state(&client, "state-of-a")).await,
+        sent("a", Some("state-of-a"))
+    );
     (rig, client)
 }
 
@@ -297,13 +363,30 @@ async fn a_turns_state_goes_to_the_account_that_issued_it_and_to_no_other() {
     let (mut rig, client) = with_two_states().await;
     let of_a = with_state(&client, "state-of-a");
     rig.account("a").then(limited(60));
-    assert_eq!(served_with(&rig, &of_a).await, sent("b", None), "in the same request");
+    assert_eq!(
+        served_with(&rig, &of_a).await,
+        sent("b", None),
+        "in the same request"
+    );
     let attempts = rig.upstream.turns();
     let refused = &attempts[attempts.len() - 2];
-    assert_eq!((refused.account.as_deref(), refused.header(TURN_STATE)), (Some("account-a"), Some("state-of-a")));
-    assert_eq!(served_with(&rig, &of_a).await, sent("b", None), "in a further one");
-    assert_eq!(served_with(&rig, &with_state(&client, "state-of-b")).await, sent("b", Some("state-of-b")));
-    assert_eq!(served_with(&rig, &with_state(&client, "state-of-nobody")).await, sent("b", None));
+    assert_eq!(
+        (refused.account.as_deref(), refused.header(TURN_STATE)),
+        (Some("account-a"), Some("state-of-a"))
+    );
+    assert_eq!(
+        served_with(&rig, &of_a).await,
+        sent("b", None),
+        "in a further one"
+    );
+    assert_eq!(
+        served_with(&rig, &with_state(&client, "state-of-b")).await,
+        sent("b", Some("state-of-b"))
+    );
+    assert_eq!(
+        served_with(&rig, &with_state(&client, "state-of-nobody")).await,
+        sent("b", None)
+    );
     rig.stop().await;
 }
 
@@ -337,7 +420,13 @@ async fn a_turns_state_of_another_users_is_not_sent() {
 async fn where_there_is_one_account_every_turns_state_is_sent() {
     let mut rig = Rig::new().await;
     let config = rig.config(json!({ "credentials": [rig.oauth("a")] }));
-    let client = rig.start_polled(config).await.header(TURN_STATE, "from-before-a-restart");
-    assert_eq!(served_with(&rig, &client).await, sent("a", Some("from-before-a-restart")));
+    let client = rig
+        .start_polled(config)
+        .await
+        .header(TURN_STATE, "from-before-a-restart");
+    assert_eq!(
+        served_with(&rig, &client).await,
+        sent("a", Some("from-before-a-restart"))
+    );
     rig.stop().await;
 }

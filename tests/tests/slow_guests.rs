@@ -19,7 +19,10 @@ async fn start(rig: &mut Rig, limits: Value) -> (Client, Client) {
     config["services"][0]["tag"] = json!("slow");
     let mut second = rig.team(&["c", "d"], json!({}))["services"][0].clone();
     second["tag"] = json!("quick");
-    config["services"].as_array_mut().expect("a list").push(second);
+    config["services"]
+        .as_array_mut()
+        .expect("a list")
+        .push(second);
     config["policies"] = json!([slow_balancer()]);
     config["limits"] = limits;
     let slow = rig.start(config).await.token("token-alice");
@@ -44,7 +47,11 @@ async fn median(client: &Client) -> Duration {
 }
 
 /// Turns of `count` clients at once, again and again, until `over` says so. Answers how many there were.
-async fn keep_asking(client: &Client, count: usize, over: &tokio::sync::watch::Receiver<bool>) -> usize {
+async fn keep_asking(
+    client: &Client,
+    count: usize,
+    over: &tokio::sync::watch::Receiver<bool>,
+) -> usize {
     let ask = |number: usize| {
         let (client, over) = (client.clone(), over.clone());
         async move {
@@ -81,10 +88,17 @@ async fn a_slow_balancer_is_found_slow_and_delays_nobody_elses_requests_by_much(
     // Generous: 16 clients share these processors with it. On the threads that serve, 16 picks of two milliseconds and
     // more each would stand before every request.
     println!("median alone {alone:?}, beside {asked} slow turns {beside:?}");
-    assert!(beside < alone * 8 + Duration::from_millis(60), "alone {alone:?}, beside a slow guest {beside:?}");
+    assert!(
+        beside < alone * 8 + Duration::from_millis(60),
+        "alone {alone:?}, beside a slow guest {beside:?}"
+    );
     let policy = rig.policy(OWN).await;
     assert!(policy["calls"].as_u64() >= Some(1), "{policy:#}");
-    assert_eq!(policy["faults"], json!({}), "its own clients wait, and are served by it: {policy:#}");
+    assert_eq!(
+        policy["faults"],
+        json!({}),
+        "its own clients wait, and are served by it: {policy:#}"
+    );
     rig.stop().await;
 }
 
@@ -102,8 +116,14 @@ async fn where_too_many_calls_wait_for_a_slow_balancer_the_shipped_one_serves() 
         assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
     }
     let policy = rig.policy(OWN).await;
-    assert!(policy["faults"]["unavailable"].as_u64() > Some(0), "{policy:#}");
-    assert_eq!(policy["state"], "serving", "a full queue is no fault of the guest's: {policy:#}");
+    assert!(
+        policy["faults"]["unavailable"].as_u64() > Some(0),
+        "{policy:#}"
+    );
+    assert_eq!(
+        policy["state"], "serving",
+        "a full queue is no fault of the guest's: {policy:#}"
+    );
     rig.stop().await;
 }
 
@@ -126,19 +146,42 @@ async fn pricer(rig: &mut Rig, conduct: Conduct) -> Client {
 async fn a_row_with_a_slow_price_is_committed_before_the_last_byte_reaches_the_client() {
     let mut rig = Rig::new().await;
     let client = slow_pricer(&mut rig).await;
-    for (place, client) in [client.clone(), client.http2()].into_iter().cycle().take(20).enumerate() {
+    for (place, client) in [client.clone(), client.http2()]
+        .into_iter()
+        .cycle()
+        .take(20)
+        .enumerate()
+    {
         let answer = client.turn(&turn("one")).await;
         assert!(answer.whole);
         let rows = rows(&rig.ledger());
-        assert_eq!(rows.len(), place + 1, "the client has its whole answer, and its row is there");
-        assert_eq!(rows[place].number("cost_nanousd"), Some(5), "{:?}", rows[place]);
+        assert_eq!(
+            rows.len(),
+            place + 1,
+            "the client has its whole answer, and its row is there"
+        );
+        assert_eq!(
+            rows[place].number("cost_nanousd"),
+            Some(5),
+            "{:?}",
+            rows[place]
+        );
     }
     let mut socket = client.socket().await.expect("a socket");
     for place in 20..30 {
         socket.turn(&turn("one")).await;
         let rows = rows(&rig.ledger());
-        assert_eq!(rows.len(), place + 1, "the client has the turn's last event, and its row is there");
-        assert_eq!(rows[place].number("cost_nanousd"), Some(5), "{:?}", rows[place]);
+        assert_eq!(
+            rows.len(),
+            place + 1,
+            "the client has the turn's last event, and its row is there"
+        );
+        assert_eq!(
+            rows[place].number("cost_nanousd"),
+            Some(5),
+            "{:?}",
+            rows[place]
+        );
     }
     drop(socket);
     rig.stop().await;
@@ -150,7 +193,8 @@ async fn a_stop_waits_for_every_slow_price() {
     let mut rig = Rig::new().await;
     let client = slow_pricer(&mut rig).await;
     let gate = Gate::new();
-    rig.account("a").always(Reply::ok().deltas(2).hold_after(2, &gate));
+    rig.account("a")
+        .always(Reply::ok().deltas(2).hold_after(2, &gate));
     let mut streams = tokio::task::JoinSet::new();
     for number in 0..STREAMS {
         let client = client.clone();
@@ -163,7 +207,10 @@ async fn a_stop_waits_for_every_slow_price() {
         assert!(answer.expect("no panic").whole);
     }
     let rows = wait_for_rows(&rig.ledger(), STREAMS).await;
-    assert!(rows.iter().all(|row| row.number("cost_nanousd") == Some(5)), "{rows:#?}");
+    assert!(
+        rows.iter().all(|row| row.number("cost_nanousd") == Some(5)),
+        "{rows:#?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -176,7 +223,8 @@ async fn where_too_many_prices_wait_a_row_is_unpriced_with_the_reason_and_not_lo
     config["limits"] = json!({ "policy_threads": 1, "policy_queue": 1 });
     let client = rig.start(config).await.token("token-alice");
     let gate = Gate::new();
-    rig.account("a").always(Reply::ok().deltas(2).hold_after(2, &gate));
+    rig.account("a")
+        .always(Reply::ok().deltas(2).hold_after(2, &gate));
     let mut streams = tokio::task::JoinSet::new();
     for number in 0..STREAMS {
         let client = client.clone();
@@ -199,7 +247,11 @@ async fn where_too_many_prices_wait_a_row_is_unpriced_with_the_reason_and_not_lo
         }
     }
     let policy = rig.policy(OWN).await;
-    assert_eq!(policy["faults"]["unavailable"].as_u64().unwrap_or_default(), unpriced, "{policy:#}");
+    assert_eq!(
+        policy["faults"]["unavailable"].as_u64().unwrap_or_default(),
+        unpriced,
+        "{policy:#}"
+    );
     rig.stop().await;
 }
 
@@ -212,6 +264,10 @@ async fn a_pricer_that_was_quick_when_it_was_tried_is_found_slow_by_its_calls() 
         assert_eq!(client.turn(&turn("one")).await.status, StatusCode::OK);
     }
     assert_eq!(rig.policy(OWN).await["slow"], true);
-    assert!(rows(&rig.ledger()).iter().all(|row| row.number("cost_nanousd") == Some(5)));
+    assert!(
+        rows(&rig.ledger())
+            .iter()
+            .all(|row| row.number("cost_nanousd") == Some(5))
+    );
     rig.stop().await;
 }

@@ -28,10 +28,19 @@ struct Said {
 }
 
 fn status(config: &Path, more: &[&str]) -> Said {
-    let output = Command::new(binary()).arg("status").arg("-c").arg(config).args(more).output();
+    let output = Command::new(binary())
+        .arg("status")
+        .arg("-c")
+        .arg(config)
+        .args(more)
+        .output();
     let output = output.expect("the binary runs");
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("it prints UTF-8");
-    Said { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+    Said {
+        code: output.status.code(),
+        stdout: text(output.stdout),
+        stderr: text(output.stderr),
+    }
 }
 
 /// The table of the gateway that runs by `config.json`.
@@ -52,15 +61,29 @@ fn json_of(rig: &Rig) -> (String, Value) {
 /// the 5-hour one.
 fn row(table: &str, tag: &str) -> Vec<String> {
     let head = table.lines().next().expect("a head");
-    let line = table.lines().find(|line| line.split_whitespace().next() == Some(tag));
+    let line = table
+        .lines()
+        .find(|line| line.split_whitespace().next() == Some(tag));
     let line = line.unwrap_or_else(|| panic!("{tag} has no row:\n{table}"));
-    assert_eq!(head.split_whitespace().next(), Some("credential"), "{table}");
-    line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).map(str::to_owned).collect()
+    assert_eq!(
+        head.split_whitespace().next(),
+        Some("credential"),
+        "{table}"
+    );
+    line.split("  ")
+        .map(str::trim)
+        .filter(|cell| !cell.is_empty())
+        .map(str::to_owned)
+        .collect()
 }
 
 fn of<'a>(status: &'a Value, tag: &str) -> &'a Value {
-    let credentials = status["services"][0]["credentials"].as_array().expect("a list");
-    let found = credentials.iter().find(|credential| credential["credential"] == tag);
+    let credentials = status["services"][0]["credentials"]
+        .as_array()
+        .expect("a list");
+    let found = credentials
+        .iter()
+        .find(|credential| credential["credential"] == tag);
     found.unwrap_or_else(|| panic!("{tag} is not in {status:#}"))
 }
 
@@ -76,17 +99,35 @@ struct Varied {
 impl Varied {
     async fn start() -> Self {
         let rig = Rig::new().await;
-        let mut credentials: Vec<Value> =
-            ["whole", "stale", "limited", "refused", "paused"].map(|tag| rig.oauth(tag)).into();
+        let mut credentials: Vec<Value> = ["whole", "stale", "limited", "refused", "paused"]
+            .map(|tag| rig.oauth(tag))
+            .into();
         let stand = |tag: &str, standing: Standing| rig.account(tag).set_standing(standing);
-        stand("whole", Standing::new("pro").five_hour_used(41.6).weekly_used(7.0));
-        stand("paused", Standing::new("plus").weekly_used(99.5).weekly_resets_at(unix_in(3 * DAY + 7200 + 1800)));
-        rig.account("stale").always_for_poll(Reply::error(500, "server_error", ANSWER));
+        stand(
+            "whole",
+            Standing::new("pro").five_hour_used(41.6).weekly_used(7.0),
+        );
+        stand(
+            "paused",
+            Standing::new("plus")
+                .weekly_used(99.5)
+                .weekly_resets_at(unix_in(3 * DAY + 7200 + 1800)),
+        );
+        rig.account("stale")
+            .always_for_poll(Reply::error(500, "server_error", ANSWER));
         credentials[0]["reserve_5h"] = json!(20);
 
         let logins = ["refreshing", "login", "failing"];
-        let mut secrets: Vec<String> =
-            [BROKEN, ANSWER, EXTERNAL, "sk-key", "access-", "token-limited"].map(str::to_owned).into();
+        let mut secrets: Vec<String> = [
+            BROKEN,
+            ANSWER,
+            EXTERNAL,
+            "sk-key",
+            "access-",
+            "token-limited",
+        ]
+        .map(str::to_owned)
+        .into();
         for tag in logins {
             let (credential, login) = rig.login(tag);
             let file = login.renew_with(-60);
@@ -96,7 +137,10 @@ impl Varied {
             credentials.push(credential);
         }
         credentials.push(rig.api_key("key"));
-        let broken = rig.write("broken.json", format!(r#"{{"tokens": {{"access_token": "{BROKEN}", {BROKEN}"#));
+        let broken = rig.write(
+            "broken.json",
+            format!(r#"{{"tokens": {{"access_token": "{BROKEN}", {BROKEN}"#),
+        );
         credentials.push(json!({ "tag": "broken", "credential_path": broken }));
         credentials.push(json!({ "tag": "missing", "credential_path": rig.path("missing.json") }));
         credentials
@@ -105,7 +149,11 @@ impl Varied {
             .map(|tag| json!({ "name": tag, "token": format!("token-{tag}"), "credential": tag }));
         let config = rig.config(json!({ "credentials": credentials, "users": users }));
         let program = rig.spawn(&config).await;
-        let varied = Self { rig, program, secrets };
+        let varied = Self {
+            rig,
+            program,
+            secrets,
+        };
         varied.settle().await;
         varied
     }
@@ -115,23 +163,47 @@ impl Varied {
         let client = self.program.client();
         for (tag, reply) in [
             ("limited", Reply::usage_limit_reached()),
-            ("refused", Reply::usage_limit_reached().without_rate_limits().resets_in_seconds(600)),
+            (
+                "refused",
+                Reply::usage_limit_reached()
+                    .without_rate_limits()
+                    .resets_in_seconds(600),
+            ),
         ] {
-            self.rig.wait_for_credential(tag, WAIT_MAX, "polled", |found| !found["polled_at"].is_null()).await;
+            self.rig
+                .wait_for_credential(tag, WAIT_MAX, "polled", |found| {
+                    !found["polled_at"].is_null()
+                })
+                .await;
             let resets = unix_in(2 * 3600 + 60);
-            self.rig.account(tag).set_standing(Standing::new("plus").five_hour_used(100.0).five_hour_resets_at(resets));
+            self.rig.account(tag).set_standing(
+                Standing::new("plus")
+                    .five_hour_used(100.0)
+                    .five_hour_resets_at(resets),
+            );
             self.rig.account(tag).then(reply);
-            let answer = client.token(&format!("token-{tag}")).turn(&turn("one")).await;
+            let answer = client
+                .token(&format!("token-{tag}"))
+                .turn(&turn("one"))
+                .await;
             assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS);
         }
         for (tag, state) in STATES {
             self.rig.wait_for_state(tag, state).await;
         }
         for tag in ["whole", "paused"] {
-            self.rig.wait_for_credential(tag, WAIT_MAX, "polled", |found| !found["polled_at"].is_null()).await;
+            self.rig
+                .wait_for_credential(tag, WAIT_MAX, "polled", |found| {
+                    !found["polled_at"].is_null()
+                })
+                .await;
         }
         for tag in ["stale", "branch"] {
-            self.rig.wait_for_credential(tag, WAIT_MAX, "stale", |found| !found["poll_failure"].is_null()).await;
+            self.rig
+                .wait_for_credential(tag, WAIT_MAX, "stale", |found| {
+                    !found["poll_failure"].is_null()
+                })
+                .await;
         }
     }
 }
@@ -181,25 +253,44 @@ async fn every_state_is_told_with_its_reason_and_its_end_and_no_secret() {
     }
     let near = |tag: &str, field: &str, seconds: u64| {
         let found = of(&status, tag)[field].as_u64().map(|ms| ms / 1000);
-        assert!(found.is_some_and(|at| at.abs_diff(unix_in(seconds)) <= took + 1), "{tag}: {field} is {found:?}");
+        assert!(
+            found.is_some_and(|at| at.abs_diff(unix_in(seconds)) <= took + 1),
+            "{tag}: {field} is {found:?}"
+        );
     };
     near("limited", "until", 2 * 3600 + 60);
     near("refused", "until", 600);
     near("paused", "until", 3 * DAY + 7200 + 1800);
     let windows = ["limited", "refused", "paused"].map(|tag| of(&status, tag)["window"].as_str());
     assert_eq!(windows, [Some("5-hour"), None, Some("weekly")]);
-    for (tag, part) in
-        [("login", "refresh_token_expired"), ("failing", "500"), ("broken", "line 1"), ("missing", "missing.json")]
-    {
+    for (tag, part) in [
+        ("login", "refresh_token_expired"),
+        ("failing", "500"),
+        ("broken", "line 1"),
+        ("missing", "missing.json"),
+    ] {
         let reason = of(&status, tag)["reason"].as_str().unwrap_or_default();
         assert!(reason.contains(part), "{tag}: {reason:?} has no {part:?}");
     }
     let whole = of(&status, "whole");
-    assert_eq!((&whole["five_hour"]["used"], &whole["five_hour"]["cap"]), (&json!(41.6), &json!(80.0)));
-    assert_eq!((&whole["weekly"]["used"], &whole["weekly"]["cap"]), (&json!(7.0), &json!(99.0)));
-    assert_eq!((whole["plan"].as_str(), whole["kind"].as_str()), (Some("pro"), Some("oauth")));
+    assert_eq!(
+        (&whole["five_hour"]["used"], &whole["five_hour"]["cap"]),
+        (&json!(41.6), &json!(80.0))
+    );
+    assert_eq!(
+        (&whole["weekly"]["used"], &whole["weekly"]["cap"]),
+        (&json!(7.0), &json!(99.0))
+    );
+    assert_eq!(
+        (whole["plan"].as_str(), whole["kind"].as_str()),
+        (Some("pro"), Some("oauth"))
+    );
     let usable = STATES.map(|(tag, _)| of(&status, tag)["usable"] == true);
-    assert_eq!(usable.iter().filter(|usable| **usable).count(), 5, "{usable:?}");
+    assert_eq!(
+        usable.iter().filter(|usable| **usable).count(),
+        5,
+        "{usable:?}"
+    );
 
     for (tag, said) in [
         ("paused", "paused at its cap for 3d 2h (weekly)"),
@@ -210,20 +301,43 @@ async fn every_state_is_told_with_its_reason_and_its_end_and_no_secret() {
     ] {
         assert_eq!(row(&table, tag)[1], said, "{table}");
     }
-    for (tag, span, window) in [("limited", 2 * 3600 + 60, " (5-hour)"), ("refused", 600, "")] {
+    for (tag, span, window) in [
+        ("limited", 2 * 3600 + 60, " (5-hour)"),
+        ("refused", 600, ""),
+    ] {
         let said = |left: u64| match left / 3600 {
             0 => format!("rate-limited for {}m{window}", left / 60),
             hours => format!("rate-limited for {hours}h {}m{window}", left / 60 % 60),
         };
         let said: Vec<String> = (span - took - 1..=span).map(said).collect();
-        assert!(said.contains(&row(&table, tag)[1]), "{tag} is none of {:?}..: {table}", said[0]);
+        assert!(
+            said.contains(&row(&table, tag)[1]),
+            "{tag} is none of {:?}..: {table}",
+            said[0]
+        );
     }
-    assert_eq!(row(&table, "whole")[1..3], ["ready", "41% of 80%"], "{table}");
-    for note in ["login: ", "failing: ", "broken: ", "missing: ", "stale: the last poll: answered 500"] {
-        assert!(table.lines().any(|line| line.starts_with(note)), "{note:?} is not in\n{table}");
+    assert_eq!(
+        row(&table, "whole")[1..3],
+        ["ready", "41% of 80%"],
+        "{table}"
+    );
+    for note in [
+        "login: ",
+        "failing: ",
+        "broken: ",
+        "missing: ",
+        "stale: the last poll: answered 500",
+    ] {
+        assert!(
+            table.lines().any(|line| line.starts_with(note)),
+            "{note:?} is not in\n{table}"
+        );
     }
     for secret in &varied.secrets {
-        assert!(!text.contains(secret) && !table.contains(secret), "{secret} is told:\n{table}\n{text}");
+        assert!(
+            !text.contains(secret) && !table.contains(secret),
+            "{secret} is told:\n{table}\n{text}"
+        );
     }
     varied.program.kill();
 }
@@ -234,7 +348,10 @@ async fn sessions_and_requests_under_way_are_counted_where_they_are() {
     let program = rig.spawn(&rig.team(&["a", "b"], json!({}))).await;
     let gate = Gate::new();
     rig.account("a").always(Reply::ok().hold_after(1, &gate));
-    let (alice, bob) = (program.client().token("token-alice"), program.client().token("token-bob"));
+    let (alice, bob) = (
+        program.client().token("token-alice"),
+        program.client().token("token-bob"),
+    );
     let streams = [
         alice.start_turn(&turn("one")).await,
         alice.start_turn(&turn("two")).await,
@@ -242,16 +359,27 @@ async fn sessions_and_requests_under_way_are_counted_where_they_are() {
         bob.start_turn(&turn("one")).await,
     ];
     let (_, status) = json_of(&rig);
-    let counts =
-        |status: &Value, tag: &str| (of(status, tag)["sessions"].as_u64(), of(status, tag)["in_flight"].as_u64());
-    assert_eq!((counts(&status, "a"), counts(&status, "b")), ((Some(3), Some(4)), (Some(0), Some(0))));
+    let counts = |status: &Value, tag: &str| {
+        (
+            of(status, tag)["sessions"].as_u64(),
+            of(status, tag)["in_flight"].as_u64(),
+        )
+    };
+    assert_eq!(
+        (counts(&status, "a"), counts(&status, "b")),
+        ((Some(3), Some(4)), (Some(0), Some(0)))
+    );
     let table = table(&rig);
-    assert!(row(&table, "a").ends_with(&["3".to_owned(), "4".to_owned()]), "{table}");
+    assert!(
+        row(&table, "a").ends_with(&["3".to_owned(), "4".to_owned()]),
+        "{table}"
+    );
     gate.open();
     for stream in streams {
         assert!(stream.finish().await.whole);
     }
-    rig.wait_for_credential("a", WAIT_MAX, "idle", |found| found["in_flight"] == 0).await;
+    rig.wait_for_credential("a", WAIT_MAX, "idle", |found| found["in_flight"] == 0)
+        .await;
     assert_eq!(counts(&json_of(&rig).1, "a"), (Some(3), Some(0)));
     program.kill();
 }
@@ -262,10 +390,19 @@ async fn sessions_and_requests_under_way_are_counted_where_they_are() {
 fn check_refused(rig: &Rig, parts: &[&str]) {
     for more in [&[][..], &["--json"]] {
         let said = status(&rig.path("config.json"), more);
-        assert_eq!((said.code, said.stdout.as_str()), (Some(1), ""), "{}", said.stderr);
+        assert_eq!(
+            (said.code, said.stdout.as_str()),
+            (Some(1), ""),
+            "{}",
+            said.stderr
+        );
         assert!(said.stderr.starts_with("tollgate: "), "{}", said.stderr);
         for part in parts {
-            assert!(said.stderr.contains(part), "{} has no {part:?}", said.stderr);
+            assert!(
+                said.stderr.contains(part),
+                "{} has no {part:?}",
+                said.stderr
+            );
         }
     }
 }
@@ -276,7 +413,11 @@ async fn where_no_gateway_runs_its_socket_is_named_and_the_code_is_1() {
     let config = rig.config(json!({ "credentials": [rig.oauth("a")] }));
     rig.write("config.json", config.to_string());
     let socket = rig.socket();
-    let parts = ["no gateway answers", socket.to_str().expect("a plain name"), "data_dir"];
+    let parts = [
+        "no gateway answers",
+        socket.to_str().expect("a plain name"),
+        "data_dir",
+    ];
     check_refused(&rig, &parts);
 
     let program = rig.spawn(&config).await;
@@ -304,7 +445,10 @@ async fn an_answer_that_is_no_status_is_not_printed() {
             for _ in 0..2 {
                 let (mut stream, _) = listener.accept().await.expect("a question");
                 let _ = stream.read(&mut [0; 4096]).await;
-                stream.write_all(answer.as_bytes()).await.expect("it can be answered");
+                stream
+                    .write_all(answer.as_bytes())
+                    .await
+                    .expect("it can be answered");
             }
         });
         check_refused(&rig, &[rig.socket().to_str().expect("a plain name")]);
@@ -318,7 +462,9 @@ async fn an_answer_that_is_no_status_is_not_printed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_socket_is_the_owners_alone_and_goes_with_the_gateway() {
     let rig = Rig::new().await;
-    let program = rig.spawn(&rig.config(json!({ "credentials": [rig.oauth("a")] }))).await;
+    let program = rig
+        .spawn(&rig.config(json!({ "credentials": [rig.oauth("a")] })))
+        .await;
     let found = fs::metadata(rig.socket()).expect("it is there when the gateway is ready");
     assert!(found.file_type().is_socket());
     assert_eq!(found.permissions().mode() & 0o777, 0o600);
@@ -338,14 +484,23 @@ async fn the_socket_of_a_killed_gateway_is_replaced_by_the_next() {
         assert!(rig.socket().exists());
     }
     let program = rig.spawn(&config).await;
-    assert_eq!(fs::metadata(rig.socket()).expect("it is there").permissions().mode() & 0o777, 0o600);
+    assert_eq!(
+        fs::metadata(rig.socket())
+            .expect("it is there")
+            .permissions()
+            .mode()
+            & 0o777,
+        0o600
+    );
     program.kill();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_socket_tells_the_status_and_does_nothing_else() {
     let rig = Rig::new().await;
-    let program = rig.spawn(&rig.config(json!({ "credentials": [rig.oauth("a")] }))).await;
+    let program = rig
+        .spawn(&rig.config(json!({ "credentials": [rig.oauth("a")] })))
+        .await;
     let cases = [
         (Method::GET, "/status", StatusCode::OK),
         (Method::GET, "/", StatusCode::NOT_FOUND),
@@ -353,7 +508,11 @@ async fn the_socket_tells_the_status_and_does_nothing_else() {
         (Method::GET, "/v1/models", StatusCode::NOT_FOUND),
         (Method::POST, "/status", StatusCode::METHOD_NOT_ALLOWED),
         (Method::DELETE, "/status", StatusCode::METHOD_NOT_ALLOWED),
-        (Method::POST, "/v1/responses", StatusCode::METHOD_NOT_ALLOWED),
+        (
+            Method::POST,
+            "/v1/responses",
+            StatusCode::METHOD_NOT_ALLOWED,
+        ),
     ];
     for (method, path, expected) in cases {
         let answer = ask_socket(&rig.socket(), method.clone(), path).await;
@@ -368,11 +527,17 @@ async fn the_socket_tells_the_status_and_does_nothing_else() {
 #[tokio::test(flavor = "multi_thread")]
 async fn many_who_ask_and_some_who_say_nothing_keep_nobody_from_an_answer() {
     let rig = Rig::new().await;
-    let program = rig.spawn(&rig.config(json!({ "credentials": [rig.oauth("a")] }))).await;
+    let program = rig
+        .spawn(&rig.config(json!({ "credentials": [rig.oauth("a")] })))
+        .await;
     // Half as many as are taken at a time.
     let mut silent = Vec::new();
     for _ in 0..8 {
-        silent.push(tokio::net::UnixStream::connect(rig.socket()).await.expect("it is taken"));
+        silent.push(
+            tokio::net::UnixStream::connect(rig.socket())
+                .await
+                .expect("it is taken"),
+        );
     }
     let asking: Vec<_> = (0..50)
         .map(|_| {

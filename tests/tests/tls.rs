@@ -20,7 +20,9 @@ use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::version::{TLS12, TLS13};
-use rustls::{ClientConfig, ProtocolVersion, RootCertStore, ServerConfig, SupportedProtocolVersion};
+use rustls::{
+    ClientConfig, ProtocolVersion, RootCertStore, ServerConfig, SupportedProtocolVersion,
+};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::client::TlsStream;
@@ -52,7 +54,10 @@ impl Authority {
         let mut params = CertificateParams::new(Vec::<String>::new()).expect("no names");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let pem = params.self_signed(&key).expect("signs").pem();
-        Self { pem, issuer: Issuer::new(params, key) }
+        Self {
+            pem,
+            issuer: Issuer::new(params, key),
+        }
     }
 
     fn sign(&self, names: &[&str]) -> Certificate {
@@ -60,12 +65,21 @@ impl Authority {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let params = CertificateParams::new(names).expect("names");
         let pem = params.signed_by(&key, &self.issuer).expect("signs").pem();
-        Certificate { pem, key: key.serialize_pem() }
+        Certificate {
+            pem,
+            key: key.serialize_pem(),
+        }
     }
 
-    fn client(&self, versions: &[&'static SupportedProtocolVersion], alpn: &[&str]) -> TlsConnector {
+    fn client(
+        &self,
+        versions: &[&'static SupportedProtocolVersion],
+        alpn: &[&str],
+    ) -> TlsConnector {
         let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(self.pem.as_bytes()).expect("PEM")).expect("a root");
+        roots
+            .add(CertificateDer::from_pem_slice(self.pem.as_bytes()).expect("PEM"))
+            .expect("a root");
         let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_protocol_versions(versions)
             .expect("versions")
@@ -89,14 +103,19 @@ impl Scene {
         let authority = Authority::new();
         let certificate = authority.sign(&["localhost"]);
         let mut config = rig.config(json!({ "credentials": [rig.oauth("a")] }));
-        let mut whole = json!({ "enabled": true, "certificate": certificate.pem, "key": certificate.key });
+        let mut whole =
+            json!({ "enabled": true, "certificate": certificate.pem, "key": certificate.key });
         for (name, value) in tls.as_object().expect("fields") {
             whole[name] = value.clone();
         }
         config["services"][0]["tls"] = whole;
         config["limits"] = limits;
         let address = rig.start(config).await.address();
-        Self { rig, authority, address }
+        Self {
+            rig,
+            authority,
+            address,
+        }
     }
 
     async fn connect(
@@ -107,7 +126,9 @@ impl Scene {
         let stream = TcpStream::connect(self.address).await?;
         let name = ServerName::try_from("localhost").expect("a name");
         let shaking = self.authority.client(versions, alpn).connect(name, stream);
-        let mut stream = tokio::time::timeout(WAIT_MAX, shaking).await.expect("a handshake in time")?;
+        let mut stream = tokio::time::timeout(WAIT_MAX, shaking)
+            .await
+            .expect("a handshake in time")?;
         // By TLS 1.3 a server's refusal comes after the client's handshake has ended.
         tokio::io::AsyncWriteExt::flush(&mut stream).await?;
         Ok(stream)
@@ -116,7 +137,11 @@ impl Scene {
     /// A turn over what was agreed on. Answers that.
     async fn turn(&self, alpn: &[&str]) -> Option<String> {
         let stream = self.connect(BOTH, alpn).await.expect("a handshake");
-        let agreed = stream.get_ref().1.alpn_protocol().map(|name| String::from_utf8_lossy(name).into_owned());
+        let agreed = stream
+            .get_ref()
+            .1
+            .alpn_protocol()
+            .map(|name| String::from_utf8_lossy(name).into_owned());
         let text = if agreed.as_deref() == Some("h2") {
             over_http2(stream).await
         } else {
@@ -130,8 +155,14 @@ impl Scene {
         agreed
     }
 
-    async fn is_refused(&self, versions: &[&'static SupportedProtocolVersion], alpn: &[&str]) -> bool {
-        let Ok(stream) = self.connect(versions, alpn).await else { return true };
+    async fn is_refused(
+        &self,
+        versions: &[&'static SupportedProtocolVersion],
+        alpn: &[&str],
+    ) -> bool {
+        let Ok(stream) = self.connect(versions, alpn).await else {
+            return true;
+        };
         let mut peer = Peer::new(stream);
         peer.send(post(&turn("refused").to_string())).await;
         peer.message().await.is_none()
@@ -145,14 +176,18 @@ impl Scene {
 }
 
 async fn over_http2(stream: TlsStream<TcpStream>) -> String {
-    let shaken = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
+    let shaken =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
     let (mut sender, connection) = shaken.expect("HTTP/2");
     tokio::spawn(connection);
     let request = Request::post("https://localhost/v1/responses")
         .body(Full::new(Bytes::from(turn("tls").to_string())))
         .expect("a request");
     let answer = sender.send_request(request).await.expect("an answer");
-    assert_eq!((answer.status(), answer.version()), (StatusCode::OK, Version::HTTP_2));
+    assert_eq!(
+        (answer.status(), answer.version()),
+        (StatusCode::OK, Version::HTTP_2)
+    );
     String::from_utf8(answer.collect().await.expect("whole").to_bytes().to_vec()).expect("text")
 }
 
@@ -169,11 +204,18 @@ async fn http1_and_http2_are_agreed_on_by_alpn() {
 #[tokio::test(flavor = "multi_thread")]
 async fn only_what_alpn_lists_is_agreed_on() {
     let scene = Scene::new(json!({ "alpn": "http/1.1" }), json!({})).await;
-    assert_eq!(scene.turn(&["h2", "http/1.1"]).await.as_deref(), Some("http/1.1"));
+    assert_eq!(
+        scene.turn(&["h2", "http/1.1"]).await.as_deref(),
+        Some("http/1.1")
+    );
     assert!(scene.is_refused(BOTH, &["h2"]).await);
     scene.end(1).await;
     let scene = Scene::new(json!({ "alpn": ["http/1.1", "h2"] }), json!({})).await;
-    assert_eq!(scene.turn(&["h2", "http/1.1"]).await.as_deref(), Some("http/1.1"), "the gateway's order counts");
+    assert_eq!(
+        scene.turn(&["h2", "http/1.1"]).await.as_deref(),
+        Some("http/1.1"),
+        "the gateway's order counts"
+    );
     assert_eq!(scene.turn(&["h2"]).await.as_deref(), Some("h2"));
     scene.end(2).await;
 }
@@ -184,7 +226,11 @@ async fn min_and_max_version_are_honoured() {
         (json!({}), true, true),
         (json!({ "min_version": "1.3" }), false, true),
         (json!({ "max_version": "1.2" }), true, false),
-        (json!({ "min_version": "1.2", "max_version": "1.2" }), true, false),
+        (
+            json!({ "min_version": "1.2", "max_version": "1.2" }),
+            true,
+            false,
+        ),
     ];
     for (tls, by_1_2, by_1_3) in cases {
         let scene = Scene::new(tls.clone(), json!({})).await;
@@ -195,7 +241,11 @@ async fn min_and_max_version_are_honoured() {
                 assert_eq!(stream.get_ref().1.protocol_version(), Some(version.version));
             }
         }
-        let newest = if by_1_3 { ProtocolVersion::TLSv1_3 } else { ProtocolVersion::TLSv1_2 };
+        let newest = if by_1_3 {
+            ProtocolVersion::TLSv1_3
+        } else {
+            ProtocolVersion::TLSv1_2
+        };
         let stream = scene.connect(BOTH, &[]).await.expect("a handshake");
         assert_eq!(stream.get_ref().1.protocol_version(), Some(newest), "{tls}");
         drop(stream);
@@ -208,7 +258,11 @@ const HELLO: &[u8] = &[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3, 0, 0, 0];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn handshakes_that_stand_still_do_not_stop_others() {
-    let scene = Scene::new(json!({}), json!({ "handshake_timeout": "30s", "drain_timeout": "200ms" })).await;
+    let scene = Scene::new(
+        json!({}),
+        json!({ "handshake_timeout": "30s", "drain_timeout": "200ms" }),
+    )
+    .await;
     let mut stalled = Vec::new();
     for number in 0..40 {
         let mut peer = Peer::connect(scene.address).await;
@@ -218,7 +272,10 @@ async fn handshakes_that_stand_still_do_not_stop_others() {
     assert_eq!(scene.turn(&["h2", "http/1.1"]).await.as_deref(), Some("h2"));
     assert_eq!(scene.turn(&["http/1.1"]).await.as_deref(), Some("http/1.1"));
     for peer in &mut stalled {
-        assert!(peer.is_quiet_for(Duration::from_millis(1)).await, "it was closed before: the test shows nothing");
+        assert!(
+            peer.is_quiet_for(Duration::from_millis(1)).await,
+            "it was closed before: the test shows nothing"
+        );
     }
     scene.end(2).await;
 }
@@ -232,7 +289,11 @@ async fn a_handshake_that_does_not_end_is_dropped_after_its_limit() {
         let since = Instant::now();
         peer.send(begun).await;
         peer.rest().await;
-        assert!(since.elapsed() >= limit && since.elapsed() < limit + Duration::from_secs(5), "{:?}", since.elapsed());
+        assert!(
+            since.elapsed() >= limit && since.elapsed() < limit + Duration::from_secs(5),
+            "{:?}",
+            since.elapsed()
+        );
     }
     // Byte by byte is no way around it.
     let mut peer = Peer::connect(scene.address).await;
@@ -240,7 +301,10 @@ async fn a_handshake_that_does_not_end_is_dropped_after_its_limit() {
     peer.send(HELLO).await;
     while peer.is_quiet_for(Duration::from_millis(20)).await {
         peer.send([0]).await;
-        assert!(since.elapsed() < Duration::from_secs(5), "a handshake byte by byte goes on");
+        assert!(
+            since.elapsed() < Duration::from_secs(5),
+            "a handshake byte by byte goes on"
+        );
     }
     assert_eq!(scene.turn(&["h2"]).await.as_deref(), Some("h2"));
     scene.end(1).await;
@@ -249,11 +313,19 @@ async fn a_handshake_that_does_not_end_is_dropped_after_its_limit() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_speaks_no_tls_is_closed() {
     let scene = Scene::new(json!({}), json!({})).await;
-    for bytes in [post(&turn("plain").to_string()).as_str(), "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "\0\0\0\0\0\0\0\0"] {
+    for bytes in [
+        post(&turn("plain").to_string()).as_str(),
+        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        "\0\0\0\0\0\0\0\0",
+    ] {
         let mut peer = Peer::connect(scene.address).await;
         peer.send(bytes).await;
         let rest = peer.rest().await;
-        assert!(!rest.starts_with(b"HTTP/"), "{bytes:?} is answered in clear: {:?}", String::from_utf8_lossy(&rest));
+        assert!(
+            !rest.starts_with(b"HTTP/"),
+            "{bytes:?} is answered in clear: {:?}",
+            String::from_utf8_lossy(&rest)
+        );
     }
     assert_eq!(scene.turn(&["h2"]).await.as_deref(), Some("h2"));
     scene.end(1).await;
@@ -294,7 +366,10 @@ struct Trusting {
 
 impl Trusting {
     async fn start(rig: &Rig, config: &Value, trusted: &str) -> Self {
-        let (config, ready) = (rig.write("config.json", config.to_string()), rig.path("ready.json"));
+        let (config, ready) = (
+            rig.write("config.json", config.to_string()),
+            rig.path("ready.json"),
+        );
         let log = File::create(rig.path("gateway.log")).expect("the log can be written");
         let child = Command::new(binary())
             .args(["run", "-c", &config, "--ready-file"])
@@ -306,7 +381,10 @@ impl Trusting {
             .stderr(log)
             .spawn()
             .expect("the binary runs");
-        let mut trusting = Self { child, client: Client::new(SocketAddr::from(([127, 0, 0, 1], 0))) };
+        let mut trusting = Self {
+            child,
+            client: Client::new(SocketAddr::from(([127, 0, 0, 1], 0))),
+        };
         trusting.client = Client::new(trusting.wait_until_ready(ready).await);
         trusting
     }
@@ -316,10 +394,20 @@ impl Trusting {
         loop {
             if let Ok(text) = std::fs::read(&ready) {
                 let ready: Value = serde_json::from_slice(&text).expect("JSON");
-                return ready["services"][0]["address"].as_str().expect("an address").parse().expect("an address");
+                return ready["services"][0]["address"]
+                    .as_str()
+                    .expect("an address")
+                    .parse()
+                    .expect("an address");
             }
-            assert!(self.child.try_wait().expect("it can be asked").is_none(), "the gateway ended at once");
-            assert!(begun.elapsed() < Duration::from_secs(60), "the gateway is not ready");
+            assert!(
+                self.child.try_wait().expect("it can be asked").is_none(),
+                "the gateway ended at once"
+            );
+            assert!(
+                begun.elapsed() < Duration::from_secs(60),
+                "the gateway is not ready"
+            );
             // The ready file is the signal; there is nothing else to wait for.
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -335,16 +423,25 @@ impl Drop for Trusting {
 
 fn behind(rig: &Rig, address: SocketAddr) -> Value {
     let mut config = rig.config(json!({ "credentials": [rig.oauth("a")] }));
-    config["services"][0]["endpoints"]["chatgpt"] = json!(format!("https://localhost:{}/backend-api", address.port()));
+    config["services"][0]["endpoints"]["chatgpt"] =
+        json!(format!("https://localhost:{}/backend-api", address.port()));
     config
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_https_upstream_is_trusted_by_ssl_cert_file() {
-    for (alpn, version) in [(&["h2", "http/1.1"][..], Version::HTTP_2), (&["http/1.1"], Version::HTTP_11)] {
+    for (alpn, version) in [
+        (&["h2", "http/1.1"][..], Version::HTTP_2),
+        (&["http/1.1"], Version::HTTP_11),
+    ] {
         let rig = Rig::new().await;
         let authority = Authority::new();
-        let address = terminator(rig.upstream.address(), &authority.sign(&["localhost"]), alpn).await;
+        let address = terminator(
+            rig.upstream.address(),
+            &authority.sign(&["localhost"]),
+            alpn,
+        )
+        .await;
         let trusted = rig.write("trusted.pem", &authority.pem);
         let gateway = Trusting::start(&rig, &behind(&rig, address), &trusted).await;
         let answer = gateway.client.turn(&turn("https")).await;
@@ -357,12 +454,23 @@ async fn an_https_upstream_is_trusted_by_ssl_cert_file() {
 }
 
 /// A socket that is asked for over TLS.
-async fn open_wss(authority: &Authority, address: SocketAddr) -> WebSocketStream<TlsStream<TcpStream>> {
+async fn open_wss(
+    authority: &Authority,
+    address: SocketAddr,
+) -> WebSocketStream<TlsStream<TcpStream>> {
     let stream = TcpStream::connect(address).await.expect("connects");
     let name = ServerName::try_from("localhost").expect("a name");
-    let stream = authority.client(BOTH, &["http/1.1"]).connect(name, stream).await.expect("a handshake");
+    let stream = authority
+        .client(BOTH, &["http/1.1"])
+        .connect(name, stream)
+        .await
+        .expect("a handshake");
     let opening = tokio_tungstenite::client_async("wss://localhost/v1/responses", stream);
-    tokio::time::timeout(WAIT_MAX, opening).await.expect("in time").expect("a socket").0
+    tokio::time::timeout(WAIT_MAX, opening)
+        .await
+        .expect("in time")
+        .expect("a socket")
+        .0
 }
 
 /// A turn on a socket that is asked for over TLS. Answers its last event.
@@ -370,12 +478,24 @@ async fn turn_by_wss(authority: &Authority, address: SocketAddr) -> Value {
     let mut socket = open_wss(authority, address).await;
     let mut create = turn("wss");
     create["type"] = json!("response.create");
-    socket.send(Message::text(create.to_string())).await.expect("it is taken");
+    socket
+        .send(Message::text(create.to_string()))
+        .await
+        .expect("it is taken");
     loop {
-        let message = tokio::time::timeout(WAIT_MAX, socket.next()).await.expect("in time");
-        let text = message.expect("the socket goes on").expect("a message").into_text().expect("text");
+        let message = tokio::time::timeout(WAIT_MAX, socket.next())
+            .await
+            .expect("in time");
+        let text = message
+            .expect("the socket goes on")
+            .expect("a message")
+            .into_text()
+            .expect("text");
         let event: Value = serde_json::from_str(&text).expect("JSON");
-        if event["type"].as_str().is_some_and(|kind| ["response.completed", "error"].contains(&kind)) {
+        if event["type"]
+            .as_str()
+            .is_some_and(|kind| ["response.completed", "error"].contains(&kind))
+        {
             return event;
         }
     }
@@ -384,9 +504,15 @@ async fn turn_by_wss(authority: &Authority, address: SocketAddr) -> Value {
 /// A gateway with TLS on both sides; upstream speaks what `alpn` lists.
 async fn between_tls(rig: &Rig, authority: &Authority, alpn: &[&str]) -> Trusting {
     let own = authority.sign(&["localhost"]);
-    let address = terminator(rig.upstream.address(), &authority.sign(&["localhost"]), alpn).await;
+    let address = terminator(
+        rig.upstream.address(),
+        &authority.sign(&["localhost"]),
+        alpn,
+    )
+    .await;
     let mut config = behind(rig, address);
-    config["services"][0]["tls"] = json!({ "enabled": true, "certificate": own.pem, "key": own.key });
+    config["services"][0]["tls"] =
+        json!({ "enabled": true, "certificate": own.pem, "key": own.key });
     let trusted = rig.write("trusted.pem", &authority.pem);
     Trusting::start(rig, &config, &trusted).await
 }
@@ -403,16 +529,28 @@ async fn large_messages_go_both_ways_at_once_over_tls() {
     let message = |number: usize| vec![number as u8; BYTES];
     let send = async {
         for number in 0..MESSAGES {
-            sending.send(Message::binary(message(number))).await.expect("it is taken");
+            sending
+                .send(Message::binary(message(number)))
+                .await
+                .expect("it is taken");
         }
     };
     let receive = async {
         for number in 0..MESSAGES {
-            let received = receiving.next().await.expect("the socket goes on").expect("a message");
-            assert!(received.into_data() == message(number), "message {number} is another");
+            let received = receiving
+                .next()
+                .await
+                .expect("the socket goes on")
+                .expect("a message");
+            assert!(
+                received.into_data() == message(number),
+                "message {number} is another"
+            );
         }
     };
-    tokio::time::timeout(WAIT_MAX, async { tokio::join!(send, receive) }).await.expect("in time");
+    tokio::time::timeout(WAIT_MAX, async { tokio::join!(send, receive) })
+        .await
+        .expect("in time");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -424,25 +562,40 @@ async fn a_socket_goes_over_tls_on_both_sides_whatever_else_upstream_speaks() {
         let event = turn_by_wss(&authority, gateway.client.address()).await;
         assert_eq!(event["type"], "response.completed", "{alpn:?}");
         let row = wait_for_rows(&rig.ledger(), 1).await.remove(0);
-        assert_eq!((row.text("transport"), row.text("end")), (Some("websocket"), Some("complete")), "{alpn:?}");
+        assert_eq!(
+            (row.text("transport"), row.text("end")),
+            (Some("websocket"), Some("complete")),
+            "{alpn:?}"
+        );
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upstream_whose_certificate_is_not_trusted_is_502_and_sees_no_request() {
     let (trusted, stranger) = (Authority::new(), Authority::new());
-    let cases =
-        [("of another authority", stranger.sign(&["localhost"])), ("of another name", trusted.sign(&["elsewhere"]))];
+    let cases = [
+        ("of another authority", stranger.sign(&["localhost"])),
+        ("of another name", trusted.sign(&["elsewhere"])),
+    ];
     for (what, certificate) in cases {
         let rig = Rig::new().await;
         let address = terminator(rig.upstream.address(), &certificate, &["h2", "http/1.1"]).await;
         let file = rig.write("trusted.pem", &trusted.pem);
         let gateway = Trusting::start(&rig, &behind(&rig, address), &file).await;
         let answer = gateway.client.turn(&turn("https")).await;
-        assert_eq!(answer.status, StatusCode::BAD_GATEWAY, "{what}: {}", answer.text());
+        assert_eq!(
+            answer.status,
+            StatusCode::BAD_GATEWAY,
+            "{what}: {}",
+            answer.text()
+        );
         assert_eq!(answer.json()["error"]["type"], "api_error", "{what}");
         assert_eq!(rig.upstream.request_count(), 0, "{what}");
         let rows = wait_for_rows(&rig.ledger(), 1).await;
-        assert_eq!((rows[0].number("status"), rows[0].text("end")), (Some(502), Some("upstream_gone")), "{what}");
+        assert_eq!(
+            (rows[0].number("status"), rows[0].text("end")),
+            (Some(502), Some("upstream_gone")),
+            "{what}"
+        );
     }
 }

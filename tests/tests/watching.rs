@@ -38,7 +38,11 @@ impl Scene {
         let mut rig = rig;
         let config = rig.config(json!({ "credentials": [{"tag": "a", "credential_path": path}] }));
         let client = rig.start(config).await;
-        Self { rig, client, versions: 0 }
+        Self {
+            rig,
+            client,
+            versions: 0,
+        }
     }
 
     /// With the file `a.json` in the rig's folder, and the version that is in it.
@@ -61,9 +65,13 @@ impl Scene {
     /// The gateway knows the version soon, and serves by it.
     async fn serves(&self, version: &Version) {
         // By its status first: a request has a credential that is away looked at.
-        let is_so = |found: &Value| found["state"] == "ready" && found["refreshed_at"] == version.refreshed_at_ms;
+        let is_so = |found: &Value| {
+            found["state"] == "ready" && found["refreshed_at"] == version.refreshed_at_ms
+        };
         let begun = Instant::now();
-        self.rig.wait_for_credential("a", SOON, &format!("as of {}", version.account), is_so).await;
+        self.rig
+            .wait_for_credential("a", SOON, &format!("as of {}", version.account), is_so)
+            .await;
         println!("known after {:?}", begun.elapsed());
         let answer = self.client.turn(&turn("one")).await;
         assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
@@ -74,7 +82,10 @@ impl Scene {
     /// The credential is away soon, for that reason, and nobody is served.
     async fn is_away(&self, reason: &str) {
         let is_so = |found: &Value| found["state"] == "unreadable";
-        let found = self.rig.wait_for_credential("a", SOON, "unreadable", is_so).await;
+        let found = self
+            .rig
+            .wait_for_credential("a", SOON, "unreadable", is_so)
+            .await;
         let told = found["reason"].as_str().expect("a reason");
         assert!(told.contains(reason), "{told:?} has no {reason:?}");
         let before = self.rig.upstream.turns().len();
@@ -90,9 +101,17 @@ fn version(rig: &Rig, number: i64) -> Version {
     rig.upstream.account(&token, &account);
     let mut file = oauth_file(&token, &account);
     let made = OffsetDateTime::now_utc() - time::Duration::minutes(number);
-    file["last_refresh"] = json!(made.format(&Rfc3339).expect("a time of this century has an RFC 3339 form"));
-    let refreshed_at_ms = i64::try_from(made.unix_timestamp_nanos() / 1_000_000).expect("a time of this century");
-    Version { account, text: file.to_string(), refreshed_at_ms }
+    file["last_refresh"] = json!(
+        made.format(&Rfc3339)
+            .expect("a time of this century has an RFC 3339 form")
+    );
+    let refreshed_at_ms =
+        i64::try_from(made.unix_timestamp_nanos() / 1_000_000).expect("a time of this century");
+    Version {
+        account,
+        text: file.to_string(),
+        refreshed_at_ms,
+    }
 }
 
 fn write(path: &Path, text: &str) {
@@ -133,7 +152,8 @@ async fn folders_that_are_made_while_they_are_looked_for_are_not_missed() {
     let folder = |way: usize, depth: usize| rig.path(&format!("home{way}{}", "/of".repeat(depth)));
     let file = |way: usize| folder(way, DEPTH - 1).join("a.json");
     let credential = |way: usize| json!({ "tag": format!("c{way}"), "credential_path": file(way) });
-    let config = rig.config(json!({ "credentials": (0..WAYS).map(credential).collect::<Vec<_>>() }));
+    let config =
+        rig.config(json!({ "credentials": (0..WAYS).map(credential).collect::<Vec<_>>() }));
     let folders = (0..DEPTH).flat_map(|depth| (0..WAYS).map(move |way| (way, depth)));
     let folders: Vec<PathBuf> = folders.map(|(way, depth)| folder(way, depth)).collect();
     let files: Vec<PathBuf> = (0..WAYS).map(file).collect();
@@ -150,7 +170,8 @@ async fn folders_that_are_made_while_they_are_looked_for_are_not_missed() {
     making.await.expect("no panic");
     for way in 0..WAYS {
         let is_so = |found: &Value| found["state"] == "ready";
-        rig.wait_for_credential(&format!("c{way}"), SOON, "ready", is_so).await;
+        rig.wait_for_credential(&format!("c{way}"), SOON, "ready", is_so)
+            .await;
     }
     rig.stop().await;
 }
@@ -187,9 +208,10 @@ async fn a_folder_that_is_removed_or_moved_away_is_waited_for() {
     let (home, other) = (rig.path("home"), rig.path("other"));
     let path = home.join("a.json");
     let mut scene = Scene::new(rig, &path).await;
-    let removals: [&dyn Fn(); 2] = [&|| fs::remove_dir_all(&home).expect("it can be removed"), &|| {
-        fs::rename(&home, &other).expect("it can be moved")
-    }];
+    let removals: [&dyn Fn(); 2] = [
+        &|| fs::remove_dir_all(&home).expect("it can be removed"),
+        &|| fs::rename(&home, &other).expect("it can be moved"),
+    ];
     for remove in removals {
         fs::create_dir(&home).expect("a folder can be made");
         let version = scene.version();
@@ -234,7 +256,10 @@ impl Opens {
         unsafe {
             let descriptor = libc::inotify_init1(libc::IN_NONBLOCK | libc::IN_CLOEXEC);
             assert!(descriptor >= 0, "files can be watched");
-            assert!(libc::inotify_add_watch(descriptor, path.as_ptr(), libc::IN_OPEN) >= 0, "this one can");
+            assert!(
+                libc::inotify_add_watch(descriptor, path.as_ptr(), libc::IN_OPEN) >= 0,
+                "this one can"
+            );
             Self(File::from_raw_fd(descriptor))
         }
     }
@@ -262,13 +287,20 @@ async fn requests_have_a_file_that_is_away_read_again_every_two_seconds_at_most(
     let begun = Instant::now();
     let (mut requests, mut opened) = (0_u32, 0);
     while begun.elapsed() < READ_AGAIN * 2 {
-        assert_eq!(scene.client.turn(&turn("one")).await.status, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(
+            scene.client.turn(&turn("one")).await.status,
+            StatusCode::SERVICE_UNAVAILABLE
+        );
         requests += 1;
         opened += u32::from(opens.was_opened());
     }
     let most = OWN_LOOKS + 1 + (begun.elapsed().as_secs() / READ_AGAIN.as_secs()) as u32;
     assert!(opened > 0, "nobody looked at it");
-    assert!(opened <= most && most < requests, "{opened} times for {requests} requests in {:?}", begun.elapsed());
+    assert!(
+        opened <= most && most < requests,
+        "{opened} times for {requests} requests in {:?}",
+        begun.elapsed()
+    );
     scene.rig.stop().await;
 }
 
@@ -292,7 +324,10 @@ async fn a_half_written_file_does_not_replace_the_good_one() {
         if paused < HALF_WRITTEN_MAX {
             break;
         }
-        assert!(begun.elapsed() < Duration::from_secs(30), "this machine is too slow to write half a file in time");
+        assert!(
+            begun.elapsed() < Duration::from_secs(30),
+            "this machine is too slow to write half a file in time"
+        );
     }
     scene.rig.stop().await;
 }
@@ -312,7 +347,10 @@ async fn write_in_halves(rig: &Rig, path: &Path, version: &Version, known: &Vers
     let paused = begun.elapsed();
     if paused < HALF_WRITTEN_MAX {
         for found in found {
-            assert_eq!((&found["state"], &found["refreshed_at"]), (&json!("ready"), &json!(known.refreshed_at_ms)));
+            assert_eq!(
+                (&found["state"], &found["refreshed_at"]),
+                (&json!("ready"), &json!(known.refreshed_at_ms))
+            );
         }
     }
     paused
@@ -385,9 +423,12 @@ async fn a_link_to_a_file_elsewhere_is_followed_as_it_changes_and_when_it_is_poi
 /// How many lines of the log say `message`, about `credential` where it is told.
 fn lines(program: &Program, message: &str, credential: Option<&str>) -> usize {
     let log = program.log();
-    let events = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let events = log
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let is_one = |event: &Value| {
-        event["message"] == message && credential.is_none_or(|credential| event["credential"] == credential)
+        event["message"] == message
+            && credential.is_none_or(|credential| event["credential"] == credential)
     };
     events.filter(is_one).count()
 }
@@ -395,7 +436,11 @@ fn lines(program: &Program, message: &str, credential: Option<&str>) -> usize {
 async fn wait_for_lines(program: &Program, message: &str, credential: Option<&str>, count: usize) {
     let begun = Instant::now();
     while lines(program, message, credential) < count {
-        assert!(begun.elapsed() < Duration::from_secs(20), "{message:?} of {credential:?}:\n{}", program.log());
+        assert!(
+            begun.elapsed() < Duration::from_secs(20),
+            "{message:?} of {credential:?}:\n{}",
+            program.log()
+        );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -407,15 +452,23 @@ async fn what_a_refresh_writes_is_no_change() {
     let mut credentials = vec![rig.oauth("other")];
     for tag in &tags {
         let (credential, login) = rig.login(tag);
-        replace(&rig.credential_file(tag), &login.renew_with(-60).to_string());
+        replace(
+            &rig.credential_file(tag),
+            &login.renew_with(-60).to_string(),
+        );
         credentials.push(credential);
     }
-    let program = rig.spawn(&rig.config(json!({ "credentials": credentials }))).await;
+    let program = rig
+        .spawn(&rig.config(json!({ "credentials": credentials })))
+        .await;
     for tag in &tags {
         wait_for_lines(&program, "tokens refreshed", Some(tag), 1).await;
     }
     // Changes are told in their order: when this one is, those of before were.
-    replace(&rig.credential_file("other"), &oauth_file("access-other", "account-other").to_string());
+    replace(
+        &rig.credential_file("other"),
+        &oauth_file("access-other", "account-other").to_string(),
+    );
     wait_for_lines(&program, "credential changed", Some("other"), 1).await;
     for tag in &tags {
         let file = rig.credential_file(tag);
@@ -424,8 +477,18 @@ async fn what_a_refresh_writes_is_no_change() {
         wait_for_lines(&program, "credential changed", Some(tag), 1).await;
     }
     for tag in &tags {
-        assert_eq!(lines(&program, "credential changed", Some(tag)), 1, "{tag}:\n{}", program.log());
-        assert_eq!(lines(&program, "credential available", Some(tag)), 0, "{tag}:\n{}", program.log());
+        assert_eq!(
+            lines(&program, "credential changed", Some(tag)),
+            1,
+            "{tag}:\n{}",
+            program.log()
+        );
+        assert_eq!(
+            lines(&program, "credential available", Some(tag)),
+            0,
+            "{tag}:\n{}",
+            program.log()
+        );
     }
     program.kill();
 }
@@ -435,13 +498,17 @@ async fn threads_with(count: usize) -> usize {
     let rig = Rig::new().await;
     let tags: Vec<String> = (0..count).map(|number| format!("c{number}")).collect();
     let credentials: Vec<Value> = tags.iter().map(|tag| rig.oauth(tag)).collect();
-    let program = rig.spawn(&rig.config(json!({ "credentials": credentials }))).await;
+    let program = rig
+        .spawn(&rig.config(json!({ "credentials": credentials })))
+        .await;
     for tag in &tags {
         let text = fs::read_to_string(rig.credential_file(tag)).expect("it can be read");
         replace(&rig.credential_file(tag), &format!("{text}\n"));
     }
     wait_for_lines(&program, "credential changed", None, count).await;
-    let threads = fs::read_dir(format!("/proc/{}/task", program.id())).expect("it runs").count();
+    let threads = fs::read_dir(format!("/proc/{}/task", program.id()))
+        .expect("it runs")
+        .count();
     program.kill();
     threads
 }
@@ -451,5 +518,8 @@ async fn threads_with(count: usize) -> usize {
 async fn a_hundred_credentials_cost_no_thread_each() {
     let (few, most) = (threads_with(1).await, threads_with(100).await);
     // Files are read by threads that come as they are needed and stay for some seconds: that many may be there.
-    assert!(most < few + 20, "{few} threads for one credential, {most} for a hundred");
+    assert!(
+        most < few + 20,
+        "{few} threads for one credential, {most} for a hundred"
+    );
 }

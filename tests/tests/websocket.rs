@@ -7,7 +7,9 @@ use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
-use tollgate_tests::upstream::{Gate, Reply, SeenMessage, SeenSocket, SocketEnd, SocketReply, Upgrade};
+use tollgate_tests::upstream::{
+    Gate, Reply, SeenMessage, SeenSocket, SocketEnd, SocketReply, Upgrade,
+};
 use tollgate_tests::{Client, Event, Part, Rig, Socket, turn, wait_for_rows};
 
 /// What happens by itself happens within this.
@@ -35,18 +37,25 @@ async fn echo(limits: Value) -> (Rig, Client) {
 }
 
 async fn open(client: &Client) -> Socket {
-    client.socket().await.unwrap_or_else(|answer| panic!("no socket: {} {}", answer.status, answer.text()))
+    client
+        .socket()
+        .await
+        .unwrap_or_else(|answer| panic!("no socket: {} {}", answer.status, answer.text()))
 }
 
 /// This client with the fields of a handshake but the key and the version.
 fn upgrading(client: &Client) -> Client {
-    client.header("connection", "Upgrade").header("upgrade", "websocket")
+    client
+        .header("connection", "Upgrade")
+        .header("upgrade", "websocket")
 }
 
 /// The code of the close frame that comes next, which has a reason, and then the end.
 async fn closed(socket: &mut Socket) -> u16 {
     let event = socket.next_message().await;
-    let Event::Close(code, reason) = event else { panic!("expected a close frame, found {event:?}") };
+    let Event::Close(code, reason) = event else {
+        panic!("expected a close frame, found {event:?}")
+    };
     assert!(!reason.is_empty(), "{code} without a reason");
     assert_eq!(socket.next().await, Event::Gone);
     code
@@ -58,19 +67,28 @@ async fn closed(socket: &mut Socket) -> u16 {
 async fn upstream_sees_the_credential_and_none_of_the_clients_own_secrets_or_extensions() {
     let (mut rig, client) = pool(&["a"], json!({})).await;
     let client = client
-        .header("sec-websocket-extensions", "permessage-deflate; client_max_window_bits")
+        .header(
+            "sec-websocket-extensions",
+            "permessage-deflate; client_max_window_bits",
+        )
         .header("sec-websocket-protocol", "theirs")
         .header("cookie", "theirs=1")
         .header("chatgpt-account-id", "theirs")
         .header("x-theirs", "kept");
     for client in [client.clone(), client.http2()] {
         let before = rig.upstream.sockets().len();
-        let socket = client.socket_at("/v1/responses?x=1").await.expect("a socket");
+        let socket = client
+            .socket_at("/v1/responses?x=1")
+            .await
+            .expect("a socket");
         for name in ["sec-websocket-extensions", "sec-websocket-protocol"] {
             assert_eq!(socket.headers.get(name), None, "{name}");
         }
         let seen = &rig.upstream.wait_for_sockets(before + 1).await[before].request;
-        assert_eq!((&seen.method, seen.target.as_str()), (&Method::GET, "/backend-api/codex/responses?x=1"));
+        assert_eq!(
+            (&seen.method, seen.target.as_str()),
+            (&Method::GET, "/backend-api/codex/responses?x=1")
+        );
         for (name, value) in [
             ("authorization", Some("Bearer access-a")),
             ("chatgpt-account-id", Some("account-a")),
@@ -101,12 +119,17 @@ async fn a_beta_that_the_client_names_is_kept() {
 #[tokio::test(flavor = "multi_thread")]
 async fn each_side_has_a_key_of_its_own() {
     let (mut rig, client) = pool(&["a"], json!({})).await;
-    let client = upgrading(&client).header("sec-websocket-version", "13").header("sec-websocket-key", KEY);
+    let client = upgrading(&client)
+        .header("sec-websocket-version", "13")
+        .header("sec-websocket-key", KEY);
     let accepted = client.send(Method::GET, "/v1/responses", "").await;
     assert_eq!(accepted.status, StatusCode::SWITCHING_PROTOCOLS);
     assert_eq!(accepted.headers["sec-websocket-accept"], ACCEPT);
     let seen = &rig.upstream.wait_for_sockets(1).await[0].request;
-    assert!(seen.header("sec-websocket-key").is_some_and(|key| key != KEY));
+    assert!(
+        seen.header("sec-websocket-key")
+            .is_some_and(|key| key != KEY)
+    );
     rig.stop().await;
 }
 
@@ -120,17 +143,34 @@ async fn of_upstreams_fields_the_client_gets_those_that_codex_reads() {
         ("x-other-secondary-used-percent", "12"),
         ("x-codex-primary-used-percent", "0"),
     ];
-    let others = [("set-cookie", "a=b"), ("x-request-id", "theirs"), ("openai-version", "1"), ("server", "scripted")];
+    let others = [
+        ("set-cookie", "a=b"),
+        ("x-request-id", "theirs"),
+        ("openai-version", "1"),
+        ("server", "scripted"),
+    ];
     for client in [client.clone(), client.http2()] {
-        let upgrade = Upgrade::new().header("x-codex-turn-state", "state").header(kept[3].0, kept[3].1);
-        rig.account("a")
-            .then_handshake(others[..3].iter().fold(upgrade, |upgrade, (name, value)| upgrade.header(name, value)));
+        let upgrade = Upgrade::new()
+            .header("x-codex-turn-state", "state")
+            .header(kept[3].0, kept[3].1);
+        rig.account("a").then_handshake(
+            others[..3].iter().fold(upgrade, |upgrade, (name, value)| {
+                upgrade.header(name, value)
+            }),
+        );
         let socket = open(&client).await;
         for (name, value) in kept {
-            assert_eq!(socket.headers.get(name).map(|found| found.as_bytes()), Some(value.as_bytes()), "{name}");
+            assert_eq!(
+                socket.headers.get(name).map(|found| found.as_bytes()),
+                Some(value.as_bytes()),
+                "{name}"
+            );
         }
         for (name, value) in others {
-            assert!(socket.headers.get(name).is_none_or(|found| found != value), "{name}");
+            assert!(
+                socket.headers.get(name).is_none_or(|found| found != value),
+                "{name}"
+            );
         }
     }
     rig.stop().await;
@@ -140,7 +180,11 @@ async fn of_upstreams_fields_the_client_gets_those_that_codex_reads() {
 async fn a_handshake_without_a_good_token_is_401() {
     let (mut rig, client) = pool(&["a"], json!({})).await;
     let nobody = Client::new(client.address());
-    for nobody in [nobody.clone(), nobody.token("token-mallory"), nobody.http2()] {
+    for nobody in [
+        nobody.clone(),
+        nobody.token("token-mallory"),
+        nobody.http2(),
+    ] {
         let answer = nobody.socket().await.expect_err("refused");
         assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
         assert_eq!(answer.json()["error"]["type"], "authentication_error");
@@ -156,21 +200,52 @@ async fn a_handshake_that_is_none_is_refused_before_upstream_is_asked() {
     let versioned = bare.header("sec-websocket-version", "13");
     let cases = [
         ("no key", versioned.clone(), 400),
-        ("a short key", versioned.header("sec-websocket-key", "c2hvcnQ="), 400),
-        ("a key of 17 bytes", versioned.header("sec-websocket-key", "AAAAAAAAAAAAAAAAAAAAAAA="), 400),
-        ("no base64", versioned.header("sec-websocket-key", "!!!!!!!!!!!!!!!!!!!!!!=="), 400),
-        ("no Connection", client.header("upgrade", "websocket").header("sec-websocket-key", KEY), 400),
-        ("version 8", bare.header("sec-websocket-version", "8").header("sec-websocket-key", KEY), 426),
+        (
+            "a short key",
+            versioned.header("sec-websocket-key", "c2hvcnQ="),
+            400,
+        ),
+        (
+            "a key of 17 bytes",
+            versioned.header("sec-websocket-key", "AAAAAAAAAAAAAAAAAAAAAAA="),
+            400,
+        ),
+        (
+            "no base64",
+            versioned.header("sec-websocket-key", "!!!!!!!!!!!!!!!!!!!!!!=="),
+            400,
+        ),
+        (
+            "no Connection",
+            client
+                .header("upgrade", "websocket")
+                .header("sec-websocket-key", KEY),
+            400,
+        ),
+        (
+            "version 8",
+            bare.header("sec-websocket-version", "8")
+                .header("sec-websocket-key", KEY),
+            426,
+        ),
         ("no version", bare.header("sec-websocket-key", KEY), 426),
     ];
     for (name, client, status) in cases {
         let answer = client.get("/v1/responses").await;
         assert_eq!(answer.status.as_u16(), status, "{name}: {}", answer.text());
-        assert_eq!(answer.json()["error"]["type"], "invalid_request_error", "{name}");
+        assert_eq!(
+            answer.json()["error"]["type"],
+            "invalid_request_error",
+            "{name}"
+        );
         let version = (status == 426).then_some("13");
         assert_eq!(answer.header("sec-websocket-version"), version, "{name}");
     }
-    let elsewhere = client.http2().socket_at("/v1/models").await.expect_err("refused");
+    let elsewhere = client
+        .http2()
+        .socket_at("/v1/models")
+        .await
+        .expect_err("refused");
     assert_eq!(elsewhere.status, StatusCode::BAD_REQUEST);
     assert_eq!(rig.account("a").handshake_count(), 0);
     rig.stop().await;
@@ -179,16 +254,26 @@ async fn a_handshake_that_is_none_is_refused_before_upstream_is_asked() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upgrade_of_another_method_or_elsewhere_is_an_ordinary_request() {
     let (mut rig, client) = pool(&["a"], json!({})).await;
-    let client = upgrading(&client).header("sec-websocket-version", "13").header("sec-websocket-key", KEY);
+    let client = upgrading(&client)
+        .header("sec-websocket-version", "13")
+        .header("sec-websocket-key", KEY);
     let answer = client.turn(&turn("one")).await;
     assert_eq!(answer.status, StatusCode::OK);
     assert!(answer.whole && answer.text().contains("response.completed"));
     assert_eq!(client.get("/v1/models").await.status, StatusCode::OK);
     assert_eq!(rig.account("a").handshake_count(), 0);
     let seen = rig.upstream.requests();
-    let models = seen.iter().find(|seen| seen.path().ends_with("/models")).expect("models were asked for");
+    let models = seen
+        .iter()
+        .find(|seen| seen.path().ends_with("/models"))
+        .expect("models were asked for");
     for seen in [&rig.upstream.turns()[0], models] {
-        assert_eq!((seen.header("upgrade"), seen.header("connection")), (None, None), "{}", seen.target);
+        assert_eq!(
+            (seen.header("upgrade"), seen.header("connection")),
+            (None, None),
+            "{}",
+            seen.target
+        );
     }
     rig.stop().await;
 }
@@ -198,11 +283,19 @@ async fn a_refusal_of_upstreams_reaches_the_client_as_it_is() {
     let (mut rig, client) = pool(&["a", "b"], json!({})).await;
     for client in [client.clone(), client.http2()] {
         for status in [400, 403, 404, 500] {
-            let body = json!({ "error": { "type": "theirs", "message": format!("status {status}") } });
+            let body =
+                json!({ "error": { "type": "theirs", "message": format!("status {status}") } });
             rig.account("a").then_handshake(Reply::json(status, &body));
             let answer = client.socket().await.expect_err("refused");
-            assert_eq!((answer.status.as_u16(), answer.text()), (status, body.to_string()));
-            assert_eq!(answer.header("content-type"), Some("application/json"), "{status}");
+            assert_eq!(
+                (answer.status.as_u16(), answer.text()),
+                (status, body.to_string())
+            );
+            assert_eq!(
+                answer.header("content-type"),
+                Some("application/json"),
+                "{status}"
+            );
         }
     }
     assert_eq!(rig.account("b").handshake_count(), 0);
@@ -213,7 +306,8 @@ async fn a_refusal_of_upstreams_reaches_the_client_as_it_is() {
 async fn an_upgrade_with_the_accept_key_of_another_request_is_502() {
     let (mut rig, client) = pool(&["a"], json!({})).await;
     for client in [client.clone(), client.http2()] {
-        rig.account("a").then_handshake(Upgrade::new().wrong_accept_key());
+        rig.account("a")
+            .then_handshake(Upgrade::new().wrong_accept_key());
         let answer = client.socket().await.expect_err("refused");
         assert_eq!(answer.status, StatusCode::BAD_GATEWAY);
         assert_eq!(answer.json()["error"]["type"], "api_error");
@@ -227,16 +321,21 @@ async fn an_upgrade_with_the_accept_key_of_another_request_is_502() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_handshake_that_is_refused_for_now_goes_to_the_next_credential() {
-    for (name, reply) in
-        [("429", Reply::usage_limit_reached().resets_in_seconds(600)), ("503", Reply::server_error(503))]
-    {
+    for (name, reply) in [
+        ("429", Reply::usage_limit_reached().resets_in_seconds(600)),
+        ("503", Reply::server_error(503)),
+    ] {
         let (mut rig, client) = pool(&["a", "b"], json!({})).await;
         rig.account("a").then_handshake(reply);
         let mut socket = open(&client).await;
         socket.turn(&turn("one")).await;
         assert_eq!(rig.account("a").handshake_count(), 1, "{name}");
         assert_eq!(rig.upstream.sockets()[0].account, "account-b", "{name}");
-        assert_eq!(wait_for_rows(&rig.ledger(), 1).await[0].text("credential"), Some("b"), "{name}");
+        assert_eq!(
+            wait_for_rows(&rig.ledger(), 1).await[0].text("credential"),
+            Some("b"),
+            "{name}"
+        );
         rig.stop().await;
     }
 }
@@ -245,17 +344,35 @@ async fn a_handshake_that_is_refused_for_now_goes_to_the_next_credential() {
 async fn a_handshake_that_nobody_takes_is_429_and_tells_when_to_come_back() {
     let (mut rig, client) = pool(&["a", "b"], json!({})).await;
     for (tag, seconds) in [("a", 900), ("b", 600)] {
-        rig.account(tag).then_handshake(Reply::usage_limit_reached().without_rate_limits().resets_in_seconds(seconds));
+        rig.account(tag).then_handshake(
+            Reply::usage_limit_reached()
+                .without_rate_limits()
+                .resets_in_seconds(seconds),
+        );
     }
     for _ in 0..2 {
         let answer = client.socket().await.expect_err("refused");
         assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS);
         let error = &answer.json()["error"];
-        assert_eq!((&error["type"], &error["code"]), (&json!("usage_limit_reached"), &json!("credentials_exhausted")));
-        assert!(error["resets_in_seconds"].as_u64().is_some_and(|seconds| (590..=600).contains(&seconds)), "{error}");
+        assert_eq!(
+            (&error["type"], &error["code"]),
+            (
+                &json!("usage_limit_reached"),
+                &json!("credentials_exhausted")
+            )
+        );
+        assert!(
+            error["resets_in_seconds"]
+                .as_u64()
+                .is_some_and(|seconds| (590..=600).contains(&seconds)),
+            "{error}"
+        );
         assert!(answer.header("retry-after").is_some());
     }
-    assert_eq!(["a", "b"].map(|tag| rig.account(tag).handshake_count()), [1, 1]);
+    assert_eq!(
+        ["a", "b"].map(|tag| rig.account(tag).handshake_count()),
+        [1, 1]
+    );
     rig.stop().await;
 }
 
@@ -265,11 +382,20 @@ async fn a_token_that_the_handshake_refuses_is_refreshed_once() {
     let (credential, login) = rig.login("a");
     let config = rig.config(json!({ "credentials": [credential] }));
     let client = rig.start(config).await;
-    login.account().then_handshake(Reply::error(401, "invalid_request_error", "expired"));
+    login
+        .account()
+        .then_handshake(Reply::error(401, "invalid_request_error", "expired"));
     let mut socket = open(&client).await;
     socket.turn(&turn("one")).await;
-    assert_eq!((login.post_count(), login.account().handshake_count()), (1, 2));
-    let refused = rig.upstream.requests().into_iter().find(|seen| seen.header("upgrade").is_some());
+    assert_eq!(
+        (login.post_count(), login.account().handshake_count()),
+        (1, 2)
+    );
+    let refused = rig
+        .upstream
+        .requests()
+        .into_iter()
+        .find(|seen| seen.header("upgrade").is_some());
     let accepted = rig.upstream.sockets().remove(0).request;
     assert_ne!(
         refused.and_then(|seen| seen.headers.get("authorization").cloned()),
@@ -294,12 +420,21 @@ async fn messages_of_every_kind_and_length_come_back_as_they_were() {
         for expected in [Event::Text(String::new()), Event::Text(text.clone())] {
             assert_eq!(socket.next().await, expected);
         }
-        assert_eq!(socket.next().await, Event::Binary(Bytes::from_static(&[0, 159, 255])));
+        assert_eq!(
+            socket.next().await,
+            Event::Binary(Bytes::from_static(&[0, 159, 255]))
+        );
         assert_eq!(socket.next().await, Event::Text(text.clone()));
         socket.send_text(long.clone()).await;
-        assert!(socket.next().await == Event::Text(long.clone()), "another message of 6 MB");
+        assert!(
+            socket.next().await == Event::Text(long.clone()),
+            "another message of 6 MB"
+        );
         socket.send_binary(long.clone()).await;
-        assert!(socket.next().await == Event::Binary(long.clone().into()), "another message of 6 MB");
+        assert!(
+            socket.next().await == Event::Binary(long.clone().into()),
+            "another message of 6 MB"
+        );
         let seen = rig.upstream.sockets().remove(place).messages;
         let expected = [
             SeenMessage::Text(Bytes::new()),
@@ -329,19 +464,36 @@ async fn what_the_client_sends_keeps_its_order_with_pings_between_its_fragments(
     while events.len() < 4 {
         events.push(socket.next().await);
     }
-    let (pongs, messages): (Vec<_>, Vec<_>) = events.into_iter().partition(|event| matches!(event, Event::Pong(_)));
+    let (pongs, messages): (Vec<_>, Vec<_>) = events
+        .into_iter()
+        .partition(|event| matches!(event, Event::Pong(_)));
     assert_eq!(pongs, [Event::Pong("p1".into()), Event::Pong("p2".into())]);
-    assert_eq!(messages, [Event::Text("one message".into()), Event::Binary("two".into())]);
+    assert_eq!(
+        messages,
+        [
+            Event::Text("one message".into()),
+            Event::Binary("two".into())
+        ]
+    );
     let seen = rig.upstream.sockets().remove(0);
-    assert_eq!((seen.pings, seen.pongs), (vec!["p1".into(), "p2".into()], vec!["unasked".into()]));
+    assert_eq!(
+        (seen.pings, seen.pongs),
+        (vec!["p1".into(), "p2".into()], vec!["unasked".into()])
+    );
     rig.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_upstream_sends_keeps_its_order_with_pings_within_its_messages() {
     let (mut rig, client) = pool(&["a"], json!({})).await;
-    let texts = SocketReply::silent().text("one").ping("p1").binary("two").pong("unasked").text("three");
-    rig.account("a").then_handshake(Upgrade::new().greet(texts.fragments(&[1]).ping_within("within")));
+    let texts = SocketReply::silent()
+        .text("one")
+        .ping("p1")
+        .binary("two")
+        .pong("unasked")
+        .text("three");
+    rig.account("a")
+        .then_handshake(Upgrade::new().greet(texts.fragments(&[1]).ping_within("within")));
     let mut socket = open(&client).await;
     for expected in [
         Event::Ping("within".into()),
@@ -356,8 +508,14 @@ async fn what_upstream_sends_keeps_its_order_with_pings_within_its_messages() {
         assert_eq!(socket.next().await, expected);
     }
     socket.ping("the pongs before it are out").await;
-    let seen = rig.upstream.wait_until_sockets("a ping", |sockets| sockets[0].pings.len() == 1).await;
-    assert!(seen[0].pongs.contains(&Bytes::from("p1")) && seen[0].pongs.contains(&Bytes::from("within")));
+    let seen = rig
+        .upstream
+        .wait_until_sockets("a ping", |sockets| sockets[0].pings.len() == 1)
+        .await;
+    assert!(
+        seen[0].pongs.contains(&Bytes::from("p1"))
+            && seen[0].pongs.contains(&Bytes::from("within"))
+    );
     rig.stop().await;
 }
 
@@ -368,22 +526,37 @@ async fn a_close_keeps_its_code_and_reason_both_ways() {
     let mut count = 0;
     for client in [client.clone(), client.http2()] {
         for (code, reason) in cases {
-            let expected = SocketEnd::Closed { code, reason: reason.to_owned() };
+            let expected = SocketEnd::Closed {
+                code,
+                reason: reason.to_owned(),
+            };
             let mut leaving = open(&client).await;
             leaving.close(code, reason).await;
             count += 1;
-            assert_eq!(rig.upstream.wait_for_sockets_ended(count).await[count - 1].end, Some(expected.clone()));
+            assert_eq!(
+                rig.upstream.wait_for_sockets_ended(count).await[count - 1].end,
+                Some(expected.clone())
+            );
             // The answer to a close frame repeats its code.
             assert!(matches!(leaving.next().await, Event::Close(found, _) if found == code));
             assert_eq!(leaving.next().await, Event::Gone);
 
-            rig.account("a").then_handshake(Upgrade::new().greet(SocketReply::silent().close(code, reason)));
+            rig.account("a")
+                .then_handshake(Upgrade::new().greet(SocketReply::silent().close(code, reason)));
             let mut left = open(&client).await;
             assert_eq!(left.next().await, Event::Close(code, reason.to_owned()));
             assert_eq!(left.next().await, Event::Gone);
             count += 1;
-            let ended = rig.upstream.wait_for_sockets_ended(count).await.remove(count - 1).end;
-            assert!(matches!(ended, Some(SocketEnd::Closed { code: found, .. }) if found == code), "{ended:?}");
+            let ended = rig
+                .upstream
+                .wait_for_sockets_ended(count)
+                .await
+                .remove(count - 1)
+                .end;
+            assert!(
+                matches!(ended, Some(SocketEnd::Closed { code: found, .. }) if found == code),
+                "{ended:?}"
+            );
         }
     }
     rig.stop().await;
@@ -403,9 +576,14 @@ async fn a_message_at_the_bound_passes_and_one_past_it_closes_with_1009() {
             let fits = "x".repeat(MESSAGE_BYTES);
             for _ in 0..3 {
                 socket.send_fragments(&fits, sizes).await;
-                assert!(socket.next().await == Event::Text(fits.clone()), "another message");
+                assert!(
+                    socket.next().await == Event::Text(fits.clone()),
+                    "another message"
+                );
             }
-            socket.send_fragments(&"x".repeat(MESSAGE_BYTES + 1), sizes).await;
+            socket
+                .send_fragments(&"x".repeat(MESSAGE_BYTES + 1), sizes)
+                .await;
             assert_eq!(closed(&mut socket).await, 1009, "in frames of {sizes:?}");
         }
     }
@@ -417,7 +595,9 @@ async fn a_message_at_the_bound_passes_and_one_past_it_closes_with_1009() {
 async fn a_message_of_upstreams_past_the_bound_closes_with_1011() {
     let (mut rig, client) = pool(&["a"], json!({ "websocket_message_bytes": MESSAGE_BYTES })).await;
     let fits = "x".repeat(MESSAGE_BYTES);
-    let reply = SocketReply::silent().text(fits.clone()).text("x".repeat(MESSAGE_BYTES + 1));
+    let reply = SocketReply::silent()
+        .text(fits.clone())
+        .text("x".repeat(MESSAGE_BYTES + 1));
     rig.account("a").then_handshake(Upgrade::new().greet(reply));
     let mut socket = open(&client).await;
     assert!(socket.next().await == Event::Text(fits), "another message");
@@ -449,7 +629,10 @@ async fn a_refused_handshake_takes_no_place() {
     let (mut rig, client) = pool(&["a"], json!({ "websockets_per_user": 1 })).await;
     for _ in 0..3 {
         rig.account("a").then_handshake(Reply::raw(403, "no"));
-        assert_eq!(client.socket().await.expect_err("refused").status, StatusCode::FORBIDDEN);
+        assert_eq!(
+            client.socket().await.expect_err("refused").status,
+            StatusCode::FORBIDDEN
+        );
     }
     open(&client).await.turn(&turn("one")).await;
     rig.stop().await;
@@ -461,7 +644,8 @@ async fn an_idle_socket_closes_with_1001_and_a_busy_one_stays() {
     let limit = Duration::from_millis(1500);
     let (mut rig, client) = pool(&["a"], json!({ "websocket_idle_timeout": "1500ms" })).await;
     let gate = Gate::new();
-    rig.account("a").then_socket(SocketReply::silent().hold(&gate).then_begun().completed());
+    rig.account("a")
+        .then_socket(SocketReply::silent().hold(&gate).then_begun().completed());
     let begun = Instant::now();
     let mut idle = open(&client).await;
     assert_eq!(closed(&mut idle).await, 1001);
@@ -479,8 +663,12 @@ async fn an_idle_socket_closes_with_1001_and_a_busy_one_stays() {
 fn cpu(process: u32) -> Duration {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).expect("the process runs");
     let after_name = &stat[stat.rfind(')').expect("a name") + 1..];
-    let ticks: u64 =
-        after_name.split_whitespace().skip(11).take(2).map(|ticks| ticks.parse::<u64>().expect("ticks")).sum();
+    let ticks: u64 = after_name
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .map(|ticks| ticks.parse::<u64>().expect("ticks"))
+        .sum();
     // Linux counts 100 of them a second, whatever its own timer does.
     Duration::from_millis(ticks * 10)
 }
@@ -493,15 +681,21 @@ async fn a_turn_past_the_idle_limit_is_waited_for_without_work() {
     config["limits"] = json!({ "websocket_idle_timeout": "1s" });
     let program = rig.spawn(&config).await;
     let gate = Gate::new();
-    rig.account("a").then_socket(SocketReply::begun().hold(&gate).completed());
+    rig.account("a")
+        .then_socket(SocketReply::begun().hold(&gate).completed());
     let mut socket = open(&program.client().token("token-alice")).await;
     socket.create(&turn("long")).await;
-    while !matches!(socket.next().await, Event::Text(text) if text.contains("response.output_item.done")) {}
+    while !matches!(socket.next().await, Event::Text(text) if text.contains("response.output_item.done"))
+    {
+    }
     assert!(socket.is_quiet_for(Duration::from_millis(1500)).await);
     let before = cpu(program.id());
     assert!(socket.is_quiet_for(Duration::from_secs(3)).await);
     let used = cpu(program.id()) - before;
-    assert!(used < Duration::from_millis(300), "{used:?} of three seconds");
+    assert!(
+        used < Duration::from_millis(300),
+        "{used:?} of three seconds"
+    );
     gate.open();
     socket.rest_of_turn().await;
 }
@@ -523,8 +717,11 @@ async fn a_quiet_client_that_answers_pings_stays_and_one_that_does_not_is_droppe
         let ended = timeout(SOON, silent.read_to_end(&mut sent)).await;
         assert!(ended.is_ok(), "it is kept though it answers nothing");
         assert_eq!(&sent[..2], [0x89, 0], "a ping");
-        let gone = |sockets: &[SeenSocket]| sockets.get(before).is_some_and(|silent| !silent.is_open());
-        rig.upstream.wait_until_sockets("the silent one has ended", gone).await;
+        let gone =
+            |sockets: &[SeenSocket]| sockets.get(before).is_some_and(|silent| !silent.is_open());
+        rig.upstream
+            .wait_until_sockets("the silent one has ended", gone)
+            .await;
     }
     rig.stop().await;
 }
@@ -537,19 +734,32 @@ const BUFFERED_MAX: usize = 64;
 async fn an_upstream_that_does_not_read_holds_the_client_up() {
     let (mut rig, client) = pool(&["a"], json!({})).await;
     let gate = Gate::new();
-    rig.account("a").then_handshake(Upgrade::new().hold_reading(&gate));
+    rig.account("a")
+        .then_handshake(Upgrade::new().hold_reading(&gate));
     let mut socket = open(&client).await;
     let piece = Bytes::from(vec![7; PIECE]);
     let mut sent = 0;
     // The one that does not go through stays with the client's library and goes out with the next.
-    while timeout(Duration::from_secs(1), socket.send_binary(piece.clone())).await.is_ok() {
+    while timeout(Duration::from_secs(1), socket.send_binary(piece.clone()))
+        .await
+        .is_ok()
+    {
         sent += 1;
         assert!(sent < BUFFERED_MAX, "{sent} MiB went somewhere");
     }
     gate.open();
     socket.send_text("the last").await;
-    let seen = rig.upstream.wait_for_socket_messages(sent + 2).await.remove(0).messages;
-    assert!(seen[..=sent].iter().all(|message| *message == SeenMessage::Binary(piece.clone())));
+    let seen = rig
+        .upstream
+        .wait_for_socket_messages(sent + 2)
+        .await
+        .remove(0)
+        .messages;
+    assert!(
+        seen[..=sent]
+            .iter()
+            .all(|message| *message == SeenMessage::Binary(piece.clone()))
+    );
     assert_eq!(seen[sent + 1], SeenMessage::Text("the last".into()));
     rig.stop().await;
 }
@@ -558,13 +768,19 @@ async fn an_upstream_that_does_not_read_holds_the_client_up() {
 async fn a_client_that_does_not_read_holds_upstream_up() {
     let (mut rig, client) = pool(&["a"], json!({})).await;
     let (sent, piece) = (Gate::new(), Bytes::from(vec![7; PIECE]));
-    let all = (0..BUFFERED_MAX).fold(SocketReply::silent(), |reply, _| reply.binary(piece.clone()));
-    rig.account("a").then_handshake(Upgrade::new().greet(all.hold(&sent)));
+    let all = (0..BUFFERED_MAX).fold(SocketReply::silent(), |reply, _| {
+        reply.binary(piece.clone())
+    });
+    rig.account("a")
+        .then_handshake(Upgrade::new().greet(all.hold(&sent)));
     let mut socket = open(&client).await;
     let went = timeout(Duration::from_secs(1), sent.wait_until_reached()).await;
     assert!(went.is_err(), "{BUFFERED_MAX} MiB went somewhere");
     for _ in 0..BUFFERED_MAX {
-        assert!(socket.next().await == Event::Binary(piece.clone()), "another message");
+        assert!(
+            socket.next().await == Event::Binary(piece.clone()),
+            "another message"
+        );
     }
     sent.wait_until_reached().await;
     rig.stop().await;

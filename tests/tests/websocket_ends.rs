@@ -19,7 +19,10 @@ async fn alone(limits: Value) -> (Rig, Client) {
 }
 
 async fn open(client: &Client) -> Socket {
-    client.socket().await.unwrap_or_else(|answer| panic!("no socket: {} {}", answer.status, answer.text()))
+    client
+        .socket()
+        .await
+        .unwrap_or_else(|answer| panic!("no socket: {} {}", answer.status, answer.text()))
 }
 
 // Upstream ends while the client sends
@@ -49,7 +52,10 @@ async fn an_error_reaches_a_client_that_is_still_sending_however_upstream_ends_t
             socket.send_binary(vec![7; SENT]).await;
             let event = socket.next_message().await;
             assert_eq!(event, Event::Text(error.event().to_string()), "by {way}");
-            assert!(matches!(socket.next_message().await, Event::Close(..)), "by {way}");
+            assert!(
+                matches!(socket.next_message().await, Event::Close(..)),
+                "by {way}"
+            );
         }
     }
     rig.stop().await;
@@ -61,13 +67,18 @@ async fn an_error_before_a_reset_reaches_the_client_whichever_of_them_the_gatewa
     let error = SocketError::connection_limit_reached();
     for client in [client.clone(), client.http2()] {
         for number in 0..RESETS {
-            rig.account("a").then_socket(SocketReply::from(error.clone()).reset());
+            rig.account("a")
+                .then_socket(SocketReply::from(error.clone()).reset());
             let mut socket = open(&client).await;
             socket.create(&turn("one")).await;
             for part in vec![7; SENT_AT_ONCE].chunks(SENT_AT_ONCE / 4) {
                 socket.send_binary(part.to_vec()).await;
             }
-            assert_eq!(socket.next_message().await, Event::Text(error.event().to_string()), "reset {number}");
+            assert_eq!(
+                socket.next_message().await,
+                Event::Text(error.event().to_string()),
+                "reset {number}"
+            );
         }
     }
     rig.stop().await;
@@ -88,7 +99,10 @@ async fn read_slowly(from: &mut (impl AsyncRead + Unpin), bytes: usize) -> Vec<u
     for step in read.chunks_mut(STEP) {
         // Its slowness is what is tested.
         sleep(STEP_TIME).await;
-        timeout(WAIT_MAX, from.read_exact(step)).await.expect("in time").expect("it is not cut");
+        timeout(WAIT_MAX, from.read_exact(step))
+            .await
+            .expect("in time")
+            .expect("it is not cut");
     }
     read
 }
@@ -98,16 +112,23 @@ async fn a_client_that_takes_long_to_read_one_frame_is_not_taken_for_gone() {
     let (mut rig, client) = alone(json!({ "websocket_ping_interval": "1s" })).await;
     for client in [client.clone(), client.http2()] {
         let piece = Bytes::from(vec![7; FRAME]);
-        rig.account("a").then_handshake(Upgrade::new().greet(SocketReply::silent().binary(piece)));
+        rig.account("a")
+            .then_handshake(Upgrade::new().greet(SocketReply::silent().binary(piece)));
         let mut raw = open(&client).await.into_raw();
         let begun = Instant::now();
         let frame = read_slowly(&mut raw, 10 + FRAME).await;
-        assert!(begun.elapsed() > PING_INTERVAL * 4, "too fast to show anything");
+        assert!(
+            begun.elapsed() > PING_INTERVAL * 4,
+            "too fast to show anything"
+        );
         assert_eq!(frame[..2], [0x82, 127]);
         assert!(frame[10..].iter().all(|byte| *byte == 7));
         // It is kept, and asked whether it is there.
         let mut ping = [0; 2];
-        timeout(WAIT_MAX, raw.read_exact(&mut ping)).await.expect("in time").expect("it is not cut");
+        timeout(WAIT_MAX, raw.read_exact(&mut ping))
+            .await
+            .expect("in time")
+            .expect("it is not cut");
         assert_eq!(ping, [0x89, 0]);
     }
     rig.stop().await;

@@ -21,7 +21,8 @@ async fn pool(tags: &[&str], pool: Value, limits: Value) -> (Rig, Client) {
     let client = rig.start(config).await.token("token-alice");
     for tag in tags {
         // A poll that comes later would replace what a test tells, and one that is known earlier than another decides.
-        rig.wait_for_credential(tag, POLLED, "polled", |found| !found["polled_at"].is_null()).await;
+        rig.wait_for_credential(tag, POLLED, "polled", |found| !found["polled_at"].is_null())
+            .await;
     }
     (rig, client)
 }
@@ -32,13 +33,18 @@ async fn in_order(tags: &[&str]) -> (Rig, Client) {
 }
 
 async fn open(client: &Client) -> Socket {
-    client.socket().await.unwrap_or_else(|answer| panic!("no socket: {} {}", answer.status, answer.text()))
+    client
+        .socket()
+        .await
+        .unwrap_or_else(|answer| panic!("no socket: {} {}", answer.status, answer.text()))
 }
 
 /// The code of the close frame that comes next, which has a reason, and then the end.
 async fn closed(socket: &mut Socket) -> u16 {
     let event = socket.next_message().await;
-    let Event::Close(code, reason) = event else { panic!("expected a close frame, found {event:?}") };
+    let Event::Close(code, reason) = event else {
+        panic!("expected a close frame, found {event:?}")
+    };
     assert!(!reason.is_empty(), "{code} without a reason");
     assert_eq!(socket.next().await, Event::Gone);
     code
@@ -58,7 +64,11 @@ fn last_socket(rig: &Rig) -> String {
 async fn served(rig: &Rig, client: &Client, body: &Value) -> String {
     let answer = client.turn(body).await;
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
-    rig.upstream.turns().pop().and_then(|seen| seen.account).expect("an account")
+    rig.upstream
+        .turns()
+        .pop()
+        .and_then(|seen| seen.account)
+        .expect("an account")
 }
 
 fn last_row(rig: &Rig) -> Row {
@@ -74,8 +84,12 @@ async fn each_response_is_a_row_that_tells_everything_about_it() {
     let mut place = 0;
     for client in [client.clone(), client.http2()] {
         let mut socket = open(&client).await;
-        for (tier, id, cost) in [("default", "resp_1", TURN_NANOUSD), ("flex", "resp_2", TURN_NANOUSD / 2)] {
-            rig.account("a").then_socket(SocketReply::ok().response_id(id));
+        for (tier, id, cost) in [
+            ("default", "resp_1", TURN_NANOUSD),
+            ("flex", "resp_2", TURN_NANOUSD / 2),
+        ] {
+            rig.account("a")
+                .then_socket(SocketReply::ok().response_id(id));
             let mut body = turn("another key");
             body["service_tier"] = json!(tier);
             socket.turn(&body).await;
@@ -106,14 +120,19 @@ async fn each_response_is_a_row_that_tells_everything_about_it() {
                 assert_eq!(row.number(column), Some(expected), "{column}");
             }
             assert_eq!(row.attempts(), [("a".to_owned(), "101".to_owned())]);
-            assert!(row.number("ttfb_ms").is_some() && row.number("ttfb_ms") <= row.number("duration_ms"));
+            assert!(
+                row.number("ttfb_ms").is_some()
+                    && row.number("ttfb_ms") <= row.number("duration_ms")
+            );
         }
     }
     let all = rows(&rig.ledger());
-    assert!(
+    assert!(all.iter().all(|row| {
         all.iter()
-            .all(|row| all.iter().filter(|other| other.text("request_id") == row.text("request_id")).count() == 1)
-    );
+            .filter(|other| other.text("request_id") == row.text("request_id"))
+            .count()
+            == 1
+    }));
     rig.stop().await;
 }
 
@@ -133,7 +152,11 @@ async fn a_row_is_committed_before_its_last_frame_is_out() {
     let (mut rig, client) = in_order(&["a"]).await;
     let mut socket = open(&client).await;
     for count in 1..=50 {
-        let reply = if count % 2 == 0 { SocketReply::ok() } else { SocketReply::ok().fragments(&[7]) };
+        let reply = if count % 2 == 0 {
+            SocketReply::ok()
+        } else {
+            SocketReply::ok().fragments(&[7])
+        };
         rig.account("a").then_socket(reply);
         socket.turn(&turn("one")).await;
         assert_eq!(rows(&rig.ledger()).len(), count);
@@ -146,8 +169,14 @@ async fn turns_that_are_asked_for_at_once_are_rows_in_their_order() {
     let (mut rig, client) = in_order(&["a"]).await;
     let mut socket = open(&client).await;
     let gate = Gate::new();
-    rig.account("a").then_socket(SocketReply::begun().hold(&gate).completed().response_id("resp_1"));
-    rig.account("a").then_socket(SocketReply::ok().response_id("resp_2"));
+    rig.account("a").then_socket(
+        SocketReply::begun()
+            .hold(&gate)
+            .completed()
+            .response_id("resp_1"),
+    );
+    rig.account("a")
+        .then_socket(SocketReply::ok().response_id("resp_2"));
     socket.create(&turn("one")).await;
     socket.create(&turn("two")).await;
     rig.upstream.wait_for_socket_messages(2).await;
@@ -156,8 +185,14 @@ async fn turns_that_are_asked_for_at_once_are_rows_in_their_order() {
         socket.rest_of_turn().await;
     }
     let all = rows(&rig.ledger());
-    let found: Vec<_> = all.iter().map(|row| (row.text("session"), row.text("response_id"))).collect();
-    assert_eq!(found, [(Some("one"), Some("resp_1")), (Some("two"), Some("resp_2"))]);
+    let found: Vec<_> = all
+        .iter()
+        .map(|row| (row.text("session"), row.text("response_id")))
+        .collect();
+    assert_eq!(
+        found,
+        [(Some("one"), Some("resp_1")), (Some("two"), Some("resp_2"))]
+    );
     rig.stop().await;
 }
 
@@ -166,7 +201,11 @@ async fn a_response_that_ends_otherwise_is_a_row_with_what_it_used() {
     let (mut rig, client) = in_order(&["a"]).await;
     let mut socket = open(&client).await;
     for (reply, kind, end) in [
-        (SocketReply::begun().incomplete(), "response.incomplete", "incomplete"),
+        (
+            SocketReply::begun().incomplete(),
+            "response.incomplete",
+            "incomplete",
+        ),
         (SocketReply::begun().failed(), "response.failed", "failed"),
         (SocketReply::ok(), "response.completed", "complete"),
     ] {
@@ -175,7 +214,11 @@ async fn a_response_that_ends_otherwise_is_a_row_with_what_it_used() {
         assert_eq!(events.last().expect("events")["type"], kind);
         let row = last_row(&rig);
         assert_eq!(row.text("end"), Some(end));
-        assert_eq!((row.number("output_tokens"), row.number("cost_nanousd")), (Some(150), Some(TURN_NANOUSD)), "{end}");
+        assert_eq!(
+            (row.number("output_tokens"), row.number("cost_nanousd")),
+            (Some(150), Some(TURN_NANOUSD)),
+            "{end}"
+        );
     }
     assert_eq!(rows(&rig.ledger()).len(), 3);
     rig.stop().await;
@@ -187,15 +230,29 @@ async fn a_response_without_usage_is_unpriced_and_not_free() {
     let mut socket = open(&client).await;
     let cases = [
         (SocketReply::begun().completed().without_usage(), "complete"),
-        (SocketReply::begun().incomplete().without_usage(), "incomplete"),
+        (
+            SocketReply::begun().incomplete().without_usage(),
+            "incomplete",
+        ),
         (SocketReply::begun().failed().without_usage(), "failed"),
     ];
     for (reply, end) in cases {
         rig.account("a").then_socket(reply);
         socket.turn(&turn("one")).await;
         let row = last_row(&rig);
-        assert_eq!((row.text("end"), row.number("cost_nanousd"), row.number("output_tokens")), (Some(end), None, None));
-        assert_eq!(row.text("unpriced_reason"), Some("upstream told no usage"), "{end}");
+        assert_eq!(
+            (
+                row.text("end"),
+                row.number("cost_nanousd"),
+                row.number("output_tokens")
+            ),
+            (Some(end), None, None)
+        );
+        assert_eq!(
+            row.text("unpriced_reason"),
+            Some("upstream told no usage"),
+            "{end}"
+        );
     }
     rig.stop().await;
 }
@@ -212,8 +269,14 @@ async fn a_prewarm_is_recorded_as_one() {
     next["previous_response_id"] = id.clone();
     socket.turn(&next).await;
     let all = wait_for_rows(&rig.ledger(), 2).await;
-    assert_eq!([&all[0], &all[1]].map(|row| row.number("prewarm")), [Some(1), Some(0)]);
-    assert_eq!([&all[0], &all[1]].map(|row| row.text("previous_response_id")), [None, id.as_str()]);
+    assert_eq!(
+        [&all[0], &all[1]].map(|row| row.number("prewarm")),
+        [Some(1), Some(0)]
+    );
+    assert_eq!(
+        [&all[0], &all[1]].map(|row| row.text("previous_response_id")),
+        [None, id.as_str()]
+    );
     assert_eq!(all[0].text("response_id"), id.as_str());
     assert!(all.iter().all(|row| row.text("end") == Some("complete")));
     rig.stop().await;
@@ -225,14 +288,23 @@ async fn an_error_event_reaches_the_client_and_its_row_failed_with_its_status() 
     let mut socket = open(&client).await;
     for (error, status) in [
         (SocketError::previous_response_not_found("resp_0"), 400),
-        (SocketError::connection_limit_reached().with_status_code(), 400),
+        (
+            SocketError::connection_limit_reached().with_status_code(),
+            400,
+        ),
         (SocketError::new(500, "server_error", "theirs"), 500),
     ] {
         rig.account("a").then_socket(error.clone());
         assert_eq!(socket.turn(&turn("one")).await, [error.event()]);
         let row = last_row(&rig);
-        assert_eq!((row.text("end"), row.number("status")), (Some("failed"), Some(status)));
-        assert_eq!((row.number("output_tokens"), row.number("cost_nanousd")), (None, None));
+        assert_eq!(
+            (row.text("end"), row.number("status")),
+            (Some("failed"), Some(status))
+        );
+        assert_eq!(
+            (row.number("output_tokens"), row.number("cost_nanousd")),
+            (None, None)
+        );
     }
     socket.turn(&turn("one")).await;
     assert_eq!(rows(&rig.ledger()).len(), 4);
@@ -246,7 +318,8 @@ async fn check_client_gone(ways: &[&str]) {
     for client in [client.clone(), client.http2()] {
         for &way in ways {
             let gate = Gate::new();
-            rig.account("a").then_socket(SocketReply::begun().hold(&gate));
+            rig.account("a")
+                .then_socket(SocketReply::begun().hold(&gate));
             let mut socket = open(&client).await;
             socket.create(&turn("one")).await;
             gate.wait_until_reached().await;
@@ -261,7 +334,11 @@ async fn check_client_gone(ways: &[&str]) {
             let row = wait_for_rows(&rig.ledger(), count).await.remove(count - 1);
             assert_eq!(row.text("end"), Some("client_gone"), "by {way}");
             assert_eq!(row.number("cost_nanousd"), None, "by {way}");
-            assert_eq!(row.text("unpriced_reason"), Some("upstream told no usage"), "by {way}");
+            assert_eq!(
+                row.text("unpriced_reason"),
+                Some("upstream told no usage"),
+                "by {way}"
+            );
         }
     }
     rig.stop().await;
@@ -308,14 +385,23 @@ async fn an_upstream_that_goes_in_the_middle_of_a_turn_is_recorded_and_its_clien
     check_upstream_gone(&[
         ("FIN", SocketReply::begun().finish(), 1011),
         ("RST", SocketReply::begun().reset(), 1011),
-        ("a close frame", SocketReply::begun().close(1001, "theirs"), 1001),
+        (
+            "a close frame",
+            SocketReply::begun().close(1001, "theirs"),
+            1001,
+        ),
     ])
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upstream_that_breaks_the_protocol_in_a_turn_is_recorded_and_its_client_is_told() {
-    check_upstream_gone(&[("reserved bits", SocketReply::begun().raw(vec![0xff; 64]), 1011)]).await;
+    check_upstream_gone(&[(
+        "reserved bits",
+        SocketReply::begun().raw(vec![0xff; 64]),
+        1011,
+    )])
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -343,8 +429,7 @@ async fn a_socket_without_a_turn_makes_no_row_and_a_refused_handshake_makes_one(
 
 /// A gateway with room for a few dozen rows.
 async fn with_little_room() -> (Rig, Client) {
-    let limits =
-        json!({ "ledger_bytes": 96 * 1024, "ledger_full": "refuse", "settle_queue": 8, "commit_timeout": "200ms" });
+    let limits = json!({ "ledger_bytes": 96 * 1024, "ledger_full": "refuse", "settle_queue": 8, "commit_timeout": "200ms" });
     pool(&["a"], json!({}), limits).await
 }
 
@@ -354,11 +439,18 @@ async fn a_full_ledger_closes_a_socket_that_asks_for_a_further_response() {
     let mut socket = open(&client).await;
     let begun = Instant::now();
     while client.turn(&turn("full")).await.status != StatusCode::SERVICE_UNAVAILABLE {
-        assert!(begun.elapsed() < Duration::from_secs(60), "the ledger does not fill");
+        assert!(
+            begun.elapsed() < Duration::from_secs(60),
+            "the ledger does not fill"
+        );
     }
     socket.create(&turn("one more")).await;
     assert_eq!(closed(&mut socket).await, 1013);
-    assert_eq!(rig.account("a").socket_turn_count(), 0, "upstream was asked though there is no room");
+    assert_eq!(
+        rig.account("a").socket_turn_count(),
+        0,
+        "upstream was asked though there is no room"
+    );
     rig.stop().await;
 }
 
@@ -383,7 +475,10 @@ async fn a_response_whose_row_is_not_recorded_is_not_whole_and_its_socket_closes
     };
     assert!(matches!(last, Event::Close(1011 | 1013, _)), "{last:?}");
     rig.stop().await;
-    assert!(rows(&rig.ledger()).len() >= seen, "seen whole and not recorded");
+    assert!(
+        rows(&rig.ledger()).len() >= seen,
+        "seen whole and not recorded"
+    );
 }
 
 // What events tell of the credential
@@ -393,21 +488,33 @@ async fn the_windows_that_an_event_tells_are_known_from_then_on() {
     let (mut rig, client) = in_order(&["a", "b"]).await;
     let mut socket = open(&client).await;
     let used = Standing::new("plus").weekly_used(100.0);
-    rig.account("a").then_socket(SocketReply::begun().rate_limits(&used).completed());
+    rig.account("a")
+        .then_socket(SocketReply::begun().rate_limits(&used).completed());
     let events = socket.turn(&turn("one")).await;
-    assert!(events.iter().any(|event| event["type"] == "codex.rate_limits"));
+    assert!(
+        events
+            .iter()
+            .any(|event| event["type"] == "codex.rate_limits")
+    );
     assert_eq!(closed(&mut socket).await, 1012);
     assert_eq!(served(&rig, &client, &homeless()).await, "account-b");
     open(&client).await.turn(&turn("one")).await;
     assert_eq!(last_socket(&rig), "account-b");
-    assert!(rows(&rig.ledger()).iter().all(|row| row.text("end") == Some("complete")));
+    assert!(
+        rows(&rig.ledger())
+            .iter()
+            .all(|row| row.text("end") == Some("complete"))
+    );
     rig.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_429_in_a_turn_reaches_the_client_and_then_the_socket_goes_to_another_credential() {
     let plain = SocketError::usage_limit_reached().resets_in_seconds(600);
-    for (name, error) in [("status", plain.clone()), ("status_code", plain.with_status_code())] {
+    for (name, error) in [
+        ("status", plain.clone()),
+        ("status_code", plain.with_status_code()),
+    ] {
         for is_http2 in [false, true] {
             let (mut rig, client) = in_order(&["a", "b"]).await;
             let client = if is_http2 { client.http2() } else { client };
@@ -416,10 +523,18 @@ async fn a_429_in_a_turn_reaches_the_client_and_then_the_socket_goes_to_another_
             assert_eq!(socket.turn(&turn("one")).await, [error.event()], "{name}");
             assert_eq!(closed(&mut socket).await, 1012, "{name}");
             let row = last_row(&rig);
-            assert_eq!((row.text("end"), row.number("status")), (Some("failed"), Some(429)), "{name}");
+            assert_eq!(
+                (row.text("end"), row.number("status")),
+                (Some("failed"), Some(429)),
+                "{name}"
+            );
             open(&client).await.turn(&turn("one")).await;
             assert_eq!(last_socket(&rig), "account-b", "{name}");
-            assert_eq!(served(&rig, &client, &homeless()).await, "account-b", "{name}");
+            assert_eq!(
+                served(&rig, &client, &homeless()).await,
+                "account-b",
+                "{name}"
+            );
             rig.stop().await;
         }
     }
@@ -431,11 +546,16 @@ async fn a_429_in_a_turn_reaches_the_client_and_then_the_socket_goes_to_another_
 async fn a_credential_that_is_used_up_closes_idle_sockets_at_once_and_busy_ones_after_their_turn() {
     let (mut rig, client) = in_order(&["a", "b"]).await;
     let gate = Gate::new();
-    rig.account("a").then_socket(SocketReply::begun().hold(&gate).completed());
+    rig.account("a")
+        .then_socket(SocketReply::begun().hold(&gate).completed());
     let (mut idle, mut busy) = (open(&client).await, open(&client).await);
     busy.create(&turn("busy")).await;
     gate.wait_until_reached().await;
-    rig.account("a").then(Reply::usage_limit_reached().without_rate_limits().resets_in_seconds(600));
+    rig.account("a").then(
+        Reply::usage_limit_reached()
+            .without_rate_limits()
+            .resets_in_seconds(600),
+    );
     let bob = Client::new(client.address()).token("token-bob");
     assert_eq!(served(&rig, &bob, &turn("bob's")).await, "account-b");
     assert_eq!(closed(&mut idle).await, 1012);
@@ -452,7 +572,8 @@ async fn a_credential_that_is_used_up_closes_idle_sockets_at_once_and_busy_ones_
 async fn a_stop_closes_idle_sockets_at_once_and_busy_ones_after_their_turn() {
     let (mut rig, client) = in_order(&["a"]).await;
     let gate = Gate::new();
-    rig.account("a").then_socket(SocketReply::begun().hold(&gate).completed());
+    rig.account("a")
+        .then_socket(SocketReply::begun().hold(&gate).completed());
     let (mut idle, mut over_http2) = (open(&client).await, open(&client.http2()).await);
     let mut busy = open(&client).await;
     busy.create(&turn("busy")).await;
@@ -474,30 +595,47 @@ async fn a_stop_closes_idle_sockets_at_once_and_busy_ones_after_their_turn() {
 async fn a_turn_past_drain_timeout_is_cut_and_recorded() {
     let (mut rig, client) = pool(&["a"], json!({}), json!({ "drain_timeout": "300ms" })).await;
     let gate = Gate::new();
-    rig.account("a").then_socket(SocketReply::begun().hold(&gate));
+    rig.account("a")
+        .then_socket(SocketReply::begun().hold(&gate));
     let mut socket = open(&client).await;
     socket.create(&turn("cut")).await;
     gate.wait_until_reached().await;
     let begun = Instant::now();
     rig.stop().await;
-    assert!(begun.elapsed() >= Duration::from_millis(300) && begun.elapsed() < Duration::from_secs(10));
+    assert!(
+        begun.elapsed() >= Duration::from_millis(300) && begun.elapsed() < Duration::from_secs(10)
+    );
     while matches!(socket.next().await, Event::Text(_)) {}
     let all = rows(&rig.ledger());
     assert_eq!(all.len(), 1);
-    assert!(all[0].text("end").is_some_and(|end| ["client_gone", "upstream_gone"].contains(&end)), "{all:#?}");
+    assert!(
+        all[0]
+            .text("end")
+            .is_some_and(|end| ["client_gone", "upstream_gone"].contains(&end)),
+        "{all:#?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_that_the_policy_moves_is_closed_after_its_turn_and_comes_back_elsewhere() {
-    let (mut rig, client) = pool(&["a", "b"], json!({ "rebalance_threshold": 20 }), json!({})).await;
+    let (mut rig, client) =
+        pool(&["a", "b"], json!({ "rebalance_threshold": 20 }), json!({})).await;
     let client = client.header("session-id", "session-1");
-    let using = |weekly: f64| SocketReply::begun().rate_limits(&Standing::new("plus").weekly_used(weekly)).completed();
+    let using = |weekly: f64| {
+        SocketReply::begun()
+            .rate_limits(&Standing::new("plus").weekly_used(weekly))
+            .completed()
+    };
     let mut socket = open(&client).await;
     assert_eq!(last_socket(&rig), "account-a");
     for weekly in [10.0, 20.0, 20.5] {
         rig.account("a").then_socket(using(weekly));
         let events = socket.turn(&turn("session-1")).await;
-        assert_eq!(events.last().expect("events")["type"], "response.completed", "at {weekly}");
+        assert_eq!(
+            events.last().expect("events")["type"],
+            "response.completed",
+            "at {weekly}"
+        );
     }
     assert_eq!(closed(&mut socket).await, 1012);
     let mut again = open(&client).await;
@@ -514,13 +652,22 @@ async fn a_response_made_on_a_socket_is_continued_by_the_credential_that_made_it
     assert_eq!(last_socket(&rig), "account-a");
     // Whoever has a choice takes b from now on.
     let used = Standing::new("plus").weekly_used(50.0);
-    rig.account("a").then_socket(SocketReply::begun().rate_limits(&used).completed().response_id("resp_ws"));
+    rig.account("a").then_socket(
+        SocketReply::begun()
+            .rate_limits(&used)
+            .completed()
+            .response_id("resp_ws"),
+    );
     socket.turn(&homeless()).await;
     let mut after = homeless();
     after["previous_response_id"] = json!("resp_ws");
     let bob = Client::new(client.address()).token("token-bob");
     assert_eq!(served(&rig, &client, &homeless()).await, "account-b");
     assert_eq!(served(&rig, &client, &after).await, "account-a");
-    assert_eq!(served(&rig, &bob, &after).await, "account-b", "it is not bob's");
+    assert_eq!(
+        served(&rig, &bob, &after).await,
+        "account-b",
+        "it is not bob's"
+    );
     rig.stop().await;
 }

@@ -24,9 +24,13 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const DONE_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Runs a command to its end.
-pub(super) fn in_runtime<T>(command: impl Future<Output = Result<T, Message>>) -> Result<T, Message> {
+pub(super) fn in_runtime<T>(
+    command: impl Future<Output = Result<T, Message>>,
+) -> Result<T, Message> {
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(|error| format!("cannot start: {}", plain(&error)))?.block_on(command)
+    runtime
+        .map_err(|error| format!("cannot start: {}", plain(&error)))?
+        .block_on(command)
 }
 
 /// What the gateway of `config` answers to a question.
@@ -39,7 +43,12 @@ pub(super) async fn post(config: &Config, path: &str) -> Result<Value, Message> 
     ask(config, Method::POST, path, DONE_TIMEOUT).await
 }
 
-async fn ask(config: &Config, method: Method, path: &str, limit: Duration) -> Result<Value, Message> {
+async fn ask(
+    config: &Config,
+    method: Method,
+    path: &str,
+    limit: Duration,
+) -> Result<Value, Message> {
     let socket = config.data_dir.join(SOCKET);
     let broken = |error: hyper::Error| format!("{}: {error}", socket.display());
     let asking = async {
@@ -47,17 +56,34 @@ async fn ask(config: &Config, method: Method, path: &str, limit: Duration) -> Re
             let (path, error) = (socket.display(), plain(&error));
             format!("no gateway answers at {path} ({error}): does it run, with this data_dir and as this user?")
         })?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(broken)?;
         let driving = tokio::spawn(connection);
         let mut request = Request::new(Empty::<Bytes>::new());
         *request.method_mut() = method;
-        *request.uri_mut() = path.parse::<Uri>().map_err(|_| format!("{path:?} cannot be asked for"))?;
-        request.headers_mut().insert(http::header::HOST, http::HeaderValue::from_static("tollgate"));
+        *request.uri_mut() = path
+            .parse::<Uri>()
+            .map_err(|_| format!("{path:?} cannot be asked for"))?;
+        request.headers_mut().insert(
+            http::header::HOST,
+            http::HeaderValue::from_static("tollgate"),
+        );
         let response = sender.send_request(request).await.map_err(broken)?;
         let status = response.status();
-        let body = response.into_body().collect().await.map_err(broken)?.to_bytes();
+        let body = response
+            .into_body()
+            .collect()
+            .await
+            .map_err(broken)?
+            .to_bytes();
         driving.abort();
-        let unknown = || format!("{}: expected JSON, found an answer of another version", socket.display());
+        let unknown = || {
+            format!(
+                "{}: expected JSON, found an answer of another version",
+                socket.display()
+            )
+        };
         let answer: Value = serde_json::from_slice(&body).map_err(|_| unknown())?;
         match (status, answer["error"].as_str()) {
             (StatusCode::OK, _) => Ok(answer),
@@ -65,7 +91,9 @@ async fn ask(config: &Config, method: Method, path: &str, limit: Duration) -> Re
             _ => Err(unknown()),
         }
     };
-    timeout(limit, asking).await.unwrap_or_else(|_| Err(format!("{}: no answer in time", socket.display())))
+    timeout(limit, asking)
+        .await
+        .unwrap_or_else(|_| Err(format!("{}: no answer in time", socket.display())))
 }
 
 /// `3d 4h`, `2h 5m`, `7m`, `12s`: two units at most.

@@ -26,16 +26,23 @@ pub(super) struct Args {
 
 pub(super) fn explain(args: &Args) -> Result<(), Message> {
     let config = load(args.config.as_deref())?.config;
-    let reader = Reader::open(&config.data_dir.join(FILE_NAME)).map_err(|error| error.to_string())?;
-    let row = reader.row(&args.request_id).map_err(|error| format!("ledger: {error}"))?;
+    let reader =
+        Reader::open(&config.data_dir.join(FILE_NAME)).map_err(|error| error.to_string())?;
+    let row = reader
+        .row(&args.request_id)
+        .map_err(|error| format!("ledger: {error}"))?;
     let calls = calls(&config, &args.request_id);
     if row.is_none() && calls.is_empty() {
-        return Err(format!("request {:?}: neither the ledger nor a record has it", args.request_id));
+        return Err(format!(
+            "request {:?}: neither the ledger nor a record has it",
+            args.request_id
+        ));
     }
     let mut text = vec![format!("request {}", args.request_id)];
     match &row {
         Some(row) => text.extend(told_by_row(row)),
-        None => text.push("  it has no row: it was refused at the door, or is still under way".to_owned()),
+        None => text
+            .push("  it has no row: it was refused at the door, or is still under way".to_owned()),
     }
     for call in &calls {
         text.push(String::new());
@@ -51,13 +58,28 @@ pub(super) fn explain(args: &Args) -> Result<(), Message> {
 }
 
 fn told_by_row(row: &serde_json::Map<String, Value>) -> Vec<String> {
-    let text = |name: &str| row.get(name).and_then(Value::as_str).unwrap_or("-").to_owned();
+    let text = |name: &str| {
+        row.get(name)
+            .and_then(Value::as_str)
+            .unwrap_or("-")
+            .to_owned()
+    };
     let number = |name: &str| row.get(name).and_then(Value::as_u64);
     let shown = |name: &str| number(name).map_or("-".to_owned(), |number| number.to_string());
     let began = number("started_at").map_or("-".to_owned(), |at| Millis(at).rfc3339());
     let mut told = vec![
-        format!("  {} by {} at {began}, service {:?}", text("path"), text("user"), text("service")),
-        format!("  model {}, tier {}, over {}", text("model"), text("service_tier"), text("transport")),
+        format!(
+            "  {} by {} at {began}, service {:?}",
+            text("path"),
+            text("user"),
+            text("service")
+        ),
+        format!(
+            "  model {}, tier {}, over {}",
+            text("model"),
+            text("service_tier"),
+            text("transport")
+        ),
         format!(
             "  status {}, {} after {} ms, the first byte after {} ms",
             shown("status"),
@@ -66,7 +88,11 @@ fn told_by_row(row: &serde_json::Map<String, Value>) -> Vec<String> {
             shown("ttfb_ms")
         ),
         format!("  attempts: {}", attempts(&text("attempts"))),
-        format!("  session {}, continues {}", text("session"), text("previous_response_id")),
+        format!(
+            "  session {}, continues {}",
+            text("session"),
+            text("previous_response_id")
+        ),
     ];
     if let Some(input) = number("input_tokens") {
         told.push(format!(
@@ -77,11 +103,16 @@ fn told_by_row(row: &serde_json::Map<String, Value>) -> Vec<String> {
             shown("reasoning_tokens")
         ));
     }
-    told.push(match (number("cost_nanousd"), row.get("unpriced_reason").and_then(Value::as_str)) {
-        (Some(cost), _) => format!("  cost: {} by {}", NanoUsd(cost), text("priced_by")),
-        (None, Some(reason)) => format!("  not priced: {reason}"),
-        (None, None) => "  nothing to price".to_owned(),
-    });
+    told.push(
+        match (
+            number("cost_nanousd"),
+            row.get("unpriced_reason").and_then(Value::as_str),
+        ) {
+            (Some(cost), _) => format!("  cost: {} by {}", NanoUsd(cost), text("priced_by")),
+            (None, Some(reason)) => format!("  not priced: {reason}"),
+            (None, None) => "  nothing to price".to_owned(),
+        },
+    );
     told
 }
 
@@ -90,21 +121,45 @@ fn attempts(json: &str) -> String {
     let list: Vec<Value> = serde_json::from_str(json).unwrap_or_default();
     let one = |attempt: &Value| {
         let part = |name: &str| attempt[name].as_str().unwrap_or("-").replace('_', " ");
-        format!("{}: {}", attempt["credential"].as_str().unwrap_or("-"), part("outcome"))
+        format!(
+            "{}: {}",
+            attempt["credential"].as_str().unwrap_or("-"),
+            part("outcome")
+        )
     };
-    if list.is_empty() { "none".to_owned() } else { list.iter().map(one).collect::<Vec<_>>().join(", then ") }
+    if list.is_empty() {
+        "none".to_owned()
+    } else {
+        list.iter().map(one).collect::<Vec<_>>().join(", then ")
+    }
 }
 
 fn told_by_call(call: &Call) -> Vec<String> {
     let digest = call.digest.get(..12).unwrap_or(&call.digest);
     let took = call.took_ns as f64 / 1e3;
     let (asked, more) = match &call.asked {
-        Asked::Pick { columns, members, table, home } => ("who serves it", pick(columns, members, table, *home)),
+        Asked::Pick {
+            columns,
+            members,
+            table,
+            home,
+        } => ("who serves it", pick(columns, members, table, *home)),
         Asked::RewriteRequest { headers } => ("how its head is rewritten", fields(headers)),
-        Asked::RewriteResponse { headers, .. } => ("how the head of its response is rewritten", fields(headers)),
+        Asked::RewriteResponse { headers, .. } => {
+            ("how the head of its response is rewritten", fields(headers))
+        }
         Asked::Price { columns, counts } => {
-            let counts = columns.iter().zip(counts).map(|(name, count)| format!("{count} {name}"));
-            ("what it costs", vec![format!("  tokens: {}", counts.collect::<Vec<_>>().join(", "))])
+            let counts = columns
+                .iter()
+                .zip(counts)
+                .map(|(name, count)| format!("{count} {name}"));
+            (
+                "what it costs",
+                vec![format!(
+                    "  tokens: {}",
+                    counts.collect::<Vec<_>>().join(", ")
+                )],
+            )
         }
     };
     let (policy, generation) = (&call.policy, call.generation);
@@ -117,8 +172,12 @@ fn told_by_call(call: &Call) -> Vec<String> {
 }
 
 fn pick(columns: &[String], members: &[(String, String)], table: &[f64], home: i32) -> Vec<String> {
-    let name =
-        |index: i32| usize::try_from(index).ok().and_then(|index| members.get(index)).map(|(tag, _)| tag.as_str());
+    let name = |index: i32| {
+        usize::try_from(index)
+            .ok()
+            .and_then(|index| members.get(index))
+            .map(|(tag, _)| tag.as_str())
+    };
     let mut told = vec![match name(home) {
         Some(home) => format!("  the session lives on {home:?}"),
         None => "  the session has no home yet".to_owned(),
@@ -131,11 +190,12 @@ fn pick(columns: &[String], members: &[(String, String)], table: &[f64], home: i
         ("in-flight", "in flight"),
         ("continues", "continues"),
     ];
-    let mut rows: Vec<[String; SHOWN.len() + 2]> = vec![std::array::from_fn(|column| match column {
-        0 => "member".to_owned(),
-        1 => "plan".to_owned(),
-        column => SHOWN[column - 2].1.to_owned(),
-    })];
+    let mut rows: Vec<[String; SHOWN.len() + 2]> =
+        vec![std::array::from_fn(|column| match column {
+            0 => "member".to_owned(),
+            1 => "plan".to_owned(),
+            column => SHOWN[column - 2].1.to_owned(),
+        })];
     for (place, (tag, plan)) in members.iter().enumerate() {
         let value = |name: &str| {
             let column = columns.iter().position(|column| column == name)?;
@@ -152,7 +212,9 @@ fn pick(columns: &[String], members: &[(String, String)], table: &[f64], home: i
             }
             column => match (SHOWN[column - 2].0, value(SHOWN[column - 2].0)) {
                 (_, None) => "-".to_owned(),
-                ("usable" | "continues", Some(value)) => if value == 0.0 { "no" } else { "yes" }.to_owned(),
+                ("usable" | "continues", Some(value)) => {
+                    if value == 0.0 { "no" } else { "yes" }.to_owned()
+                }
                 ("five-hour-used" | "weekly-used", Some(value)) => format!("{value:.0}%"),
                 ("limited", Some(value)) => {
                     if value == 0.0 {
@@ -166,45 +228,78 @@ fn pick(columns: &[String], members: &[(String, String)], table: &[f64], home: i
         }));
     }
     let side = |column: usize| if column < 2 { Side::Left } else { Side::Right };
-    told.extend(lines(&rows, side).into_iter().map(|line| format!("    {line}")));
+    told.extend(
+        lines(&rows, side)
+            .into_iter()
+            .map(|line| format!("    {line}")),
+    );
     told
 }
 
 fn fields(headers: &[(String, String)]) -> Vec<String> {
-    headers.iter().map(|(name, value)| format!("    {name}: {value}")).collect()
+    headers
+        .iter()
+        .map(|(name, value)| format!("    {name}: {value}"))
+        .collect()
 }
 
 fn said(said: &Said, asked: &Asked) -> String {
     match said {
         Said::Member { index, move_home } => {
             let tag = match asked {
-                Asked::Pick { members, .. } => members.get(*index).map_or("?", |(tag, _)| tag.as_str()),
+                Asked::Pick { members, .. } => {
+                    members.get(*index).map_or("?", |(tag, _)| tag.as_str())
+                }
                 _ => "?",
             };
-            format!("{tag:?}{}", if *move_home { ", and the session lives there from now on" } else { "" })
+            format!(
+                "{tag:?}{}",
+                if *move_home {
+                    ", and the session lives there from now on"
+                } else {
+                    ""
+                }
+            )
         }
         Said::Nobody { reason } => format!("nobody: {reason}"),
         Said::Edits { edits } if edits.is_empty() => "nothing is edited".to_owned(),
         Said::Edits { edits } => {
-            let edits: Vec<String> = edits.iter().map(|edit| format!("{} {}", edit.edit, edit.name)).collect();
+            let edits: Vec<String> = edits
+                .iter()
+                .map(|edit| format!("{} {}", edit.edit, edit.name))
+                .collect();
             edits.join(", ")
         }
         Said::Refused { status, message } => format!("it is refused with {status}: {message}"),
-        Said::Priced { nanousd, context_window } => {
-            format!("{} in a context window of {context_window}", NanoUsd(*nanousd))
+        Said::Priced {
+            nanousd,
+            context_window,
+        } => {
+            format!(
+                "{} in a context window of {context_window}",
+                NanoUsd(*nanousd)
+            )
         }
         Said::Unpriced { reason } => format!("no price: {reason}"),
-        Said::Failed { fault, detail } => format!("nothing: {detail} ({})", fault.replace('_', " ")),
+        Said::Failed { fault, detail } => {
+            format!("nothing: {detail} ({})", fault.replace('_', " "))
+        }
     }
 }
 
 /// The recorded calls of a request, in the order of the policies and their records.
 fn calls(config: &Config, request_id: &str) -> Vec<Call> {
-    let records = config.policies.iter().filter_map(|policy| policy.record.as_deref());
+    let records = config
+        .policies
+        .iter()
+        .filter_map(|policy| policy.record.as_deref());
     let mut found = Vec::new();
     for record in records {
         let mut files = vec![record.to_owned()];
-        files.extend((1..=config.limits.policy_record_files).map(|number| beside(record, &format!(".{number}"))));
+        files.extend(
+            (1..=config.limits.policy_record_files)
+                .map(|number| beside(record, &format!(".{number}"))),
+        );
         for file in files.iter().rev() {
             found.extend(calls_in(file, request_id));
         }
@@ -213,8 +308,15 @@ fn calls(config: &Config, request_id: &str) -> Vec<Call> {
 }
 
 fn calls_in(file: &Path, request_id: &str) -> Vec<Call> {
-    let Ok(file) = File::open(file) else { return Vec::new() };
-    let lines = BufReader::new(file).lines().map_while(Result::ok).filter(|line| line.contains(request_id));
+    let Ok(file) = File::open(file) else {
+        return Vec::new();
+    };
+    let lines = BufReader::new(file)
+        .lines()
+        .map_while(Result::ok)
+        .filter(|line| line.contains(request_id));
     let calls = lines.filter_map(|line| serde_json::from_str::<Call>(&line).ok());
-    calls.filter(|call| call.request.request_id == request_id).collect()
+    calls
+        .filter(|call| call.request.request_id == request_id)
+        .collect()
 }

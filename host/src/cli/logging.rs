@@ -34,7 +34,9 @@ pub(super) fn start(config: &LogConfig) -> Result<(), String> {
     };
     // Only our own events: a library's may hold what no log may show.
     let filter = Targets::new().with_target("tollgate", level(config.level));
-    let started = tracing_subscriber::registry().with(layer.with_filter(filter)).try_init();
+    let started = tracing_subscriber::registry()
+        .with(layer.with_filter(filter))
+        .try_init();
     started.map_err(|error| format!("log: {error}"))
 }
 
@@ -53,9 +55,18 @@ fn writer(output: &LogOutput) -> Result<(BoxMakeWriter, bool), String> {
         LogOutput::Stderr => (BoxMakeWriter::new(io::stderr), io::stderr().is_terminal()),
         LogOutput::Stdout => (BoxMakeWriter::new(io::stdout), io::stdout().is_terminal()),
         LogOutput::File(path) => {
-            let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path);
-            let file =
-                file.map_err(|error| format!("log.output: cannot open {}: {}", path.display(), plain(&error)))?;
+            let file = OpenOptions::new()
+                .create(true)
+                .append(true)
+                .mode(0o600)
+                .open(path);
+            let file = file.map_err(|error| {
+                format!(
+                    "log.output: cannot open {}: {}",
+                    path.display(),
+                    plain(&error)
+                )
+            })?;
             (BoxMakeWriter::new(Mutex::new(file)), false)
         }
     })

@@ -76,20 +76,30 @@ pub(super) fn policy(command: &Policy) -> Result<(), Message> {
         Policy::List { config, json } => {
             let config = load(config.as_deref())?.config;
             let policies = in_runtime(get(&config, "/api/policies"))?;
-            print(&if *json { format!("{policies:#}") } else { as_text(&policies) })
+            print(&if *json {
+                format!("{policies:#}")
+            } else {
+                as_text(&policies)
+            })
         }
         Policy::Reload { tag, config } => change(tag, "reload", config.as_deref()),
         Policy::Rollback { tag, config } => change(tag, "rollback", config.as_deref()),
-        Policy::Replay { component, record, policy_config, tag } => {
-            replay(component, record, policy_config, tag.as_deref())
-        }
+        Policy::Replay {
+            component,
+            record,
+            policy_config,
+            tag,
+        } => replay(component, record, policy_config, tag.as_deref()),
     }
 }
 
 fn change(tag: &str, what: &str, config: Option<&Path>) -> Result<(), Message> {
     let config = load(config)?.config;
     let done = in_runtime(async {
-        let path = format!("/api/policies/{}/{what}", utf8_percent_encode(tag, NON_ALPHANUMERIC));
+        let path = format!(
+            "/api/policies/{}/{what}",
+            utf8_percent_encode(tag, NON_ALPHANUMERIC)
+        );
         let mut done = std::pin::pin!(post(&config, &path));
         loop {
             tokio::select! {
@@ -115,15 +125,31 @@ fn loading(policy: &Value) -> Option<(&str, u64)> {
     Some((loading.first()?.as_str()?, loading.get(1)?.as_u64()?))
 }
 
-const HEAD: [&str; 10] =
-    ["policy", "kind", "component", "gen", "state", "calls", "faults", "p50", "p99", "last reload"];
+const HEAD: [&str; 10] = [
+    "policy",
+    "kind",
+    "component",
+    "gen",
+    "state",
+    "calls",
+    "faults",
+    "p50",
+    "p99",
+    "last reload",
+];
 
 fn as_text(answer: &Value) -> String {
     let at = number(answer, "at");
     let policies = list(answer, "policies");
     let mut rows = vec![HEAD.map(str::to_owned)];
     rows.extend(policies.iter().map(|policy| cells(policy, at)));
-    let side = |column: usize| if matches!(column, 3 | 5..=8) { Side::Right } else { Side::Left };
+    let side = |column: usize| {
+        if matches!(column, 3 | 5..=8) {
+            Side::Right
+        } else {
+            Side::Left
+        }
+    };
     let mut lines = lines(&rows, side);
     let notes: Vec<String> = policies.iter().flat_map(notes).collect();
     if !notes.is_empty() {
@@ -134,22 +160,39 @@ fn as_text(answer: &Value) -> String {
 }
 
 fn cells(policy: &Value, at: u64) -> [String; 10] {
-    let faults: u64 = policy["faults"].as_object().map_or(0, |faults| faults.values().filter_map(Value::as_u64).sum());
-    let time = |name: &str| policy["call_us"][name].as_f64().map_or("-".to_owned(), micros);
+    let faults: u64 = policy["faults"]
+        .as_object()
+        .map_or(0, |faults| faults.values().filter_map(Value::as_u64).sum());
+    let time = |name: &str| {
+        policy["call_us"][name]
+            .as_f64()
+            .map_or("-".to_owned(), micros)
+    };
     let reload = &policy["last_reload"];
     let last = match reload["at"].as_u64() {
-        Some(when) => format!("{} {} ago", text(reload, "outcome").replace('_', " "), span(at.saturating_sub(when))),
+        Some(when) => format!(
+            "{} {} ago",
+            text(reload, "outcome").replace('_', " "),
+            span(at.saturating_sub(when))
+        ),
         None => "-".to_owned(),
     };
     let state = match loading(policy) {
-        Some((stage, since)) if text(policy, "state") == "loading" => format!("{stage} for {}", span(since)),
-        Some((stage, _)) => format!("{}, {stage} the next", text(policy, "state").replace('_', " ")),
+        Some((stage, since)) if text(policy, "state") == "loading" => {
+            format!("{stage} for {}", span(since))
+        }
+        Some((stage, _)) => format!(
+            "{}, {stage} the next",
+            text(policy, "state").replace('_', " ")
+        ),
         None => text(policy, "state").replace('_', " "),
     };
     [
         text(policy, "tag").to_owned(),
         text(policy, "kind").to_owned(),
-        format!("{} {}", text(policy, "name"), text(policy, "version")).trim().to_owned(),
+        format!("{} {}", text(policy, "name"), text(policy, "version"))
+            .trim()
+            .to_owned(),
         number(policy, "generation").to_string(),
         state,
         number(policy, "calls").to_string(),
@@ -174,26 +217,41 @@ fn notes(policy: &Value) -> Vec<String> {
     let tag = text(policy, "tag");
     let mut notes = Vec::new();
     if let Some(reason) = policy["last_reload"]["reason"].as_str() {
-        notes.push(format!("{tag}: {}: {reason}", text(&policy["last_reload"], "outcome").replace('_', " ")));
+        notes.push(format!(
+            "{tag}: {}: {reason}",
+            text(&policy["last_reload"], "outcome").replace('_', " ")
+        ));
     }
-    if let Some(faults) = policy["faults"].as_object().filter(|faults| !faults.is_empty()) {
-        let kinds: Vec<String> =
-            faults.iter().map(|(kind, count)| format!("{} {}", count, kind.replace('_', " "))).collect();
+    if let Some(faults) = policy["faults"]
+        .as_object()
+        .filter(|faults| !faults.is_empty())
+    {
+        let kinds: Vec<String> = faults
+            .iter()
+            .map(|(kind, count)| format!("{} {}", count, kind.replace('_', " ")))
+            .collect();
         notes.push(format!("{tag}: faults: {}", kinds.join(", ")));
     }
     let shadow = &policy["shadow"];
     if shadow.is_object() {
         let (name, version) = (text(shadow, "name"), text(shadow, "version"));
         let (compared, disagreed) = (number(shadow, "compared"), number(shadow, "disagreed"));
-        notes.push(format!("{tag}: shadow {name} {version}: {disagreed} of {compared} calls say something else"));
+        notes.push(format!(
+            "{tag}: shadow {name} {version}: {disagreed} of {compared} calls say something else"
+        ));
     }
     notes
 }
 
 fn replay(component: &str, record: &Path, config: &str, tag: Option<&str>) -> Result<(), Message> {
-    let config = serde_json::from_str(config).map_err(|error| format!("--policy-config: expected JSON: {error}"))?;
+    let config = serde_json::from_str(config)
+        .map_err(|error| format!("--policy-config: expected JSON: {error}"))?;
     let (source, kind) = component_of(component)?;
-    let shown = PolicyConfig { tag: component.to_owned(), source, ..PolicyConfig::shipped("", kind, config) };
+    let shown = PolicyConfig {
+        tag: component.to_owned(),
+        source,
+        ..PolicyConfig::shipped("", kind, config)
+    };
     let engine = Engine::of_the_process(POLICY_MEMORY).map_err(|error| error.to_string())?;
     let policy = load_alone(&engine, &shown).map_err(|error| error.to_string())?;
     let failed = |error: &std::io::Error| format!("{}: {}", record.display(), plain(error));
@@ -204,8 +262,13 @@ fn replay(component: &str, record: &Path, config: &str, tag: Option<&str>) -> Re
         if line.trim().is_empty() {
             continue;
         }
-        let call: Call = serde_json::from_str(&line)
-            .map_err(|error| format!("{} line {}: expected a recorded call: {error}", record.display(), number + 1))?;
+        let call: Call = serde_json::from_str(&line).map_err(|error| {
+            format!(
+                "{} line {}: expected a recorded call: {error}",
+                record.display(),
+                number + 1
+            )
+        })?;
         let wanted = tag.is_none_or(|tag| tag == call.policy);
         let Some(said) = wanted.then(|| policy.repeat(&call)).flatten() else {
             others += 1;
@@ -217,7 +280,8 @@ fn replay(component: &str, record: &Path, config: &str, tag: Option<&str>) -> Re
         }
         differ += 1;
         if differ <= SHOWN {
-            let json = |value: &crate::policy::Said| serde_json::to_string(value).unwrap_or_default();
+            let json =
+                |value: &crate::policy::Said| serde_json::to_string(value).unwrap_or_default();
             print(&format!(
                 "line {}, request {}, policy {:?}\n  said: {}\n  says: {}",
                 number + 1,
@@ -231,11 +295,18 @@ fn replay(component: &str, record: &Path, config: &str, tag: Option<&str>) -> Re
     if differ > SHOWN {
         print(&format!("... and {} more", differ - SHOWN))?;
     }
-    print(&format!("{repeated} calls repeated, {differ} differ, {others} of other policies left out"))?;
+    print(&format!(
+        "{repeated} calls repeated, {differ} differ, {others} of other policies left out"
+    ))?;
     match (repeated, differ) {
-        (0, _) => Err(format!("{}: no call that {component:?} could repeat", record.display())),
+        (0, _) => Err(format!(
+            "{}: no call that {component:?} could repeat",
+            record.display()
+        )),
         (_, 0) => Ok(()),
-        _ => Err(format!("{component:?} says something else in {differ} of {repeated} calls")),
+        _ => Err(format!(
+            "{component:?} says something else in {differ} of {repeated} calls"
+        )),
     }
 }
 
@@ -243,11 +314,13 @@ fn replay(component: &str, record: &Path, config: &str, tag: Option<&str>) -> Re
 fn component_of(component: &str) -> Result<(PolicySource, PolicyKind), Message> {
     if let Some(name) = component.strip_prefix("builtin:") {
         let shipped = crate::config::resolve::shipped_policy(name);
-        let (name, kind) = shipped.ok_or_else(|| format!("{component:?}: there is no shipped policy of that name"))?;
+        let (name, kind) = shipped
+            .ok_or_else(|| format!("{component:?}: there is no shipped policy of that name"))?;
         return Ok((PolicySource::Shipped(name), kind));
     }
     let path = PathBuf::from(component);
-    let bytes = read_regular(&path, COMPONENT_BYTES).map_err(|reason| format!("{component}: {reason}"))?;
+    let bytes =
+        read_regular(&path, COMPONENT_BYTES).map_err(|reason| format!("{component}: {reason}"))?;
     let kind = kind_of(&bytes).ok_or_else(|| {
         format!("{component}: expected a balancer, a rewriter or a pricer of this contract, found something else")
     })?;

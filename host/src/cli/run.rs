@@ -75,15 +75,22 @@ pub(super) fn run(config_path: Option<&Path>, ready_file: Option<&Path>) -> Resu
 /// This program, even where its file was replaced by a newer one since.
 fn this_program() -> PathBuf {
     let running = PathBuf::from("/proc/self/exe");
-    if running.exists() { running } else { env::current_exe().unwrap_or(running) }
+    if running.exists() {
+        running
+    } else {
+        env::current_exe().unwrap_or(running)
+    }
 }
 
 /// Does the refresh that standard input describes, to its end: signals do not stop it. Its outcome goes to standard
 /// output.
 pub(super) fn refresh_credential() -> Result<(), Message> {
     let mut text = String::new();
-    io::stdin().read_to_string(&mut text).map_err(|error| format!("standard input: {}", plain(&error)))?;
-    let errand = serde_json::from_str(&text).map_err(|_| "standard input: expected an errand of the gateway's")?;
+    io::stdin()
+        .read_to_string(&mut text)
+        .map_err(|error| format!("standard input: {}", plain(&error)))?;
+    let errand = serde_json::from_str(&text)
+        .map_err(|_| "standard input: expected an errand of the gateway's")?;
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| format!("cannot start: {}", plain(&error)))?;
     let outcome = runtime.block_on(async {
@@ -112,7 +119,10 @@ struct Signals {
 
 impl Signals {
     fn new() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
     }
 
     /// Another signal, after the first.
@@ -143,7 +153,12 @@ const SETTLE: Duration = Duration::from_millis(150);
 const SETTLE_LOOKS: u32 = 4;
 
 /// Takes up the configuration in the file at `path` whenever it changes, and when somebody hangs up.
-async fn follow(path: Option<&Path>, mut known: Option<[u8; 32]>, gateway: &Gateway, hang_ups: &mut Signal) {
+async fn follow(
+    path: Option<&Path>,
+    mut known: Option<[u8; 32]>,
+    gateway: &Gateway,
+    hang_ups: &mut Signal,
+) {
     let changed = Arc::new(Notify::new());
     let watch = Watch::start();
     if let Some(path) = path {
@@ -162,7 +177,10 @@ async fn follow(path: Option<&Path>, mut known: Option<[u8; 32]>, gateway: &Gate
             continue;
         };
         let looked_at = path.to_owned();
-        let found = spawn_blocking(move || digest(&looked_at)).await.ok().flatten();
+        let found = spawn_blocking(move || digest(&looked_at))
+            .await
+            .ok()
+            .flatten();
         if !asked && found == known {
             continue;
         }
@@ -198,7 +216,9 @@ async fn settled(path: &Path) -> Result<Loaded, Message> {
 }
 
 fn digest(path: &Path) -> Option<[u8; 32]> {
-    read_regular(path, CONFIG_FILE_BYTES).ok().map(|bytes| Sha256::digest(bytes).into())
+    read_regular(path, CONFIG_FILE_BYTES)
+        .ok()
+        .map(|bytes| Sha256::digest(bytes).into())
 }
 
 /// Whoever waits for the file finds all of it or none.
@@ -206,7 +226,9 @@ fn write_ready_file(path: &Path, gateway: &Gateway) -> Result<(), Message> {
     let services: Vec<_> = gateway
         .listening()
         .iter()
-        .map(|listening| json!({"tag": listening.service, "address": listening.address.to_string()}))
+        .map(
+            |listening| json!({"tag": listening.service, "address": listening.address.to_string()}),
+        )
         .collect();
     let admin = gateway.admin().map(|address| address.to_string());
     let text = json!({"services": services, "admin": admin}).to_string();

@@ -21,11 +21,25 @@ pub(super) struct Args {
 pub(super) fn status(args: &Args) -> Result<(), Message> {
     let config = load(args.config.as_deref())?.config;
     let status = in_runtime(get(&config, "/status"))?;
-    print(&if args.json { format!("{status:#}") } else { as_text(&status) })
+    print(&if args.json {
+        format!("{status:#}")
+    } else {
+        as_text(&status)
+    })
 }
 
-const HEAD: [&str; 10] =
-    ["credential", "state", "5-hour", "resets in", "weekly", "resets in", "plan", "polled", "sessions", "in flight"];
+const HEAD: [&str; 10] = [
+    "credential",
+    "state",
+    "5-hour",
+    "resets in",
+    "weekly",
+    "resets in",
+    "plan",
+    "polled",
+    "sessions",
+    "in flight",
+];
 
 fn as_text(status: &Value) -> String {
     let at = number(status, "at");
@@ -43,7 +57,13 @@ fn as_text(status: &Value) -> String {
             rows.push(cells(name, credential, at));
         }
     }
-    let side = |column: usize| if matches!(column, 2 | 4 | 8 | 9) { Side::Right } else { Side::Left };
+    let side = |column: usize| {
+        if matches!(column, 2 | 4 | 8 | 9) {
+            Side::Right
+        } else {
+            Side::Left
+        }
+    };
     let mut text = lines(&rows, side);
     if !notes.is_empty() {
         text.push(String::new());
@@ -58,7 +78,9 @@ fn cells(name: String, credential: &Value, at: u64) -> [String; 10] {
         // Rounded down: what is just below its cap is not at it.
         let used = window["used"].as_f64().map(f64::floor);
         let cap = window["cap"].as_f64().unwrap_or(100.0);
-        let resets = window["resets_at"].as_u64().map_or("-".to_owned(), |resets| span(resets.saturating_sub(at)));
+        let resets = window["resets_at"]
+            .as_u64()
+            .map_or("-".to_owned(), |resets| span(resets.saturating_sub(at)));
         match used {
             Some(used) => (format!("{used:.0}% of {cap:.0}%"), resets),
             // An API key has none, and those of others may not be told yet.
@@ -67,7 +89,9 @@ fn cells(name: String, credential: &Value, at: u64) -> [String; 10] {
     };
     let (five_hour, five_hour_resets) = window("five_hour");
     let (weekly, weekly_resets) = window("weekly");
-    let polled = credential["polled_at"].as_u64().map(|polled| format!("{} ago", span(at.saturating_sub(polled))));
+    let polled = credential["polled_at"]
+        .as_u64()
+        .map(|polled| format!("{} ago", span(at.saturating_sub(polled))));
     let polled = match (polled, credential["poll_failure"].as_str()) {
         (Some(polled), None) => polled,
         (Some(polled), Some(_)) => format!("{polled}, stale"),
@@ -82,7 +106,11 @@ fn cells(name: String, credential: &Value, at: u64) -> [String; 10] {
         five_hour_resets,
         weekly,
         weekly_resets,
-        if plan.is_empty() { "-".to_owned() } else { plan.to_owned() },
+        if plan.is_empty() {
+            "-".to_owned()
+        } else {
+            plan.to_owned()
+        },
         polled,
         number(credential, "sessions").to_string(),
         number(credential, "in_flight").to_string(),
@@ -90,9 +118,16 @@ fn cells(name: String, credential: &Value, at: u64) -> [String; 10] {
 }
 
 fn state(credential: &Value, at: u64) -> String {
-    let until = || credential["until"].as_u64().map(|until| format!(" for {}", span(until.saturating_sub(at))));
+    let until = || {
+        credential["until"]
+            .as_u64()
+            .map(|until| format!(" for {}", span(until.saturating_sub(at))))
+    };
     let until = until().unwrap_or_default();
-    let window = credential["window"].as_str().map(|window| format!(" ({window})")).unwrap_or_default();
+    let window = credential["window"]
+        .as_str()
+        .map(|window| format!(" ({window})"))
+        .unwrap_or_default();
     match text(credential, "state") {
         "rate_limited" => format!("rate-limited{until}{window}"),
         "paused" => format!("paused at its cap{until}{window}"),
@@ -105,11 +140,26 @@ fn state(credential: &Value, at: u64) -> String {
 /// What does not fit into a column: a reason, one line each.
 fn note(name: &str, credential: &Value) -> Vec<String> {
     let state = text(credential, "state");
-    let what = if state == "login_needed" { "log in again: " } else { "" };
+    let what = if state == "login_needed" {
+        "log in again: "
+    } else {
+        ""
+    };
     // That is the reason already.
-    let refresh = if state == "cannot_refresh" { "" } else { "refresh_failure" };
-    let reasons = [(what, "reason"), ("the last refresh: ", refresh), ("the last poll: ", "poll_failure")];
-    reasons.into_iter().filter_map(|(what, key)| Some(format!("{name}: {what}{}", credential[key].as_str()?))).collect()
+    let refresh = if state == "cannot_refresh" {
+        ""
+    } else {
+        "refresh_failure"
+    };
+    let reasons = [
+        (what, "reason"),
+        ("the last refresh: ", refresh),
+        ("the last poll: ", "poll_failure"),
+    ];
+    reasons
+        .into_iter()
+        .filter_map(|(what, key)| Some(format!("{name}: {what}{}", credential[key].as_str()?)))
+        .collect()
 }
 
 #[cfg(test)]
@@ -124,7 +174,10 @@ mod tests {
         let credential = |more: Value| {
             let mut whole = json!({"credential": "a", "kind": "oauth", "state": "ready", "five_hour": window,
                 "weekly": window, "plan": "pro", "polled_at": 0, "sessions": 3, "in_flight": 1});
-            whole.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+            whole
+                .as_object_mut()
+                .expect("an object")
+                .extend(more.as_object().expect("an object").clone());
             json!({"at": 0, "services": [{"service": "ocm", "credentials": [whole]}]})
         };
         let table = as_text(&credential(json!({})));
@@ -137,7 +190,10 @@ mod tests {
         assert!(as_text(&credential(limited)).contains("rate-limited for 1d 1h (weekly)"));
         let broken = json!({"state": "unreadable", "reason": "cannot read it", "poll_failure": "answered 500"});
         let broken = as_text(&credential(broken));
-        assert!(broken.ends_with("a: cannot read it\na: the last poll: answered 500"), "{broken}");
+        assert!(
+            broken.ends_with("a: cannot read it\na: the last poll: answered 500"),
+            "{broken}"
+        );
         assert!(broken.contains("0s ago, stale"));
     }
 }

@@ -54,17 +54,30 @@ impl ByName {
     }
 }
 
-const NUMBERS: [&str; 8] =
-    ["requests", "not_complete", "input", "cached", "output", "reasoning", "cost_usd", "unpriced"];
+const NUMBERS: [&str; 8] = [
+    "requests",
+    "not_complete",
+    "input",
+    "cached",
+    "output",
+    "reasoning",
+    "cost_usd",
+    "unpriced",
+];
 
 pub(super) fn usage(args: &Args) -> Result<(), Message> {
     let config = load(args.config.as_deref())?.config;
     let path = config.data_dir.join(FILE_NAME);
     if !path.exists() {
-        return Err(format!("there is no ledger at {}: has the gateway run with this data_dir?", path.display()));
+        return Err(format!(
+            "there is no ledger at {}: has the gateway run with this data_dir?",
+            path.display()
+        ));
     }
     let reader = Reader::open(&path).map_err(|error| error.to_string())?;
-    let summaries = reader.summary(args.by.by()).map_err(|error| format!("{}: {error}", path.display()))?;
+    let summaries = reader
+        .summary(args.by.by())
+        .map_err(|error| format!("{}: {error}", path.display()))?;
     let text = match (args.json, args.csv) {
         (true, _) => as_json(args.by, &summaries),
         (_, true) => as_csv(args.by, &summaries),
@@ -74,8 +87,23 @@ pub(super) fn usage(args: &Args) -> Result<(), Message> {
 }
 
 fn numbers(summary: &Summary) -> [u64; 6] {
-    let Summary { requests, not_complete, input, cached, output, reasoning, .. } = summary;
-    [*requests, *not_complete, *input, *cached, *output, *reasoning]
+    let Summary {
+        requests,
+        not_complete,
+        input,
+        cached,
+        output,
+        reasoning,
+        ..
+    } = summary;
+    [
+        *requests,
+        *not_complete,
+        *input,
+        *cached,
+        *output,
+        *reasoning,
+    ]
 }
 
 fn as_json(by: ByName, summaries: &[Summary]) -> String {
@@ -102,8 +130,17 @@ fn as_csv(by: ByName, summaries: &[Summary]) -> String {
     let mut lines = vec![format!("{},{}", by.name(), NUMBERS.join(","))];
     for summary in summaries {
         let numbers: Vec<String> = numbers(summary).iter().map(u64::to_string).collect();
-        let cost = format!("{}.{:09}", summary.cost.0 / 1_000_000_000, summary.cost.0 % 1_000_000_000);
-        lines.push(format!("{},{},{cost},{}", quoted(&summary.name), numbers.join(","), summary.unpriced));
+        let cost = format!(
+            "{}.{:09}",
+            summary.cost.0 / 1_000_000_000,
+            summary.cost.0 % 1_000_000_000
+        );
+        lines.push(format!(
+            "{},{},{cost},{}",
+            quoted(&summary.name),
+            numbers.join(","),
+            summary.unpriced
+        ));
     }
     lines.join("\n")
 }
@@ -121,13 +158,30 @@ fn as_table(by: ByName, summaries: &[Summary]) -> String {
     if summaries.is_empty() {
         return "no requests yet".to_owned();
     }
-    let head = [by.name(), "requests", "not complete", "input", "cached", "output", "reasoning", "cost", "unpriced"];
+    let head = [
+        by.name(),
+        "requests",
+        "not complete",
+        "input",
+        "cached",
+        "output",
+        "reasoning",
+        "cost",
+        "unpriced",
+    ];
     let mut rows: Vec<[String; 9]> = vec![head.map(str::to_owned)];
-    rows.extend(summaries.iter().map(|summary| cells(&summary.name, summary)));
+    rows.extend(
+        summaries
+            .iter()
+            .map(|summary| cells(&summary.name, summary)),
+    );
     if summaries.len() > 1 {
         rows.push(cells("all", &total(summaries)));
     }
-    let mut lines = table_lines(&rows, |column| if column == 0 { Side::Left } else { Side::Right });
+    let mut lines = table_lines(
+        &rows,
+        |column| if column == 0 { Side::Left } else { Side::Right },
+    );
     if summaries.len() > 1 {
         let rule = lines[1].clone();
         lines.insert(lines.len() - 1, rule);
@@ -138,7 +192,17 @@ fn as_table(by: ByName, summaries: &[Summary]) -> String {
 fn cells(name: &str, summary: &Summary) -> [String; 9] {
     let [requests, not_complete, input, cached, output, reasoning] = numbers(summary).map(grouped);
     let cost = summary.cost.to_string();
-    [name.to_owned(), requests, not_complete, input, cached, output, reasoning, cost, grouped(summary.unpriced)]
+    [
+        name.to_owned(),
+        requests,
+        not_complete,
+        input,
+        cached,
+        output,
+        reasoning,
+        cost,
+        grouped(summary.unpriced),
+    ]
 }
 
 fn total(summaries: &[Summary]) -> Summary {
@@ -192,7 +256,10 @@ mod tests {
         let table = as_table(ByName::User, &[summary("alice"), summary("bob")]);
         let lines: Vec<&str> = table.lines().collect();
         assert_eq!(lines.len(), 6);
-        assert_eq!(lines[2], "alice     1,234             1  1,000,000       5       6          7  $1.5000         2");
+        assert_eq!(
+            lines[2],
+            "alice     1,234             1  1,000,000       5       6          7  $1.5000         2"
+        );
         assert!(lines[5].starts_with("all       2,468"), "{table}");
     }
 

@@ -2,8 +2,16 @@
 
 use std::time::Duration;
 
-const UNITS: [(&str, f64); 8] =
-    [("ns", 1e-9), ("us", 1e-6), ("µs", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("d", 86400.0)];
+const UNITS: [(&str, f64); 8] = [
+    ("ns", 1e-9),
+    ("us", 1e-6),
+    ("µs", 1e-6),
+    ("ms", 1e-3),
+    ("s", 1.0),
+    ("m", 60.0),
+    ("h", 3600.0),
+    ("d", 86400.0),
+];
 
 /// Longer than anything that is waited for: a hundred years.
 const SECONDS_MAX: f64 = 100.0 * 365.0 * 86400.0;
@@ -16,7 +24,9 @@ pub fn parse(text: &str) -> Option<Duration> {
         let digits = rest.find(|c: char| !(c.is_ascii_digit() || c == '.'))?;
         let number: f64 = rest[..digits].parse().ok()?;
         rest = &rest[digits..];
-        let letters = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
+        let letters = rest
+            .find(|c: char| c.is_ascii_digit() || c == '.')
+            .unwrap_or(rest.len());
         let (_, unit) = UNITS.iter().find(|(name, _)| *name == &rest[..letters])?;
         seconds += number * unit;
         rest = &rest[letters..];
@@ -30,7 +40,11 @@ mod tests {
 
     #[track_caller]
     fn check(text: &str, milliseconds: Option<u64>) {
-        assert_eq!(parse(text), milliseconds.map(Duration::from_millis), "{text:?}");
+        assert_eq!(
+            parse(text),
+            milliseconds.map(Duration::from_millis),
+            "{text:?}"
+        );
     }
 
     #[test]
@@ -45,7 +59,17 @@ mod tests {
 
     #[test]
     fn anything_else_is_none() {
-        for text in ["", "60", "s", "1h30", "-5s", "1w", "1 h", "1.2.3s", "999999999999d"] {
+        for text in [
+            "",
+            "60",
+            "s",
+            "1h30",
+            "-5s",
+            "1w",
+            "1 h",
+            "1.2.3s",
+            "999999999999d",
+        ] {
             check(text, None);
         }
     }

@@ -270,7 +270,10 @@ impl RawOcm {
             ("udp_fragment", &self.udp_fragment),
             ("udp_timeout", &self.udp_timeout),
             ("proxy_protocol", &self.proxy_protocol),
-            ("proxy_protocol_accept_no_header", &self.proxy_protocol_accept_no_header),
+            (
+                "proxy_protocol_accept_no_header",
+                &self.proxy_protocol_accept_no_header,
+            ),
         ];
         set_fields(&fields)
     }
@@ -278,7 +281,11 @@ impl RawOcm {
 
 /// The fields that ask for something: one that is empty, or says no, asks for what there is without it.
 fn set_fields(fields: &[(&'static str, &Option<Value>)]) -> Vec<&'static str> {
-    fields.iter().filter(|(_, value)| value.as_ref().is_some_and(asks)).map(|(name, _)| *name).collect()
+    fields
+        .iter()
+        .filter(|(_, value)| value.as_ref().is_some_and(asks))
+        .map(|(name, _)| *name)
+        .collect()
 }
 
 fn asks(value: &Value) -> bool {
@@ -288,7 +295,9 @@ fn asks(value: &Value) -> bool {
         Value::Number(number) => number.as_f64() != Some(0.0),
         Value::String(text) => !text.is_empty(),
         Value::Array(items) => !items.is_empty(),
-        Value::Object(fields) => fields.get("enabled") != Some(&Value::Bool(false)) && !fields.is_empty(),
+        Value::Object(fields) => {
+            fields.get("enabled") != Some(&Value::Bool(false)) && !fields.is_empty()
+        }
     }
 }
 

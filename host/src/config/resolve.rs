@@ -40,11 +40,18 @@ impl Findings<'_> {
 }
 
 /// Resolves `raw`. None only where there is a problem.
-pub(super) fn resolve(raw: &RawConfig, problems: &mut Vec<Problem>, warnings: &mut Vec<Problem>) -> Option<Config> {
+pub(super) fn resolve(
+    raw: &RawConfig,
+    problems: &mut Vec<Problem>,
+    warnings: &mut Vec<Problem>,
+) -> Option<Config> {
     let mut findings = Findings { problems, warnings };
     let mut policies = Policies::configured(&raw.policies, &mut findings);
     let services = services(raw, &mut policies, &mut findings);
-    let admin = raw.admin.as_ref().and_then(|raw| admin(raw, &services, &mut findings));
+    let admin = raw
+        .admin
+        .as_ref()
+        .and_then(|raw| admin(raw, &services, &mut findings));
     let limits = limits(&raw.limits, &mut findings);
     if limits.ledger_full == LedgerFull::Serve && raw.log.disabled {
         findings.warning(
@@ -56,14 +63,31 @@ pub(super) fn resolve(raw: &RawConfig, problems: &mut Vec<Problem>, warnings: &m
         Some(path) => Some(PathBuf::from(path)),
         None => default_data_dir(&mut findings),
     };
-    Some(Config { log: log(&raw.log), services, policies: policies.resolved(), data_dir: data_dir?, admin, limits })
+    Some(Config {
+        log: log(&raw.log),
+        services,
+        policies: policies.resolved(),
+        data_dir: data_dir?,
+        admin,
+        limits,
+    })
 }
 
-fn services(raw: &RawConfig, policies: &mut Policies, findings: &mut Findings<'_>) -> Vec<super::ServiceConfig> {
+fn services(
+    raw: &RawConfig,
+    policies: &mut Policies,
+    findings: &mut Findings<'_>,
+) -> Vec<super::ServiceConfig> {
     let entries = raw.services.as_slice();
-    let served = entries.iter().filter(|entry| matches!(entry, RawService::Ocm(_))).count();
+    let served = entries
+        .iter()
+        .filter(|entry| matches!(entry, RawService::Ocm(_)))
+        .count();
     if served == 0 {
-        findings.problem("services", "expected at least one of type \"ocm\", found none");
+        findings.problem(
+            "services",
+            "expected at least one of type \"ocm\", found none",
+        );
     }
     let mut services = Vec::new();
     let mut tags = HashSet::new();
@@ -73,30 +97,51 @@ fn services(raw: &RawConfig, policies: &mut Policies, findings: &mut Findings<'_
         let path = format!("services[{index}]");
         match entry {
             RawService::Ocm(raw_service) => {
-                let tag = raw_service.tag.clone().unwrap_or_else(|| default_service_tag(index, served));
+                let tag = raw_service
+                    .tag
+                    .clone()
+                    .unwrap_or_else(|| default_service_tag(index, served));
                 if !tags.insert(tag.clone()) {
-                    findings.problem(join(&path, "tag"), format!("expected a name of its own, found {tag:?} again"));
+                    findings.problem(
+                        join(&path, "tag"),
+                        format!("expected a name of its own, found {tag:?} again"),
+                    );
                 }
-                let context = service::Context { path, tag, raw_config: raw };
-                let service = service::resolve(context, raw_service, policies, &mut files, findings);
+                let context = service::Context {
+                    path,
+                    tag,
+                    raw_config: raw,
+                };
+                let service =
+                    service::resolve(context, raw_service, policies, &mut files, findings);
                 if let Some(service) = &service
                     && service.listen.port() != 0
                     && !addresses.insert(service.listen)
                 {
-                    let message = format!("expected an address of its own, found {} again", service.listen);
+                    let message = format!(
+                        "expected an address of its own, found {} again",
+                        service.listen
+                    );
                     findings.problem(format!("services[{index}].listen_port"), message);
                 }
                 services.extend(service);
             }
             RawService::Other(other) => {
-                findings.warning(path, format!("skipped: a service of type {:?}", other.kind.name()));
+                findings.warning(
+                    path,
+                    format!("skipped: a service of type {:?}", other.kind.name()),
+                );
             }
         }
     }
     services
 }
 
-fn admin(raw: &RawAdmin, services: &[super::ServiceConfig], findings: &mut Findings<'_>) -> Option<AdminConfig> {
+fn admin(
+    raw: &RawAdmin,
+    services: &[super::ServiceConfig],
+    findings: &mut Findings<'_>,
+) -> Option<AdminConfig> {
     let address = service::address("admin", raw.listen.as_deref(), findings)?;
     let listen = SocketAddr::new(address, raw.listen_port.unwrap_or(ADMIN_PORT));
     if listen.port() != 0 && services.iter().any(|service| service.listen == listen) {
@@ -108,13 +153,23 @@ fn admin(raw: &RawAdmin, services: &[super::ServiceConfig], findings: &mut Findi
         findings.problem("admin.token", format!("missing: {address} is not loopback"));
     }
     if token.is_some_and(|token| !token.bytes().all(|byte| byte.is_ascii_graphic())) {
-        findings.problem("admin.token", "expected visible ASCII characters without spaces, found others");
+        findings.problem(
+            "admin.token",
+            "expected visible ASCII characters without spaces, found others",
+        );
     }
-    Some(AdminConfig { listen, token: token.map(|token| Secret::new(token.to_owned())) })
+    Some(AdminConfig {
+        listen,
+        token: token.map(|token| Secret::new(token.to_owned())),
+    })
 }
 
 fn default_service_tag(index: usize, served: usize) -> String {
-    if served == 1 { "ocm".to_owned() } else { format!("ocm-{index}") }
+    if served == 1 {
+        "ocm".to_owned()
+    } else {
+        format!("ocm-{index}")
+    }
 }
 
 fn log(raw: &RawLog) -> LogConfig {
@@ -133,20 +188,34 @@ fn log(raw: &RawLog) -> LogConfig {
 }
 
 fn default_data_dir(findings: &mut Findings<'_>) -> Option<PathBuf> {
-    let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let set = |name: &str| {
+        env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
     let folder = set("XDG_DATA_HOME").or_else(|| set("HOME").map(|home| home.join(".local/share")));
     if folder.is_none() {
-        findings.problem("data_dir", "missing, and neither XDG_DATA_HOME nor HOME is set to take it from");
+        findings.problem(
+            "data_dir",
+            "missing, and neither XDG_DATA_HOME nor HOME is set to take it from",
+        );
     }
     folder.map(|folder| folder.join("tollgate"))
 }
 
 /// The default credential file: `$CODEX_HOME/auth.json`, else `~/.codex/auth.json`.
 fn default_credential_path(path: &str, findings: &mut Findings<'_>) -> Option<PathBuf> {
-    let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let set = |name: &str| {
+        env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
     let folder = set("CODEX_HOME").or_else(|| set("HOME").map(|home| home.join(".codex")));
     if folder.is_none() {
-        findings.problem(path, "missing, and neither CODEX_HOME nor HOME is set to take it from");
+        findings.problem(
+            path,
+            "missing, and neither CODEX_HOME nor HOME is set to take it from",
+        );
     }
     folder.map(|folder| folder.join("auth.json"))
 }
@@ -154,7 +223,10 @@ fn default_credential_path(path: &str, findings: &mut Findings<'_>) -> Option<Pa
 fn span(raw: &RawDuration, path: String, findings: &mut Findings<'_>) -> Option<Duration> {
     let parsed = duration::parse(&raw.0);
     if parsed.is_none() {
-        findings.problem(path, format!("expected a duration up to 100 years, found {:?}", raw.0));
+        findings.problem(
+            path,
+            format!("expected a duration up to 100 years, found {:?}", raw.0),
+        );
     }
     parsed
 }
@@ -227,7 +299,15 @@ fn limits(raw: &RawLimits, findings: &mut Findings<'_>) -> Limits {
     macro_rules! switch {
         ($($name:ident),*) => { $( if let Some(value) = raw.failover.$name { limits.failover.$name = value; } )* };
     }
-    switch!(rate_limited, unauthorized, unreachable, timed_out, bad_gateway, service_unavailable, gateway_timeout);
+    switch!(
+        rate_limited,
+        unauthorized,
+        unreachable,
+        timed_out,
+        bad_gateway,
+        service_unavailable,
+        gateway_timeout
+    );
     if let Some(choice) = raw.ledger_full {
         limits.ledger_full = match choice {
             RawLedgerFull::Refuse => LedgerFull::Refuse,

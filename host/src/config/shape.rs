@@ -21,13 +21,20 @@ pub struct Problem {
 impl Problem {
     /// A problem at `path`.
     pub fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { path: path.into(), message: message.into() }
+        Self {
+            path: path.into(),
+            message: message.into(),
+        }
     }
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.path.is_empty() { f.write_str(&self.message) } else { write!(f, "{}: {}", self.path, self.message) }
+        if self.path.is_empty() {
+            f.write_str(&self.message)
+        } else {
+            write!(f, "{}: {}", self.path, self.message)
+        }
     }
 }
 
@@ -64,7 +71,8 @@ impl Shape {
     fn report(&self, root: &str, error: &ValidationError<'_>, problems: &mut Vec<Problem>) {
         let path = join(root, &path(error.instance_path()));
         match error.kind() {
-            ValidationErrorKind::AnyOf { context } | ValidationErrorKind::OneOfNotValid { context } => {
+            ValidationErrorKind::AnyOf { context }
+            | ValidationErrorKind::OneOfNotValid { context } => {
                 self.report_likeliest(root, error, context, problems);
             }
             ValidationErrorKind::AdditionalProperties { unexpected } => {
@@ -79,8 +87,13 @@ impl Shape {
             }
             kind => {
                 let expected = self.range(error).unwrap_or_else(|| expected(kind));
-                problems
-                    .push(Problem::new(path, format!("expected {expected}, found {}", found(kind, error.instance()))));
+                problems.push(Problem::new(
+                    path,
+                    format!(
+                        "expected {expected}, found {}",
+                        found(kind, error.instance())
+                    ),
+                ));
             }
         }
     }
@@ -98,17 +111,32 @@ impl Shape {
         let place = join(root, &path(here));
         if let Some(expected) = choices(here, context) {
             let found = found_choice(error.instance());
-            problems.push(Problem::new(place, format!("expected one of {expected}, found {found}")));
+            problems.push(Problem::new(
+                place,
+                format!("expected one of {expected}, found {found}"),
+            ));
             return;
         }
         if let Some(expected) = json_types(here, context) {
             let found = kind_of(error.instance());
-            problems.push(Problem::new(place, format!("expected {expected}, found {found}")));
+            problems.push(Problem::new(
+                place,
+                format!("expected {expected}, found {found}"),
+            ));
             return;
         }
-        let misses =
-            |errors: &[ValidationError<'_>]| errors.iter().filter(|error| is_of_another_form(here, error)).count();
-        let Some(likeliest) = context.iter().min_by_key(|errors| (misses(errors), errors.len())) else { return };
+        let misses = |errors: &[ValidationError<'_>]| {
+            errors
+                .iter()
+                .filter(|error| is_of_another_form(here, error))
+                .count()
+        };
+        let Some(likeliest) = context
+            .iter()
+            .min_by_key(|errors| (misses(errors), errors.len()))
+        else {
+            return;
+        };
         let names = type_names(context);
         if misses(likeliest) == 0 || names.is_empty() || error.instance().get("type").is_none() {
             for error in likeliest {
@@ -116,26 +144,49 @@ impl Shape {
             }
             return;
         }
-        let found = error.instance().get("type").map_or("nothing".to_owned(), found_choice);
+        let found = error
+            .instance()
+            .get("type")
+            .map_or("nothing".to_owned(), found_choice);
         let expected = names.join(", ");
-        problems.push(Problem::new(join(&place, "type"), format!("expected one of {expected}, found {found}")));
+        problems.push(Problem::new(
+            join(&place, "type"),
+            format!("expected one of {expected}, found {found}"),
+        ));
     }
 
     /// What a number or duration must be, where the schema says more than its type: `1 to 99`.
     fn range(&self, error: &ValidationError<'_>) -> Option<String> {
         let pointer = error.schema_path().as_str();
-        let parent = ["/minimum", "/maximum", "/type"].into_iter().find_map(|end| pointer.strip_suffix(end))?;
+        let parent = ["/minimum", "/maximum", "/type"]
+            .into_iter()
+            .find_map(|end| pointer.strip_suffix(end))?;
         let schema = self.schema.pointer(parent)?;
-        if schema.get("pattern").and_then(Value::as_str).is_some_and(is_of_durations) {
+        if schema
+            .get("pattern")
+            .and_then(Value::as_str)
+            .is_some_and(is_of_durations)
+        {
             return Some(A_DURATION.to_owned());
         }
-        Some(format!("{} to {}", number(schema.get("minimum")?), number(schema.get("maximum")?)))
+        Some(format!(
+            "{} to {}",
+            number(schema.get("minimum")?),
+            number(schema.get("maximum")?)
+        ))
     }
 
     fn known_keys(&self, schema_path: &Location) -> Vec<String> {
-        let pointer = schema_path.as_str().trim_end_matches("/additionalProperties");
-        let properties = self.schema.pointer(&format!("{pointer}/properties")).and_then(Value::as_object);
-        properties.map(|properties| properties.keys().cloned().collect()).unwrap_or_default()
+        let pointer = schema_path
+            .as_str()
+            .trim_end_matches("/additionalProperties");
+        let properties = self
+            .schema
+            .pointer(&format!("{pointer}/properties"))
+            .and_then(Value::as_object);
+        properties
+            .map(|properties| properties.keys().cloned().collect())
+            .unwrap_or_default()
     }
 }
 
@@ -144,11 +195,16 @@ fn is_of_another_form(here: &Location, error: &ValidationError<'_>) -> bool {
     let at = error.instance_path();
     match error.kind() {
         ValidationErrorKind::Type { .. } => depth(at) == depth(here) || is_type_key(here, at),
-        ValidationErrorKind::Required { property } => property == "type" && depth(at) == depth(here),
-        ValidationErrorKind::Enum { .. } | ValidationErrorKind::Constant { .. } => is_type_key(here, at),
+        ValidationErrorKind::Required { property } => {
+            property == "type" && depth(at) == depth(here)
+        }
+        ValidationErrorKind::Enum { .. } | ValidationErrorKind::Constant { .. } => {
+            is_type_key(here, at)
+        }
         ValidationErrorKind::AnyOf { context } | ValidationErrorKind::OneOfNotValid { context } => {
-            let nowhere =
-                |errors: &Vec<ValidationError<'_>>| errors.iter().any(|error| is_of_another_form(here, error));
+            let nowhere = |errors: &Vec<ValidationError<'_>>| {
+                errors.iter().any(|error| is_of_another_form(here, error))
+            };
             is_type_key(here, at) || (depth(at) == depth(here) && context.iter().all(nowhere))
         }
         _ => false,
@@ -183,7 +239,8 @@ fn json_types(here: &Location, context: &[Vec<ValidationError<'static>>]) -> Opt
     let mut names: Vec<String> = Vec::new();
     for errors in context {
         let of_type = errors.iter().find(|error| {
-            matches!(error.kind(), ValidationErrorKind::Type { .. }) && depth(error.instance_path()) == depth(here)
+            matches!(error.kind(), ValidationErrorKind::Type { .. })
+                && depth(error.instance_path()) == depth(here)
         })?;
         let name = expected(of_type.kind());
         if name != "a null" && !names.contains(&name) {
@@ -198,7 +255,11 @@ fn json_types(here: &Location, context: &[Vec<ValidationError<'static>>]) -> Opt
 fn options(kind: &ValidationErrorKind) -> Option<Vec<String>> {
     match kind {
         ValidationErrorKind::Enum { options } => {
-            let options = options.as_array().into_iter().flatten().filter(|option| !option.is_null());
+            let options = options
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter(|option| !option.is_null());
             Some(options.map(Value::to_string).collect())
         }
         ValidationErrorKind::Constant { expected_value } => Some(vec![expected_value.to_string()]),
@@ -222,7 +283,10 @@ fn collect_type_names(error: &ValidationError<'_>, names: &mut Vec<String>) {
     }
     match error.kind() {
         ValidationErrorKind::AnyOf { context } | ValidationErrorKind::OneOfNotValid { context } => {
-            context.iter().flatten().for_each(|error| collect_type_names(error, names));
+            context
+                .iter()
+                .flatten()
+                .for_each(|error| collect_type_names(error, names));
         }
         kind => names.extend(options(kind).unwrap_or_default()),
     }
@@ -230,8 +294,12 @@ fn collect_type_names(error: &ValidationError<'_>, names: &mut Vec<String>) {
 
 /// `unknown key; did you mean "listen_port"?`
 pub fn unknown_key(key: &str, known: &[String]) -> String {
-    let near = known.iter().map(|name| (strsim::jaro_winkler(key, name), name));
-    let nearest = near.max_by(|a, b| a.0.total_cmp(&b.0)).filter(|(likeness, _)| *likeness > 0.75);
+    let near = known
+        .iter()
+        .map(|name| (strsim::jaro_winkler(key, name), name));
+    let nearest = near
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .filter(|(likeness, _)| *likeness > 0.75);
     match nearest {
         Some((_, name)) => format!("unknown key; did you mean {name:?}?"),
         None => "unknown key".to_owned(),
@@ -246,17 +314,30 @@ fn is_of_durations(pattern: &str) -> bool {
 
 fn expected(kind: &ValidationErrorKind) -> String {
     match kind {
-        ValidationErrorKind::Type { kind: TypeKind::Single(single) } => with_article(&single.to_string()),
-        ValidationErrorKind::Type { kind: TypeKind::Multiple(several) } => {
-            let names: Vec<String> =
-                several.iter().map(|name| name.to_string()).filter(|name| name != "null").collect();
-            names.iter().map(|name| with_article(name)).collect::<Vec<_>>().join(" or ")
+        ValidationErrorKind::Type {
+            kind: TypeKind::Single(single),
+        } => with_article(&single.to_string()),
+        ValidationErrorKind::Type {
+            kind: TypeKind::Multiple(several),
+        } => {
+            let names: Vec<String> = several
+                .iter()
+                .map(|name| name.to_string())
+                .filter(|name| name != "null")
+                .collect();
+            names
+                .iter()
+                .map(|name| with_article(name))
+                .collect::<Vec<_>>()
+                .join(" or ")
         }
         ValidationErrorKind::Minimum { limit } => format!("{} or more", number(limit)),
         ValidationErrorKind::Maximum { limit } => format!("{} or less", number(limit)),
         ValidationErrorKind::ExclusiveMinimum { limit } => format!("more than {}", number(limit)),
         ValidationErrorKind::ExclusiveMaximum { limit } => format!("less than {}", number(limit)),
-        ValidationErrorKind::Pattern { pattern } if is_of_durations(pattern) => A_DURATION.to_owned(),
+        ValidationErrorKind::Pattern { pattern } if is_of_durations(pattern) => {
+            A_DURATION.to_owned()
+        }
         kind => match options(kind) {
             Some(options) => format!("one of {}", options.join(", ")),
             None => format!("what the schema says of {:?}", kind.keyword()),
@@ -278,14 +359,12 @@ fn found(kind: &ValidationErrorKind, value: &Value) -> String {
         ValidationErrorKind::Enum { .. }
         | ValidationErrorKind::Constant { .. }
         | ValidationErrorKind::Pattern { .. } => found_choice(value),
-        ValidationErrorKind::Type { kind: TypeKind::Single(single) } if single.to_string() == "string" => {
-            kind_of(value).to_owned()
-        }
-        ValidationErrorKind::Type { kind: TypeKind::Multiple(several) }
-            if several.iter().any(|name| name.to_string() == "string") =>
-        {
-            kind_of(value).to_owned()
-        }
+        ValidationErrorKind::Type {
+            kind: TypeKind::Single(single),
+        } if single.to_string() == "string" => kind_of(value).to_owned(),
+        ValidationErrorKind::Type {
+            kind: TypeKind::Multiple(several),
+        } if several.iter().any(|name| name.to_string() == "string") => kind_of(value).to_owned(),
         ValidationErrorKind::Type { .. }
         | ValidationErrorKind::Minimum { .. }
         | ValidationErrorKind::Maximum { .. } => match value {
@@ -317,7 +396,11 @@ pub fn kind_of(value: &Value) -> &'static str {
 }
 
 fn with_article(name: &str) -> String {
-    let article = if name.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
+    let article = if name.starts_with(['a', 'e', 'i', 'o', 'u']) {
+        "an"
+    } else {
+        "a"
+    };
     format!("{article} {name}")
 }
 

@@ -53,7 +53,12 @@ pub struct Fingerprint(String);
 
 impl Fingerprint {
     pub(super) fn of(secret: &[u8]) -> Self {
-        Self(Sha256::digest(secret).iter().map(|byte| format!("{byte:02x}")).collect())
+        Self(
+            Sha256::digest(secret)
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect(),
+        )
     }
 }
 
@@ -85,9 +90,15 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Identity, String> {
     }
     let value: Value = serde_json::from_slice(bytes).map_err(|error| {
         // Only the place: the parser's own message can quote what stands there.
-        format!("expected JSON, found something else at line {} column {}", error.line(), error.column())
+        format!(
+            "expected JSON, found something else at line {} column {}",
+            error.line(),
+            error.column()
+        )
     })?;
-    let object = value.as_object().ok_or_else(|| format!("expected a JSON object, found {}", kind_of(&value)))?;
+    let object = value
+        .as_object()
+        .ok_or_else(|| format!("expected a JSON object, found {}", kind_of(&value)))?;
     let mode = text(object, "auth_mode", "auth_mode")?;
     let key = text(object, "OPENAI_API_KEY", "OPENAI_API_KEY")?.filter(|key| !key.is_empty());
     let by_key = mode.is_none_or(|mode| !mode.eq_ignore_ascii_case("chatgpt"));
@@ -125,17 +136,32 @@ pub(super) fn external(token: &Secret) -> Option<Identity> {
 fn oauth(object: &Map<String, Value>) -> Result<Identity, String> {
     let tokens = match object.get("tokens") {
         Some(Value::Object(tokens)) => tokens,
-        None | Some(Value::Null) => return Err("tokens: missing, and there is no OPENAI_API_KEY".to_owned()),
-        Some(other) => return Err(format!("tokens: expected an object, found {}", kind_of(other))),
+        None | Some(Value::Null) => {
+            return Err("tokens: missing, and there is no OPENAI_API_KEY".to_owned());
+        }
+        Some(other) => {
+            return Err(format!(
+                "tokens: expected an object, found {}",
+                kind_of(other)
+            ));
+        }
     };
-    let access = text(tokens, "access_token", "tokens.access_token")?.filter(|token| !token.is_empty());
+    let access =
+        text(tokens, "access_token", "tokens.access_token")?.filter(|token| !token.is_empty());
     let access = access.ok_or("tokens.access_token: missing")?;
     let id_token = text(tokens, "id_token", "tokens.id_token")?;
     let refresh = text(tokens, "refresh_token", "tokens.refresh_token")?;
     let refreshed_at = text(object, "last_refresh", "last_refresh")?.and_then(Millis::from_rfc3339);
-    let claim = |name: &str| id_token.into_iter().chain([access]).find_map(|token| claim(token, name));
+    let claim = |name: &str| {
+        id_token
+            .into_iter()
+            .chain([access])
+            .find_map(|token| claim(token, name))
+    };
     let account = text(tokens, "account_id", "tokens.account_id")?.map(str::to_owned);
-    let account = account.filter(|account| !account.is_empty()).or_else(|| claim("chatgpt_account_id"));
+    let account = account
+        .filter(|account| !account.is_empty())
+        .or_else(|| claim("chatgpt_account_id"));
     let account_id = account
         .map(|account| HeaderValue::from_str(&account))
         .transpose()
@@ -167,32 +193,50 @@ pub(super) fn refresh_token(bytes: &[u8]) -> Option<Zeroizing<String>> {
 
 fn bearer(token: &str, place: &str) -> Result<HeaderValue, String> {
     let secret = Secret::new(token.to_owned());
-    secret.bearer().ok_or_else(|| format!("{place}: expected visible ASCII characters, found others"))
+    secret
+        .bearer()
+        .ok_or_else(|| format!("{place}: expected visible ASCII characters, found others"))
 }
 
 /// The string under `key`; none where it is missing or null.
-fn text<'a>(object: &'a Map<String, Value>, key: &str, place: &str) -> Result<Option<&'a str>, String> {
+fn text<'a>(
+    object: &'a Map<String, Value>,
+    key: &str,
+    place: &str,
+) -> Result<Option<&'a str>, String> {
     match object.get(key) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),
-        Some(other) => Err(format!("{place}: expected a string, found {}", kind_of(other))),
+        Some(other) => Err(format!(
+            "{place}: expected a string, found {}",
+            kind_of(other)
+        )),
     }
 }
 
 /// A claim of a JWT (RFC 7519) of OpenAI's. The signature is upstream's business: nothing is granted by it here.
 fn claim(token: &str, name: &str) -> Option<String> {
-    claims(token)?.get(CLAIMS)?.get(name)?.as_str().map(str::to_owned)
+    claims(token)?
+        .get(CLAIMS)?
+        .get(name)?
+        .as_str()
+        .map(str::to_owned)
 }
 
 /// When a JWT expires (RFC 7519, section 4.1.4). A token that is none does not tell.
 fn expiry(token: &str) -> Option<Millis> {
-    let seconds = claims(token)?.get("exp")?.as_f64().filter(|seconds| (0.0..1e12).contains(seconds))?;
+    let seconds = claims(token)?
+        .get("exp")?
+        .as_f64()
+        .filter(|seconds| (0.0..1e12).contains(seconds))?;
     Some(Millis((seconds * 1e3) as u64))
 }
 
 fn claims(token: &str) -> Option<Value> {
     let payload = token.split('.').nth(1)?;
-    let payload = BASE64_URL_SAFE_NO_PAD.decode(payload.trim_end_matches('=')).ok()?;
+    let payload = BASE64_URL_SAFE_NO_PAD
+        .decode(payload.trim_end_matches('='))
+        .ok()?;
     serde_json::from_slice(&payload).ok()
 }
 
@@ -213,13 +257,28 @@ mod tests {
     fn every_mistake_is_named_and_none_is_quoted() {
         check_error("", "empty file");
         check_error("[]", "expected a JSON object, found an array");
-        check_error(&format!(r#"{{"tokens": {{"access_token": "{CANARY}"#), "expected JSON");
-        check_error(&format!(r#""{CANARY}""#), "expected a JSON object, found a string");
+        check_error(
+            &format!(r#"{{"tokens": {{"access_token": "{CANARY}"#),
+            "expected JSON",
+        );
+        check_error(
+            &format!(r#""{CANARY}""#),
+            "expected a JSON object, found a string",
+        );
         check_error(r#"{"OPENAI_API_KEY": null}"#, "tokens: missing");
-        check_error(r#"{"tokens": 5}"#, "tokens: expected an object, found a number");
+        check_error(
+            r#"{"tokens": 5}"#,
+            "tokens: expected an object, found a number",
+        );
         check_error(r#"{"tokens": {}}"#, "tokens.access_token: missing");
-        check_error(&format!(r#"{{"tokens": {{"access_token": ["{CANARY}"]}}}}"#), "found an array");
-        check_error(&format!(r#"{{"OPENAI_API_KEY": "{CANARY}\n"}}"#), "visible ASCII");
+        check_error(
+            &format!(r#"{{"tokens": {{"access_token": ["{CANARY}"]}}}}"#),
+            "found an array",
+        );
+        check_error(
+            &format!(r#"{{"OPENAI_API_KEY": "{CANARY}\n"}}"#),
+            "visible ASCII",
+        );
     }
 
     #[test]
@@ -247,15 +306,26 @@ mod tests {
             parse(file.as_bytes()).expect("tokens").expires_at
         };
         let jwt = |claims: &str| format!("x.{}.y", BASE64_URL_SAFE_NO_PAD.encode(claims));
-        assert_eq!(end(&jwt(r#"{"exp": 1700000000}"#)), Some(Millis(1_700_000_000_000)));
-        for none in ["plain", "a.b.c", "..", &jwt("[]"), &jwt(r#"{"exp": "soon"}"#), &jwt(r#"{"exp": -1}"#)] {
+        assert_eq!(
+            end(&jwt(r#"{"exp": 1700000000}"#)),
+            Some(Millis(1_700_000_000_000))
+        );
+        for none in [
+            "plain",
+            "a.b.c",
+            "..",
+            &jwt("[]"),
+            &jwt(r#"{"exp": "soon"}"#),
+            &jwt(r#"{"exp": -1}"#),
+        ] {
             assert_eq!(end(none), None, "{none}");
         }
     }
 
     #[test]
     fn debug_shows_no_token() {
-        let identity = parse(format!(r#"{{"tokens": {{"access_token": "{CANARY}"}}}}"#).as_bytes()).expect("tokens");
+        let identity = parse(format!(r#"{{"tokens": {{"access_token": "{CANARY}"}}}}"#).as_bytes())
+            .expect("tokens");
         assert!(!format!("{identity:?}").contains(CANARY));
     }
 }

@@ -111,15 +111,24 @@ impl Credential {
                 IdentityKind::ApiKey => "api_key",
                 IdentityKind::External => "external",
             }),
-            condition: state.condition(self.path(), candidate.five_hour_cap, candidate.weekly_cap, now),
+            condition: state.condition(
+                self.path(),
+                candidate.five_hour_cap,
+                candidate.weekly_cap,
+                now,
+            ),
             usable: candidate.usable,
             plan: state.standing.plan.clone(),
             five_hour: window(Span::FiveHour, candidate.five_hour_cap),
             weekly: window(Span::Weekly, candidate.weekly_cap),
             polled_at: state.polling.told_at.map(|at| at.0),
             poll_failure: state.polling.failure.clone(),
-            expires_at: identity.and_then(|identity| identity.expires_at).map(|at| at.0),
-            refreshed_at: identity.and_then(|identity| identity.refreshed_at).map(|at| at.0),
+            expires_at: identity
+                .and_then(|identity| identity.expires_at)
+                .map(|at| at.0),
+            refreshed_at: identity
+                .and_then(|identity| identity.refreshed_at)
+                .map(|at| at.0),
             refresh_failure: state.renewal.failure().map(str::to_owned),
             in_flight: candidate.in_flight,
         }
@@ -130,22 +139,39 @@ impl super::State {
     /// Why expired tokens are not refreshed.
     fn cannot_serve(&self, identity: &Identity) -> Condition {
         if !identity.refreshable {
-            let reason = "its access token has expired, and the file has no refresh token".to_owned();
+            let reason =
+                "its access token has expired, and the file has no refresh token".to_owned();
             return Condition::LoginNeeded { reason };
         }
-        let reason = self.renewal.failure().unwrap_or("its access token has expired").to_owned();
+        let reason = self
+            .renewal
+            .failure()
+            .unwrap_or("its access token has expired")
+            .to_owned();
         Condition::CannotRefresh { reason }
     }
 
     /// What keeps it from serving goes before what will.
-    fn condition(&self, path: Option<&Path>, five_hour_cap: f64, weekly_cap: f64, now: Millis) -> Condition {
+    fn condition(
+        &self,
+        path: Option<&Path>,
+        five_hour_cap: f64,
+        weekly_cap: f64,
+        now: Millis,
+    ) -> Condition {
         let identity = match &self.identity {
             Ok(identity) => identity,
             Err(_) if self.read_at.is_none() => return Condition::Loading,
-            Err(reason) => return Condition::Unreadable { reason: in_file(path, &reason.to_string()) },
+            Err(reason) => {
+                return Condition::Unreadable {
+                    reason: in_file(path, &reason.to_string()),
+                };
+            }
         };
         if let Some(reason) = self.renewal.login_reason(identity) {
-            return Condition::LoginNeeded { reason: reason.to_owned() };
+            return Condition::LoginNeeded {
+                reason: reason.to_owned(),
+            };
         }
         if self.renewal.is_running() {
             return Condition::Refreshing;
@@ -155,14 +181,21 @@ impl super::State {
         }
         if let Some(until) = self.standing.limited_until.filter(|until| *until > now) {
             let window = self.standing.limited_by.map(name);
-            return Condition::RateLimited { until: until.0, window };
+            return Condition::RateLimited {
+                until: until.0,
+                window,
+            };
         }
         let windows = &self.standing.windows;
         let over = [(Span::Weekly, weekly_cap), (Span::FiveHour, five_hour_cap)];
-        match over.into_iter().find(|(span, cap)| windows.used(*span, now) >= *cap) {
-            Some((span, _)) => {
-                Condition::Paused { window: name(span), until: windows.reset_at(span, now).map(|at| at.0) }
-            }
+        match over
+            .into_iter()
+            .find(|(span, cap)| windows.used(*span, now) >= *cap)
+        {
+            Some((span, _)) => Condition::Paused {
+                window: name(span),
+                until: windows.reset_at(span, now).map(|at| at.0),
+            },
             None => Condition::Ready,
         }
     }
@@ -170,7 +203,10 @@ impl super::State {
 
 /// A reason that names the file.
 fn in_file(path: Option<&Path>, reason: &str) -> String {
-    match path.map(|path| path.display().to_string()).filter(|path| !reason.contains(path.as_str())) {
+    match path
+        .map(|path| path.display().to_string())
+        .filter(|path| !reason.contains(path.as_str()))
+    {
         Some(path) => format!("{path}: {reason}"),
         None => reason.to_owned(),
     }

@@ -52,7 +52,11 @@ impl NewTokens {
     #[cfg(test)]
     pub(super) fn of(id: Option<&str>, access: &str, refresh: Option<&str>) -> Self {
         let secret = |text: &str| Zeroizing::new(text.to_owned());
-        Self { id_token: id.map(secret), access_token: secret(access), refresh_token: refresh.map(secret) }
+        Self {
+            id_token: id.map(secret),
+            access_token: secret(access),
+            refresh_token: refresh.map(secret),
+        }
     }
 }
 
@@ -75,7 +79,9 @@ pub(super) struct Journal {
 impl Journal {
     /// The journal of the auth.json at `file`.
     pub(super) fn of(file: &Path) -> Self {
-        Self { path: beside(file, SUFFIX) }
+        Self {
+            path: beside(file, SUFFIX),
+        }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -85,7 +91,9 @@ impl Journal {
     /// What it says; none where there is no journal, or one that says nothing that can be read: it is replaced as a
     /// whole, so that was never ours.
     pub(super) fn read(&self) -> Option<Entry> {
-        let bytes = read_regular(&self.path, AUTH_FILE_BYTES).map(Zeroizing::new).ok()?;
+        let bytes = read_regular(&self.path, AUTH_FILE_BYTES)
+            .map(Zeroizing::new)
+            .ok()?;
         serde_json::from_slice(&bytes).ok()
     }
 

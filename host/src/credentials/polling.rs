@@ -5,8 +5,12 @@ use std::time::Duration;
 use crate::values::clock::Millis;
 
 /// After failures, one after another; the last counts for all further ones.
-const BACK_OFF: [Duration; 4] =
-    [Duration::from_secs(60), Duration::from_secs(120), Duration::from_secs(240), Duration::from_secs(300)];
+const BACK_OFF: [Duration; 4] = [
+    Duration::from_secs(60),
+    Duration::from_secs(120),
+    Duration::from_secs(240),
+    Duration::from_secs(300),
+];
 
 /// One that wants to be asked again at once is not.
 const RETRY_AFTER_MIN: Duration = Duration::from_secs(1);
@@ -40,7 +44,11 @@ impl Polling {
     }
 
     pub(super) fn told(&mut self, now: Millis) {
-        *self = Self { told_at: Some(now), asked_at: Some(now), ..Self::default() };
+        *self = Self {
+            told_at: Some(now),
+            asked_at: Some(now),
+            ..Self::default()
+        };
     }
 
     pub(super) fn failed(&mut self, reason: String, retry_after: Option<Duration>, now: Millis) {
@@ -69,7 +77,11 @@ mod tests {
         polling.told(NOW);
         assert_eq!(polling.due_at(false, MINUTE, NOW), None);
         assert_eq!(polling.due_at(true, MINUTE, NOW), Some(NOW.after(MINUTE)));
-        assert_eq!(polling.due_at(false, MINUTE, Millis(5)), Some(Millis(5)), "the clock was put back");
+        assert_eq!(
+            polling.due_at(false, MINUTE, Millis(5)),
+            Some(Millis(5)),
+            "the clock was put back"
+        );
     }
 
     #[test]
@@ -77,10 +89,16 @@ mod tests {
         let mut polling = Polling::default();
         for minutes in [1, 2, 4, 5, 5] {
             polling.failed("500".to_owned(), None, NOW);
-            assert_eq!(polling.due_at(true, MINUTE, NOW), Some(NOW.after(MINUTE * minutes)));
+            assert_eq!(
+                polling.due_at(true, MINUTE, NOW),
+                Some(NOW.after(MINUTE * minutes))
+            );
         }
         polling.failed("429".to_owned(), Some(Duration::from_secs(7)), NOW);
-        assert_eq!(polling.due_at(false, MINUTE, NOW), Some(NOW.after(Duration::from_secs(7))));
+        assert_eq!(
+            polling.due_at(false, MINUTE, NOW),
+            Some(NOW.after(Duration::from_secs(7)))
+        );
         polling.told(NOW);
         assert_eq!(polling.failure, None);
     }

@@ -101,18 +101,28 @@ pub enum Outcome {
 
 impl Outcome {
     fn login(reason: impl Into<String>) -> Self {
-        Self::LoginNeeded { reason: reason.into() }
+        Self::LoginNeeded {
+            reason: reason.into(),
+        }
     }
 
     fn failed(reason: impl Into<String>) -> Self {
-        Self::Failed { reason: reason.into(), retry_after: None }
+        Self::Failed {
+            reason: reason.into(),
+            retry_after: None,
+        }
     }
 }
 
 /// Refreshes the tokens of a file. `post` sends a JSON body to the token endpoint, once.
-pub fn refresh(job: &Job, post: impl FnOnce(Zeroizing<Vec<u8>>) -> Result<Answer, NoAnswer>) -> Outcome {
+pub fn refresh(
+    job: &Job,
+    post: impl FnOnce(Zeroizing<Vec<u8>>) -> Result<Answer, NoAnswer>,
+) -> Outcome {
     // Past links: the file itself is replaced, and whoever else uses it locks the same name.
-    let Ok(file) = job.path.canonicalize() else { return Outcome::failed("the file is not there") };
+    let Ok(file) = job.path.canonicalize() else {
+        return Outcome::failed("the file is not there");
+    };
     let _lock = match lock(&file, job.lock_timeout) {
         Ok(Some(lock)) => lock,
         Ok(None) => return Outcome::Busy,
@@ -128,7 +138,9 @@ pub fn refresh(job: &Job, post: impl FnOnce(Zeroizing<Vec<u8>>) -> Result<Answer
     if tokens.access != job.due {
         return Outcome::Newer;
     }
-    let Some(refresh_token) = &tokens.refresh else { return Outcome::login("the file has no refresh token") };
+    let Some(refresh_token) = &tokens.refresh else {
+        return Outcome::login("the file has no refresh token");
+    };
     let journal = Journal::of(&file);
     let spent = Fingerprint::of(refresh_token.as_bytes());
     if journal.read().is_some_and(|entry| entry.spent == spent) {
@@ -136,12 +148,22 @@ pub fn refresh(job: &Job, post: impl FnOnce(Zeroizing<Vec<u8>>) -> Result<Answer
     }
     // Before anything is spent: what is given must have a place to go.
     if let Err(reason) = try_replace(&file, ROOM_BYTES) {
-        return Outcome::NotWritable { reason: format!("cannot write {}: {reason}", file.display()) };
+        return Outcome::NotWritable {
+            reason: format!("cannot write {}: {reason}", file.display()),
+        };
     }
-    let intent = Entry { spent: spent.clone(), at: now(), tokens: None };
+    let intent = Entry {
+        spent: spent.clone(),
+        at: now(),
+        tokens: None,
+    };
     if let Err(error) = journal.write(&intent) {
         return Outcome::NotWritable {
-            reason: format!("cannot write {}: {}", journal.path().display(), plain(&error)),
+            reason: format!(
+                "cannot write {}: {}",
+                journal.path().display(),
+                plain(&error)
+            ),
         };
     }
     match post(request(refresh_token)) {
@@ -157,7 +179,9 @@ pub fn refresh(job: &Job, post: impl FnOnce(Zeroizing<Vec<u8>>) -> Result<Answer
 /// # Errors
 /// It cannot be written.
 pub fn take_up(path: &Path) -> Result<(), String> {
-    let Ok(file) = path.canonicalize() else { return Ok(()) };
+    let Ok(file) = path.canonicalize() else {
+        return Ok(());
+    };
     if !Journal::of(&file).exists() {
         return Ok(());
     }
@@ -169,16 +193,28 @@ pub fn take_up(path: &Path) -> Result<(), String> {
 
 fn take_up_locked(file: &Path) -> Result<(), String> {
     let journal = Journal::of(file);
-    let Some(entry) = journal.read() else { return Ok(()) };
-    let Ok(tokens) = Tokens::read(file) else { return Ok(()) };
-    let is_current = tokens.refresh.is_some_and(|token| Fingerprint::of(token.as_bytes()) == entry.spent);
+    let Some(entry) = journal.read() else {
+        return Ok(());
+    };
+    let Ok(tokens) = Tokens::read(file) else {
+        return Ok(());
+    };
+    let is_current = tokens
+        .refresh
+        .is_some_and(|token| Fingerprint::of(token.as_bytes()) == entry.spent);
     match &entry.tokens {
         Some(new) if is_current => write(file, new, &entry.at)?,
         // It may be spent: that stays noted until the file has another.
         None if is_current => return Ok(()),
         _ => {}
     }
-    journal.remove().map_err(|error| format!("cannot remove {}: {}", journal.path().display(), plain(&error)))
+    journal.remove().map_err(|error| {
+        format!(
+            "cannot remove {}: {}",
+            journal.path().display(),
+            plain(&error)
+        )
+    })
 }
 
 /// The lock that Codex takes, too. None where another process holds it for longer than `limit`.
@@ -187,7 +223,11 @@ fn lock(file: &Path, limit: Duration) -> Result<Option<File>, String> {
     let failed = |error: io::Error| format!("cannot lock {}: {}", path.display(), plain(&error));
     // Nobody waits for the other end of a FIFO.
     let mut open = OpenOptions::new();
-    open.create(true).truncate(false).write(true).mode(0o600).custom_flags(libc::O_NONBLOCK);
+    open.create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NONBLOCK);
     let lock = open.open(&path).map_err(failed)?;
     let begun = Instant::now();
     loop {
@@ -211,7 +251,10 @@ impl Tokens {
         let text = auth_file::read(file)?;
         let identity = auth_file::parse(&text)?;
         let refresh = auth_file::refresh_token(&text);
-        Ok(Self { access: identity.fingerprint(), refresh })
+        Ok(Self {
+            access: identity.fingerprint(),
+            refresh,
+        })
     }
 }
 
@@ -227,21 +270,40 @@ fn request(refresh_token: &str) -> Zeroizing<Vec<u8>> {
 
 fn settle(file: &Path, journal: &Journal, spent: Fingerprint, answer: &Answer) -> Outcome {
     match judge(answer) {
-        Verdict::Tokens(tokens) => keep(file, journal, Entry { spent, at: now(), tokens: Some(tokens) }),
+        Verdict::Tokens(tokens) => keep(
+            file,
+            journal,
+            Entry {
+                spent,
+                at: now(),
+                tokens: Some(tokens),
+            },
+        ),
         Verdict::Useless(reason) => uncertain(journal, &reason),
         Verdict::Refused(reason) => unspent(journal, Outcome::LoginNeeded { reason }),
-        Verdict::Again(reason) => unspent(journal, Outcome::Failed { reason, retry_after: answer.retry_after }),
+        Verdict::Again(reason) => unspent(
+            journal,
+            Outcome::Failed {
+                reason,
+                retry_after: answer.retry_after,
+            },
+        ),
     }
 }
 
 /// The old refresh token is spent: from here on the new ones must not be lost.
 fn keep(file: &Path, journal: &Journal, entry: Entry) -> Outcome {
     let mut noted = journal.write(&entry);
-    let Some(new) = &entry.tokens else { return Outcome::Newer };
+    let Some(new) = &entry.tokens else {
+        return Outcome::Newer;
+    };
     for attempt in 0..SETTLE_TRIES {
         match Tokens::read(file) {
             Ok(found)
-                if found.refresh.as_ref().map(|token| Fingerprint::of(token.as_bytes()))
+                if found
+                    .refresh
+                    .as_ref()
+                    .map(|token| Fingerprint::of(token.as_bytes()))
                     == Some(entry.spent.clone()) =>
             {
                 let written = write(file, new, &entry.at);
@@ -250,11 +312,19 @@ fn keep(file: &Path, journal: &Journal, entry: Entry) -> Outcome {
                     noted = journal.write(&entry);
                 }
                 return match (written, noted) {
-                    (Ok(()), _) => unspent(journal, Outcome::Refreshed { token: new.access() }),
-                    (Err(reason), Ok(())) => {
-                        Outcome::failed(format!("new tokens wait in {}: {reason}", journal.path().display()))
+                    (Ok(()), _) => unspent(
+                        journal,
+                        Outcome::Refreshed {
+                            token: new.access(),
+                        },
+                    ),
+                    (Err(reason), Ok(())) => Outcome::failed(format!(
+                        "new tokens wait in {}: {reason}",
+                        journal.path().display()
+                    )),
+                    (Err(reason), Err(_)) => {
+                        Outcome::login(format!("new tokens could not be kept: {reason}"))
                     }
-                    (Err(reason), Err(_)) => Outcome::login(format!("new tokens could not be kept: {reason}")),
                 };
             }
             // Somebody logged in meanwhile, perhaps with another account: that stays.
@@ -273,15 +343,19 @@ fn keep(file: &Path, journal: &Journal, entry: Entry) -> Outcome {
             "the file broke during the refresh; new tokens wait in {}",
             journal.path().display()
         )),
-        Err(_) => Outcome::login("the file broke during the refresh, and new tokens could not be kept"),
+        Err(_) => {
+            Outcome::login("the file broke during the refresh, and new tokens could not be kept")
+        }
     }
 }
 
 fn write(file: &Path, new: &NewTokens, at: &str) -> Result<(), String> {
     let text = auth_file::read(file)?;
-    let text = std::str::from_utf8(&text).map_err(|_| "expected UTF-8, found another encoding".to_owned())?;
+    let text = std::str::from_utf8(&text)
+        .map_err(|_| "expected UTF-8, found another encoding".to_owned())?;
     let edited = with_tokens(text, new, at).ok_or("expected tokens, found none")?;
-    replace(file, edited.as_bytes()).map_err(|error| format!("cannot write {}: {}", file.display(), plain(&error)))
+    replace(file, edited.as_bytes())
+        .map_err(|error| format!("cannot write {}: {}", file.display(), plain(&error)))
 }
 
 /// Nothing more is to be noted.
@@ -295,7 +369,9 @@ fn unspent(journal: &Journal, outcome: Outcome) -> Outcome {
 /// The token may be spent. It is not shown again: if it is spent, that would revoke its family.
 fn uncertain(journal: &Journal, what: &str) -> Outcome {
     let path = journal.path().display();
-    Outcome::login(format!("{what}, and its token may be spent; log in again, or remove {path} to try it once more"))
+    Outcome::login(format!(
+        "{what}, and its token may be spent; log in again, or remove {path} to try it once more"
+    ))
 }
 
 enum Verdict {
@@ -316,11 +392,16 @@ fn judge(answer: &Answer) -> Verdict {
         None => format!("the token endpoint answered {status}"),
     };
     let is_final = code.as_deref().is_some_and(|code| {
-        code == "invalid_grant" || ["_reused", "_expired", "_invalidated"].iter().any(|end| code.ends_with(end))
+        code == "invalid_grant"
+            || ["_reused", "_expired", "_invalidated"]
+                .iter()
+                .any(|end| code.ends_with(end))
     });
     match status {
-        200..300 => NewTokens::parse(&answer.body)
-            .map_or_else(|| Verdict::Useless(format!("{told} without tokens")), Verdict::Tokens),
+        200..300 => NewTokens::parse(&answer.body).map_or_else(
+            || Verdict::Useless(format!("{told} without tokens")),
+            Verdict::Tokens,
+        ),
         401 => Verdict::Refused(told),
         400..500 if is_final => Verdict::Refused(told),
         // Somebody in between answers: whether the endpoint itself saw the token, nobody tells.
@@ -334,14 +415,23 @@ fn judge(answer: &Answer) -> Verdict {
 fn code(body: &[u8]) -> Option<String> {
     let value: Value = serde_json::from_slice(body).ok()?;
     let error = value.get("error");
-    let code = error.and_then(|error| error.get("code")).or(error).or_else(|| value.get("code"))?.as_str()?;
-    let looks_like_one = code.len() <= 64 && code.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+    let code = error
+        .and_then(|error| error.get("code"))
+        .or(error)
+        .or_else(|| value.get("code"))?
+        .as_str()?;
+    let looks_like_one = code.len() <= 64
+        && code
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte == b'_');
     (looks_like_one && !code.is_empty()).then(|| code.to_owned())
 }
 
 /// The time, in RFC 3339 with nanoseconds, as Codex writes it.
 fn now() -> String {
-    OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default()
+    OffsetDateTime::now_utc()
+        .format(&Rfc3339)
+        .unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -66,7 +66,11 @@ struct Given {
 
 impl Given {
     fn now(identity: &Identity, now: Millis) -> Self {
-        Self { token: identity.fingerprint(), ends_at: identity.expires_at, at: now }
+        Self {
+            token: identity.fingerprint(),
+            ends_at: identity.expires_at,
+            at: now,
+        }
     }
 }
 
@@ -83,7 +87,15 @@ impl Renewal {
     pub(super) fn new() -> Self {
         let chance = u64::from(Uuid::new_v4().as_fields().0);
         let jitter = Duration::from_millis(chance % (JITTER.as_millis() as u64 + 1));
-        Self { jitter, running: false, refused: None, failures: 0, again_at: None, given: None, obstacle: None }
+        Self {
+            jitter,
+            running: false,
+            refused: None,
+            failures: 0,
+            again_at: None,
+            given: None,
+            obstacle: None,
+        }
     }
 
     /// When the tokens of `identity` are to be refreshed; none: not before the file changes.
@@ -91,12 +103,20 @@ impl Renewal {
         if !identity.refreshable || self.running || self.needs_login(identity) {
             return None;
         }
-        let by_expiry = identity.expires_at.map(|end| self.due_by_expiry(identity, end));
-        let by_age = identity.refreshed_at.map_or(Millis::default(), |made| made.after(AGE_MAX));
-        let by_refusal = self
-            .is_refused(identity)
-            .then(|| self.given_at(identity).map_or(Millis::default(), |at| at.after(REFUSED_AGAIN)));
-        let due = [Some(by_age), by_expiry, by_refusal].into_iter().flatten().min()?;
+        let by_expiry = identity
+            .expires_at
+            .map(|end| self.due_by_expiry(identity, end));
+        let by_age = identity
+            .refreshed_at
+            .map_or(Millis::default(), |made| made.after(AGE_MAX));
+        let by_refusal = self.is_refused(identity).then(|| {
+            self.given_at(identity)
+                .map_or(Millis::default(), |at| at.after(REFUSED_AGAIN))
+        });
+        let due = [Some(by_age), by_expiry, by_refusal]
+            .into_iter()
+            .flatten()
+            .min()?;
         // Further ahead than it was ever set: the clock was put back.
         let again_at = self.again_at.filter(|at| at.since(now) <= RETRY_AFTER_MAX);
         Some(due.max(again_at.unwrap_or_default()))
@@ -106,15 +126,24 @@ impl Renewal {
     /// endpoint that gives tokens for minutes, must not have us ask again and again.
     fn due_by_expiry(&self, identity: &Identity, end: Millis) -> Millis {
         let due = end.before(LEAD + AHEAD_OF_CODEX + self.jitter);
-        let Some(given) = self.given_at(identity) else { return due };
+        let Some(given) = self.given_at(identity) else {
+            return due;
+        };
         let life = end.since(given);
-        due.max(if life.is_zero() { given.after(AGE_MAX) } else { given.after(life / 2) })
+        due.max(if life.is_zero() {
+            given.after(AGE_MAX)
+        } else {
+            given.after(life / 2)
+        })
     }
 
     /// Whether the access token of `identity` is of no use any more, as far as our clock can tell: one that had expired
     /// when we were given it shows that it cannot.
     pub(super) fn is_expired(&self, identity: &Identity, now: Millis) -> bool {
-        identity.is_expired(now) && !self.given_at(identity).is_some_and(|given| identity.is_expired(given))
+        identity.is_expired(now)
+            && !self
+                .given_at(identity)
+                .is_some_and(|given| identity.is_expired(given))
     }
 
     pub(super) fn is_due(&self, identity: &Identity, now: Millis) -> bool {
@@ -146,34 +175,55 @@ impl Renewal {
 
     /// When the last refresh gave the access token of `identity`, where it did.
     fn given_at(&self, identity: &Identity) -> Option<Millis> {
-        self.given.as_ref().filter(|given| given.token == identity.fingerprint()).map(|given| given.at)
+        self.given
+            .as_ref()
+            .filter(|given| given.token == identity.fingerprint())
+            .map(|given| given.at)
     }
 
     /// A refresh of `token` is over, and the file has `found`.
-    pub(super) fn ended(&mut self, token: &Fingerprint, outcome: &Outcome, found: Option<&Identity>, now: Millis) {
+    pub(super) fn ended(
+        &mut self,
+        token: &Fingerprint,
+        outcome: &Outcome,
+        found: Option<&Identity>,
+        now: Millis,
+    ) {
         self.running = false;
         let (obstacle, again_at) = match outcome {
             Outcome::Refreshed { token } => {
                 self.failures = 0;
                 // What stands there may be another's already: then it was not given to us.
                 let given = found.filter(|found| found.fingerprint() == *token);
-                self.given = given.map(|given| Given::now(given, now)).or(self.given.take());
+                self.given = given
+                    .map(|given| Given::now(given, now))
+                    .or(self.given.take());
                 (None, None)
             }
             Outcome::Newer => {
                 self.failures = 0;
                 (None, None)
             }
-            Outcome::LoginNeeded { reason } => {
-                (Some(Obstacle::Login { token: token.clone(), reason: reason.clone() }), None)
-            }
-            Outcome::Failed { reason, retry_after } => (
-                Some(Obstacle::Failed(reason.clone())),
-                Some(now.after(retry_after.map_or(self.back_off(), |told| told.clamp(BACK_OFF[0], RETRY_AFTER_MAX)))),
+            Outcome::LoginNeeded { reason } => (
+                Some(Obstacle::Login {
+                    token: token.clone(),
+                    reason: reason.clone(),
+                }),
+                None,
             ),
-            Outcome::NotWritable { reason } => {
-                (Some(Obstacle::Failed(reason.clone())), Some(now.after(self.back_off())))
-            }
+            Outcome::Failed {
+                reason,
+                retry_after,
+            } => (
+                Some(Obstacle::Failed(reason.clone())),
+                Some(now.after(retry_after.map_or(self.back_off(), |told| {
+                    told.clamp(BACK_OFF[0], RETRY_AFTER_MAX)
+                }))),
+            ),
+            Outcome::NotWritable { reason } => (
+                Some(Obstacle::Failed(reason.clone())),
+                Some(now.after(self.back_off())),
+            ),
             Outcome::Busy => (self.obstacle.take(), Some(now.after(BUSY_AGAIN))),
         };
         if obstacle.is_some() && !matches!(outcome, Outcome::Busy) {
@@ -186,10 +236,12 @@ impl Renewal {
     /// The file has another access token, that of `found`: what was wrong with the old one is over.
     pub(super) fn file_changed(&mut self, found: &Identity, now: Millis) {
         // One that ends later than what we were given is what another process was given instead.
-        let ends_later = self
-            .given
-            .as_ref()
-            .is_some_and(|given| found.expires_at.zip(given.ends_at).is_some_and(|(found, known)| found >= known));
+        let ends_later = self.given.as_ref().is_some_and(|given| {
+            found
+                .expires_at
+                .zip(given.ends_at)
+                .is_some_and(|(found, known)| found >= known)
+        });
         if ends_later {
             self.given = Some(Given::now(found, now));
         }
@@ -210,7 +262,9 @@ impl Renewal {
     /// Why somebody must log in again.
     pub(super) fn login_reason(&self, identity: &Identity) -> Option<&str> {
         match &self.obstacle {
-            Some(Obstacle::Login { token, reason }) if *token == identity.fingerprint() => Some(reason),
+            Some(Obstacle::Login { token, reason }) if *token == identity.fingerprint() => {
+                Some(reason)
+            }
             _ => None,
         }
     }
@@ -235,7 +289,9 @@ mod tests {
         use base64::Engine;
         let end = NOW.unix() as i64 + life_s;
         let claims = base64::prelude::BASE64_URL_SAFE_NO_PAD.encode(format!(r#"{{"exp": {end}}}"#));
-        let made = NOW.before(Duration::from_secs(age_days * 24 * 60 * 60)).rfc3339();
+        let made = NOW
+            .before(Duration::from_secs(age_days * 24 * 60 * 60))
+            .rfc3339();
         let file = format!(
             r#"{{"tokens": {{"access_token": "x.{claims}.y", "refresh_token": "r"}}, "last_refresh": "{made}"}}"#
         );
@@ -243,7 +299,9 @@ mod tests {
     }
 
     fn given(identity: &Identity) -> Outcome {
-        Outcome::Refreshed { token: identity.fingerprint() }
+        Outcome::Refreshed {
+            token: identity.fingerprint(),
+        }
     }
 
     #[test]
@@ -259,7 +317,10 @@ mod tests {
     fn tokens_without_a_date_are_due_and_those_without_a_refresh_token_never() {
         let parsed = |text: &str| parse(text.as_bytes()).expect("tokens");
         let renewal = Renewal::new();
-        assert!(renewal.is_due(&parsed(r#"{"tokens": {"access_token": "a", "refresh_token": "r"}}"#), NOW));
+        assert!(renewal.is_due(
+            &parsed(r#"{"tokens": {"access_token": "a", "refresh_token": "r"}}"#),
+            NOW
+        ));
         assert!(!renewal.is_due(&parsed(r#"{"tokens": {"access_token": "a"}}"#), NOW));
         assert!(!renewal.is_due(&parsed(r#"{"OPENAI_API_KEY": "sk"}"#), NOW));
     }
@@ -279,32 +340,68 @@ mod tests {
     fn failures_back_off_and_a_login_ends_it() {
         let mut renewal = Renewal::new();
         let token = identity(0, 0);
-        let failed = Outcome::Failed { reason: "500".to_owned(), retry_after: None };
+        let failed = Outcome::Failed {
+            reason: "500".to_owned(),
+            retry_after: None,
+        };
         renewal.ended(&token.fingerprint(), &failed, None, NOW);
-        assert!(!renewal.is_due(&token, NOW) && renewal.is_due(&token, NOW.after(Duration::from_secs(10))));
+        assert!(
+            !renewal.is_due(&token, NOW)
+                && renewal.is_due(&token, NOW.after(Duration::from_secs(10)))
+        );
         assert_eq!(renewal.failure(), Some("500"));
-        let told = Outcome::Failed { reason: "429".to_owned(), retry_after: Some(Duration::from_secs(90)) };
+        let told = Outcome::Failed {
+            reason: "429".to_owned(),
+            retry_after: Some(Duration::from_secs(90)),
+        };
         renewal.ended(&token.fingerprint(), &told, None, NOW);
-        assert_eq!(renewal.due_at(&token, NOW), Some(NOW.after(Duration::from_secs(90))));
-        let login = Outcome::LoginNeeded { reason: "reused".to_owned() };
+        assert_eq!(
+            renewal.due_at(&token, NOW),
+            Some(NOW.after(Duration::from_secs(90)))
+        );
+        let login = Outcome::LoginNeeded {
+            reason: "reused".to_owned(),
+        };
         renewal.ended(&token.fingerprint(), &login, None, NOW);
         assert!(renewal.needs_login(&token) && renewal.due_at(&token, NOW).is_none());
-        assert!(renewal.is_due(&identity(1, 0), NOW), "the file has other tokens");
+        assert!(
+            renewal.is_due(&identity(1, 0), NOW),
+            "the file has other tokens"
+        );
     }
 
     #[test]
     fn a_clock_that_is_ahead_or_put_back_asks_neither_again_and_again_nor_never() {
         let mut renewal = Renewal::new();
         let born_expired = identity(-3600, 0);
-        renewal.ended(&born_expired.fingerprint(), &given(&born_expired), Some(&born_expired), NOW);
+        renewal.ended(
+            &born_expired.fingerprint(),
+            &given(&born_expired),
+            Some(&born_expired),
+            NOW,
+        );
         assert!(!renewal.is_due(&born_expired, NOW) && !renewal.is_expired(&born_expired, NOW));
         let short = identity(120, 0);
         assert!(renewal.is_due(&short, NOW), "a token that another gave");
-        renewal.ended(&born_expired.fingerprint(), &given(&short), Some(&short), NOW);
-        assert!(!renewal.is_due(&short, NOW) && renewal.is_due(&short, NOW.after(Duration::from_secs(61))));
-        let failed = Outcome::Failed { reason: "500".to_owned(), retry_after: None };
+        renewal.ended(
+            &born_expired.fingerprint(),
+            &given(&short),
+            Some(&short),
+            NOW,
+        );
+        assert!(
+            !renewal.is_due(&short, NOW)
+                && renewal.is_due(&short, NOW.after(Duration::from_secs(61)))
+        );
+        let failed = Outcome::Failed {
+            reason: "500".to_owned(),
+            retry_after: None,
+        };
         let mut renewal = Renewal::new();
         renewal.ended(&short.fingerprint(), &failed, None, NOW.after(AGE_MAX));
-        assert!(renewal.is_due(&short, NOW), "the clock was put back by days");
+        assert!(
+            renewal.is_due(&short, NOW),
+            "the clock was put back by days"
+        );
     }
 }

@@ -41,7 +41,9 @@ impl Standing {
         let limited = self.limited_until.filter(|until| *until > now);
         let minutes_to = |moment: Millis| moment.since(now).as_secs_f64() / 60.0;
         Candidate {
-            usable: limited.is_none() && five_hour_used < caps.five_hour && weekly_used < caps.weekly,
+            usable: limited.is_none()
+                && five_hour_used < caps.five_hour
+                && weekly_used < caps.weekly,
             five_hour_used,
             five_hour_cap: caps.five_hour,
             five_hour_reset: self.windows.reset_at(Span::FiveHour, now).map(minutes_to),
@@ -60,10 +62,19 @@ impl Standing {
     /// When nothing keeps it from being chosen any more: none where nothing does, or nobody knows.
     pub(super) fn usable_again_at(&self, caps: Caps, now: Millis) -> Option<Millis> {
         let over = |span: Span, cap: f64| {
-            (self.windows.used(span, now) >= cap).then(|| self.windows.reset_at(span, now)).flatten()
+            (self.windows.used(span, now) >= cap)
+                .then(|| self.windows.reset_at(span, now))
+                .flatten()
         };
         let limited = self.limited_until.filter(|until| *until > now);
-        [limited, over(Span::FiveHour, caps.five_hour), over(Span::Weekly, caps.weekly)].into_iter().flatten().max()
+        [
+            limited,
+            over(Span::FiveHour, caps.five_hour),
+            over(Span::Weekly, caps.weekly),
+        ]
+        .into_iter()
+        .flatten()
+        .max()
     }
 
     pub(super) fn failed(&mut self, now: Millis) {
@@ -75,12 +86,17 @@ impl Standing {
 
     pub(super) fn answered(&mut self, latency: Duration) {
         let latency_ms = latency.as_secs_f64() * 1e3;
-        let average = self.latency_ms.map_or(latency_ms, |known| known + (latency_ms - known) * LATENCY_SHARE);
+        let average = self.latency_ms.map_or(latency_ms, |known| {
+            known + (latency_ms - known) * LATENCY_SHARE
+        });
         self.latency_ms = Some(average);
     }
 
     fn recent_failures(&self, now: Millis) -> u32 {
-        let recent = self.failures.iter().filter(|failed| now.since(**failed) < FAILURES_FOR);
+        let recent = self
+            .failures
+            .iter()
+            .filter(|failed| now.since(**failed) < FAILURES_FOR);
         recent.count() as u32
     }
 }
@@ -90,11 +106,17 @@ mod tests {
     use super::*;
 
     const NOW: Millis = Millis(1_000_000);
-    const CAPS: Caps = Caps { five_hour: 99.0, weekly: 99.0 };
+    const CAPS: Caps = Caps {
+        five_hour: 99.0,
+        weekly: 99.0,
+    };
 
     #[test]
     fn a_refusal_ends_by_itself() {
-        let standing = Standing { limited_until: Some(Millis(1_060_000)), ..Standing::default() };
+        let standing = Standing {
+            limited_until: Some(Millis(1_060_000)),
+            ..Standing::default()
+        };
         assert!(!standing.candidate(CAPS, NOW).usable);
         assert_eq!(standing.candidate(CAPS, NOW).limited, 1.0);
         assert_eq!(standing.usable_again_at(CAPS, NOW), Some(Millis(1_060_000)));
@@ -108,6 +130,11 @@ mod tests {
             standing.failed(NOW);
         }
         assert_eq!(standing.candidate(CAPS, NOW).recent_failures, 64);
-        assert_eq!(standing.candidate(CAPS, NOW.after(FAILURES_FOR)).recent_failures, 0);
+        assert_eq!(
+            standing
+                .candidate(CAPS, NOW.after(FAILURES_FOR))
+                .recent_failures,
+            0
+        );
     }
 }

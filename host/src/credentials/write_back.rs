@@ -12,7 +12,11 @@ use super::journal::NewTokens;
 
 /// `text` with the tokens of `new`, and with `last_refresh` (RFC 3339) as the time of their making. None where it is no
 /// auth.json with tokens.
-pub(super) fn with_tokens(text: &str, new: &NewTokens, last_refresh: &str) -> Option<Zeroizing<String>> {
+pub(super) fn with_tokens(
+    text: &str,
+    new: &NewTokens,
+    last_refresh: &str,
+) -> Option<Zeroizing<String>> {
     let object: Members<'_> = serde_json::from_str(text).ok()?;
     // As parsers do: of a name that stands there twice, the last counts.
     let tokens = object.named("tokens").last()?;
@@ -31,7 +35,10 @@ struct Members<'a>(Vec<(String, &'a RawValue)>);
 
 impl<'a> Members<'a> {
     fn named(&self, name: &str) -> impl Iterator<Item = &'a RawValue> {
-        self.0.iter().filter(move |(key, _)| key == name).map(|(_, value)| *value)
+        self.0
+            .iter()
+            .filter(move |(key, _)| key == name)
+            .map(|(_, value)| *value)
     }
 }
 
@@ -63,7 +70,14 @@ struct Edits(BTreeMap<usize, (Range<usize>, Zeroizing<String>)>);
 
 impl Edits {
     /// Sets the member `name` of `object`, whose members are `members`, to the string `value`.
-    fn set(&mut self, text: &str, members: &Members<'_>, object: &RawValue, name: &str, value: &str) -> Option<()> {
+    fn set(
+        &mut self,
+        text: &str,
+        members: &Members<'_>,
+        object: &RawValue,
+        name: &str,
+        value: &str,
+    ) -> Option<()> {
         let value = Zeroizing::new(serde_json::to_string(value).ok()?);
         let mut found = false;
         for known in members.named(name) {
@@ -80,7 +94,10 @@ impl Edits {
     }
 
     fn put(&mut self, range: Range<usize>, value: &str) {
-        let (_, text) = self.0.entry(range.start).or_insert_with(|| (range, Zeroizing::default()));
+        let (_, text) = self
+            .0
+            .entry(range.start)
+            .or_insert_with(|| (range, Zeroizing::default()));
         text.push_str(value);
     }
 
@@ -147,7 +164,14 @@ mod tests {
     #[test]
     fn what_has_no_tokens_is_left_alone() {
         let new = NewTokens::of(None, "a2", None);
-        for text in ["", "[]", "{}", r#"{"tokens": null}"#, r#"{"tokens": 5}"#, r#"{"tokens": {}}"#] {
+        for text in [
+            "",
+            "[]",
+            "{}",
+            r#"{"tokens": null}"#,
+            r#"{"tokens": 5}"#,
+            r#"{"tokens": {}}"#,
+        ] {
             assert!(with_tokens(text, &new, "now").is_none(), "{text}");
         }
     }

@@ -12,9 +12,13 @@ fn read(sender: Sender, bytes: &[u8], size: usize) -> Result<Vec<String>, Violat
         while at < piece.len() && !frames.is_closed() {
             let progress = frames.read(&piece[at..], |part| {
                 match part {
-                    Part::Begin { text } => told.push(if text { "text" } else { "binary" }.to_owned()),
+                    Part::Begin { text } => {
+                        told.push(if text { "text" } else { "binary" }.to_owned())
+                    }
                     Part::Data(data) => text.extend_from_slice(data),
-                    Part::End => told.push(String::from_utf8_lossy(&std::mem::take(&mut text)).into_owned()),
+                    Part::End => {
+                        told.push(String::from_utf8_lossy(&std::mem::take(&mut text)).into_owned())
+                    }
                     Part::Ping => told.push("ping".to_owned()),
                     Part::Pong => told.push("pong".to_owned()),
                     Part::Close { code } => told.push(format!("close {code:?}")),
@@ -59,7 +63,11 @@ fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
 #[track_caller]
 fn check(bytes: &[u8], expected: &[&str]) {
     for size in [1, 2, 3, 7, 64, 1 << 20] {
-        assert_eq!(read(Sender::Server, bytes, size).expect("sound frames"), expected, "in pieces of {size}");
+        assert_eq!(
+            read(Sender::Server, bytes, size).expect("sound frames"),
+            expected,
+            "in pieces of {size}"
+        );
     }
 }
 
@@ -112,10 +120,22 @@ fn messages_are_whole_and_in_order_whatever_the_pieces() {
 #[test]
 fn a_clients_frames_are_unmasked() {
     let text = "masked, and longer than one piece: ".repeat(100);
-    let all = [masked(0x01, text.as_bytes()), masked(0x80, b"!"), masked(0x88, b"")].concat();
+    let all = [
+        masked(0x01, text.as_bytes()),
+        masked(0x80, b"!"),
+        masked(0x88, b""),
+    ]
+    .concat();
     for size in [1, 5, 1000, 1 << 20] {
         let told = read(Sender::Client, &all, size).expect("sound frames");
-        assert_eq!(told, ["text".to_owned(), format!("{text}!"), "close None".to_owned()]);
+        assert_eq!(
+            told,
+            [
+                "text".to_owned(),
+                format!("{text}!"),
+                "close None".to_owned()
+            ]
+        );
     }
 }
 
@@ -126,7 +146,11 @@ fn whoever_breaks_the_protocol_is_told_how() {
     check_wrong(server, &frame(0x83, b""), 1002);
     check_wrong(server, &frame(0x8b, b""), 1002);
     check_wrong(server, &frame(0x80, b"x"), 1002);
-    check_wrong(server, &[frame(0x01, b"x"), frame(0x81, b"y")].concat(), 1002);
+    check_wrong(
+        server,
+        &[frame(0x01, b"x"), frame(0x81, b"y")].concat(),
+        1002,
+    );
     check_wrong(server, &frame(0x89, &[0; 126]), 1002);
     check_wrong(server, &frame(0x09, b""), 1002);
     check_wrong(server, &masked(0x81, b"x"), 1002);
@@ -142,7 +166,12 @@ fn whoever_breaks_the_protocol_is_told_how() {
     check_wrong(server, &frame(0x81, b"\xff"), 1007);
     check_wrong(server, &frame(0x81, b"\xc3"), 1007);
     check_wrong(server, &[0x82, 127, 0, 0, 0, 0, 0, 0x10, 0, 1], 1009);
-    let parts = [frame(0x02, &vec![0; 1 << 19]), frame(0x00, &vec![0; 1 << 19]), frame(0x80, b"x")].concat();
+    let parts = [
+        frame(0x02, &vec![0; 1 << 19]),
+        frame(0x00, &vec![0; 1 << 19]),
+        frame(0x80, b"x"),
+    ]
+    .concat();
     check_wrong(server, &parts, 1009);
 }
 
@@ -154,42 +183,84 @@ fn a_message_at_its_bound_passes() {
 
 #[test]
 fn a_pause_leaves_the_rest_and_tells_where_the_message_began() {
-    let input = [frame(0x81, b"one"), frame(0x81, b"two"), frame(0x81, b"three")].concat();
+    let input = [
+        frame(0x81, b"one"),
+        frame(0x81, b"two"),
+        frame(0x81, b"three"),
+    ]
+    .concat();
     let mut frames = Frames::new(Sender::Server, 100);
     let mut ends = 0;
     let progress = frames.read(&input, |part| {
         ends += usize::from(part == Part::End);
-        if part == Part::End && ends == 2 { Next::Pause } else { Next::Go }
+        if part == Part::End && ends == 2 {
+            Next::Pause
+        } else {
+            Next::Go
+        }
     });
-    assert_eq!(progress, Ok(Progress { read: 10, message_at: 5 }));
+    assert_eq!(
+        progress,
+        Ok(Progress {
+            read: 10,
+            message_at: 5
+        })
+    );
     assert!(frames.is_between_frames() && !frames.is_in_message());
 }
 
 #[test]
 fn the_frames_that_the_gateway_makes_are_sound() {
     for sender in [Sender::Client, Sender::Server] {
-        let told = read(sender, &[ping_frame(sender), close_frame(sender, RESTART, &"é".repeat(100))].concat(), 64);
+        let told = read(
+            sender,
+            &[
+                ping_frame(sender),
+                close_frame(sender, RESTART, &"é".repeat(100)),
+            ]
+            .concat(),
+            64,
+        );
         assert_eq!(told.expect("sound frames"), ["ping", "close Some(1012)"]);
     }
 }
 
 #[test]
 fn the_answer_to_a_key_is_that_of_the_rfc() {
-    assert_eq!(accept_of(b"dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+    assert_eq!(
+        accept_of(b"dGhlIHNhbXBsZSBub25jZQ=="),
+        "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+    );
     assert!(is_key(new_key().as_bytes()));
     assert!(!is_key(b"short") && !is_key(b"dGhlIHNhbXBsZSBub25jZQ"));
 }
 
 /// Bytes that look like frames more often than chance would have it.
 fn frame_like() -> impl Strategy<Value = Vec<u8>> {
-    let first =
-        prop_oneof![Just(0x81_u8), Just(0x01), Just(0x00), Just(0x80), Just(0x82), Just(0x88), Just(0x89), any::<u8>()];
-    let payload = prop_oneof![prop::collection::vec(any::<u8>(), 0..20), "[a-zé𝄞]{0,90}".prop_map(String::into_bytes)];
+    let first = prop_oneof![
+        Just(0x81_u8),
+        Just(0x01),
+        Just(0x00),
+        Just(0x80),
+        Just(0x82),
+        Just(0x88),
+        Just(0x89),
+        any::<u8>()
+    ];
+    let payload = prop_oneof![
+        prop::collection::vec(any::<u8>(), 0..20),
+        "[a-zé𝄞]{0,90}".prop_map(String::into_bytes)
+    ];
     let sound = (first, payload, any::<bool>()).prop_map(|(first, payload, by_client)| {
-        if by_client { masked(first, &payload) } else { frame(first, &payload) }
+        if by_client {
+            masked(first, &payload)
+        } else {
+            frame(first, &payload)
+        }
     });
     let any_bytes = prop::collection::vec(any::<u8>(), 0..30);
-    prop::collection::vec(prop_oneof![4 => sound, 1 => any_bytes], 0..12).prop_map(|parts| parts.concat())
+    prop::collection::vec(prop_oneof![4 => sound, 1 => any_bytes], 0..12)
+        .prop_map(|parts| parts.concat())
 }
 
 proptest! {
@@ -205,9 +276,18 @@ proptest! {
 
 #[test]
 fn what_comes_before_a_violation_is_sound_and_nothing_after_it_is_read() {
-    let input = [frame(0x81, b"one"), frame(0xf1, b"two"), frame(0x81, b"three")].concat();
+    let input = [
+        frame(0x81, b"one"),
+        frame(0xf1, b"two"),
+        frame(0x81, b"three"),
+    ]
+    .concat();
     let mut frames = Frames::new(Sender::Server, 100);
-    let broken = frames.read(&input, |_| Next::Go).expect_err("reserved bits");
+    let broken = frames
+        .read(&input, |_| Next::Go)
+        .expect_err("reserved bits");
     assert_eq!((broken.sound, broken.violation.code), (5, PROTOCOL_ERROR));
-    frames.read(&frame(0x81, b"x"), |_| panic!("it is broken")).expect_err("still");
+    frames
+        .read(&frame(0x81, b"x"), |_| panic!("it is broken"))
+        .expect_err("still");
 }

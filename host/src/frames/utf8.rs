@@ -15,14 +15,18 @@ impl Utf8 {
     /// Reads a piece. Answers whether it can be part of a text.
     pub(super) fn feed(&mut self, mut piece: &[u8]) -> bool {
         while self.have > 0 {
-            let Some((next, rest)) = piece.split_first() else { return true };
+            let Some((next, rest)) = piece.split_first() else {
+                return true;
+            };
             let mut character = [0; CUT_BYTES + 1];
             character[..self.have].copy_from_slice(&self.cut[..self.have]);
             character[self.have] = *next;
             piece = rest;
             match std::str::from_utf8(&character[..=self.have]) {
                 Ok(_) => self.have = 0,
-                Err(error) if error.error_len().is_some() || self.have == CUT_BYTES => return false,
+                Err(error) if error.error_len().is_some() || self.have == CUT_BYTES => {
+                    return false;
+                }
                 Err(_) => {
                     self.cut[self.have] = *next;
                     self.have += 1;
@@ -56,7 +60,11 @@ mod tests {
         for size in 1..=text.len().max(1) {
             let mut utf8 = Utf8::default();
             let fed = text.chunks(size).all(|piece| utf8.feed(piece));
-            assert_eq!(fed && utf8.is_whole(), expected, "{text:?} in pieces of {size}");
+            assert_eq!(
+                fed && utf8.is_whole(),
+                expected,
+                "{text:?} in pieces of {size}"
+            );
         }
     }
 

@@ -116,23 +116,41 @@ pub enum LedgerError {
 
 impl LedgerError {
     pub(super) fn io(path: &Path, error: &io::Error) -> Self {
-        Self::Io { path: path.to_owned(), reason: plain(error) }
+        Self::Io {
+            path: path.to_owned(),
+            reason: plain(error),
+        }
     }
 
     pub(super) fn sqlite(path: &Path) -> impl Fn(rusqlite::Error) -> Self {
-        move |source| Self::Sqlite { path: path.to_owned(), source }
+        move |source| Self::Sqlite {
+            path: path.to_owned(),
+            source,
+        }
     }
 }
 
 /// Makes the folder, and takes the lock that one process holds.
 pub(super) fn lock(data_dir: &Path) -> Result<File, LedgerError> {
     let failed = |error: io::Error| LedgerError::io(data_dir, &error);
-    DirBuilder::new().recursive(true).mode(0o700).create(data_dir).map_err(failed)?;
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(data_dir)
+        .map_err(failed)?;
     let path = data_dir.join("ledger.lock");
-    let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path).map_err(failed)?;
+    let lock = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(failed)?;
     match lock.try_lock() {
         Ok(()) => Ok(lock),
-        Err(TryLockError::WouldBlock) => Err(LedgerError::InUse { path: data_dir.to_owned() }),
+        Err(TryLockError::WouldBlock) => Err(LedgerError::InUse {
+            path: data_dir.to_owned(),
+        }),
         Err(TryLockError::Error(error)) => Err(failed(error)),
     }
 }
@@ -142,16 +160,31 @@ pub(super) fn open(path: &Path, bytes_max: u64) -> Result<Connection, LedgerErro
     check(path)?;
     let failed = LedgerError::sqlite(path);
     let io_failed = |error: io::Error| LedgerError::io(path, &error);
-    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path).map_err(io_failed)?;
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(io_failed)?;
     let is_new = file.metadata().map_err(io_failed)?.len() == 0;
-    let mut connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(&failed)?;
-    connection.busy_timeout(Duration::from_secs(5)).map_err(&failed)?;
+    let mut connection =
+        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(&failed)?;
+    connection
+        .busy_timeout(Duration::from_secs(5))
+        .map_err(&failed)?;
     if is_new {
         // Before the log is ahead of the file: at whatever instant the process is killed, the header says what it is.
-        connection.pragma_update(None, "application_id", APPLICATION_ID).map_err(&failed)?;
+        connection
+            .pragma_update(None, "application_id", APPLICATION_ID)
+            .map_err(&failed)?;
     }
-    connection.pragma_update(None, "journal_mode", "wal").map_err(&failed)?;
-    connection.pragma_update(None, "synchronous", "normal").map_err(&failed)?;
+    connection
+        .pragma_update(None, "journal_mode", "wal")
+        .map_err(&failed)?;
+    connection
+        .pragma_update(None, "synchronous", "normal")
+        .map_err(&failed)?;
     migrate(path, &mut connection)?;
     limit(&connection, bytes_max).map_err(&failed)?;
     Ok(connection)
@@ -164,18 +197,31 @@ pub(super) fn open_to_read(path: &Path) -> Result<Connection, LedgerError> {
         return Err(LedgerError::io(path, &error));
     }
     check(path)?;
-    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(&failed)?;
-    connection.busy_timeout(Duration::from_secs(5)).map_err(&failed)?;
-    let version: u32 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(&failed)?;
+    let connection =
+        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(&failed)?;
+    connection
+        .busy_timeout(Duration::from_secs(5))
+        .map_err(&failed)?;
+    let version: u32 = connection
+        .pragma_query_value(None, "user_version", |row| row.get(0))
+        .map_err(&failed)?;
     if version == 0 {
-        return Err(LedgerError::Foreign { path: path.to_owned(), found: "an empty one that no gateway has opened" });
+        return Err(LedgerError::Foreign {
+            path: path.to_owned(),
+            found: "an empty one that no gateway has opened",
+        });
     }
     Ok(connection)
 }
 
 /// Looks at the file before SQLite does: what is no ledger is not touched.
 fn check(path: &Path) -> Result<(), LedgerError> {
-    let foreign = |found: &'static str| Err(LedgerError::Foreign { path: path.to_owned(), found });
+    let foreign = |found: &'static str| {
+        Err(LedgerError::Foreign {
+            path: path.to_owned(),
+            found,
+        })
+    };
     let meta = match fs::metadata(path) {
         Ok(meta) => meta,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -189,7 +235,10 @@ fn check(path: &Path) -> Result<(), LedgerError> {
     }
     let mut header = [0; HEADER_BYTES];
     let file = File::open(path).map_err(|error| LedgerError::io(path, &error))?;
-    let read = file.take(HEADER_BYTES as u64).read(&mut header).map_err(|error| LedgerError::io(path, &error))?;
+    let read = file
+        .take(HEADER_BYTES as u64)
+        .read(&mut header)
+        .map_err(|error| LedgerError::io(path, &error))?;
     if read < HEADER_BYTES || !header.starts_with(SQLITE_MAGIC) {
         return foreign("another kind of file");
     }
@@ -201,10 +250,16 @@ fn check(path: &Path) -> Result<(), LedgerError> {
 
 fn migrate(path: &Path, connection: &mut Connection) -> Result<(), LedgerError> {
     let failed = LedgerError::sqlite(path);
-    let version: u32 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(&failed)?;
+    let version: u32 = connection
+        .pragma_query_value(None, "user_version", |row| row.get(0))
+        .map_err(&failed)?;
     let version = version as usize;
     if version > MIGRATIONS.len() {
-        return Err(LedgerError::Newer { path: path.to_owned(), found: version, known: MIGRATIONS.len() });
+        return Err(LedgerError::Newer {
+            path: path.to_owned(),
+            found: version,
+            known: MIGRATIONS.len(),
+        });
     }
     let step = |connection: &mut Connection, target: usize| -> rusqlite::Result<()> {
         let transaction = connection.transaction()?;

@@ -104,7 +104,9 @@ impl Reader {
     /// # Errors
     /// The file is missing or no ledger.
     pub fn open(path: &Path) -> Result<Self, LedgerError> {
-        Ok(Self { connection: file::open_to_read(path)? })
+        Ok(Self {
+            connection: file::open_to_read(path)?,
+        })
     }
 
     /// The sums of all rows, grouped.
@@ -155,7 +157,10 @@ impl Reader {
             ORDER BY id LIMIT ?4",
         )?;
         let rows = query.query_map(params![signed(after), service, credential, most], |row| {
-            let optional = |column: usize| row.get::<_, Option<i64>>(column).map(|number| number.map(whole));
+            let optional = |column: usize| {
+                row.get::<_, Option<i64>>(column)
+                    .map(|number| number.map(whole))
+            };
             Ok(UsageRow {
                 id: whole(row.get(0)?),
                 model: row.get(1)?,
@@ -177,7 +182,9 @@ impl Reader {
     /// # Errors
     /// The file cannot be read.
     pub fn row(&self, request_id: &str) -> rusqlite::Result<Option<Map<String, Value>>> {
-        let mut query = self.connection.prepare_cached("SELECT * FROM usage WHERE request_id = ?1")?;
+        let mut query = self
+            .connection
+            .prepare_cached("SELECT * FROM usage WHERE request_id = ?1")?;
         let names: Vec<String> = query.column_names().map(str::to_owned).collect();
         let row = query.query_row([request_id], |row| {
             let value = |place: usize| -> rusqlite::Result<Value> {
@@ -188,7 +195,11 @@ impl Reader {
                     ValueRef::Text(text) => String::from_utf8_lossy(text).into(),
                 })
             };
-            names.iter().enumerate().map(|(place, name)| Ok((name.clone(), value(place)?))).collect()
+            names
+                .iter()
+                .enumerate()
+                .map(|(place, name)| Ok((name.clone(), value(place)?)))
+                .collect()
         });
         row.optional()
     }
@@ -198,7 +209,10 @@ impl Reader {
     /// # Errors
     /// The file cannot be read.
     pub fn last_row(&self) -> rusqlite::Result<u64> {
-        self.connection.query_row("SELECT coalesce(max(id), 0) FROM usage", [], |row| row.get(0).map(whole))
+        self.connection
+            .query_row("SELECT coalesce(max(id), 0) FROM usage", [], |row| {
+                row.get(0).map(whole)
+            })
     }
 
     /// How far the usage file at `path` was written; none where it never was.
@@ -206,7 +220,8 @@ impl Reader {
     /// # Errors
     /// The file cannot be read.
     pub fn view(&self, path: &str) -> rusqlite::Result<Option<ViewState>> {
-        let sql = "SELECT through, digest, through_before, digest_before FROM usage_view WHERE path = ?1";
+        let sql =
+            "SELECT through, digest, through_before, digest_before FROM usage_view WHERE path = ?1";
         let mut query = self.connection.prepare_cached(sql)?;
         let view = query.query_row([path], |row| {
             Ok(ViewState {

@@ -44,7 +44,9 @@ const NOTE: &str = "INSERT INTO session_home (service, pool, user, session, cred
 
 /// Notes the home that `row` tells.
 pub(super) fn note(transaction: &Transaction<'_>, row: &Row) -> rusqlite::Result<()> {
-    let (Some(home), Some(session)) = (&row.home, &row.session) else { return Ok(()) };
+    let (Some(home), Some(session)) = (&row.home, &row.session) else {
+        return Ok(());
+    };
     let user = row.user.as_deref().unwrap_or_default();
     let used_at = signed(row.finished_at.0);
     transaction.prepare_cached(NOTE)?.execute(params![
@@ -60,7 +62,12 @@ pub(super) fn note(transaction: &Transaction<'_>, row: &Row) -> rusqlite::Result
 
 /// Forgets sessions that were used last before `end`.
 pub(super) fn forget(connection: &Connection, end: Millis) -> rusqlite::Result<()> {
-    connection.execute("DELETE FROM session_home WHERE used_at < ?1", [signed(end.0)]).map(drop)
+    connection
+        .execute(
+            "DELETE FROM session_home WHERE used_at < ?1",
+            [signed(end.0)],
+        )
+        .map(drop)
 }
 
 impl Reader {

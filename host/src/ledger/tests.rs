@@ -44,8 +44,16 @@ fn row(id: &str) -> Row {
         home: None,
         session: None,
         response_id: None,
-        counts: Some(TokenCounts { input: 100, cached: 40, output: 10, ..TokenCounts::default() }),
-        cost: Some(Cost::Priced { amount: NanoUsd(5), context_window: 272_000 }),
+        counts: Some(TokenCounts {
+            input: 100,
+            cached: 40,
+            output: 10,
+            ..TokenCounts::default()
+        }),
+        cost: Some(Cost::Priced {
+            amount: NanoUsd(5),
+            context_window: 272_000,
+        }),
         priced_by: None,
         week_start_unix: None,
         ttfb_ms: Some(1),
@@ -63,21 +71,45 @@ fn a_row_is_on_the_file_once_it_is_committed() {
     let folder = Folder::new("commit");
     let ledger = Ledger::open(&folder.0, &Limits::default()).expect("a new ledger");
     assert!(committed(&ledger, "one"));
-    let summary = ledger.reader().expect("a reader").summary(By::User).expect("sums");
-    assert_eq!((summary[0].name.as_str(), summary[0].requests, summary[0].cost), ("alice", 1, NanoUsd(5)));
+    let summary = ledger
+        .reader()
+        .expect("a reader")
+        .summary(By::User)
+        .expect("sums");
+    assert_eq!(
+        (
+            summary[0].name.as_str(),
+            summary[0].requests,
+            summary[0].cost
+        ),
+        ("alice", 1, NanoUsd(5))
+    );
 }
 
 #[test]
 fn room_is_given_back_with_the_commit_and_not_before() {
     let folder = Folder::new("room");
-    let limits = Limits { settle_queue: 1, ..Limits::default() };
+    let limits = Limits {
+        settle_queue: 1,
+        ..Limits::default()
+    };
     let ledger = Ledger::open(&folder.0, &limits).expect("a new ledger");
     let room = ledger.reserve().expect("room");
     assert_eq!(ledger.reserve().expect_err("no more room"), NoRoom::Busy);
-    ledger.write(room, row("one")).done.blocking_recv().expect("committed");
+    ledger
+        .write(room, row("one"))
+        .done
+        .blocking_recv()
+        .expect("committed");
     for number in 0..200 {
-        let room = ledger.reserve().expect("room again, as soon as the commit is known");
-        ledger.write(room, row(&format!("{number}"))).done.blocking_recv().expect("committed");
+        let room = ledger
+            .reserve()
+            .expect("room again, as soon as the commit is known");
+        ledger
+            .write(room, row(&format!("{number}")))
+            .done
+            .blocking_recv()
+            .expect("committed");
     }
 }
 
@@ -85,18 +117,29 @@ fn room_is_given_back_with_the_commit_and_not_before() {
 fn what_is_no_ledger_is_refused_and_left_alone() {
     let folder = Folder::new("foreign");
     let path = folder.0.join(FILE_NAME);
-    fs::write(&path, "my diary, which is longer than a header of a hundred bytes ".repeat(3)).expect("writes");
+    fs::write(
+        &path,
+        "my diary, which is longer than a header of a hundred bytes ".repeat(3),
+    )
+    .expect("writes");
     let before = fs::read(&path).expect("reads");
-    let error = Ledger::open(&folder.0, &Limits::default()).expect_err("no ledger").to_string();
+    let error = Ledger::open(&folder.0, &Limits::default())
+        .expect_err("no ledger")
+        .to_string();
     assert!(error.contains("expected a Tollgate ledger"), "{error}");
     assert_eq!(fs::read(&path).expect("reads"), before);
 
     fs::remove_file(&path).expect("removes");
     let other = Connection::open(&path).expect("opens");
-    other.execute_batch("CREATE TABLE mine (x)").expect("makes a table");
+    other
+        .execute_batch("CREATE TABLE mine (x)")
+        .expect("makes a table");
     drop(other);
     let before = fs::read(&path).expect("reads");
-    assert!(matches!(Ledger::open(&folder.0, &Limits::default()), Err(LedgerError::Foreign { .. })));
+    assert!(matches!(
+        Ledger::open(&folder.0, &Limits::default()),
+        Err(LedgerError::Foreign { .. })
+    ));
     assert_eq!(fs::read(&path).expect("reads"), before);
 }
 
@@ -104,9 +147,12 @@ fn what_is_no_ledger_is_refused_and_left_alone() {
 fn an_old_file_is_brought_up_to_date_and_keeps_its_rows() {
     let folder = Folder::new("old");
     let old = Connection::open(folder.0.join(FILE_NAME)).expect("opens");
-    old.execute_batch(file::FIRST_SCHEMA).expect("the first schema");
-    old.pragma_update(None, "application_id", file::ID).expect("an id");
-    old.pragma_update(None, "user_version", 1).expect("a version");
+    old.execute_batch(file::FIRST_SCHEMA)
+        .expect("the first schema");
+    old.pragma_update(None, "application_id", file::ID)
+        .expect("an id");
+    old.pragma_update(None, "user_version", 1)
+        .expect("a version");
     old.execute_batch(
         "INSERT INTO usage (request_id, started_at, finished_at, service, transport, path, status, end, attempts,
             duration_ms) VALUES ('old', 1, 2, 'ocm', 'http', '/', 200, 'complete', '[]', 1)",
@@ -116,7 +162,15 @@ fn an_old_file_is_brought_up_to_date_and_keeps_its_rows() {
     let ledger = Ledger::open(&folder.0, &Limits::default()).expect("brought up to date");
     assert!(committed(&ledger, "new"));
     let reader = ledger.reader().expect("a reader");
-    assert_eq!(reader.summary(By::Day).expect("sums").iter().map(|day| day.requests).sum::<u64>(), 2);
+    assert_eq!(
+        reader
+            .summary(By::Day)
+            .expect("sums")
+            .iter()
+            .map(|day| day.requests)
+            .sum::<u64>(),
+        2
+    );
     assert_eq!(reader.view("p").expect("the new table"), None);
 }
 
@@ -124,22 +178,35 @@ fn an_old_file_is_brought_up_to_date_and_keeps_its_rows() {
 fn a_newer_file_and_one_in_use_are_refused() {
     let folder = Folder::new("newer");
     let ledger = Ledger::open(&folder.0, &Limits::default()).expect("a new ledger");
-    assert!(matches!(Ledger::open(&folder.0, &Limits::default()), Err(LedgerError::InUse { .. })));
+    assert!(matches!(
+        Ledger::open(&folder.0, &Limits::default()),
+        Err(LedgerError::InUse { .. })
+    ));
     drop(ledger);
     let newer = Connection::open(folder.0.join(FILE_NAME)).expect("opens");
-    newer.pragma_update(None, "user_version", 99).expect("a version");
+    newer
+        .pragma_update(None, "user_version", 99)
+        .expect("a version");
     drop(newer);
-    assert!(matches!(Ledger::open(&folder.0, &Limits::default()), Err(LedgerError::Newer { .. })));
+    assert!(matches!(
+        Ledger::open(&folder.0, &Limits::default()),
+        Err(LedgerError::Newer { .. })
+    ));
 }
 
 #[test]
 fn a_full_ledger_refuses_requests_and_loses_nothing() {
     let folder = Folder::new("full");
-    let limits = Limits { ledger_bytes: 64 * 1024, ..Limits::default() };
+    let limits = Limits {
+        ledger_bytes: 64 * 1024,
+        ..Limits::default()
+    };
     let ledger = Ledger::open(&folder.0, &limits).expect("a new ledger");
     let mut on_file = 0;
     let waiting = loop {
-        let Ok(room) = ledger.reserve() else { break None };
+        let Ok(room) = ledger.reserve() else {
+            break None;
+        };
         let mut commit = ledger.write(room, row(&format!("row {on_file}")));
         let end = std::time::Instant::now() + std::time::Duration::from_millis(500);
         while std::time::Instant::now() < end && commit.done.try_recv().is_err() {
@@ -154,15 +221,24 @@ fn a_full_ledger_refuses_requests_and_loses_nothing() {
     assert!(on_file > 10);
     assert_eq!(ledger.reserve().expect_err("full"), NoRoom::Failing);
     drop(waiting);
-    let kept: u64 = ledger.reader().expect("reads").summary(By::User).expect("sums")[0].requests;
+    let kept: u64 = ledger
+        .reader()
+        .expect("reads")
+        .summary(By::User)
+        .expect("sums")[0]
+        .requests;
     assert_eq!(kept, on_file);
 }
 
 #[test]
 fn a_full_ledger_that_may_serve_keeps_the_rows_in_memory() {
     let folder = Folder::new("serve");
-    let limits =
-        Limits { ledger_bytes: 64 * 1024, ledger_full: LedgerFull::Serve, settle_queue: 8, ..Limits::default() };
+    let limits = Limits {
+        ledger_bytes: 64 * 1024,
+        ledger_full: LedgerFull::Serve,
+        settle_queue: 8,
+        ..Limits::default()
+    };
     let ledger = Ledger::open(&folder.0, &limits).expect("a new ledger");
     for number in 0..500 {
         let Ok(room) = ledger.reserve() else {
@@ -170,7 +246,11 @@ fn a_full_ledger_that_may_serve_keeps_the_rows_in_memory() {
             continue;
         };
         // Nobody waits for ever, though most of these rows find no place.
-        ledger.write(room, row(&format!("row {number}"))).done.blocking_recv().expect("released");
+        ledger
+            .write(room, row(&format!("row {number}")))
+            .done
+            .blocking_recv()
+            .expect("released");
     }
     assert!(ledger.state.failing.load(Ordering::Relaxed));
     assert!(ledger.reserve().is_ok());
@@ -179,7 +259,11 @@ fn a_full_ledger_that_may_serve_keeps_the_rows_in_memory() {
 #[test]
 fn a_note_does_not_wait_for_a_full_ledger_and_is_not_told_to_be_written() {
     let folder = Folder::new("note");
-    let limits = Limits { ledger_bytes: 64 * 1024, ledger_full: LedgerFull::Serve, ..Limits::default() };
+    let limits = Limits {
+        ledger_bytes: 64 * 1024,
+        ledger_full: LedgerFull::Serve,
+        ..Limits::default()
+    };
     let ledger = Ledger::open(&folder.0, &limits).expect("a new ledger");
     let mut number = 0;
     while !ledger.state.failing.load(Ordering::Relaxed) {

@@ -48,9 +48,19 @@ pub(super) fn start(
 ) -> std::io::Result<JoinHandle<()>> {
     let Keeps { full, sessions_for } = keeps;
     let cleaned = Instant::now();
-    let writer =
-        Writer { connection, commands, state, full, sessions_for, cleaned, pending: Vec::new(), closing: false };
-    thread::Builder::new().name("ledger".to_owned()).spawn(move || writer.run())
+    let writer = Writer {
+        connection,
+        commands,
+        state,
+        full,
+        sessions_for,
+        cleaned,
+        pending: Vec::new(),
+        closing: false,
+    };
+    thread::Builder::new()
+        .name("ledger".to_owned())
+        .spawn(move || writer.run())
 }
 
 /// What the ledger keeps, and for how long.
@@ -104,7 +114,9 @@ impl Writer {
     /// A gateway that runs for months keeps no sessions of its first day.
     fn clean(&mut self) {
         self.cleaned = Instant::now();
-        if let Err(error) = sessions::forget(&self.connection, Millis::now().before(self.sessions_for)) {
+        if let Err(error) =
+            sessions::forget(&self.connection, Millis::now().before(self.sessions_for))
+        {
             tracing::warn!(%error, "old sessions stay in the ledger");
         }
     }
@@ -159,7 +171,11 @@ impl Writer {
                 let _ = done.send(());
             }
             Command::Row { row, room, done } => {
-                let mut pending = Pending { what: What::Row(row), room: Some(room), done: Some(done) };
+                let mut pending = Pending {
+                    what: What::Row(row),
+                    room: Some(room),
+                    done: Some(done),
+                };
                 if self.is_failing() {
                     self.release_unless_refusing(&mut pending);
                 }
@@ -167,8 +183,14 @@ impl Writer {
             }
             Command::View { path, state, done } => {
                 // A note that waits is replaced by the newer one of its file: what waits has a bound.
-                self.pending.retain(|pending| !matches!(&pending.what, What::View(noted, _) if *noted == path));
-                let mut pending = Pending { what: What::View(path, state), room: None, done: Some(done) };
+                self.pending.retain(
+                    |pending| !matches!(&pending.what, What::View(noted, _) if *noted == path),
+                );
+                let mut pending = Pending {
+                    what: What::View(path, state),
+                    room: None,
+                    done: Some(done),
+                };
                 if self.is_failing() {
                     self.release_unless_refusing(&mut pending);
                 }
@@ -191,7 +213,10 @@ impl Writer {
             Ok(()) => {
                 self.state.commit_time.count_in(begun.elapsed());
                 if self.state.failing.swap(false, Ordering::Relaxed) {
-                    tracing::info!(rows = self.pending.len(), "the ledger can be written again; what waited is in it");
+                    tracing::info!(
+                        rows = self.pending.len(),
+                        "the ledger can be written again; what waited is in it"
+                    );
                 }
                 for mut pending in self.pending.drain(..) {
                     drop(pending.room.take());
@@ -205,7 +230,9 @@ impl Writer {
                     tracing::error!(%error, "the ledger cannot be written; its rows wait in memory");
                 }
                 let mut pending = std::mem::take(&mut self.pending);
-                pending.iter_mut().for_each(|pending| self.release_unless_refusing(pending));
+                pending
+                    .iter_mut()
+                    .for_each(|pending| self.release_unless_refusing(pending));
                 self.pending = pending;
             }
         }
@@ -238,7 +265,8 @@ impl Writer {
                     What::View(path, view) => {
                         let before = i64::try_from(view.through_before).unwrap_or(i64::MAX);
                         let through = i64::try_from(view.through).unwrap_or(i64::MAX);
-                        let values = params![path, through, view.digest, before, view.digest_before];
+                        let values =
+                            params![path, through, view.digest, before, view.digest_before];
                         transaction.prepare_cached(SAVE_VIEW)?.execute(values)?;
                     }
                 }
@@ -252,7 +280,10 @@ fn insert_row(insert: &mut rusqlite::CachedStatement<'_>, row: &Row) -> rusqlite
     let whole = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
     let counts = row.counts;
     let (window, cost, unpriced) = match &row.cost {
-        Some(Cost::Priced { amount, context_window }) => (Some(whole(*context_window)), Some(whole(amount.0)), None),
+        Some(Cost::Priced {
+            amount,
+            context_window,
+        }) => (Some(whole(*context_window)), Some(whole(amount.0)), None),
         Some(Cost::Unpriced { reason }) => (None, None, Some(reason)),
         None => (None, None, None),
     };

@@ -33,14 +33,16 @@ pub(super) enum Chosen<W: Write> {
 
 impl<W: Write> Decoder<W> {
     pub(super) fn choose(encoding: &str, writer: W) -> Chosen<W> {
-        Chosen::Decoder(Box::new(match encoding.trim().to_ascii_lowercase().as_str() {
-            "" | "identity" => return Chosen::Identity(writer),
-            "gzip" | "x-gzip" => Self::Gzip(MultiGzDecoder::new(writer)),
-            "deflate" => Self::DeflateUnsure(Some(writer)),
-            "br" => Self::Brotli(Box::new(DecompressorWriter::new(writer, BROTLI_BUFFER))),
-            "zstd" => Self::Zstd(Box::new(zstd_decoder(writer))),
-            _ => return Chosen::Unknown(writer),
-        }))
+        Chosen::Decoder(Box::new(
+            match encoding.trim().to_ascii_lowercase().as_str() {
+                "" | "identity" => return Chosen::Identity(writer),
+                "gzip" | "x-gzip" => Self::Gzip(MultiGzDecoder::new(writer)),
+                "deflate" => Self::DeflateUnsure(Some(writer)),
+                "br" => Self::Brotli(Box::new(DecompressorWriter::new(writer, BROTLI_BUFFER))),
+                "zstd" => Self::Zstd(Box::new(zstd_decoder(writer))),
+                _ => return Chosen::Unknown(writer),
+            },
+        ))
     }
 
     /// Decodes a piece; all that comes of it is written before this returns.
@@ -48,14 +50,19 @@ impl<W: Write> Decoder<W> {
     /// # Errors
     /// The piece cannot be decoded, or the writer takes no more.
     pub(super) fn feed(&mut self, piece: &[u8]) -> io::Result<()> {
-        let Some(first) = piece.first() else { return Ok(()) };
+        let Some(first) = piece.first() else {
+            return Ok(());
+        };
         if let Self::DeflateUnsure(writer) = self
             && let Some(writer) = writer.take()
         {
             // RFC 1950: the low half of the first byte is the method, 8 for deflate; the high half is at most 7.
             let zlib = first & 0x0f == 8 && first >> 4 <= 7;
-            *self =
-                if zlib { Self::Zlib(ZlibDecoder::new(writer)) } else { Self::Deflate(DeflateDecoder::new(writer)) };
+            *self = if zlib {
+                Self::Zlib(ZlibDecoder::new(writer))
+            } else {
+                Self::Deflate(DeflateDecoder::new(writer))
+            };
         }
         let decoder: &mut dyn Write = match self {
             Self::Gzip(decoder) => decoder,
@@ -76,7 +83,9 @@ impl<W: Write> Decoder<W> {
             Self::Deflate(decoder) => decoder.get_ref(),
             Self::Brotli(decoder) => decoder.get_ref(),
             Self::Zstd(decoder) => decoder.get_ref(),
-            Self::DeflateUnsure(writer) => writer.as_ref().unwrap_or_else(|| unreachable!("taken only to be replaced")),
+            Self::DeflateUnsure(writer) => writer
+                .as_ref()
+                .unwrap_or_else(|| unreachable!("taken only to be replaced")),
         }
     }
 
@@ -87,7 +96,9 @@ impl<W: Write> Decoder<W> {
             Self::Deflate(decoder) => decoder.get_mut(),
             Self::Brotli(decoder) => decoder.get_mut(),
             Self::Zstd(decoder) => decoder.get_mut(),
-            Self::DeflateUnsure(writer) => writer.as_mut().unwrap_or_else(|| unreachable!("taken only to be replaced")),
+            Self::DeflateUnsure(writer) => writer
+                .as_mut()
+                .unwrap_or_else(|| unreachable!("taken only to be replaced")),
         }
     }
 }
@@ -99,12 +110,17 @@ fn zstd_decoder<W: Write>(writer: W) -> zstd::stream::write::Decoder<'static, W>
         Ok(decoder)
     });
     // Fails only for a parameter that zstd does not know.
-    bounded.unwrap_or_else(|error| unreachable!("zstd takes a window of 2^{ZSTD_WINDOW_LOG_MAX}: {error}"))
+    bounded.unwrap_or_else(|error| {
+        unreachable!("zstd takes a window of 2^{ZSTD_WINDOW_LOG_MAX}: {error}")
+    })
 }
 
 /// Decodes a whole body that was read already, as far as `bytes_max`. What cannot be decoded is left out.
 pub fn decoded(encoding: Option<&str>, parts: &[bytes::Bytes], bytes_max: usize) -> Vec<u8> {
-    let into = Bounded { bytes: Vec::new(), bytes_max };
+    let into = Bounded {
+        bytes: Vec::new(),
+        bytes_max,
+    };
     match Decoder::choose(encoding.unwrap_or_default(), into) {
         Chosen::Identity(mut plain) | Chosen::Unknown(mut plain) => {
             // Past the bound nothing more is taken: what is there is what is wanted.

@@ -27,8 +27,10 @@ const fn slot(first: u8) -> [Wanted; SLOT_FIELDS as usize] {
     ]
 }
 
-const RATE_LIMITS: &[Wanted] =
-    &[Wanted::within("primary", &slot(PRIMARY)), Wanted::within("secondary", &slot(SECONDARY))];
+const RATE_LIMITS: &[Wanted] = &[
+    Wanted::within("primary", &slot(PRIMARY)),
+    Wanted::within("secondary", &slot(SECONDARY)),
+];
 
 /// The fields that an error's `headers` has of a refused response.
 const HEADERS: &[Wanted] = &[
@@ -55,7 +57,13 @@ const EVENT_KEYS: &[Wanted] = &[
     Wanted::within("rate_limits", RATE_LIMITS),
     Wanted::scalar("status", reading::STATUS),
     Wanted::scalar("status_code", STATUS_CODE),
-    Wanted::within("error", &[Wanted::scalar("resets_at", RESETS_AT), Wanted::scalar("resets_in_seconds", RESETS_IN)]),
+    Wanted::within(
+        "error",
+        &[
+            Wanted::scalar("resets_at", RESETS_AT),
+            Wanted::scalar("resets_in_seconds", RESETS_IN),
+        ],
+    ),
     Wanted::within("headers", HEADERS),
 ];
 
@@ -109,7 +117,11 @@ enum Kind {
 
 impl Default for EventScan {
     fn default() -> Self {
-        Self { scan: JsonScan::new(EVENT_KEYS), reading: Reading::default(), told: Told::default() }
+        Self {
+            scan: JsonScan::new(EVENT_KEYS),
+            reading: Reading::default(),
+            told: Told::default(),
+        }
     }
 }
 
@@ -124,7 +136,8 @@ impl EventScan {
     /// Reads a piece of it.
     pub fn feed(&mut self, piece: &[u8]) {
         let (reading, told) = (&mut self.reading, &mut self.told);
-        self.scan.feed(piece, |name, scalar| take(reading, told, name, scalar));
+        self.scan
+            .feed(piece, |name, scalar| take(reading, told, name, scalar));
     }
 
     /// The message is whole: what it means. The time is asked for only where it matters.
@@ -180,13 +193,19 @@ fn take(reading: &mut Reading, told: &mut Told, name: u8, scalar: Scalar<'_>) ->
 
 /// A number, or a text that is one, as headers have it.
 fn number(scalar: Scalar<'_>) -> Option<f64> {
-    scalar.number().or_else(|| scalar.text()?.trim().parse().ok()).filter(|number: &f64| number.is_finite())
+    scalar
+        .number()
+        .or_else(|| scalar.text()?.trim().parse().ok())
+        .filter(|number: &f64| number.is_finite())
 }
 
 impl Told {
     fn until(&self, now: Millis) -> Option<Millis> {
         let sound = |number: &f64| *number > 0.0 && *number < 1e12;
-        let at = self.resets_at.filter(sound).map(|seconds| Millis((seconds * 1e3) as u64));
+        let at = self
+            .resets_at
+            .filter(sound)
+            .map(|seconds| Millis((seconds * 1e3) as u64));
         let within = self.resets_in.or(self.retry_after).filter(sound);
         at.or_else(|| within.map(|seconds| now.after(Duration::from_secs_f64(seconds))))
     }
@@ -223,7 +242,11 @@ pub struct CreateScan {
 
 impl Default for CreateScan {
     fn default() -> Self {
-        Self { scan: JsonScan::new(CREATE_KEYS), create: Create::default(), is_create: false }
+        Self {
+            scan: JsonScan::new(CREATE_KEYS),
+            create: Create::default(),
+            is_create: false,
+        }
     }
 }
 
@@ -241,7 +264,11 @@ impl CreateScan {
         self.scan.feed(piece, |name, scalar| match name {
             TYPE => {
                 *is_create = scalar == Scalar::Text(b"response.create");
-                if *is_create { Flow::Continue } else { Flow::Stop }
+                if *is_create {
+                    Flow::Continue
+                } else {
+                    Flow::Stop
+                }
             }
             GENERATE => {
                 create.prewarm = scalar == Scalar::Bare(b"false");
@@ -272,9 +299,15 @@ mod tests {
         for size in [1, 7, 4096] {
             let mut scan = EventScan::default();
             scan.begin();
-            text.as_bytes().chunks(size).for_each(|piece| scan.feed(piece));
+            text.as_bytes()
+                .chunks(size)
+                .for_each(|piece| scan.feed(piece));
             let now = (scan.end(|| NOW), scan.take_metered());
-            assert_eq!(*found.get_or_insert(now.clone()), now, "in pieces of {size}");
+            assert_eq!(
+                *found.get_or_insert(now.clone()),
+                now,
+                "in pieces of {size}"
+            );
         }
         found.expect("three readings")
     }
@@ -291,14 +324,26 @@ mod tests {
             assert_eq!(metered.response_id.as_deref(), Some("r1"));
             assert_eq!(metered.counts.expect("usage").output, 7);
         }
-        assert_eq!(event(r#"{"type": "response.incomplete"}"#).0, Event::Ended(End::Incomplete));
-        assert_eq!(event(r#"{"type": "response.failed"}"#).0, Event::Ended(End::Failed));
+        assert_eq!(
+            event(r#"{"type": "response.incomplete"}"#).0,
+            Event::Ended(End::Incomplete)
+        );
+        assert_eq!(
+            event(r#"{"type": "response.failed"}"#).0,
+            Event::Ended(End::Failed)
+        );
     }
 
     #[test]
     fn other_messages_mean_nothing() {
-        for text in ["", "x", "[]", "{}", r#"{"type": "response.output_text.delta", "status": 429}"#, r#"{"type": 5}"#]
-        {
+        for text in [
+            "",
+            "x",
+            "[]",
+            "{}",
+            r#"{"type": "response.output_text.delta", "status": 429}"#,
+            r#"{"type": 5}"#,
+        ] {
             assert_eq!(event(text).0, Event::Other, "{text}");
         }
     }
@@ -310,17 +355,32 @@ mod tests {
                 "primary": {"used_percent": 12, "window_minutes": 10080, "reset_at": 2000000},
                 "secondary": {"used_percent": 34.5, "window_minutes": 300, "reset_at": 2000000}}}"#,
         );
-        let Event::RateLimits(reading) = event else { panic!("{event:?}") };
+        let Event::RateLimits(reading) = event else {
+            panic!("{event:?}")
+        };
         let mut windows = Windows::default();
         windows.observe(&reading, NOW);
-        assert_eq!((windows.used(Span::FiveHour, NOW), windows.used(Span::Weekly, NOW)), (34.5, 12.0));
+        assert_eq!(
+            (
+                windows.used(Span::FiveHour, NOW),
+                windows.used(Span::Weekly, NOW)
+            ),
+            (34.5, 12.0)
+        );
     }
 
     #[test]
     fn an_error_tells_its_status_under_either_name_and_its_end() {
         let check = |text: &str, status: Option<u16>, until: Option<u64>| {
             let (event, _) = event(text);
-            let Event::Error { status: found, until: end, .. } = event else { panic!("{event:?}") };
+            let Event::Error {
+                status: found,
+                until: end,
+                ..
+            } = event
+            else {
+                panic!("{event:?}")
+            };
             assert_eq!((found, end), (status, until.map(Millis)), "{text}");
         };
         check(
@@ -333,8 +393,16 @@ mod tests {
             Some(429),
             Some(2_000_000_000),
         );
-        check(r#"{"error": {}, "status": 400, "type": "error"}"#, Some(400), None);
-        check(r#"{"type": "error", "status": 429, "headers": {"retry-after": "30"}}"#, Some(429), Some(1_000_030_000));
+        check(
+            r#"{"error": {}, "status": 400, "type": "error"}"#,
+            Some(400),
+            None,
+        );
+        check(
+            r#"{"type": "error", "status": 429, "headers": {"retry-after": "30"}}"#,
+            Some(429),
+            Some(1_000_030_000),
+        );
         check(r#"{"type": "error"}"#, None, None);
     }
 
@@ -355,7 +423,11 @@ mod tests {
         assert_eq!(found.asked.model.as_deref(), Some("m"));
         assert_eq!(found.asked.previous_response_id.as_deref(), Some("r0"));
         assert_eq!(found.asked.service_tier.as_deref(), Some("flex"));
-        assert!(!create(r#"{"type": "response.create"}"#).expect("a create").prewarm);
+        assert!(
+            !create(r#"{"type": "response.create"}"#)
+                .expect("a create")
+                .prewarm
+        );
         assert_eq!(create(r#"{"type": "response.cancel", "model": "m"}"#), None);
         assert_eq!(create("hello"), None);
     }

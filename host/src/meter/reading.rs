@@ -17,8 +17,10 @@ const REASONING: u8 = 9;
 /// Names from here on are free for who reads more.
 pub(super) const FREE: u8 = 10;
 
-const INPUT_DETAILS: &[Wanted] =
-    &[Wanted::scalar("cached_tokens", CACHED), Wanted::scalar("cache_write_tokens", CACHE_WRITE)];
+const INPUT_DETAILS: &[Wanted] = &[
+    Wanted::scalar("cached_tokens", CACHED),
+    Wanted::scalar("cache_write_tokens", CACHE_WRITE),
+];
 const OUTPUT_DETAILS: &[Wanted] = &[Wanted::scalar("reasoning_tokens", REASONING)];
 
 /// The usage of the Responses API and that of chat completions.
@@ -86,11 +88,23 @@ impl Default for Reading {
 
 impl Reading {
     const EMPTY: Self = Self {
-        metered: Metered { response_id: None, model: None, service_tier: None, counts: None, unknown: None },
+        metered: Metered {
+            response_id: None,
+            model: None,
+            service_tier: None,
+            counts: None,
+            unknown: None,
+        },
         ended: None,
         error_seen: false,
         kind: Kind::Untyped,
-        counts: TokenCounts { input: 0, cached: 0, cache_write: 0, output: 0, reasoning: 0 },
+        counts: TokenCounts {
+            input: 0,
+            cached: 0,
+            cache_write: 0,
+            output: 0,
+            reasoning: 0,
+        },
         counted: false,
     };
 
@@ -104,7 +118,10 @@ impl Reading {
             ID => fill(&mut self.metered.response_id, scalar),
             MODEL => fill(&mut self.metered.model, scalar),
             // Upstream may charge another tier than the first event said: the last word counts.
-            TIER => self.metered.service_tier = scalar.text().or_else(|| self.metered.service_tier.take()),
+            TIER => {
+                self.metered.service_tier =
+                    scalar.text().or_else(|| self.metered.service_tier.take())
+            }
             STATUS => self.take_status(scalar),
             _ => self.take_count(name, scalar),
         }
@@ -112,7 +129,9 @@ impl Reading {
     }
 
     fn take_type(&mut self, scalar: Scalar<'_>) -> Flow {
-        let Scalar::Text(name) = scalar else { return Flow::Continue };
+        let Scalar::Text(name) = scalar else {
+            return Flow::Continue;
+        };
         self.kind = match name {
             b"response.created" => Kind::Created,
             b"response.completed" => Kind::Last(End::Complete),

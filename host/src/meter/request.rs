@@ -64,7 +64,11 @@ impl std::fmt::Debug for RequestScan {
 impl RequestScan {
     /// A scan of a body with that content encoding, that decodes up to `decoded_bytes` of it.
     pub fn new(encoding: Option<&str>, decoded_bytes: u64) -> Self {
-        let tap = Tap { scan: JsonScan::new(KEYS), asked: Asked::default(), left: decoded_bytes };
+        let tap = Tap {
+            scan: JsonScan::new(KEYS),
+            asked: Asked::default(),
+            left: decoded_bytes,
+        };
         let source = match Decoder::choose(encoding.unwrap_or_default(), tap) {
             Chosen::Identity(tap) => Source::Plain(tap),
             Chosen::Decoder(decoder) => Source::Encoded(decoder),
@@ -97,9 +101,13 @@ impl RequestScan {
 
 impl Write for Tap {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.left = self.left.checked_sub(bytes.len() as u64).ok_or(io::ErrorKind::FileTooLarge)?;
+        self.left = self
+            .left
+            .checked_sub(bytes.len() as u64)
+            .ok_or(io::ErrorKind::FileTooLarge)?;
         let asked = &mut self.asked;
-        self.scan.feed(bytes, |name, scalar| asked.take(name, scalar));
+        self.scan
+            .feed(bytes, |name, scalar| asked.take(name, scalar));
         Ok(bytes.len())
     }
 
@@ -148,15 +156,27 @@ mod tests {
     #[test]
     fn what_is_asked_is_read_plain_and_compressed() {
         check(None, BODY);
-        check(Some("zstd"), &zstd::encode_all(BODY, 1).expect("zstd encodes"));
+        check(
+            Some("zstd"),
+            &zstd::encode_all(BODY, 1).expect("zstd encodes"),
+        );
         let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-        gzip.write_all(BODY).and_then(|()| gzip.flush()).expect("gzip encodes");
+        gzip.write_all(BODY)
+            .and_then(|()| gzip.flush())
+            .expect("gzip encodes");
         check(Some("gzip"), &gzip.finish().expect("gzip encodes"));
     }
 
     #[test]
     fn what_is_no_json_asks_for_nothing() {
-        for body in [&b""[..], b"hello", b"[1]", b"\xff\xfe", b"{\"model\": 5}", b"{\"model\": \"\"}"] {
+        for body in [
+            &b""[..],
+            b"hello",
+            b"[1]",
+            b"\xff\xfe",
+            b"{\"model\": 5}",
+            b"{\"model\": \"\"}",
+        ] {
             let mut scan = RequestScan::new(None, 1 << 20);
             scan.feed(body);
             assert_eq!(scan.asked(), &Asked::default(), "{body:?}");
@@ -165,9 +185,17 @@ mod tests {
 
     #[test]
     fn a_body_that_expands_past_the_bound_is_read_no_further() {
-        let huge = [br#"{"model":"m","input":""#.as_slice(), &vec![b'x'; 1 << 20], br#"","stream":true}"#].concat();
+        let huge = [
+            br#"{"model":"m","input":""#.as_slice(),
+            &vec![b'x'; 1 << 20],
+            br#"","stream":true}"#,
+        ]
+        .concat();
         let mut scan = RequestScan::new(Some("zstd"), 1 << 16);
-        for piece in zstd::encode_all(&*huge, 1).expect("zstd encodes").chunks(16) {
+        for piece in zstd::encode_all(&*huge, 1)
+            .expect("zstd encodes")
+            .chunks(16)
+        {
             scan.feed(piece);
         }
         assert!(!scan.asked().stream);

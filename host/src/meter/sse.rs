@@ -103,7 +103,11 @@ impl Sse {
                         return Signal::More;
                     }
                     content = &content[length..];
-                    self.line = if length == wanted.len() { self.data_begins() } else { Line::Start(matched + length) };
+                    self.line = if length == wanted.len() {
+                        self.data_begins()
+                    } else {
+                        Line::Start(matched + length)
+                    };
                 }
                 Line::Done(matched) => match self.done(matched, content) {
                     Some(read) => content = &content[read..],
@@ -145,13 +149,19 @@ impl Sse {
 
     fn data(&mut self, content: &[u8]) -> Signal {
         let reading = &mut self.reading;
-        let progress = self.scan.feed(content, |name, scalar| reading.take(name, scalar));
+        let progress = self
+            .scan
+            .feed(content, |name, scalar| reading.take(name, scalar));
         if progress == Progress::Open {
             return Signal::More;
         }
         self.line = Line::Skip;
         self.event_read = true;
-        if progress == Progress::Done && self.reading.event_whole() { Signal::Whole } else { Signal::More }
+        if progress == Progress::Done && self.reading.event_whole() {
+            Signal::Whole
+        } else {
+            Signal::More
+        }
     }
 
     fn line_end(&mut self) {

@@ -5,8 +5,7 @@ use http::HeaderMap;
 use super::*;
 use crate::values::counts::TokenCounts;
 
-const DELTA: &str =
-    "event: response.output_text.delta\ndata: {\"type\":\"response.output_text.delta\",\"delta\":\"hi\"}\n\n";
+const DELTA: &str = "event: response.output_text.delta\ndata: {\"type\":\"response.output_text.delta\",\"delta\":\"hi\"}\n\n";
 const LAST: &str = concat!(
     "event: response.completed\n",
     r#"data: {"type":"response.completed","response":{"id":"resp_1","object":"response","model":"gpt-5.4","#,
@@ -15,11 +14,20 @@ const LAST: &str = concat!(
     r#""output_tokens":20,"output_tokens_details":{"reasoning_tokens":7},"total_tokens":120}}}"#,
     "\n\n"
 );
-const COUNTS: TokenCounts = TokenCounts { input: 100, cached: 40, cache_write: 5, output: 20, reasoning: 7 };
+const COUNTS: TokenCounts = TokenCounts {
+    input: 100,
+    cached: 40,
+    cache_write: 5,
+    output: 20,
+    reasoning: 7,
+};
 
 fn headers(content_type: &str, encoding: &str) -> HeaderMap {
     let mut headers = HeaderMap::new();
-    for (name, value) in [("content-type", content_type), ("content-encoding", encoding)] {
+    for (name, value) in [
+        ("content-type", content_type),
+        ("content-encoding", encoding),
+    ] {
         if !value.is_empty() {
             headers.insert(name, value.parse().expect("a value"));
         }
@@ -39,8 +47,15 @@ fn check_sse(body: &str, expected: Option<TokenCounts>, end: End) {
         let (mut meter, signals) = meter(&headers("text/event-stream", ""), body.as_bytes(), piece);
         assert_eq!(meter.finish(), end, "in pieces of {piece}");
         assert_eq!(meter.metered().counts, expected, "in pieces of {piece}");
-        let whole = signals.iter().filter(|signal| **signal == Signal::Whole).count();
-        assert_eq!(whole, usize::from(end != End::UpstreamGone), "in pieces of {piece}");
+        let whole = signals
+            .iter()
+            .filter(|signal| **signal == Signal::Whole)
+            .count();
+        assert_eq!(
+            whole,
+            usize::from(end != End::UpstreamGone),
+            "in pieces of {piece}"
+        );
     }
 }
 
@@ -59,16 +74,36 @@ fn every_form_of_a_line_is_read() {
     let body = [DELTA, LAST].concat();
     check_sse(&body.replace('\n', "\r\n"), Some(COUNTS), End::Complete);
     check_sse(&body.replace('\n', "\r"), Some(COUNTS), End::Complete);
-    check_sse(&body.replace("data: ", "data:"), Some(COUNTS), End::Complete);
-    check_sse(&format!(": a comment\n\n{body}"), Some(COUNTS), End::Complete);
+    check_sse(
+        &body.replace("data: ", "data:"),
+        Some(COUNTS),
+        End::Complete,
+    );
+    check_sse(
+        &format!(": a comment\n\n{body}"),
+        Some(COUNTS),
+        End::Complete,
+    );
     check_sse(body.trim_end(), Some(COUNTS), End::Complete);
-    check_sse(&body.replace(",\"response\"", "\ndata: ,\"response\""), Some(COUNTS), End::Complete);
+    check_sse(
+        &body.replace(",\"response\"", "\ndata: ,\"response\""),
+        Some(COUNTS),
+        End::Complete,
+    );
 }
 
 #[test]
 fn what_ends_early_says_so_and_is_counted() {
-    check_sse(&LAST.replace("response.completed", "response.incomplete"), Some(COUNTS), End::Incomplete);
-    check_sse(&LAST.replace("response.completed", "response.failed"), Some(COUNTS), End::Failed);
+    check_sse(
+        &LAST.replace("response.completed", "response.incomplete"),
+        Some(COUNTS),
+        End::Incomplete,
+    );
+    check_sse(
+        &LAST.replace("response.completed", "response.failed"),
+        Some(COUNTS),
+        End::Failed,
+    );
     check_sse(DELTA, None, End::UpstreamGone);
     check_sse("", None, End::UpstreamGone);
 }
@@ -76,7 +111,11 @@ fn what_ends_early_says_so_and_is_counted() {
 #[test]
 fn what_is_not_data_is_passed_over() {
     let line = "x".repeat(100_000);
-    check_sse(&format!("{line}\ndata: \0\0\n\ndata: {line}\n\ndata: [1]\n\n{LAST}"), Some(COUNTS), End::Complete);
+    check_sse(
+        &format!("{line}\ndata: \0\0\n\ndata: {line}\n\ndata: [1]\n\n{LAST}"),
+        Some(COUNTS),
+        End::Complete,
+    );
 }
 
 #[test]
@@ -87,17 +126,34 @@ fn chat_completions_end_with_done_and_tell_usage_before() {
         "\"prompt_tokens_details\":{\"cached_tokens\":4},\"completion_tokens\":3}}\n\n",
         "data: [DONE]\n\n"
     );
-    check_sse(body, Some(TokenCounts { input: 9, cached: 4, output: 3, ..TokenCounts::default() }), End::Complete);
+    check_sse(
+        body,
+        Some(TokenCounts {
+            input: 9,
+            cached: 4,
+            output: 3,
+            ..TokenCounts::default()
+        }),
+        End::Complete,
+    );
 }
 
 #[test]
 fn a_json_body_is_read_and_only_its_transport_says_where_it_ends() {
     let body = br#"{"id":"resp_1","status":"incomplete","model":"gpt-5","usage":{"input_tokens":5,"output_tokens":1}}"#;
     for piece in [1, 9, 1000] {
-        let (mut meter, signals) = meter(&headers("application/json; charset=utf-8", ""), body, piece);
+        let (mut meter, signals) =
+            meter(&headers("application/json; charset=utf-8", ""), body, piece);
         assert!(signals.iter().all(|signal| *signal == Signal::More));
         assert_eq!(meter.finish(), End::Incomplete);
-        assert_eq!(meter.metered().counts, Some(TokenCounts { input: 5, output: 1, ..TokenCounts::default() }));
+        assert_eq!(
+            meter.metered().counts,
+            Some(TokenCounts {
+                input: 5,
+                output: 1,
+                ..TokenCounts::default()
+            })
+        );
     }
 }
 
@@ -133,8 +189,16 @@ fn compressed_bodies_are_read() {
         let compressed = encoded(encoding, body.as_bytes());
         for piece in [1, 7, 1 << 20] {
             let (mut meter, _) = meter(&headers("text/event-stream", encoding), &compressed, piece);
-            assert_eq!(meter.finish(), End::Complete, "{encoding} in pieces of {piece}");
-            assert_eq!(meter.metered().counts, Some(COUNTS), "{encoding} in pieces of {piece}");
+            assert_eq!(
+                meter.finish(),
+                End::Complete,
+                "{encoding} in pieces of {piece}"
+            );
+            assert_eq!(
+                meter.metered().counts,
+                Some(COUNTS),
+                "{encoding} in pieces of {piece}"
+            );
         }
     }
 }
@@ -143,7 +207,11 @@ fn compressed_bodies_are_read() {
 fn raw_deflate_is_read_too() {
     let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(LAST.as_bytes()).expect("writes");
-    let (meter, _) = meter(&headers("text/event-stream", "deflate"), &encoder.finish().expect("ends"), 9);
+    let (meter, _) = meter(
+        &headers("text/event-stream", "deflate"),
+        &encoder.finish().expect("ends"),
+        9,
+    );
     assert_eq!(meter.metered().counts, Some(COUNTS));
 }
 
@@ -151,14 +219,28 @@ fn raw_deflate_is_read_too() {
 fn a_body_that_expands_past_the_bound_is_left_with_the_reason() {
     let body = ": ".repeat(1 << 20);
     for encoding in ["gzip", "deflate", "zstd"] {
-        let (meter, _) = meter(&headers("text/event-stream", encoding), &encoded(encoding, body.as_bytes()), 64);
-        assert!(meter.metered().unknown.is_some_and(|reason| reason.contains("decoded_bytes")), "{encoding}");
+        let (meter, _) = meter(
+            &headers("text/event-stream", encoding),
+            &encoded(encoding, body.as_bytes()),
+            64,
+        );
+        assert!(
+            meter
+                .metered()
+                .unknown
+                .is_some_and(|reason| reason.contains("decoded_bytes")),
+            "{encoding}"
+        );
     }
 }
 
 #[test]
 fn an_encoding_that_is_not_known_or_not_kept_is_a_reason() {
-    let (unknown, _) = meter(&headers("text/event-stream", "compress"), LAST.as_bytes(), 64);
+    let (unknown, _) = meter(
+        &headers("text/event-stream", "compress"),
+        LAST.as_bytes(),
+        64,
+    );
     assert!(unknown.metered().unknown.is_some());
     let (broken, _) = meter(&headers("text/event-stream", "gzip"), LAST.as_bytes(), 64);
     assert!(broken.metered().unknown.is_some());

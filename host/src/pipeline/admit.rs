@@ -18,7 +18,10 @@ pub(super) struct Admitted {
 
 /// # Errors
 /// There is no room.
-pub(super) fn admit(service: &Arc<Service>, authenticated: Authenticated) -> Result<Admitted, Refusal> {
+pub(super) fn admit(
+    service: &Arc<Service>,
+    authenticated: Authenticated,
+) -> Result<Admitted, Refusal> {
     let (received, user) = authenticated.into_parts();
     let room = service.parts.ledger.reserve().map_err(|reason| {
         let refusal = Refusal::no_room(reason);
@@ -42,5 +45,8 @@ pub(super) fn admit(service: &Arc<Service>, authenticated: Authenticated) -> Res
         session,
     };
     let open = OpenRow::new(Arc::clone(service), room, opening);
-    Ok(Admitted { open, head: received.head })
+    Ok(Admitted {
+        open,
+        head: received.head,
+    })
 }

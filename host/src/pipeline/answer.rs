@@ -76,23 +76,44 @@ pub(super) async fn answer(
     let (mut head, body) = answered.response.into_parts();
     strip_response(&mut head.headers);
     remember_turn_state(service, &open, answered.credential, &head.headers);
-    if let Err(refusal) = rewrite(service, &open, answered.credential, head.status, &mut head.headers).await {
+    if let Err(refusal) = rewrite(
+        service,
+        &open,
+        answered.credential,
+        head.status,
+        &mut head.headers,
+    )
+    .await
+    {
         return Err(open.refuse(refusal).await);
     }
     open.answered(head.status);
     let meter = Meter::new(&head.headers, service.parts.limits.decoded_bytes);
     let read: VecDeque<Bytes> = answered.read.into();
-    let left: Option<u64> = head.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    let has_no_body = open.is_head() || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let left: Option<u64> = head
+        .headers
+        .get(CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse().ok());
+    let has_no_body = open.is_head()
+        || matches!(
+            head.status,
+            StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+        );
     if has_no_body || (read.is_empty() && (body.is_end_stream() || left == Some(0))) {
         return empty(service, head, meter, open).await;
     }
     if answered.broken {
-        return Err(open.refuse_as(End::UpstreamGone, Refusal::upstream_broke()).await);
+        return Err(open
+            .refuse_as(End::UpstreamGone, Refusal::upstream_broke())
+            .await);
     }
     let (read, body) = match arrived(read, body, left) {
         Arrived::Whole(bytes) => return whole(service, head, bytes, meter, open).await,
-        Arrived::Broken => return Err(open.refuse_as(End::UpstreamGone, Refusal::upstream_broke()).await),
+        Arrived::Broken => {
+            return Err(open
+                .refuse_as(End::UpstreamGone, Refusal::upstream_broke())
+                .await);
+        }
         Arrived::InPart(read, body) => (read, body),
     };
     let streaming = Streaming {
@@ -108,7 +129,10 @@ pub(super) async fn answer(
         quiet_since: None,
         timer: None,
     };
-    Ok(Response::from_parts(head, AnswerBody::Streaming(Box::new(streaming))))
+    Ok(Response::from_parts(
+        head,
+        AnswerBody::Streaming(Box::new(streaming)),
+    ))
 }
 
 /// A response's body as it is there together with its head.
@@ -122,16 +146,28 @@ enum Arrived {
 }
 
 /// Codex sends a turn's state back with the turn's further requests: it belongs to the account that issued it.
-pub(super) fn remember_turn_state(service: &Service, open: &OpenRow, credential: usize, headers: &HeaderMap) {
+pub(super) fn remember_turn_state(
+    service: &Service,
+    open: &OpenRow,
+    credential: usize,
+    headers: &HeaderMap,
+) {
     if let Some(state) = headers.get(TURN_STATE) {
         let credential = service.parts.credentials[credential].name();
-        service.sessions().made(open.owner(), &opaque_key(state.as_bytes()), credential, Millis::now());
+        service.sessions().made(
+            open.owner(),
+            &opaque_key(state.as_bytes()),
+            credential,
+            Millis::now(),
+        );
     }
 }
 
 /// Looks whether a short body has arrived together with its head, without waiting for anything.
 fn arrived(mut read: VecDeque<Bytes>, mut body: Incoming, length: Option<u64>) -> Arrived {
-    let Some(length) = length.filter(|_| read.is_empty()) else { return Arrived::InPart(read, body) };
+    let Some(length) = length.filter(|_| read.is_empty()) else {
+        return Arrived::InPart(read, body);
+    };
     let mut cx = Context::from_waker(Waker::noop());
     match Pin::new(&mut body).poll_frame(&mut cx) {
         Poll::Ready(Some(Ok(frame))) => {
@@ -168,7 +204,15 @@ async fn empty(
     meter: Meter,
     open: Box<OpenRow>,
 ) -> Result<Response<AnswerBody>, Refusal> {
-    recorded(service, head, AnswerBody::Whole(None), End::Complete, meter, open).await
+    recorded(
+        service,
+        head,
+        AnswerBody::Whole(None),
+        End::Complete,
+        meter,
+        open,
+    )
+    .await
 }
 
 /// Waits for the row, then answers.
@@ -202,9 +246,14 @@ pub(super) async fn rewrite(
 ) -> Result<(), Refusal> {
     let facts = open.facts(Millis::now(), service.parts.credentials[credential].tag());
     for rewriter in &service.parts.rewriters {
-        match (rewriter.response(&facts, status, headers).await, rewriter.on_failure()) {
+        match (
+            rewriter.response(&facts, status, headers).await,
+            rewriter.on_failure(),
+        ) {
             (Ok(()), _) => {}
-            (Err(fault), OnFailure::Skip) if fault.is_news() => tracing::warn!(%fault, "its edits are left out"),
+            (Err(fault), OnFailure::Skip) if fault.is_news() => {
+                tracing::warn!(%fault, "its edits are left out")
+            }
             (Err(fault), OnFailure::Skip) => tracing::debug!(%fault, "its edits are left out"),
             (Err(fault), OnFailure::Refuse) => {
                 tracing::error!(%fault, "the response is refused");
@@ -217,7 +266,11 @@ pub(super) async fn rewrite(
 
 /// A response that says that it failed did not end well, however whole it came.
 fn end_of(status: StatusCode, end: End) -> End {
-    if status.is_client_error() || status.is_server_error() { End::Failed } else { end }
+    if status.is_client_error() || status.is_server_error() {
+        End::Failed
+    } else {
+        end
+    }
 }
 
 /// A response on its way from upstream to the client.
@@ -286,7 +339,9 @@ impl Streaming {
                 return Poll::Ready(None);
             }
         };
-        let Ok(data) = frame.into_data() else { unreachable!("only data comes this far") };
+        let Ok(data) = frame.into_data() else {
+            unreachable!("only data comes this far")
+        };
         let signal = self.meter.feed(&data);
         if signal == Signal::Whole || self.left == Some(0) {
             let end = match self.meter.ended() {
@@ -301,7 +356,10 @@ impl Streaming {
 
     fn settle(&mut self, end: End, held: Option<Bytes>) {
         self.timer = None;
-        self.state = match self.open.close(end_of(self.status, end), self.meter.metered()) {
+        self.state = match self
+            .open
+            .close(end_of(self.status, end), self.meter.metered())
+        {
             Some(commit) => State::Committing { commit, held },
             None => State::Recorded,
         };
@@ -315,13 +373,19 @@ impl Streaming {
             Poll::Ready(true) => {
                 let held = held.take();
                 self.timer = None;
-                self.state = if held.is_some() { State::Recorded } else { State::Over };
+                self.state = if held.is_some() {
+                    State::Recorded
+                } else {
+                    State::Over
+                };
                 Poll::Ready(held.map(|data| Ok(Frame::data(data))))
             }
             Poll::Ready(false) => self.cut(Cut::NotRecorded),
             Poll::Pending => {
                 let limit = self.commit_limit;
-                let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + limit)));
+                let timer = self
+                    .timer
+                    .get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + limit)));
                 ready!(timer.as_mut().poll(cx));
                 self.cut(Cut::NotRecorded)
             }
@@ -343,7 +407,9 @@ impl Streaming {
                 self.quiet_since = None;
                 if let Some(Ok(frame)) = &frame {
                     // Trailers are the last frame. They belong to the connection, as the field that announces them.
-                    let Some(data) = frame.data_ref() else { return Poll::Ready(None) };
+                    let Some(data) = frame.data_ref() else {
+                        return Poll::Ready(None);
+                    };
                     self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
                 }
                 Poll::Ready(frame.map(|frame| frame.map_err(|_| Cut::Upstream)))
@@ -360,7 +426,9 @@ impl Streaming {
     fn poll_idle(&mut self, cx: &mut Context<'_>) -> FramePoll {
         let limit = self.idle_limit;
         let quiet_since = *self.quiet_since.get_or_insert_with(Instant::now);
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(quiet_since + limit)));
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(sleep_until(quiet_since + limit)));
         loop {
             ready!(timer.as_mut().poll(cx));
             if quiet_since.elapsed() >= limit {
@@ -399,7 +467,9 @@ impl Body for AnswerBody {
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Self::Whole(bytes) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+            }
             Self::Streaming(streaming) => streaming.size_hint(),
         }
     }
@@ -408,9 +478,12 @@ impl Body for AnswerBody {
 impl Streaming {
     fn size_hint(&self) -> SizeHint {
         let held = match &self.state {
-            State::Committing { held: Some(held), .. } => held.len() as u64,
+            State::Committing {
+                held: Some(held), ..
+            } => held.len() as u64,
             _ => 0,
         };
-        self.left.map_or_else(SizeHint::default, |left| SizeHint::with_exact(left + held))
+        self.left
+            .map_or_else(SizeHint::default, |left| SizeHint::with_exact(left + held))
     }
 }

@@ -57,8 +57,15 @@ enum Last {
 
 /// # Errors
 /// No credential is usable or none answered. The row is closed then.
-pub(super) async fn send(service: &Service, inspected: Inspected) -> Result<(Answered, Box<OpenRow>), Refusal> {
-    let Inspected { mut open, head, mut body } = inspected;
+pub(super) async fn send(
+    service: &Service,
+    inspected: Inspected,
+) -> Result<(Answered, Box<OpenRow>), Refusal> {
+    let Inspected {
+        mut open,
+        head,
+        mut body,
+    } = inspected;
     let deadline = Instant::now() + service.parts.limits.failover_timeout;
     // None once they are moved into what no attempt can follow.
     let mut headers = Some(head.headers);
@@ -79,10 +86,12 @@ pub(super) async fn send(service: &Service, inspected: Inspected) -> Result<(Ans
                 return give_up(open, last, nobody).await;
             }
             Some(selected) => selected,
-            None => match select(service, &open, &mut tried, refresh_limit(service, deadline)).await {
-                Ok(selected) => selected,
-                Err(nobody) => return give_up(open, last, nobody).await,
-            },
+            None => {
+                match select(service, &open, &mut tried, refresh_limit(service, deadline)).await {
+                    Ok(selected) => selected,
+                    Err(nobody) => return give_up(open, last, nobody).await,
+                }
+            }
         };
         if head.uri.path() == CHAT_COMPLETIONS && selected.identity.kind == IdentityKind::OAuth {
             // Its file has turned up since that was looked at.
@@ -92,9 +101,16 @@ pub(super) async fn send(service: &Service, inspected: Inspected) -> Result<(Ans
         let others = others(service, &open, &body, &tried, deadline, now);
         let may_be_sent_again = others == Others::Left || (body.can_be_sent_again() && !refreshed);
         // Moved where no further attempt can need them.
-        let fields = if may_be_sent_again { headers.clone() } else { headers.take() };
-        let template =
-            Template { method: head.method.clone(), uri: head.uri.clone(), headers: fields.unwrap_or_default() };
+        let fields = if may_be_sent_again {
+            headers.clone()
+        } else {
+            headers.take()
+        };
+        let template = Template {
+            method: head.method.clone(),
+            uri: head.uri.clone(),
+            headers: fields.unwrap_or_default(),
+        };
         let request = match rewrite(service, &open, &selected, template, body.take(), now).await {
             Ok(request) => request,
             Err(refusal) => return Err(open.refuse(refusal).await),
@@ -102,8 +118,13 @@ pub(super) async fn send(service: &Service, inspected: Inspected) -> Result<(Ans
         let limit = head_limit(service, open.attempts(), deadline);
         let verdict = match forward(service, &mut open, selected.credential, request, limit).await {
             Ok(sent) => {
-                let refresh =
-                    if refreshed { Refresh::Done } else { Refresh::Open { limit: refresh_limit(service, deadline) } };
+                let refresh = if refreshed {
+                    Refresh::Done
+                } else {
+                    Refresh::Open {
+                        limit: refresh_limit(service, deadline),
+                    }
+                };
                 judge(service, &open, sent, others, refresh).await
             }
             Err(NoResponse::Withdrawn) if others == Others::OutOfReach => Verdict::CutOff,
@@ -120,7 +141,10 @@ pub(super) async fn send(service: &Service, inspected: Inspected) -> Result<(Ans
             }
             Verdict::Again(identity) => {
                 refreshed = true;
-                again = Some(Selected { identity, ..selected });
+                again = Some(Selected {
+                    identity,
+                    ..selected
+                });
             }
             // What came of an attempt before counts for more: who was only busy is worth another try.
             Verdict::Next(Last::Nobody) => {}
@@ -132,16 +156,29 @@ pub(super) async fn send(service: &Service, inspected: Inspected) -> Result<(Ans
 
 /// For how long a refresh of tokens is waited for: as long as one may take, and no longer than the request may.
 fn refresh_limit(service: &Service, deadline: Instant) -> Duration {
-    service.refresh_wait().min(deadline.saturating_duration_since(Instant::now()))
+    service
+        .refresh_wait()
+        .min(deadline.saturating_duration_since(Instant::now()))
 }
 
 /// For how long an attempt waits for its response's head: further ones have what is left.
 fn head_limit(service: &Service, attempts: u32, deadline: Instant) -> Duration {
     let limit = service.parts.limits.upstream_head_timeout;
-    if attempts == 0 { limit } else { limit.min(deadline.saturating_duration_since(Instant::now())) }
+    if attempts == 0 {
+        limit
+    } else {
+        limit.min(deadline.saturating_duration_since(Instant::now()))
+    }
 }
 
-fn others(service: &Service, open: &OpenRow, body: &Body, tried: &[usize], deadline: Instant, now: Millis) -> Others {
+fn others(
+    service: &Service,
+    open: &OpenRow,
+    body: &Body,
+    tried: &[usize],
+    deadline: Instant,
+    now: Millis,
+) -> Others {
     if !body.can_be_sent_again() {
         Others::OutOfReach
     } else if Instant::now() < deadline && has_other(service, open, tried, now) {
@@ -156,7 +193,9 @@ fn next_after(service: &Service, error: &UpstreamError, others: Others) -> Optio
     let switches = &service.parts.limits.failover;
     match error {
         _ if others != Others::Left => None,
-        UpstreamError::Unreachable(_) if switches.unreachable => Some(Refusal::upstream_unreachable()),
+        UpstreamError::Unreachable(_) if switches.unreachable => {
+            Some(Refusal::upstream_unreachable())
+        }
         UpstreamError::TimedOut if switches.timed_out => Some(Refusal::upstream_timed_out()),
         UpstreamError::Unreachable(_)
         | UpstreamError::TimedOut
@@ -166,7 +205,11 @@ fn next_after(service: &Service, error: &UpstreamError, others: Others) -> Optio
 }
 
 /// No credential is left to be asked.
-async fn give_up(open: Box<OpenRow>, last: Last, nobody: Refusal) -> Result<(Answered, Box<OpenRow>), Refusal> {
+async fn give_up(
+    open: Box<OpenRow>,
+    last: Last,
+    nobody: Refusal,
+) -> Result<(Answered, Box<OpenRow>), Refusal> {
     match last {
         Last::Answer(answered) => Ok((answered, open)),
         Last::Refusal(refusal) => Err(open.refuse_as(End::UpstreamGone, refusal).await),
@@ -175,12 +218,22 @@ async fn give_up(open: Box<OpenRow>, last: Last, nobody: Refusal) -> Result<(Ans
 }
 
 /// The credential is used up, and the request cannot go to another: where one has room, its client should try again.
-async fn cut_off(service: &Service, open: Box<OpenRow>, tried: &[usize], deadline: Instant) -> Refusal {
+async fn cut_off(
+    service: &Service,
+    open: Box<OpenRow>,
+    tried: &[usize],
+    deadline: Instant,
+) -> Refusal {
     let refusal = cut_off_refusal(service, &open, tried, deadline).await;
     open.refuse(refusal).await
 }
 
-async fn cut_off_refusal(service: &Service, open: &OpenRow, tried: &[usize], deadline: Instant) -> Refusal {
+async fn cut_off_refusal(
+    service: &Service,
+    open: &OpenRow,
+    tried: &[usize],
+    deadline: Instant,
+) -> Refusal {
     let mut tried = tried.to_vec();
     match select(service, open, &mut tried, refresh_limit(service, deadline)).await {
         Ok(_) => Refusal::cut_off(),
@@ -221,16 +274,35 @@ enum Verdict {
 }
 
 /// Whether a response goes to the client, or upstream is asked again.
-async fn judge(service: &Service, open: &OpenRow, sent: Sent, others: Others, refresh: Refresh) -> Verdict {
-    let Sent { credential, shown, mut response, reading } = sent;
+async fn judge(
+    service: &Service,
+    open: &OpenRow,
+    sent: Sent,
+    others: Others,
+    refresh: Refresh,
+) -> Verdict {
+    let Sent {
+        credential,
+        shown,
+        mut response,
+        reading,
+    } = sent;
     let account = &service.parts.credentials[credential];
     let switches = &service.parts.limits.failover;
-    let answered =
-        |response| Answered { credential, shown: Arc::clone(&shown), response, read: Vec::new(), broken: false };
+    let answered = |response| Answered {
+        credential,
+        shown: Arc::clone(&shown),
+        response,
+        read: Vec::new(),
+        broken: false,
+    };
     let status = response.status();
     match status {
         StatusCode::UNAUTHORIZED => {
-            tracing::warn!(credential = account.tag(), "upstream refused the credential's token");
+            tracing::warn!(
+                credential = account.tag(),
+                "upstream refused the credential's token"
+            );
             let limit = match (others, refresh) {
                 // Too late for this request; not for the next.
                 (Others::OutOfReach, _) | (_, Refresh::Done) => Duration::ZERO,
@@ -245,7 +317,9 @@ async fn judge(service: &Service, open: &OpenRow, sent: Sent, others: Others, re
             }
             // In a pool this is not the client's business: its own token is good, and it would throw that away.
             match others {
-                _ if open.pool().single || !switches.unauthorized => Verdict::Answer(answered(response)),
+                _ if open.pool().single || !switches.unauthorized => {
+                    Verdict::Answer(answered(response))
+                }
                 Others::OutOfReach => Verdict::CutOff,
                 Others::Left | Others::NoneLeft => Verdict::Next(Last::Nobody),
             }
@@ -254,16 +328,27 @@ async fn judge(service: &Service, open: &OpenRow, sent: Sent, others: Others, re
         StatusCode::TOO_MANY_REQUESTS if !is_api_key(&shown) => {
             let (read, broken) = read_error(&mut response).await;
             let now = Millis::now();
-            let encoding = response.headers().get(CONTENT_ENCODING).and_then(|value| value.to_str().ok());
-            let told = reading.refused_until().or_else(|| told_in_body(&decoded(encoding, &read, DECODED_BYTES), now));
+            let encoding = response
+                .headers()
+                .get(CONTENT_ENCODING)
+                .and_then(|value| value.to_str().ok());
+            let told = reading
+                .refused_until()
+                .or_else(|| told_in_body(&decoded(encoding, &read, DECODED_BYTES), now));
             let told = told.or_else(|| retry_after(response.headers(), now));
             let until = account.refused(&shown, told, reading.exhausted(), now);
-            tracing::warn!(credential = account.tag(), until = until.rfc3339(), "upstream refuses the credential");
+            tracing::warn!(
+                credential = account.tag(),
+                until = until.rfc3339(),
+                "upstream refuses the credential"
+            );
             match others {
                 // Upstream's answer tells when this credential is back: all that there is to know of one alone.
-                _ if open.pool().single || !switches.rate_limited => {
-                    Verdict::Answer(Answered { read, broken, ..answered(response) })
-                }
+                _ if open.pool().single || !switches.rate_limited => Verdict::Answer(Answered {
+                    read,
+                    broken,
+                    ..answered(response)
+                }),
                 // The pool's answer tells when its first one is.
                 Others::Left | Others::NoneLeft => Verdict::Next(Last::Nobody),
                 Others::OutOfReach => Verdict::CutOff,
@@ -296,17 +381,31 @@ fn chat_needs_a_key(service: &Service, open: &OpenRow, path: &str) -> Option<Ref
     if path != CHAT_COMPLETIONS {
         return None;
     }
-    let mut identities = open.pool().members.iter().filter_map(|member| service.parts.credentials[*member].identity());
-    identities.any(|identity| identity.kind == IdentityKind::OAuth).then(Refusal::api_key_only)
+    let mut identities = open
+        .pool()
+        .members
+        .iter()
+        .filter_map(|member| service.parts.credentials[*member].identity());
+    identities
+        .any(|identity| identity.kind == IdentityKind::OAuth)
+        .then(Refusal::api_key_only)
 }
 
-fn remember_home(service: &Service, open: &OpenRow, answered: &Answered, move_home: bool, now: Millis) {
+fn remember_home(
+    service: &Service,
+    open: &OpenRow,
+    answered: &Answered,
+    move_home: bool,
+    now: Millis,
+) {
     if move_home
         && !answered.response.status().is_server_error()
         && let Some(session) = open.session()
     {
         let credential = service.parts.credentials[answered.credential].name();
-        service.sessions().settle_on(open.owner(), session, credential, now);
+        service
+            .sessions()
+            .settle_on(open.owner(), session, credential, now);
     }
 }
 
@@ -320,13 +419,17 @@ async fn no_answer(open: Box<OpenRow>, error: &UpstreamError, others: Others) ->
             let refusal = with_reason(Refusal::upstream_unreachable());
             open.refuse_as(End::UpstreamGone, refusal).await
         }
-        UpstreamError::Broken(_) => open.refuse_as(End::UpstreamGone, Refusal::upstream_broke()).await,
+        UpstreamError::Broken(_) => {
+            open.refuse_as(End::UpstreamGone, Refusal::upstream_broke())
+                .await
+        }
         UpstreamError::TimedOut => {
             let refusal = with_reason(Refusal::upstream_timed_out());
             open.refuse_as(End::UpstreamGone, refusal).await
         }
         UpstreamError::RequestBody(RequestBodyError::Broken) => {
-            open.refuse_as(End::ClientGone, Refusal::body(RequestBodyError::Broken)).await
+            open.refuse_as(End::ClientGone, Refusal::body(RequestBodyError::Broken))
+                .await
         }
         UpstreamError::RequestBody(error) => open.refuse(Refusal::body(*error)).await,
     }
@@ -363,7 +466,13 @@ async fn read_error(response: &mut Response<Incoming>) -> (Vec<Bytes>, bool) {
 const RESETS_AT: u8 = 0;
 const RESETS_IN: u8 = 1;
 const KEYS: &[Wanted] = &[
-    Wanted::within("error", &[Wanted::scalar("resets_at", RESETS_AT), Wanted::scalar("resets_in_seconds", RESETS_IN)]),
+    Wanted::within(
+        "error",
+        &[
+            Wanted::scalar("resets_at", RESETS_AT),
+            Wanted::scalar("resets_in_seconds", RESETS_IN),
+        ],
+    ),
     Wanted::scalar("resets_at", RESETS_AT),
     Wanted::scalar("resets_in_seconds", RESETS_IN),
 ];
@@ -380,8 +489,14 @@ fn told_in_body(body: &[u8], now: Millis) -> Option<Millis> {
         Flow::Continue
     });
     let positive = |number: &f64| *number > 0.0 && *number < 1e12;
-    let at = at.filter(positive).map(|seconds| Millis((seconds * 1e3) as u64));
-    at.or_else(|| within.filter(positive).map(|seconds| now.after(Duration::from_secs_f64(seconds))))
+    let at = at
+        .filter(positive)
+        .map(|seconds| Millis((seconds * 1e3) as u64));
+    at.or_else(|| {
+        within
+            .filter(positive)
+            .map(|seconds| now.after(Duration::from_secs_f64(seconds)))
+    })
 }
 
 /// When a refusal ends, as `Retry-After` tells (RFC 9110, section 10.2.3): seconds or a date.
@@ -403,15 +518,25 @@ mod tests {
 
     #[track_caller]
     fn check_body(body: &str, expected: Option<u64>) {
-        assert_eq!(told_in_body(body.as_bytes(), NOW), expected.map(Millis), "{body}");
+        assert_eq!(
+            told_in_body(body.as_bytes(), NOW),
+            expected.map(Millis),
+            "{body}"
+        );
     }
 
     #[test]
     fn the_body_tells_a_time_or_a_span() {
-        check_body(r#"{"error": {"type": "usage_limit_reached", "resets_at": 2000}}"#, Some(2_000_000));
+        check_body(
+            r#"{"error": {"type": "usage_limit_reached", "resets_at": 2000}}"#,
+            Some(2_000_000),
+        );
         check_body(r#"{"error": {"resets_in_seconds": 60}}"#, Some(1_060_000));
         check_body(r#"{"resets_in_seconds": 60}"#, Some(1_060_000));
-        check_body(r#"{"error": {"resets_at": 2000, "resets_in_seconds": 60}}"#, Some(2_000_000));
+        check_body(
+            r#"{"error": {"resets_at": 2000, "resets_in_seconds": 60}}"#,
+            Some(2_000_000),
+        );
         check_body(r#"{"error": {"resets_at": "soon"}}"#, None);
         check_body(r#"{"error": {"resets_at": -5}}"#, None);
         check_body("<html>", None);

@@ -42,12 +42,21 @@ async fn send(
     match transport {
         Transport::Http => upstream.send(request, limit).await,
         Transport::WebSocket => {
-            let accept = request.headers().get(SOCKET_KEY).map(|key| accept_of(key.as_bytes()));
+            let accept = request
+                .headers()
+                .get(SOCKET_KEY)
+                .map(|key| accept_of(key.as_bytes()));
             let response = upstream.handshake(request, limit).await?;
-            let answered = response.headers().get("sec-websocket-accept").map(HeaderValue::as_bytes);
-            if response.status() == StatusCode::SWITCHING_PROTOCOLS && answered != accept.as_deref().map(str::as_bytes)
+            let answered = response
+                .headers()
+                .get("sec-websocket-accept")
+                .map(HeaderValue::as_bytes);
+            if response.status() == StatusCode::SWITCHING_PROTOCOLS
+                && answered != accept.as_deref().map(str::as_bytes)
             {
-                return Err(UpstreamError::Broken("it accepted another handshake than it was sent".to_owned()));
+                return Err(UpstreamError::Broken(
+                    "it accepted another handshake than it was sent".to_owned(),
+                ));
             }
             Ok(response)
         }
@@ -83,7 +92,12 @@ pub(super) async fn forward(
             let reading = Reading::from_headers(response.headers(), now);
             account.observe(&shown, &reading, now);
             account.answered(begun.elapsed());
-            Ok(Sent { credential, shown, response, reading })
+            Ok(Sent {
+                credential,
+                shown,
+                response,
+                reading,
+            })
         }
         Err(error) => {
             open.ends_attempt(match &error {

@@ -31,7 +31,15 @@ pub(super) struct Inspected {
 impl Inspected {
     /// A handshake.
     pub(super) fn without_body(open: Box<OpenRow>, head: Parts) -> Self {
-        Self { open, head, body: Body { kept: Arc::from([]), rest: None, length: None } }
+        Self {
+            open,
+            head,
+            body: Body {
+                kept: Arc::from([]),
+                rest: None,
+                length: None,
+            },
+        }
     }
 }
 
@@ -59,7 +67,11 @@ impl Body {
 
 /// # Errors
 /// The body is too large, too slow or broken off.
-pub(super) async fn inspect(service: &Service, admitted: Admitted, body: Incoming) -> Result<Inspected, Refusal> {
+pub(super) async fn inspect(
+    service: &Service,
+    admitted: Admitted,
+    body: Incoming,
+) -> Result<Inspected, Refusal> {
     let Admitted { mut open, mut head } = admitted;
     let limits = &service.parts.limits;
     let length = declared_length(&head.headers);
@@ -93,7 +105,9 @@ async fn read(
     limits: &Limits,
     open: &mut OpenRow,
 ) -> Result<Body, RequestBodyError> {
-    let encoding = headers.get(CONTENT_ENCODING).and_then(|value| value.to_str().ok());
+    let encoding = headers
+        .get(CONTENT_ENCODING)
+        .and_then(|value| value.to_str().ok());
     let mut scan = RequestScan::new(encoding, limits.decoded_bytes);
     let mut kept = Vec::new();
     let mut size = 0;
@@ -112,7 +126,11 @@ async fn read(
         }
     }
     open.asks(scan.asked().clone());
-    Ok(Body { kept: kept.into(), rest, length })
+    Ok(Body {
+        kept: kept.into(),
+        rest,
+        length,
+    })
 }
 
 fn declared_length(headers: &HeaderMap) -> Option<u64> {

@@ -63,7 +63,9 @@ pub(super) fn route(service: &Service, received: Received) -> Result<Routed, Ref
     if !stays_under_v1(received.path()) {
         return refused(Refusal::not_found("path must start with /v1/"));
     }
-    if received.head.headers.contains_key("x-api-key") || received.head.headers.contains_key("api-key") {
+    if received.head.headers.contains_key("x-api-key")
+        || received.head.headers.contains_key("api-key")
+    {
         let message = "API keys in X-Api-Key or Api-Key are not supported: send Authorization: Bearer <token>";
         return refused(Refusal::invalid(message));
     }
@@ -73,9 +75,16 @@ pub(super) fn route(service: &Service, received: Received) -> Result<Routed, Ref
 /// Whether a path is under `/v1/`, whatever an upstream makes of it: one that leads out again by dot segments (RFC 3986,
 /// section 5.2.4), plain or percent-encoded, would reach the rest of the backend with the operator's token.
 fn stays_under_v1(path: &str) -> bool {
-    let plain =
-        path.to_ascii_lowercase().replace("%2e", ".").replace("%2f", "/").replace("%5c", "/").replace('\\', "/");
-    path.starts_with("/v1/") && !plain.split('/').any(|segment| matches!(segment, "." | ".."))
+    let plain = path
+        .to_ascii_lowercase()
+        .replace("%2e", ".")
+        .replace("%2f", "/")
+        .replace("%5c", "/")
+        .replace('\\', "/");
+    path.starts_with("/v1/")
+        && !plain
+            .split('/')
+            .any(|segment| matches!(segment, "." | ".."))
 }
 
 /// Reads on in the body of a request that was refused, within bounds. A client that is still sending when its
@@ -105,7 +114,10 @@ impl Authenticated {
 
 /// # Errors
 /// Nobody who may asks. Repeated failures of an address are answered late.
-pub(super) async fn authenticate(service: &Service, routed: Routed) -> Result<Authenticated, Refusal> {
+pub(super) async fn authenticate(
+    service: &Service,
+    routed: Routed,
+) -> Result<Authenticated, Refusal> {
     let Routed(received) = routed;
     let proof = prove(service, &received).await?;
     Ok(Authenticated { received, proof })
@@ -139,9 +151,17 @@ mod tests {
         for path in ["/v1/responses", "/v1/a..b", "/v1/...", "/v1/models/gpt-5.4"] {
             assert!(stays_under_v1(path), "{path}");
         }
-        for path in
-            ["/", "/v1", "/v2/x", "/v1/../x", "/v1/..", "/v1/%2e%2E/x", "/v1/a%2f..%2Fx", "/v1/a\\..\\x", "/v1/./x"]
-        {
+        for path in [
+            "/",
+            "/v1",
+            "/v2/x",
+            "/v1/../x",
+            "/v1/..",
+            "/v1/%2e%2E/x",
+            "/v1/a%2f..%2Fx",
+            "/v1/a\\..\\x",
+            "/v1/./x",
+        ] {
             assert!(!stays_under_v1(path), "{path}");
         }
     }

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{
+    ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
+};
 use http::{Response, StatusCode};
 use serde_json::{Map, Value, json};
 
@@ -35,15 +37,28 @@ pub(super) struct Refusal {
 
 impl Refusal {
     fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Self {
-        Self { status, kind, code: None, message: message.into(), again: None, field: None }
+        Self {
+            status,
+            kind,
+            code: None,
+            message: message.into(),
+            again: None,
+            field: None,
+        }
     }
 
     fn coded(self, code: &'static str) -> Self {
-        Self { code: Some(code), ..self }
+        Self {
+            code: Some(code),
+            ..self
+        }
     }
 
     fn with_field(self, name: HeaderName, value: &'static str) -> Self {
-        Self { field: Some((name, HeaderValue::from_static(value))), ..self }
+        Self {
+            field: Some((name, HeaderValue::from_static(value))),
+            ..self
+        }
     }
 
     pub(super) fn not_found(message: &str) -> Self {
@@ -55,8 +70,12 @@ impl Refusal {
     }
 
     pub(super) fn unauthenticated(error: AuthError) -> Self {
-        Self::new(StatusCode::UNAUTHORIZED, "authentication_error", error.to_string())
-            .with_field(WWW_AUTHENTICATE, "Bearer")
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            "authentication_error",
+            error.to_string(),
+        )
+        .with_field(WWW_AUTHENTICATE, "Bearer")
     }
 
     pub(super) fn forbidden(message: &str) -> Self {
@@ -64,15 +83,23 @@ impl Refusal {
     }
 
     pub(super) fn get_only() -> Self {
-        Self::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", "only GET is allowed here")
-            .with_field(ALLOW, "GET")
+        Self::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "invalid_request_error",
+            "only GET is allowed here",
+        )
+        .with_field(ALLOW, "GET")
     }
 
     /// RFC 6455, section 4.4. (Codex takes a 426 as the word to go on with POST, at once and without telling its user.)
     pub(super) fn websocket_version() -> Self {
         let message = "Sec-WebSocket-Version: expected 13";
-        Self::new(StatusCode::UPGRADE_REQUIRED, "invalid_request_error", message)
-            .with_field(HeaderName::from_static("sec-websocket-version"), "13")
+        Self::new(
+            StatusCode::UPGRADE_REQUIRED,
+            "invalid_request_error",
+            message,
+        )
+        .with_field(HeaderName::from_static("sec-websocket-version"), "13")
     }
 
     pub(super) fn too_many_sockets() -> Self {
@@ -87,9 +114,13 @@ impl Refusal {
             NoRoom::Busy => "overloaded",
             NoRoom::Failing => "ledger_unavailable",
         };
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", reason.to_string())
-            .coded(code)
-            .with_field(RETRY_AFTER, "1")
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "server_error",
+            reason.to_string(),
+        )
+        .coded(code)
+        .with_field(RETRY_AFTER, "1")
     }
 
     /// The response's row could not be committed: the response must not count as seen.
@@ -99,10 +130,14 @@ impl Refusal {
 
     pub(super) fn body(error: RequestBodyError) -> Self {
         let (status, message) = match error {
-            RequestBodyError::TooLarge => {
-                (StatusCode::PAYLOAD_TOO_LARGE, "the request's body is larger than limits.request_body_bytes")
-            }
-            RequestBodyError::TimedOut => (StatusCode::REQUEST_TIMEOUT, "the request's body did not come in time"),
+            RequestBodyError::TooLarge => (
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "the request's body is larger than limits.request_body_bytes",
+            ),
+            RequestBodyError::TimedOut => (
+                StatusCode::REQUEST_TIMEOUT,
+                "the request's body did not come in time",
+            ),
             RequestBodyError::Broken => (StatusCode::BAD_REQUEST, "the request's body broke off"),
         };
         // The rest of the body is not read: the connection cannot go on.
@@ -115,10 +150,16 @@ impl Refusal {
 
     /// Every usable credential is used up or refused, until `until` where that is known.
     pub(super) fn exhausted(now: Millis, until: Option<Millis>) -> Self {
-        let refusal =
-            Self::new(StatusCode::TOO_MANY_REQUESTS, "usage_limit_reached", "all credentials are rate-limited");
+        let refusal = Self::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "usage_limit_reached",
+            "all credentials are rate-limited",
+        );
         let until = until.unwrap_or_else(|| now.after(AGAIN_UNKNOWN));
-        Self { again: Some((now, until)), ..refusal.coded("credentials_exhausted") }
+        Self {
+            again: Some((now, until)),
+            ..refusal.coded("credentials_exhausted")
+        }
     }
 
     /// The request's credential was used up while another has room, and the request cannot be sent again from here.
@@ -131,30 +172,55 @@ impl Refusal {
     }
 
     pub(super) fn unavailable() -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", "no credential is available")
-            .coded("credentials_unavailable")
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "server_error",
+            "no credential is available",
+        )
+        .coded("credentials_unavailable")
     }
 
     /// The same refusal, of a request that another credential might have served: its body was not kept.
     pub(super) fn of_one_not_kept(mut self) -> Self {
-        self.message.push_str(", and the body, larger than limits.replay_bytes, was not kept for another credential");
+        self.message.push_str(
+            ", and the body, larger than limits.replay_bytes, was not kept for another credential",
+        );
         self
     }
 
     pub(super) fn upstream_unreachable() -> Self {
-        Self::new(StatusCode::BAD_GATEWAY, "api_error", "upstream cannot be reached").coded("upstream_unreachable")
+        Self::new(
+            StatusCode::BAD_GATEWAY,
+            "api_error",
+            "upstream cannot be reached",
+        )
+        .coded("upstream_unreachable")
     }
 
     pub(super) fn upstream_broke() -> Self {
-        Self::new(StatusCode::BAD_GATEWAY, "api_error", "upstream broke off before its answer").coded("upstream_broken")
+        Self::new(
+            StatusCode::BAD_GATEWAY,
+            "api_error",
+            "upstream broke off before its answer",
+        )
+        .coded("upstream_broken")
     }
 
     pub(super) fn upstream_timed_out() -> Self {
-        Self::new(StatusCode::GATEWAY_TIMEOUT, "api_error", "upstream did not answer in time").coded("upstream_timeout")
+        Self::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            "api_error",
+            "upstream did not answer in time",
+        )
+        .coded("upstream_timeout")
     }
 
     pub(super) fn by_policy(refused: Refused) -> Self {
-        let kind = if refused.status.is_client_error() { "invalid_request_error" } else { "server_error" };
+        let kind = if refused.status.is_client_error() {
+            "invalid_request_error"
+        } else {
+            "server_error"
+        };
         Self::new(refused.status, kind, refused.message).coded("refused_by_policy")
     }
 
@@ -216,7 +282,10 @@ impl Refusal {
         error.insert("message".to_owned(), json!(self.message));
         if let Some((now, until)) = self.again {
             error.insert("resets_at".to_owned(), json!(until.0.div_ceil(1000)));
-            error.insert("resets_in_seconds".to_owned(), json!(seconds_until(now, until)));
+            error.insert(
+                "resets_in_seconds".to_owned(),
+                json!(seconds_until(now, until)),
+            );
         }
         json!({ "error": error })
     }

@@ -50,21 +50,34 @@ pub(super) async fn rewrite(
     body: RequestBody,
     now: Millis,
 ) -> Result<Rewritten, Refusal> {
-    let Template { method, uri, mut headers } = template;
+    let Template {
+        method,
+        uri,
+        mut headers,
+    } = template;
     let chosen = &service.parts.credentials[selected.credential];
     if let Some(state) = headers.get(TURN_STATE)
         && !open.pool().single
-        && service.sessions().maker(open.owner(), &opaque_key(state.as_bytes()), now).as_ref() != Some(chosen.name())
+        && service
+            .sessions()
+            .maker(open.owner(), &opaque_key(state.as_bytes()), now)
+            .as_ref()
+            != Some(chosen.name())
     {
         // It belongs to the account that issued it.
         headers.remove(TURN_STATE);
     }
     let facts = open.facts(now, chosen.tag());
     for rewriter in &service.parts.rewriters {
-        match (rewriter.request(&facts, &mut headers).await, rewriter.on_failure()) {
+        match (
+            rewriter.request(&facts, &mut headers).await,
+            rewriter.on_failure(),
+        ) {
             (Ok(Ok(())), _) => {}
             (Ok(Err(refused)), _) => return Err(Refusal::by_policy(refused)),
-            (Err(fault), OnFailure::Skip) if fault.is_news() => tracing::warn!(%fault, "its edits are left out"),
+            (Err(fault), OnFailure::Skip) if fault.is_news() => {
+                tracing::warn!(%fault, "its edits are left out")
+            }
             (Err(fault), OnFailure::Skip) => tracing::debug!(%fault, "its edits are left out"),
             (Err(fault), OnFailure::Refuse) => {
                 tracing::error!(%fault, "the request is refused");
@@ -81,7 +94,10 @@ pub(super) async fn rewrite(
     *request.method_mut() = method;
     *request.uri_mut() = target(service, selected, &uri).ok_or_else(Refusal::unsendable)?;
     *request.headers_mut() = headers;
-    Ok(Rewritten { request, shown: Arc::clone(&selected.identity) })
+    Ok(Rewritten {
+        request,
+        shown: Arc::clone(&selected.identity),
+    })
 }
 
 fn attach(identity: &Identity, headers: &mut HeaderMap) {
@@ -106,13 +122,26 @@ fn ask_for_socket(headers: &mut HeaderMap) {
 fn target(service: &Service, selected: &Selected, asked: &Uri) -> Option<Uri> {
     let path = asked.path_and_query()?.as_str();
     let (base, prefix, path) = match selected.identity.kind {
-        IdentityKind::OAuth => (&service.endpoints.chatgpt, "/codex", path.strip_prefix("/v1")?),
+        IdentityKind::OAuth => (
+            &service.endpoints.chatgpt,
+            "/codex",
+            path.strip_prefix("/v1")?,
+        ),
         IdentityKind::ApiKey => (&service.endpoints.api, "", path),
-        IdentityKind::External => (service.parts.credentials[selected.credential].gateway()?, "", path),
+        IdentityKind::External => (
+            service.parts.credentials[selected.credential].gateway()?,
+            "",
+            path,
+        ),
     };
     let folder = base.path().trim_end_matches('/');
     let path: PathAndQuery = format!("{folder}{prefix}{path}").parse().ok()?;
     let scheme: Scheme = base.scheme()?.clone();
     let authority: Authority = base.authority()?.clone();
-    Uri::builder().scheme(scheme).authority(authority).path_and_query(path).build().ok()
+    Uri::builder()
+        .scheme(scheme)
+        .authority(authority)
+        .path_and_query(path)
+        .build()
+        .ok()
 }

@@ -52,8 +52,15 @@ pub(super) async fn select(
         let credential = pool.members[member];
         tried.push(credential);
         // At once, but where its tokens have expired: then a refresh is waited for.
-        if let Some(identity) = service.parts.credentials[credential].present(refresh_limit).await {
-            return Ok(Selected { credential, identity, move_home });
+        if let Some(identity) = service.parts.credentials[credential]
+            .present(refresh_limit)
+            .await
+        {
+            return Ok(Selected {
+                credential,
+                identity,
+                move_home,
+            });
         }
         unready = true;
     }
@@ -70,7 +77,9 @@ pub(super) async fn would_choose(service: &Service, open: &OpenRow, now: Millis)
 
 /// Whether there is a usable member that was not tried.
 pub(super) fn has_other(service: &Service, open: &OpenRow, tried: &[usize], now: Millis) -> bool {
-    candidates(service, open, tried, now).iter().any(|candidate| candidate.usable)
+    candidates(service, open, tried, now)
+        .iter()
+        .any(|candidate| candidate.usable)
 }
 
 /// Reads the files of members that are unavailable, where that is due, all at once. A file may have appeared since.
@@ -85,7 +94,10 @@ async fn read_again(service: &Service, pool: &Pool, now: Millis) {
     }
     if !readings.is_empty() {
         // A file may lie on a disk that hangs: no worker waits for it, and no request for long.
-        let _ = timeout(FILE_TIMEOUT, async { while readings.join_next().await.is_some() {} }).await;
+        let _ = timeout(FILE_TIMEOUT, async {
+            while readings.join_next().await.is_some() {}
+        })
+        .await;
         readings.detach_all();
     }
 }
@@ -93,7 +105,9 @@ async fn read_again(service: &Service, pool: &Pool, now: Millis) {
 fn read(credential: &Credential, now: Millis) {
     let before = credential.unavailable();
     match credential.read(now) {
-        Ok(()) if before.is_some() => tracing::info!(credential = credential.tag(), "credential available"),
+        Ok(()) if before.is_some() => {
+            tracing::info!(credential = credential.tag(), "credential available")
+        }
         Err(reason) if before.as_ref() != Some(&reason) => {
             tracing::warn!(credential = credential.tag(), %reason, "credential unavailable");
         }
@@ -111,14 +125,20 @@ fn candidates(service: &Service, open: &OpenRow, tried: &[usize], now: Millis) -
             || !belongs(pool, credential)
             || !is_allowed(open.user(), credential)
             || steps_back(pool, credential, now);
-        Candidate { continues: maker.as_ref() == Some(credential.name()), ..credential.candidate(now, excluded) }
+        Candidate {
+            continues: maker.as_ref() == Some(credential.name()),
+            ..credential.candidate(now, excluded)
+        }
     };
     pool.members.iter().map(candidate).collect()
 }
 
 /// An API key is no member of a pool, even where its file becomes one later.
 fn belongs(pool: &Pool, credential: &Credential) -> bool {
-    pool.single || credential.identity().is_none_or(|identity| identity.kind != IdentityKind::ApiKey)
+    pool.single
+        || credential
+            .identity()
+            .is_none_or(|identity| identity.kind != IdentityKind::ApiKey)
 }
 
 /// Other gateways serve only users who may use them.
@@ -133,8 +153,13 @@ fn steps_back(pool: &Pool, credential: &Credential, now: Millis) -> bool {
 
 /// The member that the request's session lives on.
 fn home(service: &Service, open: &OpenRow, now: Millis) -> Option<usize> {
-    let credential = service.sessions().home(open.owner(), open.session()?, now)?;
-    open.pool().members.iter().position(|member| *service.parts.credentials[*member].name() == credential)
+    let credential = service
+        .sessions()
+        .home(open.owner(), open.session()?, now)?;
+    open.pool()
+        .members
+        .iter()
+        .position(|member| *service.parts.credentials[*member].name() == credential)
 }
 
 async fn choose(
@@ -149,7 +174,10 @@ async fn choose(
         return candidates[0].usable.then_some((0, false));
     }
     let members = pool.members_named(&service.parts.credentials);
-    let facts = Facts { sequence: pool.sequence(home.is_some()), ..open.facts(now, "") };
+    let facts = Facts {
+        sequence: pool.sequence(home.is_some()),
+        ..open.facts(now, "")
+    };
     let by = [&pool.balancer, &service.parts.fallback];
     for balancer in by {
         match balancer.pick(&facts, &members, candidates, home).await {
@@ -164,14 +192,20 @@ async fn choose(
             Err(fault) => tracing::debug!(pool = &*pool.tag, %fault, "the next balancer chooses"),
         }
     }
-    candidates.iter().position(|candidate| candidate.usable).map(|first| (first, home.is_none()))
+    candidates
+        .iter()
+        .position(|candidate| candidate.usable)
+        .map(|first| (first, home.is_none()))
 }
 
 /// Why nobody is usable: rate-limited where anybody is loaded, unavailable where nobody is, or where a refresh was waited for
 /// in vain (`unready`) and nobody else would serve.
 fn nobody(service: &Service, open: &OpenRow, unready: bool, now: Millis) -> Refusal {
     let pool = open.pool();
-    let credentials = pool.members.iter().map(|member| &service.parts.credentials[*member]);
+    let credentials = pool
+        .members
+        .iter()
+        .map(|member| &service.parts.credentials[*member]);
     let counts = |credential: &&Arc<Credential>| {
         credential.can_serve(now)
             && (!unready || credential.is_used_up(now))
@@ -183,5 +217,10 @@ fn nobody(service: &Service, open: &OpenRow, unready: bool, now: Millis) -> Refu
     if loaded.peek().is_none() {
         return Refusal::unavailable();
     }
-    Refusal::exhausted(now, loaded.filter_map(|credential| credential.usable_again_at(now)).min())
+    Refusal::exhausted(
+        now,
+        loaded
+            .filter_map(|credential| credential.usable_again_at(now))
+            .min(),
+    )
 }

@@ -107,7 +107,11 @@ pub(super) struct Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        let mut open = self.sockets.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self
+            .sockets
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         match open.get_mut(&self.user) {
             Some(count) if *count > 1 => *count -= 1,
             _ => drop(open.remove(&self.user)),
@@ -148,10 +152,15 @@ impl Service {
             },
             |before| before.lasting.clone(),
         );
-        let pools = config.pools.iter().zip(&parts.balancers).map(|(pool, balancer)| {
-            let known = before.and_then(|before| before.pools.iter().find(|known| *known.tag == *pool.tag));
-            Pool::new(pool, balancer, &parts.credentials, known)
-        });
+        let pools = config
+            .pools
+            .iter()
+            .zip(&parts.balancers)
+            .map(|(pool, balancer)| {
+                let known = before
+                    .and_then(|before| before.pools.iter().find(|known| *known.tag == *pool.tag));
+                Pool::new(pool, balancer, &parts.credentials, known)
+            });
         Self {
             tag: config.tag.clone(),
             users: Users::new(&config.users),
@@ -198,37 +207,66 @@ impl Service {
     /// Whose sessions a user's are.
     pub(super) fn owner(&self, user: Option<&Arc<User>>) -> (usize, Owner) {
         let pool = self.pool_of(user.map(Arc::as_ref));
-        let owner = Owner { pool: Arc::clone(&self.pools[pool].tag), user: user.map(|user| Arc::clone(&user.name)) };
+        let owner = Owner {
+            pool: Arc::clone(&self.pools[pool].tag),
+            user: user.map(|user| Arc::clone(&user.name)),
+        };
         (pool, owner)
     }
 
     /// The place of the credential of that name.
     pub(super) fn place_of(&self, credential: &str) -> Option<usize> {
-        self.parts.credentials.iter().position(|known| known.tag() == credential)
+        self.parts
+            .credentials
+            .iter()
+            .position(|known| known.tag() == credential)
     }
 
     /// Takes up what the ledger knows of sessions and responses: homes and makers whose user, pool and credential are
     /// still there, oldest first.
     pub fn restore(&self, sessions: &[KnownSession], makers: &[KnownMaker]) {
-        let credential = |tag: &str| self.place_of(tag).map(|place| self.parts.credentials[place].name());
+        let credential = |tag: &str| {
+            self.place_of(tag)
+                .map(|place| self.parts.credentials[place].name())
+        };
         for known in sessions.iter().filter(|known| known.service == self.tag) {
-            let Some(user) = self.users.named(&known.user) else { continue };
-            let Some(pool) = self.pools.iter().find(|pool| *pool.tag == *known.pool) else { continue };
-            let Some(credential) = credential(&known.credential) else { continue };
-            let owner = Owner { pool: Arc::clone(&pool.tag), user: user.map(|user| Arc::clone(&user.name)) };
-            self.sessions().restore_home(&owner, &known.session, credential, known.used_at);
+            let Some(user) = self.users.named(&known.user) else {
+                continue;
+            };
+            let Some(pool) = self.pools.iter().find(|pool| *pool.tag == *known.pool) else {
+                continue;
+            };
+            let Some(credential) = credential(&known.credential) else {
+                continue;
+            };
+            let owner = Owner {
+                pool: Arc::clone(&pool.tag),
+                user: user.map(|user| Arc::clone(&user.name)),
+            };
+            self.sessions()
+                .restore_home(&owner, &known.session, credential, known.used_at);
         }
         for known in makers.iter().filter(|known| known.service == self.tag) {
-            let Some(user) = self.users.named(&known.user) else { continue };
-            let Some(credential) = credential(&known.credential) else { continue };
+            let Some(user) = self.users.named(&known.user) else {
+                continue;
+            };
+            let Some(credential) = credential(&known.credential) else {
+                continue;
+            };
             let (_, owner) = self.owner(user.as_ref());
-            self.sessions().made(&owner, &known.response_id, credential, known.made_at);
+            self.sessions()
+                .made(&owner, &known.response_id, credential, known.made_at);
         }
     }
 
     /// How its credentials are, each with the number of sessions that live on it.
     pub fn health(&self, now: Millis) -> Vec<(Health, usize)> {
-        let health = |known: &Arc<Credential>| (known.health(now), self.sessions().living_on(known.tag(), now));
+        let health = |known: &Arc<Credential>| {
+            (
+                known.health(now),
+                self.sessions().living_on(known.tag(), now),
+            )
+        };
         self.parts.credentials.iter().map(health).collect()
     }
 
@@ -244,18 +282,32 @@ impl Service {
 
     /// A place for one more WebSocket; none where its user has as many as may be.
     pub(super) fn take_seat(&self, owner: &Owner) -> Option<Seat> {
-        let mut open = self.lasting.sockets.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self
+            .lasting
+            .sockets
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let count = open.entry(owner.user.clone()).or_default();
         if *count >= self.parts.limits.websockets_per_user {
             return None;
         }
         *count += 1;
-        Some(Seat { sockets: Arc::clone(&self.lasting.sockets), user: owner.user.clone() })
+        Some(Seat {
+            sockets: Arc::clone(&self.lasting.sockets),
+            user: owner.user.clone(),
+        })
     }
 
     /// Open WebSockets.
     pub fn sockets(&self) -> u64 {
-        self.lasting.sockets.0.lock().unwrap_or_else(PoisonError::into_inner).values().sum()
+        self.lasting
+            .sockets
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+            .sum()
     }
 
     /// For how long a request waits for a refresh of tokens: as long as one may take.
@@ -276,8 +328,11 @@ impl Pool {
         credentials: &[Arc<Credential>],
         before: Option<&Self>,
     ) -> Self {
-        let names: Vec<Arc<str>> =
-            config.members.iter().map(|member| Arc::clone(credentials[*member].name())).collect();
+        let names: Vec<Arc<str>> = config
+            .members
+            .iter()
+            .map(|member| Arc::clone(credentials[*member].name()))
+            .collect();
         let lasting = match before {
             Some(before) if before.lasting.members == names => Arc::clone(&before.lasting),
             _ => Arc::new(LastingPool {
@@ -301,9 +356,16 @@ impl Pool {
     /// The members as a balancer is told of them, with their plans as they are now.
     pub(super) fn members_named(&self, credentials: &[Arc<Credential>]) -> Members {
         let versions = versions(&self.members, credentials);
-        let mut announced = self.lasting.announced.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut announced = self
+            .lasting
+            .announced
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if announced.0 != versions {
-            *announced = (versions, announced.1.changed(named(&self.members, credentials)));
+            *announced = (
+                versions,
+                announced.1.changed(named(&self.members, credentials)),
+            );
         }
         announced.1.clone()
     }
@@ -311,14 +373,29 @@ impl Pool {
     /// The place of a request in the order of those without a home; one that has one takes no place.
     pub(super) fn sequence(&self, has_home: bool) -> u64 {
         let homeless = &self.lasting.homeless;
-        if has_home { homeless.load(Ordering::Relaxed) } else { homeless.fetch_add(1, Ordering::Relaxed) }
+        if has_home {
+            homeless.load(Ordering::Relaxed)
+        } else {
+            homeless.fetch_add(1, Ordering::Relaxed)
+        }
     }
 }
 
 fn versions(members: &[usize], credentials: &[Arc<Credential>]) -> u64 {
-    members.iter().map(|member| credentials[*member].plan_version()).sum()
+    members
+        .iter()
+        .map(|member| credentials[*member].plan_version())
+        .sum()
 }
 
 fn named(members: &[usize], credentials: &[Arc<Credential>]) -> Vec<(String, String)> {
-    members.iter().map(|member| (credentials[*member].tag().to_owned(), credentials[*member].plan())).collect()
+    members
+        .iter()
+        .map(|member| {
+            (
+                credentials[*member].tag().to_owned(),
+                credentials[*member].plan(),
+            )
+        })
+        .collect()
 }

@@ -95,7 +95,11 @@ impl OpenRow {
     pub(super) fn moves_to(&mut self, service: &Arc<Service>, credential: usize) -> Option<usize> {
         // Itself, and not another of its name: the socket is on its account.
         let known = &self.service.parts.credentials[credential];
-        let credential = service.parts.credentials.iter().position(|other| Arc::ptr_eq(other, known))?;
+        let credential = service
+            .parts
+            .credentials
+            .iter()
+            .position(|other| Arc::ptr_eq(other, known))?;
         let user = match &self.opening.user {
             None => service.users.is_empty().then_some(None)?,
             Some(user) => service.users.named(&user.name)?,
@@ -175,16 +179,27 @@ impl OpenRow {
     pub(super) fn begins_attempt(&mut self, index: usize) {
         let credential = &self.service.parts.credentials[index];
         self.credential = Some((index, credential.begin()));
-        self.attempts.push(Attempt { credential: credential.tag().to_owned(), outcome: Outcome::Abandoned });
+        self.attempts.push(Attempt {
+            credential: credential.tag().to_owned(),
+            outcome: Outcome::Abandoned,
+        });
     }
 
     /// What came of the attempt under way.
     pub(super) fn ends_attempt(&mut self, outcome: Outcome) {
         let number = self.attempts.len();
-        let Some(attempt) = self.attempts.last_mut() else { return };
+        let Some(attempt) = self.attempts.last_mut() else {
+            return;
+        };
         attempt.outcome = outcome;
         let (request_id, credential) = (&self.opening.id, &attempt.credential);
-        tracing::debug!(request_id, credential, attempt = number, outcome = outcome.name(), "attempt");
+        tracing::debug!(
+            request_id,
+            credential,
+            attempt = number,
+            outcome = outcome.name(),
+            "attempt"
+        );
     }
 
     /// The response's head is on its way to the client.
@@ -215,7 +230,9 @@ impl OpenRow {
             service: self.service.tag(),
             credential,
             transport: self.transport,
-            attempt: self.attempts().saturating_sub(u32::from(self.credential.is_some())),
+            attempt: self
+                .attempts()
+                .saturating_sub(u32::from(self.credential.is_some())),
             now,
             seed: self.opening.seed,
             sequence: self.sequence,
@@ -232,8 +249,14 @@ impl OpenRow {
         let pricer = &self.service.parts.pricer;
         match bill {
             Bill::Nothing => {}
-            Bill::Unknown(reason) => row.cost = Some(Cost::Unpriced { reason: reason.to_owned() }),
-            Bill::Counts(counts) if pricer.is_slow() => return Some(self.price_later(room, row, counts)),
+            Bill::Unknown(reason) => {
+                row.cost = Some(Cost::Unpriced {
+                    reason: reason.to_owned(),
+                })
+            }
+            Bill::Counts(counts) if pricer.is_slow() => {
+                return Some(self.price_later(room, row, counts));
+            }
             Bill::Counts(counts) => row.cost = Some(price(pricer, &self.facts_of(&row), &counts)),
         }
         Some(hand_over(&self.service, room, row))
@@ -244,7 +267,10 @@ impl OpenRow {
         Facts {
             model: row.model.as_deref().unwrap_or_default(),
             service_tier: row.service_tier.as_deref().unwrap_or_default(),
-            ..self.facts(row.finished_at, row.credential.as_deref().unwrap_or_default())
+            ..self.facts(
+                row.finished_at,
+                row.credential.as_deref().unwrap_or_default(),
+            )
         }
     }
 
@@ -281,7 +307,9 @@ impl OpenRow {
     pub(super) async fn refuse_as(mut self: Box<Self>, end: End, refusal: Refusal) -> Refusal {
         // Whatever upstream answered: this is what the client gets.
         self.answered(refusal.status());
-        let Some(commit) = self.close(end, Metered::default()) else { return refusal };
+        let Some(commit) = self.close(end, Metered::default()) else {
+            return refusal;
+        };
         match timeout(self.service.parts.limits.commit_timeout, commit).await {
             Ok(true) => refusal,
             Ok(false) | Err(_) => Refusal::not_recorded(),
@@ -293,10 +321,15 @@ impl OpenRow {
         let credentials = &self.service.parts.credentials;
         let credential: Option<&Arc<Credential>> = credential.map(|index| &credentials[index]);
         if let (Some(id), Some(credential)) = (&metered.response_id, credential) {
-            self.service.sessions().made(&self.opening.owner, id, credential.name(), now);
+            self.service
+                .sessions()
+                .made(&self.opening.owner, id, credential.name(), now);
         }
         let model = metered.model.clone().or_else(|| self.asked.model.clone());
-        let service_tier = metered.service_tier.clone().or_else(|| self.asked.service_tier.clone());
+        let service_tier = metered
+            .service_tier
+            .clone()
+            .or_else(|| self.asked.service_tier.clone());
         let home = self.home(now);
         Row {
             request_id: self.opening.id.clone(),
@@ -328,8 +361,14 @@ impl OpenRow {
 
     /// Where the session lives, where the ledger is to note that.
     fn home(&self, now: Millis) -> Option<Home> {
-        let credential = self.service.sessions().to_note(&self.opening.owner, self.session()?, now)?;
-        Some(Home { pool: self.pool().tag.to_string(), credential: credential.to_string() })
+        let credential =
+            self.service
+                .sessions()
+                .to_note(&self.opening.owner, self.session()?, now)?;
+        Some(Home {
+            pool: self.pool().tag.to_string(),
+            credential: credential.to_string(),
+        })
     }
 
     /// Whether upstream may have done work for the request, whatever became of its answer.
@@ -377,12 +416,16 @@ enum Bill {
 }
 
 fn price(pricer: &Pricer, facts: &Facts<'_>, counts: &TokenCounts) -> Cost {
-    pricer.price(facts, counts).unwrap_or_else(|fault| unpriced(facts.request_id, &fault))
+    pricer
+        .price(facts, counts)
+        .unwrap_or_else(|fault| unpriced(facts.request_id, &fault))
 }
 
 fn unpriced(request_id: &str, fault: &Fault) -> Cost {
     tracing::warn!(request_id, %fault, "left unpriced");
-    Cost::Unpriced { reason: fault.to_string() }
+    Cost::Unpriced {
+        reason: fault.to_string(),
+    }
 }
 
 fn take<T>(left: &Mutex<Option<T>>) -> Option<T> {
@@ -403,7 +446,10 @@ fn hand_over_as_promised(service: &Service, room: Room, mut row: Row, promise: P
 fn tell(service: &Service, row: &mut Row) {
     if row.cost.is_some() {
         let stamp = service.parts.pricer.stamp();
-        row.priced_by = Some(format!("{} {} sha256:{}", stamp.name, stamp.version, stamp.digest));
+        row.priced_by = Some(format!(
+            "{} {} sha256:{}",
+            stamp.name, stamp.version, stamp.digest
+        ));
     }
     log(row);
     service.parts.metrics.ended(row);
@@ -416,14 +462,22 @@ fn log(row: &Row) {
     }
     let counts = row.counts.unwrap_or_default();
     let (cost_nanousd, unpriced_reason) = match &row.cost {
-        Some(Cost::Priced { amount, context_window }) => (Some((amount.0, *context_window)), None),
+        Some(Cost::Priced {
+            amount,
+            context_window,
+        }) => (Some((amount.0, *context_window)), None),
         Some(Cost::Unpriced { reason }) => (None, Some(reason.as_str())),
         None => (None, None),
     };
-    let attempts: Vec<String> =
-        row.attempts.iter().map(|attempt| format!("{}={}", attempt.credential, attempt.outcome.name())).collect();
-    let (cost_nanousd, context_window) =
-        (cost_nanousd.map(|(amount, _)| amount), cost_nanousd.map(|(_, window)| window));
+    let attempts: Vec<String> = row
+        .attempts
+        .iter()
+        .map(|attempt| format!("{}={}", attempt.credential, attempt.outcome.name()))
+        .collect();
+    let (cost_nanousd, context_window) = (
+        cost_nanousd.map(|(amount, _)| amount),
+        cost_nanousd.map(|(_, window)| window),
+    );
     tracing::info!(
         request_id = row.request_id,
         started_at = row.started_at.0,

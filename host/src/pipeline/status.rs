@@ -25,12 +25,17 @@ pub(super) fn is_asked(received: &Received) -> bool {
 
 /// # Errors
 /// There are no users, nobody who may asks, or it is not asked by GET.
-pub(super) async fn answer(service: &Service, received: &Received) -> Result<Response<AnswerBody>, Refusal> {
+pub(super) async fn answer(
+    service: &Service,
+    received: &Received,
+) -> Result<Response<AnswerBody>, Refusal> {
     if received.head.method != Method::GET {
         return Err(Refusal::get_only());
     }
     if service.users.is_empty() {
-        return Err(Refusal::forbidden("status is for users, and this service has none"));
+        return Err(Refusal::forbidden(
+            "status is for users, and this service has none",
+        ));
     }
     let proof = prove(service, received).await?;
     let capacity = capacity(service, proof.user().map(Arc::as_ref), received.at).await;
@@ -40,7 +45,9 @@ pub(super) async fn answer(service: &Service, received: &Received) -> Result<Res
         "plan_weight": capacity.plan_weight,
     });
     let mut response = Response::new(AnswerBody::whole(Bytes::from(body.to_string())));
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     Ok(response)
 }
 
@@ -54,8 +61,11 @@ struct Capacity {
 /// 100 less the weighted mean of what is left under each window's cap; 100, 100 and 0 where there is no credential.
 async fn capacity(service: &Service, user: Option<&User>, now: Millis) -> Capacity {
     let pool = &service.pools[service.pool_of(user)];
-    let credentials: Vec<&Arc<Credential>> =
-        pool.members.iter().map(|member| &service.parts.credentials[*member]).collect();
+    let credentials: Vec<&Arc<Credential>> = pool
+        .members
+        .iter()
+        .map(|member| &service.parts.credentials[*member])
+        .collect();
     let available: Vec<usize> = (0..credentials.len())
         .filter(|index| credentials[*index].can_serve(now) && is_allowed(user, credentials[*index]))
         .collect();
@@ -75,7 +85,11 @@ async fn capacity(service: &Service, user: Option<&User>, now: Millis) -> Capaci
         total += weight;
     }
     if total == 0.0 {
-        return Capacity { five_hour_utilization: 100.0, weekly_utilization: 100.0, plan_weight: 0.0 };
+        return Capacity {
+            five_hour_utilization: 100.0,
+            weekly_utilization: 100.0,
+            plan_weight: 0.0,
+        };
     }
     Capacity {
         five_hour_utilization: 100.0 - left.0 / total,
@@ -84,8 +98,17 @@ async fn capacity(service: &Service, user: Option<&User>, now: Millis) -> Capaci
     }
 }
 
-async fn weights(service: &Service, pool: &super::service::Pool, members: &Members, now: Millis) -> Vec<f64> {
-    let facts = Facts { service: service.tag(), now, ..Facts::default() };
+async fn weights(
+    service: &Service,
+    pool: &super::service::Pool,
+    members: &Members,
+    now: Millis,
+) -> Vec<f64> {
+    let facts = Facts {
+        service: service.tag(),
+        now,
+        ..Facts::default()
+    };
     for balancer in [&pool.balancer, &service.parts.fallback] {
         match balancer.weights(&facts, members).await {
             Ok(weights) => return weights,

@@ -53,7 +53,10 @@ pub struct Wanted {
 impl Wanted {
     /// What becomes of the connection of `request`, for as long as it `keeps` its place.
     pub fn new<B>(request: &mut http::Request<B>, keeps: Box<dyn Any + Send>) -> Self {
-        Self { upgrade: on(request), keeps }
+        Self {
+            upgrade: on(request),
+            keeps,
+        }
     }
 }
 
@@ -67,14 +70,18 @@ enum Asked {
 pub fn is_upgrade<B>(request: &http::Request<B>) -> bool {
     let names_websocket = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");
     match *request.method() {
-        Method::CONNECT => request.extensions().get::<Protocol>().is_some_and(|name| name.as_str() == "websocket"),
+        Method::CONNECT => request
+            .extensions()
+            .get::<Protocol>()
+            .is_some_and(|name| name.as_str() == "websocket"),
         Method::GET => request.headers().get(UPGRADE).is_some_and(names_websocket),
         _ => false,
     }
 }
 
 fn has_socket(path: &str) -> bool {
-    path.strip_prefix(PATH).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    path.strip_prefix(PATH)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// Whether the path has a WebSocket. Elsewhere an HTTP/1.1 client gets the answer to its GET; one that speaks HTTP/2 asks
@@ -94,7 +101,11 @@ pub(super) async fn serve(
     let Admitted { mut open, mut head } = admitted;
     open.goes_by(Transport::WebSocket);
     if !has_socket(head.uri.path()) {
-        return Err(open.refuse(Refusal::invalid("there is a WebSocket at /v1/responses, and nowhere else")).await);
+        return Err(open
+            .refuse(Refusal::invalid(
+                "there is a WebSocket at /v1/responses, and nowhere else",
+            ))
+            .await);
     }
     let asked = match asked(&head) {
         Ok(asked) => asked,
@@ -108,11 +119,18 @@ pub(super) async fn serve(
     head.version = Version::HTTP_11;
     let (answered, open) = failover::send(service, Inspected::without_body(open, head)).await?;
     match answered.response.status() {
-        StatusCode::SWITCHING_PROTOCOLS => accept(service, live, asked, answered, open, Held { wanted, seat }).await,
+        StatusCode::SWITCHING_PROTOCOLS => {
+            accept(service, live, asked, answered, open, Held { wanted, seat }).await
+        }
         // No refusal, and no socket: over HTTP/2 a client would take it for one.
         status if status.is_success() => {
-            tracing::warn!(status = status.as_u16(), "upstream answered a WebSocket's handshake with something else");
-            Err(open.refuse_as(End::UpstreamGone, Refusal::upstream_broke()).await)
+            tracing::warn!(
+                status = status.as_u16(),
+                "upstream answered a WebSocket's handshake with something else"
+            );
+            Err(open
+                .refuse_as(End::UpstreamGone, Refusal::upstream_broke())
+                .await)
         }
         _ => answer::answer(service, answered, open).await,
     }
@@ -129,25 +147,38 @@ fn asked(head: &http::request::Parts) -> Result<Asked, Refusal> {
         return Ok(Asked::Http2);
     }
     let field = |name: &HeaderName| head.headers.get(name);
-    let upgrades = head.headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    let upgrades = head
+        .headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
     let mut upgrades = upgrades.flat_map(|value| value.split(','));
-    if head.version != Version::HTTP_11 || !upgrades.any(|name| name.trim().eq_ignore_ascii_case("upgrade")) {
-        return Err(Refusal::invalid("a WebSocket handshake is HTTP/1.1 with Connection: Upgrade"));
+    if head.version != Version::HTTP_11
+        || !upgrades.any(|name| name.trim().eq_ignore_ascii_case("upgrade"))
+    {
+        return Err(Refusal::invalid(
+            "a WebSocket handshake is HTTP/1.1 with Connection: Upgrade",
+        ));
     }
     if field(&VERSION).is_none_or(|version| version != "13") {
         return Err(Refusal::websocket_version());
     }
     match field(&KEY) {
         Some(key) if is_key(key.as_bytes()) => Ok(Asked::Http1 { key: key.clone() }),
-        _ => Err(Refusal::invalid("Sec-WebSocket-Key: expected 16 bytes in base64")),
+        _ => Err(Refusal::invalid(
+            "Sec-WebSocket-Key: expected 16 bytes in base64",
+        )),
     }
 }
 
 /// What the client said to this gateway alone is taken out, and what upstream wants is put in.
 fn prepare(headers: &mut HeaderMap) {
     strip_request(headers);
-    let own: Vec<HeaderName> =
-        headers.keys().filter(|name| name.as_str().starts_with("sec-websocket-")).cloned().collect();
+    let own: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| name.as_str().starts_with("sec-websocket-"))
+        .cloned()
+        .collect();
     for name in own {
         headers.remove(name);
     }
@@ -163,12 +194,23 @@ async fn accept(
     mut open: Box<OpenRow>,
     held: Held,
 ) -> Result<Response<AnswerBody>, Refusal> {
-    let Answered { credential, shown, mut response, .. } = answered;
+    let Answered {
+        credential,
+        shown,
+        mut response,
+        ..
+    } = answered;
     let mut headers = std::mem::take(response.headers_mut());
     answer::remember_turn_state(service, &open, credential, &headers);
     keep_reply_fields(&mut headers);
-    if let Err(refusal) =
-        answer::rewrite(service, &open, credential, StatusCode::SWITCHING_PROTOCOLS, &mut headers).await
+    if let Err(refusal) = answer::rewrite(
+        service,
+        &open,
+        credential,
+        StatusCode::SWITCHING_PROTOCOLS,
+        &mut headers,
+    )
+    .await
     {
         return Err(open.refuse(refusal).await);
     }
@@ -197,7 +239,9 @@ async fn accept(
         let limit = service.parts.limits.handshake_timeout;
         // A client that goes before its answer: nothing was asked for.
         if let Ok(Ok(client)) = timeout(limit, wanted.upgrade).await {
-            Relay::new(service, live, open, credential, shown).run(client, upstream).await;
+            Relay::new(service, live, open, credential, shown)
+                .run(client, upstream)
+                .await;
         }
         drop((wanted.keeps, seat));
     });

@@ -19,7 +19,11 @@ use super::{Facts, generation};
 use crate::config::{PolicyConfig, PolicyKind};
 use crate::values::candidate::Candidate;
 
-world!(BalancerPolicy, BalancerPolicyPre<super::instance::Guest>, PolicyKind::Balancer);
+world!(
+    BalancerPolicy,
+    BalancerPolicyPre<super::instance::Guest>,
+    PolicyKind::Balancer
+);
 
 /// The columns of the table, in the order of [`row`]. The contract describes them.
 const COLUMNS: [&str; 13] = [
@@ -73,12 +77,20 @@ impl Members {
     /// A new pool with these members: tag and plan of each.
     pub fn new(named: Vec<(String, String)>) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        Self { pool: NEXT.fetch_add(1, Ordering::Relaxed), version: 0, named: named.into() }
+        Self {
+            pool: NEXT.fetch_add(1, Ordering::Relaxed),
+            version: 0,
+            named: named.into(),
+        }
     }
 
     /// The same pool with other members or plans.
     pub fn changed(&self, named: Vec<(String, String)>) -> Self {
-        Self { pool: self.pool, version: self.version + 1, named: named.into() }
+        Self {
+            pool: self.pool,
+            version: self.version + 1,
+            named: named.into(),
+        }
     }
 
     /// Tag and plan of each member.
@@ -111,7 +123,9 @@ pub struct Balancer {
 
 impl std::fmt::Debug for Balancer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Balancer").field("tag", &self.seat.slot().tag()).finish_non_exhaustive()
+        f.debug_struct("Balancer")
+            .field("tag", &self.seat.slot().tag())
+            .finish_non_exhaustive()
     }
 }
 
@@ -127,10 +141,21 @@ impl Balancer {
         loading: &Loading<'_>,
     ) -> Result<Self, LoadError> {
         let seat = load::<BalancerPolicy>(engine, policy, source, loading)?;
-        let members = Members::new(["plus", "pro"].map(|plan| (plan.to_owned(), plan.to_owned())).into());
-        let room = Candidate { usable: true, five_hour_cap: 99.0, weekly_cap: 99.0, ..Candidate::default() };
+        let members = Members::new(
+            ["plus", "pro"]
+                .map(|plan| (plan.to_owned(), plan.to_owned()))
+                .into(),
+        );
+        let room = Candidate {
+            usable: true,
+            five_hour_cap: 99.0,
+            weekly_cap: 99.0,
+            ..Candidate::default()
+        };
         let table = table(&[room, room]);
-        try_out(&seat, policy, |seat| pick(seat, &Facts::trial(), &Told::of(&members), &table, -1).map(drop))?;
+        try_out(&seat, policy, |seat| {
+            pick(seat, &Facts::trial(), &Told::of(&members), &table, -1).map(drop)
+        })?;
         Ok(Self { seat })
     }
 
@@ -149,10 +174,19 @@ impl Balancer {
         if !self.seat.is_slow() {
             return self.pick_here(facts, members, candidates, home);
         }
-        let (this, facts, members, candidates) =
-            (Arc::clone(self), OwnFacts::of(facts), members.clone(), candidates.to_vec());
+        let (this, facts, members, candidates) = (
+            Arc::clone(self),
+            OwnFacts::of(facts),
+            members.clone(),
+            candidates.to_vec(),
+        );
         let picking = move || this.pick_here(&facts.facts(), &members, &candidates, home);
-        self.seat.slot().threads().run(picking).await.unwrap_or_else(|Full| Err(self.busy("pick")))
+        self.seat
+            .slot()
+            .threads()
+            .run(picking)
+            .await
+            .unwrap_or_else(|Full| Err(self.busy("pick")))
     }
 
     /// The same, on this thread, however slow it is.
@@ -171,7 +205,12 @@ impl Balancer {
         let home = home.map_or(-1, |home| home as i32);
         let chosen = pick(&self.seat, facts, &Told::of(members), &table, home);
         self.seat.slot().note(|| {
-            let asked = Asked::Pick { columns: columns(), members: members.named.to_vec(), table, home };
+            let asked = Asked::Pick {
+                columns: columns(),
+                members: members.named.to_vec(),
+                table,
+                home,
+            };
             self.seat.kept(facts, begun, asked, said(&chosen))
         });
         chosen
@@ -187,32 +226,61 @@ impl Balancer {
         home: i32,
     ) -> Said {
         let members = Members::new(members.to_vec());
-        said(&pick(&self.seat, facts, &Told { columns: columns.to_vec(), members: &members }, table, home))
+        said(&pick(
+            &self.seat,
+            facts,
+            &Told {
+                columns: columns.to_vec(),
+                members: &members,
+            },
+            table,
+            home,
+        ))
     }
 
     /// The weight of each member's capacity.
     ///
     /// # Errors
     /// The policy failed, or its weights are no positive numbers, one a member.
-    pub async fn weights(self: &Arc<Self>, facts: &Facts<'_>, members: &Members) -> Result<Vec<f64>, Fault> {
+    pub async fn weights(
+        self: &Arc<Self>,
+        facts: &Facts<'_>,
+        members: &Members,
+    ) -> Result<Vec<f64>, Fault> {
         if !self.seat.is_slow() {
             return self.weights_here(facts, members);
         }
         let (this, facts, members) = (Arc::clone(self), OwnFacts::of(facts), members.clone());
         let weighing = move || this.weights_here(&facts.facts(), &members);
-        self.seat.slot().threads().run(weighing).await.unwrap_or_else(|Full| Err(self.busy("members")))
+        self.seat
+            .slot()
+            .threads()
+            .run(weighing)
+            .await
+            .unwrap_or_else(|Full| Err(self.busy("members")))
     }
 
     fn weights_here(&self, facts: &Facts<'_>, members: &Members) -> Result<Vec<f64>, Fault> {
         let ask = |store: &mut Store<Guest>, world: &BalancerPolicy| {
-            let weights = world.tollgate_policy_balancer().call_members(&mut *store, &columns(), &named(members))?;
+            let weights = world.tollgate_policy_balancer().call_members(
+                &mut *store,
+                &columns(),
+                &named(members),
+            )?;
             store.data_mut().announced = Some((members.pool, members.version));
             Ok(weights)
         };
         let count = members.named.len();
         self.seat.call("members", facts, ask, |weights: Vec<f64>| {
-            let sound = weights.len() == count && weights.iter().all(|weight| weight.is_finite() && *weight > 0.0);
-            if sound { Ok(weights) } else { Err(Bad::output(format!("expected {count} weights above 0"))) }
+            let sound = weights.len() == count
+                && weights
+                    .iter()
+                    .all(|weight| weight.is_finite() && *weight > 0.0);
+            if sound {
+                Ok(weights)
+            } else {
+                Err(Bad::output(format!("expected {count} weights above 0")))
+            }
         })
     }
 }
@@ -226,7 +294,10 @@ struct Told<'a> {
 impl<'a> Told<'a> {
     fn of(members: &'a Members) -> Self {
         // Empty: those of this release. They are put together only where an instance has not been told them yet.
-        Self { columns: Vec::new(), members }
+        Self {
+            columns: Vec::new(),
+            members,
+        }
     }
 }
 
@@ -241,7 +312,11 @@ fn pick(
     let ask = |store: &mut Store<Guest>, world: &BalancerPolicy| {
         let balancer = world.tollgate_policy_balancer();
         if store.data().announced != Some((members.pool, members.version)) {
-            let columns = if told.columns.is_empty() { columns() } else { told.columns.clone() };
+            let columns = if told.columns.is_empty() {
+                columns()
+            } else {
+                told.columns.clone()
+            };
             balancer.call_members(&mut *store, &columns, &named(members))?;
             store.data_mut().announced = Some((members.pool, members.version));
         }
@@ -251,26 +326,45 @@ fn pick(
         let decision = decision.map_err(|reason| Bad::words(cut(reason)))?;
         let count = members.named.len();
         if decision.member == -1 {
-            return Ok(Choice::Nobody { reason: cut(decision.reason) });
+            return Ok(Choice::Nobody {
+                reason: cut(decision.reason),
+            });
         }
-        let Some(index) = usize::try_from(decision.member).ok().filter(|index| *index < count) else {
-            return Err(Bad::output(format!("member {} of a pool of {count}", decision.member)));
+        let Some(index) = usize::try_from(decision.member)
+            .ok()
+            .filter(|index| *index < count)
+        else {
+            return Err(Bad::output(format!(
+                "member {} of a pool of {count}",
+                decision.member
+            )));
         };
         let (width, usable) = match told.columns.as_slice() {
             [] => (COLUMNS.len(), Some(0)),
-            columns => (columns.len(), columns.iter().position(|name| name == COLUMNS[0])),
+            columns => (
+                columns.len(),
+                columns.iter().position(|name| name == COLUMNS[0]),
+            ),
         };
         if usable.and_then(|usable| table.get(index * width + usable)) == Some(&0.0) {
             return Err(Bad::output(format!("member {index} is not usable")));
         }
-        Ok(Choice::Member { index, move_home: decision.move_home })
+        Ok(Choice::Member {
+            index,
+            move_home: decision.move_home,
+        })
     })
 }
 
 fn said(chosen: &Result<Choice, Fault>) -> Said {
     match chosen {
-        Ok(Choice::Member { index, move_home }) => Said::Member { index: *index, move_home: *move_home },
-        Ok(Choice::Nobody { reason }) => Said::Nobody { reason: reason.clone() },
+        Ok(Choice::Member { index, move_home }) => Said::Member {
+            index: *index,
+            move_home: *move_home,
+        },
+        Ok(Choice::Nobody { reason }) => Said::Nobody {
+            reason: reason.clone(),
+        },
         Err(fault) => Said::failed(fault),
     }
 }
@@ -288,7 +382,14 @@ fn columns() -> Vec<String> {
 }
 
 fn named(members: &Members) -> Vec<Member> {
-    members.named.iter().map(|(tag, plan)| Member { tag: tag.clone(), plan: plan.clone() }).collect()
+    members
+        .named
+        .iter()
+        .map(|(tag, plan)| Member {
+            tag: tag.clone(),
+            plan: plan.clone(),
+        })
+        .collect()
 }
 
 /// A guest's text, cut to what a log line or a column may hold.

@@ -43,12 +43,22 @@ impl Cache {
     /// It cannot be used, or others could write there.
     pub(super) fn open(folder: &Path, bytes_max: u64) -> Result<Self, String> {
         let failed = |error: io::Error| format!("{}: {}", folder.display(), plain(&error));
-        DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)
+            .map_err(failed)?;
         let meta = fs::symlink_metadata(folder).map_err(failed)?;
         if !meta.is_dir() || !is_ours(&meta) {
-            return Err(format!("{}: expected a folder that only this user can write", folder.display()));
+            return Err(format!(
+                "{}: expected a folder that only this user can write",
+                folder.display()
+            ));
         }
-        let cache = Self { folder: folder.to_owned(), bytes_max };
+        let cache = Self {
+            folder: folder.to_owned(),
+            bytes_max,
+        };
         cache.clean_up(None);
         Ok(cache)
     }
@@ -82,18 +92,28 @@ impl Cache {
     }
 
     /// Keeps compiled code, and lets go of the oldest where there is too much.
-    pub(super) fn store(&self, engine: &wasmtime::Engine, digest: &[u8; 32], component: &Component) {
+    pub(super) fn store(
+        &self,
+        engine: &wasmtime::Engine,
+        digest: &[u8; 32],
+        component: &Component,
+    ) {
         let path = self.path(engine, digest);
-        let stored = component.serialize().map_err(|error| error.to_string()).and_then(|code| {
-            let mut bytes = Vec::with_capacity(MAGIC.len() + DIGEST_BYTES + code.len());
-            bytes.extend_from_slice(MAGIC);
-            bytes.extend_from_slice(&Sha256::digest(&code));
-            bytes.extend_from_slice(&code);
-            replace_private(&path, &bytes).map_err(|error| plain(&error))
-        });
+        let stored = component
+            .serialize()
+            .map_err(|error| error.to_string())
+            .and_then(|code| {
+                let mut bytes = Vec::with_capacity(MAGIC.len() + DIGEST_BYTES + code.len());
+                bytes.extend_from_slice(MAGIC);
+                bytes.extend_from_slice(&Sha256::digest(&code));
+                bytes.extend_from_slice(&code);
+                replace_private(&path, &bytes).map_err(|error| plain(&error))
+            });
         match stored {
             Ok(()) => self.clean_up(Some(&path)),
-            Err(reason) => tracing::warn!(path = %path.display(), reason, "compiled code was not kept"),
+            Err(reason) => {
+                tracing::warn!(path = %path.display(), reason, "compiled code was not kept")
+            }
         }
     }
 
@@ -103,11 +123,14 @@ impl Cache {
         engine.precompile_compatibility_hash().hash(&mut hasher);
         std::env::consts::ARCH.hash(&mut hasher);
         let component: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-        self.folder.join(format!("{component}-{:016x}{SUFFIX}", hasher.finish()))
+        self.folder
+            .join(format!("{component}-{:016x}{SUFFIX}", hasher.finish()))
     }
 
     fn clean_up(&self, newest: Option<&Path>) {
-        let Ok(entries) = fs::read_dir(&self.folder) else { return };
+        let Ok(entries) = fs::read_dir(&self.folder) else {
+            return;
+        };
         let mut files: Vec<(SystemTime, u64, PathBuf)> = entries
             .filter_map(|entry| {
                 let entry = entry.ok()?;
@@ -117,7 +140,10 @@ impl Cache {
             .collect();
         files.sort();
         let mut bytes: u64 = files.iter().map(|(_, length, _)| length).sum();
-        for (_, length, path) in files.iter().filter(|(_, _, path)| Some(path.as_path()) != newest) {
+        for (_, length, path) in files
+            .iter()
+            .filter(|(_, _, path)| Some(path.as_path()) != newest)
+        {
             if bytes <= self.bytes_max {
                 return;
             }
@@ -135,7 +161,10 @@ fn is_ours(meta: &fs::Metadata) -> bool {
 /// The code in the file at `path`; none where there is no file.
 fn read(path: &Path) -> Result<Option<(File, Vec<u8>)>, &'static str> {
     // No link, and nothing that keeps whoever opens it waiting.
-    let opened = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path);
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path);
     let mut file = match opened {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -149,8 +178,11 @@ fn read(path: &Path) -> Result<Option<(File, Vec<u8>)>, &'static str> {
         return Err("it is too large");
     }
     let mut bytes = Vec::with_capacity(usize::try_from(meta.len()).unwrap_or(0));
-    file.read_to_end(&mut bytes).map_err(|_| "it cannot be read")?;
-    let Some((head, code)) = bytes.split_at_checked(MAGIC.len() + DIGEST_BYTES) else { return Err("it is cut off") };
+    file.read_to_end(&mut bytes)
+        .map_err(|_| "it cannot be read")?;
+    let Some((head, code)) = bytes.split_at_checked(MAGIC.len() + DIGEST_BYTES) else {
+        return Err("it is cut off");
+    };
     if !head.starts_with(MAGIC) {
         return Err("it is of another form");
     }

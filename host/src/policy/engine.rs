@@ -109,20 +109,35 @@ impl Engine {
             .or_else(|_| wasmtime::Engine::new(&config(None)))
             .map_err(failed)?;
         let mut linker = Linker::new(&engine);
-        bindings::balancer::tollgate::policy::host::add_to_linker::<Guest, HasSelf<Guest>>(&mut linker, |guest| guest)
-            .map_err(failed)?;
+        bindings::balancer::tollgate::policy::host::add_to_linker::<Guest, HasSelf<Guest>>(
+            &mut linker,
+            |guest| guest,
+        )
+        .map_err(failed)?;
         inert_wasi::add_to_linker(&mut linker).map_err(failed)?;
         let clock = Arc::new(Clock::default());
-        clock.start(&engine).map_err(|error| EngineError(format!("cannot start its clock: {error}")))?;
+        clock
+            .start(&engine)
+            .map_err(|error| EngineError(format!("cannot start its clock: {error}")))?;
         let compiled = Mutex::new(LruCache::new(COMPILED));
-        Ok(Self { shared: Arc::new(Shared { engine, linker, clock, compiled }), cache: None })
+        Ok(Self {
+            shared: Arc::new(Shared {
+                engine,
+                linker,
+                clock,
+                compiled,
+            }),
+            cache: None,
+        })
     }
 
     /// The same engine, with compiled code kept in `folder`, up to `bytes_max`. Where that cannot be, it is not kept.
     pub fn with_cache(mut self, folder: &Path, bytes_max: u64) -> Self {
         if bytes_max > 0 {
             let cache = Cache::open(folder, bytes_max);
-            self.cache = cache.map_err(|reason| tracing::warn!(reason, "compiled policies are not kept")).ok();
+            self.cache = cache
+                .map_err(|reason| tracing::warn!(reason, "compiled policies are not kept"))
+                .ok();
         }
         self
     }
@@ -142,12 +157,20 @@ impl Engine {
     }
 
     /// Compiles `bytes`, whose SHA-256 is `digest`, or takes what was compiled before.
-    pub(super) fn compile(&self, digest: [u8; 32], bytes: &[u8], urgency: Urgency) -> wasmtime::Result<Component> {
+    pub(super) fn compile(
+        &self,
+        digest: [u8; 32],
+        bytes: &[u8],
+        urgency: Urgency,
+    ) -> wasmtime::Result<Component> {
         if let Some(component) = self.compiled().get(&digest) {
             return Ok(component.clone());
         }
         let engine = &self.shared.engine;
-        let kept = self.cache.as_ref().and_then(|cache| cache.load(engine, &digest));
+        let kept = self
+            .cache
+            .as_ref()
+            .and_then(|cache| cache.load(engine, &digest));
         let component = match kept {
             Some(component) => component,
             None => {
@@ -177,7 +200,10 @@ impl Engine {
     }
 
     fn compiled(&self) -> std::sync::MutexGuard<'_, LruCache<[u8; 32], Component>> {
-        self.shared.compiled.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared
+            .compiled
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -191,7 +217,12 @@ static BESIDE_SERVICE: LazyLock<Option<ThreadPool>> = LazyLock::new(|| {
     // Who waits for a job gets its panic. Nobody waits for code that is being kept, and without this the process would end.
     let panicked = |_| tracing::error!("keeping compiled code panicked");
     let named = |_| "policy-compile".to_owned();
-    ThreadPoolBuilder::new().thread_name(named).start_handler(stand_behind).panic_handler(panicked).build().ok()
+    ThreadPoolBuilder::new()
+        .thread_name(named)
+        .start_handler(stand_behind)
+        .panic_handler(panicked)
+        .build()
+        .ok()
 });
 
 fn config(pool_memory_max: Option<usize>) -> Config {
@@ -271,7 +302,11 @@ impl Clock {
                     engine.increment_epoch();
                 }
                 drop(engine);
-                quiet = if clock.busy.swap(false, Ordering::SeqCst) || is_under_way { 0 } else { quiet + 1 };
+                quiet = if clock.busy.swap(false, Ordering::SeqCst) || is_under_way {
+                    0
+                } else {
+                    quiet + 1
+                };
                 if quiet >= QUIET_LOOKS {
                     clock.stand_still();
                     quiet = 0;
@@ -279,7 +314,9 @@ impl Clock {
                 thread::sleep(if is_under_way { TICK } else { LOOK });
             }
         };
-        let handle = thread::Builder::new().name("policy-clock".to_owned()).spawn(run)?;
+        let handle = thread::Builder::new()
+            .name("policy-clock".to_owned())
+            .spawn(run)?;
         // It is set once, here.
         let _ = self.thread.set(handle.thread().clone());
         Ok(())

@@ -35,8 +35,15 @@ pub enum FaultKind {
 
 impl FaultKind {
     /// All of them, in order.
-    pub const ALL: [Self; 7] =
-        [Self::Trap, Self::Deadline, Self::Memory, Self::BadOutput, Self::Failed, Self::Unavailable, Self::Quarantined];
+    pub const ALL: [Self; 7] = [
+        Self::Trap,
+        Self::Deadline,
+        Self::Memory,
+        Self::BadOutput,
+        Self::Failed,
+        Self::Unavailable,
+        Self::Quarantined,
+    ];
 
     /// Its name in metrics and records.
     pub fn as_str(self) -> &'static str {
@@ -63,7 +70,12 @@ impl FaultKind {
 
 impl Fault {
     pub(super) fn new(slot: &Slot, call: &'static str, kind: FaultKind, detail: String) -> Self {
-        Self { tag: Arc::clone(slot.shared_tag()), call, kind, detail }
+        Self {
+            tag: Arc::clone(slot.shared_tag()),
+            call,
+            kind,
+            detail,
+        }
     }
 
     /// How it failed.

@@ -53,57 +53,82 @@ fn name(interface: &str) -> String {
 fn add_io(linker: &mut Linker<Guest>) -> Result<()> {
     let mut error = linker.instance(&name("io/error"))?;
     error.resource("error", ResourceType::host::<IoError>(), |_, _| Ok(()))?;
-    error.func_wrap("[method]error.to-debug-string", |_, (_,): (Resource<IoError>,)| Ok((String::new(),)))?;
+    error.func_wrap(
+        "[method]error.to-debug-string",
+        |_, (_,): (Resource<IoError>,)| Ok((String::new(),)),
+    )?;
 
     let mut poll = linker.instance(&name("io/poll"))?;
     poll.resource("pollable", ResourceType::host::<Pollable>(), |_, _| Ok(()))?;
-    poll.func_wrap("[method]pollable.ready", |_, (_,): (Resource<Pollable>,)| Ok((true,)))?;
-    poll.func_wrap("[method]pollable.block", |_, (_,): (Resource<Pollable>,)| Ok(()))?;
+    poll.func_wrap(
+        "[method]pollable.ready",
+        |_, (_,): (Resource<Pollable>,)| Ok((true,)),
+    )?;
+    poll.func_wrap(
+        "[method]pollable.block",
+        |_, (_,): (Resource<Pollable>,)| Ok(()),
+    )?;
     poll.func_wrap("poll", |_, (pollables,): (Vec<Resource<Pollable>>,)| {
         Ok(((0..pollables.len() as u32).collect::<Vec<u32>>(),))
     })?;
 
     let mut streams = linker.instance(&name("io/streams"))?;
-    streams.resource("input-stream", ResourceType::host::<InputStream>(), |_, _| Ok(()))?;
-    streams.resource("output-stream", ResourceType::host::<OutputStream>(), |_, _| Ok(()))?;
+    streams.resource(
+        "input-stream",
+        ResourceType::host::<InputStream>(),
+        |_, _| Ok(()),
+    )?;
+    streams.resource(
+        "output-stream",
+        ResourceType::host::<OutputStream>(),
+        |_, _| Ok(()),
+    )?;
     for read in ["read", "blocking-read"] {
-        streams.func_wrap(&format!("[method]input-stream.{read}"), |_, (_, _): (Resource<InputStream>, u64)| {
-            Ok((Err::<Vec<u8>, _>(StreamError::Closed),))
-        })?;
+        streams.func_wrap(
+            &format!("[method]input-stream.{read}"),
+            |_, (_, _): (Resource<InputStream>, u64)| Ok((Err::<Vec<u8>, _>(StreamError::Closed),)),
+        )?;
     }
     for skip in ["skip", "blocking-skip"] {
-        streams.func_wrap(&format!("[method]input-stream.{skip}"), |_, (_, _): (Resource<InputStream>, u64)| {
-            Ok((Err::<u64, _>(StreamError::Closed),))
-        })?;
+        streams.func_wrap(
+            &format!("[method]input-stream.{skip}"),
+            |_, (_, _): (Resource<InputStream>, u64)| Ok((Err::<u64, _>(StreamError::Closed),)),
+        )?;
     }
-    streams.func_wrap("[method]input-stream.subscribe", |_, (_,): (Resource<InputStream>,)| {
-        Ok((Resource::<Pollable>::new_own(0),))
-    })?;
-    streams.func_wrap("[method]output-stream.check-write", |_, (_,): (Resource<OutputStream>,)| {
-        Ok((Ok::<_, StreamError>(STREAM_ROOM),))
-    })?;
+    streams.func_wrap(
+        "[method]input-stream.subscribe",
+        |_, (_,): (Resource<InputStream>,)| Ok((Resource::<Pollable>::new_own(0),)),
+    )?;
+    streams.func_wrap(
+        "[method]output-stream.check-write",
+        |_, (_,): (Resource<OutputStream>,)| Ok((Ok::<_, StreamError>(STREAM_ROOM),)),
+    )?;
     for write in ["write", "blocking-write-and-flush"] {
         streams.func_wrap(
             &format!("[method]output-stream.{write}"),
-            |mut store: StoreContextMut<'_, Guest>, (_, bytes): (Resource<OutputStream>, Vec<u8>)| {
+            |mut store: StoreContextMut<'_, Guest>,
+             (_, bytes): (Resource<OutputStream>, Vec<u8>)| {
                 store.data_mut().write(&bytes);
                 Ok((Ok::<_, StreamError>(()),))
             },
         )?;
     }
     for write in ["write-zeroes", "blocking-write-zeroes-and-flush"] {
-        streams.func_wrap(&format!("[method]output-stream.{write}"), |_, (_, _): (Resource<OutputStream>, u64)| {
-            Ok((Ok::<_, StreamError>(()),))
-        })?;
+        streams.func_wrap(
+            &format!("[method]output-stream.{write}"),
+            |_, (_, _): (Resource<OutputStream>, u64)| Ok((Ok::<_, StreamError>(()),)),
+        )?;
     }
     for flush in ["flush", "blocking-flush"] {
-        streams.func_wrap(&format!("[method]output-stream.{flush}"), |_, (_,): (Resource<OutputStream>,)| {
-            Ok((Ok::<_, StreamError>(()),))
-        })?;
+        streams.func_wrap(
+            &format!("[method]output-stream.{flush}"),
+            |_, (_,): (Resource<OutputStream>,)| Ok((Ok::<_, StreamError>(()),)),
+        )?;
     }
-    streams.func_wrap("[method]output-stream.subscribe", |_, (_,): (Resource<OutputStream>,)| {
-        Ok((Resource::<Pollable>::new_own(0),))
-    })?;
+    streams.func_wrap(
+        "[method]output-stream.subscribe",
+        |_, (_,): (Resource<OutputStream>,)| Ok((Resource::<Pollable>::new_own(0),)),
+    )?;
     for splice in ["splice", "blocking-splice"] {
         streams.func_wrap(
             &format!("[method]output-stream.{splice}"),
@@ -117,33 +142,54 @@ fn add_io(linker: &mut Linker<Guest>) -> Result<()> {
 
 fn add_cli(linker: &mut Linker<Guest>) -> Result<()> {
     let mut environment = linker.instance(&name("cli/environment"))?;
-    environment.func_wrap("get-environment", |_, (): ()| Ok((Vec::<(String, String)>::new(),)))?;
+    environment.func_wrap("get-environment", |_, (): ()| {
+        Ok((Vec::<(String, String)>::new(),))
+    })?;
     environment.func_wrap("get-arguments", |_, (): ()| Ok((Vec::<String>::new(),)))?;
     environment.func_wrap("initial-cwd", |_, (): ()| Ok((None::<String>,)))?;
 
     let mut exit = linker.instance(&name("cli/exit"))?;
-    exit.func_wrap("exit", |_, (_,): (std::result::Result<(), ()>,)| -> Result<()> { bail!("the guest exited") })?;
+    exit.func_wrap(
+        "exit",
+        |_, (_,): (std::result::Result<(), ()>,)| -> Result<()> { bail!("the guest exited") },
+    )?;
 
     linker
         .instance(&name("cli/stdin"))?
-        .func_wrap("get-stdin", |_, (): ()| Ok((Resource::<InputStream>::new_own(0),)))?;
+        .func_wrap("get-stdin", |_, (): ()| {
+            Ok((Resource::<InputStream>::new_own(0),))
+        })?;
     for stream in ["stdout", "stderr"] {
         linker
             .instance(&name(&format!("cli/{stream}")))?
-            .func_wrap(&format!("get-{stream}"), |_, (): ()| Ok((Resource::<OutputStream>::new_own(0),)))?;
+            .func_wrap(&format!("get-{stream}"), |_, (): ()| {
+                Ok((Resource::<OutputStream>::new_own(0),))
+            })?;
     }
 
     let mut input = linker.instance(&name("cli/terminal-input"))?;
-    input.resource("terminal-input", ResourceType::host::<TerminalInput>(), |_, _| Ok(()))?;
+    input.resource(
+        "terminal-input",
+        ResourceType::host::<TerminalInput>(),
+        |_, _| Ok(()),
+    )?;
     let mut output = linker.instance(&name("cli/terminal-output"))?;
-    output.resource("terminal-output", ResourceType::host::<TerminalOutput>(), |_, _| Ok(()))?;
+    output.resource(
+        "terminal-output",
+        ResourceType::host::<TerminalOutput>(),
+        |_, _| Ok(()),
+    )?;
     linker
         .instance(&name("cli/terminal-stdin"))?
-        .func_wrap("get-terminal-stdin", |_, (): ()| Ok((None::<Resource<TerminalInput>>,)))?;
+        .func_wrap("get-terminal-stdin", |_, (): ()| {
+            Ok((None::<Resource<TerminalInput>>,))
+        })?;
     for stream in ["stdout", "stderr"] {
         linker
             .instance(&name(&format!("cli/terminal-{stream}")))?
-            .func_wrap(&format!("get-terminal-{stream}"), |_, (): ()| Ok((None::<Resource<TerminalOutput>>,)))?;
+            .func_wrap(&format!("get-terminal-{stream}"), |_, (): ()| {
+                Ok((None::<Resource<TerminalOutput>>,))
+            })?;
     }
     Ok(())
 }
@@ -155,15 +201,25 @@ fn add_clocks(linker: &mut Linker<Guest>) -> Result<()> {
     })?;
     monotonic.func_wrap("resolution", |_, (): ()| Ok((1_000_000_u64,)))?;
     for subscribe in ["subscribe-instant", "subscribe-duration"] {
-        monotonic.func_wrap(subscribe, |_, (_,): (u64,)| Ok((Resource::<Pollable>::new_own(0),)))?;
+        monotonic.func_wrap(subscribe, |_, (_,): (u64,)| {
+            Ok((Resource::<Pollable>::new_own(0),))
+        })?;
     }
     let mut wall = linker.instance(&name("clocks/wall-clock"))?;
     wall.func_wrap("now", |store: StoreContextMut<'_, Guest>, (): ()| {
         let now = store.data().now();
         let nanoseconds = (now.0 % 1000) as u32 * 1_000_000;
-        Ok((Datetime { seconds: now.unix(), nanoseconds },))
+        Ok((Datetime {
+            seconds: now.unix(),
+            nanoseconds,
+        },))
     })?;
-    wall.func_wrap("resolution", |_, (): ()| Ok((Datetime { seconds: 0, nanoseconds: 1_000_000 },)))
+    wall.func_wrap("resolution", |_, (): ()| {
+        Ok((Datetime {
+            seconds: 0,
+            nanoseconds: 1_000_000,
+        },))
+    })
 }
 
 fn add_random(linker: &mut Linker<Guest>) -> Result<()> {
@@ -176,12 +232,15 @@ fn add_random(linker: &mut Linker<Guest>) -> Result<()> {
                     bail!("the guest asked for {length} random bytes, more than {RANDOM_BYTES}");
                 }
                 let guest = store.data_mut();
-                Ok(((0..length).map(|_| guest.random() as u8).collect::<Vec<u8>>(),))
+                Ok(((0..length)
+                    .map(|_| guest.random() as u8)
+                    .collect::<Vec<u8>>(),))
             },
         )?;
-        random.func_wrap(&format!("get-{prefix}random-u64"), |mut store: StoreContextMut<'_, Guest>, (): ()| {
-            Ok((store.data_mut().random(),))
-        })?;
+        random.func_wrap(
+            &format!("get-{prefix}random-u64"),
+            |mut store: StoreContextMut<'_, Guest>, (): ()| Ok((store.data_mut().random(),)),
+        )?;
     }
     linker.instance(&name("random/insecure-seed"))?.func_wrap(
         "insecure-seed",

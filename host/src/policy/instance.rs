@@ -36,7 +36,11 @@ pub(super) trait World: Sized + Send + Sync + 'static {
     fn pre(pre: InstancePre<Guest>) -> Result<Self::Pre>;
     fn instantiate(pre: &Self::Pre, store: &mut Store<Guest>) -> Result<Self>;
     fn describe(&self, store: &mut Store<Guest>) -> Result<Manifest>;
-    fn configure(&self, store: &mut Store<Guest>, config: &str) -> Result<std::result::Result<(), Vec<Diagnostic>>>;
+    fn configure(
+        &self,
+        store: &mut Store<Guest>,
+        config: &str,
+    ) -> Result<std::result::Result<(), Vec<Diagnostic>>>;
     /// Tells a new instance what does not change.
     fn prepare(&self, _store: &mut Store<Guest>) -> Result<()> {
         Ok(())
@@ -106,7 +110,11 @@ struct Deadline {
 
 impl Deadline {
     fn new(timeout: Duration, begun: Instant) -> Self {
-        Self { timeout, begun, used_at_first: None }
+        Self {
+            timeout,
+            begun,
+            used_at_first: None,
+        }
     }
 
     /// The epoch has advanced: whether the call may go on.
@@ -125,7 +133,10 @@ impl Deadline {
 
 fn thread_time() -> Duration {
     let used = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(used.tv_sec.unsigned_abs(), used.tv_nsec.unsigned_abs() as u32)
+    Duration::new(
+        used.tv_sec.unsigned_abs(),
+        used.tv_nsec.unsigned_abs() as u32,
+    )
 }
 
 impl Guest {
@@ -154,7 +165,8 @@ impl Guest {
 
     pub(super) fn write(&mut self, bytes: &[u8]) {
         let room = OUTPUT_BYTES - self.output.len();
-        self.output.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        self.output
+            .extend_from_slice(&bytes[..bytes.len().min(room)]);
     }
 
     /// A call for a request begins.
@@ -241,6 +253,14 @@ pub(super) fn root_cause(error: &wasmtime::Error) -> String {
 /// What a guest wrote before it trapped: a panic's message.
 pub(super) fn last_words(guest: &Guest) -> String {
     let words = String::from_utf8_lossy(&guest.output);
-    let words: Vec<&str> = words.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    if words.is_empty() { String::new() } else { format!(" ({})", words.join(" ")) }
+    let words: Vec<&str> = words
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
+    if words.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", words.join(" "))
+    }
 }

@@ -60,7 +60,13 @@ pub enum LoadError {
 impl LoadError {
     /// Whether it may be that somebody is still writing the component. One that could be run is whole.
     pub fn may_be_half_written(&self) -> bool {
-        matches!(self, Self::Component { stage: READING | USING | COMPILING, .. })
+        matches!(
+            self,
+            Self::Component {
+                stage: READING | USING | COMPILING,
+                ..
+            }
+        )
     }
 
     /// The error as problems of the configuration, for a report of all of them at once.
@@ -68,7 +74,10 @@ impl LoadError {
         match self {
             Self::Config(problems) => problems,
             Self::Component { stage, reason, .. } if !policy.path_in_config.is_empty() => {
-                vec![Problem::new(format!("{}.path", policy.path_in_config), format!("cannot {stage}: {reason}"))]
+                vec![Problem::new(
+                    format!("{}.path", policy.path_in_config),
+                    format!("cannot {stage}: {reason}"),
+                )]
             }
             component @ Self::Component { .. } => vec![Problem::new("", component.to_string())],
         }
@@ -90,20 +99,29 @@ pub struct Loading<'a> {
 
 impl std::fmt::Debug for Loading<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Loading").field("generation", &self.generation).finish_non_exhaustive()
+        f.debug_struct("Loading")
+            .field("generation", &self.generation)
+            .finish_non_exhaustive()
     }
 }
 
 impl std::fmt::Debug for Source {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Source").field("digest", &self.digest()).finish_non_exhaustive()
+        f.debug_struct("Source")
+            .field("digest", &self.digest())
+            .finish_non_exhaustive()
     }
 }
 
 impl<'a> Loading<'a> {
     /// The first generation of a slot, at once.
     pub fn first(slot: &'a Arc<Slot>) -> Self {
-        Self { slot, generation: 1, urgency: Urgency::AtOnce, progress: &|_| () }
+        Self {
+            slot,
+            generation: 1,
+            urgency: Urgency::AtOnce,
+            progress: &|_| (),
+        }
     }
 }
 
@@ -131,12 +149,19 @@ impl Source {
 
     /// The SHA-256 in hexadecimal.
     pub fn digest(&self) -> String {
-        self.digest.iter().map(|byte| format!("{byte:02x}")).collect()
+        self.digest
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
     }
 }
 
 fn failed(policy: &PolicyConfig, stage: &'static str, reason: String) -> LoadError {
-    LoadError::Component { tag: policy.tag.clone(), stage, reason }
+    LoadError::Component {
+        tag: policy.tag.clone(),
+        stage,
+        reason,
+    }
 }
 
 pub(super) fn load<W: World>(
@@ -160,10 +185,14 @@ pub(super) fn load<W: World>(
 
     let mut store = new_store(engine, loading.slot, policy.memory);
     let _watched = engine.watch(&mut store);
-    let said =
-        |error: wasmtime::Error, store: &Store<Guest>| format!("{}{}", root_cause(&error), last_words(store.data()));
-    let world = W::instantiate(&pre, &mut store).map_err(|error| failed("instantiate it")(said(error, &store)))?;
-    let manifest = world.describe(&mut store).map_err(|error| failed("describe it")(said(error, &store)))?;
+    let said = |error: wasmtime::Error, store: &Store<Guest>| {
+        format!("{}{}", root_cause(&error), last_words(store.data()))
+    };
+    let world = W::instantiate(&pre, &mut store)
+        .map_err(|error| failed("instantiate it")(said(error, &store)))?;
+    let manifest = world
+        .describe(&mut store)
+        .map_err(|error| failed("describe it")(said(error, &store)))?;
     let fields = fields(&manifest).map_err(failed(USING))?;
 
     let place = place(policy);
@@ -173,12 +202,33 @@ pub(super) fn load<W: World>(
         .configure(&mut store, &config)
         .map_err(|error| failed("configure it")(said(error, &store)))?
         .map_err(|diagnostics| LoadError::Config(problems(&place, diagnostics)))?;
-    world.prepare(&mut store).map_err(|error| failed("prepare it")(said(error, &store)))?;
+    world
+        .prepare(&mut store)
+        .map_err(|error| failed("prepare it")(said(error, &store)))?;
 
     (loading.progress)("trying");
-    let stamp = Stamp { name: manifest.name.clone(), version: manifest.version.clone(), digest: source.digest() };
-    let setting = Setting { number: loading.generation, config, timeout: policy.timeout, memory: policy.memory };
-    Ok(Seat::new(loading.slot, engine.clone(), pre, setting, Known { manifest, fields, stamp }))
+    let stamp = Stamp {
+        name: manifest.name.clone(),
+        version: manifest.version.clone(),
+        digest: source.digest(),
+    };
+    let setting = Setting {
+        number: loading.generation,
+        config,
+        timeout: policy.timeout,
+        memory: policy.memory,
+    };
+    Ok(Seat::new(
+        loading.slot,
+        engine.clone(),
+        pre,
+        setting,
+        Known {
+            manifest,
+            fields,
+            stamp,
+        },
+    ))
 }
 
 /// Tries what was loaded: `call` is made a few times, warm at last. One that is slow then belongs on threads of its own.
@@ -195,7 +245,11 @@ pub(super) fn try_out<W: World>(
         let begun = Instant::now();
         match call(seat) {
             Err(fault) if fault.kind().is_misconduct() => {
-                return Err(failed(policy, "try it", format!("{} in {}", fault.detail(), fault.call)));
+                return Err(failed(
+                    policy,
+                    "try it",
+                    format!("{} in {}", fault.detail(), fault.call),
+                ));
             }
             _ => quickest = quickest.min(begun.elapsed()),
         }
@@ -216,21 +270,30 @@ fn place(policy: &PolicyConfig) -> String {
 
 fn read(source: &PolicySource) -> Result<Vec<u8>, String> {
     match source {
-        PolicySource::Shipped(name) => {
-            shipped::component(name).map(<[u8]>::to_vec).ok_or_else(|| "it is not in this binary".to_owned())
-        }
-        PolicySource::File(path) => {
-            read_regular(path, COMPONENT_BYTES).map_err(|reason| format!("{}: {reason}", path.display()))
-        }
+        PolicySource::Shipped(name) => shipped::component(name)
+            .map(<[u8]>::to_vec)
+            .ok_or_else(|| "it is not in this binary".to_owned()),
+        PolicySource::File(path) => read_regular(path, COMPONENT_BYTES)
+            .map_err(|reason| format!("{}: {reason}", path.display())),
     }
 }
 
 fn fields(manifest: &Manifest) -> Result<Vec<Field>, String> {
     let texts = [&manifest.name, &manifest.version, &manifest.config_schema];
-    let lists = [&manifest.strings, &manifest.request_headers, &manifest.response_headers];
-    let size: usize = texts.into_iter().chain(lists.into_iter().flatten()).map(String::len).sum();
+    let lists = [
+        &manifest.strings,
+        &manifest.request_headers,
+        &manifest.response_headers,
+    ];
+    let size: usize = texts
+        .into_iter()
+        .chain(lists.into_iter().flatten())
+        .map(String::len)
+        .sum();
     if size > MANIFEST_BYTES {
-        return Err(format!("its manifest: expected at most {MANIFEST_BYTES} bytes, found {size}"));
+        return Err(format!(
+            "its manifest: expected at most {MANIFEST_BYTES} bytes, found {size}"
+        ));
     }
     if manifest.name.is_empty() {
         return Err("its manifest: name: missing".to_owned());
@@ -238,7 +301,10 @@ fn fields(manifest: &Manifest) -> Result<Vec<Field>, String> {
     manifest
         .strings
         .iter()
-        .map(|name| Field::named(name).ok_or_else(|| format!("its manifest: strings: unknown string {name:?}")))
+        .map(|name| {
+            Field::named(name)
+                .ok_or_else(|| format!("its manifest: strings: unknown string {name:?}"))
+        })
         .collect()
 }
 
@@ -247,19 +313,33 @@ fn check_config(manifest: &Manifest, policy: &PolicyConfig, place: &str) -> Resu
         return Ok(());
     }
     let failed = |reason: String| failed(policy, USING, reason);
-    let schema = serde_json::from_str(&manifest.config_schema)
-        .map_err(|error| failed(format!("the schema of its configuration is no JSON: {error}")))?;
-    let shape = Shape::new(schema).map_err(|error| failed(format!("the schema of its configuration: {error}")))?;
+    let schema = serde_json::from_str(&manifest.config_schema).map_err(|error| {
+        failed(format!(
+            "the schema of its configuration is no JSON: {error}"
+        ))
+    })?;
+    let shape = Shape::new(schema)
+        .map_err(|error| failed(format!("the schema of its configuration: {error}")))?;
     let problems = shape.problems(place, &policy.config);
-    if problems.is_empty() { Ok(()) } else { Err(LoadError::Config(problems)) }
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(LoadError::Config(problems))
+    }
 }
 
 fn problems(place: &str, diagnostics: Vec<Diagnostic>) -> Vec<Problem> {
     let problem = |diagnostic: Diagnostic| {
-        Problem::new(format!("{place}{}", diagnostic.pointer.replace('/', ".")), diagnostic.message)
+        Problem::new(
+            format!("{place}{}", diagnostic.pointer.replace('/', ".")),
+            diagnostic.message,
+        )
     };
     if diagnostics.is_empty() {
-        return vec![Problem::new(place, "refused by the policy, which does not say why")];
+        return vec![Problem::new(
+            place,
+            "refused by the policy, which does not say why",
+        )];
     }
     diagnostics.into_iter().map(problem).collect()
 }

@@ -27,7 +27,8 @@ world!(
     PricerPolicyPre<super::instance::Guest>,
     PolicyKind::Pricer,
     fn prepare(&self, store: &mut wasmtime::Store<super::instance::Guest>) -> wasmtime::Result<()> {
-        self.tollgate_policy_pricer().call_columns(store, &COLUMN_NAMES.map(str::to_owned))
+        self.tollgate_policy_pricer()
+            .call_columns(store, &COLUMN_NAMES.map(str::to_owned))
     }
 );
 
@@ -38,7 +39,9 @@ pub struct Pricer {
 
 impl std::fmt::Debug for Pricer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Pricer").field("tag", &self.seat.slot().tag()).finish_non_exhaustive()
+        f.debug_struct("Pricer")
+            .field("tag", &self.seat.slot().tag())
+            .finish_non_exhaustive()
     }
 }
 
@@ -54,8 +57,15 @@ impl Pricer {
         loading: &Loading<'_>,
     ) -> Result<Self, LoadError> {
         let seat = load::<PricerPolicy>(engine, policy, source, loading)?;
-        let counts = TokenCounts { input: 1000, output: 100, ..TokenCounts::default() }.columns();
-        try_out(&seat, policy, |seat| price(seat, &Facts::trial(), &COLUMN_NAMES, &counts).map(drop))?;
+        let counts = TokenCounts {
+            input: 1000,
+            output: 100,
+            ..TokenCounts::default()
+        }
+        .columns();
+        try_out(&seat, policy, |seat| {
+            price(seat, &Facts::trial(), &COLUMN_NAMES, &counts).map(drop)
+        })?;
         Ok(Self { seat })
     }
 
@@ -69,7 +79,15 @@ impl Pricer {
         let cost = price(&self.seat, facts, &COLUMN_NAMES, &counts);
         self.seat.slot().note(|| {
             let columns = COLUMN_NAMES.map(str::to_owned).to_vec();
-            self.seat.kept(facts, begun, Asked::Price { columns, counts: counts.to_vec() }, said(&cost))
+            self.seat.kept(
+                facts,
+                begun,
+                Asked::Price {
+                    columns,
+                    counts: counts.to_vec(),
+                },
+                said(&cost),
+            )
         });
         cost
     }
@@ -84,27 +102,43 @@ impl Pricer {
     /// # Errors
     /// There is no room for it to wait; it was not run.
     pub fn run(&self, job: impl FnOnce() + Send + 'static) -> Result<(), Fault> {
-        self.seat.slot().threads().spawn(job).map_err(|Full| self.busy("price"))
+        self.seat
+            .slot()
+            .threads()
+            .spawn(job)
+            .map_err(|Full| self.busy("price"))
     }
 
     /// What it says to a call that another one had. Counts of other names than those of this release are left out.
     pub(super) fn repeat(&self, facts: &Facts<'_>, columns: &[String], counts: &[f64]) -> Said {
         let count = |name: &&str| {
             let place = columns.iter().position(|column| column == name);
-            place.and_then(|place| counts.get(place)).copied().unwrap_or(0.0)
+            place
+                .and_then(|place| counts.get(place))
+                .copied()
+                .unwrap_or(0.0)
         };
         let counts: Vec<f64> = COLUMN_NAMES.iter().map(count).collect();
         said(&price(&self.seat, facts, &COLUMN_NAMES, &counts))
     }
 }
 
-fn price(seat: &Seat<PricerPolicy>, facts: &Facts<'_>, columns: &[&str], counts: &[f64]) -> Result<Cost, Fault> {
+fn price(
+    seat: &Seat<PricerPolicy>,
+    facts: &Facts<'_>,
+    columns: &[&str],
+    counts: &[f64],
+) -> Result<Cost, Fault> {
     let request = seat.request(facts);
     let ask = |store: &mut Store<Guest>, world: &PricerPolicy| {
-        world.tollgate_policy_pricer().call_price(store, &request, counts)
+        world
+            .tollgate_policy_pricer()
+            .call_price(store, &request, counts)
     };
     seat.call("price", facts, ask, |quote| match quote {
-        Err(reason) => Ok(Cost::Unpriced { reason: cut(reason) }),
+        Err(reason) => Ok(Cost::Unpriced {
+            reason: cut(reason),
+        }),
         Ok(quote) => check(&quote, columns.len()),
     })
 }
@@ -118,17 +152,28 @@ fn check(quote: &Quote, kinds: usize) -> Result<Cost, Bad> {
         && sum == quote.total
         && whole(quote.context_window, 1e9);
     if !sound {
-        return Err(Bad::output("expected whole nano-dollars by kind and their sum"));
+        return Err(Bad::output(
+            "expected whole nano-dollars by kind and their sum",
+        ));
     }
-    Ok(Cost::Priced { amount: NanoUsd(quote.total as u64), context_window: quote.context_window as u64 })
+    Ok(Cost::Priced {
+        amount: NanoUsd(quote.total as u64),
+        context_window: quote.context_window as u64,
+    })
 }
 
 fn said(cost: &Result<Cost, Fault>) -> Said {
     match cost {
-        Ok(Cost::Priced { amount, context_window }) => {
-            Said::Priced { nanousd: amount.0, context_window: *context_window }
-        }
-        Ok(Cost::Unpriced { reason }) => Said::Unpriced { reason: reason.clone() },
+        Ok(Cost::Priced {
+            amount,
+            context_window,
+        }) => Said::Priced {
+            nanousd: amount.0,
+            context_window: *context_window,
+        },
+        Ok(Cost::Unpriced { reason }) => Said::Unpriced {
+            reason: reason.clone(),
+        },
         Err(fault) => Said::failed(fault),
     }
 }

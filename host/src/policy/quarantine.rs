@@ -34,7 +34,9 @@ impl Rules {
     /// The rules of `limits`.
     pub fn of(limits: &Limits) -> Self {
         Self {
-            faults: usize::try_from(limits.policy_faults).unwrap_or(usize::MAX).max(1),
+            faults: usize::try_from(limits.policy_faults)
+                .unwrap_or(usize::MAX)
+                .max(1),
             window: limits.policy_fault_window,
             first: limits.policy_quarantine,
             last: limits.policy_quarantine_max.max(limits.policy_quarantine),
@@ -44,7 +46,9 @@ impl Rules {
 
     /// The pause after so many before it.
     pub fn pause(&self, before: u32) -> Duration {
-        self.first.saturating_mul(1 << before.min(DOUBLINGS_MAX)).min(self.last)
+        self.first
+            .saturating_mul(1 << before.min(DOUBLINGS_MAX))
+            .min(self.last)
     }
 }
 
@@ -106,7 +110,10 @@ impl Quarantine {
         // One call tries it. The others stay out until it is known what came of that.
         let strikes = self.record().strikes;
         let next = now + millis(self.rules.pause(strikes));
-        match self.barred_until.compare_exchange(until, next, Ordering::Relaxed, Ordering::Relaxed) {
+        match self
+            .barred_until
+            .compare_exchange(until, next, Ordering::Relaxed, Ordering::Relaxed)
+        {
             Ok(_) => Ok(()),
             Err(_) => Err(self.rules.pause(strikes)),
         }
@@ -126,11 +133,19 @@ impl Quarantine {
         let mut record = self.record();
         let window = millis(self.rules.window);
         record.faults.push_back(now);
-        while record.faults.len() > self.rules.faults || record.faults.front().is_some_and(|first| now - first > window)
+        while record.faults.len() > self.rules.faults
+            || record
+                .faults
+                .front()
+                .is_some_and(|first| now - first > window)
         {
             record.faults.pop_front();
         }
-        let room = if on_probation { FAULTS_ON_PROBATION.min(self.rules.faults) } else { self.rules.faults };
+        let room = if on_probation {
+            FAULTS_ON_PROBATION.min(self.rules.faults)
+        } else {
+            self.rules.faults
+        };
         if !barred && record.faults.len() < room {
             return Verdict::Free;
         }
@@ -200,14 +215,20 @@ mod tests {
         };
         let quarantine = Quarantine::new(rules, has_predecessor);
         let begun = quarantine.begun;
-        (quarantine, move |seconds| begun + Duration::from_secs(seconds))
+        (quarantine, move |seconds| {
+            begun + Duration::from_secs(seconds)
+        })
     }
 
     #[test]
     fn faults_far_apart_do_not_count_together() {
         let (quarantine, at) = quarantine(false);
         for fault in 0..10 {
-            assert_eq!(quarantine.ended(true, at(fault * 40)), Verdict::Free, "fault {fault}");
+            assert_eq!(
+                quarantine.ended(true, at(fault * 40)),
+                Verdict::Free,
+                "fault {fault}"
+            );
         }
         assert_eq!(quarantine.admits(at(400)), Ok(()));
     }
@@ -215,7 +236,12 @@ mod tests {
     #[test]
     fn it_is_barred_tried_once_and_barred_for_longer() {
         let (quarantine, at) = quarantine(false);
-        assert_eq!([0, 1, 2].map(|second| quarantine.ended(true, at(second))).last(), Some(&Verdict::Barred));
+        assert_eq!(
+            [0, 1, 2]
+                .map(|second| quarantine.ended(true, at(second)))
+                .last(),
+            Some(&Verdict::Barred)
+        );
         assert_eq!(quarantine.admits(at(3)), Err(Duration::from_secs(9)));
         // One tries; the next stays out meanwhile.
         assert_eq!(quarantine.admits(at(12)), Ok(()));
@@ -224,10 +250,18 @@ mod tests {
         assert_eq!(quarantine.barred_for(at(12)), Some(Duration::from_secs(20)));
         assert_eq!(quarantine.admits(at(33)), Ok(()));
         assert_eq!(quarantine.ended(true, at(33)), Verdict::Barred);
-        assert_eq!(quarantine.barred_for(at(33)), Some(Duration::from_secs(35)), "up to the longest pause");
+        assert_eq!(
+            quarantine.barred_for(at(33)),
+            Some(Duration::from_secs(35)),
+            "up to the longest pause"
+        );
         assert_eq!(quarantine.admits(at(70)), Ok(()));
         assert_eq!(quarantine.ended(false, at(70)), Verdict::Free);
-        assert_eq!((quarantine.admits(at(70)), quarantine.barred_for(at(70))), (Ok(()), None), "good again");
+        assert_eq!(
+            (quarantine.admits(at(70)), quarantine.barred_for(at(70))),
+            (Ok(()), None),
+            "good again"
+        );
     }
 
     #[test]
@@ -245,7 +279,13 @@ mod tests {
         );
         assert!(proven.is_proven());
         proven.try_anew();
-        assert!(!proven.is_proven(), "what failed after its first calls has to prove itself again");
-        assert_eq!([8, 9].map(|second| proven.ended(true, at(second))), [Verdict::Free, Verdict::Barred]);
+        assert!(
+            !proven.is_proven(),
+            "what failed after its first calls has to prove itself again"
+        );
+        assert_eq!(
+            [8, 9].map(|second| proven.ended(true, at(second))),
+            [Verdict::Free, Verdict::Barred]
+        );
     }
 }

@@ -27,16 +27,26 @@ impl Recorder {
     /// # Errors
     /// The file cannot be written; the text names it.
     pub(super) fn start(path: &Path, limits: &Limits) -> Result<Self, String> {
-        let failed = |error: io::Error| format!("cannot record to {}: {}", path.display(), plain(&error));
+        let failed =
+            |error: io::Error| format!("cannot record to {}: {}", path.display(), plain(&error));
         let left_out = Arc::new(AtomicU64::new(0));
         let writing = Writing::open(path, limits, &left_out).map_err(failed)?;
         let (calls, received) = sync_channel(QUEUE);
-        let thread = thread::Builder::new().name("policy-record".to_owned()).spawn(move || writing.run(&received));
-        Ok(Self { calls: Some(calls), left_out, thread: Some(thread.map_err(failed)?) })
+        let thread = thread::Builder::new()
+            .name("policy-record".to_owned())
+            .spawn(move || writing.run(&received));
+        Ok(Self {
+            calls: Some(calls),
+            left_out,
+            thread: Some(thread.map_err(failed)?),
+        })
     }
 
     pub(super) fn take(&self, call: &Arc<Call>) {
-        let sent = self.calls.as_ref().is_some_and(|calls| calls.try_send(Arc::clone(call)).is_ok());
+        let sent = self
+            .calls
+            .as_ref()
+            .is_some_and(|calls| calls.try_send(Arc::clone(call)).is_ok());
         if !sent {
             self.left_out.fetch_add(1, Ordering::Relaxed);
         }
@@ -50,7 +60,11 @@ impl Recorder {
 impl Drop for Recorder {
     fn drop(&mut self) {
         drop(self.calls.take());
-        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+        if self
+            .thread
+            .take()
+            .is_some_and(|thread| thread.join().is_err())
+        {
             tracing::error!("the writer of a policy's record panicked");
         }
     }
@@ -96,7 +110,9 @@ impl Writing {
     }
 
     fn take(&mut self, call: &Call) {
-        let Ok(mut line) = serde_json::to_vec(call) else { return };
+        let Ok(mut line) = serde_json::to_vec(call) else {
+            return;
+        };
         line.push(b'\n');
         if self.bytes > 0 && self.bytes + line.len() as u64 > self.bytes_max {
             let rotated = self.rotate();
@@ -112,7 +128,11 @@ impl Writing {
 
     /// Whether somebody removed the file, or put another in its place.
     fn is_gone(&self) -> bool {
-        let own = self.file.get_ref().metadata().map(|meta| (meta.dev(), meta.ino()));
+        let own = self
+            .file
+            .get_ref()
+            .metadata()
+            .map(|meta| (meta.dev(), meta.ino()));
         let there = fs::metadata(&self.path).map(|meta| (meta.dev(), meta.ino()));
         own.ok() != there.ok()
     }
@@ -156,7 +176,11 @@ impl Writing {
 fn open(path: &Path) -> io::Result<(BufWriter<File>, u64)> {
     // Nobody waits for the other end of a FIFO.
     let mut options = OpenOptions::new();
-    options.create(true).append(true).mode(0o600).custom_flags(libc::O_NONBLOCK);
+    options
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NONBLOCK);
     let file = options.open(path)?;
     let meta = file.metadata()?;
     if !meta.is_file() {

@@ -201,14 +201,27 @@ pub struct EditSaid {
 
 impl EditSaid {
     pub(super) fn of(edit: &str, name: &str, value: Option<&[u8]>) -> Self {
-        let digest = |value: &[u8]| Sha256::digest(value).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-        Self { edit: edit.to_owned(), name: name.to_owned(), value_sha256: value.map(digest) }
+        let digest = |value: &[u8]| {
+            Sha256::digest(value)
+                .iter()
+                .take(8)
+                .map(|byte| format!("{byte:02x}"))
+                .collect()
+        };
+        Self {
+            edit: edit.to_owned(),
+            name: name.to_owned(),
+            value_sha256: value.map(digest),
+        }
     }
 }
 
 impl Said {
     pub(super) fn failed(fault: &Fault) -> Self {
-        Self::Failed { fault: fault.kind.as_str().to_owned(), detail: fault.detail.clone() }
+        Self::Failed {
+            fault: fault.kind.as_str().to_owned(),
+            detail: fault.detail.clone(),
+        }
     }
 
     /// Whether both mean the same. Two failures of one kind do, whatever their words.
@@ -236,16 +249,24 @@ impl Policy {
     pub fn repeat(&self, call: &Call) -> Option<Said> {
         let facts = call.request.facts();
         match (self, &call.asked) {
-            (Self::Balancer(balancer), Asked::Pick { columns, members, table, home }) => {
-                Some(balancer.repeat(&facts, columns, members, table, *home))
-            }
+            (
+                Self::Balancer(balancer),
+                Asked::Pick {
+                    columns,
+                    members,
+                    table,
+                    home,
+                },
+            ) => Some(balancer.repeat(&facts, columns, members, table, *home)),
             (Self::Rewriter(rewriter), Asked::RewriteRequest { headers }) => {
                 Some(rewriter.repeat_request(&facts, headers))
             }
             (Self::Rewriter(rewriter), Asked::RewriteResponse { status, headers }) => {
                 Some(rewriter.repeat_response(&facts, *status, headers))
             }
-            (Self::Pricer(pricer), Asked::Price { columns, counts }) => Some(pricer.repeat(&facts, columns, counts)),
+            (Self::Pricer(pricer), Asked::Price { columns, counts }) => {
+                Some(pricer.repeat(&facts, columns, counts))
+            }
             _ => None,
         }
     }

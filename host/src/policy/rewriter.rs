@@ -25,7 +25,11 @@ use crate::values::headers::{is_reserved, is_secret_shaped};
 const EDITS: usize = 128;
 const EDIT_BYTES: usize = 32 * 1024;
 
-world!(RewriterPolicy, RewriterPolicyPre<super::instance::Guest>, PolicyKind::Rewriter);
+world!(
+    RewriterPolicy,
+    RewriterPolicyPre<super::instance::Guest>,
+    PolicyKind::Rewriter
+);
 
 /// A rewriter's answer to a request in place of upstream's.
 #[derive(Debug, Clone)]
@@ -46,11 +50,16 @@ pub struct Rewriter {
 
 impl std::fmt::Debug for Rewriter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Rewriter").field("tag", &self.seat.slot().tag()).finish_non_exhaustive()
+        f.debug_struct("Rewriter")
+            .field("tag", &self.seat.slot().tag())
+            .finish_non_exhaustive()
     }
 }
 
-generation!(Rewriter { on_failure: OnFailure::Refuse, is_shipped: false });
+generation!(Rewriter {
+    on_failure: OnFailure::Refuse,
+    is_shipped: false
+});
 
 /// What a rewriter says to a request.
 type RequestSaid = Result<Result<Vec<Checked>, Refused>, Fault>;
@@ -66,8 +75,14 @@ impl Rewriter {
     ) -> Result<Self, LoadError> {
         let seat = load::<RewriterPolicy>(engine, policy, source, loading)?;
         let is_shipped = matches!(policy.source, PolicySource::Shipped(_));
-        let rewriter = Self { seat, on_failure: policy.on_failure, is_shipped };
-        try_out(&rewriter.seat, policy, |seat| ask_request(seat, is_shipped, &Facts::trial(), &[]).map(drop))?;
+        let rewriter = Self {
+            seat,
+            on_failure: policy.on_failure,
+            is_shipped,
+        };
+        try_out(&rewriter.seat, policy, |seat| {
+            ask_request(seat, is_shipped, &Facts::trial(), &[]).map(drop)
+        })?;
         Ok(rewriter)
     }
 
@@ -96,7 +111,12 @@ impl Rewriter {
         let said = if self.seat.is_slow() {
             let (this, facts) = (Arc::clone(self), OwnFacts::of(facts));
             let asking = move || this.request_here(&facts.facts(), &wanted);
-            self.seat.slot().threads().run(asking).await.unwrap_or_else(|Full| Err(self.busy("rewrite-request")))
+            self.seat
+                .slot()
+                .threads()
+                .run(asking)
+                .await
+                .unwrap_or_else(|Full| Err(self.busy("rewrite-request")))
         } else {
             self.request_here(facts, &wanted)
         };
@@ -107,9 +127,15 @@ impl Rewriter {
     ///
     /// # Errors
     /// As [`Rewriter::request`].
-    pub fn edit_request_here(&self, facts: &Facts<'_>, headers: &mut HeaderMap) -> Result<Result<(), Refused>, Fault> {
+    pub fn edit_request_here(
+        &self,
+        facts: &Facts<'_>,
+        headers: &mut HeaderMap,
+    ) -> Result<Result<(), Refused>, Fault> {
         let wanted = self.wanted(headers, |manifest| &manifest.request_headers);
-        Ok(self.request_here(facts, &wanted)?.map(|edits| apply(edits, self.is_shipped, headers)))
+        Ok(self
+            .request_here(facts, &wanted)?
+            .map(|edits| apply(edits, self.is_shipped, headers)))
     }
 
     fn request_here(&self, facts: &Facts<'_>, wanted: &[Header]) -> RequestSaid {
@@ -119,7 +145,9 @@ impl Rewriter {
             self.seat.slot().stats().refused();
         }
         self.seat.slot().note(|| {
-            let asked = Asked::RewriteRequest { headers: pairs(wanted) };
+            let asked = Asked::RewriteRequest {
+                headers: pairs(wanted),
+            };
             self.seat.kept(facts, begun, asked, request_said(&answered))
         });
         answered
@@ -135,7 +163,10 @@ impl Rewriter {
         status: StatusCode,
         headers: &mut HeaderMap,
     ) -> Result<(), Fault> {
-        let wants_none = self.seat.loaded().is_some_and(|loaded| loaded.manifest.response_headers.is_empty());
+        let wants_none = self
+            .seat
+            .loaded()
+            .is_some_and(|loaded| loaded.manifest.response_headers.is_empty());
         // One that is not there yet has failed the request already, or may be skipped.
         if wants_none || self.seat.loaded().is_none() {
             return Ok(());
@@ -145,7 +176,12 @@ impl Rewriter {
         let edits = if self.seat.is_slow() {
             let (this, facts) = (Arc::clone(self), OwnFacts::of(facts));
             let asking = move || this.response_here(&facts.facts(), status, &wanted);
-            self.seat.slot().threads().run(asking).await.unwrap_or_else(|Full| Err(self.busy("rewrite-response")))
+            self.seat
+                .slot()
+                .threads()
+                .run(asking)
+                .await
+                .unwrap_or_else(|Full| Err(self.busy("rewrite-response")))
         } else {
             self.response_here(facts, status, &wanted)
         };
@@ -153,11 +189,19 @@ impl Rewriter {
         Ok(())
     }
 
-    fn response_here(&self, facts: &Facts<'_>, status: u32, wanted: &[Header]) -> Result<Vec<Checked>, Fault> {
+    fn response_here(
+        &self,
+        facts: &Facts<'_>,
+        status: u32,
+        wanted: &[Header],
+    ) -> Result<Vec<Checked>, Fault> {
         let begun = Instant::now();
         let edits = ask_response(&self.seat, self.is_shipped, facts, status, wanted);
         self.seat.slot().note(|| {
-            let asked = Asked::RewriteResponse { status, headers: pairs(wanted) };
+            let asked = Asked::RewriteResponse {
+                status,
+                headers: pairs(wanted),
+            };
             self.seat.kept(facts, begun, asked, response_said(&edits))
         });
         edits
@@ -165,23 +209,52 @@ impl Rewriter {
 
     /// What it says to a call that another one had.
     pub(super) fn repeat_request(&self, facts: &Facts<'_>, headers: &[(String, String)]) -> Said {
-        request_said(&ask_request(&self.seat, self.is_shipped, facts, &fields(headers)))
+        request_said(&ask_request(
+            &self.seat,
+            self.is_shipped,
+            facts,
+            &fields(headers),
+        ))
     }
 
     /// The same, for a response.
-    pub(super) fn repeat_response(&self, facts: &Facts<'_>, status: u32, headers: &[(String, String)]) -> Said {
-        response_said(&ask_response(&self.seat, self.is_shipped, facts, status, &fields(headers)))
+    pub(super) fn repeat_response(
+        &self,
+        facts: &Facts<'_>,
+        status: u32,
+        headers: &[(String, String)],
+    ) -> Said {
+        response_said(&ask_response(
+            &self.seat,
+            self.is_shipped,
+            facts,
+            status,
+            &fields(headers),
+        ))
     }
 
-    fn wanted(&self, headers: &HeaderMap, names: impl Fn(&Manifest) -> &Vec<String>) -> Vec<Header> {
-        self.seat.loaded().map_or(Vec::new(), |loaded| wanted(headers, names(&loaded.manifest)))
+    fn wanted(
+        &self,
+        headers: &HeaderMap,
+        names: impl Fn(&Manifest) -> &Vec<String>,
+    ) -> Vec<Header> {
+        self.seat.loaded().map_or(Vec::new(), |loaded| {
+            wanted(headers, names(&loaded.manifest))
+        })
     }
 }
 
-fn ask_request(seat: &Seat<RewriterPolicy>, is_shipped: bool, facts: &Facts<'_>, wanted: &[Header]) -> RequestSaid {
+fn ask_request(
+    seat: &Seat<RewriterPolicy>,
+    is_shipped: bool,
+    facts: &Facts<'_>,
+    wanted: &[Header],
+) -> RequestSaid {
     let request = seat.request(facts);
     let ask = |store: &mut Store<Guest>, world: &RewriterPolicy| {
-        world.tollgate_policy_rewriter().call_rewrite_request(store, &request, wanted)
+        world
+            .tollgate_policy_rewriter()
+            .call_rewrite_request(store, &request, wanted)
     };
     seat.call("rewrite-request", facts, ask, |said| match said {
         Ok(edits) => check_all(edits, is_shipped).map(Ok),
@@ -198,7 +271,9 @@ fn ask_response(
 ) -> Result<Vec<Checked>, Fault> {
     let request = seat.request(facts);
     let ask = |store: &mut Store<Guest>, world: &RewriterPolicy| {
-        world.tollgate_policy_rewriter().call_rewrite_response(store, &request, status, wanted)
+        world
+            .tollgate_policy_rewriter()
+            .call_rewrite_response(store, &request, status, wanted)
     };
     seat.call("rewrite-response", facts, ask, |said| {
         check_all(said.map_err(|reason| Bad::words(cut(reason)))?, is_shipped)
@@ -206,23 +281,39 @@ fn ask_response(
 }
 
 fn check_refusal(refusal: Refusal) -> Result<Refused, Bad> {
-    let status = u16::try_from(refusal.status).ok().filter(|status| (400..600).contains(status));
+    let status = u16::try_from(refusal.status)
+        .ok()
+        .filter(|status| (400..600).contains(status));
     match status.and_then(|status| StatusCode::from_u16(status).ok()) {
-        Some(status) => Ok(Refused { status, message: cut(refusal.message) }),
-        None => Err(Bad::output(format!("a refusal with status {}", refusal.status))),
+        Some(status) => Ok(Refused {
+            status,
+            message: cut(refusal.message),
+        }),
+        None => Err(Bad::output(format!(
+            "a refusal with status {}",
+            refusal.status
+        ))),
     }
 }
 
 /// All edits can be made, or none are.
 fn check_all(edits: Vec<Edit>, is_shipped: bool) -> Result<Vec<Checked>, Bad> {
     if edits.len() > EDITS {
-        return Err(Bad::output(format!("{} edits, more than {EDITS}", edits.len())));
+        return Err(Bad::output(format!(
+            "{} edits, more than {EDITS}",
+            edits.len()
+        )));
     }
-    let checked = edits.into_iter().map(|edit| check(edit, is_shipped)).collect::<Result<Vec<Checked>, String>>();
+    let checked = edits
+        .into_iter()
+        .map(|edit| check(edit, is_shipped))
+        .collect::<Result<Vec<Checked>, String>>();
     let checked = checked.map_err(Bad::output)?;
     let size: usize = checked.iter().map(Checked::size).sum();
     if size > EDIT_BYTES {
-        return Err(Bad::output(format!("edits of {size} bytes, more than {EDIT_BYTES}")));
+        return Err(Bad::output(format!(
+            "edits of {size} bytes, more than {EDIT_BYTES}"
+        )));
     }
     Ok(checked)
 }
@@ -246,32 +337,48 @@ fn apply(edits: Vec<Checked>, is_shipped: bool, headers: &mut HeaderMap) {
 fn request_said(answered: &RequestSaid) -> Said {
     match answered {
         Ok(Ok(edits)) => edits_said(edits),
-        Ok(Err(refused)) => {
-            Said::Refused { status: u32::from(refused.status.as_u16()), message: refused.message.clone() }
-        }
+        Ok(Err(refused)) => Said::Refused {
+            status: u32::from(refused.status.as_u16()),
+            message: refused.message.clone(),
+        },
         Err(fault) => Said::failed(fault),
     }
 }
 
 fn response_said(edits: &Result<Vec<Checked>, Fault>) -> Said {
-    edits.as_ref().map_or_else(Said::failed, |edits| edits_said(edits))
+    edits
+        .as_ref()
+        .map_or_else(Said::failed, |edits| edits_said(edits))
 }
 
 fn edits_said(edits: &[Checked]) -> Said {
     let edit = |edit: &Checked| match edit {
         Checked::Set(name, value) => EditSaid::of("set", name.as_str(), Some(value.as_bytes())),
-        Checked::Append(name, value) => EditSaid::of("append", name.as_str(), Some(value.as_bytes())),
+        Checked::Append(name, value) => {
+            EditSaid::of("append", name.as_str(), Some(value.as_bytes()))
+        }
         Checked::Remove(name) => EditSaid::of("remove", name.as_str(), None),
     };
-    Said::Edits { edits: edits.iter().map(edit).collect() }
+    Said::Edits {
+        edits: edits.iter().map(edit).collect(),
+    }
 }
 
 fn pairs(fields: &[Header]) -> Vec<(String, String)> {
-    fields.iter().map(|field| (field.name.clone(), field.value.clone())).collect()
+    fields
+        .iter()
+        .map(|field| (field.name.clone(), field.value.clone()))
+        .collect()
 }
 
 fn fields(pairs: &[(String, String)]) -> Vec<Header> {
-    pairs.iter().map(|(name, value)| Header { name: name.clone(), value: value.clone() }).collect()
+    pairs
+        .iter()
+        .map(|(name, value)| Header {
+            name: name.clone(),
+            value: value.clone(),
+        })
+        .collect()
 }
 
 /// An edit that can be made.
@@ -293,8 +400,9 @@ impl Checked {
 fn check(edit: Edit, is_shipped: bool) -> Result<Checked, String> {
     let field = |header: Header| {
         let name = check_name(&header.name, is_shipped)?;
-        let value = HeaderValue::from_str(&header.value)
-            .map_err(|_| format!("header {name}: a value with a character that no field may hold"))?;
+        let value = HeaderValue::from_str(&header.value).map_err(|_| {
+            format!("header {name}: a value with a character that no field may hold")
+        })?;
         Ok::<_, String>((name, value))
     };
     Ok(match edit {
@@ -305,12 +413,16 @@ fn check(edit: Edit, is_shipped: bool) -> Result<Checked, String> {
 }
 
 fn check_name(name: &str, is_shipped: bool) -> Result<HeaderName, String> {
-    let parsed: HeaderName = name.parse().map_err(|_| format!("header name {:?}", cut(name.to_owned())))?;
+    let parsed: HeaderName = name
+        .parse()
+        .map_err(|_| format!("header name {:?}", cut(name.to_owned())))?;
     if is_reserved(parsed.as_str()) {
         return Err(format!("header {parsed} is reserved"));
     }
     if !is_shipped && is_secret_shaped(parsed.as_str()) {
-        return Err(format!("header {parsed} is named as one that carries a secret"));
+        return Err(format!(
+            "header {parsed} is named as one that carries a secret"
+        ));
     }
     Ok(parsed)
 }
@@ -325,11 +437,18 @@ fn wanted(headers: &HeaderMap, names: &[String]) -> Vec<Header> {
         .iter()
         .filter(|(name, value)| {
             let is_wanted = || all || names.iter().any(|wanted| wanted == name.as_str());
-            let is_hidden = || value.is_sensitive() || is_reserved(name.as_str()) || is_secret_shaped(name.as_str());
+            let is_hidden = || {
+                value.is_sensitive()
+                    || is_reserved(name.as_str())
+                    || is_secret_shaped(name.as_str())
+            };
             is_wanted() && !is_hidden()
         })
         .filter_map(|(name, value)| {
-            Some(Header { name: name.as_str().to_owned(), value: value.to_str().ok()?.to_owned() })
+            Some(Header {
+                name: name.as_str().to_owned(),
+                value: value.to_str().ok()?.to_owned(),
+            })
         })
         .collect()
 }

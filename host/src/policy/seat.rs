@@ -107,17 +107,29 @@ pub(super) struct Bad {
 impl Bad {
     /// Nobody can use it.
     pub(super) fn output(what: impl std::fmt::Display) -> Self {
-        Self { kind: FaultKind::BadOutput, detail: format!("bad output: {what}") }
+        Self {
+            kind: FaultKind::BadOutput,
+            detail: format!("bad output: {what}"),
+        }
     }
 
     /// The guest says itself that it failed.
     pub(super) fn words(words: String) -> Self {
-        Self { kind: FaultKind::Failed, detail: words }
+        Self {
+            kind: FaultKind::Failed,
+            detail: words,
+        }
     }
 }
 
 impl<W: World> Seat<W> {
-    pub(super) fn new(slot: &Arc<Slot>, engine: Engine, pre: W::Pre, setting: Setting, known: Known) -> Self {
+    pub(super) fn new(
+        slot: &Arc<Slot>,
+        engine: Engine,
+        pre: W::Pre,
+        setting: Setting,
+        known: Known,
+    ) -> Self {
         let generation = Generation {
             fields: known.fields,
             manifest: known.manifest,
@@ -133,13 +145,23 @@ impl<W: World> Seat<W> {
             slow_calls: AtomicU32::new(0),
             places: (0..PLACES).map(|_| Place(Mutex::new(None))).collect(),
         };
-        Self { slot: Arc::clone(slot), state: State::Loaded(Box::new(generation)) }
+        Self {
+            slot: Arc::clone(slot),
+            state: State::Loaded(Box::new(generation)),
+        }
     }
 
     /// A policy that cannot be called: each call fails at once, for that reason.
     pub(super) fn absent(slot: &Arc<Slot>, reason: String) -> Self {
-        let stamp = Stamp { name: slot.tag().to_owned(), version: String::new(), digest: String::new() };
-        Self { slot: Arc::clone(slot), state: State::Absent { stamp, reason } }
+        let stamp = Stamp {
+            name: slot.tag().to_owned(),
+            version: String::new(),
+            digest: String::new(),
+        };
+        Self {
+            slot: Arc::clone(slot),
+            state: State::Absent { stamp, reason },
+        }
     }
 
     pub(super) fn slot(&self) -> &Arc<Slot> {
@@ -167,7 +189,8 @@ impl<W: World> Seat<W> {
 
     /// Whether its calls belong on a thread of their own.
     pub(super) fn is_slow(&self) -> bool {
-        self.loaded().is_some_and(|generation| generation.is_slow.load(Ordering::Relaxed))
+        self.loaded()
+            .is_some_and(|generation| generation.is_slow.load(Ordering::Relaxed))
     }
 
     pub(super) fn found_slow(&self) {
@@ -178,7 +201,8 @@ impl<W: World> Seat<W> {
 
     /// Whether it has had its first calls, or has none before it to go back to.
     pub(super) fn is_proven(&self) -> bool {
-        self.loaded().is_some_and(|generation| generation.quarantine.is_proven())
+        self.loaded()
+            .is_some_and(|generation| generation.quarantine.is_proven())
     }
 
     /// For how long it is not called, because it failed too often.
@@ -202,9 +226,14 @@ impl<W: World> Seat<W> {
 
     /// The request as this policy asked to see it.
     pub(super) fn request(&self, facts: &Facts<'_>) -> Request {
-        let fields = self.loaded().map_or(&[][..], |generation| &generation.fields);
+        let fields = self
+            .loaded()
+            .map_or(&[][..], |generation| &generation.fields);
         Request {
-            strings: fields.iter().map(|field| facts.field(*field).to_owned()).collect(),
+            strings: fields
+                .iter()
+                .map(|field| facts.field(*field).to_owned())
+                .collect(),
             transport: facts.transport.number(),
             attempt: facts.attempt,
             now_ms: facts.now.0 as f64,
@@ -228,15 +257,23 @@ impl<W: World> Seat<W> {
         };
         let generation = match &self.state {
             State::Loaded(generation) => generation,
-            State::Absent { reason, .. } => return Err(fault(FaultKind::Unavailable, reason.clone())),
+            State::Absent { reason, .. } => {
+                return Err(fault(FaultKind::Unavailable, reason.clone()));
+            }
         };
         let begun = Instant::now();
         if facts.trial {
-            let judged = generation.run(&self.slot, facts, begun, call).and_then(check);
-            return judged.map_err(|Bad { kind, detail }| Fault::new(&self.slot, name, kind, detail));
+            let judged = generation
+                .run(&self.slot, facts, begun, call)
+                .and_then(check);
+            return judged
+                .map_err(|Bad { kind, detail }| Fault::new(&self.slot, name, kind, detail));
         }
         if let Err(left) = generation.quarantine.admits(begun) {
-            let detail = format!("quarantined for another {} ms after too many faults", left.as_millis());
+            let detail = format!(
+                "quarantined for another {} ms after too many faults",
+                left.as_millis()
+            );
             return Err(fault(FaultKind::Quarantined, detail));
         }
         let answered = generation.run(&self.slot, facts, begun, call);
@@ -280,7 +317,11 @@ impl<W: World> Generation<W> {
                 self.slow_calls.store(0, Ordering::Relaxed);
             }
         } else if self.slow_calls.fetch_add(1, Ordering::Relaxed) + 1 == SLOW_CALLS {
-            tracing::warn!(policy = slot.tag(), generation = self.number, "a slow policy: it runs on policy threads");
+            tracing::warn!(
+                policy = slot.tag(),
+                generation = self.number,
+                "a slow policy: it runs on policy threads"
+            );
             self.is_slow.store(true, Ordering::Relaxed);
         }
     }
@@ -303,7 +344,9 @@ impl<W: World> Generation<W> {
             }
         };
         let store = &mut instance.store;
-        store.data_mut().begin(facts.now, facts.seed, self.timeout, begun);
+        store
+            .data_mut()
+            .begin(facts.now, facts.seed, self.timeout, begun);
         let _watched = self.engine.watch(store);
         match call(store, &instance.world) {
             Ok(result) => {
@@ -319,11 +362,20 @@ impl<W: World> Generation<W> {
 
     fn trapped(&self, error: &wasmtime::Error, guest: &Guest) -> Bad {
         let (kind, detail) = if guest.exceeded_memory() {
-            (FaultKind::Memory, format!("memory limit of {} bytes exceeded", self.memory))
+            (
+                FaultKind::Memory,
+                format!("memory limit of {} bytes exceeded", self.memory),
+            )
         } else if error.downcast_ref::<Trap>() == Some(&Trap::Interrupt) {
-            (FaultKind::Deadline, format!("deadline exceeded after {} ms", self.timeout.as_millis()))
+            (
+                FaultKind::Deadline,
+                format!("deadline exceeded after {} ms", self.timeout.as_millis()),
+            )
         } else {
-            (FaultKind::Trap, format!("trap: {}{}", root_cause(error), last_words(guest)))
+            (
+                FaultKind::Trap,
+                format!("trap: {}{}", root_cause(error), last_words(guest)),
+            )
         };
         Bad { kind, detail }
     }
@@ -350,11 +402,19 @@ impl<W: World> Generation<W> {
         let _watched = self.engine.watch(&mut store);
         let world = W::instantiate(&self.pre, &mut store)?;
         if let Err(diagnostics) = world.configure(&mut store, &self.config)? {
-            bail!("configuration refused: {}", diagnostics.first().map_or("", |first| &first.message));
+            bail!(
+                "configuration refused: {}",
+                diagnostics.first().map_or("", |first| &first.message)
+            );
         }
         world.prepare(&mut store)?;
         let memory_when_new = store.data().memory();
-        Ok(Instance { store, world, calls: 0, memory_when_new })
+        Ok(Instance {
+            store,
+            world,
+            calls: 0,
+            memory_when_new,
+        })
     }
 }
 

@@ -65,7 +65,9 @@ pub struct ShadowStatus {
 
 impl std::fmt::Debug for Shadow {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shadow").field("name", &self.shared.stamp.name).finish_non_exhaustive()
+        f.debug_struct("Shadow")
+            .field("name", &self.shared.stamp.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -87,7 +89,9 @@ impl Shadow {
             let shared = Arc::clone(&shared);
             move || shared.run(&policy, &received)
         };
-        let started = thread::Builder::new().name("policy-shadow".to_owned()).spawn(run);
+        let started = thread::Builder::new()
+            .name("policy-shadow".to_owned())
+            .spawn(run);
         started.map_err(|error| error.to_string())?;
         Ok(Arc::new(Self { shared, calls }))
     }
@@ -100,7 +104,13 @@ impl Shadow {
 
     /// How it does.
     pub fn status(&self) -> ShadowStatus {
-        let Shared { stamp, compared, disagreed, left_out, .. } = &*self.shared;
+        let Shared {
+            stamp,
+            compared,
+            disagreed,
+            left_out,
+            ..
+        } = &*self.shared;
         ShadowStatus {
             name: stamp.name.clone(),
             version: stamp.version.clone(),
@@ -113,21 +123,32 @@ impl Shadow {
 
     /// The last disagreements, oldest first.
     pub fn disagreements(&self) -> Vec<Disagreement> {
-        self.shared.kept.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        self.shared
+            .kept
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .cloned()
+            .collect()
     }
 }
 
 impl Shared {
     fn run(&self, policy: &Policy, calls: &Receiver<Arc<Call>>) {
         while let Ok(call) = calls.recv() {
-            let Some(said) = policy.repeat(&call) else { continue };
+            let Some(said) = policy.repeat(&call) else {
+                continue;
+            };
             if !said.agrees_with(&call.said) {
                 self.disagreed.fetch_add(1, Ordering::Relaxed);
                 let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
                 if kept.len() == KEPT {
                     kept.pop_front();
                 }
-                kept.push_back(Disagreement { call, shadow_said: said });
+                kept.push_back(Disagreement {
+                    call,
+                    shadow_said: said,
+                });
             }
             // Last: whoever sees that so many were compared sees what came of them.
             self.compared.fetch_add(1, Ordering::Release);

@@ -32,7 +32,9 @@ pub struct Slot {
 
 impl std::fmt::Debug for Slot {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Slot").field("tag", &self.tag).finish_non_exhaustive()
+        f.debug_struct("Slot")
+            .field("tag", &self.tag)
+            .finish_non_exhaustive()
     }
 }
 
@@ -47,16 +49,33 @@ impl Slot {
         threads: &Threads,
         trouble: &Arc<Notify>,
     ) -> Result<Arc<Self>, String> {
-        let recorder = policy.record.as_deref().map(|path| Recorder::start(path, limits)).transpose()?;
-        Ok(Arc::new(Self { recorder, ..Self::unwatched(policy, limits, threads, trouble) }))
+        let recorder = policy
+            .record
+            .as_deref()
+            .map(|path| Recorder::start(path, limits))
+            .transpose()?;
+        Ok(Arc::new(Self {
+            recorder,
+            ..Self::unwatched(policy, limits, threads, trouble)
+        }))
     }
 
     /// A place by itself, for one who looks at a policy from outside.
     pub(super) fn alone(policy: &PolicyConfig, limits: &Limits) -> Arc<Self> {
-        Arc::new(Self::unwatched(policy, limits, &Threads::new(limits), &Arc::default()))
+        Arc::new(Self::unwatched(
+            policy,
+            limits,
+            &Threads::new(limits),
+            &Arc::default(),
+        ))
     }
 
-    fn unwatched(policy: &PolicyConfig, limits: &Limits, threads: &Threads, trouble: &Arc<Notify>) -> Self {
+    fn unwatched(
+        policy: &PolicyConfig,
+        limits: &Limits,
+        threads: &Threads,
+        trouble: &Arc<Notify>,
+    ) -> Self {
         Self {
             tag: policy.tag.as_str().into(),
             kind: policy.kind,
@@ -64,7 +83,11 @@ impl Slot {
             slow_after: limits.policy_slow_after,
             threads: threads.clone(),
             stats: Stats::default(),
-            log: LogBudget { lines_max: limits.policy_log_lines, second: AtomicU64::new(0), lines: AtomicU64::new(0) },
+            log: LogBudget {
+                lines_max: limits.policy_log_lines,
+                second: AtomicU64::new(0),
+                lines: AtomicU64::new(0),
+            },
             recorder: None,
             shadow: RwLock::default(),
             trouble: Arc::clone(trouble),
@@ -93,7 +116,10 @@ impl Slot {
 
     /// The component that is run beside it.
     pub fn shadow(&self) -> Option<Arc<Shadow>> {
-        self.shadow.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.shadow
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Runs that component beside it from now on.
@@ -172,7 +198,14 @@ mod tests {
 
     #[test]
     fn a_second_has_so_many_lines() {
-        let budget = LogBudget { lines_max: 2, second: AtomicU64::new(0), lines: AtomicU64::new(0) };
-        assert_eq!([5, 5, 5, 6].map(|second| budget.take(second)), [true, true, false, true]);
+        let budget = LogBudget {
+            lines_max: 2,
+            second: AtomicU64::new(0),
+            lines: AtomicU64::new(0),
+        };
+        assert_eq!(
+            [5, 5, 5, 6].map(|second| budget.take(second)),
+            [true, true, false, true]
+        );
     }
 }

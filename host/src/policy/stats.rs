@@ -79,6 +79,7 @@ impl Stats {
 
     pub(super) fn instance_gone(&self, memory: usize) {
         self.instances.fetch_sub(1, Ordering::Relaxed);
-        self.memory_bytes.fetch_sub(memory as u64, Ordering::Relaxed);
+        self.memory_bytes
+            .fetch_sub(memory as u64, Ordering::Relaxed);
     }
 }

@@ -27,7 +27,9 @@ struct Shared {
 
 impl std::fmt::Debug for Threads {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Threads").field("count", &self.shared.count).finish_non_exhaustive()
+        f.debug_struct("Threads")
+            .field("count", &self.shared.count)
+            .finish_non_exhaustive()
     }
 }
 
@@ -39,21 +41,32 @@ impl Threads {
     /// As many as `limits.policy_threads`, with a queue of `limits.policy_queue`.
     pub fn new(limits: &Limits) -> Self {
         let whole = |number: u64| usize::try_from(number).unwrap_or(usize::MAX).max(1);
-        let shared =
-            Shared { count: whole(limits.policy_threads), queue: whole(limits.policy_queue), jobs: OnceLock::new() };
-        Self { shared: Arc::new(shared) }
+        let shared = Shared {
+            count: whole(limits.policy_threads),
+            queue: whole(limits.policy_queue),
+            jobs: OnceLock::new(),
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
     }
 
     /// Runs `job` when a thread is free.
     pub(super) fn spawn(&self, job: impl FnOnce() + Send + 'static) -> Result<(), Full> {
-        let jobs = self.shared.jobs.get_or_init(|| start(self.shared.count, self.shared.queue));
+        let jobs = self
+            .shared
+            .jobs
+            .get_or_init(|| start(self.shared.count, self.shared.queue));
         jobs.try_send(Box::new(job)).map_err(|error| match error {
             TrySendError::Full(_) | TrySendError::Disconnected(_) => Full,
         })
     }
 
     /// Runs `job` when a thread is free, and answers what it gave.
-    pub(super) async fn run<R: Send + 'static>(&self, job: impl FnOnce() -> R + Send + 'static) -> Result<R, Full> {
+    pub(super) async fn run<R: Send + 'static>(
+        &self,
+        job: impl FnOnce() -> R + Send + 'static,
+    ) -> Result<R, Full> {
         let (done, waiting) = oneshot::channel();
         // Whoever waited may be gone by then.
         self.spawn(move || drop(done.send(job())))?;
@@ -66,7 +79,9 @@ fn start(count: usize, queue: usize) -> SyncSender<Job> {
     let received = Arc::new(Mutex::new(received));
     for number in 0..count {
         let received = Arc::clone(&received);
-        let started = thread::Builder::new().name(format!("policy-{number}")).spawn(move || work(&received));
+        let started = thread::Builder::new()
+            .name(format!("policy-{number}"))
+            .spawn(move || work(&received));
         if let Err(error) = started {
             tracing::error!(%error, "a policy thread cannot be started");
         }
@@ -92,7 +107,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_full_queue_hands_back_and_a_panic_costs_no_thread() {
-        let threads = Threads::new(&Limits { policy_threads: 1, policy_queue: 1, ..Limits::default() });
+        let threads = Threads::new(&Limits {
+            policy_threads: 1,
+            policy_queue: 1,
+            ..Limits::default()
+        });
         let (open, gate) = std::sync::mpsc::channel::<()>();
         let (begun, has_begun) = oneshot::channel();
         let blocked = move || {

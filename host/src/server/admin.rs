@@ -102,10 +102,15 @@ impl Rights {
             Self::All => (true, true),
             Self::Look => (true, false),
             Self::Holders(token) => {
-                let shown = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+                let shown = headers
+                    .get(AUTHORIZATION)
+                    .and_then(|value| value.to_str().ok());
                 let shown = shown.and_then(|value| value.split_once(' '));
-                let shown = shown.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, shown)| shown);
-                let holds = shown.is_some_and(|shown| Secret::new(shown.trim().to_owned()) == *token);
+                let shown = shown
+                    .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+                    .map(|(_, shown)| shown);
+                let holds =
+                    shown.is_some_and(|shown| Secret::new(shown.trim().to_owned()) == *token);
                 (holds, holds)
             }
         }
@@ -129,7 +134,11 @@ struct Said {
 
 impl Said {
     fn json(status: StatusCode, body: &impl Serialize) -> Self {
-        Self { status, kind: "application/json", body: serde_json::to_string(body).unwrap_or_default() }
+        Self {
+            status,
+            kind: "application/json",
+            body: serde_json::to_string(body).unwrap_or_default(),
+        }
     }
 
     fn ok(body: &impl Serialize) -> Self {
@@ -143,9 +152,13 @@ impl Said {
     fn response(self) -> Response<Full<Bytes>> {
         let mut response = Response::new(Full::new(Bytes::from(self.body)));
         *response.status_mut() = self.status;
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(self.kind));
+        response
+            .headers_mut()
+            .insert(CONTENT_TYPE, HeaderValue::from_static(self.kind));
         if self.status == StatusCode::UNAUTHORIZED {
-            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            response
+                .headers_mut()
+                .insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
     }
@@ -186,8 +199,16 @@ impl Door for TcpListener {
 }
 
 impl Admin {
-    pub(super) fn new(board: &Arc<Board>, commands: &mpsc::Sender<Command>, rights: Rights) -> Self {
-        Self { board: Arc::clone(board), commands: commands.downgrade(), rights }
+    pub(super) fn new(
+        board: &Arc<Board>,
+        commands: &mpsc::Sender<Command>,
+        rights: Rights,
+    ) -> Self {
+        Self {
+            board: Arc::clone(board),
+            commands: commands.downgrade(),
+            rights,
+        }
     }
 
     /// Listens on the socket at `path`, until the gateway ends. Where that cannot be, the gateway runs without.
@@ -212,7 +233,12 @@ impl Admin {
     }
 
     /// Listens on `listener`, until the gateway ends.
-    pub(super) fn listen_tcp(self, listener: TcpListener, phases: &watch::Receiver<Phase>, tasks: &Tasks) {
+    pub(super) fn listen_tcp(
+        self,
+        listener: TcpListener,
+        phases: &watch::Receiver<Phase>,
+        tasks: &Tasks,
+    ) {
         let mut phases = phases.clone();
         tasks.spawn(async move {
             tokio::select! {
@@ -227,7 +253,9 @@ impl Admin {
         let mut connections = JoinSet::new();
         loop {
             while connections.try_join_next().is_some() {}
-            let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
+            let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
+                return;
+            };
             match door.next().await {
                 Ok(Some(stream)) => {
                     let admin = self.clone();
@@ -252,7 +280,10 @@ impl Admin {
             async move { Ok::<_, Infallible>(admin.answer(&request).await.response()) }
         });
         let mut server = http1::Builder::new();
-        server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).keep_alive(false);
+        server
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .keep_alive(false);
         if let Err(error) = server.serve_connection(TokioIo::new(stream), answer).await {
             tracing::debug!(%error, "a connection of an operator's broke");
         }
@@ -260,18 +291,29 @@ impl Admin {
 
     async fn answer(&self, request: &Request<Incoming>) -> Said {
         let plain = |part| percent_decode_str(part).decode_utf8_lossy();
-        let path: Vec<_> = request.uri().path().trim_matches('/').split('/').map(plain).collect();
+        let path: Vec<_> = request
+            .uri()
+            .path()
+            .trim_matches('/')
+            .split('/')
+            .map(plain)
+            .collect();
         let path: Vec<&str> = path.iter().map(AsRef::as_ref).collect();
         let (may_look, may_change) = self.rights.granted(request.headers());
         match (request.method(), path.as_slice()) {
             // Whoever looks after processes shows no token.
             (&Method::GET, ["healthz"]) => Said::ok(&json!({ "status": "ok" })),
             (&Method::GET, ["readyz"]) => self.ready(),
-            _ if !may_look => Said::error(StatusCode::UNAUTHORIZED, "expected Authorization: Bearer with admin.token"),
+            _ if !may_look => Said::error(
+                StatusCode::UNAUTHORIZED,
+                "expected Authorization: Bearer with admin.token",
+            ),
             (&Method::GET, ["status"] | ["api", "status"]) => Said::ok(&self.status()),
-            (&Method::GET, ["metrics"]) => {
-                Said { status: StatusCode::OK, kind: CONTENT_TYPE_OF_METRICS, body: scrape::text(&self.board) }
-            }
+            (&Method::GET, ["metrics"]) => Said {
+                status: StatusCode::OK,
+                kind: CONTENT_TYPE_OF_METRICS,
+                body: scrape::text(&self.board),
+            },
             (&Method::GET, ["api", "policies"]) => Said::ok(&self.policies()),
             (&Method::GET, ["api", "policies", tag, "disagreements"]) => self.disagreements(tag),
             (&Method::POST, ["api", "policies", tag, "reload"]) if may_change => {
@@ -282,9 +324,10 @@ impl Admin {
                 let tag = (*tag).to_owned();
                 self.command(|reply| Command::RollBack { tag, reply }).await
             }
-            (&Method::POST, ["api", "policies", _, "reload" | "rollback"]) => {
-                Said::error(StatusCode::FORBIDDEN, "policies are changed over this listener only with an admin.token")
-            }
+            (&Method::POST, ["api", "policies", _, "reload" | "rollback"]) => Said::error(
+                StatusCode::FORBIDDEN,
+                "policies are changed over this listener only with an admin.token",
+            ),
             (&Method::GET, _) => Said::error(
                 StatusCode::NOT_FOUND,
                 "expected /healthz, /readyz, /metrics, /api/status, /api/policies or /api/policies/TAG/disagreements",
@@ -300,14 +343,17 @@ impl Admin {
         let ledger = self.board.world.ledger.upgrade();
         let reason = match *self.board.world.phases.borrow() {
             Phase::Draining | Phase::Ending => Some("the gateway stops"),
-            Phase::Serving if ledger.is_none_or(|ledger| ledger.is_failing()) => Some("the ledger cannot be written"),
+            Phase::Serving if ledger.is_none_or(|ledger| ledger.is_failing()) => {
+                Some("the ledger cannot be written")
+            }
             Phase::Serving => None,
         };
         match reason {
             None => Said::ok(&json!({ "status": "ready" })),
-            Some(reason) => {
-                Said::json(StatusCode::SERVICE_UNAVAILABLE, &json!({ "status": "not ready", "reason": reason }))
-            }
+            Some(reason) => Said::json(
+                StatusCode::SERVICE_UNAVAILABLE,
+                &json!({ "status": "not ready", "reason": reason }),
+            ),
         }
     }
 
@@ -339,22 +385,34 @@ impl Admin {
             Some(entry) => entry.slot.shadow(),
         };
         match shadow {
-            None => Said::error(StatusCode::NOT_FOUND, "there is no shadow beside that policy"),
-            Some(shadow) => Said::ok(&json!({ "shadow": shadow.status(), "disagreements": shadow.disagreements() })),
+            None => Said::error(
+                StatusCode::NOT_FOUND,
+                "there is no shadow beside that policy",
+            ),
+            Some(shadow) => Said::ok(
+                &json!({ "shadow": shadow.status(), "disagreements": shadow.disagreements() }),
+            ),
         }
     }
 
     fn status(&self) -> Status {
         let now = Millis::now();
-        let services = self.board.services().into_iter().map(|service| ServiceStatus {
-            service: service.tag().to_owned(),
-            credentials: service
-                .health(now)
-                .into_iter()
-                .map(|(health, sessions)| CredentialStatus { health, sessions })
-                .collect(),
-        });
-        Status { at: now.0, services: services.collect() }
+        let services = self
+            .board
+            .services()
+            .into_iter()
+            .map(|service| ServiceStatus {
+                service: service.tag().to_owned(),
+                credentials: service
+                    .health(now)
+                    .into_iter()
+                    .map(|(health, sessions)| CredentialStatus { health, sessions })
+                    .collect(),
+            });
+        Status {
+            at: now.0,
+            services: services.collect(),
+        }
     }
 }
 
@@ -379,5 +437,7 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
 
 /// Whether the gateway's own user or root asks: the socket's mode says so, but not before it is set.
 fn is_ours(stream: &UnixStream) -> bool {
-    stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == rustix::process::geteuid().as_raw())
+    stream
+        .peer_cred()
+        .is_ok_and(|peer| peer.uid() == 0 || peer.uid() == rustix::process::geteuid().as_raw())
 }

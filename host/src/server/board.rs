@@ -45,11 +45,19 @@ impl Board {
     }
 
     pub(super) fn services(&self) -> Vec<Arc<Service>> {
-        self.services.read().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade).collect()
+        self.services
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .filter_map(Weak::upgrade)
+            .collect()
     }
 
     pub(super) fn refuse_configuration(&self, reason: &str) {
-        tracing::error!(reason, "the configuration is not taken up; the one before it goes on");
+        tracing::error!(
+            reason,
+            "the configuration is not taken up; the one before it goes on"
+        );
         let mut configured = self.configured();
         configured.refused += 1;
         let (serves, reason) = (configured.taken_up, Some(reason.to_owned()));
@@ -57,6 +65,8 @@ impl Board {
     }
 
     pub(super) fn configured(&self) -> MutexGuard<'_, Configured> {
-        self.configured.lock().unwrap_or_else(PoisonError::into_inner)
+        self.configured
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -9,7 +9,9 @@ use tokio::time::timeout;
 
 use super::StartError;
 use super::policies::{Entry, Policies, Progress, Workshop, memory_max};
-use crate::config::{Config, ConfigError, CredentialConfig, CredentialSource, PolicyConfig, PolicyKind, PolicySource};
+use crate::config::{
+    Config, ConfigError, CredentialConfig, CredentialSource, PolicyConfig, PolicyKind, PolicySource,
+};
 use crate::config::{Problem, ServiceConfig};
 use crate::credentials::{Credential, IdentityKind, take_up};
 use crate::ledger::Ledger;
@@ -60,7 +62,10 @@ pub(super) struct Pending {
 /// Everything that cannot be used.
 pub fn check(mut config: Config) -> Result<Vec<Problem>, StartError> {
     // A check leaves nothing behind.
-    config.policies.iter_mut().for_each(|policy| policy.record = None);
+    config
+        .policies
+        .iter_mut()
+        .for_each(|policy| policy.record = None);
     let mut problems = Vec::new();
     let mut warnings = Vec::new();
     for service in &config.services {
@@ -68,12 +73,19 @@ pub fn check(mut config: Config) -> Result<Vec<Problem>, StartError> {
         key_in_pool(service, &credentials, &mut problems);
         for credential in &credentials {
             if let Some(reason) = credential.unavailable() {
-                let place = format!("service {:?}, credential {:?}", service.tag, credential.tag());
+                let place = format!(
+                    "service {:?}, credential {:?}",
+                    service.tag,
+                    credential.tag()
+                );
                 warnings.push(Problem::new(place, reason.to_string()));
             }
         }
     }
-    for found in [load_policies(&config, Patience::Endless).map(drop), certificates(&config).map(drop)] {
+    for found in [
+        load_policies(&config, Patience::Endless).map(drop),
+        certificates(&config).map(drop),
+    ] {
         match found {
             Err(StartError::Config(error)) => problems.extend(error.problems),
             other => other?,
@@ -119,8 +131,18 @@ pub(super) fn load_policies(config: &Config, patience: Patience) -> Result<Loade
     refuse_if_any(problems)?;
     let stand_in = stand_in.map_err(|error| refused(error.problems(&stand_in_config())))?;
     let took_us = begun.elapsed().as_micros() as u64;
-    tracing::info!(policies = policies.entries.len(), pending = pending.len(), took_us, "policies loaded");
-    Ok(Loaded { policies, pending, stand_in, workshop })
+    tracing::info!(
+        policies = policies.entries.len(),
+        pending = pending.len(),
+        took_us,
+        "policies loaded"
+    );
+    Ok(Loaded {
+        policies,
+        pending,
+        stand_in,
+        workshop,
+    })
 }
 
 /// The first generation of a policy; or none yet, and word of it later.
@@ -134,17 +156,30 @@ fn first(
     let slot = workshop.slot(policy)?;
     let progress = Progress::new();
     let load = {
-        let (workshop, policy, slot, progress) =
-            (workshop.clone(), policy.clone(), Arc::clone(&slot), progress.clone());
+        let (workshop, policy, slot, progress) = (
+            workshop.clone(),
+            policy.clone(),
+            Arc::clone(&slot),
+            progress.clone(),
+        );
         move |urgency| workshop.load(&policy, &source, &slot, 1, urgency, &progress)
     };
     let runtime = match (patience, &policy.source) {
         (Patience::OfLimits(runtime), PolicySource::File(_)) => runtime,
         // The shipped ones are there at once, or so soon that nobody should go without them.
-        _ => return Ok((Entry::new(policy.clone(), slot, load(Urgency::AtOnce)?), None)),
+        _ => {
+            return Ok((
+                Entry::new(policy.clone(), slot, load(Urgency::AtOnce)?),
+                None,
+            ));
+        }
     };
     // What is that large will not be there in time, and then there is service that it must not slow down.
-    let urgency = if source_bytes > LARGE { Urgency::BesideService } else { Urgency::AtOnce };
+    let urgency = if source_bytes > LARGE {
+        Urgency::BesideService
+    } else {
+        Urgency::AtOnce
+    };
     let (done, mut loaded) = oneshot::channel();
     // Nobody may be there any more to hear of it.
     runtime.spawn_blocking(move || drop(done.send(load(urgency))));
@@ -152,13 +187,33 @@ fn first(
         Ok(Ok(loaded)) => Ok((Entry::new(policy.clone(), slot, loaded?), None)),
         Ok(Err(_)) => {
             let reason = "loading it panicked".to_owned();
-            Err(LoadError::Component { tag: policy.tag.clone(), stage: "load it", reason })
+            Err(LoadError::Component {
+                tag: policy.tag.clone(),
+                stage: "load it",
+                reason,
+            })
         }
         Err(_) => {
-            tracing::warn!(policy = policy.tag, "its component takes long to compile: the gateway starts without it");
-            let absent = Policy::absent(policy, &slot, "its component is still being compiled".to_owned());
-            let entry = Entry { progress: Some(progress), ..Entry::new(policy.clone(), slot, absent) };
-            Ok((entry, Some(Pending { tag: policy.tag.clone(), loaded })))
+            tracing::warn!(
+                policy = policy.tag,
+                "its component takes long to compile: the gateway starts without it"
+            );
+            let absent = Policy::absent(
+                policy,
+                &slot,
+                "its component is still being compiled".to_owned(),
+            );
+            let entry = Entry {
+                progress: Some(progress),
+                ..Entry::new(policy.clone(), slot, absent)
+            };
+            Ok((
+                entry,
+                Some(Pending {
+                    tag: policy.tag.clone(),
+                    loaded,
+                }),
+            ))
         }
     }
 }
@@ -170,7 +225,14 @@ fn stand_in_config() -> PolicyConfig {
 fn stand_in(workshop: &Workshop) -> Result<Arc<Balancer>, LoadError> {
     let policy = stand_in_config();
     let (source, slot) = (Source::read(&policy)?, workshop.slot(&policy)?);
-    match workshop.load(&policy, &source, &slot, 1, Urgency::AtOnce, &Progress::new())? {
+    match workshop.load(
+        &policy,
+        &source,
+        &slot,
+        1,
+        Urgency::AtOnce,
+        &Progress::new(),
+    )? {
         Policy::Balancer(balancer) => Ok(balancer),
         Policy::Rewriter(_) | Policy::Pricer(_) => unreachable!("it is configured as a balancer"),
     }
@@ -184,7 +246,10 @@ pub(super) fn certificates(config: &Config) -> Result<Vec<Option<Tls>>, StartErr
     let mut problems = Vec::new();
     let mut found = Vec::new();
     for service in &config.services {
-        let tls = service.tls.as_ref().map(|tls| Tls::new(tls, config.limits.handshake_timeout));
+        let tls = service
+            .tls
+            .as_ref()
+            .map(|tls| Tls::new(tls, config.limits.handshake_timeout));
         match tls.transpose() {
             Ok(tls) => found.push(tls),
             Err(problem) => problems.push(problem),
@@ -221,7 +286,12 @@ pub(super) fn assemble(
 ) -> Service {
     let upstream = |credential: &Arc<Credential>| {
         let known = before.filter(|before| same_connections(before.limits(), limits));
-        let place = known.and_then(|known| known.credentials().iter().position(|known| Arc::ptr_eq(known, credential)));
+        let place = known.and_then(|known| {
+            known
+                .credentials()
+                .iter()
+                .position(|known| Arc::ptr_eq(known, credential))
+        });
         match (known, place) {
             (Some(known), Some(place)) => known.upstreams()[place].clone(),
             _ => Upstream::new(&world.trust, limits),
@@ -229,9 +299,17 @@ pub(super) fn assemble(
     };
     let parts = Parts {
         upstreams: credentials.iter().map(upstream).collect(),
-        balancers: config.pools.iter().map(|pool| policies.balancer(pool.balancer)).collect(),
+        balancers: config
+            .pools
+            .iter()
+            .map(|pool| policies.balancer(pool.balancer))
+            .collect(),
         fallback: Arc::clone(&world.stand_in),
-        rewriters: config.rewriters.iter().map(|id| policies.rewriter(*id)).collect(),
+        rewriters: config
+            .rewriters
+            .iter()
+            .map(|id| policies.rewriter(*id))
+            .collect(),
         pricer: policies.pricer(config.pricer),
         ledger: Arc::clone(&world.ledger),
         metrics: Arc::clone(&world.metrics),
@@ -245,7 +323,8 @@ pub(super) fn assemble(
 
 /// Whether connections to upstream are made and kept within the same bounds.
 fn same_connections(one: &Limits, other: &Limits) -> bool {
-    one.connect_timeout == other.connect_timeout && one.upstream_keep_alive == other.upstream_keep_alive
+    one.connect_timeout == other.connect_timeout
+        && one.upstream_keep_alive == other.upstream_keep_alive
 }
 
 /// Takes up what a refresh left that was cut off. One that is under way on a credential that goes on holds its lock.
@@ -255,7 +334,11 @@ fn take_up_refreshes(config: &ServiceConfig, known: &[Arc<Credential>]) {
             && !known.iter().any(|known| known.is_of(credential))
             && let Err(reason) = take_up(path)
         {
-            tracing::error!(credential = credential.tag, reason, "a refresh that was cut off was not taken up");
+            tracing::error!(
+                credential = credential.tag,
+                reason,
+                "a refresh that was cut off was not taken up"
+            );
         }
     }
 }
@@ -270,21 +353,33 @@ fn credentials(config: &ServiceConfig, known: &[Arc<Credential>]) -> Vec<Arc<Cre
         let credential = Credential::new(config.clone());
         match credential.read(now) {
             Ok(()) => tracing::debug!(credential = config.tag, "credential available"),
-            Err(reason) => tracing::warn!(credential = config.tag, %reason, "credential unavailable"),
+            Err(reason) => {
+                tracing::warn!(credential = config.tag, %reason, "credential unavailable")
+            }
         }
         Arc::new(credential)
     };
     config.credentials.iter().map(read).collect()
 }
 
-fn key_in_pool(config: &ServiceConfig, credentials: &[Arc<Credential>], problems: &mut Vec<Problem>) {
+fn key_in_pool(
+    config: &ServiceConfig,
+    credentials: &[Arc<Credential>],
+    problems: &mut Vec<Problem>,
+) {
     for pool in config.pools.iter().filter(|pool| !pool.single) {
         for (place, member) in pool.members.iter().enumerate() {
             let credential = &credentials[*member];
-            if credential.identity().is_some_and(|identity| identity.kind == IdentityKind::ApiKey) {
+            if credential
+                .identity()
+                .is_some_and(|identity| identity.kind == IdentityKind::ApiKey)
+            {
                 problems.push(Problem::new(
                     format!("{}[{place}]", pool.members_from),
-                    format!("expected an OAuth credential, found {:?}, an API key", credential.tag()),
+                    format!(
+                        "expected an OAuth credential, found {:?}, an API key",
+                        credential.tag()
+                    ),
                 ));
             }
         }
@@ -292,9 +387,17 @@ fn key_in_pool(config: &ServiceConfig, credentials: &[Arc<Credential>], problems
 }
 
 fn refused(problems: Vec<Problem>) -> StartError {
-    StartError::Config(ConfigError { problems, warnings: Vec::new(), rest: None })
+    StartError::Config(ConfigError {
+        problems,
+        warnings: Vec::new(),
+        rest: None,
+    })
 }
 
 pub(super) fn refuse_if_any(problems: Vec<Problem>) -> Result<(), StartError> {
-    if problems.is_empty() { Ok(()) } else { Err(refused(problems)) }
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(refused(problems))
+    }
 }

@@ -38,14 +38,20 @@ impl Supervisor {
             .policies
             .iter()
             .map(|policy| {
-                let entry = policies.entries.iter().find(|entry| entry.config.tag == policy.tag);
+                let entry = policies
+                    .entries
+                    .iter()
+                    .find(|entry| entry.config.tag == policy.tag);
                 match entry {
                     Some(entry) if entry.config.is_like(policy) => Known::Same,
                     // The same place, with what was counted there and what its calls go to.
-                    Some(entry) if goes_on_in_its_slot(&entry.config, policy) => {
-                        Known::Changed { slot: Arc::clone(&entry.slot), number: entry.numbered + 1 }
-                    }
-                    Some(entry) => Known::New { number: entry.numbered + 1 },
+                    Some(entry) if goes_on_in_its_slot(&entry.config, policy) => Known::Changed {
+                        slot: Arc::clone(&entry.slot),
+                        number: entry.numbered + 1,
+                    },
+                    Some(entry) => Known::New {
+                        number: entry.numbered + 1,
+                    },
                     None => Known::New { number: 1 },
                 }
             })
@@ -54,7 +60,12 @@ impl Supervisor {
         let credentials: HashMap<String, Vec<Arc<Credential>>> = self
             .served
             .iter()
-            .map(|served| (served.config.tag.clone(), served.live.borrow().credentials().to_vec()))
+            .map(|served| {
+                (
+                    served.config.tag.clone(),
+                    served.live.borrow().credentials().to_vec(),
+                )
+            })
             .collect();
         self.works.spawn(async move {
             let staging = spawn_blocking(move || {
@@ -62,7 +73,12 @@ impl Supervisor {
                 (config, staged)
             });
             match staging.await {
-                Ok((config, staged)) => Work::Staged { config, staged, begun, reply },
+                Ok((config, staged)) => Work::Staged {
+                    config,
+                    staged,
+                    begun,
+                    reply,
+                },
                 Err(error) => std::panic::resume_unwind(error.into_panic()),
             }
         });
@@ -85,7 +101,9 @@ impl Supervisor {
         let mut before = std::mem::take(&mut self.board.policies().entries);
         let mut entries = Vec::new();
         for (policy, new) in config.policies.iter().zip(staged.policies) {
-            let place = before.iter().position(|entry| entry.config.tag == policy.tag);
+            let place = before
+                .iter()
+                .position(|entry| entry.config.tag == policy.tag);
             let known = place.map(|place| before.swap_remove(place));
             entries.push(match (known, new) {
                 (Some(mut known), Some(new)) if Arc::ptr_eq(&known.slot, &new.slot) => {
@@ -111,11 +129,17 @@ impl Supervisor {
         let mut services = Vec::new();
         for served in &mut self.served {
             let before = Arc::clone(&served.live.borrow());
-            let found = config.services.iter().find(|service| service.tag == served.config.tag);
+            let found = config
+                .services
+                .iter()
+                .find(|service| service.tag == served.config.tag);
             let credentials = match (found, staged.remove(&served.config.tag)) {
                 (Some(found), Some((credentials, tls))) => {
                     let listen = served.config.listen;
-                    served.config = ServiceConfig { listen, ..found.clone() };
+                    served.config = ServiceConfig {
+                        listen,
+                        ..found.clone()
+                    };
                     served.tls.send_replace(tls);
                     credentials
                 }
@@ -129,22 +153,41 @@ impl Supervisor {
             for (credential, config) in credentials.iter().zip(&served.config.credentials) {
                 credential.change_terms(config);
             }
-            let service =
-                Arc::new(assemble(&self.world, &served.config, &policies, &self.limits, credentials, Some(&before)));
+            let service = Arc::new(assemble(
+                &self.world,
+                &served.config,
+                &policies,
+                &self.limits,
+                credentials,
+                Some(&before),
+            ));
             services.push(Arc::downgrade(&service));
             let elsewhere = before.endpoints() != service.endpoints();
-            served.kept = self.keeping.keep(&service, std::mem::take(&mut served.kept), anew || elsewhere);
+            served.kept = self.keeping.keep(
+                &service,
+                std::mem::take(&mut served.kept),
+                anew || elsewhere,
+            );
             served.live.send_replace(service);
         }
         drop(policies);
-        *self.board.services.write().unwrap_or_else(PoisonError::into_inner) = services;
+        *self
+            .board
+            .services
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = services;
         // The thread that writes them ends with the gateway alone.
-        let _ = self.views.send(views::wanted(self.served.iter().map(|served| &served.config)));
+        let _ = self.views.send(views::wanted(
+            self.served.iter().map(|served| &served.config),
+        ));
         self.watch_files();
         if left.is_empty() {
             "the configuration is taken up".to_owned()
         } else {
-            format!("the configuration is taken up, but for what needs a start: {}", left.join(", "))
+            format!(
+                "the configuration is taken up, but for what needs a start: {}",
+                left.join(", ")
+            )
         }
     }
 
@@ -172,16 +215,29 @@ impl Supervisor {
         differs("log", config.log != self.fixed.log);
         differs("admin", config.admin != self.fixed.admin);
         for (place, service) in config.services.iter().enumerate() {
-            match self.served.iter().find(|served| served.config.tag == service.tag) {
+            match self
+                .served
+                .iter()
+                .find(|served| served.config.tag == service.tag)
+            {
                 None => differs(&format!("services[{place}] (a new one)"), true),
                 Some(served) => {
-                    differs(&format!("services[{place}].listen"), served.config.listen != service.listen);
+                    differs(
+                        &format!("services[{place}].listen"),
+                        served.config.listen != service.listen,
+                    );
                 }
             }
         }
         for served in &self.served {
-            let gone = !config.services.iter().any(|service| service.tag == served.config.tag);
-            differs(&format!("service {:?} (one that goes)", served.config.tag), gone);
+            let gone = !config
+                .services
+                .iter()
+                .any(|service| service.tag == served.config.tag);
+            differs(
+                &format!("service {:?} (one that goes)", served.config.tag),
+                gone,
+            );
         }
         // Beside those of the start, what a policy's place is made with.
         macro_rules! fixed {
@@ -248,9 +304,10 @@ fn stage(
         let loaded = match known {
             Known::Same => Ok(None),
             Known::Changed { slot, number } => load_new(&workshop, policy, &slot, number).map(Some),
-            Known::New { number } => {
-                workshop.slot(policy).and_then(|slot| load_new(&workshop, policy, &slot, number)).map(Some)
-            }
+            Known::New { number } => workshop
+                .slot(policy)
+                .and_then(|slot| load_new(&workshop, policy, &slot, number))
+                .map(Some),
         };
         match loaded {
             Ok(loaded) => policies.push(loaded),
@@ -274,11 +331,27 @@ fn stage(
         }))?;
     }
     refuse_if_any(problems)?;
-    Ok(Staged { workshop, policies, services })
+    Ok(Staged {
+        workshop,
+        policies,
+        services,
+    })
 }
 
-fn load_new(workshop: &Workshop, policy: &PolicyConfig, slot: &Arc<Slot>, number: u64) -> Result<Entry, LoadError> {
+fn load_new(
+    workshop: &Workshop,
+    policy: &PolicyConfig,
+    slot: &Arc<Slot>,
+    number: u64,
+) -> Result<Entry, LoadError> {
     let source = Source::read(policy)?;
-    let loaded = workshop.load(policy, &source, slot, number, Urgency::BesideService, &Progress::new())?;
+    let loaded = workshop.load(
+        policy,
+        &source,
+        slot,
+        number,
+        Urgency::BesideService,
+        &Progress::new(),
+    )?;
     Ok(Entry::new(policy.clone(), Arc::clone(slot), loaded))
 }

@@ -67,9 +67,16 @@ pub(super) async fn accept(listener: Listener, accepting: Accepting) {
 }
 
 async fn serve(connection: Connection, accepting: Accepting) {
-    let Connection { stream, peer, place } = connection;
+    let Connection {
+        stream,
+        peer,
+        place,
+    } = connection;
     // A connection that becomes a WebSocket keeps its place beyond this task.
-    let client = Client { peer, place: Arc::new(place) };
+    let client = Client {
+        peer,
+        place: Arc::new(place),
+    };
     let tls = accepting.tls.borrow().clone();
     let served = match &tls {
         Some(tls) => serve_tls(tls, stream, &client, &accepting).await,
@@ -88,8 +95,15 @@ struct Client {
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-async fn serve_tls(tls: &Tls, stream: TcpStream, client: &Client, accepting: &Accepting) -> Result<(), Failure> {
-    let Some(stream) = before_draining(accepting, tls.accept(stream)).await else { return Ok(()) };
+async fn serve_tls(
+    tls: &Tls,
+    stream: TcpStream,
+    client: &Client,
+    accepting: &Accepting,
+) -> Result<(), Failure> {
+    let Some(stream) = before_draining(accepting, tls.accept(stream)).await else {
+        return Ok(());
+    };
     let stream = stream?;
     if is_http2(&stream) {
         serve_http2(TokioIo::new(stream), client, accepting).await
@@ -98,9 +112,15 @@ async fn serve_tls(tls: &Tls, stream: TcpStream, client: &Client, accepting: &Ac
     }
 }
 
-async fn serve_clear(stream: TcpStream, client: &Client, accepting: &Accepting) -> Result<(), Failure> {
+async fn serve_clear(
+    stream: TcpStream,
+    client: &Client,
+    accepting: &Accepting,
+) -> Result<(), Failure> {
     let beginning = timeout(accepting.limits().head_timeout, begins_http2(&stream));
-    let Some(begun) = before_draining(accepting, beginning).await else { return Ok(()) };
+    let Some(begun) = before_draining(accepting, beginning).await else {
+        return Ok(());
+    };
     if begun.map_err(|_| "no request in time")?? {
         serve_http2(TokioIo::new(stream), client, accepting).await
     } else {
@@ -144,7 +164,13 @@ where
         .max_headers(FIELDS)
         .serve_connection(io, requests(accepting, client, Arc::default()))
         .with_upgrades();
-    drive(connection, |connection| connection.graceful_shutdown(), accepting, std::future::pending()).await
+    drive(
+        connection,
+        |connection| connection.graceful_shutdown(),
+        accepting,
+        std::future::pending(),
+    )
+    .await
 }
 
 async fn serve_http2<I>(io: I, client: &Client, accepting: &Accepting) -> Result<(), Failure>
@@ -163,7 +189,13 @@ where
         .serve_connection(io, requests(accepting, client, Arc::clone(&activity)));
     // HTTP/1.1 has a time-out for heads of its own; here a silent client would keep its place for ever.
     let idle = idle(activity, limits.head_timeout);
-    drive(connection, |connection| connection.graceful_shutdown(), accepting, idle).await
+    drive(
+        connection,
+        |connection| connection.graceful_shutdown(),
+        accepting,
+        idle,
+    )
+    .await
 }
 
 /// The requests of a connection.
@@ -171,7 +203,12 @@ fn requests(
     accepting: &Accepting,
     client: &Client,
     activity: Arc<Activity>,
-) -> impl Service<Request<Incoming>, Response = Response<Tracked>, Error = Infallible, Future: Send + 'static> + use<> {
+) -> impl Service<
+    Request<Incoming>,
+    Response = Response<Tracked>,
+    Error = Infallible,
+    Future: Send + 'static,
+> + use<> {
     let live = accepting.live.clone();
     let (address, place) = (client.peer.ip(), Arc::clone(&client.place));
     service_fn(move |mut request| {
@@ -209,13 +246,22 @@ impl Activity {
         if self.open.load(Ordering::Acquire) > 0 {
             return None;
         }
-        Some(self.changed.lock().unwrap_or_else(PoisonError::into_inner).unwrap_or(since))
+        Some(
+            self.changed
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .unwrap_or(since),
+        )
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        *self.0.changed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        *self
+            .0
+            .changed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         self.0.open.fetch_sub(1, Ordering::AcqRel);
     }
 }

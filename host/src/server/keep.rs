@@ -99,22 +99,36 @@ impl Keeping {
     pub(super) fn keep(&self, service: &Service, kept: Vec<Kept>, anew: bool) -> Vec<Kept> {
         let endpoints = service.endpoints();
         let place = self.refresh_in.clone();
-        let refresher = Arc::new(Refresher::new(place, endpoints.token.clone(), &self.limits, &self.trust));
+        let refresher = Arc::new(Refresher::new(
+            place,
+            endpoints.token.clone(),
+            &self.limits,
+            &self.trust,
+        ));
         let chatgpt: Arc<str> = endpoints.chatgpt.to_string().into();
         let mut kept: Vec<Kept> = if anew { Vec::new() } else { kept };
         let credentials = service.credentials().iter().zip(service.upstreams());
         let keep = |(credential, upstream): (&Arc<Credential>, &Upstream)| {
-            if let Some(place) = kept.iter().position(|kept| Arc::ptr_eq(&kept.credential, credential)) {
+            if let Some(place) = kept
+                .iter()
+                .position(|kept| Arc::ptr_eq(&kept.credential, credential))
+            {
                 return kept.swap_remove(place);
             }
             let (let_go, is_kept) = watch::channel(());
-            let until = Until { phases: self.phases.clone(), kept: is_kept };
+            let until = Until {
+                phases: self.phases.clone(),
+                kept: is_kept,
+            };
             if credential.path().is_some() {
                 self.watch(credential, until.clone());
                 self.refresh(credential, &refresher, until.clone());
             }
             self.poll(credential, upstream, &chatgpt, until);
-            Kept { credential: Arc::clone(credential), _let_go: let_go }
+            Kept {
+                credential: Arc::clone(credential),
+                _let_go: let_go,
+            }
         };
         credentials.map(keep).collect()
     }
@@ -165,8 +179,18 @@ impl Keeping {
         });
     }
 
-    fn poll(&self, credential: &Arc<Credential>, upstream: &Upstream, chatgpt: &Arc<str>, mut until: Until) {
-        let (credential, upstream, chatgpt) = (Arc::clone(credential), upstream.clone(), Arc::clone(chatgpt));
+    fn poll(
+        &self,
+        credential: &Arc<Credential>,
+        upstream: &Upstream,
+        chatgpt: &Arc<str>,
+        mut until: Until,
+    ) {
+        let (credential, upstream, chatgpt) = (
+            Arc::clone(credential),
+            upstream.clone(),
+            Arc::clone(chatgpt),
+        );
         let limit = self.limits.poll_timeout;
         self.tasks.spawn(async move {
             let polling = async {
@@ -202,12 +226,18 @@ async fn look(credential: &Arc<Credential>, looks: &Semaphore) {
                 return tracing::warn!(credential = tag, %reason, "credential unavailable");
             }
             Ok(Look::Unfinished) => sleep(SETTLE).await,
-            Err(error) => return tracing::error!(credential = tag, %error, "its file was not looked at"),
+            Err(error) => {
+                return tracing::error!(credential = tag, %error, "its file was not looked at");
+            }
         }
     }
 }
 
-async fn look_once(credential: &Arc<Credential>, stays: bool, looks: &Semaphore) -> Result<Look, JoinError> {
+async fn look_once(
+    credential: &Arc<Credential>,
+    stays: bool,
+    looks: &Semaphore,
+) -> Result<Look, JoinError> {
     let turn = looks.acquire().await;
     let looking = Arc::clone(credential);
     let mut look = spawn_blocking(move || looking.look(stays, Millis::now()));
@@ -218,9 +248,21 @@ async fn look_once(credential: &Arc<Credential>, stays: bool, looks: &Semaphore)
     look.await
 }
 
-async fn refresh_once(credential: &Arc<Credential>, refresher: &Refresher, lock_timeout: Duration, looks: &Semaphore) {
-    let (Some(due), Some(path)) = (credential.refresh_begins(Millis::now()), credential.path()) else { return };
-    let job = Job { path: path.to_owned(), due: due.clone(), lock_timeout };
+async fn refresh_once(
+    credential: &Arc<Credential>,
+    refresher: &Refresher,
+    lock_timeout: Duration,
+    looks: &Semaphore,
+) {
+    let (Some(due), Some(path)) = (credential.refresh_begins(Millis::now()), credential.path())
+    else {
+        return;
+    };
+    let job = Job {
+        path: path.to_owned(),
+        due: due.clone(),
+        lock_timeout,
+    };
     let outcome = refresher.refresh(job).await;
     if matches!(outcome, Outcome::Refreshed { .. } | Outcome::Newer) {
         // Before anybody is told: who waits finds the new tokens.
@@ -237,11 +279,21 @@ fn log(credential: &str, outcome: &Outcome) {
         Outcome::Refreshed { .. } => tracing::info!(credential, "tokens refreshed"),
         Outcome::Newer => tracing::info!(credential, "another process refreshed the tokens"),
         Outcome::LoginNeeded { reason } => {
-            tracing::error!(credential, reason, "log in again: tokens cannot be refreshed")
+            tracing::error!(
+                credential,
+                reason,
+                "log in again: tokens cannot be refreshed"
+            )
         }
-        Outcome::Failed { reason, .. } => tracing::warn!(credential, reason, "tokens were not refreshed"),
+        Outcome::Failed { reason, .. } => {
+            tracing::warn!(credential, reason, "tokens were not refreshed")
+        }
         Outcome::NotWritable { reason } => {
-            tracing::error!(credential, reason, "tokens are not refreshed: the new ones could not be kept");
+            tracing::error!(
+                credential,
+                reason,
+                "tokens are not refreshed: the new ones could not be kept"
+            );
         }
         Outcome::Busy => tracing::debug!(credential, "another process holds the lock"),
     }

@@ -13,8 +13,8 @@ use tokio::sync::Notify;
 
 use crate::config::{Config, PolicyConfig, PolicyId, PolicyKind, PolicySource, Problem};
 use crate::policy::{
-    Balancer, Engine, EngineError, FaultKind, LoadError, Loading, Policy, Pricer, Rewriter, Rules, Shadow,
-    ShadowStatus, Slot, Source, Threads, Urgency,
+    Balancer, Engine, EngineError, FaultKind, LoadError, Loading, Policy, Pricer, Rewriter, Rules,
+    Shadow, ShadowStatus, Slot, Source, Threads, Urgency,
 };
 use crate::values::clock::Millis;
 use crate::values::limits::Limits;
@@ -41,18 +41,29 @@ impl Workshop {
     pub(super) fn new(memory_max: usize, limits: &Arc<Limits>) -> Result<Self, EngineError> {
         let engine = Engine::of_the_process(memory_max)?;
         let (threads, limits) = (Threads::new(limits), Arc::clone(limits));
-        Ok(Self { engine, memory_max, threads, trouble: Arc::default(), limits })
+        Ok(Self {
+            engine,
+            memory_max,
+            threads,
+            trouble: Arc::default(),
+            limits,
+        })
     }
 
     /// The same, with compiled code kept in `data_dir`.
     pub(super) fn with_cache(mut self, data_dir: &Path) -> Self {
-        self.engine = self.engine.with_cache(&data_dir.join(CACHE), self.limits.policy_cache_bytes);
+        self.engine = self
+            .engine
+            .with_cache(&data_dir.join(CACHE), self.limits.policy_cache_bytes);
         self
     }
 
     /// The same, within other bounds.
     pub(super) fn with_limits(&self, limits: &Arc<Limits>) -> Self {
-        Self { limits: Arc::clone(limits), ..self.clone() }
+        Self {
+            limits: Arc::clone(limits),
+            ..self.clone()
+        }
     }
 
     /// A slot for `policy`, and what is told beside it.
@@ -60,7 +71,11 @@ impl Workshop {
     /// # Errors
     /// Its calls cannot be recorded, or its shadow cannot be used; the text names which.
     pub(super) fn slot(&self, policy: &PolicyConfig) -> Result<Arc<Slot>, LoadError> {
-        let failed = |reason: String| LoadError::Component { tag: policy.tag.clone(), stage: "use it", reason };
+        let failed = |reason: String| LoadError::Component {
+            tag: policy.tag.clone(),
+            stage: "use it",
+            reason,
+        };
         let slot = Slot::new(policy, &self.limits, &self.threads, &self.trouble).map_err(failed)?;
         slot.set_shadow(self.shadow(policy)?);
         Ok(slot)
@@ -71,7 +86,9 @@ impl Workshop {
     /// # Errors
     /// It cannot be used.
     pub(super) fn shadow(&self, policy: &PolicyConfig) -> Result<Option<Arc<Shadow>>, LoadError> {
-        let Some(path) = &policy.shadow else { return Ok(None) };
+        let Some(path) = &policy.shadow else {
+            return Ok(None);
+        };
         let newcomer = PolicyConfig {
             tag: format!("{} (shadow)", policy.tag),
             source: PolicySource::File(path.clone()),
@@ -82,7 +99,11 @@ impl Workshop {
         let loaded = crate::policy::load_alone(&self.engine, &newcomer)?;
         let stamp = loaded.stamp().clone();
         let started = Shadow::start(loaded, stamp);
-        let failed = |reason| LoadError::Component { tag: newcomer.tag.clone(), stage: "run it", reason };
+        let failed = |reason| LoadError::Component {
+            tag: newcomer.tag.clone(),
+            stage: "run it",
+            reason,
+        };
         started.map(Some).map_err(failed)
     }
 
@@ -102,13 +123,23 @@ impl Workshop {
         if policy.memory > self.memory_max {
             let path = format!("{}.memory", policy.path_in_config);
             let (most, found) = (self.memory_max, policy.memory);
-            let message = format!("expected at most {most} until the gateway is started anew, found {found}");
+            let message =
+                format!("expected at most {most} until the gateway is started anew, found {found}");
             return Err(LoadError::Config(vec![Problem::new(path, message)]));
         }
         let tell = |stage: &'static str| progress.at(stage);
         let begun = Instant::now();
-        let loaded =
-            Policy::load(&self.engine, policy, source, &Loading { slot, generation, urgency, progress: &tell })?;
+        let loaded = Policy::load(
+            &self.engine,
+            policy,
+            source,
+            &Loading {
+                slot,
+                generation,
+                urgency,
+                progress: &tell,
+            },
+        )?;
         let stamp = loaded.stamp();
         tracing::debug!(
             policy = policy.tag,
@@ -200,8 +231,19 @@ pub struct LastReload {
 }
 
 impl LastReload {
-    pub(super) fn now(outcome: &'static str, generation: u64, reason: Option<String>, took: Duration) -> Self {
-        Self { at: Millis::now().0, outcome, generation, reason, took_ms: took.as_millis() as u64 }
+    pub(super) fn now(
+        outcome: &'static str,
+        generation: u64,
+        reason: Option<String>,
+        took: Duration,
+    ) -> Self {
+        Self {
+            at: Millis::now().0,
+            outcome,
+            generation,
+            reason,
+            took_ms: took.as_millis() as u64,
+        }
     }
 
     /// Whether what was asked for is so.
@@ -245,7 +287,12 @@ impl Entry {
     /// A load failed: what serves goes on.
     pub(super) fn failed(&mut self, reason: String, took: Duration) {
         self.reloads.failed += 1;
-        self.last = Some(LastReload::now("failed", self.generation(), Some(reason), took));
+        self.last = Some(LastReload::now(
+            "failed",
+            self.generation(),
+            Some(reason),
+            took,
+        ));
     }
 
     /// Goes back to the generation before.
@@ -257,7 +304,12 @@ impl Entry {
         self.benched = None;
         self.before = Some(std::mem::replace(&mut self.current, before));
         self.reloads.back += 1;
-        self.last = Some(LastReload::now("rolled_back", self.generation(), None, Duration::ZERO));
+        self.last = Some(LastReload::now(
+            "rolled_back",
+            self.generation(),
+            None,
+            Duration::ZERO,
+        ));
         Ok(())
     }
 
@@ -268,13 +320,27 @@ impl Entry {
             return false;
         }
         let is_good = |policy: &Policy| policy.conduct().barred_for.is_none();
-        let Some(before) = self.before.take_if(|before| is_good(before)) else { return false };
+        let Some(before) = self.before.take_if(|before| is_good(before)) else {
+            return false;
+        };
         let times = self.benched.take().map_or(0, |benched| benched.times);
         let failed = std::mem::replace(&mut self.current, before);
         self.reloads.back += 1;
-        let reason = format!("generation {} failed too often", failed.conduct().generation);
-        self.last = Some(LastReload::now("taken_back", self.generation(), Some(reason), Duration::ZERO));
-        self.benched = Some(Benched { policy: failed, until: now + rules.pause(times), times: times + 1 });
+        let reason = format!(
+            "generation {} failed too often",
+            failed.conduct().generation
+        );
+        self.last = Some(LastReload::now(
+            "taken_back",
+            self.generation(),
+            Some(reason),
+            Duration::ZERO,
+        ));
+        self.benched = Some(Benched {
+            policy: failed,
+            until: now + rules.pause(times),
+            times: times + 1,
+        });
         true
     }
 
@@ -290,13 +356,20 @@ impl Entry {
 
     /// A generation whose time on the bench is over serves again, on probation. Answers whether it is so.
     pub(super) fn try_again(&mut self, now: Instant) -> bool {
-        let Some(benched) = self.benched.as_mut().filter(|benched| benched.until <= now) else { return false };
+        let Some(benched) = self.benched.as_mut().filter(|benched| benched.until <= now) else {
+            return false;
+        };
         // For what it does from here on; how often it was taken out stays known.
         benched.until = now + FAR;
         let policy = benched.policy.clone();
         policy.try_anew();
         self.before = Some(std::mem::replace(&mut self.current, policy));
-        self.last = Some(LastReload::now("tried_again", self.generation(), None, Duration::ZERO));
+        self.last = Some(LastReload::now(
+            "tried_again",
+            self.generation(),
+            None,
+            Duration::ZERO,
+        ));
         true
     }
 }
@@ -312,23 +385,31 @@ pub(super) struct Policies {
 
 impl Policies {
     pub(super) fn named(&mut self, tag: &str) -> Option<&mut Entry> {
-        self.entries.iter_mut().find(|entry| entry.config.tag == tag)
+        self.entries
+            .iter_mut()
+            .find(|entry| entry.config.tag == tag)
     }
 
     // The resolved configuration refers to policies only by ids of the right kind.
 
     pub(super) fn balancer(&self, id: PolicyId) -> Arc<Balancer> {
-        let Policy::Balancer(balancer) = &self.entries[id.0].current else { unreachable!("resolved as a balancer") };
+        let Policy::Balancer(balancer) = &self.entries[id.0].current else {
+            unreachable!("resolved as a balancer")
+        };
         Arc::clone(balancer)
     }
 
     pub(super) fn rewriter(&self, id: PolicyId) -> Arc<Rewriter> {
-        let Policy::Rewriter(rewriter) = &self.entries[id.0].current else { unreachable!("resolved as a rewriter") };
+        let Policy::Rewriter(rewriter) = &self.entries[id.0].current else {
+            unreachable!("resolved as a rewriter")
+        };
         Arc::clone(rewriter)
     }
 
     pub(super) fn pricer(&self, id: PolicyId) -> Arc<Pricer> {
-        let Policy::Pricer(pricer) = &self.entries[id.0].current else { unreachable!("resolved as a pricer") };
+        let Policy::Pricer(pricer) = &self.entries[id.0].current else {
+            unreachable!("resolved as a pricer")
+        };
         Arc::clone(pricer)
     }
 
@@ -398,7 +479,11 @@ pub struct CallTimes {
 
 impl Entry {
     fn status(&self) -> PolicyStatus {
-        let (stats, conduct, stamp) = (self.slot.stats(), self.current.conduct(), self.current.stamp());
+        let (stats, conduct, stamp) = (
+            self.slot.stats(),
+            self.current.conduct(),
+            self.current.stamp(),
+        );
         let micros = |span: Duration| span.as_nanos() as f64 / 1e3;
         let time = stats.time();
         let loading = self.progress.as_ref().map(|progress| {
@@ -421,7 +506,10 @@ impl Entry {
             version: stamp.version.clone(),
             digest: stamp.digest.clone(),
             generation: conduct.generation,
-            generation_before: self.before.as_ref().map(|before| before.conduct().generation),
+            generation_before: self
+                .before
+                .as_ref()
+                .map(|before| before.conduct().generation),
             state: match () {
                 () if conduct.barred_for.is_some() => "quarantined",
                 () if conduct.generation == 0 && loading.is_some() => "loading",
@@ -456,5 +544,7 @@ impl Entry {
 /// The memory that any guest of `config` may have: the engine's pool is made for it.
 pub(super) fn memory_max(config: &Config) -> usize {
     let largest = config.policies.iter().map(|policy| policy.memory).max();
-    largest.unwrap_or_default().max(crate::config::POLICY_MEMORY)
+    largest
+        .unwrap_or_default()
+        .max(crate::config::POLICY_MEMORY)
 }

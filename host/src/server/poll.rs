@@ -25,10 +25,24 @@ pub(super) async fn poll(
 ) {
     match ask(credential, identity, upstream, chatgpt, limit).await {
         Ok(told) => {
-            credential.polled(begun, identity, &told.reading, told.plan.as_deref(), told.own_weight, Millis::now());
+            credential.polled(
+                begun,
+                identity,
+                &told.reading,
+                told.plan.as_deref(),
+                told.own_weight,
+                Millis::now(),
+            );
         }
-        Err(Failure { reason, retry_after }) => {
-            tracing::debug!(credential = credential.tag(), reason, "the poll of its use told nothing");
+        Err(Failure {
+            reason,
+            retry_after,
+        }) => {
+            tracing::debug!(
+                credential = credential.tag(),
+                reason,
+                "the poll of its use told nothing"
+            );
             credential.poll_failed(begun, reason, retry_after, Millis::now());
         }
     }
@@ -48,7 +62,10 @@ struct Failure {
 
 impl Failure {
     fn new(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), retry_after: None }
+        Self {
+            reason: reason.into(),
+            retry_after: None,
+        }
     }
 }
 
@@ -72,7 +89,9 @@ async fn ask(
     if let Some(account) = identity.account_id() {
         request = request.header("chatgpt-account-id", account.clone());
     }
-    let request = request.body(RequestBody::kept([].into())).map_err(|error| Failure::new(error.to_string()))?;
+    let request = request
+        .body(RequestBody::kept([].into()))
+        .map_err(|error| Failure::new(error.to_string()))?;
     let answer = upstream.exchange(request, ANSWER_BYTES, limit).await;
     let answer = answer.map_err(|error| Failure::new(error.to_string()))?;
     let value = json(&answer)?;
@@ -86,23 +105,37 @@ fn json(answer: &Response<Bytes>) -> Result<Value, Failure> {
     let status = answer.status();
     if !status.is_success() {
         let is_limited = status == StatusCode::TOO_MANY_REQUESTS;
-        let retry_after = is_limited.then(|| retry_after(answer.headers().get(RETRY_AFTER))).flatten();
-        return Err(Failure { reason: format!("answered {}", status.as_u16()), retry_after });
+        let retry_after = is_limited
+            .then(|| retry_after(answer.headers().get(RETRY_AFTER)))
+            .flatten();
+        return Err(Failure {
+            reason: format!("answered {}", status.as_u16()),
+            retry_after,
+        });
     }
-    let value = serde_json::from_slice(answer.body()).ok().filter(Value::is_object);
+    let value = serde_json::from_slice(answer.body())
+        .ok()
+        .filter(Value::is_object);
     value.ok_or_else(|| Failure::new("expected a JSON object, found something else"))
 }
 
 /// `wham/usage` of the ChatGPT backend.
 fn usage(usage: &Value) -> Result<Told, Failure> {
-    let plan = usage.get("plan_type").and_then(Value::as_str).filter(|plan| is_name(plan));
+    let plan = usage
+        .get("plan_type")
+        .and_then(Value::as_str)
+        .filter(|plan| is_name(plan));
     let rate_limit = usage.get("rate_limit").unwrap_or(&Value::Null);
     let reading = Reading::from_usage(rate_limit);
     // A plan without limits tells so by a null.
     if reading.is_empty() && !(rate_limit.is_null() && plan.is_some()) {
         return Err(Failure::new("expected windows, found none"));
     }
-    Ok(Told { reading, plan: plan.map(str::to_owned), own_weight: None })
+    Ok(Told {
+        reading,
+        plan: plan.map(str::to_owned),
+        own_weight: None,
+    })
 }
 
 fn is_name(text: &str) -> bool {
@@ -111,10 +144,24 @@ fn is_name(text: &str) -> bool {
 
 /// `ocm/v1/status` of another gateway.
 fn status(status: &Value) -> Result<Told, Failure> {
-    let number = |name: &str| status.get(name).and_then(Value::as_f64).filter(|number| *number >= 0.0);
-    let (Some(five_hour), Some(weekly)) = (number("five_hour_utilization"), number("weekly_utilization")) else {
-        return Err(Failure::new("expected five_hour_utilization and weekly_utilization, found others"));
+    let number = |name: &str| {
+        status
+            .get(name)
+            .and_then(Value::as_f64)
+            .filter(|number| *number >= 0.0)
+    };
+    let (Some(five_hour), Some(weekly)) = (
+        number("five_hour_utilization"),
+        number("weekly_utilization"),
+    ) else {
+        return Err(Failure::new(
+            "expected five_hour_utilization and weekly_utilization, found others",
+        ));
     };
     let own_weight = number("plan_weight").filter(|weight| *weight > 0.0 && weight.is_finite());
-    Ok(Told { reading: Reading::of_use(five_hour, weekly), plan: None, own_weight })
+    Ok(Told {
+        reading: Reading::of_use(five_hour, weekly),
+        plan: None,
+        own_weight,
+    })
 }

@@ -24,7 +24,8 @@ use crate::upstream::{RequestBody, Trust, Upstream, UpstreamError};
 use crate::values::limits::{ANSWER_BYTES, Limits};
 
 /// What this gateway calls itself.
-pub(super) const AGENT: HeaderValue = HeaderValue::from_static(concat!("tollgate/", env!("CARGO_PKG_VERSION")));
+pub(super) const AGENT: HeaderValue =
+    HeaderValue::from_static(concat!("tollgate/", env!("CARGO_PKG_VERSION")));
 
 /// What a refreshing process may take beyond its time-outs, before it is not waited for any more. It is never killed.
 const SLACK: Duration = Duration::from_secs(15);
@@ -63,8 +64,18 @@ pub(super) struct Refresher {
 }
 
 impl Refresher {
-    pub(super) fn new(place: RefreshIn, endpoint: Uri, limits: &Arc<Limits>, trust: &Trust) -> Self {
-        Self { place, endpoint, limits: Arc::clone(limits), trust: trust.clone() }
+    pub(super) fn new(
+        place: RefreshIn,
+        endpoint: Uri,
+        limits: &Arc<Limits>,
+        trust: &Trust,
+    ) -> Self {
+        Self {
+            place,
+            endpoint,
+            limits: Arc::clone(limits),
+            trust: trust.clone(),
+        }
     }
 
     /// Does one.
@@ -73,7 +84,11 @@ impl Refresher {
             job,
             endpoint: self.endpoint.to_string(),
             // What was not sent within half the time can be told from what was not answered.
-            connect_timeout: self.limits.connect_timeout.min(CONNECT_TIMEOUT).min(self.limits.refresh_timeout / 2),
+            connect_timeout: self
+                .limits
+                .connect_timeout
+                .min(CONNECT_TIMEOUT)
+                .min(self.limits.refresh_timeout / 2),
             refresh_timeout: self.limits.refresh_timeout,
         };
         match &self.place {
@@ -91,7 +106,10 @@ impl Refresher {
 }
 
 fn failed(reason: String) -> Outcome {
-    Outcome::Failed { reason, retry_after: None }
+    Outcome::Failed {
+        reason,
+        retry_after: None,
+    }
 }
 
 async fn by_child(program: &PathBuf, errand: &Errand) -> Result<Outcome, String> {
@@ -119,7 +137,10 @@ async fn by_child(program: &PathBuf, errand: &Errand) -> Result<Outcome, String>
 
 /// Runs one refresh in this process, to its end.
 pub async fn run_errand(errand: Errand) -> Outcome {
-    let limits = Limits { connect_timeout: errand.connect_timeout, ..Limits::default() };
+    let limits = Limits {
+        connect_timeout: errand.connect_timeout,
+        ..Limits::default()
+    };
     run(errand, &Trust::of_the_platform(), &limits).await
 }
 
@@ -128,10 +149,19 @@ async fn run(errand: Errand, trust: &Trust, limits: &Limits) -> Outcome {
     let upstream = Upstream::new(trust, limits);
     let handle = Handle::current();
     let refreshing = spawn_blocking(move || {
-        let Errand { job, endpoint, refresh_timeout, .. } = errand;
-        refresh(&job, |body| handle.block_on(ask(&upstream, &endpoint, body, refresh_timeout)))
+        let Errand {
+            job,
+            endpoint,
+            refresh_timeout,
+            ..
+        } = errand;
+        refresh(&job, |body| {
+            handle.block_on(ask(&upstream, &endpoint, body, refresh_timeout))
+        })
     });
-    refreshing.await.unwrap_or_else(|_| failed("it panicked".to_owned()))
+    refreshing
+        .await
+        .unwrap_or_else(|_| failed("it panicked".to_owned()))
 }
 
 async fn ask(
@@ -153,7 +183,11 @@ async fn ask(
         Err(error @ UpstreamError::Unreachable(_)) => {
             return Err(NoAnswer::NotSent(format!("the token endpoint: {error}")));
         }
-        Err(error) => return Err(NoAnswer::Lost(format!("the token endpoint gave no answer ({error})"))),
+        Err(error) => {
+            return Err(NoAnswer::Lost(format!(
+                "the token endpoint gave no answer ({error})"
+            )));
+        }
     };
     Ok(Answer {
         status: response.status().as_u16(),
@@ -168,5 +202,8 @@ pub(super) fn retry_after(value: Option<&HeaderValue>) -> Option<Duration> {
     if let Ok(seconds) = text.parse() {
         return Some(Duration::from_secs(seconds));
     }
-    httpdate::parse_http_date(text).ok()?.duration_since(SystemTime::now()).ok()
+    httpdate::parse_http_date(text)
+        .ok()?
+        .duration_since(SystemTime::now())
+        .ok()
 }

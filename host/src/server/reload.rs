@@ -115,9 +115,23 @@ impl Drop for Abort {
 
 /// What was done beside the supervisor, and is over.
 pub(super) enum Work {
-    Loaded { tag: String, of: PolicyConfig, begun: Instant, loaded: Result<Found, LoadError>, replies: Vec<Reply> },
-    Shadow { tag: String, loaded: Result<Option<Arc<Shadow>>, LoadError> },
-    Staged { config: Box<Config>, staged: Result<Staged, StartError>, begun: Instant, reply: Reply },
+    Loaded {
+        tag: String,
+        of: PolicyConfig,
+        begun: Instant,
+        loaded: Result<Found, LoadError>,
+        replies: Vec<Reply>,
+    },
+    Shadow {
+        tag: String,
+        loaded: Result<Option<Arc<Shadow>>, LoadError>,
+    },
+    Staged {
+        config: Box<Config>,
+        staged: Result<Staged, StartError>,
+        begun: Instant,
+        reply: Reply,
+    },
 }
 
 /// What was found in a policy's file.
@@ -134,15 +148,37 @@ pub(super) fn commands() -> (mpsc::Sender<Command>, mpsc::Receiver<Command>) {
 
 impl Supervisor {
     /// Changes what is asked for, until the gateway stops.
-    pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>, pending: Vec<Pending>) {
+    pub(super) async fn run(
+        mut self,
+        mut commands: mpsc::Receiver<Command>,
+        pending: Vec<Pending>,
+    ) {
         for Pending { tag, loaded } in pending {
-            let of = self.board.policies().named(&tag).map(|entry| entry.config.clone());
+            let of = self
+                .board
+                .policies()
+                .named(&tag)
+                .map(|entry| entry.config.clone());
             let Some(of) = of else { continue };
             self.works.spawn(async move {
                 let reason = || "loading it panicked".to_owned();
-                let panicked = |_| LoadError::Component { tag: tag.clone(), stage: "load it", reason: reason() };
-                let loaded = loaded.await.map_err(panicked).and_then(|loaded| loaded).map(Found::New);
-                Work::Loaded { tag, of, begun: Instant::now(), loaded, replies: Vec::new() }
+                let panicked = |_| LoadError::Component {
+                    tag: tag.clone(),
+                    stage: "load it",
+                    reason: reason(),
+                };
+                let loaded = loaded
+                    .await
+                    .map_err(panicked)
+                    .and_then(|loaded| loaded)
+                    .map(Found::New);
+                Work::Loaded {
+                    tag,
+                    of,
+                    begun: Instant::now(),
+                    loaded,
+                    replies: Vec::new(),
+                }
             });
         }
         self.watch_files();
@@ -182,7 +218,9 @@ impl Supervisor {
             Command::FileChanged { tag } => self.load(&tag, Vec::new()),
             Command::RollBack { tag, reply } => {
                 let done = match self.board.policies().named(&tag) {
-                    Some(entry) => entry.roll_back().map(|()| format!("generation {} serves", entry.generation())),
+                    Some(entry) => entry
+                        .roll_back()
+                        .map(|()| format!("generation {} serves", entry.generation())),
                     None => Err(unknown(&tag)),
                 };
                 if let Ok(done) = &done {
@@ -192,9 +230,21 @@ impl Supervisor {
                 let _ = reply.send(done);
             }
             Command::ShadowChanged { tag } => {
-                let Some(policy) = self.board.policies().named(&tag).map(|entry| entry.config.clone()) else { return };
+                let Some(policy) = self
+                    .board
+                    .policies()
+                    .named(&tag)
+                    .map(|entry| entry.config.clone())
+                else {
+                    return;
+                };
                 let workshop = self.workshop.clone();
-                if self.board.policies().named(&tag).is_some_and(|entry| shadow_is_known(&policy, &entry.slot)) {
+                if self
+                    .board
+                    .policies()
+                    .named(&tag)
+                    .is_some_and(|entry| shadow_is_known(&policy, &entry.slot))
+                {
                     return;
                 }
                 self.works.spawn(async move {
@@ -205,10 +255,15 @@ impl Supervisor {
                 });
             }
             Command::Configure { reply, .. } if self.waiting.len() >= COMMANDS => {
-                answer(vec![reply], &Err("too many configurations wait to be taken up".to_owned()));
+                answer(
+                    vec![reply],
+                    &Err("too many configurations wait to be taken up".to_owned()),
+                );
             }
             // One after the other: what is new in one is told from what the one before made.
-            Command::Configure { config, reply } if self.is_staging => self.waiting.push_back((config, reply)),
+            Command::Configure { config, reply } if self.is_staging => {
+                self.waiting.push_back((config, reply))
+            }
             Command::Configure { config, reply } => self.stage(config, reply),
         }
     }
@@ -225,34 +280,70 @@ impl Supervisor {
             if replies.is_empty() && !self.again.iter().any(|(again, _)| again == tag) {
                 self.again.push((tag.to_owned(), None));
             }
-            self.again.extend(replies.into_iter().map(|reply| (tag.to_owned(), Some(reply))));
+            self.again.extend(
+                replies
+                    .into_iter()
+                    .map(|reply| (tag.to_owned(), Some(reply))),
+            );
             return;
         }
         let progress = Progress::new();
         entry.progress = Some(progress.clone());
-        let (policy, slot, number) = (entry.config.clone(), Arc::clone(&entry.slot), entry.numbered + 1);
-        let known = (entry.generation() > 0 && replies.is_empty()).then(|| entry.current.stamp().digest.clone());
+        let (policy, slot, number) = (
+            entry.config.clone(),
+            Arc::clone(&entry.slot),
+            entry.numbered + 1,
+        );
+        let known = (entry.generation() > 0 && replies.is_empty())
+            .then(|| entry.current.stamp().digest.clone());
         drop(policies);
         let (tag, workshop) = (tag.to_owned(), self.workshop.clone());
         self.works.spawn(async move {
             let begun = Instant::now();
             let load = {
                 let policy = policy.clone();
-                move |source: &Source| workshop.load(&policy, source, &slot, number, Urgency::BesideService, &progress)
+                move |source: &Source| {
+                    workshop.load(
+                        &policy,
+                        source,
+                        &slot,
+                        number,
+                        Urgency::BesideService,
+                        &progress,
+                    )
+                }
             };
             let loaded = settled(&policy, known, load).await;
-            Work::Loaded { tag, of: policy, begun, loaded, replies }
+            Work::Loaded {
+                tag,
+                of: policy,
+                begun,
+                loaded,
+                replies,
+            }
         });
     }
 
     fn over(&mut self, work: Work) {
         match work {
-            Work::Loaded { tag, of, begun, loaded, replies } => {
+            Work::Loaded {
+                tag,
+                of,
+                begun,
+                loaded,
+                replies,
+            } => {
                 answer(replies, &self.loaded(&tag, &of, begun.elapsed(), loaded));
                 // Who asked meanwhile asked for what the file is since then.
-                let again: Vec<_> = self.again.extract_if(.., |(again, _)| *again == tag).collect();
+                let again: Vec<_> = self
+                    .again
+                    .extract_if(.., |(again, _)| *again == tag)
+                    .collect();
                 if !again.is_empty() {
-                    self.load(&tag, again.into_iter().filter_map(|(_, reply)| reply).collect());
+                    self.load(
+                        &tag,
+                        again.into_iter().filter_map(|(_, reply)| reply).collect(),
+                    );
                 }
             }
             Work::Shadow { tag, loaded } => match loaded {
@@ -264,8 +355,15 @@ impl Supervisor {
                 }
                 Err(error) => tracing::error!(policy = tag, %error, "its shadow goes on as it was"),
             },
-            Work::Staged { config, staged, begun, reply } => {
-                let done = staged.map_err(|error| error.to_string()).map(|staged| self.take_up(*config, staged));
+            Work::Staged {
+                config,
+                staged,
+                begun,
+                reply,
+            } => {
+                let done = staged
+                    .map_err(|error| error.to_string())
+                    .map(|staged| self.take_up(*config, staged));
                 self.note_configured(&done, begun.elapsed());
                 let _ = reply.send(done);
                 self.stage_next();
@@ -309,16 +407,28 @@ impl Supervisor {
             }
             Err(error) => {
                 let reason = error.to_string();
-                tracing::error!(policy = tag, error = reason, serves = entry.generation(), "policy not reloaded");
+                tracing::error!(
+                    policy = tag,
+                    error = reason,
+                    serves = entry.generation(),
+                    "policy not reloaded"
+                );
                 entry.failed(reason.clone(), took);
                 Some(Err(reason))
             }
         };
         let absent = (entry.generation() == 0).then(|| {
             // What requests are told, from now on.
-            let reason = entry.last.as_ref().and_then(|last| last.reason.clone()).unwrap_or_default();
-            entry.current =
-                Policy::absent(&entry.config, &entry.slot, format!("its component cannot be used: {reason}"));
+            let reason = entry
+                .last
+                .as_ref()
+                .and_then(|last| last.reason.clone())
+                .unwrap_or_default();
+            entry.current = Policy::absent(
+                &entry.config,
+                &entry.slot,
+                format!("its component cannot be used: {reason}"),
+            );
         });
         drop(policies);
         if matches!(done, Some(Ok(_))) || absent.is_some() {
@@ -336,14 +446,26 @@ impl Supervisor {
             if entry.take_back(rules, now) {
                 changed = true;
                 let (policy, serves) = (&entry.config.tag, entry.generation());
-                tracing::error!(policy, serves, "a generation failed too often: the one before it serves");
+                tracing::error!(
+                    policy,
+                    serves,
+                    "a generation failed too often: the one before it serves"
+                );
             } else if entry.is_proven() {
                 let (policy, serves) = (&entry.config.tag, entry.generation());
-                tracing::info!(policy, serves, "a generation that had failed too often is good again");
+                tracing::info!(
+                    policy,
+                    serves,
+                    "a generation that had failed too often is good again"
+                );
             } else if entry.try_again(now) {
                 changed = true;
                 let (policy, serves) = (&entry.config.tag, entry.generation());
-                tracing::warn!(policy, serves, "a generation that failed too often is tried again");
+                tracing::warn!(
+                    policy,
+                    serves,
+                    "a generation that failed too often is tried again"
+                );
             }
         }
         if changed {
@@ -354,7 +476,10 @@ impl Supervisor {
     /// When there is something to look after, at the latest.
     fn wake_at(&self) -> Instant {
         let policies = self.board.policies();
-        let benched = policies.entries.iter().filter_map(|entry| entry.benched.as_ref().map(|benched| benched.until));
+        let benched = policies
+            .entries
+            .iter()
+            .filter_map(|entry| entry.benched.as_ref().map(|benched| benched.until));
         benched.fold(Instant::now() + TELL_AGAIN, Instant::min)
     }
 
@@ -363,7 +488,12 @@ impl Supervisor {
             if let Some((stage, since)) = entry.progress.as_ref().map(Progress::told)
                 && since >= TELL_AGAIN
             {
-                tracing::info!(policy = entry.config.tag, stage, seconds = since.as_secs(), "policy is being loaded");
+                tracing::info!(
+                    policy = entry.config.tag,
+                    stage,
+                    seconds = since.as_secs(),
+                    "policy is being loaded"
+                );
             }
         }
     }
@@ -379,20 +509,38 @@ impl Supervisor {
                 continue;
             }
             let credentials = before.credentials().to_vec();
-            let service =
-                Arc::new(assemble(&self.world, &served.config, &policies, &self.limits, credentials, Some(&before)));
+            let service = Arc::new(assemble(
+                &self.world,
+                &served.config,
+                &policies,
+                &self.limits,
+                credentials,
+                Some(&before),
+            ));
             services.push(Arc::downgrade(&service));
             served.live.send_replace(service);
         }
-        *self.board.services.write().unwrap_or_else(PoisonError::into_inner) = services;
+        *self
+            .board
+            .services
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = services;
     }
 
     /// Watches the files of the policies that there are now.
     pub(super) fn watch_files(&mut self) {
-        let policies: Vec<PolicyConfig> =
-            self.board.policies().entries.iter().map(|entry| entry.config.clone()).collect();
-        self.watched
-            .retain(|tag, watched| policies.iter().any(|policy| policy.tag == *tag && policy.is_like(&watched.policy)));
+        let policies: Vec<PolicyConfig> = self
+            .board
+            .policies()
+            .entries
+            .iter()
+            .map(|entry| entry.config.clone())
+            .collect();
+        self.watched.retain(|tag, watched| {
+            policies
+                .iter()
+                .any(|policy| policy.tag == *tag && policy.is_like(&watched.policy))
+        });
         for policy in policies {
             if self.watched.contains_key(&policy.tag) {
                 continue;
@@ -400,24 +548,39 @@ impl Supervisor {
             let mut tasks = Vec::new();
             if let PolicySource::File(path) = &policy.source {
                 let tag = policy.tag.clone();
-                tasks.push(self.watch_file(path, move || Command::FileChanged { tag: tag.clone() }));
+                tasks
+                    .push(self.watch_file(path, move || Command::FileChanged { tag: tag.clone() }));
             }
             if let Some(path) = &policy.shadow {
                 let tag = policy.tag.clone();
-                tasks.push(self.watch_file(path, move || Command::ShadowChanged { tag: tag.clone() }));
+                tasks.push(
+                    self.watch_file(path, move || Command::ShadowChanged { tag: tag.clone() }),
+                );
             }
-            self.watched.insert(policy.tag.clone(), Watched { policy, _tasks: tasks });
+            self.watched.insert(
+                policy.tag.clone(),
+                Watched {
+                    policy,
+                    _tasks: tasks,
+                },
+            );
         }
     }
 
-    fn watch_file(&self, path: &std::path::Path, told: impl Fn() -> Command + Send + 'static) -> Abort {
+    fn watch_file(
+        &self,
+        path: &std::path::Path,
+        told: impl Fn() -> Command + Send + 'static,
+    ) -> Abort {
         let changed = Arc::new(Notify::new());
         self.watch.file(path, &changed);
         let commands = self.commands.downgrade();
         let watching = tokio::spawn(async move {
             loop {
                 changed.notified().await;
-                let Some(commands) = commands.upgrade() else { return };
+                let Some(commands) = commands.upgrade() else {
+                    return;
+                };
                 if commands.send(told()).await.is_err() {
                     return;
                 }
@@ -429,8 +592,13 @@ impl Supervisor {
 
 /// Whether the shadow that is configured is the one that runs.
 fn shadow_is_known(policy: &PolicyConfig, slot: &Slot) -> bool {
-    let Some(path) = &policy.shadow else { return true };
-    let of_file = PolicyConfig { source: PolicySource::File(path.clone()), ..policy.clone() };
+    let Some(path) = &policy.shadow else {
+        return true;
+    };
+    let of_file = PolicyConfig {
+        source: PolicySource::File(path.clone()),
+        ..policy.clone()
+    };
     let known = slot.shadow().map(|shadow| shadow.status().digest);
     Source::read(&of_file).ok().map(|source| source.digest()) == known
 }
@@ -459,8 +627,9 @@ async fn settled(
                 (Some(digest), load(&source).map(Found::New))
             }
         };
-        let (digest, found) =
-            spawn_blocking(looking).await.unwrap_or_else(|error| (None, Err(panicked(&policy.tag, &error))));
+        let (digest, found) = spawn_blocking(looking)
+            .await
+            .unwrap_or_else(|error| (None, Err(panicked(&policy.tag, &error))));
         let Err(error) = found else { return found };
         // As long as it changes somebody writes it.
         looks = if digest == last { looks + 1 } else { 1 };
@@ -473,7 +642,11 @@ async fn settled(
 }
 
 fn panicked(tag: &str, error: &tokio::task::JoinError) -> LoadError {
-    LoadError::Component { tag: tag.to_owned(), stage: "load it", reason: error.to_string() }
+    LoadError::Component {
+        tag: tag.to_owned(),
+        stage: "load it",
+        reason: error.to_string(),
+    }
 }
 
 fn unknown(tag: &str) -> String {

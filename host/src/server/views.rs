@@ -31,11 +31,22 @@ pub(super) struct ViewOf {
 pub(super) fn wanted<'a>(services: impl IntoIterator<Item = &'a ServiceConfig>) -> Vec<ViewOf> {
     let of = |service: &ServiceConfig| {
         let view = |credential: &CredentialConfig| {
-            let (service, credential, path) =
-                (service.tag.clone(), credential.tag.clone(), credential.usages_path.clone()?);
-            Some(ViewOf { path, service, credential })
+            let (service, credential, path) = (
+                service.tag.clone(),
+                credential.tag.clone(),
+                credential.usages_path.clone()?,
+            );
+            Some(ViewOf {
+                path,
+                service,
+                credential,
+            })
         };
-        service.credentials.iter().filter_map(view).collect::<Vec<ViewOf>>()
+        service
+            .credentials
+            .iter()
+            .filter_map(view)
+            .collect::<Vec<ViewOf>>()
     };
     services.into_iter().flat_map(of).collect()
 }
@@ -65,10 +76,16 @@ impl View {
 impl Views {
     /// Takes in the files that are there, as opening balances.
     pub(super) fn open(ledger: &Arc<Ledger>, wanted: Vec<ViewOf>) -> Result<Self, StartError> {
-        let mut views = Self { ledger: Arc::clone(ledger), reader: None, views: Vec::new() };
+        let mut views = Self {
+            ledger: Arc::clone(ledger),
+            reader: None,
+            views: Vec::new(),
+        };
         for of in wanted {
             let path = of.path.display().to_string();
-            views.add(of).map_err(|reason| StartError::UsageFile { path, reason })?;
+            views
+                .add(of)
+                .map_err(|reason| StartError::UsageFile { path, reason })?;
         }
         Ok(views)
     }
@@ -81,7 +98,9 @@ impl Views {
         let view = open(&reader, of);
         self.reader = Some(reader);
         let view = view?;
-        self.ledger.save_view(&view.key(), view.state.clone()).wait();
+        self.ledger
+            .save_view(&view.key(), view.state.clone())
+            .wait();
         self.views.push(view);
         Ok(())
     }
@@ -100,7 +119,9 @@ impl Views {
             }
             self.update();
         };
-        let thread = thread::Builder::new().name("usage-files".to_owned()).spawn(run)?;
+        let thread = thread::Builder::new()
+            .name("usage-files".to_owned())
+            .spawn(run)?;
         Ok((messages, thread))
     }
 
@@ -138,10 +159,14 @@ fn open(reader: &Reader, of: ViewOf) -> Result<View, String> {
     let (sums, through, digest) = match (found, noted) {
         (Found::Missing, None) => (Sums::default(), last_row, None),
         // Noted, and then killed before the first writing.
-        (Found::Missing, Some(noted)) if noted.digest_before.is_none() => (Sums::default(), noted.through_before, None),
+        (Found::Missing, Some(noted)) if noted.digest_before.is_none() => {
+            (Sums::default(), noted.through_before, None)
+        }
         // Somebody removed it, to begin anew.
         (Found::Missing, Some(noted)) => (Sums::default(), noted.through, None),
-        (Found::Sums(sums, digest), Some(noted)) if noted.digest_before.as_ref() == Some(&digest) => {
+        (Found::Sums(sums, digest), Some(noted))
+            if noted.digest_before.as_ref() == Some(&digest) =>
+        {
             (*sums, noted.through_before, Some(digest))
         }
         // Ours; or another program's, which added its own to what we had written.
@@ -153,8 +178,18 @@ fn open(reader: &Reader, of: ViewOf) -> Result<View, String> {
             (Sums::default(), noted.map_or(last_row, |_| 0), None)
         }
     };
-    let state = ViewState { through, digest: digest.clone(), through_before: through, digest_before: digest };
-    Ok(View { of, sums, added: through, state })
+    let state = ViewState {
+        through,
+        digest: digest.clone(),
+        through_before: through,
+        digest_before: digest,
+    };
+    Ok(View {
+        of,
+        sums,
+        added: through,
+        state,
+    })
 }
 
 fn update(view: &mut View, reader: &Reader, ledger: &Ledger) -> Result<(), String> {

@@ -40,7 +40,12 @@ pub type BodyPart = Option<Result<Bytes, RequestBodyError>>;
 impl ClientBody {
     /// `inner`, of at most `bytes_max`, with at most `limit` between its parts.
     pub fn new(inner: Incoming, bytes_max: u64, limit: Duration) -> Self {
-        Self { inner, left: bytes_max, limit, timer: None }
+        Self {
+            inner,
+            left: bytes_max,
+            limit,
+            timer: None,
+        }
     }
 
     /// Whether there is nothing in it.
@@ -60,9 +65,15 @@ impl ClientBody {
                 Poll::Pending => return self.poll_timer(cx),
             };
             self.timer = None;
-            let Some(frame) = frame else { return Poll::Ready(None) };
-            let Ok(frame) = frame else { return Poll::Ready(Some(Err(RequestBodyError::Broken))) };
-            let Ok(data) = frame.into_data() else { continue };
+            let Some(frame) = frame else {
+                return Poll::Ready(None);
+            };
+            let Ok(frame) = frame else {
+                return Poll::Ready(Some(Err(RequestBodyError::Broken)));
+            };
+            let Ok(data) = frame.into_data() else {
+                continue;
+            };
             let Some(left) = self.left.checked_sub(data.len() as u64) else {
                 return Poll::Ready(Some(Err(RequestBodyError::TooLarge)));
             };
@@ -94,13 +105,25 @@ impl RequestBody {
     /// A body that is kept whole: it can be sent again.
     pub fn kept(parts: Arc<[Bytes]>) -> Self {
         let length: u64 = parts.iter().map(|part| part.len() as u64).sum();
-        Self { kept: parts, next: 0, kept_left: length, rest: None, left: Some(length) }
+        Self {
+            kept: parts,
+            next: 0,
+            kept_left: length,
+            rest: None,
+            left: Some(length),
+        }
     }
 
     /// A body of which only the beginning was kept, and whose length is `length` where it is known.
     pub fn streamed(parts: Arc<[Bytes]>, rest: ClientBody, length: Option<u64>) -> Self {
         let kept_left = parts.iter().map(|part| part.len() as u64).sum();
-        Self { kept: parts, next: 0, kept_left, rest: Some(rest), left: length }
+        Self {
+            kept: parts,
+            next: 0,
+            kept_left,
+            rest: Some(rest),
+            left: length,
+        }
     }
 
     fn passed(&mut self, data: &Bytes) {
@@ -122,7 +145,9 @@ impl Body for RequestBody {
             self.passed(&part);
             return Poll::Ready(Some(Ok(Frame::data(part))));
         }
-        let Some(rest) = &mut self.rest else { return Poll::Ready(None) };
+        let Some(rest) = &mut self.rest else {
+            return Poll::Ready(None);
+        };
         let part = ready!(rest.poll_part(cx));
         if let Some(Ok(data)) = &part {
             self.passed(data);
@@ -137,6 +162,7 @@ impl Body for RequestBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.left.map_or_else(SizeHint::default, SizeHint::with_exact)
+        self.left
+            .map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }

@@ -21,6 +21,13 @@ pub const COLUMN_NAMES: [&str; 5] = ["input", "cached", "cache-write", "output",
 impl TokenCounts {
     /// The counts in the order of [`COLUMN_NAMES`].
     pub fn columns(&self) -> [f64; 5] {
-        [self.input, self.cached, self.cache_write, self.output, self.reasoning].map(|count| count as f64)
+        [
+            self.input,
+            self.cached,
+            self.cache_write,
+            self.output,
+            self.reasoning,
+        ]
+        .map(|count| count as f64)
     }
 }

@@ -28,7 +28,14 @@ const PROXY_ADDED: [&str; 7] = [
 ];
 
 /// What a client's own credentials may stand in, and `host`.
-const CLIENT_ONLY: [&str; 6] = ["host", "authorization", "x-api-key", "api-key", "cookie", "chatgpt-account-id"];
+const CLIENT_ONLY: [&str; 6] = [
+    "host",
+    "authorization",
+    "x-api-key",
+    "api-key",
+    "cookie",
+    "chatgpt-account-id",
+];
 
 /// Fields that no policy sees or edits.
 const RESERVED: [&str; 8] = [
@@ -74,7 +81,9 @@ pub fn is_secret_shaped(name: &str) -> bool {
     let name = name.as_bytes();
     (0..name.len()).any(|at| {
         let rest = &name[at..];
-        SECRET_SHAPES.iter().any(|shape| shape.as_bytes()[0] == rest[0] && rest.starts_with(shape.as_bytes()))
+        SECRET_SHAPES
+            .iter()
+            .any(|shape| shape.as_bytes()[0] == rest[0] && rest.starts_with(shape.as_bytes()))
     })
 }
 
@@ -105,8 +114,14 @@ fn strip(headers: &mut HeaderMap, also: impl Fn(&str) -> bool) {
 }
 
 fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
-    let lists = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
-    lists.flat_map(|list| list.split(',')).filter_map(|name| name.trim().parse().ok()).collect()
+    let lists = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    lists
+        .flat_map(|list| list.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect()
 }
 
 #[cfg(test)]
@@ -116,15 +131,26 @@ mod tests {
     fn stripped(strip: fn(&mut HeaderMap), fields: &[(&str, &str)]) -> Vec<String> {
         let mut headers = HeaderMap::new();
         for (name, value) in fields {
-            headers.append(name.parse::<HeaderName>().expect("a name"), value.parse().expect("a value"));
+            headers.append(
+                name.parse::<HeaderName>().expect("a name"),
+                value.parse().expect("a value"),
+            );
         }
         strip(&mut headers);
-        headers.keys().map(|name| name.as_str().to_owned()).collect()
+        headers
+            .keys()
+            .map(|name| name.as_str().to_owned())
+            .collect()
     }
 
     #[test]
     fn what_connection_names_goes_too() {
-        let fields = [("connection", "x-one, X-Two"), ("x-one", "1"), ("x-two", "2"), ("x-three", "3")];
+        let fields = [
+            ("connection", "x-one, X-Two"),
+            ("x-one", "1"),
+            ("x-two", "2"),
+            ("x-three", "3"),
+        ];
         assert_eq!(stripped(strip_request, &fields), ["x-three"]);
     }
 
@@ -144,12 +170,27 @@ mod tests {
 
     #[test]
     fn a_secret_is_told_by_any_part_of_its_name() {
-        for name in
-            ["authorization", "x-apikey", "my-secret-too", "set-cookie2", "auth-token", "xpasswordx", "aapi-key"]
-        {
+        for name in [
+            "authorization",
+            "x-apikey",
+            "my-secret-too",
+            "set-cookie2",
+            "auth-token",
+            "xpasswordx",
+            "aapi-key",
+        ] {
             assert!(is_secret_shaped(name), "{name}");
         }
-        for name in ["", "author", "api-ke", "cooki", "x-team", "token", "session-id", "passwor"] {
+        for name in [
+            "",
+            "author",
+            "api-ke",
+            "cooki",
+            "x-team",
+            "token",
+            "session-id",
+            "passwor",
+        ] {
             assert!(!is_secret_shaped(name), "{name}");
         }
     }
@@ -157,7 +198,10 @@ mod tests {
     #[test]
     fn upstreams_cookies_never_pass() {
         assert_eq!(
-            stripped(strip_response, &[("set-cookie", "a"), ("x-codex-turn-state", "b")]),
+            stripped(
+                strip_response,
+                &[("set-cookie", "a"), ("x-codex-turn-state", "b")]
+            ),
             ["x-codex-turn-state"]
         );
     }

@@ -23,13 +23,19 @@ pub struct Histogram {
 
 impl std::fmt::Debug for Histogram {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Histogram").field("count", &self.count()).finish_non_exhaustive()
+        f.debug_struct("Histogram")
+            .field("count", &self.count())
+            .finish_non_exhaustive()
     }
 }
 
 impl Default for Histogram {
     fn default() -> Self {
-        Self { buckets: [const { AtomicU64::new(0) }; BUCKETS], sum_ns: AtomicU64::new(0), max_ns: AtomicU64::new(0) }
+        Self {
+            buckets: [const { AtomicU64::new(0) }; BUCKETS],
+            sum_ns: AtomicU64::new(0),
+            max_ns: AtomicU64::new(0),
+        }
     }
 }
 
@@ -47,7 +53,10 @@ impl Histogram {
 
     /// How many were counted.
     pub fn count(&self) -> u64 {
-        self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).sum()
+        self.buckets
+            .iter()
+            .map(|bucket| bucket.load(Ordering::Relaxed))
+            .sum()
     }
 
     /// All of them together.
@@ -63,7 +72,10 @@ impl Histogram {
     /// How many were at most so long, to the step.
     pub fn at_most(&self, span: Duration) -> u64 {
         let last = place(u64::try_from(span.as_nanos()).unwrap_or(u64::MAX));
-        self.buckets[..=last].iter().map(|bucket| bucket.load(Ordering::Relaxed)).sum()
+        self.buckets[..=last]
+            .iter()
+            .map(|bucket| bucket.load(Ordering::Relaxed))
+            .sum()
     }
 
     /// The span that the part `quantile` (0 to 1) of them does not exceed; none where there are none.
@@ -86,14 +98,18 @@ impl Histogram {
 
 /// The bucket of a span: its doubling, and the quarter within that.
 fn place(ns: u64) -> usize {
-    let Some(doubling) = ns.max(1).ilog2().checked_sub(LEAST) else { return 0 };
+    let Some(doubling) = ns.max(1).ilog2().checked_sub(LEAST) else {
+        return 0;
+    };
     let quarter = (ns >> (doubling + LEAST - 2)) as u32 & (STEPS - 1);
     ((doubling * STEPS + quarter) as usize + 1).min(BUCKETS - 1)
 }
 
 /// Where a bucket ends, in nanoseconds.
 fn end(place: usize) -> u64 {
-    let Some(index) = (place as u64).checked_sub(1) else { return 1 << LEAST };
+    let Some(index) = (place as u64).checked_sub(1) else {
+        return 1 << LEAST;
+    };
     let (doubling, quarter) = (index / u64::from(STEPS), index % u64::from(STEPS));
     (u64::from(STEPS) + quarter + 1) << (doubling + u64::from(LEAST) - 2)
 }
@@ -109,10 +125,17 @@ mod tests {
             histogram.count_in(Duration::from_micros(micros));
         }
         for (quantile, exact) in [(0.5, 500.0), (0.99, 990.0), (0.001, 1.0)] {
-            let told = histogram.quantile(quantile).expect("there are some").as_nanos() as f64 / 1000.0;
+            let told = histogram
+                .quantile(quantile)
+                .expect("there are some")
+                .as_nanos() as f64
+                / 1000.0;
             assert!((exact..=exact * 1.26).contains(&told), "{quantile}: {told}");
         }
-        assert_eq!((histogram.count(), histogram.max()), (1000, Duration::from_millis(1)));
+        assert_eq!(
+            (histogram.count(), histogram.max()),
+            (1000, Duration::from_millis(1))
+        );
         assert_eq!(histogram.quantile(1.0), Some(Duration::from_millis(1)));
         assert!((500..=640).contains(&histogram.at_most(Duration::from_micros(500))));
     }
@@ -123,15 +146,23 @@ mod tests {
         assert_eq!(histogram.quantile(0.5), None);
         histogram.count_in(Duration::ZERO);
         histogram.count_in(Duration::from_secs(100_000));
-        assert_eq!((histogram.count(), histogram.max()), (2, Duration::from_secs(100_000)));
+        assert_eq!(
+            (histogram.count(), histogram.max()),
+            (2, Duration::from_secs(100_000))
+        );
         assert_eq!(histogram.quantile(0.5), Some(Duration::from_nanos(128)));
     }
 
     #[test]
     fn buckets_lie_side_by_side() {
-        for ns in [1, 127, 128, 129, 160, 191, 192, 255, 256, 1_000_000, 7_777_777] {
+        for ns in [
+            1, 127, 128, 129, 160, 191, 192, 255, 256, 1_000_000, 7_777_777,
+        ] {
             let at = place(ns);
-            assert!(ns < end(at) || at == 0 && ns <= end(at), "{ns} lies past its bucket");
+            assert!(
+                ns < end(at) || at == 0 && ns <= end(at),
+                "{ns} lies past its bucket"
+            );
             assert!(at == 0 || ns >= end(at - 1), "{ns} lies before its bucket");
         }
     }

@@ -32,12 +32,18 @@ pub enum What {
 impl Wanted {
     /// Asks for the value of `key`, to be told as `name`.
     pub const fn scalar(key: &'static str, name: u8) -> Self {
-        Self { key, what: What::Scalar(name) }
+        Self {
+            key,
+            what: What::Scalar(name),
+        }
     }
 
     /// Asks for `keys` of the object under `key`.
     pub const fn within(key: &'static str, keys: &'static [Wanted]) -> Self {
-        Self { key, what: What::Within(keys) }
+        Self {
+            key,
+            what: What::Within(keys),
+        }
     }
 }
 
@@ -64,7 +70,8 @@ impl Scalar<'_> {
     /// The number, where it is a whole one from 0 to 2^53; `12.0` counts as 12.
     pub fn count(&self) -> Option<u64> {
         let number = self.number()?;
-        (number.fract() == 0.0 && (0.0..=9_007_199_254_740_992.0).contains(&number)).then_some(number as u64)
+        (number.fract() == 0.0 && (0.0..=9_007_199_254_740_992.0).contains(&number))
+            .then_some(number as u64)
     }
 
     /// The number, where it is a finite one.
@@ -168,14 +175,20 @@ impl JsonScan {
     }
 
     /// Reads on. Values that were asked for go to `sink` with their names, each once it is whole.
-    pub fn feed(&mut self, mut input: &[u8], mut sink: impl FnMut(u8, Scalar<'_>) -> Flow) -> Progress {
+    pub fn feed(
+        &mut self,
+        mut input: &[u8],
+        mut sink: impl FnMut(u8, Scalar<'_>) -> Flow,
+    ) -> Progress {
         while !input.is_empty() {
             let read = match self.state {
                 State::Done | State::Stopped => break,
                 State::Key | State::Text => self.string(input, &mut sink),
                 State::Bare => self.bare(input, &mut sink),
                 State::Skip { nested, in_string } => self.skip(input, nested, in_string),
-                State::Start | State::BeforeKey | State::Colon | State::Value => self.structure(input),
+                State::Start | State::BeforeKey | State::Colon | State::Value => {
+                    self.structure(input)
+                }
             };
             input = &input[read..];
         }
@@ -201,7 +214,10 @@ impl JsonScan {
             (State::BeforeKey, b'}') => self.close_object(),
             (State::Colon, b':') => State::Value,
             (State::Value, b'{') => self.open_object(),
-            (State::Value, b'[') => State::Skip { nested: 1, in_string: false },
+            (State::Value, b'[') => State::Skip {
+                nested: 1,
+                in_string: false,
+            },
             (State::Value, b'"') => self.open_string(),
             (State::Value, _) => {
                 self.clear_held();
@@ -220,13 +236,20 @@ impl JsonScan {
                 self.depth += 1;
                 State::BeforeKey
             }
-            _ => State::Skip { nested: 1, in_string: false },
+            _ => State::Skip {
+                nested: 1,
+                in_string: false,
+            },
         }
     }
 
     fn close_object(&mut self) -> State {
         self.depth -= 1;
-        if self.depth == 0 { State::Done } else { State::BeforeKey }
+        if self.depth == 0 {
+            State::Done
+        } else {
+            State::BeforeKey
+        }
     }
 
     fn open_string(&mut self) -> State {
@@ -235,7 +258,10 @@ impl JsonScan {
                 self.clear_held();
                 State::Text
             }
-            _ => State::Skip { nested: 0, in_string: true },
+            _ => State::Skip {
+                nested: 0,
+                in_string: true,
+            },
         }
     }
 
@@ -280,7 +306,9 @@ impl JsonScan {
 
     /// Reads on within a number or literal.
     fn bare(&mut self, input: &[u8], sink: &mut impl FnMut(u8, Scalar<'_>) -> Flow) -> usize {
-        let end = input.iter().position(|byte| matches!(byte, b',' | b'}' | b']' | b' ' | b'\t' | b'\n' | b'\r'));
+        let end = input
+            .iter()
+            .position(|byte| matches!(byte, b',' | b'}' | b']' | b' ' | b'\t' | b'\n' | b'\r'));
         self.hold(&input[..end.unwrap_or(input.len())]);
         let Some(end) = end else {
             return input.len();
@@ -333,7 +361,9 @@ impl JsonScan {
         scalar: impl FnOnce(&'a [u8]) -> Scalar<'a>,
     ) {
         self.state = State::BeforeKey;
-        let Some(What::Scalar(name)) = self.current else { return };
+        let Some(What::Scalar(name)) = self.current else {
+            return;
+        };
         if !self.overflow && sink(*name, scalar(&self.held[..self.held_len])) == Flow::Stop {
             self.state = State::Stopped;
         }
@@ -344,7 +374,10 @@ impl JsonScan {
             return None;
         }
         let key = &self.held[..self.held_len];
-        self.open[self.depth - 1].iter().find(|wanted| wanted.key.as_bytes() == key).map(|wanted| &wanted.what)
+        self.open[self.depth - 1]
+            .iter()
+            .find(|wanted| wanted.key.as_bytes() == key)
+            .map(|wanted| &wanted.what)
     }
 
     fn clear_held(&mut self) {
@@ -369,7 +402,13 @@ mod tests {
 
     const KEYS: &[Wanted] = &[
         Wanted::scalar("a", 1),
-        Wanted::within("b", &[Wanted::scalar("c", 2), Wanted::within("d", &[Wanted::scalar("e", 3)])]),
+        Wanted::within(
+            "b",
+            &[
+                Wanted::scalar("c", 2),
+                Wanted::within("d", &[Wanted::scalar("e", 3)]),
+            ],
+        ),
     ];
 
     fn values(json: &[u8], piece: usize) -> (Vec<(u8, String)>, Progress) {
@@ -387,9 +426,16 @@ mod tests {
 
     #[track_caller]
     fn check(json: &str, expected: &[(u8, &str)], progress: Progress) {
-        let expected: Vec<_> = expected.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+        let expected: Vec<_> = expected
+            .iter()
+            .map(|(name, value)| (*name, (*value).to_owned()))
+            .collect();
         for piece in [1, 2, 3, 7, 1024] {
-            assert_eq!(values(json.as_bytes(), piece), (expected.clone(), progress), "in pieces of {piece}");
+            assert_eq!(
+                values(json.as_bytes(), piece),
+                (expected.clone(), progress),
+                "in pieces of {piece}"
+            );
         }
     }
 
@@ -404,12 +450,20 @@ mod tests {
 
     #[test]
     fn a_key_at_another_depth_is_another_key() {
-        check(r#"{"c": 1, "b": {"a": 2}, "z": {"b": {"c": 3}}}"#, &[], Progress::Done);
+        check(
+            r#"{"c": 1, "b": {"a": 2}, "z": {"b": {"c": 3}}}"#,
+            &[],
+            Progress::Done,
+        );
     }
 
     #[test]
     fn a_value_of_another_kind_is_skipped() {
-        check(r#"{"a": {"x": "}"}, "b": "text", "a": [[]]}"#, &[], Progress::Done);
+        check(
+            r#"{"a": {"x": "}"}, "b": "text", "a": [[]]}"#,
+            &[],
+            Progress::Done,
+        );
     }
 
     #[test]
@@ -424,8 +478,16 @@ mod tests {
     #[test]
     fn a_string_past_the_bound_counts_as_missing() {
         let at = "x".repeat(FIELD_BYTES);
-        check(&format!(r#"{{"a": "{at}"}}"#), &[(1, at.as_str())], Progress::Done);
-        check(&format!(r#"{{"a": "{at}x", "b": {{"c": 1}}}}"#), &[(2, "1")], Progress::Done);
+        check(
+            &format!(r#"{{"a": "{at}"}}"#),
+            &[(1, at.as_str())],
+            Progress::Done,
+        );
+        check(
+            &format!(r#"{{"a": "{at}x", "b": {{"c": 1}}}}"#),
+            &[(2, "1")],
+            Progress::Done,
+        );
     }
 
     #[test]

@@ -23,7 +23,12 @@ impl fmt::Display for NanoUsd {
     /// In USD to the fourth place after the point, rounded half up.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let tenths_of_mill = (self.0 + 50_000) / 100_000;
-        write!(f, "${}.{:04}", tenths_of_mill / 10_000, tenths_of_mill % 10_000)
+        write!(
+            f,
+            "${}.{:04}",
+            tenths_of_mill / 10_000,
+            tenths_of_mill % 10_000
+        )
     }
 }
 
@@ -57,7 +62,10 @@ mod tests {
 
     #[test]
     fn usd_is_read_back_to_the_nano_dollar() {
-        assert_eq!(NanoUsd::from_usd(NanoUsd(1_234_567_891).usd()), Some(NanoUsd(1_234_567_891)));
+        assert_eq!(
+            NanoUsd::from_usd(NanoUsd(1_234_567_891).usd()),
+            Some(NanoUsd(1_234_567_891))
+        );
         assert_eq!(NanoUsd::from_usd(-1.0), None);
         assert_eq!(NanoUsd::from_usd(f64::NAN), None);
     }

@@ -72,7 +72,9 @@ impl Windows {
 
     /// When a window starts anew, where that is known and to come.
     pub fn reset_at(&self, span: Span, now: Millis) -> Option<Millis> {
-        self.window(span).and_then(|window| window.reset_at).filter(|reset| *reset > now)
+        self.window(span)
+            .and_then(|window| window.reset_at)
+            .filter(|reset| *reset > now)
     }
 
     /// The start of the week that `now` lies in: the weekly reset less the window's length, in Unix seconds.
@@ -98,9 +100,11 @@ impl Windows {
             };
             *slot = Some(match slot {
                 Some(known) if is_earlier(known, &window, now) => *known,
-                Some(known) if is_same(known, &window, now) => {
-                    Window { used: window.used.max(known.used), reset_at: window.reset_at.or(known.reset_at), ..window }
-                }
+                Some(known) if is_same(known, &window, now) => Window {
+                    used: window.used.max(known.used),
+                    reset_at: window.reset_at.or(known.reset_at),
+                    ..window
+                },
                 _ => window,
             });
         }
@@ -158,11 +162,16 @@ impl Reading {
         let mut reading = Self::default();
         for (slot, by_name) in [(&PRIMARY, Span::FiveHour), (&SECONDARY, Span::Weekly)] {
             let number = |field: usize| number(headers, limit.as_deref(), slot, field);
-            let Some(used) = number(USED_PERCENT) else { continue };
+            let Some(used) = number(USED_PERCENT) else {
+                continue;
+            };
             let minutes = number(WINDOW_MINUTES).map(|minutes| minutes as u32);
-            let Some(span) = minutes.map_or(Some(by_name), Span::of) else { continue };
+            let Some(span) = minutes.map_or(Some(by_name), Span::of) else {
+                continue;
+            };
             let at = number(RESET_AT).map(|seconds| Millis::from_unix(seconds as u64));
-            let after = number(RESET_AFTER_SECONDS).map(|seconds| Millis(now.0.saturating_add((seconds * 1e3) as u64)));
+            let after = number(RESET_AFTER_SECONDS)
+                .map(|seconds| Millis(now.0.saturating_add((seconds * 1e3) as u64)));
             let window = Window {
                 used: used.clamp(0.0, 100.0),
                 reset_at: at.or(after),
@@ -191,10 +200,15 @@ impl Reading {
     pub fn from_slots(slots: [SlotTold; 2]) -> Self {
         let mut reading = Self::default();
         for (slot, by_name) in slots.into_iter().zip([Span::FiveHour, Span::Weekly]) {
-            let sound = |number: Option<f64>| number.filter(|number| number.is_finite() && *number >= 0.0);
-            let Some(used) = sound(slot.used_percent) else { continue };
+            let sound =
+                |number: Option<f64>| number.filter(|number| number.is_finite() && *number >= 0.0);
+            let Some(used) = sound(slot.used_percent) else {
+                continue;
+            };
             let minutes = sound(slot.window_minutes).map(|minutes| minutes as u32);
-            let Some(span) = minutes.map_or(Some(by_name), Span::of) else { continue };
+            let Some(span) = minutes.map_or(Some(by_name), Span::of) else {
+                continue;
+            };
             let window = Window {
                 used: used.min(100.0),
                 reset_at: sound(slot.reset_at).map(|seconds| Millis::from_unix(seconds as u64)),
@@ -209,9 +223,17 @@ impl Reading {
     /// A reading of both windows, in percent, that never start anew by themselves: of a gateway as upstream.
     pub fn of_use(five_hour: f64, weekly: f64) -> Self {
         let window = |span: Span, used: f64| {
-            Some(Window { used: used.clamp(0.0, 100.0), reset_at: None, minutes: span.minutes() })
+            Some(Window {
+                used: used.clamp(0.0, 100.0),
+                reset_at: None,
+                minutes: span.minutes(),
+            })
         };
-        Self { five_hour: window(Span::FiveHour, five_hour), weekly: window(Span::Weekly, weekly), first_reset: None }
+        Self {
+            five_hour: window(Span::FiveHour, five_hour),
+            weekly: window(Span::Weekly, weekly),
+            first_reset: None,
+        }
     }
 
     fn put(&mut self, span: Span, window: Window) {
@@ -223,13 +245,19 @@ impl Reading {
 
     fn windows(&self) -> impl Iterator<Item = (Span, Window)> {
         let five_hour = self.five_hour.map(|window| (Span::FiveHour, window));
-        five_hour.into_iter().chain(self.weekly.map(|window| (Span::Weekly, window)))
+        five_hour
+            .into_iter()
+            .chain(self.weekly.map(|window| (Span::Weekly, window)))
     }
 
     /// When the exhausted window resets: the later one where both are.
     fn enforced_reset(&self) -> Option<Millis> {
         let full = |window: &Window| window.used >= 100.0;
-        self.windows().map(|(_, window)| window).filter(full).filter_map(|window| window.reset_at).max()
+        self.windows()
+            .map(|(_, window)| window)
+            .filter(full)
+            .filter_map(|window| window.reset_at)
+            .max()
     }
 
     /// Whether it tells nothing.
@@ -240,7 +268,10 @@ impl Reading {
     /// The window that is exhausted: the one that resets later where both are.
     pub fn exhausted(&self) -> Option<Span> {
         let full = |(_, window): &(Span, Window)| window.used >= 100.0;
-        self.windows().filter(full).max_by_key(|(_, window)| window.reset_at).map(|(span, _)| span)
+        self.windows()
+            .filter(full)
+            .max_by_key(|(_, window)| window.reset_at)
+            .map(|(span, _)| span)
     }
 
     /// When the limit that refused a request resets, as its headers tell: an exhausted window's reset.
@@ -251,7 +282,9 @@ impl Reading {
 
 /// The limit that is active, where it is not the usual one.
 fn active_limit(headers: &HeaderMap) -> Option<String> {
-    let named = headers.get("x-codex-active-limit").and_then(|value| value.to_str().ok())?;
+    let named = headers
+        .get("x-codex-active-limit")
+        .and_then(|value| value.to_str().ok())?;
     let named = named.trim().to_ascii_lowercase().replace('_', "-");
     (!named.is_empty() && named != DEFAULT_LIMIT).then_some(named)
 }
@@ -287,7 +320,9 @@ fn number(headers: &HeaderMap, limit: Option<&str>, slot: &Slot, field: usize) -
         let number: f64 = value.to_str().ok()?.trim().parse().ok()?;
         (number.is_finite() && number >= 0.0).then_some(number)
     };
-    under_limit().and_then(read).or_else(|| headers.get(usual).and_then(read))
+    under_limit()
+        .and_then(read)
+        .or_else(|| headers.get(usual).and_then(read))
 }
 
 #[cfg(test)]
@@ -305,7 +340,10 @@ mod tests {
     }
 
     fn used(windows: &Windows) -> (f64, f64) {
-        (windows.used(Span::FiveHour, NOW), windows.used(Span::Weekly, NOW))
+        (
+            windows.used(Span::FiveHour, NOW),
+            windows.used(Span::Weekly, NOW),
+        )
     }
 
     #[test]
@@ -341,7 +379,10 @@ mod tests {
     #[test]
     fn within_a_window_use_never_falls_and_a_new_window_starts_anew() {
         let at = |used: &str, reset: &str| {
-            reading(&[("x-codex-primary-used-percent", used), ("x-codex-primary-reset-at", reset)])
+            reading(&[
+                ("x-codex-primary-used-percent", used),
+                ("x-codex-primary-reset-at", reset),
+            ])
         };
         let mut windows = Windows::default();
         windows.observe(&at("50", "1010000"), NOW);
@@ -349,13 +390,21 @@ mod tests {
         assert_eq!(used(&windows).0, 50.0);
         windows.observe(&at("3", "1028000"), NOW);
         assert_eq!(used(&windows).0, 3.0);
-        assert_eq!(windows.used(Span::FiveHour, Millis::from_unix(1_028_000)), 0.0, "after its reset");
+        assert_eq!(
+            windows.used(Span::FiveHour, Millis::from_unix(1_028_000)),
+            0.0,
+            "after its reset"
+        );
     }
 
     #[test]
     fn what_is_no_number_is_left_out() {
         for wrong in ["", "many", "NaN", "inf", "-5"] {
-            assert_eq!(reading(&[("x-codex-primary-used-percent", wrong)]), Reading::default(), "{wrong:?}");
+            assert_eq!(
+                reading(&[("x-codex-primary-used-percent", wrong)]),
+                Reading::default(),
+                "{wrong:?}"
+            );
         }
         let mut windows = Windows::default();
         windows.observe(&reading(&[("x-codex-primary-used-percent", "250")]), NOW);
@@ -384,7 +433,9 @@ mod tests {
             windows.replace(&usage(nothing));
             assert_eq!(used(&windows), (4.5, 9.0), "{nothing}");
         }
-        windows.replace(&usage(r#"{"primary_window": {"used_percent": 250, "reset_at": "soon"}}"#));
+        windows.replace(&usage(
+            r#"{"primary_window": {"used_percent": 250, "reset_at": "soon"}}"#,
+        ));
         assert_eq!(used(&windows).0, 100.0);
     }
 

@@ -35,7 +35,10 @@ mod tests {
     #[track_caller]
     fn check(members: &[Member], home: Option<usize>, expected: Option<usize>) {
         let decision = pick::<Fallback>("{}", members, home, &request());
-        assert_eq!((decision.member(), decision.moves_home()), (expected, false));
+        assert_eq!(
+            (decision.member(), decision.moves_home()),
+            (expected, false)
+        );
     }
 
     #[test]
@@ -47,8 +50,16 @@ mod tests {
 
     #[test]
     fn a_previous_response_binds_while_its_maker_is_usable() {
-        check(&[member("a"), member("b").with("continues", 1.0)], None, Some(1));
-        check(&[member("a"), member("b").with("continues", 1.0).unusable()], None, Some(0));
+        check(
+            &[member("a"), member("b").with("continues", 1.0)],
+            None,
+            Some(1),
+        );
+        check(
+            &[member("a"), member("b").with("continues", 1.0).unusable()],
+            None,
+            Some(0),
+        );
     }
 
     #[test]

@@ -39,13 +39,18 @@ impl Balancer for LeastUsed {
         for (plan, weight) in &config.plan_weights {
             weights.set(plan, *weight)?;
         }
-        Ok(Self { rebalance_threshold: config.rebalance_threshold })
+        Ok(Self {
+            rebalance_threshold: config.rebalance_threshold,
+        })
     }
 
     fn pick(&self, _: &Request, candidates: &Candidates) -> Decision {
         if self.rebalance_threshold > 0.0
             && candidates.continues().is_none()
-            && let (Some(home), Some(best)) = (candidates.home().filter(Candidate::usable), best(candidates))
+            && let (Some(home), Some(best)) = (
+                candidates.home().filter(Candidate::usable),
+                best(candidates),
+            )
             && home.weekly_used() - best.weekly_used() > self.rebalance_threshold / home.weight()
         {
             return best.adopt();
@@ -69,7 +74,14 @@ fn score(candidate: &Candidate) -> f64 {
     let left = (candidate.weekly_cap() - candidate.weekly_used()) * candidate.weight();
     match candidate.weekly_reset() {
         // Not `max`: in wasm that is a call.
-        Some(minutes) => left * (WEEK_MINUTES / if minutes > HOUR_MINUTES { minutes } else { HOUR_MINUTES }),
+        Some(minutes) => {
+            left * (WEEK_MINUTES
+                / if minutes > HOUR_MINUTES {
+                    minutes
+                } else {
+                    HOUR_MINUTES
+                })
+        }
         None => left,
     }
 }
@@ -83,7 +95,12 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(config: &str, members: &[Member], home: Option<usize>, expected: (Option<usize>, bool)) {
+    fn check(
+        config: &str,
+        members: &[Member],
+        home: Option<usize>,
+        expected: (Option<usize>, bool),
+    ) {
         let decision = pick::<LeastUsed>(config, members, home, &request());
         assert_eq!((decision.member(), decision.moves_home()), expected);
     }
@@ -92,7 +109,10 @@ mod tests {
     fn most_capacity_left_wins_and_the_first_of_equals() {
         check(
             "{}",
-            &[member("a").with("weekly-used", 40.0), member("b").with("weekly-used", 20.0)],
+            &[
+                member("a").with("weekly-used", 40.0),
+                member("b").with("weekly-used", 20.0),
+            ],
             None,
             (Some(1), true),
         );
@@ -101,18 +121,34 @@ mod tests {
 
     #[test]
     fn a_pro_plan_counts_ten_times() {
-        let members = [member("a"), member("b").plan("pro").with("weekly-used", 80.0)];
+        let members = [
+            member("a"),
+            member("b").plan("pro").with("weekly-used", 80.0),
+        ];
         check("{}", &members, None, (Some(1), true));
-        check(r#"{"plan_weights": {"pro": 1}}"#, &members, None, (Some(0), true));
+        check(
+            r#"{"plan_weights": {"pro": 1}}"#,
+            &members,
+            None,
+            (Some(0), true),
+        );
     }
 
     #[test]
     fn a_near_reset_raises_the_score_but_never_below_an_hour() {
-        let far = member("a").with("weekly-used", 10.0).with("weekly-reset", 168.0 * 60.0);
-        let near = member("b").with("weekly-used", 50.0).with("weekly-reset", 24.0 * 60.0);
+        let far = member("a")
+            .with("weekly-used", 10.0)
+            .with("weekly-reset", 168.0 * 60.0);
+        let near = member("b")
+            .with("weekly-used", 50.0)
+            .with("weekly-reset", 24.0 * 60.0);
         check("{}", &[far, near.clone()], None, (Some(1), true));
-        let minute = member("c").with("weekly-used", 50.0).with("weekly-reset", 1.0);
-        let hour = member("d").with("weekly-used", 50.0).with("weekly-reset", 60.0);
+        let minute = member("c")
+            .with("weekly-used", 50.0)
+            .with("weekly-reset", 1.0);
+        let hour = member("d")
+            .with("weekly-used", 50.0)
+            .with("weekly-reset", 60.0);
         check("{}", &[minute, hour], None, (Some(0), true));
     }
 
@@ -145,7 +181,10 @@ mod tests {
         check(config, &plus, Some(0), (Some(1), true));
         let within = [member("a").with("weekly-used", 20.0), member("b")];
         check(config, &within, Some(0), (Some(0), false));
-        let pro = [member("a").plan("pro").with("weekly-used", 3.0), member("b").plan("pro")];
+        let pro = [
+            member("a").plan("pro").with("weekly-used", 3.0),
+            member("b").plan("pro"),
+        ];
         check(config, &pro, Some(0), (Some(1), true));
     }
 

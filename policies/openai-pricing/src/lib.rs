@@ -49,7 +49,11 @@ impl Pricer for OpenAiPricing {
     const STRINGS: &'static [&'static str] = &["model", "service-tier"];
 
     fn new(config: Config) -> Result<Self, String> {
-        let mut table = if config.shipped_prices { Table::shipped()? } else { Table::default() };
+        let mut table = if config.shipped_prices {
+            Table::shipped()?
+        } else {
+            Table::default()
+        };
         for (name, family) in config.prices {
             table.insert(name, &family)?;
         }
@@ -61,12 +65,18 @@ impl Pricer for OpenAiPricing {
         if model.is_empty() {
             return Err("the response names no model".to_owned());
         }
-        let prices = self.table.find(model).ok_or_else(|| format!("model {model:?} has no price"))?;
+        let prices = self
+            .table
+            .find(model)
+            .ok_or_else(|| format!("model {model:?} has no price"))?;
         let tier = tier(request.string(SERVICE_TIER));
         let (rates, context_window) = prices
             .rates(tier, counts.input > SHORT_CONTEXT)
             .ok_or_else(|| format!("model {model:?} has no price for tier {tier:?}"))?;
-        Ok(Price { context_window, ..cost(rates, counts) })
+        Ok(Price {
+            context_window,
+            ..cost(rates, counts)
+        })
     }
 }
 
@@ -79,7 +89,10 @@ fn tier(named: &str) -> &str {
 }
 
 fn cost(rates: &Rates, counts: &Counts) -> Price {
-    let plain = counts.input.saturating_sub(counts.cached).saturating_sub(counts.cache_write);
+    let plain = counts
+        .input
+        .saturating_sub(counts.cached)
+        .saturating_sub(counts.cache_write);
     Price {
         input: rates.input.of(plain),
         cached: rates.cached.of(counts.cached),
@@ -99,7 +112,13 @@ mod tests {
 
     use super::*;
 
-    const MILLION: Counts = Counts { input: 200_000, cached: 100_000, cache_write: 0, output: 1_000_000, reasoning: 7 };
+    const MILLION: Counts = Counts {
+        input: 200_000,
+        cached: 100_000,
+        cache_write: 0,
+        output: 1_000_000,
+        reasoning: 7,
+    };
 
     fn policy(config: &str) -> OpenAiPricing {
         let config = serde_json::from_str(config).expect("the test's own configuration");
@@ -107,7 +126,13 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(config: &str, model: &str, tier: &str, counts: Counts, expected: Result<(u64, u64), &str>) {
+    fn check(
+        config: &str,
+        model: &str,
+        tier: &str,
+        counts: Counts,
+        expected: Result<(u64, u64), &str>,
+    ) {
         let price = policy(config).price(&request().with_strings([model, tier]), &counts);
         let found = price.map(|price| (price.total(), price.context_window));
         assert_eq!(found, expected.map_err(str::to_owned));
@@ -121,17 +146,41 @@ mod tests {
 
     #[test]
     fn tiers_have_their_own_prices_and_unknown_ones_count_as_default() {
-        check("{}", "gpt-5.4", "flex", MILLION, Ok((7_637_500_000, 272_000)));
-        check("{}", "gpt-5.4", "priority", MILLION, Ok((30_550_000_000, 272_000)));
+        check(
+            "{}",
+            "gpt-5.4",
+            "flex",
+            MILLION,
+            Ok((7_637_500_000, 272_000)),
+        );
+        check(
+            "{}",
+            "gpt-5.4",
+            "priority",
+            MILLION,
+            Ok((30_550_000_000, 272_000)),
+        );
         for same in ["auto", "scale", "default", "nonsense"] {
-            check("{}", "gpt-5.4", same, MILLION, Ok((15_275_000_000, 272_000)));
+            check(
+                "{}",
+                "gpt-5.4",
+                same,
+                MILLION,
+                Ok((15_275_000_000, 272_000)),
+            );
         }
     }
 
     #[test]
     fn long_context_starts_past_272_000_tokens() {
-        let at = Counts { input: 272_000, ..Counts::default() };
-        let past = Counts { input: 272_001, ..Counts::default() };
+        let at = Counts {
+            input: 272_000,
+            ..Counts::default()
+        };
+        let past = Counts {
+            input: 272_001,
+            ..Counts::default()
+        };
         check("{}", "gpt-5.4", "", at, Ok((680_000_000, 272_000)));
         check("{}", "gpt-5.4", "", past, Ok((1_360_005_000, 1_050_000)));
         check("{}", "gpt-5", "", past, Ok((340_001_250, 272_000)));
@@ -139,42 +188,116 @@ mod tests {
 
     #[test]
     fn a_dated_name_belongs_to_its_family_and_nothing_else_does() {
-        check("{}", "gpt-5.4-2026-03-05", "", MILLION, Ok((15_275_000_000, 272_000)));
-        check("{}", "gpt-5.4-pro-2026-03-05", "", Counts { output: 1, ..Counts::default() }, Ok((180_000, 272_000)));
-        check("{}", "gpt-5.4-enormous", "", MILLION, Err(r#"model "gpt-5.4-enormous" has no price"#));
-        check("{}", "gpt-5.4-2026-3-5", "", MILLION, Err(r#"model "gpt-5.4-2026-3-5" has no price"#));
+        check(
+            "{}",
+            "gpt-5.4-2026-03-05",
+            "",
+            MILLION,
+            Ok((15_275_000_000, 272_000)),
+        );
+        check(
+            "{}",
+            "gpt-5.4-pro-2026-03-05",
+            "",
+            Counts {
+                output: 1,
+                ..Counts::default()
+            },
+            Ok((180_000, 272_000)),
+        );
+        check(
+            "{}",
+            "gpt-5.4-enormous",
+            "",
+            MILLION,
+            Err(r#"model "gpt-5.4-enormous" has no price"#),
+        );
+        check(
+            "{}",
+            "gpt-5.4-2026-3-5",
+            "",
+            MILLION,
+            Err(r#"model "gpt-5.4-2026-3-5" has no price"#),
+        );
     }
 
     #[test]
     fn a_longer_name_wins_over_its_family() {
         let own = r#"{"prices": {"gpt-5.4-2026-03-05": {"source": "mine", "date": "2026-03-05",
             "default": {"input": 1, "cached": 1, "output": 1}}}}"#;
-        let one = Counts { output: 1_000_000, ..Counts::default() };
-        check(own, "gpt-5.4-2026-03-05", "", one, Ok((1_000_000_000, 272_000)));
-        check(own, "gpt-5.4-2026-03-06", "", one, Ok((15_000_000_000, 272_000)));
+        let one = Counts {
+            output: 1_000_000,
+            ..Counts::default()
+        };
+        check(
+            own,
+            "gpt-5.4-2026-03-05",
+            "",
+            one,
+            Ok((1_000_000_000, 272_000)),
+        );
+        check(
+            own,
+            "gpt-5.4-2026-03-06",
+            "",
+            one,
+            Ok((15_000_000_000, 272_000)),
+        );
     }
 
     #[test]
     fn the_unknown_is_an_error_and_never_free() {
         check("{}", "", "", MILLION, Err("the response names no model"));
-        check("{}", "llama", "", MILLION, Err(r#"model "llama" has no price"#));
-        check("{}", "o1", "flex", MILLION, Err(r#"model "o1" has no price for tier "flex""#));
+        check(
+            "{}",
+            "llama",
+            "",
+            MILLION,
+            Err(r#"model "llama" has no price"#),
+        );
+        check(
+            "{}",
+            "o1",
+            "flex",
+            MILLION,
+            Err(r#"model "o1" has no price for tier "flex""#),
+        );
     }
 
     #[test]
     fn the_table_can_be_replaced_whole() {
-        check(r#"{"shipped_prices": false}"#, "gpt-5.4", "", MILLION, Err(r#"model "gpt-5.4" has no price"#));
+        check(
+            r#"{"shipped_prices": false}"#,
+            "gpt-5.4",
+            "",
+            MILLION,
+            Err(r#"model "gpt-5.4" has no price"#),
+        );
     }
 
     #[test]
     fn a_fraction_of_a_nanodollar_is_rounded_once_per_kind() {
         // 0.005 USD per million is 5 nano-dollars a token; flex is half of that.
-        check("{}", "gpt-5-nano", "flex", Counts { input: 3, cached: 3, ..Counts::default() }, Ok((8, 272_000)));
+        check(
+            "{}",
+            "gpt-5-nano",
+            "flex",
+            Counts {
+                input: 3,
+                cached: 3,
+                ..Counts::default()
+            },
+            Ok((8, 272_000)),
+        );
     }
 
     #[test]
     fn cache_writes_cost_as_input_where_they_have_no_price() {
-        let counts = Counts { input: 10, cache_write: 10, ..Counts::default() };
+        let counts = Counts {
+            input: 10,
+            cache_write: 10,
+            ..Counts::default()
+        };
         check("{}", "gpt-5.4", "", counts, Ok((25_000, 272_000)));
     }
 }

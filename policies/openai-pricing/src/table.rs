@@ -17,7 +17,10 @@ const USD_PER_MILLION_MAX: f64 = 1_000_000.0;
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(crate = "tollgate_policy::schemars")]
-#[cfg_attr(not(test), expect(dead_code, reason = "source and date are for whoever reads the table"))]
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "source and date are for whoever reads the table")
+)]
 pub(crate) struct Family {
     /// Where the figures come from.
     #[serde(default)]
@@ -72,7 +75,9 @@ pub(crate) struct Rate(u64);
 impl Rate {
     fn from_usd_per_million(usd: f64) -> Result<Self, String> {
         if !(0.0..=USD_PER_MILLION_MAX).contains(&usd) {
-            return Err(format!("expected USD per million tokens from 0 to {USD_PER_MILLION_MAX}, found {usd}"));
+            return Err(format!(
+                "expected USD per million tokens from 0 to {USD_PER_MILLION_MAX}, found {usd}"
+            ));
         }
         Ok(Self((usd * 1e6).round() as u64))
     }
@@ -123,15 +128,31 @@ struct TierRates {
 impl Prices {
     fn new(family: &Family) -> Result<Self, String> {
         let scaled = |ratio: f64| -> Result<TierRates, String> {
-            let long = family.long.as_ref().map(|long| Rates::new(long, ratio)).transpose()?;
-            Ok(TierRates { short: Rates::new(&family.default, ratio)?, long })
+            let long = family
+                .long
+                .as_ref()
+                .map(|long| Rates::new(long, ratio))
+                .transpose()?;
+            Ok(TierRates {
+                short: Rates::new(&family.default, ratio)?,
+                long,
+            })
         };
         let tier = |tier: &Option<Tier>| match tier {
             None => Ok(None),
             Some(Tier::Ratio(ratio)) => scaled(*ratio).map(Some),
-            Some(Tier::Own(usd)) => Ok(Some(TierRates { short: Rates::new(usd, 1.0)?, long: None })),
+            Some(Tier::Own(usd)) => Ok(Some(TierRates {
+                short: Rates::new(usd, 1.0)?,
+                long: None,
+            })),
         };
-        Ok(Self { by_tier: [Some(scaled(1.0)?), tier(&family.flex)?, tier(&family.priority)?] })
+        Ok(Self {
+            by_tier: [
+                Some(scaled(1.0)?),
+                tier(&family.flex)?,
+                tier(&family.priority)?,
+            ],
+        })
     }
 
     /// The rates of `tier` and the context window that they belong to; none where the tier has no price.
@@ -176,7 +197,9 @@ impl Table {
 
     /// The prices of `model`: under its own name, else under its name without the date at its end.
     pub(crate) fn find(&self, model: &str) -> Option<&Prices> {
-        self.families.get(model).or_else(|| self.families.get(undated(model)?))
+        self.families
+            .get(model)
+            .or_else(|| self.families.get(undated(model)?))
     }
 }
 
@@ -196,11 +219,21 @@ mod tests {
 
     #[test]
     fn every_shipped_price_names_its_source_and_date() {
-        let families: BTreeMap<String, Family> = serde_json::from_str(SHIPPED).expect("prices.json is well formed");
+        let families: BTreeMap<String, Family> =
+            serde_json::from_str(SHIPPED).expect("prices.json is well formed");
         assert!(families.len() > 20);
         for (name, family) in families {
-            assert!(family.source.starts_with("https://"), "{name}: source {:?}", family.source);
-            assert_eq!(family.date.len(), "2026-03-05".len(), "{name}: date {:?}", family.date);
+            assert!(
+                family.source.starts_with("https://"),
+                "{name}: source {:?}",
+                family.source
+            );
+            assert_eq!(
+                family.date.len(),
+                "2026-03-05".len(),
+                "{name}: date {:?}",
+                family.date
+            );
         }
     }
 
@@ -210,7 +243,11 @@ mod tests {
         for rate in [0, 1, 500, edge, edge + 1] {
             for tokens in [0, 1, 499, edge, edge + 1] {
                 let expected = (u128::from(rate) * u128::from(tokens) + 500) / 1000;
-                assert_eq!(u128::from(Rate(rate).of(tokens)), expected, "{rate} times {tokens}");
+                assert_eq!(
+                    u128::from(Rate(rate).of(tokens)),
+                    expected,
+                    "{rate} times {tokens}"
+                );
             }
         }
     }

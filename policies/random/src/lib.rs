@@ -16,7 +16,9 @@ impl Balancer for Random {
         candidates.sticky(|| {
             let usable = candidates.usable().count() as u64;
             // The seed has 53 random bits: the remainder's bias is below 2^-40 for any pool that fits in memory.
-            candidates.usable().nth((request.seed() % usable.max(1)) as usize)
+            candidates
+                .usable()
+                .nth((request.seed() % usable.max(1)) as usize)
         })
     }
 }
@@ -50,6 +52,9 @@ mod tests {
 
     #[test]
     fn nobody_usable_is_a_decision() {
-        assert_eq!(pick::<Random>("{}", &[member("a").unusable()], None, &request()).member(), None);
+        assert_eq!(
+            pick::<Random>("{}", &[member("a").unusable()], None, &request()).member(),
+            None
+        );
     }
 }

@@ -15,7 +15,9 @@ impl Balancer for RoundRobin {
     fn pick(&self, request: &Request, candidates: &Candidates) -> Decision {
         candidates.sticky(|| {
             let first = request.sequence() as usize % candidates.len().max(1);
-            let from_first = candidates.usable().find(|candidate| candidate.index() >= first);
+            let from_first = candidates
+                .usable()
+                .find(|candidate| candidate.index() >= first);
             from_first.or_else(|| candidates.usable().next())
         })
     }
@@ -32,7 +34,8 @@ mod tests {
     #[track_caller]
     fn check(members: &[Member], expected: [usize; 4]) {
         let picked = [0, 1, 2, 3].map(|sequence| {
-            let decision = pick::<RoundRobin>("{}", members, None, &request().with_sequence(sequence));
+            let decision =
+                pick::<RoundRobin>("{}", members, None, &request().with_sequence(sequence));
             decision.member().expect("somebody is usable")
         });
         assert_eq!(picked, expected);
@@ -45,8 +48,14 @@ mod tests {
 
     #[test]
     fn unusable_members_are_stepped_past() {
-        check(&[member("a"), member("b").unusable(), member("c")], [0, 2, 2, 0]);
-        check(&[member("a"), member("b"), member("c").unusable()], [0, 1, 0, 0]);
+        check(
+            &[member("a"), member("b").unusable(), member("c")],
+            [0, 2, 2, 0],
+        );
+        check(
+            &[member("a"), member("b"), member("c").unusable()],
+            [0, 1, 0, 0],
+        );
     }
 
     #[test]
@@ -58,6 +67,9 @@ mod tests {
 
     #[test]
     fn nobody_usable_is_a_decision() {
-        assert_eq!(pick::<RoundRobin>("{}", &[], None, &request()).member(), None);
+        assert_eq!(
+            pick::<RoundRobin>("{}", &[], None, &request()).member(),
+            None
+        );
     }
 }

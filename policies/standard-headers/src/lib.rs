@@ -26,7 +26,11 @@ impl Rewriter for StandardHeaders {
     type Config = Config;
 
     fn new(config: Config) -> Result<Self, String> {
-        let edits = config.set.into_iter().flat_map(|(name, values)| replace(&name, values)).collect();
+        let edits = config
+            .set
+            .into_iter()
+            .flat_map(|(name, values)| replace(&name, values))
+            .collect();
         Ok(Self { edits })
     }
 
@@ -42,7 +46,9 @@ fn replace(name: &str, values: Vec<String>) -> Vec<Edit> {
         return vec![Edit::drop(name)];
     };
     let rest = values.map(|value| Edit::add(name.clone(), value));
-    std::iter::once(Edit::set_to(name.clone(), first)).chain(rest).collect()
+    std::iter::once(Edit::set_to(name.clone(), first))
+        .chain(rest)
+        .collect()
 }
 
 tollgate_policy::export_rewriter!(StandardHeaders);
@@ -55,22 +61,38 @@ mod tests {
 
     #[track_caller]
     fn check(set: &[(&str, &[&str])], expected: &[Edit]) {
-        let set = set
-            .iter()
-            .map(|(name, values)| ((*name).to_owned(), values.iter().map(|value| (*value).to_owned()).collect()));
-        let policy = StandardHeaders::new(Config { set: set.collect() }).expect("any configuration is accepted");
-        let edits = policy.request(&request(), &Headers::default()).expect("nothing is refused");
+        let set = set.iter().map(|(name, values)| {
+            (
+                (*name).to_owned(),
+                values.iter().map(|value| (*value).to_owned()).collect(),
+            )
+        });
+        let policy = StandardHeaders::new(Config { set: set.collect() })
+            .expect("any configuration is accepted");
+        let edits = policy
+            .request(&request(), &Headers::default())
+            .expect("nothing is refused");
         assert_eq!(format!("{edits:?}"), format!("{expected:?}"));
     }
 
     #[test]
     fn a_field_is_set_under_its_lower_case_name() {
-        check(&[("OpenAI-Beta", &["x"])], &[Edit::set_to("openai-beta", "x")]);
+        check(
+            &[("OpenAI-Beta", &["x"])],
+            &[Edit::set_to("openai-beta", "x")],
+        );
     }
 
     #[test]
     fn further_values_are_appended_in_order() {
-        check(&[("a", &["1", "2", "3"])], &[Edit::set_to("a", "1"), Edit::add("a", "2"), Edit::add("a", "3")]);
+        check(
+            &[("a", &["1", "2", "3"])],
+            &[
+                Edit::set_to("a", "1"),
+                Edit::add("a", "2"),
+                Edit::add("a", "3"),
+            ],
+        );
     }
 
     #[test]

@@ -44,11 +44,17 @@ fn chat() -> String {
 
 fn main() {
     let timer = Timer::from_command_line();
-    let bodies =
-        [("deltas", deltas(), Some(DELTAS_AIM_GB_PER_S)), ("last-event", last(), None), ("chat-chunks", chat(), None)];
+    let bodies = [
+        ("deltas", deltas(), Some(DELTAS_AIM_GB_PER_S)),
+        ("last-event", last(), None),
+        ("chat-chunks", chat(), None),
+    ];
     for (name, body, aim_gb_per_s) in bodies {
         for piece in [256, 4096, 65_536] {
-            let figure = Figure::Throughput { bytes: body.len(), aim_gb_per_s };
+            let figure = Figure::Throughput {
+                bytes: body.len(),
+                aim_gb_per_s,
+            };
             timer.time(&format!("meter/{name}/{piece}"), figure, || {
                 let mut meter = Meter::new(&headers("text/event-stream"), 1 << 30);
                 for piece in body.as_bytes().chunks(piece) {

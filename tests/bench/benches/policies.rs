@@ -53,52 +53,109 @@ fn candidates(count: usize) -> Vec<Candidate> {
 fn pick(timer: &Timer, engine: &Engine) {
     for name in ["least-used", "round-robin", "random", "fallback"] {
         let policy = shipped(name, PolicyKind::Balancer, serde_json::json!({}));
-        let Ok(Policy::Balancer(balancer)) = load_alone(engine, &policy) else { panic!("{name} is a balancer") };
+        let Ok(Policy::Balancer(balancer)) = load_alone(engine, &policy) else {
+            panic!("{name} is a balancer")
+        };
         for (count, aim_us) in PICKS {
-            let members =
-                Members::new((0..count).map(|index| (format!("credential-{index}"), "plus".to_owned())).collect());
+            let members = Members::new(
+                (0..count)
+                    .map(|index| (format!("credential-{index}"), "plus".to_owned()))
+                    .collect(),
+            );
             let candidates = candidates(count);
-            timer.time(&format!("pick/{name}/{count}"), Figure::PerCall { aim_us }, || {
-                black_box(balancer.pick_here(&facts(), &members, black_box(&candidates), None).expect("a choice"));
-            });
+            timer.time(
+                &format!("pick/{name}/{count}"),
+                Figure::PerCall { aim_us },
+                || {
+                    black_box(
+                        balancer
+                            .pick_here(&facts(), &members, black_box(&candidates), None)
+                            .expect("a choice"),
+                    );
+                },
+            );
         }
     }
 }
 
 fn price(timer: &Timer, engine: &Engine) {
     let policy = shipped("openai-pricing", PolicyKind::Pricer, serde_json::json!({}));
-    let Ok(Policy::Pricer(pricer)) = load_alone(engine, &policy) else { panic!("it is a pricer") };
-    let counts = TokenCounts { input: 120_000, cached: 100_000, output: 2000, reasoning: 800, cache_write: 0 };
-    timer.time("price/openai-pricing", Figure::PerCall { aim_us: Some(PRICE_AIM_US) }, || {
-        black_box(pricer.price(&facts(), black_box(&counts)).expect("a price"));
-    });
+    let Ok(Policy::Pricer(pricer)) = load_alone(engine, &policy) else {
+        panic!("it is a pricer")
+    };
+    let counts = TokenCounts {
+        input: 120_000,
+        cached: 100_000,
+        output: 2000,
+        reasoning: 800,
+        cache_write: 0,
+    };
+    timer.time(
+        "price/openai-pricing",
+        Figure::PerCall {
+            aim_us: Some(PRICE_AIM_US),
+        },
+        || {
+            black_box(pricer.price(&facts(), black_box(&counts)).expect("a price"));
+        },
+    );
 }
 
 fn rewrite(timer: &Timer, engine: &Engine) {
     let set = serde_json::json!({"set": {"x-team": ["platform"], "openai-beta": ["a"], "user-agent": ["tollgate"]}});
     let policy = shipped("standard-headers", PolicyKind::Rewriter, set);
-    let Ok(Policy::Rewriter(rewriter)) = load_alone(engine, &policy) else { panic!("it is a rewriter") };
+    let Ok(Policy::Rewriter(rewriter)) = load_alone(engine, &policy) else {
+        panic!("it is a rewriter")
+    };
     let mut headers = HeaderMap::new();
-    for name in ["accept", "content-type", "user-agent", "originator", "session-id", "x-client-request-id"] {
-        headers.insert(HeaderName::from_static(name), HeaderValue::from_static("a value of some length"));
+    for name in [
+        "accept",
+        "content-type",
+        "user-agent",
+        "originator",
+        "session-id",
+        "x-client-request-id",
+    ] {
+        headers.insert(
+            HeaderName::from_static(name),
+            HeaderValue::from_static("a value of some length"),
+        );
     }
-    timer.time("rewrite/standard-headers", Figure::PerCall { aim_us: None }, || {
-        rewriter.edit_request_here(&facts(), black_box(&mut headers)).expect("edits").expect("nothing refused");
-    });
+    timer.time(
+        "rewrite/standard-headers",
+        Figure::PerCall { aim_us: None },
+        || {
+            rewriter
+                .edit_request_here(&facts(), black_box(&mut headers))
+                .expect("edits")
+                .expect("nothing refused");
+        },
+    );
     let Some(wanting) = wanting_policy() else {
         println!("rewrite/three-wanted-headers: left out, its policy is not built (make examples)");
         return;
     };
-    let Ok(Policy::Rewriter(rewriter)) = load_alone(engine, &wanting) else { panic!("it is a rewriter") };
-    timer.time("rewrite/three-wanted-headers", Figure::PerCall { aim_us: Some(THREE_HEADERS_AIM_US) }, || {
-        rewriter.edit_request_here(&facts(), black_box(&mut headers)).expect("edits").expect("nothing refused");
-    });
+    let Ok(Policy::Rewriter(rewriter)) = load_alone(engine, &wanting) else {
+        panic!("it is a rewriter")
+    };
+    timer.time(
+        "rewrite/three-wanted-headers",
+        Figure::PerCall {
+            aim_us: Some(THREE_HEADERS_AIM_US),
+        },
+        || {
+            rewriter
+                .edit_request_here(&facts(), black_box(&mut headers))
+                .expect("edits")
+                .expect("nothing refused");
+        },
+    );
 }
 
 /// A rewriter that wants to see three fields: built by `make examples`; left out where that was not.
 fn wanting_policy() -> Option<PolicyConfig> {
-    let path =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/policies/wasm32-wasip2/policy/tag_sessions.wasm");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../target/policies/wasm32-wasip2/policy/tag_sessions.wasm");
     path.exists().then(|| PolicyConfig {
         source: config::PolicySource::File(path),
         ..shipped("tag-sessions", PolicyKind::Rewriter, serde_json::json!({}))

@@ -33,7 +33,14 @@ pub enum Shape {
 
 impl Shape {
     /// In the order in which they are measured and printed.
-    pub const ALL: [Shape; 6] = [Shape::Json, Shape::Sse, Shape::Burst, Shape::Socket, Shape::Idle, Shape::IdleSocket];
+    pub const ALL: [Shape; 6] = [
+        Shape::Json,
+        Shape::Sse,
+        Shape::Burst,
+        Shape::Socket,
+        Shape::Idle,
+        Shape::IdleSocket,
+    ];
 
     /// The short name: of `--only`, of the JSON report and of the request's query.
     pub fn name(self) -> &'static str {
@@ -83,7 +90,10 @@ impl Shape {
     /// The shape that a request target asks for, whatever its path.
     pub fn of_target(target: &str) -> Option<Shape> {
         let (_, query) = target.split_once('?')?;
-        query.split('&').find_map(|pair| pair.strip_prefix("shape=")).and_then(Shape::named)
+        query
+            .split('&')
+            .find_map(|pair| pair.strip_prefix("shape="))
+            .and_then(Shape::named)
     }
 }
 
@@ -126,7 +136,9 @@ pub struct Answer {
 impl Answers {
     /// Makes every answer. The rate-limit windows end some days from now.
     pub fn new(plan: StreamPlan) -> Self {
-        let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let now_s = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs());
         let limits = rate_limit_headers(now_s);
         let events: Vec<String> = turn(plan.deltas).iter().map(event).collect();
         let first = events.first().cloned().unwrap_or_default();
@@ -141,7 +153,10 @@ impl Answers {
             },
             socket: framed_answer(&turn(plan.deltas.div_ceil(SOCKET_TURNS))),
             idle_socket: framed_answer(&turn(0)),
-            usage_poll: sized_answer(&limits, &usage_poll_body(now_s)).writes.concat().into(),
+            usage_poll: sized_answer(&limits, &usage_poll_body(now_s))
+                .writes
+                .concat()
+                .into(),
             upgrade_fields: limits,
         }
     }
@@ -195,7 +210,11 @@ fn sized_answer(limits: &str, body: &str) -> Answer {
     let whole = Bytes::from(format!(
         "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n{limits}\r\n{body}"
     ));
-    Answer { writes: vec![whole], units: 1, body_bytes: Some(length) }
+    Answer {
+        writes: vec![whole],
+        units: 1,
+        body_bytes: Some(length),
+    }
 }
 
 fn stream_head(limits: &str) -> String {
@@ -211,8 +230,10 @@ fn chunk(event: &str) -> String {
 }
 
 fn chunked_answer(limits: &str, events: &[String], events_per_write: usize) -> Answer {
-    let mut writes: Vec<String> =
-        events.chunks(events_per_write).map(|group| group.iter().map(|event| chunk(event)).collect()).collect();
+    let mut writes: Vec<String> = events
+        .chunks(events_per_write)
+        .map(|group| group.iter().map(|event| chunk(event)).collect())
+        .collect();
     if let Some(first) = writes.first_mut() {
         first.insert_str(0, &stream_head(limits));
     }
@@ -230,7 +251,10 @@ fn chunked_answer(limits: &str, events: &[String], events_per_write: usize) -> A
 fn framed_answer(turn: &[Value]) -> Answer {
     let messages: Vec<String> = turn.iter().map(Value::to_string).collect();
     Answer {
-        writes: messages.iter().map(|message| text_frame(Sender::Server, message.as_bytes())).collect(),
+        writes: messages
+            .iter()
+            .map(|message| text_frame(Sender::Server, message.as_bytes()))
+            .collect(),
         units: messages.len() as u64,
         body_bytes: Some(messages.iter().map(String::len).sum()),
     }
@@ -301,10 +325,13 @@ fn turn(deltas: usize) -> Vec<Value> {
     let item = json!({"id": MESSAGE_ID, "type": "message", "role": "assistant", "content": []});
     let whole = response("completed", &text, true);
     let mut events = Vec::with_capacity(deltas + 4);
-    events.push(json!({"type": "response.created", "response": response("in_progress", "", false)}));
+    events
+        .push(json!({"type": "response.created", "response": response("in_progress", "", false)}));
     events.push(json!({"type": "response.output_item.added", "output_index": 0, "item": item}));
     events.extend((0..deltas).map(delta));
-    events.push(json!({"type": "response.output_item.done", "output_index": 0, "item": whole["output"][0]}));
+    events.push(
+        json!({"type": "response.output_item.done", "output_index": 0, "item": whole["output"][0]}),
+    );
     events.push(json!({"type": "response.completed", "response": whole}));
     events
 }
@@ -335,7 +362,10 @@ mod tests {
 
     #[test]
     fn both_streams_carry_the_same_bytes() {
-        let answers = Answers::new(StreamPlan { deltas: 100, burst: 16 });
+        let answers = Answers::new(StreamPlan {
+            deltas: 100,
+            burst: 16,
+        });
         let [sse, burst] = [Shape::Sse, Shape::Burst].map(|shape| &answers.of(shape).writes);
         assert_eq!(sse.concat(), burst.concat());
         assert_eq!(sse.len(), turn(100).len());
@@ -344,12 +374,22 @@ mod tests {
 
     #[test]
     fn a_turn_over_a_socket_is_counted_as_it_was_made() {
-        let answers = Answers::new(StreamPlan { deltas: 100, burst: 16 });
+        let answers = Answers::new(StreamPlan {
+            deltas: 100,
+            burst: 16,
+        });
         let answer = answers.of(Shape::Socket);
         assert_eq!(answer.writes.len(), turn(100 / SOCKET_TURNS).len());
         let mut frames = FrameCount::default();
-        answer.writes.concat().chunks(7).for_each(|piece| frames.feed(piece));
-        assert_eq!((frames.messages, Some(frames.payload_bytes)), (answer.units, answer.body_bytes));
+        answer
+            .writes
+            .concat()
+            .chunks(7)
+            .for_each(|piece| frames.feed(piece));
+        assert_eq!(
+            (frames.messages, Some(frames.payload_bytes)),
+            (answer.units, answer.body_bytes)
+        );
         assert!(!frames.is_closed);
     }
 

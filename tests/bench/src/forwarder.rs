@@ -109,7 +109,10 @@ impl Site {
     /// [`StartError::NotBuilt`] for any but nginx, which may be missing.
     pub fn survey(settings: &Settings, folder: &Path, open_files: u64) -> Result<Self, StartError> {
         let beside_us = env::current_exe()
-            .map_err(|cause| StartError::Files { name: "tollgate-bench", cause })?
+            .map_err(|cause| StartError::Files {
+                name: "tollgate-bench",
+                cause,
+            })?
             .parent()
             .map(Path::to_owned)
             .unwrap_or_default();
@@ -120,13 +123,16 @@ impl Site {
             bare_proxy: built(beside_us.join("bare-proxy"), "tollgate-bench")?,
             bench_upstream: built(beside_us.join("bench-upstream"), "tollgate-bench")?,
             nginx: on_path("nginx"),
-            connections_max: usize::try_from(open_files).unwrap_or(usize::MAX).min(nginx::CONNECTIONS_MAX),
+            connections_max: usize::try_from(open_files)
+                .unwrap_or(usize::MAX)
+                .min(nginx::CONNECTIONS_MAX),
         })
     }
 
     /// Those that can be started here, in the order of a round.
     pub fn forwarders(&self) -> Vec<Forwarder> {
-        let can_start = |forwarder: &Forwarder| *forwarder != Forwarder::Nginx || self.nginx.is_some();
+        let can_start =
+            |forwarder: &Forwarder| *forwarder != Forwarder::Nginx || self.nginx.is_some();
         Forwarder::ALL.into_iter().filter(can_start).collect()
     }
 
@@ -136,9 +142,15 @@ impl Site {
     /// [`StartError`].
     pub async fn start_upstream(&self, settings: &Settings) -> Result<Running, StartError> {
         let mut command = Command::new(&self.bench_upstream);
-        command.arg("--deltas").arg(settings.streams.deltas.to_string());
-        command.arg("--burst").arg(settings.streams.burst.to_string());
-        command.arg("--pace-us").arg(settings.pace.as_micros().to_string());
+        command
+            .arg("--deltas")
+            .arg(settings.streams.deltas.to_string());
+        command
+            .arg("--burst")
+            .arg(settings.streams.burst.to_string());
+        command
+            .arg("--pace-us")
+            .arg(settings.pace.as_micros().to_string());
         self.start_announced("upstream", command).await
     }
 
@@ -146,7 +158,11 @@ impl Site {
     ///
     /// # Errors
     /// [`StartError`].
-    pub async fn start(&self, forwarder: Forwarder, upstream: SocketAddr) -> Result<Running, StartError> {
+    pub async fn start(
+        &self,
+        forwarder: Forwarder,
+        upstream: SocketAddr,
+    ) -> Result<Running, StartError> {
         match forwarder {
             Forwarder::Tollgate => tollgate::start(self, upstream).await,
             Forwarder::BareHyper => {
@@ -181,14 +197,22 @@ impl Site {
     }
 
     /// Starts a bin of this crate, which takes a free port and announces it.
-    async fn start_announced(&self, name: &'static str, mut command: Command) -> Result<Running, StartError> {
+    async fn start_announced(
+        &self,
+        name: &'static str,
+        mut command: Command,
+    ) -> Result<Running, StartError> {
         let files = self.files_of(name)?;
         let ready_file = files.join("ready");
         command.arg("--ready-file").arg(&ready_file);
         let begun = Instant::now();
         let mut process = Process::start(name, command, &files)?;
         let address = process.ready(|| ready::announced(&ready_file)).await?;
-        Ok(Running { address, process, ready_after: begun.elapsed() })
+        Ok(Running {
+            address,
+            process,
+            ready_after: begun.elapsed(),
+        })
     }
 
     /// A forwarder's own folder, without the ready file of the start before.

@@ -41,7 +41,12 @@ pub fn text_frame(sender: Sender, payload: &[u8]) -> Bytes {
     match sender {
         Sender::Client => {
             frame.extend_from_slice(&MASK);
-            frame.extend(payload.iter().zip(MASK.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+            frame.extend(
+                payload
+                    .iter()
+                    .zip(MASK.iter().cycle())
+                    .map(|(byte, mask)| byte ^ mask),
+            );
         }
         Sender::Server => frame.extend_from_slice(payload),
     }
@@ -94,7 +99,11 @@ impl FrameCount {
     }
 
     fn has_header(&self) -> bool {
-        let mask_bytes = if self.header[1] & MASKED == 0 { 0 } else { MASK.len() };
+        let mask_bytes = if self.header[1] & MASKED == 0 {
+            0
+        } else {
+            MASK.len()
+        };
         self.header_have >= 2 && self.header_have == 2 + self.length_bytes() + mask_bytes
     }
 
@@ -109,7 +118,9 @@ impl FrameCount {
     fn length(&self) -> usize {
         match self.length_bytes() {
             0 => usize::from(self.header[1] & 0x7f),
-            bytes => self.header[2..2 + bytes].iter().fold(0, |length, byte| length << 8 | usize::from(*byte)),
+            bytes => self.header[2..2 + bytes]
+                .iter()
+                .fold(0, |length, byte| length << 8 | usize::from(*byte)),
         }
     }
 }
@@ -122,11 +133,18 @@ mod tests {
     fn messages_are_counted_in_any_pieces() {
         let lengths = [0, 1, 125, 126, 0xffff, 0x1_0000];
         for sender in [Sender::Client, Sender::Server] {
-            let frames: Vec<u8> = lengths.iter().flat_map(|&length| text_frame(sender, &vec![b'x'; length])).collect();
+            let frames: Vec<u8> = lengths
+                .iter()
+                .flat_map(|&length| text_frame(sender, &vec![b'x'; length]))
+                .collect();
             for size in [1, 3, 4096, frames.len()] {
                 let mut count = FrameCount::default();
                 frames.chunks(size).for_each(|piece| count.feed(piece));
-                assert_eq!((count.messages, count.payload_bytes), (6, lengths.iter().sum()), "{sender:?}, {size}");
+                assert_eq!(
+                    (count.messages, count.payload_bytes),
+                    (6, lengths.iter().sum()),
+                    "{sender:?}, {size}"
+                );
             }
         }
     }
@@ -135,6 +153,9 @@ mod tests {
     fn control_frames_are_no_messages() {
         let mut count = FrameCount::default();
         count.feed(b"\x89\x02hi\x81\x01x\x88\x02\x03\xe8");
-        assert_eq!((count.messages, count.payload_bytes, count.is_closed), (1, 1, true));
+        assert_eq!(
+            (count.messages, count.payload_bytes, count.is_closed),
+            (1, 1, true)
+        );
     }
 }

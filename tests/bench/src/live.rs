@@ -90,7 +90,14 @@ impl Plan {
     #[must_use]
     pub fn quick(self) -> Self {
         let (reloads, round) = (self.reloads.min(10), Duration::from_secs(1));
-        Self { reloads, reloads_for_memory: 20, rounds: 1, round, starts: 2, ..self }
+        Self {
+            reloads,
+            reloads_for_memory: 20,
+            rounds: 1,
+            round,
+            starts: 2,
+            ..self
+        }
     }
 }
 
@@ -154,7 +161,10 @@ pub struct Pair {
 /// The time that this part of the sorted `times` does not exceed: 1 for the longest.
 fn quantile(times: &[Duration], part: f64) -> Duration {
     let place = (times.len() as f64 * part).ceil() as usize;
-    times.get(place.saturating_sub(1)).copied().unwrap_or_default()
+    times
+        .get(place.saturating_sub(1))
+        .copied()
+        .unwrap_or_default()
 }
 
 impl Figures {
@@ -163,7 +173,8 @@ impl Figures {
         let times = |times: &[Duration]| times.iter().map(|time| ms(*time)).collect::<Vec<_>>();
         let pairs = |pairs: &[Pair]| {
             let told = |times: &[Duration]| json!({"p99": ms(quantile(times, 0.99)), "max": ms(quantile(times, 1.0))});
-            let pair = |pair: &Pair| json!({"without": told(&pair.without), "with": told(&pair.with)});
+            let pair =
+                |pair: &Pair| json!({"without": told(&pair.without), "with": told(&pair.with)});
             pairs.iter().map(pair).collect::<Vec<_>>()
         };
         json!({
@@ -181,31 +192,73 @@ impl Figures {
 
 impl fmt::Display for Figures {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(out, "Policies on a running gateway, ms{:>31}{:>22}", "median", "min - max")?;
+        writeln!(
+            out,
+            "Policies on a running gateway, ms{:>31}{:>22}",
+            "median", "min - max"
+        )?;
         let times = |times: &[Duration]| times.iter().map(|time| ms(*time)).collect::<Vec<_>>();
         let serving = Spread::of(&times(&self.serving));
-        write_row(out, "a new component, file change to serving", serving, Some((RELOAD_AIM_MS, "")))?;
+        write_row(
+            out,
+            "a new component, file change to serving",
+            serving,
+            Some((RELOAD_AIM_MS, "")),
+        )?;
         let starts = Spread::of(&times(&self.starts));
         let policies = Spread::of(&times(&self.policies));
         write_row(out, "start to readiness, all code cached", starts, None)?;
-        write_row(out, "the policies' part of it", policies, Some((POLICIES_AIM_MS, "")))?;
-        let of =
-            |pairs: &[Pair], figure: &dyn Fn(&Pair) -> f64| Spread::of(&pairs.iter().map(figure).collect::<Vec<_>>());
+        write_row(
+            out,
+            "the policies' part of it",
+            policies,
+            Some((POLICIES_AIM_MS, "")),
+        )?;
+        let of = |pairs: &[Pair], figure: &dyn Fn(&Pair) -> f64| {
+            Spread::of(&pairs.iter().map(figure).collect::<Vec<_>>())
+        };
         let p99 = |times: &[Duration]| ms(quantile(times, 0.99));
-        write_row(out, "request, p99, without reloads", of(&self.reloads, &|pair| p99(&pair.without)), None)?;
-        write_row(out, "request, p99, during reloads", of(&self.reloads, &|pair| p99(&pair.with)), None)?;
+        write_row(
+            out,
+            "request, p99, without reloads",
+            of(&self.reloads, &|pair| p99(&pair.without)),
+            None,
+        )?;
+        write_row(
+            out,
+            "request, p99, during reloads",
+            of(&self.reloads, &|pair| p99(&pair.with)),
+            None,
+        )?;
         let ratio = of(&self.reloads, &|pair| p99(&pair.with) / p99(&pair.without));
-        write_row(out, "the one to the other, times", ratio, Some((RELOADS_RATIO_AIM, " x")))?;
+        write_row(
+            out,
+            "the one to the other, times",
+            ratio,
+            Some((RELOADS_RATIO_AIM, " x")),
+        )?;
         let longest = |times: &[Duration]| ms(quantile(times, 1.0));
-        write_row(out, "longest request, alone", of(&self.hostile, &|pair| longest(&pair.without)), None)?;
+        write_row(
+            out,
+            "longest request, alone",
+            of(&self.hostile, &|pair| longest(&pair.without)),
+            None,
+        )?;
         write_row(
             out,
             "longest request, beside a guest that loops",
             of(&self.hostile, &|pair| longest(&pair.with)),
             None,
         )?;
-        let delay = of(&self.hostile, &|pair| longest(&pair.with) - longest(&pair.without));
-        write_row(out, "the one less the other", delay, Some((HOSTILE_AIM_MS, "")))?;
+        let delay = of(&self.hostile, &|pair| {
+            longest(&pair.with) - longest(&pair.without)
+        });
+        write_row(
+            out,
+            "the one less the other",
+            delay,
+            Some((HOSTILE_AIM_MS, "")),
+        )?;
         if let Some((before, after, reloads)) = self.memory {
             let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
             let each = (after as f64 - before as f64) / 1024.0 / reloads as f64;
@@ -224,7 +277,12 @@ fn ms(time: Duration) -> f64 {
 }
 
 /// A row of the table, with what its median should be at most.
-fn write_row(out: &mut fmt::Formatter<'_>, name: &str, spread: Spread, aim: Option<(f64, &str)>) -> fmt::Result {
+fn write_row(
+    out: &mut fmt::Formatter<'_>,
+    name: &str,
+    spread: Spread,
+    aim: Option<(f64, &str)>,
+) -> fmt::Result {
     let Spread { median, min, max } = spread;
     let range = format!("{min:.2} - {max:.2}");
     write!(out, "  {name:<48}{median:>13.2}{range:>22}")?;
@@ -251,7 +309,11 @@ pub async fn run(
     let upstream = site.start_upstream(settings).await?;
     let file = folder.join("reloaded.wasm");
     let component_file = file.clone();
-    let mut component = Component { bytes: read(&plan.components.join(RELOADED))?, number: 0, file };
+    let mut component = Component {
+        bytes: read(&plan.components.join(RELOADED))?,
+        number: 0,
+        file,
+    };
     component.replace()?;
     let hostile = plan.components.join(HOSTILE);
     let change = |level: &str, config: &mut Value| {
@@ -259,7 +321,9 @@ pub async fn run(
         config["log"]["level"] = json!(level);
     };
     let start = async |level: &str| -> Result<Running, LiveError> {
-        Ok(site.start_alone(upstream.address, &|config| change(level, config)).await?)
+        Ok(site
+            .start_alone(upstream.address, &|config| change(level, config))
+            .await?)
     };
     let mut figures = Figures::default();
 
@@ -275,9 +339,13 @@ pub async fn run(
     }
 
     let running = start("warn").await?;
-    let mut gateway = Gateway { admin: site.admin_socket(), running };
+    let mut gateway = Gateway {
+        admin: site.admin_socket(),
+        running,
+    };
     let answers = Arc::new(Answers::new(settings.streams));
-    let mut clients = Clients::connect(gateway.running.address, settings.connections, &answers).await?;
+    let mut clients =
+        Clients::connect(gateway.running.address, settings.connections, &answers).await?;
     clients.pace(Shape::Json, PACE, WARM_UP).await?;
     for number in 1..=plan.reloads {
         progress(&format!("reload {number} of {}", plan.reloads));
@@ -285,7 +353,10 @@ pub async fn run(
         sleep(REST).await;
     }
     for round in 1..=plan.rounds {
-        progress(&format!("requests without and during reloads: round {round} of {}", plan.rounds));
+        progress(&format!(
+            "requests without and during reloads: round {round} of {}",
+            plan.rounds
+        ));
         let without = clients.pace(Shape::Json, PACE, plan.round).await?;
         let with = tokio::select! {
             times = clients.pace(Shape::Json, PACE, plan.round) => times?,
@@ -294,25 +365,45 @@ pub async fn run(
         figures.reloads.push(Pair { without, with });
     }
     for round in 1..=plan.rounds {
-        progress(&format!("requests alone and beside a guest that loops: round {round} of {}", plan.rounds));
+        progress(&format!(
+            "requests alone and beside a guest that loops: round {round} of {}",
+            plan.rounds
+        ));
         let without = clients.pace(Shape::Json, PACE, plan.round).await?;
-        let mut others =
-            Clients::connect_as(OTHER_TOKEN, gateway.running.address, HOSTILE_CONNECTIONS, &answers).await?;
-        let (with, beside) =
-            tokio::join!(clients.pace(Shape::Json, PACE, plan.round), others.pace(Shape::Json, PACE, plan.round));
+        let mut others = Clients::connect_as(
+            OTHER_TOKEN,
+            gateway.running.address,
+            HOSTILE_CONNECTIONS,
+            &answers,
+        )
+        .await?;
+        let (with, beside) = tokio::join!(
+            clients.pace(Shape::Json, PACE, plan.round),
+            others.pace(Shape::Json, PACE, plan.round)
+        );
         beside?;
-        figures.hostile.push(Pair { without, with: with? });
+        figures.hostile.push(Pair {
+            without,
+            with: with?,
+        });
     }
     drop(clients);
     let before = gateway.running.process.memory_bytes()?;
     for number in 1..=plan.reloads_for_memory {
         if number % 50 == 0 {
-            progress(&format!("reload {number} of {}, for what they leave in memory", plan.reloads_for_memory));
+            progress(&format!(
+                "reload {number} of {}, for what they leave in memory",
+                plan.reloads_for_memory
+            ));
         }
         gateway.reload(&mut component).await?;
     }
     sleep(settings.idle_settle).await;
-    figures.memory = Some((before, gateway.running.process.memory_bytes()?, plan.reloads_for_memory));
+    figures.memory = Some((
+        before,
+        gateway.running.process.memory_bytes()?,
+        plan.reloads_for_memory,
+    ));
     Ok(figures)
 }
 
@@ -335,7 +426,10 @@ fn configure(config: &mut Value, reloaded: &Path, hostile: &Path) {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, LiveError> {
-    fs::read(path).map_err(|cause| LiveError::File { path: path.to_owned(), cause })
+    fs::read(path).map_err(|cause| LiveError::File {
+        path: path.to_owned(),
+        cause,
+    })
 }
 
 /// What the policies took in the last start that wrote this log.
@@ -343,9 +437,14 @@ fn policies_took(log: &Path) -> Result<Duration, LiveError> {
     let text = String::from_utf8_lossy(&read(log)?).into_owned();
     let took = text.lines().rev().find_map(|line| {
         let line: Value = serde_json::from_str(line).ok()?;
-        if line["message"] == "policies loaded" { line["took_us"].as_u64() } else { None }
+        if line["message"] == "policies loaded" {
+            line["took_us"].as_u64()
+        } else {
+            None
+        }
     });
-    took.map(Duration::from_micros).ok_or_else(|| LiveError::Log(log.to_owned()))
+    took.map(Duration::from_micros)
+        .ok_or_else(|| LiveError::Log(log.to_owned()))
 }
 
 /// A component that is another each time.
@@ -366,7 +465,10 @@ impl Component {
                 let begun = Instant::now();
                 fs::rename(&next, &self.file).map(|()| begun)
             })
-            .map_err(|cause| LiveError::File { path: self.file.clone(), cause })
+            .map_err(|cause| LiveError::File {
+                path: self.file.clone(),
+                cause,
+            })
     }
 }
 
@@ -409,17 +511,29 @@ impl Gateway {
     /// The component's generation.
     async fn generation(&self) -> Result<u64, LiveError> {
         let failed = |what: &dyn ToString| LiveError::Admin(what.to_string());
-        let mut stream = UnixStream::connect(&self.admin).await.map_err(|error| failed(&error))?;
+        let mut stream = UnixStream::connect(&self.admin)
+            .await
+            .map_err(|error| failed(&error))?;
         let request = b"GET /api/policies HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n";
-        stream.write_all(request).await.map_err(|error| failed(&error))?;
+        stream
+            .write_all(request)
+            .await
+            .map_err(|error| failed(&error))?;
         let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).await.map_err(|error| failed(&error))?;
+        stream
+            .read_to_end(&mut answer)
+            .await
+            .map_err(|error| failed(&error))?;
         let answer = String::from_utf8_lossy(&answer);
         let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
         let policies: Value = serde_json::from_str(body).map_err(|error| failed(&error))?;
-        let policies = policies["policies"].as_array().or_else(|| policies.as_array());
+        let policies = policies["policies"]
+            .as_array()
+            .or_else(|| policies.as_array());
         policies
-            .and_then(|policies| policies.iter().find(|policy| policy["tag"] == TAG)?["generation"].as_u64())
+            .and_then(|policies| {
+                policies.iter().find(|policy| policy["tag"] == TAG)?["generation"].as_u64()
+            })
             .ok_or_else(|| failed(&"no generation of the component"))
     }
 }

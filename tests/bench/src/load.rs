@@ -123,7 +123,11 @@ impl Clients {
     ///
     /// # Errors
     /// [`LoadError`].
-    pub async fn connect(address: SocketAddr, count: usize, answers: &Arc<Answers>) -> Result<Self, LoadError> {
+    pub async fn connect(
+        address: SocketAddr,
+        count: usize,
+        answers: &Arc<Answers>,
+    ) -> Result<Self, LoadError> {
         Self::connect_as(USER_TOKEN, address, count, answers).await
     }
 
@@ -140,10 +144,15 @@ impl Clients {
         let mut connections = Vec::with_capacity(count);
         for number in 0..count {
             let mut connection = Connection::open(address, number, token).await?;
-            connection.exchange(Shape::Json, answers.of(Shape::Json).body_bytes).await?;
+            connection
+                .exchange(Shape::Json, answers.of(Shape::Json).body_bytes)
+                .await?;
             connections.push(connection);
         }
-        Ok(Self { connections, answers: Arc::clone(answers) })
+        Ok(Self {
+            connections,
+            answers: Arc::clone(answers),
+        })
     }
 
     /// Takes `times` answers over each connection, all connections at once.
@@ -179,9 +188,17 @@ impl Clients {
     ///
     /// # Errors
     /// The first [`LoadError`] of any of them.
-    pub async fn pace(&mut self, shape: Shape, every: Duration, span: Duration) -> Result<Vec<Duration>, LoadError> {
+    pub async fn pace(
+        &mut self,
+        shape: Shape,
+        every: Duration,
+        span: Duration,
+    ) -> Result<Vec<Duration>, LoadError> {
         let expected = self.answers.of(shape).body_bytes;
-        let apart = every / u32::try_from(self.connections.len()).unwrap_or(u32::MAX).max(1);
+        let apart = every
+            / u32::try_from(self.connections.len())
+                .unwrap_or(u32::MAX)
+                .max(1);
         let begun = Instant::now();
         let mut tasks = JoinSet::new();
         for (number, mut connection) in (0_u32..).zip(self.connections.drain(..)) {
@@ -229,7 +246,12 @@ impl IdleStreams {
             {
                 held.push(opened??);
             }
-            opening.spawn(async move { Connection::open(address, number, USER_TOKEN).await?.hold().await });
+            opening.spawn(async move {
+                Connection::open(address, number, USER_TOKEN)
+                    .await?
+                    .hold()
+                    .await
+            });
         }
         while let Some(opened) = opening.join_next().await {
             held.push(opened??);
@@ -251,10 +273,15 @@ struct Connection {
 
 impl Connection {
     async fn open(address: SocketAddr, number: usize, token: &str) -> Result<Self, LoadError> {
-        let stream = TcpStream::connect(address).await.map_err(LoadError::Connect)?;
+        let stream = TcpStream::connect(address)
+            .await
+            .map_err(LoadError::Connect)?;
         stream.set_nodelay(true).map_err(LoadError::Connect)?;
         let reads = Arc::new(AtomicU64::new(0));
-        let counted = CountedReads { stream, reads: Arc::clone(&reads) };
+        let counted = CountedReads {
+            stream,
+            reads: Arc::clone(&reads),
+        };
         let (sender, driver) = http1::handshake(TokioIo::new(counted)).await?;
         // What ends the driver is seen by the exchange under way.
         let driver = tokio::spawn(async move { driver.await.ok() }).abort_handle();
@@ -300,7 +327,9 @@ impl Connection {
     async fn send(&mut self, shape: Shape) -> Result<Incoming, LoadError> {
         let body = match shape {
             Shape::Json => &self.json_body,
-            Shape::Sse | Shape::Burst | Shape::Idle | Shape::Socket | Shape::IdleSocket => &self.stream_body,
+            Shape::Sse | Shape::Burst | Shape::Idle | Shape::Socket | Shape::IdleSocket => {
+                &self.stream_body
+            }
         };
         let mut request = Request::new(Full::new(body.clone()));
         *request.method_mut() = Method::POST;
@@ -360,7 +389,10 @@ fn headers(address: SocketAddr, session: &str, token: &str) -> Result<HeaderMap,
     let fields: [(&'static str, &str); 9] = [
         ("host", &host),
         ("authorization", &authorization),
-        ("user-agent", "codex_exec/0.169.0 (Debian 12; x86_64) tollgate-bench"),
+        (
+            "user-agent",
+            "codex_exec/0.169.0 (Debian 12; x86_64) tollgate-bench",
+        ),
         ("originator", "codex_exec"),
         ("session-id", session),
         ("thread-id", session),
@@ -368,7 +400,10 @@ fn headers(address: SocketAddr, session: &str, token: &str) -> Result<HeaderMap,
         ("x-codex-window-id", &window),
         ("x-codex-turn-metadata", &metadata),
     ];
-    fields.into_iter().map(|(name, value)| Ok((HeaderName::from_static(name), HeaderValue::from_str(value)?))).collect()
+    fields
+        .into_iter()
+        .map(|(name, value)| Ok((HeaderName::from_static(name), HeaderValue::from_str(value)?)))
+        .collect()
 }
 
 fn request_body(session: &str, stream: bool) -> Value {
@@ -413,7 +448,11 @@ impl AsyncRead for CountedReads {
 }
 
 impl AsyncWrite for CountedReads {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 

@@ -35,7 +35,11 @@ struct Arguments {
     #[arg(long, value_delimiter = ',', value_parser = measure)]
     only: Vec<Measure>,
     /// The folder of the components that the measure `live` uses
-    #[arg(long, value_name = "FOLDER", default_value = "target/policies/wasm32-wasip2/policy")]
+    #[arg(
+        long,
+        value_name = "FOLDER",
+        default_value = "target/policies/wasm32-wasip2/policy"
+    )]
     components: PathBuf,
     /// Reloads whose time is taken; for what they leave in memory, five times as many
     #[arg(long, default_value_t = 200, value_parser = count)]
@@ -96,7 +100,9 @@ fn measure(name: &str) -> Result<Measure, String> {
         return Ok(Measure::Live);
     }
     let expected = || Shape::ALL.map(Shape::name).join(", ");
-    Shape::named(name).map(Measure::Traffic).ok_or_else(|| format!("expected one of {}, {LIVE}", expected()))
+    Shape::named(name)
+        .map(Measure::Traffic)
+        .ok_or_else(|| format!("expected one of {}, {LIVE}", expected()))
 }
 
 /// Large enough for any use, small enough that no product of two overflows.
@@ -117,24 +123,35 @@ fn json(text: &str) -> Result<serde_json::Value, serde_json::Error> {
 impl Arguments {
     fn settings(&self) -> Settings {
         let chosen = |measure: Measure| self.only.is_empty() || self.only.contains(&measure);
-        let live = chosen(Measure::Live).then(|| live::Plan::of(self.components.clone(), self.reloads, self.rounds));
+        let live = chosen(Measure::Live)
+            .then(|| live::Plan::of(self.components.clone(), self.reloads, self.rounds));
         let settings = Settings {
             tollgate: self.tollgate.clone(),
             tollgate_overrides: self.tollgate_set.clone(),
-            shapes: Shape::ALL.into_iter().filter(|shape| chosen(Measure::Traffic(*shape))).collect(),
+            shapes: Shape::ALL
+                .into_iter()
+                .filter(|shape| chosen(Measure::Traffic(*shape)))
+                .collect(),
             live,
             rounds: self.rounds,
             connections: self.connections,
             sockets: self.sockets,
             requests: self.requests,
-            streams: StreamPlan { deltas: self.deltas, burst: self.burst },
+            streams: StreamPlan {
+                deltas: self.deltas,
+                burst: self.burst,
+            },
             pace: Duration::from_micros(self.pace_us),
             idle_streams: self.idle_streams,
             idle_settle: Duration::from_millis(self.idle_settle_ms),
             measurement_timeout: Duration::from_secs(self.measurement_timeout_s),
             run_timeout: Duration::from_secs(self.run_timeout_s),
         };
-        if self.quick { settings.quick() } else { settings }
+        if self.quick {
+            settings.quick()
+        } else {
+            settings
+        }
     }
 }
 
@@ -172,7 +189,9 @@ async fn main() -> ExitCode {
 async fn bench(mut settings: Settings) -> Result<Report, Failure> {
     let asked_streams = settings.idle_streams;
     let open_files = settings.fit_open_files()?;
-    let folder = tempfile::Builder::new().prefix("tollgate-bench-").tempdir()?;
+    let folder = tempfile::Builder::new()
+        .prefix("tollgate-bench-")
+        .tempdir()?;
     let site = Site::survey(&settings, folder.path(), open_files)?;
     let mut notes = notes(&settings, asked_streams, &site);
     let progress = |text: &str| eprintln!("{text}");
@@ -195,7 +214,10 @@ async fn bench(mut settings: Settings) -> Result<Report, Failure> {
 
 /// Ends when the user or the system wants the program to.
 async fn interruption() -> Failure {
-    let (mut interrupt, mut terminate) = match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
+    let (mut interrupt, mut terminate) = match (
+        signal(SignalKind::interrupt()),
+        signal(SignalKind::terminate()),
+    ) {
         (Ok(interrupt), Ok(terminate)) => (interrupt, terminate),
         (Err(error), _) | (_, Err(error)) => return Failure::Prepare(error),
     };
@@ -216,7 +238,10 @@ fn notes(settings: &Settings, asked_streams: usize, site: &Site) -> Vec<String> 
         notes.push(format!("idle streams and sockets: {held} instead of {asked_streams}, by the limit of open files"));
     }
     let cores = thread::available_parallelism().map_or(0, usize::from);
-    notes.push(format!("{cores} cores; load average at the start: {}", load_average()));
+    notes.push(format!(
+        "{cores} cores; load average at the start: {}",
+        load_average()
+    ));
     notes
 }
 
@@ -244,6 +269,11 @@ mod tests {
         assert_eq!(settings.shapes, [Shape::Json, Shape::Idle]);
         assert_eq!(settings.rounds, 1);
         assert!(settings.live.is_none());
-        assert!(Arguments::parse_from(["tollgate-bench", "--only", "live"]).settings().live.is_some());
+        assert!(
+            Arguments::parse_from(["tollgate-bench", "--only", "live"])
+                .settings()
+                .live
+                .is_some()
+        );
     }
 }

@@ -87,8 +87,16 @@ impl Process {
     pub fn start(name: &str, mut command: Command, folder: &Path) -> Result<Self, ProcessError> {
         let output = folder.join(format!("{name}.out"));
         match spawn(&mut command, &output) {
-            Ok((child, pid)) => Ok(Self { name: name.to_owned(), child, pid, output }),
-            Err(cause) => Err(ProcessError::Start { name: name.to_owned(), cause }),
+            Ok((child, pid)) => Ok(Self {
+                name: name.to_owned(),
+                child,
+                pid,
+                output,
+            }),
+            Err(cause) => Err(ProcessError::Start {
+                name: name.to_owned(),
+                cause,
+            }),
         }
     }
 
@@ -96,7 +104,10 @@ impl Process {
     ///
     /// # Errors
     /// [`ProcessError::EndedEarly`] or [`ProcessError::NotReady`].
-    pub async fn ready<T>(&mut self, mut probe: impl FnMut() -> Option<T>) -> Result<T, ProcessError> {
+    pub async fn ready<T>(
+        &mut self,
+        mut probe: impl FnMut() -> Option<T>,
+    ) -> Result<T, ProcessError> {
         let deadline = Instant::now() + READY_TIMEOUT;
         loop {
             if let Some(found) = probe() {
@@ -104,10 +115,17 @@ impl Process {
             }
             if let Ok(Some(status)) = self.child.try_wait() {
                 let (name, last_words) = (self.name.clone(), self.last_words());
-                return Err(ProcessError::EndedEarly { name, status: status.to_string(), last_words });
+                return Err(ProcessError::EndedEarly {
+                    name,
+                    status: status.to_string(),
+                    last_words,
+                });
             }
             if Instant::now() >= deadline {
-                return Err(ProcessError::NotReady { name: self.name.clone(), last_words: self.last_words() });
+                return Err(ProcessError::NotReady {
+                    name: self.name.clone(),
+                    last_words: self.last_words(),
+                });
             }
             tokio::time::sleep(READY_EVERY).await;
         }
@@ -143,7 +161,11 @@ impl Process {
     }
 
     fn unmeasured(&self, what: &'static str, cause: io::Error) -> ProcessError {
-        ProcessError::Unmeasured { name: self.name.clone(), what, cause }
+        ProcessError::Unmeasured {
+            name: self.name.clone(),
+            what,
+            cause,
+        }
     }
 
     /// The child and the processes of its group.
@@ -189,7 +211,11 @@ impl Drop for Process {
 
 fn spawn(command: &mut Command, output: &Path) -> io::Result<(Child, pid_t)> {
     let file = File::create(output)?;
-    command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).process_group(0);
+    command
+        .stdin(Stdio::null())
+        .stdout(file.try_clone()?)
+        .stderr(file)
+        .process_group(0);
     end_with_parent(command);
     let child = command.spawn()?;
     let pid = pid_t::try_from(child.id()).map_err(io::Error::other)?;
@@ -213,7 +239,10 @@ fn cpu_time_of(pid: pid_t) -> io::Result<Duration> {
         0 => {}
         code => return Err(io::Error::from_raw_os_error(code)),
     }
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: `time` is a valid place for the answer.
     if unsafe { libc::clock_gettime(clock, &raw mut time) } != 0 {
         return Err(io::Error::last_os_error());
@@ -236,7 +265,8 @@ fn pss_of(pid: pid_t) -> io::Result<u64> {
 fn rss_of(pid: pid_t) -> io::Result<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/statm"))?;
     // SAFETY: sysconf() only reads.
-    let page = u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).map_err(io::Error::other)?;
+    let page =
+        u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).map_err(io::Error::other)?;
     text.split(' ')
         .nth(1)
         .and_then(|pages| pages.parse::<u64>().ok())

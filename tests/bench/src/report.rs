@@ -23,8 +23,18 @@ struct Aim {
 }
 
 const AIMS: [Aim; 2] = [
-    Aim { shape: Shape::Json, base: Forwarder::BareHyper, ratio_max: 1.25, per: "request" },
-    Aim { shape: Shape::Socket, base: Forwarder::Nginx, ratio_max: 1.1, per: "message over a WebSocket" },
+    Aim {
+        shape: Shape::Json,
+        base: Forwarder::BareHyper,
+        ratio_max: 1.25,
+        per: "request",
+    },
+    Aim {
+        shape: Shape::Socket,
+        base: Forwarder::Nginx,
+        ratio_max: 1.1,
+        per: "message over a WebSocket",
+    },
 ];
 
 /// A run's figures and what a reader has to know of how they came to be.
@@ -63,13 +73,32 @@ pub(crate) struct Spread {
 
 impl Report {
     /// Sums up `series`. `notes` are sentences printed with the figures.
-    pub fn new(settings: &Settings, series: &[Series], live: Option<Figures>, notes: Vec<String>) -> Self {
+    pub fn new(
+        settings: &Settings,
+        series: &[Series],
+        live: Option<Figures>,
+        notes: Vec<String>,
+    ) -> Self {
         let measure = |&shape: &Shape| {
-            let of_shape: Vec<&Series> = series.iter().filter(|series| series.shape == shape).collect();
-            Measure { shape, rows: of_shape.iter().map(|series| row(series, &of_shape)).collect() }
+            let of_shape: Vec<&Series> = series
+                .iter()
+                .filter(|series| series.shape == shape)
+                .collect();
+            Measure {
+                shape,
+                rows: of_shape
+                    .iter()
+                    .map(|series| row(series, &of_shape))
+                    .collect(),
+            }
         };
         let measures = settings.shapes.iter().map(measure).collect();
-        Self { notes, settings: settings_json(settings), measures, live }
+        Self {
+            notes,
+            settings: settings_json(settings),
+            measures,
+            live,
+        }
     }
 
     /// The same figures for programs.
@@ -85,8 +114,14 @@ impl Report {
 
     /// None where it was not measured.
     fn ratio_of(&self, aim: &Aim) -> Option<f64> {
-        let measure = self.measures.iter().find(|measure| measure.shape == aim.shape)?;
-        let row = measure.rows.iter().find(|row| row.forwarder == Forwarder::Tollgate)?;
+        let measure = self
+            .measures
+            .iter()
+            .find(|measure| measure.shape == aim.shape)?;
+        let row = measure
+            .rows
+            .iter()
+            .find(|row| row.forwarder == Forwarder::Tollgate)?;
         match aim.base {
             Forwarder::BareHyper => row.to_bare_hyper,
             Forwarder::Nginx => row.to_nginx,
@@ -139,7 +174,12 @@ fn row(series: &Series, of_shape: &[&Series]) -> Row {
         to_bare_hyper: to(Forwarder::BareHyper),
         to_nginx: to(Forwarder::Nginx),
         reads_per_unit: median(series.samples.iter().map(|sample| sample.reads_per_unit)),
-        elapsed_s: median(series.samples.iter().map(|sample| sample.elapsed.as_secs_f64())),
+        elapsed_s: median(
+            series
+                .samples
+                .iter()
+                .map(|sample| sample.elapsed.as_secs_f64()),
+        ),
         samples,
     }
 }
@@ -210,13 +250,19 @@ impl Measure {
 
     fn write(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(out, "{}", self.title())?;
-        write!(out, "  {:<12}{:>10}{:>22}{:>10}{:>10}", "", "median", "min - max", "x bare", "x nginx")?;
+        write!(
+            out,
+            "  {:<12}{:>10}{:>22}{:>10}{:>10}",
+            "", "median", "min - max", "x bare", "x nginx"
+        )?;
         match self.shape {
             Shape::Sse | Shape::Burst => writeln!(out, "{:>14}", "reads/event")?,
             Shape::Socket => writeln!(out, "{:>14}", "reads/message")?,
             Shape::Json | Shape::Idle | Shape::IdleSocket => writeln!(out)?,
         }
-        self.rows.iter().try_for_each(|row| row.write(self.shape, out))
+        self.rows
+            .iter()
+            .try_for_each(|row| row.write(self.shape, out))
     }
 }
 
@@ -239,9 +285,15 @@ impl Row {
         let Spread { median, min, max } = self.values;
         let range = format!("{min:.2} - {max:.2}");
         let (to_bare, to_nginx) = (times(self.to_bare_hyper), times(self.to_nginx));
-        write!(out, "  {:<12}{median:>10.2}{range:>22}{to_bare:>10}{to_nginx:>10}", self.forwarder)?;
+        write!(
+            out,
+            "  {:<12}{median:>10.2}{range:>22}{to_bare:>10}{to_nginx:>10}",
+            self.forwarder
+        )?;
         match shape {
-            Shape::Sse | Shape::Burst | Shape::Socket => writeln!(out, "{:>14.2}", self.reads_per_unit),
+            Shape::Sse | Shape::Burst | Shape::Socket => {
+                writeln!(out, "{:>14.2}", self.reads_per_unit)
+            }
             Shape::Json | Shape::Idle | Shape::IdleSocket => writeln!(out),
         }
     }
@@ -254,9 +306,22 @@ fn times(ratio: Option<f64>) -> String {
 impl fmt::Display for Report {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut head = String::new();
-        for key in ["rounds", "connections", "sockets", "requests", "deltas", "burst", "idle_streams"] {
+        for key in [
+            "rounds",
+            "connections",
+            "sockets",
+            "requests",
+            "deltas",
+            "burst",
+            "idle_streams",
+        ] {
             let separator = if head.is_empty() { "" } else { ", " };
-            write!(head, "{separator}{} {}", key.replace('_', " "), self.settings[key])?;
+            write!(
+                head,
+                "{separator}{} {}",
+                key.replace('_', " "),
+                self.settings[key]
+            )?;
         }
         writeln!(out, "{head}\n")?;
         for measure in &self.measures {
@@ -267,13 +332,27 @@ impl fmt::Display for Report {
             writeln!(out, "{live}")?;
         }
         for aim in &AIMS {
-            let Aim { base, ratio_max, per, .. } = aim;
+            let Aim {
+                base,
+                ratio_max,
+                per,
+                ..
+            } = aim;
             if let Some(ratio) = self.ratio_of(aim) {
-                let verdict = if aim.is_met_by(ratio) { "met" } else { "missed" };
-                writeln!(out, "aim: at most {ratio_max} x {base} per {per}: {ratio:.2}, {verdict}")?;
+                let verdict = if aim.is_met_by(ratio) {
+                    "met"
+                } else {
+                    "missed"
+                };
+                writeln!(
+                    out,
+                    "aim: at most {ratio_max} x {base} per {per}: {ratio:.2}, {verdict}"
+                )?;
             }
         }
-        self.notes.iter().try_for_each(|note| writeln!(out, "note: {note}"))
+        self.notes
+            .iter()
+            .try_for_each(|note| writeln!(out, "note: {note}"))
     }
 }
 
@@ -285,7 +364,11 @@ mod tests {
     use crate::rounds::Sample;
 
     fn samples(values: &[f64]) -> Vec<Sample> {
-        let sample = |&value| Sample { value, reads_per_unit: 0.0, elapsed: Duration::ZERO };
+        let sample = |&value| Sample {
+            value,
+            reads_per_unit: 0.0,
+            elapsed: Duration::ZERO,
+        };
         values.iter().map(sample).collect()
     }
 
@@ -311,6 +394,13 @@ mod tests {
 
     #[test]
     fn a_spread_holds_the_extremes() {
-        assert_eq!(Spread::of(&[3.0, 1.0, 2.0]), Spread { median: 2.0, min: 1.0, max: 3.0 });
+        assert_eq!(
+            Spread::of(&[3.0, 1.0, 2.0]),
+            Spread {
+                median: 2.0,
+                min: 1.0,
+                max: 3.0
+            }
+        );
     }
 }

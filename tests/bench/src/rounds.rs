@@ -94,7 +94,11 @@ pub struct Series {
 ///
 /// # Errors
 /// The first [`BenchError`]; whatever was started has ended by then.
-pub async fn run(settings: &Settings, site: &Site, progress: &dyn Fn(&str)) -> Result<Vec<Series>, BenchError> {
+pub async fn run(
+    settings: &Settings,
+    site: &Site,
+    progress: &dyn Fn(&str),
+) -> Result<Vec<Series>, BenchError> {
     let upstream = site.start_upstream(settings).await?;
     let bench = Bench {
         settings,
@@ -103,7 +107,8 @@ pub async fn run(settings: &Settings, site: &Site, progress: &dyn Fn(&str)) -> R
         upstream: upstream.address,
         answers: Arc::new(Answers::new(settings.streams)),
     };
-    let (of_memory, of_cpu): (Vec<Shape>, Vec<Shape>) = settings.shapes.iter().partition(|shape| shape.is_idle());
+    let (of_memory, of_cpu): (Vec<Shape>, Vec<Shape>) =
+        settings.shapes.iter().partition(|shape| shape.is_idle());
     let mut series = match of_cpu.is_empty() {
         true => Vec::new(),
         false => bench.cpu_rounds(&of_cpu).await?,
@@ -133,15 +138,24 @@ impl Bench<'_> {
         for &shape in shapes {
             for (forwarder, running) in &fleet {
                 (self.progress)(&format!("{}: warm-up of {forwarder}", shape.name()));
-                let times = self.settings.exchanges_per_connection(shape).div_ceil(WARM_UP_DIVISOR);
+                let times = self
+                    .settings
+                    .exchanges_per_connection(shape)
+                    .div_ceil(WARM_UP_DIVISOR);
                 self.cpu(*forwarder, running, shape, times).await?;
             }
             let mut series = self.empty_series(shape);
             for round in 1..=self.settings.rounds {
-                (self.progress)(&format!("{}: round {round} of {}", shape.name(), self.settings.rounds));
+                (self.progress)(&format!(
+                    "{}: round {round} of {}",
+                    shape.name(),
+                    self.settings.rounds
+                ));
                 for (series, (forwarder, running)) in series.iter_mut().zip(&fleet) {
                     let times = self.settings.exchanges_per_connection(shape);
-                    series.samples.push(self.cpu(*forwarder, running, shape, times).await?);
+                    series
+                        .samples
+                        .push(self.cpu(*forwarder, running, shape, times).await?);
                 }
             }
             all.extend(series);
@@ -152,11 +166,17 @@ impl Bench<'_> {
     async fn idle_rounds(&self, shape: Shape) -> Result<Vec<Series>, BenchError> {
         let mut series = self.empty_series(shape);
         for round in 1..=self.settings.rounds {
-            (self.progress)(&format!("{}: round {round} of {}", shape.name(), self.settings.rounds));
+            (self.progress)(&format!(
+                "{}: round {round} of {}",
+                shape.name(),
+                self.settings.rounds
+            ));
             for series in &mut series {
                 let running = self.site.start(series.forwarder, self.upstream).await?;
                 let measurement = self.idle_memory(&running, shape);
-                let sample = self.bounded(series.forwarder, &running, shape, measurement).await?;
+                let sample = self
+                    .bounded(series.forwarder, &running, shape, measurement)
+                    .await?;
                 series.samples.push(sample);
             }
         }
@@ -164,7 +184,11 @@ impl Bench<'_> {
     }
 
     fn empty_series(&self, shape: Shape) -> Vec<Series> {
-        let empty = |forwarder| Series { shape, forwarder, samples: Vec::new() };
+        let empty = |forwarder| Series {
+            shape,
+            forwarder,
+            samples: Vec::new(),
+        };
         self.site.forwarders().into_iter().map(empty).collect()
     }
 
@@ -175,7 +199,13 @@ impl Bench<'_> {
         shape: Shape,
         times: usize,
     ) -> Result<Sample, BenchError> {
-        self.bounded(forwarder, running, shape, self.cpu_time(running, shape, times)).await
+        self.bounded(
+            forwarder,
+            running,
+            shape,
+            self.cpu_time(running, shape, times),
+        )
+        .await
     }
 
     /// `measurement` under the time-out, its failure told with whose it is.
@@ -192,17 +222,36 @@ impl Bench<'_> {
             Ok(Err(Unmeasured::Process(error))) => Err(error.into()),
             Ok(Err(Unmeasured::Load(cause))) => {
                 let last_words = running.process.last_words();
-                Err(BenchError::Load { forwarder, shape, cause, last_words })
+                Err(BenchError::Load {
+                    forwarder,
+                    shape,
+                    cause,
+                    last_words,
+                })
             }
             Err(_) => {
                 let last_words = running.process.last_words();
-                Err(BenchError::Slow { forwarder, shape, timeout, last_words })
+                Err(BenchError::Slow {
+                    forwarder,
+                    shape,
+                    timeout,
+                    last_words,
+                })
             }
         }
     }
 
-    async fn cpu_time(&self, running: &Running, shape: Shape, times: usize) -> Result<Sample, Unmeasured> {
-        let Settings { connections, sockets, .. } = *self.settings;
+    async fn cpu_time(
+        &self,
+        running: &Running,
+        shape: Shape,
+        times: usize,
+    ) -> Result<Sample, Unmeasured> {
+        let Settings {
+            connections,
+            sockets,
+            ..
+        } = *self.settings;
         if shape.is_socket() {
             let mut sockets = Sockets::open(running.address, sockets, shape, &self.answers).await?;
             return self.cpu_time_of(running, sockets.drive(times)).await;
@@ -230,7 +279,8 @@ impl Bench<'_> {
     }
 
     async fn idle_memory(&self, running: &Running, shape: Shape) -> Result<Sample, Unmeasured> {
-        let mut clients = Clients::connect(running.address, self.settings.connections, &self.answers).await?;
+        let mut clients =
+            Clients::connect(running.address, self.settings.connections, &self.answers).await?;
         clients.drive(Shape::Json, FIRST_REQUESTS).await?;
         drop(clients);
         tokio::time::sleep(self.settings.idle_settle).await;
@@ -243,15 +293,23 @@ impl Bench<'_> {
         let after = running.process.memory_bytes()?;
         drop(held);
         tokio::time::sleep(CLOSING).await;
-        Ok(Sample { value: (after as f64 - before as f64) / 1024.0 / count as f64, reads_per_unit: 0.0, elapsed })
+        Ok(Sample {
+            value: (after as f64 - before as f64) / 1024.0 / count as f64,
+            reads_per_unit: 0.0,
+            elapsed,
+        })
     }
 
     async fn hold(&self, running: &Running, shape: Shape, count: usize) -> Result<Held, LoadError> {
         if !shape.is_socket() {
-            return Ok(Held::Streams(IdleStreams::open(running.address, count).await?));
+            return Ok(Held::Streams(
+                IdleStreams::open(running.address, count).await?,
+            ));
         }
         let mut sockets = Sockets::open(running.address, count, shape, &self.answers).await?;
-        sockets.drive(self.settings.exchanges_per_connection(shape)).await?;
+        sockets
+            .drive(self.settings.exchanges_per_connection(shape))
+            .await?;
         Ok(Held::Sockets(sockets))
     }
 }

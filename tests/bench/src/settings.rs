@@ -80,13 +80,18 @@ impl Settings {
     pub fn fit_open_files(&mut self) -> io::Result<u64> {
         let limit = raise_open_files()?;
         let streams_max = limit.saturating_sub(DESCRIPTORS_BESIDES) / 2;
-        self.idle_streams = self.idle_streams.min(usize::try_from(streams_max).unwrap_or(usize::MAX));
+        self.idle_streams = self
+            .idle_streams
+            .min(usize::try_from(streams_max).unwrap_or(usize::MAX));
         Ok(limit)
     }
 }
 
 fn raise_open_files() -> io::Result<u64> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
     // SAFETY: `limit` is a valid place for the answer.
     if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
         return Err(io::Error::last_os_error());

@@ -38,8 +38,14 @@ impl Timer {
     /// Reads the command line; prints the table's head.
     pub fn from_command_line() -> Self {
         // Cargo adds `--bench`.
-        let words = env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-        println!("{:<32}{:>10}{:>10}", "CPU time of the calling thread", "median", "best");
+        let words = env::args()
+            .skip(1)
+            .filter(|word| !word.starts_with('-'))
+            .collect();
+        println!(
+            "{:<32}{:>10}{:>10}",
+            "CPU time of the calling thread", "median", "best"
+        );
         Self { words }
     }
 
@@ -52,9 +58,18 @@ impl Timer {
             return;
         }
         let calls = calls_of_a_sample(&mut work);
-        let mut samples: Vec<f64> = (0..SAMPLES).map(|_| seconds_a_call(calls, &mut work)).collect();
+        let mut samples: Vec<f64> = (0..SAMPLES)
+            .map(|_| seconds_a_call(calls, &mut work))
+            .collect();
         samples.sort_by(f64::total_cmp);
-        println!("{name:<32}{}", Told { figure, median_s: samples[SAMPLES / 2], least_s: samples[0] });
+        println!(
+            "{name:<32}{}",
+            Told {
+                figure,
+                median_s: samples[SAMPLES / 2],
+                least_s: samples[0]
+            }
+        );
     }
 }
 
@@ -79,12 +94,18 @@ fn seconds_a_call(calls: u32, work: &mut impl FnMut()) -> f64 {
 }
 
 fn thread_cpu_time() -> Duration {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: `time` is a valid place for the answer.
     let code = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
     assert_eq!(code, 0, "Linux has a clock for each thread");
     // Below a second, and above 0: a thread's time is never negative.
-    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
+    Duration::new(
+        time.tv_sec.unsigned_abs(),
+        time.tv_nsec.unsigned_abs() as u32,
+    )
 }
 
 /// A figure as it is printed.
@@ -100,18 +121,39 @@ impl fmt::Display for Told {
         let (unit, bound, median, best, aim, is_met) = match self.figure {
             Figure::PerCall { aim_us } => {
                 let median = median_s * 1e6;
-                ("us", "at most", median, least_s * 1e6, aim_us, aim_us.is_some_and(|aim| median <= aim))
+                (
+                    "us",
+                    "at most",
+                    median,
+                    least_s * 1e6,
+                    aim_us,
+                    aim_us.is_some_and(|aim| median <= aim),
+                )
             }
-            Figure::Throughput { bytes, aim_gb_per_s } => {
+            Figure::Throughput {
+                bytes,
+                aim_gb_per_s,
+            } => {
                 let speed = |seconds: f64| bytes as f64 / seconds / 1e9;
                 let median = speed(median_s);
                 let is_met = aim_gb_per_s.is_some_and(|aim| median >= aim);
-                ("GB/s", "at least", median, speed(least_s), aim_gb_per_s, is_met)
+                (
+                    "GB/s",
+                    "at least",
+                    median,
+                    speed(least_s),
+                    aim_gb_per_s,
+                    is_met,
+                )
             }
         };
         write!(out, "{median:>10.3}{best:>10.3} {unit}")?;
         match aim {
-            Some(aim) => write!(out, "   aim: {bound} {aim}, {}", if is_met { "met" } else { "missed" }),
+            Some(aim) => write!(
+                out,
+                "   aim: {bound} {aim}, {}",
+                if is_met { "met" } else { "missed" }
+            ),
             None => Ok(()),
         }
     }
@@ -123,12 +165,28 @@ mod tests {
 
     #[test]
     fn a_figure_is_told_beside_its_aim() {
-        let told = |figure| Told { figure, median_s: 1e-6, least_s: 0.5e-6 }.to_string();
+        let told = |figure| {
+            Told {
+                figure,
+                median_s: 1e-6,
+                least_s: 0.5e-6,
+            }
+            .to_string()
+        };
         let check = |figure, expected: &str| assert_eq!(told(figure).trim_start(), expected);
         check(Figure::PerCall { aim_us: None }, "1.000     0.500 us");
-        check(Figure::PerCall { aim_us: Some(0.6) }, "1.000     0.500 us   aim: at most 0.6, missed");
-        check(Figure::PerCall { aim_us: Some(1.5) }, "1.000     0.500 us   aim: at most 1.5, met");
-        let throughput = Figure::Throughput { bytes: 2000, aim_gb_per_s: Some(1.0) };
+        check(
+            Figure::PerCall { aim_us: Some(0.6) },
+            "1.000     0.500 us   aim: at most 0.6, missed",
+        );
+        check(
+            Figure::PerCall { aim_us: Some(1.5) },
+            "1.000     0.500 us   aim: at most 1.5, met",
+        );
+        let throughput = Figure::Throughput {
+            bytes: 2000,
+            aim_gb_per_s: Some(1.0),
+        };
         check(throughput, "2.000     4.000 GB/s   aim: at least 1, met");
     }
 }

@@ -32,7 +32,11 @@ pub async fn serve(listener: TcpListener, answers: Arc<Answers>, pace: Duration)
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
-        let connection = Connection { stream, answers: Arc::clone(&answers), pace };
+        let connection = Connection {
+            stream,
+            answers: Arc::clone(&answers),
+            pace,
+        };
         // A peer that goes away ends its own connection only, and is seen at the load generator.
         tokio::spawn(async move { connection.run().await.ok() });
     }
@@ -48,7 +52,10 @@ impl Connection {
     async fn run(mut self) -> io::Result<()> {
         self.stream.set_nodelay(true)?;
         let mut unread = BytesMut::with_capacity(4096);
-        while let Some(Head { target, socket_key, .. }) = self.request(&mut unread).await? {
+        while let Some(Head {
+            target, socket_key, ..
+        }) = self.request(&mut unread).await?
+        {
             match (Shape::of_target(&target), socket_key) {
                 (Some(shape), Some(key)) => return self.converse(shape, &key, &unread).await,
                 (shape, _) => self.answer(shape, &target).await?,
@@ -95,14 +102,18 @@ impl Connection {
         let answers = Arc::clone(&self.answers);
         match shape {
             Some(shape @ Shape::Json) => self.stream.write_all(&answers.of(shape).writes[0]).await,
-            Some(shape @ (Shape::Sse | Shape::Burst)) => self.write_paced(&answers.of(shape).writes).await,
+            Some(shape @ (Shape::Sse | Shape::Burst)) => {
+                self.write_paced(&answers.of(shape).writes).await
+            }
             Some(shape @ Shape::Idle) => {
                 self.stream.write_all(&answers.of(shape).writes[0]).await?;
                 self.hold_until_closed().await
             }
             // They come with a key.
             Some(Shape::Socket | Shape::IdleSocket) => self.stream.write_all(NOT_FOUND).await,
-            None if target.starts_with("/backend-api/wham/usage") => self.stream.write_all(answers.usage_poll()).await,
+            None if target.starts_with("/backend-api/wham/usage") => {
+                self.stream.write_all(answers.usage_poll()).await
+            }
             None => self.stream.write_all(NOT_FOUND).await,
         }
     }
@@ -110,7 +121,13 @@ impl Connection {
     /// Accepts a handshake; then each of the client's messages is a turn, until the client goes.
     async fn converse(mut self, shape: Shape, key: &str, unread: &[u8]) -> io::Result<()> {
         let answers = Arc::clone(&self.answers);
-        self.stream.write_all(answers.upgrade(&derive_accept_key(key.as_bytes())).as_bytes()).await?;
+        self.stream
+            .write_all(
+                answers
+                    .upgrade(&derive_accept_key(key.as_bytes()))
+                    .as_bytes(),
+            )
+            .await?;
         let mut frames = FrameCount::default();
         frames.feed(unread);
         let mut answered = 0;
@@ -173,12 +190,18 @@ impl Head {
     fn parse(bytes: &[u8]) -> io::Result<Self> {
         let text = std::str::from_utf8(bytes).map_err(|_| io::ErrorKind::InvalidData)?;
         let mut lines = text.split("\r\n");
-        let target = lines.next().and_then(|line| line.split(' ').nth(1)).ok_or(io::ErrorKind::InvalidData)?;
+        let target = lines
+            .next()
+            .and_then(|line| line.split(' ').nth(1))
+            .ok_or(io::ErrorKind::InvalidData)?;
         let mut framing = Framing::Sized(0);
         let mut socket_key = None;
         for (name, value) in lines.filter_map(|line| line.split_once(':')) {
             if name.eq_ignore_ascii_case("content-length") {
-                let length = value.trim().parse().map_err(|_| io::ErrorKind::InvalidData)?;
+                let length = value
+                    .trim()
+                    .parse()
+                    .map_err(|_| io::ErrorKind::InvalidData)?;
                 framing = Framing::Sized(length);
             } else if name.eq_ignore_ascii_case("transfer-encoding") {
                 framing = Framing::Chunked;
@@ -186,7 +209,11 @@ impl Head {
                 socket_key = Some(value.trim().to_owned());
             }
         }
-        Ok(Self { target: target.to_owned(), framing, socket_key })
+        Ok(Self {
+            target: target.to_owned(),
+            framing,
+            socket_key,
+        })
     }
 }
 
@@ -204,7 +231,9 @@ impl Framing {
 }
 
 fn find(within: &[u8], sought: &[u8]) -> Option<usize> {
-    within.windows(sought.len()).position(|window| window == sought)
+    within
+        .windows(sought.len())
+        .position(|window| window == sought)
 }
 
 #[cfg(test)]
@@ -213,7 +242,8 @@ mod tests {
 
     #[test]
     fn a_head_gives_its_target_and_framing() {
-        let Ok(head) = Head::parse(b"POST /a?shape=json HTTP/1.1\r\nContent-Length: 12\r\n\r\n") else {
+        let Ok(head) = Head::parse(b"POST /a?shape=json HTTP/1.1\r\nContent-Length: 12\r\n\r\n")
+        else {
             panic!("not parsed");
         };
         assert_eq!(head.target, "/a?shape=json");
@@ -224,7 +254,10 @@ mod tests {
     #[test]
     fn a_chunked_body_ends_with_its_last_chunk() {
         assert_eq!(Framing::Chunked.body_bytes(b"2\r\n{}\r\n0\r\n"), None);
-        assert_eq!(Framing::Chunked.body_bytes(b"2\r\n{}\r\n0\r\n\r\nPOST"), Some(12));
+        assert_eq!(
+            Framing::Chunked.body_bytes(b"2\r\n{}\r\n0\r\n\r\nPOST"),
+            Some(12)
+        );
         assert_eq!(Framing::Chunked.body_bytes(b"0\r\n\r\n"), Some(5));
     }
 }

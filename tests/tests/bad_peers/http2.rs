@@ -20,14 +20,21 @@ const CANCEL: [u8; 4] = [0, 0, 0, 8];
 
 /// A frame (RFC 9113, section 4.1).
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).expect("a frame's length").to_be_bytes();
+    let length = u32::try_from(payload.len())
+        .expect("a frame's length")
+        .to_be_bytes();
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
 /// POST /v1/responses in HPACK without Huffman and without the dynamic table (RFC 7541, section 6.2.2).
 fn post() -> Vec<u8> {
     let text = |name: u8, value: &str| [&[name, value.len() as u8], value.as_bytes()].concat();
-    [vec![0x83, 0x86], text(0x04, "/v1/responses"), text(0x01, "gateway")].concat()
+    [
+        vec![0x83, 0x86],
+        text(0x04, "/v1/responses"),
+        text(0x01, "gateway"),
+    ]
+    .concat()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -40,7 +47,11 @@ async fn http2_by_prior_knowledge_is_served() {
     });
     for answer in answers.collect::<Vec<_>>() {
         let answer = answer.await.expect("an answer");
-        assert!(answer.status == StatusCode::OK && answer.whole && answer.text().contains("response.completed"));
+        assert!(
+            answer.status == StatusCode::OK
+                && answer.whole
+                && answer.text().contains("response.completed")
+        );
     }
     let rows = scene.end(20).await;
     assert_eq!(ends(&rows), [(200, "complete"); 20]);
@@ -50,14 +61,21 @@ async fn http2_by_prior_knowledge_is_served() {
 async fn a_head_past_the_limit_is_431_over_http2() {
     let scene = Scene::new(json!({ "request_head_bytes": 16_384 })).await;
     let client = scene.client.http2().header("x-filler", &"f".repeat(20_000));
-    assert_eq!(client.get("/v1/models").await.status, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
+    assert_eq!(
+        client.get("/v1/models").await.status,
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
+    );
     scene.end(0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_past_the_limit_is_413_over_http2() {
     let scene = Scene::new(json!({ "request_body_bytes": 100_000 })).await;
-    let answer = scene.client.http2().ask(Method::POST, "/v1/responses", vec![b'x'; 100_001]).await;
+    let answer = scene
+        .client
+        .http2()
+        .ask(Method::POST, "/v1/responses", vec![b'x'; 100_001])
+        .await;
     assert_eq!(answer.status, StatusCode::PAYLOAD_TOO_LARGE);
     let rows = scene.end(1).await;
     assert_eq!(ends(&rows), [(413, "failed")]);
@@ -68,7 +86,8 @@ async fn a_preface_in_pieces_is_understood() {
     let scene = Scene::new(json!({})).await;
     let mut peer = scene.peer().await;
     let request = frame(HEADERS, END_HEADERS | END_STREAM, 1, &post());
-    peer.dribble([PREFACE, &frame(SETTINGS, 0, 0, &[]), &request].concat()).await;
+    peer.dribble([PREFACE, &frame(SETTINGS, 0, 0, &[]), &request].concat())
+        .await;
     scene.upstream().wait_for_turns(1).await;
     drop(peer);
     scene.end(1).await;
@@ -81,7 +100,11 @@ async fn a_preface_and_nothing_more_is_closed() {
     peer.send(PREFACE).await;
     let since = Instant::now();
     peer.rest().await;
-    assert!(since.elapsed() < Duration::from_secs(5), "closed after {:?}", since.elapsed());
+    assert!(
+        since.elapsed() < Duration::from_secs(5),
+        "closed after {:?}",
+        since.elapsed()
+    );
     scene.end(0).await;
 }
 
@@ -89,7 +112,15 @@ async fn a_preface_and_nothing_more_is_closed() {
 async fn an_endless_head_over_http2_is_refused() {
     let scene = Scene::new(json!({ "request_head_bytes": 16_384 })).await;
     let mut peer = scene.peer().await;
-    peer.send([PREFACE, &frame(SETTINGS, 0, 0, &[]), &frame(HEADERS, 0, 1, &post())].concat()).await;
+    peer.send(
+        [
+            PREFACE,
+            &frame(SETTINGS, 0, 0, &[]),
+            &frame(HEADERS, 0, 1, &post()),
+        ]
+        .concat(),
+    )
+    .await;
     // A field's name and value of the static table, again and again, and never the end of the head.
     let more = frame(CONTINUATION, 0, 1, &[0x90; 16_000]);
     for _ in 0..200 {
@@ -107,12 +138,21 @@ async fn streams_that_are_reset_at_once_leave_nothing_behind() {
     let scene = Scene::new(json!({ "settle_queue": ROOM })).await;
     for connection in 0..CONNECTIONS {
         let mut peer = scene.peer().await;
-        peer.send([PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()).await;
+        peer.send([PREFACE, &frame(SETTINGS, 0, 0, &[])].concat())
+            .await;
         // With and without a body to come.
-        let flags = if connection % 2 == 0 { END_HEADERS | END_STREAM } else { END_HEADERS };
+        let flags = if connection % 2 == 0 {
+            END_HEADERS | END_STREAM
+        } else {
+            END_HEADERS
+        };
         for number in 0..STREAMS {
             let stream = number * 2 + 1;
-            let both = [frame(HEADERS, flags, stream, &post()), frame(RST_STREAM, 0, stream, &CANCEL)].concat();
+            let both = [
+                frame(HEADERS, flags, stream, &post()),
+                frame(RST_STREAM, 0, stream, &CANCEL),
+            ]
+            .concat();
             peer.send(both).await;
         }
     }
@@ -123,11 +163,17 @@ async fn streams_that_are_reset_at_once_leave_nothing_behind() {
     let begun = Instant::now();
     let mut open = Vec::new();
     while open.len() < ROOM {
-        let stream = Client::new(scene.client.address()).start_turn(&turn("held")).await;
+        let stream = Client::new(scene.client.address())
+            .start_turn(&turn("held"))
+            .await;
         if stream.status == StatusCode::OK {
             open.push(stream);
         }
-        assert!(begun.elapsed() < Duration::from_secs(10), "room for {} of {ROOM}", open.len());
+        assert!(
+            begun.elapsed() < Duration::from_secs(10),
+            "room for {} of {ROOM}",
+            open.len()
+        );
     }
     gate.open();
     for stream in open {
@@ -136,7 +182,10 @@ async fn streams_that_are_reset_at_once_leave_nothing_behind() {
     scene.account().clear_script();
     let rows = scene.end_with_any().await;
     assert!(rows.len() <= ROOM + CONNECTIONS * STREAMS as usize);
-    let served = rows.iter().filter(|row| row.text("session") == Some("held")).count();
+    let served = rows
+        .iter()
+        .filter(|row| row.text("session") == Some("held"))
+        .count();
     assert_eq!(served, ROOM);
 }
 
@@ -152,7 +201,13 @@ async fn a_stream_that_is_reset_under_way_leaves_the_others_alone() {
     scene.upstream().wait_for_abandoned(1).await;
     gate.open();
     assert!(stays.finish().await.whole);
-    assert!(scene.upstream().turns().iter().all(|seen| seen.version == Version::HTTP_11));
+    assert!(
+        scene
+            .upstream()
+            .turns()
+            .iter()
+            .all(|seen| seen.version == Version::HTTP_11)
+    );
     let mut rows = scene.end(2).await;
     rows.sort_by_key(|row| row.text("session").map(str::to_owned));
     assert_eq!(ends(&rows), [(200, "client_gone"), (200, "complete")]);

@@ -34,10 +34,15 @@ impl Scene {
         // A peer that is left behind must not hold up the test's end.
         config["limits"]["drain_timeout"] = json!("1s");
         if let Some(address) = upstream {
-            config["services"][0]["endpoints"]["chatgpt"] = json!(format!("http://{address}/backend-api"));
+            config["services"][0]["endpoints"]["chatgpt"] =
+                json!(format!("http://{address}/backend-api"));
         }
         let client = rig.start(config).await;
-        Self { rig, client, good: 0 }
+        Self {
+            rig,
+            client,
+            good: 0,
+        }
     }
 
     pub(crate) fn account(&self) -> Account {
@@ -78,7 +83,10 @@ impl Scene {
         self.serves().await;
         self.rig.stop().await;
         let mut all = rows(&self.rig.ledger());
-        let good = all.iter().filter(|row| row.text("session") == Some("good")).count();
+        let good = all
+            .iter()
+            .filter(|row| row.text("session") == Some("good"))
+            .count();
         assert_eq!(good, self.good);
         all.retain(|row| row.text("session") != Some("good"));
         all
@@ -88,5 +96,7 @@ impl Scene {
 /// Status and end of each row.
 pub(crate) fn ends(rows: &[Row]) -> Vec<(i64, &str)> {
     let of = |row: &'_ Row| row.number("status").expect("a status");
-    rows.iter().map(|row| (of(row), row.text("end").expect("an end"))).collect()
+    rows.iter()
+        .map(|row| (of(row), row.text("end").expect("an end")))
+        .collect()
 }

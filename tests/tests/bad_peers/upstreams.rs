@@ -14,8 +14,7 @@ use crate::peer::Peer;
 use crate::scene::{Scene, ends};
 
 /// What a good upstream answers, byte by byte.
-const GOOD: &str =
-    "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 18\r\n\r\n{\"id\": \"resp_one\"}";
+const GOOD: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 18\r\n\r\n{\"id\": \"resp_one\"}";
 
 /// What a bare upstream does when its bytes are out.
 #[derive(Clone, Copy, PartialEq)]
@@ -38,7 +37,9 @@ async fn bare(bytes: impl Into<Vec<u8>>, then: Then) -> SocketAddr {
                 while let Some(request) = peer.message().await {
                     // The gateway asks for the account's use besides, whenever it likes.
                     let is_turn = request.head.starts_with("post ");
-                    let bad = is_turn.then(|| first.lock().expect("nobody panics with it").take()).flatten();
+                    let bad = is_turn
+                        .then(|| first.lock().expect("nobody panics with it").take())
+                        .flatten();
                     let Some(bytes) = bad else {
                         peer.send(GOOD).await;
                         continue;
@@ -65,25 +66,45 @@ fn turn_as_json() -> Value {
 fn check_error(answer: &Answer, status: u16, code: &str) {
     assert_eq!(answer.status.as_u16(), status, "{}", answer.text());
     let error = &answer.json()["error"];
-    assert_eq!((error["type"].as_str(), error["code"].as_str()), (Some("api_error"), Some(code)));
+    assert_eq!(
+        (error["type"].as_str(), error["code"].as_str()),
+        (Some("api_error"), Some(code))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upstream_that_closes_before_its_head_is_502() {
     let scene = Scene::new(json!({})).await;
     // Once on a fresh connection, once on one that has served before.
-    for reply in [Reply::close_before_head(), Reply::close_before_head().by_reset()] {
+    for reply in [
+        Reply::close_before_head(),
+        Reply::close_before_head().by_reset(),
+    ] {
         for _ in 0..2 {
             scene.account().then(reply.clone());
-            check_error(&scene.client.turn(&turn("bad")).await, 502, "upstream_broken");
+            check_error(
+                &scene.client.turn(&turn("bad")).await,
+                502,
+                "upstream_broken",
+            );
             scene.client.turn(&turn("between")).await;
         }
     }
-    assert_eq!(scene.upstream().turns().len(), 8, "a request was sent twice");
+    assert_eq!(
+        scene.upstream().turns().len(),
+        8,
+        "a request was sent twice"
+    );
     let rows = scene.end(8).await;
-    let broken: Vec<&Row> = rows.iter().filter(|row| row.text("session") == Some("bad")).collect();
+    let broken: Vec<&Row> = rows
+        .iter()
+        .filter(|row| row.text("session") == Some("bad"))
+        .collect();
     for row in broken {
-        assert_eq!((row.number("status"), row.text("end")), (Some(502), Some("upstream_gone")));
+        assert_eq!(
+            (row.number("status"), row.text("end")),
+            (Some(502), Some("upstream_gone"))
+        );
         assert_eq!(row.attempts().len(), 1);
     }
 }
@@ -95,9 +116,15 @@ async fn an_upstream_that_nobody_listens_on_is_502() {
         listener.local_addr().expect("an address")
     };
     let mut scene = Scene::before(closed, json!({})).await;
-    check_error(&scene.client.turn(&turn("bad")).await, 502, "upstream_unreachable");
+    check_error(
+        &scene.client.turn(&turn("bad")).await,
+        502,
+        "upstream_unreachable",
+    );
     // It comes up later: the gateway goes there again.
-    let listener = TcpListener::bind(closed).await.expect("the port is still free");
+    let listener = TcpListener::bind(closed)
+        .await
+        .expect("the port is still free");
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             let mut peer = Peer::new(stream);
@@ -113,7 +140,9 @@ async fn an_upstream_that_nobody_listens_on_is_502() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upstream_that_speaks_no_http_is_502() {
     let endless = format!("HTTP/1.1 200 OK\r\nx-filler: {}", "f".repeat(2_000_000));
-    let fields: String = (0..5000).map(|number| format!("x-{number}: 1\r\n")).collect();
+    let fields: String = (0..5000)
+        .map(|number| format!("x-{number}: 1\r\n"))
+        .collect();
     let many = format!("HTTP/1.1 200 OK\r\n{fields}\r\n");
     let cases: [&[u8]; 9] = [
         b"\0\xff\0\xff\r\n\r\n",
@@ -130,7 +159,12 @@ async fn an_upstream_that_speaks_no_http_is_502() {
         let scene = Scene::before(bare(bytes, Then::Close).await, json!({})).await;
         let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(60)]).into_owned();
         let answer = scene.client.turn(&turn("bad")).await;
-        assert_eq!(answer.status, StatusCode::BAD_GATEWAY, "{shown:?}: {}", answer.text());
+        assert_eq!(
+            answer.status,
+            StatusCode::BAD_GATEWAY,
+            "{shown:?}: {}",
+            answer.text()
+        );
         let rows = scene.end(1).await;
         assert_eq!(ends(&rows), [(502, "upstream_gone")], "{shown:?}");
     }
@@ -141,7 +175,11 @@ async fn an_upstream_that_does_not_answer_is_504() {
     let scene = Scene::new(json!({ "upstream_head_timeout": "200ms" })).await;
     let gate = Gate::new();
     scene.account().then(Reply::ok().hold_head(&gate));
-    check_error(&scene.client.turn(&turn("bad")).await, 504, "upstream_timeout");
+    check_error(
+        &scene.client.turn(&turn("bad")).await,
+        504,
+        "upstream_timeout",
+    );
     scene.upstream().wait_for_abandoned(0).await;
     let rows = scene.end(1).await;
     assert_eq!(ends(&rows), [(504, "upstream_gone")]);
@@ -153,7 +191,11 @@ async fn an_upstream_that_does_not_answer_is_504() {
 async fn an_upstream_that_begins_its_head_and_stops_is_504() {
     let address = bare("HTTP/1.1 200 OK\r\nx-slow: ", Then::Stay).await;
     let scene = Scene::before(address, json!({ "upstream_head_timeout": "300ms" })).await;
-    check_error(&scene.client.turn(&turn("bad")).await, 504, "upstream_timeout");
+    check_error(
+        &scene.client.turn(&turn("bad")).await,
+        504,
+        "upstream_timeout",
+    );
     let rows = scene.end(1).await;
     assert_eq!(ends(&rows), [(504, "upstream_gone")]);
 }
@@ -166,7 +208,11 @@ async fn a_stream_that_falls_silent_is_cut() {
         scene.account().then(Reply::ok().hold_after(2, &gate));
         let answer = client.turn(&turn("bad")).await;
         assert_eq!(answer.status, StatusCode::OK);
-        assert!(!answer.whole && answer.text().contains("response.created"), "{}", answer.text());
+        assert!(
+            !answer.whole && answer.text().contains("response.created"),
+            "{}",
+            answer.text()
+        );
         assert!(!answer.text().contains("response.completed"));
     }
     scene.upstream().wait_for_abandoned(2).await;
@@ -179,7 +225,11 @@ async fn a_stream_that_falls_silent_is_cut() {
 async fn a_stream_that_is_slow_and_not_silent_is_not_cut() {
     let scene = Scene::new(json!({ "upstream_idle_timeout": "400ms" })).await;
     // 700 ms in all.
-    scene.account().then(Reply::ok().deltas(10).pause_between(Duration::from_millis(50)));
+    scene.account().then(
+        Reply::ok()
+            .deltas(10)
+            .pause_between(Duration::from_millis(50)),
+    );
     let answer = scene.client.turn(&turn("slow")).await;
     assert!(answer.whole && answer.text().contains("response.completed"));
     let rows = scene.end(1).await;
@@ -189,15 +239,22 @@ async fn a_stream_that_is_slow_and_not_silent_is_not_cut() {
 /// The client sees that its answer is not whole: where the cut came at once, even the head may be missing, and where it
 /// came before the first byte of the body, the gateway may say so instead. Answers what the row is to tell.
 async fn check_cut(what: &str, client: &Client, body: &Value) -> (i64, &'static str) {
-    let sent = client.try_send(Method::POST, "/v1/responses", body.to_string()).await;
-    let Ok(answer) = sent else { return (200, "upstream_gone") };
+    let sent = client
+        .try_send(Method::POST, "/v1/responses", body.to_string())
+        .await;
+    let Ok(answer) = sent else {
+        return (200, "upstream_gone");
+    };
     let answer = answer.finish().await;
     if answer.status == StatusCode::BAD_GATEWAY {
         check_error(&answer, 502, "upstream_broken");
         return (502, "upstream_gone");
     }
     assert_eq!(answer.status, StatusCode::OK, "{what}");
-    assert!(!answer.whole, "{what}: a broken answer passes for a whole one");
+    assert!(
+        !answer.whole,
+        "{what}: a broken answer passes for a whole one"
+    );
     (200, "upstream_gone")
 }
 
@@ -206,14 +263,21 @@ async fn an_upstream_that_closes_in_the_middle_is_cut() {
     let scene = Scene::new(json!({})).await;
     let mut told = Vec::new();
     for body in [turn("bad"), turn_as_json()] {
-        for reply in [Reply::ok().close_after(300), Reply::ok().close_after(300).by_reset()] {
+        for reply in [
+            Reply::ok().close_after(300),
+            Reply::ok().close_after(300).by_reset(),
+        ] {
             for client in [scene.client.clone(), scene.client.http2()] {
                 scene.account().then(reply.clone());
                 told.push(check_cut(&format!("{reply:?}"), &client, &body).await);
             }
         }
     }
-    assert_eq!(scene.upstream().turns().len(), told.len(), "a request was sent again after its answer had begun");
+    assert_eq!(
+        scene.upstream().turns().len(),
+        told.len(),
+        "a request was sent again after its answer had begun"
+    );
     let rows = scene.end(told.len()).await;
     assert_eq!(ends(&rows), told);
 }
@@ -223,7 +287,9 @@ async fn what_came_before_a_cut_reaches_the_client() {
     let scene = Scene::new(json!({})).await;
     let gate = Gate::new();
     for client in [scene.client.clone(), scene.client.http2()] {
-        scene.account().then(Reply::ok().hold_after(2, &gate).close_after(1500));
+        scene
+            .account()
+            .then(Reply::ok().hold_after(2, &gate).close_after(1500));
         let mut stream = client.start_turn(&turn("bad")).await;
         stream.until("response.created").await;
         gate.open();
@@ -238,7 +304,10 @@ async fn a_content_length_that_is_too_long_is_a_cut() {
     let bytes = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 500\r\n\r\n{\"id\": \"resp_1\"}";
     let scene = Scene::before(bare(bytes, Then::Close).await, json!({})).await;
     let answer = scene.client.turn(&turn_as_json()).await;
-    assert_eq!((answer.status, answer.whole, answer.text().as_str()), (StatusCode::OK, false, "{\"id\": \"resp_1\"}"));
+    assert_eq!(
+        (answer.status, answer.whole, answer.text().as_str()),
+        (StatusCode::OK, false, "{\"id\": \"resp_1\"}")
+    );
     let rows = scene.end(1).await;
     assert_eq!(ends(&rows), [(200, "upstream_gone")]);
 }
@@ -265,14 +334,26 @@ async fn a_body_that_ends_with_its_connection_is_whole() {
     assert!(answer.whole && answer.json()["id"] == "resp_old");
     let rows = scene.end(1).await;
     assert_eq!(ends(&rows), [(200, "complete")]);
-    assert_eq!((rows[0].number("input_tokens"), rows[0].number("output_tokens")), (Some(7), Some(3)));
+    assert_eq!(
+        (
+            rows[0].number("input_tokens"),
+            rows[0].number("output_tokens")
+        ),
+        (Some(7), Some(3))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn broken_chunks_are_a_cut() {
-    for chunks in ["5\r\nhello\r\nzz\r\n", "5\r\nhelloworld\r\n", "ffffffffffffffffff\r\n", "5\r\nhello\r\n"] {
-        let bytes =
-            format!("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ntransfer-encoding: chunked\r\n\r\n{chunks}");
+    for chunks in [
+        "5\r\nhello\r\nzz\r\n",
+        "5\r\nhelloworld\r\n",
+        "ffffffffffffffffff\r\n",
+        "5\r\nhello\r\n",
+    ] {
+        let bytes = format!(
+            "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ntransfer-encoding: chunked\r\n\r\n{chunks}"
+        );
         let scene = Scene::before(bare(bytes, Then::Close).await, json!({})).await;
         let told = check_cut(chunks, &scene.client, &turn("bad")).await;
         let rows = scene.end(1).await;
@@ -292,15 +373,27 @@ fn completed(more: &str) -> String {
 async fn check_stream(what: &str, stream: impl Into<Vec<u8>>) {
     let stream = stream.into();
     let scene = Scene::new(json!({})).await;
-    scene.account().then(Reply::sse(stream.clone())).then(Reply::sse(stream.clone()).chunks(&[1, 8191, 65_537]));
+    scene
+        .account()
+        .then(Reply::sse(stream.clone()))
+        .then(Reply::sse(stream.clone()).chunks(&[1, 8191, 65_537]));
     for _ in 0..2 {
         let answer = scene.client.turn(&turn("long")).await;
         assert!(answer.status == StatusCode::OK && answer.whole, "{what}");
-        assert!(answer.body == stream, "{what}: {} bytes came out of {}", answer.body.len(), stream.len());
+        assert!(
+            answer.body == stream,
+            "{what}: {} bytes came out of {}",
+            answer.body.len(),
+            stream.len()
+        );
     }
     let rows = scene.end(2).await;
     for row in &rows {
-        assert_eq!((row.number("status"), row.text("end")), (Some(200), Some("complete")), "{what}");
+        assert_eq!(
+            (row.number("status"), row.text("end")),
+            (Some(200), Some("complete")),
+            "{what}"
+        );
         let tokens = (row.number("input_tokens"), row.number("output_tokens"));
         assert_eq!(tokens, (Some(11), Some(5)), "{what}: {row:#?}");
     }
@@ -309,24 +402,44 @@ async fn check_stream(what: &str, stream: impl Into<Vec<u8>>) {
 #[tokio::test(flavor = "multi_thread")]
 async fn lines_of_several_megabytes_pass_and_are_metered() {
     let long = "l".repeat(5_000_000);
-    check_stream("a long event", format!("data: {{\"type\":\"x\",\"delta\":\"{long}\"}}\n\n{}", completed(""))).await;
+    check_stream(
+        "a long event",
+        format!(
+            "data: {{\"type\":\"x\",\"delta\":\"{long}\"}}\n\n{}",
+            completed("")
+        ),
+    )
+    .await;
     check_stream("a long last event", completed(&long)).await;
     check_stream("a long comment", format!(": {long}\n\n{}", completed(""))).await;
     check_stream("a long field name", format!("{long}\n\n{}", completed(""))).await;
-    check_stream("many empty lines", format!("{}{}", "\n".repeat(1_000_000), completed(""))).await;
+    check_stream(
+        "many empty lines",
+        format!("{}{}", "\n".repeat(1_000_000), completed("")),
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nul_and_invalid_bytes_pass_and_what_is_around_is_metered() {
-    let mut odd = b"data: \0\0\0 \xff\xfe\n\n\0\n\n: \0\n\nevent: \0\ndata: {\"type\":\"a\0b\"}\n\n".to_vec();
+    let mut odd =
+        b"data: \0\0\0 \xff\xfe\n\n\0\n\n: \0\n\nevent: \0\ndata: {\"type\":\"a\0b\"}\n\n".to_vec();
     odd.extend(completed("").bytes());
     check_stream("NUL and invalid UTF-8", odd).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_without_a_final_newline_is_metered() {
-    check_stream("no empty line at the end", completed("").trim_end_matches('\n').to_owned() + "\n").await;
-    check_stream("no newline at the end", completed("").trim_end_matches('\n')).await;
+    check_stream(
+        "no empty line at the end",
+        completed("").trim_end_matches('\n').to_owned() + "\n",
+    )
+    .await;
+    check_stream(
+        "no newline at the end",
+        completed("").trim_end_matches('\n'),
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -339,7 +452,13 @@ async fn lines_that_end_in_cr_are_lines() {
 async fn directly(scene: &Scene, reply: &Reply) -> Answer {
     scene.account().then(reply.clone());
     let client = Client::new(scene.upstream().address()).token("access-a");
-    client.ask(Method::POST, "/backend-api/codex/responses", turn("direct").to_string()).await
+    client
+        .ask(
+            Method::POST,
+            "/backend-api/codex/responses",
+            turn("direct").to_string(),
+        )
+        .await
 }
 
 async fn check_undecodable(what: &str, limits: Value, reply: Reply, reason: &str) {
@@ -348,17 +467,31 @@ async fn check_undecodable(what: &str, limits: Value, reply: Reply, reason: &str
     scene.account().then(reply);
     let answer = scene.client.turn(&turn("encoded")).await;
     assert!(answer.status == StatusCode::OK && answer.whole, "{what}");
-    assert!(answer.body == direct.body, "{what}: the gateway changed the body");
-    assert_eq!(answer.header("content-encoding"), direct.header("content-encoding"), "{what}");
+    assert!(
+        answer.body == direct.body,
+        "{what}: the gateway changed the body"
+    );
+    assert_eq!(
+        answer.header("content-encoding"),
+        direct.header("content-encoding"),
+        "{what}"
+    );
     let rows = scene.end(1).await;
     assert_eq!(ends(&rows), [(200, "complete")], "{what}");
-    let told = rows[0].text("unpriced_reason").unwrap_or_else(|| panic!("{what}: no reason: {rows:#?}"));
+    let told = rows[0]
+        .text("unpriced_reason")
+        .unwrap_or_else(|| panic!("{what}: no reason: {rows:#?}"));
     assert!(told.contains(reason), "{what}: {told:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_compressed_bomb_is_delivered_untouched_and_its_row_says_why_it_is_unpriced() {
-    for encoding in [Encoding::Gzip, Encoding::Deflate, Encoding::Zstd, Encoding::Brotli] {
+    for encoding in [
+        Encoding::Gzip,
+        Encoding::Deflate,
+        Encoding::Zstd,
+        Encoding::Brotli,
+    ] {
         let limits = json!({ "decoded_bytes": 1_000_000 });
         let stream = format!(": {}\n\n{}", " ".repeat(50_000_000), completed(""));
         let reply = Reply::sse(stream).encoded(encoding);
@@ -381,7 +514,9 @@ async fn a_content_encoding_that_lies_is_delivered_untouched_and_its_row_says_wh
 #[tokio::test(flavor = "multi_thread")]
 async fn a_compressed_stream_that_breaks_off_is_a_cut() {
     let scene = Scene::new(json!({})).await;
-    scene.account().then(Reply::ok().encoded(Encoding::Gzip).close_after(50));
+    scene
+        .account()
+        .then(Reply::ok().encoded(Encoding::Gzip).close_after(50));
     let answer = scene.client.turn(&turn("bad")).await;
     assert!(!answer.whole);
     let rows = scene.end(1).await;

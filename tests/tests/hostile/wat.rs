@@ -20,13 +20,26 @@ pub(super) fn component(kind: &str, imports: &str, text: &str) -> Vec<u8> {
     let whole = format!("(module {imports}\n{BASE}\n{text})");
     let mut module = wat::parse_str(&whole).unwrap_or_else(|error| panic!("{error}"));
     let mut resolve = Resolve::default();
-    let contract = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a workspace").join("wit/policy.wit");
+    let contract = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("a workspace")
+        .join("wit/policy.wit");
     let contract = std::fs::read_to_string(contract).expect("the contract is there");
-    let package = resolve.push_source("policy.wit", &contract).expect("the contract is WIT");
-    let world = resolve.select_world(&[package], Some(&format!("{kind}-policy"))).expect("a world of it");
-    embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8).expect("a module of that world");
-    let encoder = ComponentEncoder::default().module(&module).unwrap_or_else(|error| panic!("{error:#}"));
-    encoder.validate(true).encode().unwrap_or_else(|error| panic!("{error:#}"))
+    let package = resolve
+        .push_source("policy.wit", &contract)
+        .expect("the contract is WIT");
+    let world = resolve
+        .select_world(&[package], Some(&format!("{kind}-policy")))
+        .expect("a world of it");
+    embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8)
+        .expect("a module of that world");
+    let encoder = ComponentEncoder::default()
+        .module(&module)
+        .unwrap_or_else(|error| panic!("{error:#}"));
+    encoder
+        .validate(true)
+        .encode()
+        .unwrap_or_else(|error| panic!("{error:#}"))
 }
 
 /// A pricer: `price` is the body that runs for a request. Where it ends, everything costs 3.

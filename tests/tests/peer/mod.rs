@@ -33,12 +33,18 @@ pub(crate) struct Message {
 impl Message {
     /// The status, where it is an answer.
     pub(crate) fn status(&self) -> u16 {
-        self.head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status line")
+        self.head
+            .split(' ')
+            .nth(1)
+            .and_then(|status| status.parse().ok())
+            .expect("a status line")
     }
 
     /// A header field.
     pub(crate) fn field(&self, name: &str) -> Option<&str> {
-        self.head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':').map(str::trim))
+        self.head
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':').map(str::trim))
     }
 
     /// The body as text.
@@ -50,7 +56,10 @@ impl Message {
 impl Peer<TcpStream> {
     /// Connects.
     pub(crate) async fn connect(address: SocketAddr) -> Self {
-        let stream = timeout(WAIT_MAX, TcpStream::connect(address)).await.expect("in time").expect("connects");
+        let stream = timeout(WAIT_MAX, TcpStream::connect(address))
+            .await
+            .expect("in time")
+            .expect("connects");
         stream.set_nodelay(true).expect("a socket's option");
         Self::new(stream)
     }
@@ -59,7 +68,10 @@ impl Peer<TcpStream> {
 impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
     /// A peer on an open connection.
     pub(crate) fn new(io: S) -> Self {
-        Self { io, read: Vec::new() }
+        Self {
+            io,
+            read: Vec::new(),
+        }
     }
 
     /// Sends; whether the other side still took it shows when it is read from.
@@ -97,12 +109,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
         };
         let head = String::from_utf8_lossy(&self.read[..end]).to_ascii_lowercase();
         self.read.drain(..end);
-        let message = Message { head, body: Vec::new(), whole: true };
+        let message = Message {
+            head,
+            body: Vec::new(),
+            whole: true,
+        };
         let is_request = !message.head.starts_with("http/");
-        if message.field("transfer-encoding").is_some_and(|coding| coding.contains("chunked")) {
+        if message
+            .field("transfer-encoding")
+            .is_some_and(|coding| coding.contains("chunked"))
+        {
             return Some(self.chunked(message).await);
         }
-        let length = message.field("content-length").map(|length| length.parse().expect("a length"));
+        let length = message
+            .field("content-length")
+            .map(|length| length.parse().expect("a length"));
         Some(match length {
             Some(length) => self.of_length(message, length).await,
             None if is_request => message,
@@ -116,7 +137,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
     async fn of_length(&mut self, message: Message, length: usize) -> Message {
         while self.read.len() < length {
             if !self.more().await {
-                return Message { body: std::mem::take(&mut self.read), whole: false, ..message };
+                return Message {
+                    body: std::mem::take(&mut self.read),
+                    whole: false,
+                    ..message
+                };
             }
         }
         let body = self.read.drain(..length).collect();
@@ -125,11 +150,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
 
     async fn chunked(&mut self, mut message: Message) -> Message {
         loop {
-            let Some(line) = self.line().await else { return Message { whole: false, ..message } };
+            let Some(line) = self.line().await else {
+                return Message {
+                    whole: false,
+                    ..message
+                };
+            };
             let size = usize::from_str_radix(line.trim(), 16).expect("a chunk's size");
             while self.read.len() < size + 2 {
                 if !self.more().await {
-                    return Message { whole: false, ..message };
+                    return Message {
+                        whole: false,
+                        ..message
+                    };
                 }
             }
             message.body.extend(self.read.drain(..size));
@@ -161,12 +194,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
     /// Whether more came; not, where the connection has ended.
     async fn more(&mut self) -> bool {
         let read = timeout(WAIT_MAX, self.io.read_buf(&mut self.read)).await;
-        read.expect("the other side sends or ends the connection").is_ok_and(|length| length > 0)
+        read.expect("the other side sends or ends the connection")
+            .is_ok_and(|length| length > 0)
     }
 
     /// Whether the other side neither sends nor ends the connection for `span`.
     pub(crate) async fn is_quiet_for(&mut self, span: Duration) -> bool {
-        timeout(span, self.io.read_buf(&mut self.read)).await.is_err()
+        timeout(span, self.io.read_buf(&mut self.read))
+            .await
+            .is_err()
     }
 }
 
@@ -180,5 +216,6 @@ pub(crate) fn post(body: &str) -> String {
 
 /// Where `needle` begins in `hay`.
 pub(crate) fn find(hay: &[u8], needle: &[u8]) -> Option<usize> {
-    hay.windows(needle.len()).position(|window| window == needle)
+    hay.windows(needle.len())
+        .position(|window| window == needle)
 }

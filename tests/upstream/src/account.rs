@@ -62,7 +62,9 @@ impl Account {
             socket_count: Count::default(),
             socket_turn_count: Count::default(),
         };
-        Account { state: Arc::new(state) }
+        Account {
+            state: Arc::new(state),
+        }
     }
 
     /// The account's id: what `ChatGPT-Account-Id` must say, if it says anything.
@@ -169,7 +171,10 @@ impl Account {
     /// # Panics
     /// After [`WAIT_MAX`](crate::WAIT_MAX), with what was seen instead.
     pub async fn wait_for_polls(&self, count: usize) {
-        self.state.poll_count.wait_for(count, &format!("polls of {}", self.id())).await;
+        self.state
+            .poll_count
+            .wait_for(count, &format!("polls of {}", self.id()))
+            .await;
     }
 
     /// How many WebSocket handshakes came with a token of this account, refused ones too.
@@ -192,13 +197,18 @@ impl Account {
     }
 
     pub(crate) async fn wait_for_token_posts(&self, count: usize) {
-        self.state.token_post_count.wait_for(count, &format!("token posts of {}", self.id())).await;
+        self.state
+            .token_post_count
+            .wait_for(count, &format!("token posts of {}", self.id()))
+            .await;
     }
 
     /// Counts a request that was recorded.
     pub(crate) fn saw(&self, route: Route) {
         match route {
-            Route::Responses | Route::Compact | Route::ChatCompletions => self.state.turn_count.add_one(),
+            Route::Responses | Route::Compact | Route::ChatCompletions => {
+                self.state.turn_count.add_one()
+            }
             Route::Usage => self.state.poll_count.add_one(),
             Route::Token => self.state.token_post_count.add_one(),
             Route::Socket => self.state.handshake_count.add_one(),
@@ -215,7 +225,11 @@ impl Account {
     }
 
     pub(crate) fn next_handshake(&self) -> Outcome {
-        let scripted = self.state.handshakes.next().map(|handshake| handshake.0.clone());
+        let scripted = self
+            .state
+            .handshakes
+            .next()
+            .map(|handshake| handshake.0.clone());
         scripted.unwrap_or_else(|| Outcome::Upgrade(Arc::new(Upgrade::new())))
     }
 
@@ -244,6 +258,9 @@ impl Account {
     }
 
     fn told(&self) -> std::sync::MutexGuard<'_, Told> {
-        self.state.standing.lock().expect("no holder of the standing panics")
+        self.state
+            .standing
+            .lock()
+            .expect("no holder of the standing panics")
     }
 }

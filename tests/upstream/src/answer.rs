@@ -41,7 +41,9 @@ impl Route {
     pub(crate) fn is_turn(self) -> bool {
         match self {
             Route::Responses | Route::Compact | Route::ChatCompletions => true,
-            Route::Models | Route::CodexModels | Route::Usage | Route::Token | Route::Socket => false,
+            Route::Models | Route::CodexModels | Route::Usage | Route::Token | Route::Socket => {
+                false
+            }
         }
     }
 }
@@ -87,13 +89,25 @@ impl Prepared {
     pub(crate) fn new(reply: Reply) -> Self {
         let turn = match &reply.content {
             Content::Natural(turn) => turn.clone(),
-            Content::Error(_) | Content::Raw { .. } | Content::Garbage(_) => Turn { deltas: 0, ..Turn::default() },
+            Content::Error(_) | Content::Raw { .. } | Content::Garbage(_) => Turn {
+                deltas: 0,
+                ..Turn::default()
+            },
         };
         let delta = filler(turn.delta_bytes);
         let (delta_events, delta_events_joined) = delta_events(reply.spelling, &delta, turn.deltas);
-        let usage = turn.usage.as_ref().map_or(Value::Null, |usage| usage.for_responses());
+        let usage = turn
+            .usage
+            .as_ref()
+            .map_or(Value::Null, |usage| usage.for_responses());
         let (text, usage) = (delta.repeat(turn.deltas), usage.to_string());
-        Prepared { text, delta_events, delta_events_joined, usage, reply }
+        Prepared {
+            text,
+            delta_events,
+            delta_events_joined,
+            usage,
+            reply,
+        }
     }
 
     /// The head and the body for one request.
@@ -119,7 +133,12 @@ impl Prepared {
         let streamed = whole.media == Some(EVENT_STREAM);
         let parts = self.reply.cut_up(whole.parts);
         let length = (!streamed).then(|| parts.iter().map(|part| part.len() as u64).sum());
-        Answer { status: self.reply.status, headers, steps: self.reply.steps(parts), length }
+        Answer {
+            status: self.reply.status,
+            headers,
+            steps: self.reply.steps(parts),
+            length,
+        }
     }
 
     fn whole(&self, call: &Call) -> Whole {
@@ -127,25 +146,37 @@ impl Prepared {
             Content::Natural(turn) => turn,
             Content::Error(fields) => return Whole::json(&json!({ "error": fields })),
             Content::Raw { body, media } => {
-                return Whole { media: *media, parts: vec![body.clone()] };
+                return Whole {
+                    media: *media,
+                    parts: vec![body.clone()],
+                };
             }
             Content::Garbage(_) => {
-                return Whole { media: None, parts: Vec::new() };
+                return Whole {
+                    media: None,
+                    parts: Vec::new(),
+                };
             }
         };
         match call.route {
-            Route::Responses if call.asked.stream => {
-                Whole { media: Some(EVENT_STREAM), parts: self.events(turn, call) }
+            Route::Responses if call.asked.stream => Whole {
+                media: Some(EVENT_STREAM),
+                parts: self.events(turn, call),
+            },
+            Route::Responses => {
+                Whole::json_text(self.response(turn, call, |response| response.object(turn.end)))
             }
-            Route::Responses => Whole::json_text(self.response(turn, call, |response| response.object(turn.end))),
             Route::Compact => Whole::json(&self.compaction(turn, call)),
-            Route::ChatCompletions if call.asked.stream => {
-                Whole { media: Some(EVENT_STREAM), parts: self.chat_events(turn, call) }
-            }
+            Route::ChatCompletions if call.asked.stream => Whole {
+                media: Some(EVENT_STREAM),
+                parts: self.chat_events(turn, call),
+            },
             Route::ChatCompletions => Whole::json(&self.chat_completion(turn, call)),
             Route::Models => Whole::json(&models()),
             Route::CodexModels => Whole::json(&json!({ "models": [] })),
-            Route::Usage | Route::Token | Route::Socket => Whole::json(call.body.as_ref().unwrap_or(&Value::Null)),
+            Route::Usage | Route::Token | Route::Socket => {
+                Whole::json(call.body.as_ref().unwrap_or(&Value::Null))
+            }
         }
     }
 
@@ -175,7 +206,9 @@ impl Prepared {
     fn numbered(&self, sequence: usize, events: impl IntoIterator<Item = Event>) -> Bytes {
         let mut out = Vec::new();
         for (number, event) in (sequence..).zip(events) {
-            self.reply.spelling.write(&mut out, Some(event.name), &event.data(number));
+            self.reply
+                .spelling
+                .write(&mut out, Some(event.name), &event.data(number));
         }
         out.into()
     }
@@ -185,7 +218,11 @@ impl Prepared {
             let kept = self.reply.spelling.trim_last(last).len();
             last.truncate(kept);
         }
-        if self.reply.is_in_parts() { parts } else { vec![join(&parts)] }
+        if self.reply.is_in_parts() {
+            parts
+        } else {
+            vec![join(&parts)]
+        }
     }
 
     /// What `tell` makes of the response.
@@ -229,10 +266,18 @@ impl Prepared {
         };
         let choice = |delta: Value, finish: Value| json!([{"index": 0, "delta": delta, "finish_reason": finish}]);
         let delta = filler(turn.delta_bytes);
-        let mut parts = vec![chunk(choice(json!({"role": "assistant", "content": ""}), Value::Null), None)];
-        parts.extend((0..turn.deltas).map(|_| chunk(choice(json!({"content": delta}), Value::Null), None)));
+        let mut parts = vec![chunk(
+            choice(json!({"role": "assistant", "content": ""}), Value::Null),
+            None,
+        )];
+        parts.extend(
+            (0..turn.deltas).map(|_| chunk(choice(json!({"content": delta}), Value::Null), None)),
+        );
         if turn.end != End::Missing {
-            parts.push(chunk(choice(json!({}), json!(finish_reason(turn.end))), None));
+            parts.push(chunk(
+                choice(json!({}), json!(finish_reason(turn.end))),
+                None,
+            ));
             if let (true, Some(usage)) = (call.asked.include_usage, turn.usage) {
                 parts.push(chunk(json!([]), Some(usage.for_chat())));
             }
@@ -329,14 +374,23 @@ impl Reply {
 
 impl Call {
     fn response_id(&self, turn: &Turn) -> String {
-        let prefix = if self.route == Route::ChatCompletions { "chatcmpl" } else { "resp" };
-        turn.response_id.clone().unwrap_or_else(|| format!("{prefix}_{:032x}", self.number))
+        let prefix = if self.route == Route::ChatCompletions {
+            "chatcmpl"
+        } else {
+            "resp"
+        };
+        turn.response_id
+            .clone()
+            .unwrap_or_else(|| format!("{prefix}_{:032x}", self.number))
     }
 }
 
 impl Turn {
     pub(crate) fn model<'a>(&'a self, asked: &'a Asked) -> &'a str {
-        self.model.as_deref().or(asked.model.as_deref()).unwrap_or(MODEL)
+        self.model
+            .as_deref()
+            .or(asked.model.as_deref())
+            .unwrap_or(MODEL)
     }
 
     pub(crate) fn service_tier<'a>(&'a self, asked: &'a Asked) -> &'a str {
@@ -351,7 +405,10 @@ impl Whole {
     }
 
     fn json_text(text: String) -> Self {
-        Whole { media: Some(JSON), parts: vec![Bytes::from(text)] }
+        Whole {
+            media: Some(JSON),
+            parts: vec![Bytes::from(text)],
+        }
     }
 }
 
@@ -365,7 +422,10 @@ fn delta_events(spelling: Spelling, delta: &str, count: usize) -> (Vec<Bytes>, B
     }
     let joined = Bytes::from(joined);
     let starts = std::iter::once(0).chain(ends.iter().copied());
-    let events = starts.zip(&ends).map(|(start, &end)| joined.slice(start..end)).collect();
+    let events = starts
+        .zip(&ends)
+        .map(|(start, &end)| joined.slice(start..end))
+        .collect();
     (events, joined)
 }
 
@@ -391,7 +451,8 @@ fn finish_reason(end: End) -> &'static str {
 }
 
 fn models() -> Value {
-    let models =
-        MODELS.map(|id| json!({"id": id, "object": "model", "created": 1_700_000_000, "owned_by": "scripted"}));
+    let models = MODELS.map(
+        |id| json!({"id": id, "object": "model", "created": 1_700_000_000, "owned_by": "scripted"}),
+    );
     json!({ "object": "list", "data": models })
 }

@@ -84,7 +84,10 @@ impl Asked {
             model: fields.model.map(Cow::into_owned),
             service_tier: fields.service_tier.map(Cow::into_owned),
             stream: fields.stream.unwrap_or(false),
-            include_usage: fields.stream_options.and_then(|options| options.include_usage).unwrap_or(false),
+            include_usage: fields
+                .stream_options
+                .and_then(|options| options.include_usage)
+                .unwrap_or(false),
         })
     }
 }
@@ -100,6 +103,9 @@ fn decode<'a>(headers: &HeaderMap, body: &'a [u8]) -> Option<Cow<'a, [u8]>> {
         _ => return None,
     };
     let mut decoded = Vec::new();
-    reader.take(DECODED_BYTES_MAX).read_to_end(&mut decoded).ok()?;
+    reader
+        .take(DECODED_BYTES_MAX)
+        .read_to_end(&mut decoded)
+        .ok()?;
     Some(Cow::Owned(decoded))
 }

@@ -48,7 +48,10 @@ pub(crate) struct Underway {
 
 impl Underway {
     pub(crate) fn new(record: Arc<Record>) -> Self {
-        Underway { record, finished: false }
+        Underway {
+            record,
+            finished: false,
+        }
     }
 
     pub(crate) fn finish(&mut self) {
@@ -75,8 +78,19 @@ pub(crate) struct ScriptedBody {
 
 impl ScriptedBody {
     /// `length` is told to the client as Content-Length; without it HTTP/1.1 sends chunks.
-    pub(crate) fn new(steps: VecDeque<Step>, length: Option<u64>, wire: Arc<Wire>, underway: Underway) -> Self {
-        let mut body = ScriptedBody { steps, waiting: None, length, wire, underway };
+    pub(crate) fn new(
+        steps: VecDeque<Step>,
+        length: Option<u64>,
+        wire: Arc<Wire>,
+        underway: Underway,
+    ) -> Self {
+        let mut body = ScriptedBody {
+            steps,
+            waiting: None,
+            length,
+            wire,
+            underway,
+        };
         body.finish_if_done();
         body
     }
@@ -96,7 +110,10 @@ impl Body for ScriptedBody {
     type Data = Bytes;
     type Error = Broken;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let this = self.get_mut();
         loop {
             if let Some(event) = &mut this.waiting {
@@ -126,7 +143,8 @@ impl Body for ScriptedBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.length.map_or_else(SizeHint::default, SizeHint::with_exact)
+        self.length
+            .map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }
 

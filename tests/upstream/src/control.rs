@@ -31,7 +31,8 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use scripted_upstream::{
-    Account, Gate, Login, Reply, SeenMessage, SeenRequest, SeenSocket, SocketEnd, SocketReply, TokenReply, Upstream,
+    Account, Gate, Login, Reply, SeenMessage, SeenRequest, SeenSocket, SocketEnd, SocketReply,
+    TokenReply, Upstream,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -136,29 +137,53 @@ impl Control {
             async move { Ok::<_, Infallible>(control.serve(request).await) }
         });
         // An error here is that the script left.
-        let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+        let _ = http1::Builder::new()
+            .serve_connection(TokioIo::new(stream), service)
+            .await;
     }
 
     async fn serve(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let (head, body) = request.into_parts();
         let script = match Limited::new(body, SCRIPT_BYTES_MAX).collect().await {
             Ok(script) => script.to_bytes(),
-            Err(error) => return answer(StatusCode::BAD_REQUEST, &json!({"error": error.to_string()})),
+            Err(error) => {
+                return answer(
+                    StatusCode::BAD_REQUEST,
+                    &json!({"error": error.to_string()}),
+                );
+            }
         };
         match self.carry_out(&head.method, head.uri.path(), &script) {
             Some(Ok(told)) => answer(StatusCode::OK, &told),
             Some(Err(error)) => answer(StatusCode::BAD_REQUEST, &json!({"error": error})),
-            None => answer(StatusCode::NOT_FOUND, &json!({"error": "no such path, account or login"})),
+            None => answer(
+                StatusCode::NOT_FOUND,
+                &json!({"error": "no such path, account or login"}),
+            ),
         }
     }
 
     /// None where there is no such thing.
-    fn carry_out(&self, method: &Method, path: &str, script: &[u8]) -> Option<Result<Value, String>> {
+    fn carry_out(
+        &self,
+        method: &Method,
+        path: &str,
+        script: &[u8],
+    ) -> Option<Result<Value, String>> {
         let (kind, id) = path.rsplit_once('/')?;
         match (method, kind, id) {
-            (&Method::GET, "", "requests") => Some(Ok(self.upstream.requests().iter().map(told).collect())),
-            (&Method::GET, "", "sockets") => Some(Ok(self.upstream.sockets().iter().map(told_socket).collect())),
-            (&Method::POST, "/account", id) => Some(self.accounts.get(id)?.direct(script).map(|()| json!({}))),
+            (&Method::GET, "", "requests") => {
+                Some(Ok(self.upstream.requests().iter().map(told).collect()))
+            }
+            (&Method::GET, "", "sockets") => Some(Ok(self
+                .upstream
+                .sockets()
+                .iter()
+                .map(told_socket)
+                .collect())),
+            (&Method::POST, "/account", id) => {
+                Some(self.accounts.get(id)?.direct(script).map(|()| json!({})))
+            }
             (&Method::POST, "/login", id) => Some(self.logins.get(id)?.direct(script)),
             (&Method::GET, "/login", id) => Some(Ok(self.logins.get(id)?.counts())),
             _ => None,
@@ -168,14 +193,18 @@ impl Control {
 
 impl SteeredAccount {
     pub(crate) fn new(account: Account) -> Self {
-        SteeredAccount { account, held: Mutex::default() }
+        SteeredAccount {
+            account,
+            held: Mutex::default(),
+        }
     }
 
     /// Gives the account its script.
     fn direct(&self, script: &[u8]) -> Result<(), String> {
         let script: Script = serde_json::from_slice(script).map_err(|error| error.to_string())?;
         let [then, then_handshake] = [script.then, script.then_handshake].map(replies);
-        let [always, always_handshake] = [script.always, script.always_handshake].map(|line| line.map(Line::reply));
+        let [always, always_handshake] =
+            [script.always, script.always_handshake].map(|line| line.map(Line::reply));
         let (then, then_handshake) = (then?, then_handshake?);
         let (always, always_handshake) = (always.transpose()?, always_handshake.transpose()?);
         let account = &self.account;
@@ -206,7 +235,8 @@ impl SteeredAccount {
             account.always_socket(socket_reply(steps, &gate));
         }
         let mut standing = account.standing();
-        standing.five_hour.used_percent = script.five_hour.unwrap_or(standing.five_hour.used_percent);
+        standing.five_hour.used_percent =
+            script.five_hour.unwrap_or(standing.five_hour.used_percent);
         standing.weekly.used_percent = script.weekly.unwrap_or(standing.weekly.used_percent);
         account.set_standing(standing);
         Ok(())
@@ -215,20 +245,29 @@ impl SteeredAccount {
 
 impl SteeredLogin {
     pub(crate) fn new(login: Login) -> Self {
-        SteeredLogin { login, held: Mutex::new(None) }
+        SteeredLogin {
+            login,
+            held: Mutex::new(None),
+        }
     }
 
     /// Gives the login its script; answers auth.json.
     fn direct(&self, script: &[u8]) -> Result<Value, String> {
-        let LoginScript { lifetime, renew_with, hold } =
-            serde_json::from_slice(script).map_err(|error| error.to_string())?;
+        let LoginScript {
+            lifetime,
+            renew_with,
+            hold,
+        } = serde_json::from_slice(script).map_err(|error| error.to_string())?;
         if let Some(seconds) = lifetime {
             self.login.lifetime(Duration::from_secs(seconds));
         }
         if let Some(hold) = hold {
             self.hold(hold);
         }
-        Ok(renew_with.map_or_else(|| self.login.auth_json(), |seconds| self.login.renew_with(seconds)))
+        Ok(renew_with.map_or_else(
+            || self.login.auth_json(),
+            |seconds| self.login.renew_with(seconds),
+        ))
     }
 
     fn hold(&self, hold: bool) {
@@ -275,15 +314,17 @@ impl Line {
 }
 
 fn socket_reply(steps: Vec<Step>, gate: &Gate) -> SocketReply {
-    steps.into_iter().fold(SocketReply::silent(), |reply, step| match step {
-        Step::Begun => reply.then_begun(),
-        Step::Completed => reply.completed(),
-        Step::Event(event) => reply.event(&event),
-        Step::Hold => reply.hold(gate),
-        Step::Close { code, reason } => reply.close(code, &reason),
-        Step::Finish => reply.finish(),
-        Step::Reset => reply.reset(),
-    })
+    steps
+        .into_iter()
+        .fold(SocketReply::silent(), |reply, step| match step {
+            Step::Begun => reply.then_begun(),
+            Step::Completed => reply.completed(),
+            Step::Event(event) => reply.event(&event),
+            Step::Hold => reply.hold(gate),
+            Step::Close { code, reason } => reply.close(code, &reason),
+            Step::Finish => reply.finish(),
+            Step::Reset => reply.reset(),
+        })
 }
 
 fn told_socket(seen: &SeenSocket) -> Value {
@@ -308,8 +349,10 @@ fn told_socket(seen: &SeenSocket) -> Value {
 }
 
 fn told(seen: &SeenRequest) -> Value {
-    let headers =
-        seen.headers.iter().map(|(name, value)| json!([name.as_str(), String::from_utf8_lossy(value.as_bytes())]));
+    let headers = seen
+        .headers
+        .iter()
+        .map(|(name, value)| json!([name.as_str(), String::from_utf8_lossy(value.as_bytes())]));
     json!({
         "method": seen.method.as_str(),
         "target": seen.target,
@@ -322,7 +365,10 @@ fn told(seen: &SeenRequest) -> Value {
 fn answer(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
     *response.status_mut() = status;
-    response.headers_mut().insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(
+        http::header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
     response
 }
 
@@ -341,11 +387,26 @@ mod tests {
         let login = SteeredLogin::new(upstream.login("acct"));
         let before = login.login.auth_json();
         let told = login.direct(br#"{"renew_with": -60}"#).expect("a script");
-        assert_eq!(told["tokens"]["refresh_token"], before["tokens"]["refresh_token"]);
-        assert_ne!(told["tokens"]["access_token"], before["tokens"]["access_token"]);
-        assert_eq!(login.direct(b"{}").expect("a script")["tokens"], told["tokens"], "nothing was asked for");
-        assert_eq!(login.counts(), json!({"posts": 0, "rotations": 0, "reuses": 0, "revoked": false}));
-        login.direct(br#"{"renew_width": 60}"#).expect_err("an unknown key");
+        assert_eq!(
+            told["tokens"]["refresh_token"],
+            before["tokens"]["refresh_token"]
+        );
+        assert_ne!(
+            told["tokens"]["access_token"],
+            before["tokens"]["access_token"]
+        );
+        assert_eq!(
+            login.direct(b"{}").expect("a script")["tokens"],
+            told["tokens"],
+            "nothing was asked for"
+        );
+        assert_eq!(
+            login.counts(),
+            json!({"posts": 0, "rotations": 0, "reuses": 0, "revoked": false})
+        );
+        login
+            .direct(br#"{"renew_width": 60}"#)
+            .expect_err("an unknown key");
     }
 
     #[tokio::test]
@@ -356,7 +417,10 @@ mod tests {
             {"close": {"code": 1012, "reason": "moved"}}]]}"#;
         account.direct(steps).expect("a script");
         let mut client = socket_to(&upstream).await;
-        client.send(Message::text(r#"{"type":"response.create"}"#)).await.expect("sent");
+        client
+            .send(Message::text(r#"{"type":"response.create"}"#))
+            .await
+            .expect("sent");
         client.send(Message::binary("abc")).await.expect("sent");
         let mut last = None;
         while let Some(Ok(message @ (Message::Text(_) | Message::Close(_)))) = client.next().await {
@@ -364,18 +428,34 @@ mod tests {
                 last = Some(message);
             }
         }
-        assert_eq!(last, Some(Message::text(r#"{"type":"error","status":429}"#)));
+        assert_eq!(
+            last,
+            Some(Message::text(r#"{"type":"error","status":429}"#))
+        );
         let told = told_socket(&upstream.wait_for_sockets_ended(1).await[0]);
-        assert_eq!(told["messages"], json!([r#"{"type":"response.create"}"#, {"binary_bytes": 3}]));
-        assert_eq!(told["end"], json!({"closed": {"code": 1012, "reason": "moved"}}));
-        assert_eq!((&told["account"], &told["request"]["target"]), (&json!("acct"), &json!("/v1/responses")));
+        assert_eq!(
+            told["messages"],
+            json!([r#"{"type":"response.create"}"#, {"binary_bytes": 3}])
+        );
+        assert_eq!(
+            told["end"],
+            json!({"closed": {"code": 1012, "reason": "moved"}})
+        );
+        assert_eq!(
+            (&told["account"], &told["request"]["target"]),
+            (&json!("acct"), &json!("/v1/responses"))
+        );
     }
 
     async fn socket_to(upstream: &Upstream) -> WebSocketStream<TcpStream> {
         let url = format!("ws://{}/v1/responses", upstream.address());
         let mut request = url.into_client_request().expect("a request");
-        request.headers_mut().insert("authorization", HeaderValue::from_static("Bearer at"));
-        let stream = TcpStream::connect(upstream.address()).await.expect("connected");
+        request
+            .headers_mut()
+            .insert("authorization", HeaderValue::from_static("Bearer at"));
+        let stream = TcpStream::connect(upstream.address())
+            .await
+            .expect("connected");
         client_async(request, stream).await.expect("upgraded").0
     }
 
@@ -383,13 +463,21 @@ mod tests {
     async fn a_held_turn_goes_on_once_it_is_released() {
         let upstream = Upstream::start().await;
         let account = SteeredAccount::new(upstream.account("at", "acct"));
-        account.direct(br#"{"always_socket": [{"event": {"n": 1}}, "hold", {"event": {"n": 2}}]}"#).expect("a script");
+        account
+            .direct(br#"{"always_socket": [{"event": {"n": 1}}, "hold", {"event": {"n": 2}}]}"#)
+            .expect("a script");
         let mut client = socket_to(&upstream).await;
         let mut ask = async |release: &[u8]| {
-            client.send(Message::text(r#"{"type":"response.create"}"#)).await.expect("sent");
+            client
+                .send(Message::text(r#"{"type":"response.create"}"#))
+                .await
+                .expect("sent");
             let first = client.next().await.expect("a message").expect("a message");
             account.direct(release).expect("a script");
-            [first, client.next().await.expect("a message").expect("a message")]
+            [
+                first,
+                client.next().await.expect("a message").expect("a message"),
+            ]
         };
         let expected = [r#"{"n":1}"#, r#"{"n":2}"#].map(Message::text);
         assert_eq!(ask(br#"{"release": true}"#).await, expected);

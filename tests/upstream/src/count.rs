@@ -21,7 +21,13 @@ impl Count {
     /// Waits until the count is `least`; panics after [`WAIT_MAX`] with `what` was counted, and how often.
     pub(crate) async fn wait_for(&self, least: usize, what: &str) {
         let mut value = self.value.subscribe();
-        let waited = tokio::time::timeout(WAIT_MAX, value.wait_for(|value| *value >= least)).await.is_ok();
-        assert!(waited, "scripted upstream: expected {least} {what} within {WAIT_MAX:?}, saw {}", self.now());
+        let waited = tokio::time::timeout(WAIT_MAX, value.wait_for(|value| *value >= least))
+            .await
+            .is_ok();
+        assert!(
+            waited,
+            "scripted upstream: expected {least} {what} within {WAIT_MAX:?}, saw {}",
+            self.now()
+        );
     }
 }

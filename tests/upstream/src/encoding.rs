@@ -41,12 +41,18 @@ impl Encoding {
     pub(crate) fn encode(self, parts: Vec<Bytes>) -> Vec<Bytes> {
         let encoded = match self {
             Encoding::Gzip => squeeze(GzEncoder::new(Vec::new(), Compression::default()), parts),
-            Encoding::Deflate => squeeze(ZlibEncoder::new(Vec::new(), Compression::default()), parts),
-            Encoding::Zstd => {
-                zstd::stream::write::Encoder::new(Vec::new(), ZSTD_LEVEL).and_then(|encoder| squeeze(encoder, parts))
+            Encoding::Deflate => {
+                squeeze(ZlibEncoder::new(Vec::new(), Compression::default()), parts)
             }
+            Encoding::Zstd => zstd::stream::write::Encoder::new(Vec::new(), ZSTD_LEVEL)
+                .and_then(|encoder| squeeze(encoder, parts)),
             Encoding::Brotli => {
-                let encoder = CompressorWriter::new(Vec::new(), BROTLI_BUFFER, BROTLI_QUALITY, BROTLI_WINDOW_BITS);
+                let encoder = CompressorWriter::new(
+                    Vec::new(),
+                    BROTLI_BUFFER,
+                    BROTLI_QUALITY,
+                    BROTLI_WINDOW_BITS,
+                );
                 squeeze(encoder, parts)
             }
         };

@@ -43,7 +43,10 @@ impl Event {
 
 impl TurnResponse<'_> {
     pub(crate) fn created(&self) -> Event {
-        Event { name: "response.created", fields: format!(r#""response":{}"#, self.in_progress()) }
+        Event {
+            name: "response.created",
+            fields: format!(r#""response":{}"#, self.in_progress()),
+        }
     }
 
     /// What stands between `response.created` and the first delta. Codex and the SDKs' stream helpers put a delta into
@@ -51,9 +54,18 @@ impl TurnResponse<'_> {
     pub(crate) fn message_begun(&self) -> [Event; 3] {
         let item = r#"{"type":"message","id":"msg_scripted","status":"in_progress","role":"assistant","content":[]}"#;
         [
-            Event { name: "response.in_progress", fields: format!(r#""response":{}"#, self.in_progress()) },
-            Event { name: "response.output_item.added", fields: format!(r#""output_index":0,"item":{item}"#) },
-            Event { name: "response.content_part.added", fields: format!(r#"{IN_MESSAGE},"part":{}"#, text_part("")) },
+            Event {
+                name: "response.in_progress",
+                fields: format!(r#""response":{}"#, self.in_progress()),
+            },
+            Event {
+                name: "response.output_item.added",
+                fields: format!(r#""output_index":0,"item":{item}"#),
+            },
+            Event {
+                name: "response.content_part.added",
+                fields: format!(r#"{IN_MESSAGE},"part":{}"#, text_part("")),
+            },
         ]
     }
 
@@ -65,7 +77,10 @@ impl TurnResponse<'_> {
                 name: "response.output_text.done",
                 fields: format!(r#"{IN_MESSAGE},"text":"{text}","logprobs":[]"#),
             },
-            Event { name: "response.content_part.done", fields: format!(r#"{IN_MESSAGE},"part":{}"#, text_part(text)) },
+            Event {
+                name: "response.content_part.done",
+                fields: format!(r#"{IN_MESSAGE},"part":{}"#, text_part(text)),
+            },
             Event {
                 name: "response.output_item.done",
                 fields: format!(r#""output_index":0,"item":{}"#, message(text)),
@@ -81,17 +96,28 @@ impl TurnResponse<'_> {
             End::Failed => "response.failed",
             End::Missing => return None,
         };
-        Some(Event { name, fields: format!(r#""response":{}"#, self.object(end)) })
+        Some(Event {
+            name,
+            fields: format!(r#""response":{}"#, self.object(end)),
+        })
     }
 
     /// The response object at its end.
     pub(crate) fn object(&self, end: End) -> String {
         let (status, more) = match end {
             End::Completed | End::Missing => ("completed", ""),
-            End::Incomplete => ("incomplete", r#","incomplete_details":{"reason":"max_output_tokens"}"#),
-            End::Failed => ("failed", r#","error":{"code":"server_error","message":"The model failed, as scripted."}"#),
+            End::Incomplete => (
+                "incomplete",
+                r#","incomplete_details":{"reason":"max_output_tokens"}"#,
+            ),
+            End::Failed => (
+                "failed",
+                r#","error":{"code":"server_error","message":"The model failed, as scripted."}"#,
+            ),
         };
-        let output = self.text.map_or_else(|| "[]".to_owned(), |text| format!("[{}]", message(text)));
+        let output = self
+            .text
+            .map_or_else(|| "[]".to_owned(), |text| format!("[{}]", message(text)));
         self.object_with(status, &output, self.usage, more)
     }
 
@@ -115,7 +141,10 @@ pub(crate) fn next_number() -> u64 {
 
 /// A piece of the message: letters and spaces.
 pub(crate) fn delta(text: &str) -> Event {
-    Event { name: "response.output_text.delta", fields: format!(r#"{IN_MESSAGE},"delta":"{text}","logprobs":[]"#) }
+    Event {
+        name: "response.output_text.delta",
+        fields: format!(r#"{IN_MESSAGE},"delta":"{text}","logprobs":[]"#),
+    }
 }
 
 /// Letters and spaces, so that it stands in JSON as it is.

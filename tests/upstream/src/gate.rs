@@ -15,7 +15,10 @@ pub struct Gate {
 impl Gate {
     /// A closed gate.
     pub fn new() -> Self {
-        Gate { open: watch::Sender::new(false), reached: watch::Sender::new(0) }
+        Gate {
+            open: watch::Sender::new(false),
+            reached: watch::Sender::new(0),
+        }
     }
 
     /// Lets everything pass, now and later.
@@ -38,7 +41,8 @@ impl Gate {
     /// After [`WAIT_MAX`].
     pub async fn wait_until_reached_times(&self, times: usize) {
         let mut reached = self.reached.subscribe();
-        let waited = tokio::time::timeout(WAIT_MAX, reached.wait_for(|count| *count >= times)).await;
+        let waited =
+            tokio::time::timeout(WAIT_MAX, reached.wait_for(|count| *count >= times)).await;
         assert!(
             waited.is_ok(),
             "scripted upstream: gate reached {} times, expected {times}, after {WAIT_MAX:?}",

@@ -3,7 +3,9 @@
 
 use std::sync::Arc;
 
-use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, SERVER, UPGRADE};
+use http::header::{
+    CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, SERVER, UPGRADE,
+};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
@@ -69,7 +71,8 @@ impl Upgrade {
     /// If name or value is none that HTTP allows.
     pub fn header(mut self, name: &str, value: &str) -> Self {
         let name = HeaderName::try_from(name).expect("a header name");
-        self.headers.push((name, HeaderValue::try_from(value).expect("a header value")));
+        self.headers
+            .push((name, HeaderValue::try_from(value).expect("a header value")));
         self
     }
 
@@ -116,10 +119,13 @@ impl Upgrade {
             Presence::Absent => HeaderMap::new(),
         };
         let key = match self.accept_key {
-            AcceptKey::Right => request.get(SEC_WEBSOCKET_KEY).map_or(&b""[..], HeaderValue::as_bytes),
+            AcceptKey::Right => request
+                .get(SEC_WEBSOCKET_KEY)
+                .map_or(&b""[..], HeaderValue::as_bytes),
             AcceptKey::Wrong => b"of another request",
         };
-        let accept = HeaderValue::try_from(derive_accept_key(key)).expect("base64 is a header value");
+        let accept =
+            HeaderValue::try_from(derive_accept_key(key)).expect("base64 is a header value");
         headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
         for (name, value) in [
             (CONNECTION, "Upgrade"),
@@ -163,16 +169,26 @@ pub(crate) fn complaint(headers: &HeaderMap) -> Option<&'static str> {
     if !has_word(headers, CONNECTION, "upgrade") {
         return Some("the handshake's Connection does not name Upgrade");
     }
-    if headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
+    if headers
+        .get(SEC_WEBSOCKET_VERSION)
+        .is_none_or(|version| version != "13")
+    {
         return Some("the handshake's version is not 13");
     }
     let keys = headers.get_all(SEC_WEBSOCKET_KEY);
     // 16 bytes in base64.
-    let fits = keys.iter().all(|key| key.len() == 24 && key.as_bytes().ends_with(b"=="));
+    let fits = keys
+        .iter()
+        .all(|key| key.len() == 24 && key.as_bytes().ends_with(b"=="));
     (keys.iter().count() != 1 || !fits).then_some("the handshake's key is not one of 16 bytes")
 }
 
 fn has_word(headers: &HeaderMap, name: HeaderName, word: &str) -> bool {
-    let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).any(|found| found.trim().eq_ignore_ascii_case(word))
+    let values = headers
+        .get_all(name)
+        .into_iter()
+        .filter_map(|value| value.to_str().ok());
+    values
+        .flat_map(|value| value.split(','))
+        .any(|found| found.trim().eq_ignore_ascii_case(word))
 }

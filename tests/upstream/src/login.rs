@@ -76,7 +76,13 @@ pub(crate) struct Redeemed {
 impl Login {
     fn new(account: Account) -> Self {
         let family = Mutex::new(Family::new(&account));
-        Login { state: Arc::new(State { account, script: Script::default(), family }) }
+        Login {
+            state: Arc::new(State {
+                account,
+                script: Script::default(),
+                family,
+            }),
+        }
     }
 
     /// The account: its turns and polls, and where it stands. Tokens tell the plan it has when they are made.
@@ -158,13 +164,20 @@ impl Login {
             Shown::Spent => (reused(), None),
             Shown::Revoked => (invalidated(), None),
         };
-        Some(Redeemed { account: Some(self.account()), reply, body })
+        Some(Redeemed {
+            account: Some(self.account()),
+            reply,
+            body,
+        })
     }
 
     fn grant(&self, family: &mut Family) -> (Reply, Option<Value>) {
         let account = &self.state.account;
-        let TokenReply { reply, grant } =
-            self.state.script.next().map_or_else(TokenReply::well, |scripted| TokenReply::clone(&scripted));
+        let TokenReply { reply, grant } = self
+            .state
+            .script
+            .next()
+            .map_or_else(TokenReply::well, |scripted| TokenReply::clone(&scripted));
         match grant {
             Grant::Rotation => family.rotate(account),
             Grant::Renewal => family.renew(account, family.expiry()),
@@ -174,7 +187,10 @@ impl Login {
     }
 
     fn family(&self) -> MutexGuard<'_, Family> {
-        self.state.family.lock().expect("no holder of the family panics")
+        self.state
+            .family
+            .lock()
+            .expect("no holder of the family panics")
     }
 }
 
@@ -213,12 +229,14 @@ impl Family {
         let old = std::mem::replace(&mut self.newest, Tokens::new(account, expires_at));
         self.spent.insert(old.refresh_token);
         // Older access tokens stay beside it: they are taken until they expire.
-        self.access.insert(self.newest.access_token.clone(), expires_at);
+        self.access
+            .insert(self.newest.access_token.clone(), expires_at);
     }
 
     fn renew(&mut self, account: &Account, expires_at: i64) {
         self.newest.access_token = access_token(account, expires_at);
-        self.access.insert(self.newest.access_token.clone(), expires_at);
+        self.access
+            .insert(self.newest.access_token.clone(), expires_at);
     }
 
     fn expiry(&self) -> i64 {
@@ -244,7 +262,11 @@ impl Family {
     fn access(&self, token: &str) -> Option<Access> {
         let expires_at = *self.access.get(token)?;
         let granted = !self.revoked && now() < expires_at;
-        Some(if granted { Access::Granted } else { Access::Refused })
+        Some(if granted {
+            Access::Granted
+        } else {
+            Access::Refused
+        })
     }
 }
 
@@ -263,16 +285,29 @@ impl Logins {
 
     /// The account that this access token names, and whether the token is taken.
     pub(crate) fn bearer(&self, token: &str) -> Option<(Account, Access)> {
-        self.logins().iter().find_map(|login| Some((login.account(), login.family().access(token)?)))
+        self.logins()
+            .iter()
+            .find_map(|login| Some((login.account(), login.family().access(token)?)))
     }
 
     /// Decides a POST to the token endpoint, and rotates if that is the decision.
     pub(crate) fn redeem(&self, headers: &HeaderMap, body: &[u8]) -> Redeemed {
         let Some(refresh_token) = TokenRequest::read(headers, body) else {
-            return Redeemed { account: None, reply: misshapen(), body: None };
+            return Redeemed {
+                account: None,
+                reply: misshapen(),
+                body: None,
+            };
         };
-        let known = self.logins().iter().find_map(|login| login.redeem(&refresh_token));
-        known.unwrap_or_else(|| Redeemed { account: None, reply: invalidated(), body: None })
+        let known = self
+            .logins()
+            .iter()
+            .find_map(|login| login.redeem(&refresh_token));
+        known.unwrap_or_else(|| Redeemed {
+            account: None,
+            reply: invalidated(),
+            body: None,
+        })
     }
 
     fn logins(&self) -> MutexGuard<'_, Vec<Login>> {
@@ -296,7 +331,12 @@ struct TokenRequest {
 impl TokenRequest {
     /// The refresh token; none where the request is not one for a refresh.
     fn read(headers: &HeaderMap, body: &[u8]) -> Option<String> {
-        let media = headers.get(CONTENT_TYPE)?.to_str().ok()?.split(';').next()?;
+        let media = headers
+            .get(CONTENT_TYPE)?
+            .to_str()
+            .ok()?
+            .split(';')
+            .next()?;
         if media.trim_end() != "application/json" {
             return None;
         }
@@ -307,7 +347,11 @@ impl TokenRequest {
 }
 
 fn misshapen() -> Reply {
-    refusal(400, "invalid_request", "The request is not one for a refresh.")
+    refusal(
+        400,
+        "invalid_request",
+        "The request is not one for a refresh.",
+    )
 }
 
 fn reused() -> Reply {
@@ -316,18 +360,29 @@ fn reused() -> Reply {
 }
 
 fn invalidated() -> Reply {
-    refusal(401, "refresh_token_invalidated", "Your refresh token has been invalidated. Please sign in again.")
+    refusal(
+        401,
+        "refresh_token_invalidated",
+        "Your refresh token has been invalidated. Please sign in again.",
+    )
 }
 
 fn refusal(status: u16, code: &str, message: &str) -> Reply {
-    Reply::error(status, "invalid_request_error", message).error_field("code", json!(code)).without_rate_limits()
+    Reply::error(status, "invalid_request_error", message)
+        .error_field("code", json!(code))
+        .without_rate_limits()
 }
 
 /// Now, in Unix seconds that may be counted back from.
 fn now() -> i64 {
-    unix_now().try_into().expect("the clock stands before the year 292 billion")
+    unix_now()
+        .try_into()
+        .expect("the clock stands before the year 292 billion")
 }
 
 fn seconds(lifetime: Duration) -> i64 {
-    lifetime.as_secs().try_into().expect("a lifetime of less than 292 billion years")
+    lifetime
+        .as_secs()
+        .try_into()
+        .expect("a lifetime of less than 292 billion years")
 }

@@ -31,7 +31,11 @@ struct Arguments {
     #[arg(long = "api-key", value_name = "API_KEY")]
     api_keys: Vec<NamedKey>,
     /// A login, which control steers, for an account of this id with nothing used. May be repeated.
-    #[arg(long = "login", value_name = "ACCOUNT_ID", requires = "control_port_file")]
+    #[arg(
+        long = "login",
+        value_name = "ACCOUNT_ID",
+        requires = "control_port_file"
+    )]
     logins: Vec<String>,
     /// Listen for control too (see `control.rs`), keep every request, and write the control's port to this file.
     #[arg(long, value_name = "FILE")]
@@ -64,8 +68,14 @@ impl FromStr for NamedAccount {
             [token, id, five_hour, weekly, plan] => (token, id, five_hour, weekly, plan),
             _ => return Err("expected TOKEN:ACCOUNT_ID:FIVE_HOUR:WEEKLY[:PLAN]".to_owned()),
         };
-        let standing = Standing::new(plan).five_hour_used(percent(five_hour)?).weekly_used(percent(weekly)?);
-        Ok(NamedAccount { token: token.to_owned(), id: id.to_owned(), standing })
+        let standing = Standing::new(plan)
+            .five_hour_used(percent(five_hour)?)
+            .weekly_used(percent(weekly)?);
+        Ok(NamedAccount {
+            token: token.to_owned(),
+            id: id.to_owned(),
+            standing,
+        })
     }
 }
 
@@ -80,7 +90,10 @@ impl FromStr for NamedKey {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (key, name) = text.split_once(':').ok_or("expected KEY:NAME")?;
-        Ok(NamedKey { key: key.to_owned(), name: name.to_owned() })
+        Ok(NamedKey {
+            key: key.to_owned(),
+            name: name.to_owned(),
+        })
     }
 }
 
@@ -96,10 +109,22 @@ async fn main() -> io::Result<()> {
     let arguments = Arguments::parse();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let remember = if arguments.control_port_file.is_some() { Remember::Everything } else { Remember::Counts };
-    let upstream = Upstream::start_with(Options { port: arguments.port, remember }).await?;
-    let mut reply = Reply::ok().deltas(arguments.deltas).delta_bytes(arguments.delta_bytes);
-    let mut socket_reply = SocketReply::ok().deltas(arguments.deltas).delta_bytes(arguments.delta_bytes);
+    let remember = if arguments.control_port_file.is_some() {
+        Remember::Everything
+    } else {
+        Remember::Counts
+    };
+    let upstream = Upstream::start_with(Options {
+        port: arguments.port,
+        remember,
+    })
+    .await?;
+    let mut reply = Reply::ok()
+        .deltas(arguments.deltas)
+        .delta_bytes(arguments.delta_bytes);
+    let mut socket_reply = SocketReply::ok()
+        .deltas(arguments.deltas)
+        .delta_bytes(arguments.delta_bytes);
     if arguments.delay_per_delta > 0 {
         let delay = Duration::from_millis(arguments.delay_per_delta);
         reply = reply.pause_between(delay);
@@ -108,7 +133,12 @@ async fn main() -> io::Result<()> {
     upstream.always(reply);
     upstream.always_socket(socket_reply);
     let mut accounts = HashMap::new();
-    for NamedAccount { token, id, standing } in arguments.accounts {
+    for NamedAccount {
+        token,
+        id,
+        standing,
+    } in arguments.accounts
+    {
         let account = upstream.account(&token, &id);
         account.set_standing(standing);
         accounts.insert(id, SteeredAccount::new(account));
@@ -123,7 +153,16 @@ async fn main() -> io::Result<()> {
         logins.insert(id, SteeredLogin::new(login));
     }
     if let Some(file) = &arguments.control_port_file {
-        write_port(file, Control { upstream: upstream.clone(), accounts, logins }.start().await?)?;
+        write_port(
+            file,
+            Control {
+                upstream: upstream.clone(),
+                accounts,
+                logins,
+            }
+            .start()
+            .await?,
+        )?;
     }
     if let Some(file) = &arguments.port_file {
         write_port(file, upstream.address().port())?;
@@ -154,7 +193,13 @@ mod tests {
     #[test]
     fn an_account_is_read_with_and_without_its_plan() {
         let account: NamedAccount = "at:acct:12:30.5:pro".parse().expect("an account");
-        assert_eq!((account.standing.plan.as_str(), account.standing.weekly.used_percent), ("pro", 30.5));
+        assert_eq!(
+            (
+                account.standing.plan.as_str(),
+                account.standing.weekly.used_percent
+            ),
+            ("pro", 30.5)
+        );
         let account: NamedAccount = "at:acct:12:30".parse().expect("an account");
         assert_eq!(account.standing.plan, "plus");
         assert!("at:acct:12:101".parse::<NamedAccount>().is_err());

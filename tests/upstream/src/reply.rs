@@ -39,7 +39,10 @@ pub(crate) enum Content {
     /// `{"error": {…}}`.
     Error(Map<String, Value>),
     /// These bytes as the body.
-    Raw { body: Bytes, media: Option<&'static str> },
+    Raw {
+        body: Bytes,
+        media: Option<&'static str>,
+    },
     /// These bytes in place of HTTP.
     Garbage(Bytes),
 }
@@ -99,7 +102,13 @@ pub struct Usage {
 
 impl Default for Usage {
     fn default() -> Self {
-        Usage { input: 1200, cached: 800, cache_write: 0, output: 150, reasoning: 50 }
+        Usage {
+            input: 1200,
+            cached: 800,
+            cache_write: 0,
+            output: 150,
+            reasoning: 50,
+        }
     }
 }
 
@@ -120,7 +129,13 @@ impl Reply {
     /// # Panics
     /// If `status` is none.
     pub fn raw(status: u16, body: impl Into<Bytes>) -> Self {
-        Self::with_content(status_code(status), Content::Raw { body: body.into(), media: None })
+        Self::with_content(
+            status_code(status),
+            Content::Raw {
+                body: body.into(),
+                media: None,
+            },
+        )
     }
 
     /// A status with a JSON body.
@@ -128,13 +143,19 @@ impl Reply {
     /// # Panics
     /// If `status` is none.
     pub fn json(status: u16, body: &Value) -> Self {
-        let content = Content::Raw { body: body.to_string().into(), media: Some("application/json") };
+        let content = Content::Raw {
+            body: body.to_string().into(),
+            media: Some("application/json"),
+        };
         Self::with_content(status_code(status), content)
     }
 
     /// 200 with these bytes as the event stream.
     pub fn sse(body: impl Into<Bytes>) -> Self {
-        let content = Content::Raw { body: body.into(), media: Some("text/event-stream") };
+        let content = Content::Raw {
+            body: body.into(),
+            media: Some("text/event-stream"),
+        };
         Self::with_content(StatusCode::OK, content)
     }
 
@@ -158,14 +179,22 @@ impl Reply {
     /// # Panics
     /// If `status` is none.
     pub fn server_error(status: u16) -> Self {
-        Self::error(status, "server_error", "The server had an error while processing your request.")
+        Self::error(
+            status,
+            "server_error",
+            "The server had an error while processing your request.",
+        )
     }
 
     /// 429 `usage_limit_reached`. Add when it ends: [`resets_at`](Self::resets_at),
     /// [`resets_in_seconds`](Self::resets_in_seconds), [`retry_after`](Self::retry_after), or nothing.
     pub fn usage_limit_reached() -> Self {
-        Self::error(429, "usage_limit_reached", "The usage limit has been reached")
-            .error_field("plan_type", json!("plus"))
+        Self::error(
+            429,
+            "usage_limit_reached",
+            "The usage limit has been reached",
+        )
+        .error_field("plan_type", json!("plus"))
     }
 
     /// Bytes that are no HTTP, then the end of the connection.
@@ -175,7 +204,10 @@ impl Reply {
 
     /// Closes the connection in place of an answer.
     pub fn close_before_head() -> Self {
-        Reply { cut: Some(Cut::BeforeHead), ..Self::ok() }
+        Reply {
+            cut: Some(Cut::BeforeHead),
+            ..Self::ok()
+        }
     }
 
     /// Adds `resets_at` (Unix seconds) to an error.
@@ -220,7 +252,8 @@ impl Reply {
     /// If name or value is none that HTTP allows.
     pub fn header(mut self, name: &str, value: &str) -> Self {
         let name = HeaderName::try_from(name).expect("a header name");
-        self.headers.push((name, HeaderValue::try_from(value).expect("a header value")));
+        self.headers
+            .push((name, HeaderValue::try_from(value).expect("a header value")));
         self
     }
 
@@ -311,7 +344,10 @@ impl Reply {
     /// # Panics
     /// If a size is 0.
     pub fn chunks(mut self, sizes: &[usize]) -> Self {
-        assert!(!sizes.contains(&0), "scripted upstream: a chunk of 0 bytes would end the body");
+        assert!(
+            !sizes.contains(&0),
+            "scripted upstream: a chunk of 0 bytes would end the body"
+        );
         self.chunk_bytes = sizes.to_vec();
         self
     }
@@ -415,5 +451,6 @@ impl Usage {
 }
 
 fn status_code(status: u16) -> StatusCode {
-    StatusCode::from_u16(status).unwrap_or_else(|_| panic!("scripted upstream: {status} is no HTTP status"))
+    StatusCode::from_u16(status)
+        .unwrap_or_else(|_| panic!("scripted upstream: {status} is no HTTP status"))
 }

@@ -41,12 +41,17 @@ impl<Line> Script<Line> {
 // Not derived: that would ask for a line by default.
 impl<Line> Default for Script<Line> {
     fn default() -> Self {
-        Script { lines: Mutex::default() }
+        Script {
+            lines: Mutex::default(),
+        }
     }
 }
 
 impl<Line> Default for Lines<Line> {
     fn default() -> Self {
-        Lines { queue: VecDeque::new(), always: None }
+        Lines {
+            queue: VecDeque::new(),
+            always: None,
+        }
     }
 }

@@ -47,14 +47,17 @@ impl SeenRequest {
     /// # Panics
     /// If it is none.
     pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.body)
-            .unwrap_or_else(|error| panic!("{} {}: body is not JSON: {error}", self.method, self.target))
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| {
+            panic!("{} {}: body is not JSON: {error}", self.method, self.target)
+        })
     }
 
     /// Whether it is a POST to a route that runs a model.
     pub fn is_turn(&self) -> bool {
         self.method == Method::POST
-            && ["/responses", "/responses/compact", "/chat/completions"].iter().any(|end| self.path().ends_with(end))
+            && ["/responses", "/responses/compact", "/chat/completions"]
+                .iter()
+                .any(|end| self.path().ends_with(end))
     }
 }
 
@@ -87,7 +90,10 @@ impl Record {
     pub(crate) fn add(&self, request: SeenRequest) {
         let turn = usize::from(request.is_turn());
         if self.remember == Remember::Everything {
-            self.requests.lock().expect("no holder of the record panics").push(request);
+            self.requests
+                .lock()
+                .expect("no holder of the record panics")
+                .push(request);
         }
         self.counts.send_modify(|counts| {
             counts.requests += 1;
@@ -96,7 +102,10 @@ impl Record {
     }
 
     pub(crate) fn requests(&self) -> Vec<SeenRequest> {
-        self.requests.lock().expect("no holder of the record panics").clone()
+        self.requests
+            .lock()
+            .expect("no holder of the record panics")
+            .clone()
     }
 
     pub(crate) fn counts(&self) -> Counts {
@@ -117,7 +126,9 @@ impl Record {
     /// Waits until `enough`; panics after [`WAIT_MAX`] with `expected` and what was seen instead.
     pub(crate) async fn wait(&self, expected: &str, enough: impl FnMut(&Counts) -> bool) {
         let mut counts = self.counts.subscribe();
-        let waited = tokio::time::timeout(WAIT_MAX, counts.wait_for(enough)).await.is_ok();
+        let waited = tokio::time::timeout(WAIT_MAX, counts.wait_for(enough))
+            .await
+            .is_ok();
         assert!(
             waited,
             "scripted upstream: expected {expected} within {WAIT_MAX:?}, saw {:?}: {}",
@@ -130,7 +141,12 @@ impl Record {
     fn outline(&self) -> String {
         let requests = self.requests();
         let lines = requests.iter().map(|seen| {
-            format!("{} {} ({})", seen.method, seen.target, seen.account.as_deref().unwrap_or("no account"))
+            format!(
+                "{} {} ({})",
+                seen.method,
+                seen.target,
+                seen.account.as_deref().unwrap_or("no account")
+            )
         });
         lines.collect::<Vec<_>>().join(", ")
     }

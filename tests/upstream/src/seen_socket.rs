@@ -83,7 +83,8 @@ impl SeenMessage {
     /// # Panics
     /// If it is none.
     pub fn json(&self) -> Value {
-        serde_json::from_slice(self.payload()).unwrap_or_else(|error| panic!("message is not JSON: {error}"))
+        serde_json::from_slice(self.payload())
+            .unwrap_or_else(|error| panic!("message is not JSON: {error}"))
     }
 }
 
@@ -106,7 +107,11 @@ pub(crate) struct SocketCounts {
 
 impl Sockets {
     pub(crate) fn new(remember: Remember) -> Self {
-        Sockets { remember, seen: Mutex::default(), counts: watch::Sender::default() }
+        Sockets {
+            remember,
+            seen: Mutex::default(),
+            counts: watch::Sender::default(),
+        }
     }
 
     /// Adds a socket that has just been accepted. Answers its index.
@@ -115,7 +120,14 @@ impl Sockets {
         let index = seen.len();
         if self.remember == Remember::Everything {
             let (messages, pings, pongs) = (Vec::new(), Vec::new(), Vec::new());
-            seen.push(SeenSocket { account, request, messages, pings, pongs, end: None });
+            seen.push(SeenSocket {
+                account,
+                request,
+                messages,
+                pings,
+                pongs,
+                end: None,
+            });
         }
         drop(seen);
         self.counts.send_modify(|counts| counts.accepted += 1);
@@ -153,7 +165,9 @@ impl Sockets {
     /// Waits until `enough`; panics after [`WAIT_MAX`] with `expected` and what was seen instead.
     pub(crate) async fn wait(&self, expected: &str, enough: impl FnMut(&SocketCounts) -> bool) {
         let mut counts = self.counts.subscribe();
-        let waited = tokio::time::timeout(WAIT_MAX, counts.wait_for(enough)).await.is_ok();
+        let waited = tokio::time::timeout(WAIT_MAX, counts.wait_for(enough))
+            .await
+            .is_ok();
         assert!(
             waited,
             "scripted upstream: expected {expected} within {WAIT_MAX:?}, saw {:?}: {}",
@@ -163,7 +177,11 @@ impl Sockets {
     }
 
     /// Waits until the sockets are as expected; panics as [`wait`](Self::wait) does.
-    pub(crate) async fn wait_until(&self, expected: &str, mut enough: impl FnMut(&[SeenSocket]) -> bool) {
+    pub(crate) async fn wait_until(
+        &self,
+        expected: &str,
+        mut enough: impl FnMut(&[SeenSocket]) -> bool,
+    ) {
         self.wait(expected, |_| enough(&self.seen())).await;
     }
 
@@ -177,9 +195,18 @@ impl Sockets {
     /// Accounts, how many messages came, and ends; no header, so that no token lands in a test's output.
     fn outline(&self) -> String {
         let lines = self.all().into_iter().map(|socket| {
-            let end = socket.end.map_or_else(|| "open".to_owned(), |end| format!("{end:?}"));
-            let (messages, pings, pongs) = (socket.messages.len(), socket.pings.len(), socket.pongs.len());
-            format!("{} ({messages} messages, {pings} pings, {pongs} pongs, {end})", socket.account)
+            let end = socket
+                .end
+                .map_or_else(|| "open".to_owned(), |end| format!("{end:?}"));
+            let (messages, pings, pongs) = (
+                socket.messages.len(),
+                socket.pings.len(),
+                socket.pongs.len(),
+            );
+            format!(
+                "{} ({messages} messages, {pings} pings, {pongs} pongs, {end})",
+                socket.account
+            )
         });
         lines.collect::<Vec<_>>().join(", ")
     }

@@ -99,7 +99,9 @@ impl Upstream {
     /// # Panics
     /// If there is no port to listen on.
     pub async fn start() -> Self {
-        Self::start_with(Options::default()).await.expect("a free port on 127.0.0.1")
+        Self::start_with(Options::default())
+            .await
+            .expect("a free port on 127.0.0.1")
     }
 
     /// Starts as told.
@@ -120,7 +122,14 @@ impl Upstream {
             socket_script: Arc::default(),
         });
         let task = Mutex::new(Some(tokio::spawn(accept(listener, Arc::clone(&stage)))));
-        Ok(Upstream { stage, listening: Arc::new(Listening { address, task, record }) })
+        Ok(Upstream {
+            stage,
+            listening: Arc::new(Listening {
+                address,
+                task,
+                record,
+            }),
+        })
     }
 
     /// Where it listens.
@@ -155,12 +164,21 @@ impl Upstream {
 
     /// A new login, for an account of its own with nothing used and the plan `plus`.
     pub fn login(&self, account_id: &str) -> Login {
-        self.stage.logins.add(Account::new(account_id, HeaderForm::Plain))
+        self.stage
+            .logins
+            .add(Account::new(account_id, HeaderForm::Plain))
     }
 
     fn account_with(&self, token: &str, id: &str, form: HeaderForm) -> Account {
-        let mut accounts = self.stage.accounts.lock().expect("no holder of the accounts panics");
-        accounts.entry(token.to_owned()).or_insert_with(|| Account::new(id, form)).clone()
+        let mut accounts = self
+            .stage
+            .accounts
+            .lock()
+            .expect("no holder of the accounts panics");
+        accounts
+            .entry(token.to_owned())
+            .or_insert_with(|| Account::new(id, form))
+            .clone()
     }
 
     /// The reply to every turn of every account that has no script of its own.
@@ -181,7 +199,10 @@ impl Upstream {
 
     /// The turns among [`requests`](Self::requests): POSTs to a model route.
     pub fn turns(&self) -> Vec<SeenRequest> {
-        self.requests().into_iter().filter(SeenRequest::is_turn).collect()
+        self.requests()
+            .into_iter()
+            .filter(SeenRequest::is_turn)
+            .collect()
     }
 
     /// How many requests there were, kept or not.
@@ -194,7 +215,12 @@ impl Upstream {
     /// # Panics
     /// After [`WAIT_MAX`](crate::WAIT_MAX), with what was seen instead.
     pub async fn wait_for_requests(&self, count: usize) -> Vec<SeenRequest> {
-        self.stage.record.wait(&format!("{count} requests"), |counts| counts.requests >= count).await;
+        self.stage
+            .record
+            .wait(&format!("{count} requests"), |counts| {
+                counts.requests >= count
+            })
+            .await;
         self.requests()
     }
 
@@ -203,7 +229,10 @@ impl Upstream {
     /// # Panics
     /// As [`wait_for_requests`](Self::wait_for_requests).
     pub async fn wait_for_turns(&self, count: usize) -> Vec<SeenRequest> {
-        self.stage.record.wait(&format!("{count} turns"), |counts| counts.turns >= count).await;
+        self.stage
+            .record
+            .wait(&format!("{count} turns"), |counts| counts.turns >= count)
+            .await;
         self.turns()
     }
 
@@ -218,7 +247,12 @@ impl Upstream {
     /// # Panics
     /// As [`wait_for_requests`](Self::wait_for_requests).
     pub async fn wait_for_abandoned(&self, count: usize) {
-        self.stage.record.wait(&format!("{count} abandoned requests"), |counts| counts.abandoned >= count).await;
+        self.stage
+            .record
+            .wait(&format!("{count} abandoned requests"), |counts| {
+                counts.abandoned >= count
+            })
+            .await;
     }
 
     /// Every accepted socket so far, in order of its handshake. Refused handshakes are among
@@ -238,7 +272,12 @@ impl Upstream {
     /// # Panics
     /// As [`wait_for_requests`](Self::wait_for_requests).
     pub async fn wait_for_sockets(&self, count: usize) -> Vec<SeenSocket> {
-        self.stage.sockets.wait(&format!("{count} sockets"), |counts| counts.accepted >= count).await;
+        self.stage
+            .sockets
+            .wait(&format!("{count} sockets"), |counts| {
+                counts.accepted >= count
+            })
+            .await;
         self.sockets()
     }
 
@@ -247,7 +286,12 @@ impl Upstream {
     /// # Panics
     /// As [`wait_for_requests`](Self::wait_for_requests).
     pub async fn wait_for_socket_messages(&self, count: usize) -> Vec<SeenSocket> {
-        self.stage.sockets.wait(&format!("{count} messages"), |counts| counts.messages >= count).await;
+        self.stage
+            .sockets
+            .wait(&format!("{count} messages"), |counts| {
+                counts.messages >= count
+            })
+            .await;
         self.sockets()
     }
 
@@ -256,7 +300,12 @@ impl Upstream {
     /// # Panics
     /// As [`wait_for_requests`](Self::wait_for_requests).
     pub async fn wait_for_sockets_ended(&self, count: usize) -> Vec<SeenSocket> {
-        self.stage.sockets.wait(&format!("{count} ended sockets"), |counts| counts.ended >= count).await;
+        self.stage
+            .sockets
+            .wait(&format!("{count} ended sockets"), |counts| {
+                counts.ended >= count
+            })
+            .await;
         self.sockets()
     }
 
@@ -286,7 +335,11 @@ impl Upstream {
 impl Listening {
     fn end(&self) -> Option<JoinHandle<()>> {
         self.record.stopping();
-        let task = self.task.lock().expect("no holder of the task panics").take();
+        let task = self
+            .task
+            .lock()
+            .expect("no holder of the task panics")
+            .take();
         task.inspect(JoinHandle::abort)
     }
 }
@@ -320,7 +373,11 @@ async fn converse(stream: TcpStream, number: u64, stage: Arc<Stage>) {
     let socket = Arc::new(PendingSocket::default());
     let service = service_fn({
         let socket = Arc::clone(&socket);
-        move |request| stage.clone().serve(Arc::clone(&wire), Arc::clone(&socket), request)
+        move |request| {
+            stage
+                .clone()
+                .serve(Arc::clone(&wire), Arc::clone(&socket), request)
+        }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http2().max_header_list_size(HEADER_LIST_BYTES_MAX);
@@ -346,13 +403,20 @@ impl Stage {
         let body = body.collect().await.map_err(|_| Broken)?.to_bytes();
         let route = route(&head.method, head.uri.path(), &head.headers);
         let asked = Asked::read(&head.headers, &body);
-        let Decided { account, outcome, body: told } = match route {
+        let Decided {
+            account,
+            outcome,
+            body: told,
+        } = match route {
             Some(Route::Token) => self.logins.redeem(&head.headers, &body).into(),
             _ => self.decide(route, &head.headers, asked.as_ref()),
         };
         let seen = SeenRequest {
             method: head.method,
-            target: head.uri.path_and_query().map_or_else(|| head.uri.to_string(), ToString::to_string),
+            target: head
+                .uri
+                .path_and_query()
+                .map_or_else(|| head.uri.to_string(), ToString::to_string),
             headers: head.headers,
             body,
             account: account.as_ref().map(|account| account.id().to_owned()),
@@ -382,13 +446,29 @@ impl Stage {
             gate.clone().pass().await;
         }
         break_before_head(&prepared.reply, &wire, &mut underway).await?;
-        let call = call(route, account.as_ref(), &prepared.reply, asked.unwrap_or_default());
-        Ok(respond(prepared.answer(Call { body: told.or(call.body), ..call }), wire, underway))
+        let call = call(
+            route,
+            account.as_ref(),
+            &prepared.reply,
+            asked.unwrap_or_default(),
+        );
+        Ok(respond(
+            prepared.answer(Call {
+                body: told.or(call.body),
+                ..call
+            }),
+            wire,
+            underway,
+        ))
     }
 }
 
 /// Ends the connection in place of an answer, if the reply says so.
-async fn break_before_head(reply: &Reply, wire: &Wire, underway: &mut Underway) -> Result<(), Broken> {
+async fn break_before_head(
+    reply: &Reply,
+    wire: &Wire,
+    underway: &mut Underway,
+) -> Result<(), Broken> {
     if let Content::Garbage(bytes) = &reply.content {
         // The client may close at the first strange byte; that is its right.
         let _ = wire.write_bare(bytes).await;
@@ -408,7 +488,9 @@ fn call(route: Option<Route>, account: Option<&Account>, reply: &Reply, asked: A
         // A request without a route has an error for a reply, which looks at no route.
         route: route.unwrap_or(Route::Models),
         asked,
-        body: account.filter(|_| route == Some(Route::Usage)).map(|account| account.standing().usage_body()),
+        body: account
+            .filter(|_| route == Some(Route::Usage))
+            .map(|account| account.standing().usage_body()),
         rate_limits: account.map(Account::rate_limit_headers).unwrap_or_default(),
         number: events::next_number(),
     }
@@ -433,7 +515,12 @@ async fn accept_socket(
 }
 
 fn respond(answer: Answer, wire: Arc<Wire>, underway: Underway) -> Response<ScriptedBody> {
-    let mut response = Response::new(ScriptedBody::new(answer.steps, answer.length, wire, underway));
+    let mut response = Response::new(ScriptedBody::new(
+        answer.steps,
+        answer.length,
+        wire,
+        underway,
+    ));
     *response.status_mut() = answer.status;
     *response.headers_mut() = answer.headers;
     response

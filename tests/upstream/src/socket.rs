@@ -87,7 +87,10 @@ impl Opening {
     pub(crate) fn accept(self, request: SeenRequest) -> AcceptedSocket {
         self.account.opened_socket();
         let index = self.sockets.add(self.account.id().to_owned(), request);
-        AcceptedSocket { opening: self, index }
+        AcceptedSocket {
+            opening: self,
+            index,
+        }
     }
 }
 
@@ -95,15 +98,37 @@ impl AcceptedSocket {
     /// Plays until the socket has ended.
     pub(crate) async fn play(self) {
         let AcceptedSocket { opening, index } = self;
-        let Opening { upgrade, wish, account, script, wire, sockets } = opening;
+        let Opening {
+            upgrade,
+            wish,
+            account,
+            script,
+            wire,
+            sockets,
+        } = opening;
         let Ok(upgraded) = upgrade.await else {
             return sockets.ended(index, SocketEnd::Gone);
         };
         let io = TokioIo::new(upgraded);
-        let (sink, stream) = WebSocketStream::from_raw_socket(io, Role::Server, Some(limits())).await.split();
+        let (sink, stream) = WebSocketStream::from_raw_socket(io, Role::Server, Some(limits()))
+            .await
+            .split();
         let (asked, tasks) = mpsc::channel(TURNS_QUEUED_MAX);
-        let reader = Reader { stream, sockets: &sockets, index, account: &account, messages: wish.messages, asked };
-        let player = Player { sink, wire: &wire, account: &account, script: &script, made: HashSet::new() };
+        let reader = Reader {
+            stream,
+            sockets: &sockets,
+            index,
+            account: &account,
+            messages: wish.messages,
+            asked,
+        };
+        let player = Player {
+            sink,
+            wire: &wire,
+            account: &account,
+            script: &script,
+            made: HashSet::new(),
+        };
         let end = tokio::select! {
             end = reader.read(wish.reading_gate.clone()) => end,
             () = player.play(wish.greeting.clone(), tasks) => SocketEnd::Reset,
@@ -113,7 +138,10 @@ impl AcceptedSocket {
 }
 
 fn limits() -> WebSocketConfig {
-    WebSocketConfig::default().read_buffer_size(READ_BUFFER_BYTES).max_message_size(None).max_frame_size(None)
+    WebSocketConfig::default()
+        .read_buffer_size(READ_BUFFER_BYTES)
+        .max_message_size(None)
+        .max_frame_size(None)
 }
 
 struct Reader<'a> {
@@ -145,13 +173,16 @@ impl Reader<'_> {
         match message {
             Message::Text(text) => {
                 let text = Bytes::from(text);
-                self.sockets.message(self.index, SeenMessage::Text(text.clone()));
+                self.sockets
+                    .message(self.index, SeenMessage::Text(text.clone()));
                 self.ask(self.task(text)).await;
             }
             Message::Binary(payload) => {
-                self.sockets.message(self.index, SeenMessage::Binary(payload.clone()));
+                self.sockets
+                    .message(self.index, SeenMessage::Binary(payload.clone()));
                 if self.messages == Messages::Echoed {
-                    self.ask(Some(Task::of(SocketReply::silent().binary(payload)))).await;
+                    self.ask(Some(Task::of(SocketReply::silent().binary(payload))))
+                        .await;
                 }
             }
             Message::Ping(payload) => self.sockets.ping(self.index, payload),
@@ -185,23 +216,32 @@ impl Reader<'_> {
 impl Task {
     /// A reply to nothing.
     fn of(reply: SocketReply) -> Self {
-        Task { create: Create::default(), reply: Some(Arc::new(reply)) }
+        Task {
+            create: Create::default(),
+            reply: Some(Arc::new(reply)),
+        }
     }
 }
 
 impl SocketEnd {
     fn closed(frame: Option<CloseFrame>) -> Self {
         frame.map_or_else(
-            || SocketEnd::Closed { code: NO_CLOSE_CODE, reason: String::new() },
-            |frame| SocketEnd::Closed { code: frame.code.into(), reason: frame.reason.as_str().to_owned() },
+            || SocketEnd::Closed {
+                code: NO_CLOSE_CODE,
+                reason: String::new(),
+            },
+            |frame| SocketEnd::Closed {
+                code: frame.code.into(),
+                reason: frame.reason.as_str().to_owned(),
+            },
         )
     }
 
     fn of(error: &Error) -> Self {
         match error {
-            Error::Io(_) | Error::ConnectionClosed | Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => {
-                SocketEnd::Gone
-            }
+            Error::Io(_)
+            | Error::ConnectionClosed
+            | Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => SocketEnd::Gone,
             error => SocketEnd::Violated(error.to_string()),
         }
     }
@@ -230,7 +270,10 @@ struct Performance<'a> {
 impl Player<'_> {
     /// Plays all that is asked for. Ends only where the connection is to be reset.
     async fn play(mut self, greeting: Option<Arc<SocketReply>>, mut tasks: mpsc::Receiver<Task>) {
-        let mut next = greeting.map(|reply| Task { create: Create::default(), reply: Some(reply) });
+        let mut next = greeting.map(|reply| Task {
+            create: Create::default(),
+            reply: Some(reply),
+        });
         loop {
             let task = match next.take() {
                 Some(task) => task,
@@ -250,13 +293,19 @@ impl Player<'_> {
     }
 
     fn natural(&self, create: &Create) -> Arc<SocketReply> {
-        if let Some(id) = create.previous_response_id.as_ref().filter(|id| !self.made.contains(*id)) {
+        if let Some(id) = create
+            .previous_response_id
+            .as_ref()
+            .filter(|id| !self.made.contains(*id))
+        {
             return Arc::new(SocketError::previous_response_not_found(id).into());
         }
         if create.is_prewarm {
             return Arc::new(SocketReply::prewarm());
         }
-        self.script.next().unwrap_or_else(|| Arc::new(SocketReply::ok()))
+        self.script
+            .next()
+            .unwrap_or_else(|| Arc::new(SocketReply::ok()))
     }
 
     async fn perform(&mut self, reply: &SocketReply, create: &Create) -> Result<Curtain, Error> {
@@ -267,13 +316,17 @@ impl Player<'_> {
                 SocketStep::Message => self.message(&mut show).await?,
                 SocketStep::End(end) => self.last_event(&mut show, *end).await?,
                 SocketStep::Text(payload) => self.data(reply, Data::Text, payload.clone()).await?,
-                SocketStep::Binary(payload) => self.data(reply, Data::Binary, payload.clone()).await?,
+                SocketStep::Binary(payload) => {
+                    self.data(reply, Data::Binary, payload.clone()).await?
+                }
                 SocketStep::Ping(payload) => self.sink.send(Message::Ping(payload.clone())).await?,
                 SocketStep::Pong(payload) => self.sink.send(Message::Pong(payload.clone())).await?,
                 SocketStep::Raw(bytes) => self.wire.write_bare(bytes).await?,
                 SocketStep::Hold(gate) => gate.clone().pass().await,
                 SocketStep::Close { code, reason } => {
-                    self.sink.send(Message::Close(close_frame(*code, reason))).await?;
+                    self.sink
+                        .send(Message::Close(close_frame(*code, reason)))
+                        .await?;
                     return Ok(Curtain::Closed);
                 }
                 SocketStep::Finish => {
@@ -329,20 +382,37 @@ impl Player<'_> {
     }
 
     /// Writes a message in the frames that the reply wants.
-    async fn data(&mut self, reply: &SocketReply, kind: Data, mut rest: Bytes) -> Result<(), Error> {
+    async fn data(
+        &mut self,
+        reply: &SocketReply,
+        kind: Data,
+        mut rest: Bytes,
+    ) -> Result<(), Error> {
         if let Some(pause) = reply.pause {
             tokio::time::sleep(pause).await;
         }
         let (mut kind, mut sizes) = (kind, reply.fragments.iter().cycle());
         loop {
-            let size = sizes.next().map_or(rest.len(), |size| rest.len().min(*size));
+            let size = sizes
+                .next()
+                .map_or(rest.len(), |size| rest.len().min(*size));
             let part = rest.split_to(size);
             let last = rest.is_empty();
-            self.sink.feed(Message::Frame(Frame::message(part, OpCode::Data(kind), last))).await?;
+            self.sink
+                .feed(Message::Frame(Frame::message(
+                    part,
+                    OpCode::Data(kind),
+                    last,
+                )))
+                .await?;
             if last {
                 return self.sink.flush().await;
             }
-            if let Some(ping) = reply.ping_within.as_ref().filter(|_| kind != Data::Continue) {
+            if let Some(ping) = reply
+                .ping_within
+                .as_ref()
+                .filter(|_| kind != Data::Continue)
+            {
                 self.sink.feed(Message::Ping(ping.clone())).await?;
             }
             kind = Data::Continue;
@@ -352,7 +422,13 @@ impl Player<'_> {
 
 impl<'a> Performance<'a> {
     fn new(reply: &'a SocketReply, create: &'a Create) -> Self {
-        let Turn { deltas, delta_bytes, response_id, usage, .. } = &reply.turn;
+        let Turn {
+            deltas,
+            delta_bytes,
+            response_id,
+            usage,
+            ..
+        } = &reply.turn;
         let text = match reply.output_bytes {
             Some(bytes) => filler(bytes),
             None => filler(*delta_bytes).repeat(*deltas),
@@ -360,9 +436,14 @@ impl<'a> Performance<'a> {
         Performance {
             reply,
             create,
-            id: response_id.clone().unwrap_or_else(|| format!("resp_{:032x}", events::next_number())),
+            id: response_id
+                .clone()
+                .unwrap_or_else(|| format!("resp_{:032x}", events::next_number())),
             text,
-            usage: usage.map_or_else(|| "null".to_owned(), |usage| usage.for_responses().to_string()),
+            usage: usage.map_or_else(
+                || "null".to_owned(),
+                |usage| usage.for_responses().to_string(),
+            ),
             message_told: false,
             sequence: 0,
         }
@@ -384,6 +465,9 @@ impl<'a> Performance<'a> {
 }
 
 fn close_frame(code: u16, reason: &str) -> Option<CloseFrame> {
-    let frame = || CloseFrame { code: code.into(), reason: Utf8Bytes::from(reason.to_owned()) };
+    let frame = || CloseFrame {
+        code: code.into(),
+        reason: Utf8Bytes::from(reason.to_owned()),
+    };
     (code != NO_CLOSE_CODE).then(frame)
 }

@@ -72,8 +72,17 @@ impl SocketReply {
 
     /// As a prewarm is answered: created and completed, nothing between, and no tokens.
     pub fn prewarm() -> Self {
-        let nothing = Usage { input: 0, cached: 0, cache_write: 0, output: 0, reasoning: 0 };
-        Self::silent().step(SocketStep::Created).completed().usage(nothing)
+        let nothing = Usage {
+            input: 0,
+            cached: 0,
+            cache_write: 0,
+            output: 0,
+            reasoning: 0,
+        };
+        Self::silent()
+            .step(SocketStep::Created)
+            .completed()
+            .usage(nothing)
     }
 
     /// Steps: those of [`begun`](Self::begun).
@@ -145,7 +154,10 @@ impl SocketReply {
     /// Last step: a close frame; [`NO_CLOSE_CODE`] sends one without code and reason. The connection ends once the
     /// client's close frame is there.
     pub fn close(self, code: u16, reason: &str) -> Self {
-        self.step(SocketStep::Close { code, reason: reason.to_owned() })
+        self.step(SocketStep::Close {
+            code,
+            reason: reason.to_owned(),
+        })
     }
 
     /// Last step: FIN without a close frame. What the client sends is still read.
@@ -211,7 +223,10 @@ impl SocketReply {
     /// # Panics
     /// If all sizes are 0.
     pub fn fragments(mut self, sizes: &[usize]) -> Self {
-        assert!(sizes.iter().any(|size| *size > 0), "scripted upstream: frames of 0 bytes never end a message");
+        assert!(
+            sizes.iter().any(|size| *size > 0),
+            "scripted upstream: frames of 0 bytes never end a message"
+        );
         self.fragments = sizes.to_vec();
         self
     }
@@ -252,24 +267,37 @@ pub struct SocketError {
 impl SocketError {
     /// An error of this status, type and message; its code is null.
     pub fn new(status: u16, error_type: &str, message: &str) -> Self {
-        let fields = [("type", json!(error_type)), ("code", Value::Null), ("message", json!(message))];
+        let fields = [
+            ("type", json!(error_type)),
+            ("code", Value::Null),
+            ("message", json!(message)),
+        ];
         SocketError {
             status,
             status_field: Some("status"),
-            fields: fields.map(|(name, value)| (name.to_owned(), value)).into_iter().collect(),
+            fields: fields
+                .map(|(name, value)| (name.to_owned(), value))
+                .into_iter()
+                .collect(),
             headers: Map::new(),
         }
     }
 
     /// 429 `usage_limit_reached`. Add when it ends.
     pub fn usage_limit_reached() -> Self {
-        Self::new(429, "usage_limit_reached", "The usage limit has been reached").field("plan_type", json!("plus"))
+        Self::new(
+            429,
+            "usage_limit_reached",
+            "The usage limit has been reached",
+        )
+        .field("plan_type", json!("plus"))
     }
 
     /// 400 `previous_response_not_found`.
     pub fn previous_response_not_found(id: &str) -> Self {
         let message = format!("Previous response with id '{id}' not found.");
-        let error = Self::new(400, "invalid_request_error", &message).field("param", json!("previous_response_id"));
+        let error = Self::new(400, "invalid_request_error", &message)
+            .field("param", json!("previous_response_id"));
         error.code("previous_response_not_found")
     }
 
@@ -309,9 +337,15 @@ impl SocketError {
 
     /// Adds the standing's rate-limit headers to the event's.
     pub fn headers_of(self, standing: &Standing) -> Self {
-        standing.headers().iter().fold(self, |error, (name, value)| {
-            error.header(name.as_str(), value.to_str().expect("a standing's headers are text"))
-        })
+        standing
+            .headers()
+            .iter()
+            .fold(self, |error, (name, value)| {
+                error.header(
+                    name.as_str(),
+                    value.to_str().expect("a standing's headers are text"),
+                )
+            })
     }
 
     /// Tells the status as `status_code`.

@@ -34,7 +34,10 @@ impl Spelling {
         if !self.no_final_newline {
             return last;
         }
-        let text = last.iter().rposition(|byte| !matches!(byte, b'\r' | b'\n')).map_or(0, |index| index + 1);
+        let text = last
+            .iter()
+            .rposition(|byte| !matches!(byte, b'\r' | b'\n'))
+            .map_or(0, |index| index + 1);
         &last[..text]
     }
 }

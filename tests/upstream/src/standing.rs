@@ -108,7 +108,8 @@ impl Standing {
 
     /// Adds one turn's use. Returns whether anything changed.
     pub(crate) fn use_one_turn(&mut self) -> bool {
-        let grows = self.five_hour.used_percent_per_turn != 0.0 || self.weekly.used_percent_per_turn != 0.0;
+        let grows =
+            self.five_hour.used_percent_per_turn != 0.0 || self.weekly.used_percent_per_turn != 0.0;
         for window in [&mut self.five_hour, &mut self.weekly] {
             window.used_percent = (window.used_percent + window.used_percent_per_turn).min(100.0);
         }
@@ -122,8 +123,15 @@ impl Standing {
             HeaderForm::Absent => return headers,
             HeaderForm::Plain => "codex",
             HeaderForm::ActiveLimit | HeaderForm::PlainBesideActiveLimit => {
-                headers.insert("x-codex-active-limit", HeaderValue::from_static(ACTIVE_LIMIT));
-                if self.header_form == HeaderForm::ActiveLimit { "codex-bengalfox" } else { "codex" }
+                headers.insert(
+                    "x-codex-active-limit",
+                    HeaderValue::from_static(ACTIVE_LIMIT),
+                );
+                if self.header_form == HeaderForm::ActiveLimit {
+                    "codex-bengalfox"
+                } else {
+                    "codex"
+                }
             }
         };
         for (slot, window, minutes) in self.in_slots() {
@@ -133,8 +141,12 @@ impl Standing {
                 ("reset-at", window.resets_at.to_string()),
             ];
             for (field, value) in fields {
-                let name = HeaderName::try_from(format!("x-{limit}-{slot}-{field}")).expect("built of header letters");
-                headers.insert(name, HeaderValue::try_from(value).expect("a number is a header value"));
+                let name = HeaderName::try_from(format!("x-{limit}-{slot}-{field}"))
+                    .expect("built of header letters");
+                headers.insert(
+                    name,
+                    HeaderValue::try_from(value).expect("a number is a header value"),
+                );
             }
         }
         headers
@@ -193,27 +205,44 @@ impl Standing {
     }
 
     fn in_slots(&self) -> [(&'static str, Window, u64); 2] {
-        let (five_hour, weekly) = ((self.five_hour, FIVE_HOUR_MINUTES), (self.weekly, WEEKLY_MINUTES));
+        let (five_hour, weekly) = (
+            (self.five_hour, FIVE_HOUR_MINUTES),
+            (self.weekly, WEEKLY_MINUTES),
+        );
         let (primary, secondary) = match self.slots {
             Slots::FiveHourFirst => (five_hour, weekly),
             Slots::WeeklyFirst => (weekly, five_hour),
         };
-        [("primary", primary.0, primary.1), ("secondary", secondary.0, secondary.1)]
+        [
+            ("primary", primary.0, primary.1),
+            ("secondary", secondary.0, secondary.1),
+        ]
     }
 }
 
 impl Window {
     fn fresh(resets_at: u64) -> Self {
-        Window { used_percent: 0.0, resets_at, used_percent_per_turn: 0.0 }
+        Window {
+            used_percent: 0.0,
+            resets_at,
+            used_percent_per_turn: 0.0,
+        }
     }
 }
 
 /// Whole figures without a fraction, as the backend writes them.
 fn number(percent: f64) -> Value {
-    if percent.fract() == 0.0 { json!(percent as i64) } else { json!(percent) }
+    if percent.fract() == 0.0 {
+        json!(percent as i64)
+    } else {
+        json!(percent)
+    }
 }
 
 /// Now, in Unix seconds.
 pub(crate) fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970").as_secs()
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .expect("the clock is past 1970")
+        .as_secs()
 }

@@ -34,7 +34,10 @@ pub(crate) enum Grant {
 impl TokenReply {
     /// New tokens, as when all goes well.
     pub fn well() -> Self {
-        TokenReply { reply: Reply::ok().without_rate_limits(), grant: Grant::Rotation }
+        TokenReply {
+            reply: Reply::ok().without_rate_limits(),
+            grant: Grant::Rotation,
+        }
     }
 
     /// A status with no body and no Content-Type; the refresh token stays current unless
@@ -43,12 +46,18 @@ impl TokenReply {
     /// # Panics
     /// If `status` is none.
     pub fn status(status: u16) -> Self {
-        TokenReply { reply: Reply::raw(status, "").without_rate_limits(), grant: Grant::Nothing }
+        TokenReply {
+            reply: Reply::raw(status, "").without_rate_limits(),
+            grant: Grant::Nothing,
+        }
     }
 
     /// These bytes as the body, in place of any other.
     pub fn body(mut self, body: impl Into<Bytes>) -> Self {
-        self.reply.content = Content::Raw { body: body.into(), media: None };
+        self.reply.content = Content::Raw {
+            body: body.into(),
+            media: None,
+        };
         self
     }
 
@@ -89,10 +98,13 @@ impl TokenReply {
     pub fn endless(mut self) -> Self {
         // Nobody knows how long an event stream will be, so that no Content-Length gives the end away.
         let stream = Reply::sse(" ".repeat(TRICKLE_SPACES));
-        self.reply = Reply { content: stream.content, ..self.reply }
-            .header("content-type", "application/json")
-            .chunks(&[1])
-            .pause_between(TRICKLE_PAUSE);
+        self.reply = Reply {
+            content: stream.content,
+            ..self.reply
+        }
+        .header("content-type", "application/json")
+        .chunks(&[1])
+        .pause_between(TRICKLE_PAUSE);
         self
     }
 }

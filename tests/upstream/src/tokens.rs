@@ -70,7 +70,13 @@ fn next_number() -> u64 {
 
 /// A token of a JWT's shape; its signature is just a word.
 fn jwt(claims: Value) -> String {
-    [r#"{"alg":"none","typ":"JWT"}"#, &claims.to_string(), "scripted"].map(base64url).join(".")
+    [
+        r#"{"alg":"none","typ":"JWT"}"#,
+        &claims.to_string(),
+        "scripted",
+    ]
+    .map(base64url)
+    .join(".")
 }
 
 /// RFC 4648, section 5, without padding.
@@ -81,7 +87,8 @@ fn base64url(text: &str) -> String {
         let mut bytes = [0; 4];
         bytes[1..=group.len()].copy_from_slice(group);
         let bits = u32::from_be_bytes(bytes);
-        let letters = [18, 12, 6, 0].map(|shift| char::from(LETTERS[(bits >> shift & 63) as usize]));
+        let letters =
+            [18, 12, 6, 0].map(|shift| char::from(LETTERS[(bits >> shift & 63) as usize]));
         encoded.extend(&letters[..=group.len()]);
     }
     encoded
@@ -89,10 +96,17 @@ fn base64url(text: &str) -> String {
 
 /// Now, with nanoseconds and `Z`.
 fn rfc3339_now() -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970");
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .expect("the clock is past 1970");
     let (year, month, day) = date(now.as_secs() / DAY_SECONDS);
     let second = now.as_secs() % DAY_SECONDS;
-    let (hour, minute, second, nanos) = (second / 3600, second / 60 % 60, second % 60, now.subsec_nanos());
+    let (hour, minute, second, nanos) = (
+        second / 3600,
+        second / 60 % 60,
+        second % 60,
+        now.subsec_nanos(),
+    );
     format!("{year}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{nanos:09}Z")
 }
 
@@ -101,11 +115,16 @@ fn rfc3339_now() -> String {
 fn date(days: u64) -> (u64, u64, u64) {
     let days = days + 719_468;
     let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let month = if month_from_march < 10 {
+        month_from_march + 3
+    } else {
+        month_from_march - 9
+    };
     (era * 400 + year_of_era + u64::from(month <= 2), month, day)
 }
 
@@ -116,7 +135,12 @@ mod tests {
     #[test]
     fn base64url_is_that_of_the_rfc() {
         let encoded = ["", "f", "fo", "foo", "foob", "fooba", "foobar", "~~?"].map(base64url);
-        assert_eq!(encoded, ["", "Zg", "Zm8", "Zm9v", "Zm9vYg", "Zm9vYmE", "Zm9vYmFy", "fn4_"]);
+        assert_eq!(
+            encoded,
+            [
+                "", "Zg", "Zm8", "Zm9v", "Zm9vYg", "Zm9vYmE", "Zm9vYmFy", "fn4_"
+            ]
+        );
     }
 
     #[test]

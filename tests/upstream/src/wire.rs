@@ -24,7 +24,12 @@ impl Wire {
     pub(crate) fn new(number: u64, stream: TcpStream) -> Self {
         // Without it a test would wait for Nagle; failing to set it changes no byte.
         let _ = stream.set_nodelay(true);
-        Wire { number, stream, flushed: Notify::new(), flush_wanted: AtomicBool::new(false) }
+        Wire {
+            number,
+            stream,
+            flushed: Notify::new(),
+            flush_wanted: AtomicBool::new(false),
+        }
     }
 
     /// Writes past hyper: for a reply after which the connection ends, or on a socket between its frames.
@@ -66,7 +71,11 @@ impl Wire {
 pub(crate) struct WireIo(pub(crate) Arc<Wire>);
 
 impl AsyncRead for WireIo {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         loop {
             ready!(self.0.stream.poll_read_ready(cx))?;
             match self.0.stream.try_read_buf(buf) {
@@ -95,7 +104,11 @@ impl WireIo {
 }
 
 impl AsyncWrite for WireIo {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.poll_try(cx, |stream| stream.try_write(bytes))
     }
 

@@ -17,9 +17,18 @@ impl Drop for Running {
 
 #[test]
 fn it_tells_its_port_answers_and_stops_on_sigterm() {
-    let port_file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("port-{}", std::process::id()));
+    let port_file =
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("port-{}", std::process::id()));
     let child = Command::new(env!("CARGO_BIN_EXE_scripted-upstream"))
-        .args(["--account", "at:acct:12:30:pro", "--deltas", "2", "--delay-per-delta", "1", "--port-file"])
+        .args([
+            "--account",
+            "at:acct:12:30:pro",
+            "--deltas",
+            "2",
+            "--delay-per-delta",
+            "1",
+            "--port-file",
+        ])
         .arg(&port_file)
         .stdout(Stdio::piped())
         .spawn()
@@ -27,19 +36,39 @@ fn it_tells_its_port_answers_and_stops_on_sigterm() {
     let mut running = Running(child);
     let mut lines = BufReader::new(running.0.stdout.take().expect("a pipe")).lines();
     let first = lines.next().expect("a line").expect("text");
-    let port: u16 = std::fs::read_to_string(&port_file).expect("the port file").trim().parse().expect("a port");
+    let port: u16 = std::fs::read_to_string(&port_file)
+        .expect("the port file")
+        .trim()
+        .parse()
+        .expect("a port");
     std::fs::remove_file(&port_file).expect("removed");
-    assert_eq!(first, format!("chatgpt http://127.0.0.1:{port}/backend-api"));
+    assert_eq!(
+        first,
+        format!("chatgpt http://127.0.0.1:{port}/backend-api")
+    );
 
     let answer = ask(port);
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
-    assert!(answer.contains("x-codex-primary-used-percent: 12\r\n"), "{answer}");
-    assert_eq!(answer.matches("event: response.output_text.delta").count(), 2, "{answer}");
+    assert!(
+        answer.contains("x-codex-primary-used-percent: 12\r\n"),
+        "{answer}"
+    );
+    assert_eq!(
+        answer.matches("event: response.output_text.delta").count(),
+        2,
+        "{answer}"
+    );
     assert!(answer.contains("event: response.completed"), "{answer}");
 
-    let killed = Command::new("kill").arg(running.0.id().to_string()).status().expect("kill ran");
+    let killed = Command::new("kill")
+        .arg(running.0.id().to_string())
+        .status()
+        .expect("kill ran");
     assert!(killed.success());
-    assert!(running.0.wait().expect("waited").success(), "exit code 0 after SIGTERM");
+    assert!(
+        running.0.wait().expect("waited").success(),
+        "exit code 0 after SIGTERM"
+    );
 }
 
 fn ask(port: u16) -> String {

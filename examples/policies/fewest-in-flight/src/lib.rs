@@ -11,7 +11,11 @@ impl Balancer for FewestInFlight {
     }
 
     fn pick(&self, _: &Request, candidates: &Candidates) -> Decision {
-        candidates.sticky(|| candidates.usable().min_by(|a, b| a.in_flight().total_cmp(&b.in_flight())))
+        candidates.sticky(|| {
+            candidates
+                .usable()
+                .min_by(|a, b| a.in_flight().total_cmp(&b.in_flight()))
+        })
     }
 }
 

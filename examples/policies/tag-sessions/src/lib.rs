@@ -25,13 +25,19 @@ impl Rewriter for TagSessions {
     const REQUEST_HEADERS: &'static [&'static str] = &["originator", "user-agent", "session-id"];
 
     fn new(config: Config) -> Result<Self, String> {
-        Ok(Self { originators: config.originators })
+        Ok(Self {
+            originators: config.originators,
+        })
     }
 
     fn request(&self, request: &Request, headers: &Headers) -> Result<Vec<Edit>, Refusal> {
         let originator = headers.first("originator").unwrap_or_default();
-        if !self.originators.is_empty() && !self.originators.iter().any(|known| known == originator) {
-            return Err(Refusal { status: 403, message: format!("client {originator:?} is not let in here") });
+        if !self.originators.is_empty() && !self.originators.iter().any(|known| known == originator)
+        {
+            return Err(Refusal {
+                status: 403,
+                message: format!("client {originator:?} is not let in here"),
+            });
         }
         Ok(vec![Edit::set_to("x-team-user", request.string(USER))])
     }
@@ -48,7 +54,10 @@ mod tests {
     fn edits(originators: &[&str], originator: &str) -> Result<usize, u32> {
         let originators = originators.iter().map(|text| (*text).to_owned()).collect();
         let policy = TagSessions::new(Config { originators }).expect("any list is accepted");
-        let headers = Headers::new(vec![Header { name: "originator".to_owned(), value: originator.to_owned() }]);
+        let headers = Headers::new(vec![Header {
+            name: "originator".to_owned(),
+            value: originator.to_owned(),
+        }]);
         policy
             .request(&request().with_strings(["alice"]), &headers)
             .map(|edits| edits.len())

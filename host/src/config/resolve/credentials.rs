@@ -9,7 +9,9 @@ use serde_json::json;
 use super::policies::Policies;
 use super::service::{Context, check_detour, endpoint};
 use super::{Findings, default_credential_path, span};
-use crate::config::raw::{RawBalancer, RawCredential, RawDefault, RawDuration, RawExternal, RawOcm};
+use crate::config::raw::{
+    RawBalancer, RawCredential, RawDefault, RawDuration, RawExternal, RawOcm,
+};
 use crate::config::shape::join;
 use crate::config::{Caps, CredentialConfig, CredentialSource, PolicyId, PolicyKind, PoolConfig};
 use crate::values::secret::Secret;
@@ -33,7 +35,10 @@ impl Files {
     fn claim(&mut self, file: &Path, path: String, findings: &mut Findings<'_>) {
         let file = one_spelling(file);
         if let Some(first) = self.used.get(&file) {
-            findings.problem(path, format!("expected a file of its own, found the one of {first}"));
+            findings.problem(
+                path,
+                format!("expected a file of its own, found the one of {first}"),
+            );
         } else {
             self.used.insert(file, path);
         }
@@ -82,13 +87,20 @@ pub(super) fn single(
             usages: raw.usages_path.as_deref(),
             detour: raw.detour.as_deref(),
         },
-        Caps { five_hour: 100.0 - RESERVE, weekly: 100.0 - RESERVE },
+        Caps {
+            five_hour: 100.0 - RESERVE,
+            weekly: 100.0 - RESERVE,
+        },
         files,
         findings,
     );
     let credentials: Vec<CredentialConfig> = found.into_iter().collect();
     let pools = alone(&credentials, policies.shipped("least-used", json!({})));
-    Resolved { credentials, pools, first: 0 }
+    Resolved {
+        credentials,
+        pools,
+        first: 0,
+    }
 }
 
 /// The credentials and pools of a service that lists them.
@@ -99,11 +111,16 @@ pub(super) fn several(
     files: &mut Files,
     findings: &mut Findings<'_>,
 ) -> Resolved {
-    for (name, set) in
-        [("credential_path", &raw.credential_path), ("usages_path", &raw.usages_path), ("detour", &raw.detour)]
-    {
+    for (name, set) in [
+        ("credential_path", &raw.credential_path),
+        ("usages_path", &raw.usages_path),
+        ("detour", &raw.detour),
+    ] {
         if set.as_deref().is_some_and(|set| !set.is_empty()) {
-            findings.problem(join(&context.path, name), "not together with credentials: put it on one of those");
+            findings.problem(
+                join(&context.path, name),
+                "not together with credentials: put it on one of those",
+            );
         }
     }
     let entries = raw.credentials.as_slice();
@@ -119,7 +136,10 @@ pub(super) fn several(
                 credentials.extend(external(context, &path, entry, files, findings));
             }
             RawCredential::Later(_) => {
-                findings.problem(join(&path, "type"), "a credential of type \"reverse\" is not there yet");
+                findings.problem(
+                    join(&path, "type"),
+                    "a credential of type \"reverse\" is not there yet",
+                );
             }
             RawCredential::Balancer(_) | RawCredential::Fallback(_) => {}
         }
@@ -134,9 +154,16 @@ pub(super) fn several(
             RawCredential::Fallback(entry) => {
                 let interval = interval(entry.poll_interval.as_ref(), &path, findings);
                 let balancer = Some(policies.shipped("fallback", json!({})));
-                Some(Pool { tag: &entry.tag, members: entry.credentials.as_slice(), balancer, interval })
+                Some(Pool {
+                    tag: &entry.tag,
+                    members: entry.credentials.as_slice(),
+                    balancer,
+                    interval,
+                })
             }
-            RawCredential::Default(_) | RawCredential::External(_) | RawCredential::Later(_) => None,
+            RawCredential::Default(_) | RawCredential::External(_) | RawCredential::Later(_) => {
+                None
+            }
         };
         let Some(pool) = pool else { continue };
         let members = members(&path, pool.members, entries, &credentials, findings);
@@ -144,8 +171,15 @@ pub(super) fn several(
             let known = asked_every.entry(*member).or_insert(pool.interval);
             *known = pool.interval.min(*known);
         }
-        let Some(balancer) = pool.balancer else { continue };
-        let is_external = |member: &usize| matches!(credentials[*member].source, CredentialSource::Gateway { .. });
+        let Some(balancer) = pool.balancer else {
+            continue;
+        };
+        let is_external = |member: &usize| {
+            matches!(
+                credentials[*member].source,
+                CredentialSource::Gateway { .. }
+            )
+        };
         pools.push(PoolConfig {
             tag: pool.tag.to_owned(),
             members_from: join(&path, "credentials"),
@@ -161,8 +195,15 @@ pub(super) fn several(
         }
     }
     let first_tag = entries.first().map_or("", tag);
-    let first = pools.iter().position(|pool| pool.tag == first_tag).unwrap_or(0);
-    Resolved { credentials, pools, first }
+    let first = pools
+        .iter()
+        .position(|pool| pool.tag == first_tag)
+        .unwrap_or(0);
+    Resolved {
+        credentials,
+        pools,
+        first,
+    }
 }
 
 fn entry_path(context: &Context<'_>, index: usize) -> String {
@@ -187,7 +228,10 @@ fn check_tags(context: &Context<'_>, entries: &[RawCredential], findings: &mut F
         if tag.is_empty() {
             findings.problem(path, "missing");
         } else if !tags.insert(tag) {
-            findings.problem(path, format!("expected a name of its own, found {tag:?} again"));
+            findings.problem(
+                path,
+                format!("expected a name of its own, found {tag:?} again"),
+            );
         }
     }
 }
@@ -222,13 +266,27 @@ fn default_credential(
     findings: &mut Findings<'_>,
 ) -> Option<CredentialConfig> {
     let five_hour = cap(path, "5h", raw.reserve_5h, raw.limit_5h, findings);
-    let weekly = cap(path, "weekly", raw.reserve_weekly, raw.limit_weekly, findings);
+    let weekly = cap(
+        path,
+        "weekly",
+        raw.reserve_weekly,
+        raw.limit_weekly,
+        findings,
+    );
     let paths = Paths {
         credential: raw.credential_path.as_deref(),
         usages: raw.usages_path.as_deref(),
         detour: raw.detour.as_deref(),
     };
-    file_credential(context, path, &raw.tag, paths, Caps { five_hour, weekly }, files, findings)
+    file_credential(
+        context,
+        path,
+        &raw.tag,
+        paths,
+        Caps { five_hour, weekly },
+        files,
+        findings,
+    )
 }
 
 fn file_credential(
@@ -246,13 +304,22 @@ fn file_credential(
         None => default_credential_path(&credential_path, findings)?,
     };
     files.claim(&file, credential_path, findings);
-    let usages_path = paths.usages.filter(|file| !file.is_empty()).map(PathBuf::from);
+    let usages_path = paths
+        .usages
+        .filter(|file| !file.is_empty())
+        .map(PathBuf::from);
     if let Some(file) = &usages_path {
         files.claim(file, join(path, "usages_path"), findings);
     }
     check_detour(context, paths.detour, &join(path, "detour"), findings);
     let source = CredentialSource::File(file);
-    Some(CredentialConfig { tag: tag.to_owned(), source, usages_path, caps, poll_interval: POLL_INTERVAL })
+    Some(CredentialConfig {
+        tag: tag.to_owned(),
+        source,
+        usages_path,
+        caps,
+        poll_interval: POLL_INTERVAL,
+    })
 }
 
 fn external(
@@ -262,17 +329,29 @@ fn external(
     files: &mut Files,
     findings: &mut Findings<'_>,
 ) -> Option<CredentialConfig> {
-    let usages_path = raw.usages_path.as_deref().filter(|file| !file.is_empty()).map(PathBuf::from);
+    let usages_path = raw
+        .usages_path
+        .as_deref()
+        .filter(|file| !file.is_empty())
+        .map(PathBuf::from);
     if let Some(file) = &usages_path {
         files.claim(file, join(path, "usages_path"), findings);
     }
-    check_detour(context, raw.detour.as_deref(), &join(path, "detour"), findings);
+    check_detour(
+        context,
+        raw.detour.as_deref(),
+        &join(path, "detour"),
+        findings,
+    );
     let poll_interval = interval(raw.poll_interval.as_ref(), path, findings);
     let token_path = join(path, "token");
     if raw.token.is_empty() {
         findings.problem(token_path, "missing");
     } else if !raw.token.bytes().all(|byte| byte.is_ascii_graphic()) {
-        findings.problem(token_path, "expected visible ASCII characters without spaces, found others");
+        findings.problem(
+            token_path,
+            "expected visible ASCII characters without spaces, found others",
+        );
     }
     let url_path = join(path, "url");
     if raw.url.is_empty() {
@@ -280,16 +359,37 @@ fn external(
         return None;
     }
     let url = endpoint(&url_path, &raw.url, findings)?;
-    let source = CredentialSource::Gateway { url, token: Secret::new(raw.token.clone()) };
+    let source = CredentialSource::Gateway {
+        url,
+        token: Secret::new(raw.token.clone()),
+    };
     // Its own gateway keeps what its owner reserved.
-    let caps = Caps { five_hour: 100.0, weekly: 100.0 };
-    Some(CredentialConfig { tag: raw.tag.clone(), source, usages_path, caps, poll_interval })
+    let caps = Caps {
+        five_hour: 100.0,
+        weekly: 100.0,
+    };
+    Some(CredentialConfig {
+        tag: raw.tag.clone(),
+        source,
+        usages_path,
+        caps,
+        poll_interval,
+    })
 }
 
-fn cap(path: &str, window: &str, reserve: Option<u8>, limit: Option<u8>, findings: &mut Findings<'_>) -> f64 {
+fn cap(
+    path: &str,
+    window: &str,
+    reserve: Option<u8>,
+    limit: Option<u8>,
+    findings: &mut Findings<'_>,
+) -> f64 {
     if reserve.is_some() && limit.is_some() {
         let place = join(path, &format!("limit_{window}"));
-        findings.problem(place, format!("not together with reserve_{window}: both say where the window ends"));
+        findings.problem(
+            place,
+            format!("not together with reserve_{window}: both say where the window ends"),
+        );
     }
     match (limit, reserve) {
         (Some(limit), _) => f64::from(limit),
@@ -313,11 +413,17 @@ fn balancer<'a>(
 ) -> Option<Pool<'a>> {
     let interval = interval(raw.poll_interval.as_ref(), path, findings);
     let strategy_path = join(path, "strategy");
-    let strategy = raw.strategy.as_deref().filter(|name| !name.is_empty()).unwrap_or("least_used");
+    let strategy = raw
+        .strategy
+        .as_deref()
+        .filter(|name| !name.is_empty())
+        .unwrap_or("least_used");
     let threshold = raw.rebalance_threshold.unwrap_or(0.0);
     let shipped = match strategy.replace('-', "_").as_str() {
         // A tag of one's own goes before a shipped name only where that is spelled otherwise: tags cannot be those.
-        "least_used" => Some(policies.shipped("least-used", json!({ "rebalance_threshold": threshold }))),
+        "least_used" => {
+            Some(policies.shipped("least-used", json!({ "rebalance_threshold": threshold })))
+        }
         "round_robin" => Some(policies.shipped("round-robin", json!({}))),
         "random" => Some(policies.shipped("random", json!({}))),
         "fallback" => Some(policies.shipped("fallback", json!({}))),
@@ -329,15 +435,28 @@ fn balancer<'a>(
     }
     let balancer = match shipped {
         Some(id) => Some(id),
-        None if policies.has_tag(strategy) => policies.named(strategy, PolicyKind::Balancer, &strategy_path, findings),
+        None if policies.has_tag(strategy) => {
+            policies.named(strategy, PolicyKind::Balancer, &strategy_path, findings)
+        }
         None => {
-            let own: Vec<String> = policies.tags(PolicyKind::Balancer).map(|tag| format!(", {tag}")).collect();
+            let own: Vec<String> = policies
+                .tags(PolicyKind::Balancer)
+                .map(|tag| format!(", {tag}"))
+                .collect();
             let names = format!("least_used, round_robin, random, fallback{}", own.concat());
-            findings.problem(strategy_path, format!("expected one of {names}, found {strategy:?}"));
+            findings.problem(
+                strategy_path,
+                format!("expected one of {names}, found {strategy:?}"),
+            );
             None
         }
     };
-    Some(Pool { tag: &raw.tag, members: raw.credentials.as_slice(), balancer, interval })
+    Some(Pool {
+        tag: &raw.tag,
+        members: raw.credentials.as_slice(),
+        balancer,
+        interval,
+    })
 }
 
 fn interval(raw: Option<&RawDuration>, path: &str, findings: &mut Findings<'_>) -> Duration {
@@ -365,17 +484,35 @@ fn members(
     for (place, member) in tags.iter().enumerate() {
         let path = format!("{list}[{place}]");
         let entry = entries.iter().find(|entry| tag(entry) == member);
-        match (entry, credentials.iter().position(|credential| credential.tag == *member)) {
-            (Some(RawCredential::Default(_) | RawCredential::External(_)), Some(index)) if members.contains(&index) => {
-                findings.problem(path, format!("expected each credential once, found {member:?} again"));
+        match (
+            entry,
+            credentials
+                .iter()
+                .position(|credential| credential.tag == *member),
+        ) {
+            (Some(RawCredential::Default(_) | RawCredential::External(_)), Some(index))
+                if members.contains(&index) =>
+            {
+                findings.problem(
+                    path,
+                    format!("expected each credential once, found {member:?} again"),
+                );
             }
-            (Some(RawCredential::Default(_) | RawCredential::External(_)), Some(index)) => members.push(index),
+            (Some(RawCredential::Default(_) | RawCredential::External(_)), Some(index)) => {
+                members.push(index)
+            }
             (Some(RawCredential::Balancer(_) | RawCredential::Fallback(_)), _) => {
-                findings.problem(path, format!("expected a credential, found {member:?}, a pool"));
+                findings.problem(
+                    path,
+                    format!("expected a credential, found {member:?}, a pool"),
+                );
             }
             // A credential with a problem of its own: that was told.
             (Some(_), _) => {}
-            (None, _) => findings.problem(path, format!("expected the tag of a credential, found {member:?}")),
+            (None, _) => findings.problem(
+                path,
+                format!("expected the tag of a credential, found {member:?}"),
+            ),
         }
     }
     members

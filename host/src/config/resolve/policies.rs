@@ -8,7 +8,9 @@ use serde_json::{Value, json};
 use super::{Findings, span};
 use crate::config::raw::{OneOrMany, RawPolicy};
 use crate::config::shape::join;
-use crate::config::{POLICY_MEMORY, POLICY_TIMEOUT, PolicyConfig, PolicyId, PolicyKind, PolicySource};
+use crate::config::{
+    POLICY_MEMORY, POLICY_TIMEOUT, PolicyConfig, PolicyId, PolicyKind, PolicySource,
+};
 
 /// The shipped policies and what they decide.
 pub(crate) const SHIPPED: [(&str, PolicyKind); 6] = [
@@ -32,7 +34,10 @@ pub(super) struct Policies {
 
 impl Policies {
     pub(super) fn configured(raw: &OneOrMany<RawPolicy>, findings: &mut Findings<'_>) -> Self {
-        let mut policies = Self { found: Vec::new(), by_tag: HashMap::new() };
+        let mut policies = Self {
+            found: Vec::new(),
+            by_tag: HashMap::new(),
+        };
         for (index, raw_policy) in raw.as_slice().iter().enumerate() {
             policies.configure(format!("policies[{index}]"), raw_policy, findings);
         }
@@ -48,12 +53,24 @@ impl Policies {
         if raw.tag.is_empty() {
             findings.problem(tag_path, "missing");
         } else if shipped(&raw.tag.replace('_', "-")).is_some() {
-            findings.problem(tag_path, format!("expected a name that no shipped policy has, found {:?}", raw.tag));
+            findings.problem(
+                tag_path,
+                format!(
+                    "expected a name that no shipped policy has, found {:?}",
+                    raw.tag
+                ),
+            );
         } else if self.by_tag.contains_key(&raw.tag) {
-            findings.problem(tag_path, format!("expected a name of its own, found {:?} again", raw.tag));
+            findings.problem(
+                tag_path,
+                format!("expected a name of its own, found {:?} again", raw.tag),
+            );
         }
         let source = source(raw, &join(&path, "path"), findings);
-        let timeout = raw.timeout.as_ref().and_then(|timeout| span(timeout, join(&path, "timeout"), findings));
+        let timeout = raw
+            .timeout
+            .as_ref()
+            .and_then(|timeout| span(timeout, join(&path, "timeout"), findings));
         if timeout.is_some_and(|timeout| timeout.is_zero()) {
             findings.problem(join(&path, "timeout"), "expected more than 0, found 0");
         }
@@ -63,11 +80,21 @@ impl Policies {
             findings.problem(join(&path, "memory"), message);
         }
         if raw.on_failure.is_some() && raw.kind != PolicyKind::Rewriter {
-            findings.problem(join(&path, "on_failure"), "only for a policy of kind \"rewriter\"");
+            findings.problem(
+                join(&path, "on_failure"),
+                "only for a policy of kind \"rewriter\"",
+            );
         }
-        let record = raw.record.as_deref().filter(|path| !path.is_empty()).map(PathBuf::from);
+        let record = raw
+            .record
+            .as_deref()
+            .filter(|path| !path.is_empty())
+            .map(PathBuf::from);
         if let Some(file) = &record
-            && let Some(other) = self.found.iter().find(|other| other.record.as_ref() == Some(file))
+            && let Some(other) = self
+                .found
+                .iter()
+                .find(|other| other.record.as_ref() == Some(file))
         {
             let message = format!("expected a file of its own, found that of {:?}", other.tag);
             findings.problem(join(&path, "record"), message);
@@ -82,7 +109,11 @@ impl Policies {
             timeout: timeout.unwrap_or(POLICY_TIMEOUT),
             memory: memory as usize,
             on_failure: raw.on_failure.unwrap_or_default(),
-            shadow: raw.shadow.as_deref().filter(|path| !path.is_empty()).map(PathBuf::from),
+            shadow: raw
+                .shadow
+                .as_deref()
+                .filter(|path| !path.is_empty())
+                .map(PathBuf::from),
             record,
         });
         self.by_tag.insert(raw.tag.clone(), id);
@@ -98,14 +129,25 @@ impl Policies {
     ) -> Option<PolicyId> {
         let Some(id) = self.by_tag.get(tag) else {
             let known: Vec<String> = self.tags(kind).map(|tag| format!("{tag:?}")).collect();
-            let known = if known.is_empty() { "none is configured".to_owned() } else { known.join(", ") };
+            let known = if known.is_empty() {
+                "none is configured".to_owned()
+            } else {
+                known.join(", ")
+            };
             let kind = kind_name(kind);
-            findings.problem(path, format!("expected the tag of a {kind} policy ({known}), found {tag:?}"));
+            findings.problem(
+                path,
+                format!("expected the tag of a {kind} policy ({known}), found {tag:?}"),
+            );
             return None;
         };
         let found = self.found[id.0].kind;
         if found != kind {
-            let message = format!("expected a {} policy, found {tag:?}, a {}", kind_name(kind), kind_name(found));
+            let message = format!(
+                "expected a {} policy, found {tag:?}, a {}",
+                kind_name(kind),
+                kind_name(found)
+            );
             findings.problem(path, message);
             return None;
         }
@@ -126,18 +168,27 @@ impl Policies {
     /// The shipped policy `name` with `config`: one for all that ask for the same.
     pub(super) fn shipped(&mut self, name: &'static str, config: Value) -> PolicyId {
         let source = PolicySource::Shipped(name);
-        let same = self
-            .found
-            .iter()
-            .position(|policy| policy.path_in_config.is_empty() && policy.source == source && policy.config == config);
+        let same = self.found.iter().position(|policy| {
+            policy.path_in_config.is_empty() && policy.source == source && policy.config == config
+        });
         if let Some(index) = same {
             return PolicyId(index);
         }
         let kind = shipped(name).map_or(PolicyKind::Balancer, |(_, kind)| *kind);
-        let others =
-            self.found.iter().filter(|policy| policy.path_in_config.is_empty() && policy.source == source).count();
-        let tag = if others == 0 { name.to_owned() } else { format!("{name}-{}", others + 1) };
-        self.push(PolicyConfig { tag, ..PolicyConfig::shipped(name, kind, config) })
+        let others = self
+            .found
+            .iter()
+            .filter(|policy| policy.path_in_config.is_empty() && policy.source == source)
+            .count();
+        let tag = if others == 0 {
+            name.to_owned()
+        } else {
+            format!("{name}-{}", others + 1)
+        };
+        self.push(PolicyConfig {
+            tag,
+            ..PolicyConfig::shipped(name, kind, config)
+        })
     }
 
     fn push(&mut self, policy: PolicyConfig) -> PolicyId {
@@ -167,8 +218,17 @@ fn source(raw: &RawPolicy, path: &str, findings: &mut Findings<'_>) -> Option<Po
         Some((name, kind)) if *kind == raw.kind => Some(PolicySource::Shipped(name)),
         _ => {
             let of_kind = SHIPPED.iter().filter(|(_, kind)| *kind == raw.kind);
-            let names: Vec<String> = of_kind.map(|(name, _)| format!("\"{BUILTIN}{name}\"")).collect();
-            findings.problem(path, format!("expected a file or one of {}, found {:?}", names.join(", "), raw.path));
+            let names: Vec<String> = of_kind
+                .map(|(name, _)| format!("\"{BUILTIN}{name}\""))
+                .collect();
+            findings.problem(
+                path,
+                format!(
+                    "expected a file or one of {}, found {:?}",
+                    names.join(", "),
+                    raw.path
+                ),
+            );
             None
         }
     }

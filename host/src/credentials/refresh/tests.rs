@@ -25,7 +25,11 @@ impl Folder {
     }
 
     fn job(&self, access: &str) -> Job {
-        Job { path: self.file(), due: due(access), lock_timeout: Duration::ZERO }
+        Job {
+            path: self.file(),
+            due: due(access),
+            lock_timeout: Duration::ZERO,
+        }
     }
 }
 
@@ -44,11 +48,17 @@ fn refreshed() -> Outcome {
 }
 
 fn tokens(access: &str, refresh: &str) -> String {
-    format!(r#"{{"kept": 1.0, "tokens": {{"access_token": "{access}", "refresh_token": "{refresh}"}}}}"#)
+    format!(
+        r#"{{"kept": 1.0, "tokens": {{"access_token": "{access}", "refresh_token": "{refresh}"}}}}"#
+    )
 }
 
 fn answer(status: u16, body: &str) -> Result<Answer, NoAnswer> {
-    Ok(Answer { status, retry_after: None, body: Zeroizing::new(body.as_bytes().to_vec()) })
+    Ok(Answer {
+        status,
+        retry_after: None,
+        body: Zeroizing::new(body.as_bytes().to_vec()),
+    })
 }
 
 const NEW: &str = r#"{"access_token": "a2", "refresh_token": "r2"}"#;
@@ -61,14 +71,17 @@ fn new_tokens_are_written_and_the_journal_goes() {
         let body: Value = serde_json::from_slice(&body).expect("JSON");
         assert_eq!(body["refresh_token"], "r1");
         assert_eq!(body["grant_type"], "refresh_token");
-        let noted = Journal::of(&folder.file()).read().expect("noted before it is spent");
+        let noted = Journal::of(&folder.file())
+            .read()
+            .expect("noted before it is spent");
         assert!(noted.tokens.is_none());
         answer(200, NEW)
     });
     assert_eq!(outcome, refreshed());
     let text = folder.text();
     assert!(
-        text.contains(r#""access_token": "a2", "refresh_token": "r2""#) && text.contains(r#""kept": 1.0"#),
+        text.contains(r#""access_token": "a2", "refresh_token": "r2""#)
+            && text.contains(r#""kept": 1.0"#),
         "{text}"
     );
     assert!(text.contains("last_refresh"));
@@ -79,19 +92,31 @@ fn new_tokens_are_written_and_the_journal_goes() {
 fn a_file_that_has_other_tokens_is_not_refreshed() {
     let folder = Folder::new();
     folder.write(&tokens("a2", "r2"));
-    assert_eq!(refresh(&folder.job("a1"), |_| panic!("nothing is asked")), Outcome::Newer);
+    assert_eq!(
+        refresh(&folder.job("a1"), |_| panic!("nothing is asked")),
+        Outcome::Newer
+    );
 }
 
 #[test]
 fn a_lost_answer_is_never_asked_for_again() {
     let folder = Folder::new();
     folder.write(&tokens("a1", "r1"));
-    let lost = refresh(&folder.job("a1"), |_| Err(NoAnswer::Lost("timed out".to_owned())));
-    assert!(matches!(&lost, Outcome::LoginNeeded { reason } if reason.contains("timed out")), "{lost:?}");
+    let lost = refresh(&folder.job("a1"), |_| {
+        Err(NoAnswer::Lost("timed out".to_owned()))
+    });
+    assert!(
+        matches!(&lost, Outcome::LoginNeeded { reason } if reason.contains("timed out")),
+        "{lost:?}"
+    );
     let again = refresh(&folder.job("a1"), |_| panic!("it may be spent"));
     assert!(matches!(again, Outcome::LoginNeeded { .. }));
     folder.write(&tokens("a1", "r9"));
-    assert_eq!(refresh(&folder.job("a1"), |_| answer(200, NEW)), refreshed(), "another token may be spent");
+    assert_eq!(
+        refresh(&folder.job("a1"), |_| answer(200, NEW)),
+        refreshed(),
+        "another token may be spent"
+    );
 }
 
 #[test]
@@ -110,7 +135,10 @@ fn what_a_killed_refresh_was_given_is_taken_up() {
     journal.write(&entry("r1")).expect("writes");
     folder.write(&tokens("a3", "r3"));
     take_up(&folder.file()).expect("leaves it");
-    assert!(folder.text().contains("\"a3\"") && !journal.exists(), "the file has moved on");
+    assert!(
+        folder.text().contains("\"a3\"") && !journal.exists(),
+        "the file has moved on"
+    );
 }
 
 #[track_caller]
@@ -120,7 +148,11 @@ fn check_answer(status: u16, body: &str, expected: fn(&Outcome) -> bool, noted: 
     let outcome = refresh(&folder.job("a1"), |_| answer(status, body));
     assert!(expected(&outcome), "{status} {body}: {outcome:?}");
     assert!(!format!("{outcome:?}").contains("canary"), "{outcome:?}");
-    assert_eq!(Journal::of(&folder.file()).exists(), noted, "{status} {body}");
+    assert_eq!(
+        Journal::of(&folder.file()).exists(),
+        noted,
+        "{status} {body}"
+    );
     assert_eq!(folder.text(), tokens("a1", "r1"));
 }
 
@@ -128,8 +160,18 @@ fn check_answer(status: u16, body: &str, expected: fn(&Outcome) -> bool, noted: 
 fn refusals_are_told_apart() {
     let login = |outcome: &Outcome| matches!(outcome, Outcome::LoginNeeded { .. });
     let failed = |outcome: &Outcome| matches!(outcome, Outcome::Failed { .. });
-    for code in ["refresh_token_reused", "refresh_token_expired", "refresh_token_invalidated", "invalid_grant"] {
-        check_answer(400, &format!(r#"{{"error": {{"code": "{code}"}}}}"#), login, false);
+    for code in [
+        "refresh_token_reused",
+        "refresh_token_expired",
+        "refresh_token_invalidated",
+        "invalid_grant",
+    ] {
+        check_answer(
+            400,
+            &format!(r#"{{"error": {{"code": "{code}"}}}}"#),
+            login,
+            false,
+        );
         check_answer(403, &format!(r#"{{"error": "{code}"}}"#), login, false);
     }
     check_answer(401, "canary", login, false);
@@ -137,7 +179,13 @@ fn refusals_are_told_apart() {
     check_answer(403, "", failed, false);
     check_answer(429, "", failed, false);
     check_answer(500, "<html>canary</html>", failed, false);
-    for useless in ["", "<html>canary</html>", "{}", r#"{"access_token": ""}"#, r#"{"access_token": 5}"#] {
+    for useless in [
+        "",
+        "<html>canary</html>",
+        "{}",
+        r#"{"access_token": ""}"#,
+        r#"{"access_token": 5}"#,
+    ] {
         check_answer(200, useless, login, true);
     }
 }
@@ -146,8 +194,18 @@ fn refusals_are_told_apart() {
 fn an_answer_without_a_refresh_token_keeps_the_old_one() {
     let folder = Folder::new();
     folder.write(&tokens("a1", "r1"));
-    assert_eq!(refresh(&folder.job("a1"), |_| answer(200, r#"{"access_token": "a2"}"#)), refreshed());
-    assert!(folder.text().contains(r#""access_token": "a2", "refresh_token": "r1""#));
+    assert_eq!(
+        refresh(&folder.job("a1"), |_| answer(
+            200,
+            r#"{"access_token": "a2"}"#
+        )),
+        refreshed()
+    );
+    assert!(
+        folder
+            .text()
+            .contains(r#""access_token": "a2", "refresh_token": "r1""#)
+    );
 }
 
 #[test]
@@ -186,10 +244,18 @@ fn what_else_changes_meanwhile_is_kept() {
 fn a_lock_that_another_holds_is_respected() {
     let folder = Folder::new();
     folder.write(&tokens("a1", "r1"));
-    let held = lock(&folder.file(), Duration::ZERO).expect("a lock").expect("free");
-    assert_eq!(refresh(&folder.job("a1"), |_| panic!("locked")), Outcome::Busy);
+    let held = lock(&folder.file(), Duration::ZERO)
+        .expect("a lock")
+        .expect("free");
+    assert_eq!(
+        refresh(&folder.job("a1"), |_| panic!("locked")),
+        Outcome::Busy
+    );
     drop(held);
-    assert_eq!(refresh(&folder.job("a1"), |_| answer(200, NEW)), refreshed());
+    assert_eq!(
+        refresh(&folder.job("a1"), |_| answer(200, NEW)),
+        refreshed()
+    );
 }
 
 #[test]
@@ -198,9 +264,22 @@ fn through_a_link_the_file_itself_is_replaced() {
     let target = folder.0.join("target.json");
     fs::write(&target, tokens("a1", "r1")).expect("writes");
     std::os::unix::fs::symlink(&target, folder.file()).expect("links");
-    assert_eq!(refresh(&folder.job("a1"), |_| answer(200, NEW)), refreshed());
-    assert!(folder.file().symlink_metadata().expect("there").is_symlink());
-    assert!(fs::read_to_string(target).expect("there").contains("\"a2\""));
+    assert_eq!(
+        refresh(&folder.job("a1"), |_| answer(200, NEW)),
+        refreshed()
+    );
+    assert!(
+        folder
+            .file()
+            .symlink_metadata()
+            .expect("there")
+            .is_symlink()
+    );
+    assert!(
+        fs::read_to_string(target)
+            .expect("there")
+            .contains("\"a2\"")
+    );
 }
 
 #[test]
@@ -214,6 +293,9 @@ fn a_folder_that_cannot_be_written_asks_for_nothing() {
         asked.set(true);
         answer(200, NEW)
     });
-    assert!(matches!(outcome, Outcome::NotWritable { .. }), "{outcome:?}");
+    assert!(
+        matches!(outcome, Outcome::NotWritable { .. }),
+        "{outcome:?}"
+    );
     assert!(!asked.get());
 }

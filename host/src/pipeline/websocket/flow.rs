@@ -99,7 +99,10 @@ impl Flow {
 
     /// Whether nothing is under way: no message, and nothing that waits.
     pub(super) fn is_at_rest(&self) -> bool {
-        self.frames.is_between_frames() && !self.frames.is_in_message() && self.held.is_none() && self.unread.is_empty()
+        self.frames.is_between_frames()
+            && !self.frames.is_in_message()
+            && self.held.is_none()
+            && self.unread.is_empty()
     }
 
     /// Whether something waits for its row.
@@ -129,7 +132,11 @@ impl Flow {
         let mut buffer = [0; 1024];
         while !self.frames.is_closed() {
             // The close frame of one that broke the protocol is not found any more.
-            let limit = if self.frames.is_broken() { QUIET } else { Duration::MAX };
+            let limit = if self.frames.is_broken() {
+                QUIET
+            } else {
+                Duration::MAX
+            };
             let read = match timeout(limit, from.read(&mut buffer)).await {
                 Ok(Ok(read)) if read > 0 => read,
                 _ => return,
@@ -155,7 +162,9 @@ impl Flow {
             }
             if let Some((commit, _)) = &mut self.held {
                 let committed = ready!(Pin::new(commit).poll(cx));
-                let Some((_, bytes)) = self.held.take() else { continue };
+                let Some((_, bytes)) = self.held.take() else {
+                    continue;
+                };
                 if !committed {
                     return Poll::Ready(FlowEnd::NotRecorded);
                 }
@@ -181,7 +190,9 @@ impl Flow {
                 Ok(0) => return Poll::Ready(FlowEnd::SenderGone),
                 Ok(_) => {}
                 Err(Stop::Gone) => return Poll::Ready(FlowEnd::SenderGone),
-                Err(Stop::Violation(violation)) => return Poll::Ready(FlowEnd::Violation(violation)),
+                Err(Stop::Violation(violation)) => {
+                    return Poll::Ready(FlowEnd::Violation(violation));
+                }
             }
         }
     }
@@ -200,7 +211,11 @@ impl Flow {
             }
             let input = read.filled();
             let length = input.len();
-            Poll::Ready(self.take(cx, input, to, watcher).map(|()| length).map_err(Stop::Violation))
+            Poll::Ready(
+                self.take(cx, input, to, watcher)
+                    .map(|()| length)
+                    .map_err(Stop::Violation),
+            )
         })
     }
 
@@ -221,7 +236,11 @@ impl Flow {
                 Part::End => commit = watcher.end(),
                 Part::Ping | Part::Pong | Part::Close { .. } => watcher.control(),
             }
-            if commit.is_some() || broken.is_some() { Next::Pause } else { Next::Go }
+            if commit.is_some() || broken.is_some() {
+                Next::Pause
+            } else {
+                Next::Go
+            }
         });
         let read = match read {
             Ok(read) => read,
@@ -269,9 +288,14 @@ impl Flow {
         self.pending.extend_from_slice(bytes);
     }
 
-    fn poll_pending(&mut self, cx: &mut Context<'_>, mut to: Pin<&mut Side>) -> Poll<io::Result<()>> {
+    fn poll_pending(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut to: Pin<&mut Side>,
+    ) -> Poll<io::Result<()>> {
         while self.written < self.pending.len() {
-            let Poll::Ready(written) = to.as_mut().poll_write(cx, &self.pending[self.written..]) else {
+            let Poll::Ready(written) = to.as_mut().poll_write(cx, &self.pending[self.written..])
+            else {
                 self.stuck = true;
                 return Poll::Pending;
             };

@@ -15,7 +15,9 @@ use super::side::Side;
 use super::turns::Turns;
 use super::waking::Part;
 use crate::credentials::Identity;
-use crate::frames::{GOING_AWAY, INTERNAL_ERROR, RESTART, Sender, Violation, close_frame, ping_frame};
+use crate::frames::{
+    GOING_AWAY, INTERNAL_ERROR, RESTART, Sender, Violation, close_frame, ping_frame,
+};
 use crate::ledger::Commit;
 use crate::pipeline::select::would_choose;
 use crate::pipeline::service::{Live, Service};
@@ -37,15 +39,38 @@ struct Reason {
     text: &'static str,
 }
 
-const USED_UP: Reason = Reason { code: RESTART, text: "the credential is used up: connect again" };
-const MOVES: Reason = Reason { code: RESTART, text: "the session moves to another credential: connect again" };
-const CHANGED: Reason = Reason { code: RESTART, text: "the gateway's configuration changed: connect again" };
-const STOPS: Reason = Reason { code: RESTART, text: "the gateway stops: connect again" };
-const IDLE: Reason = Reason { code: GOING_AWAY, text: "nothing was asked for a long time" };
-const BROKE: Reason = Reason { code: INTERNAL_ERROR, text: "upstream broke off" };
-const SILENT: Reason = Reason { code: INTERNAL_ERROR, text: "upstream fell silent" };
-const NOT_RECORDED: Reason =
-    Reason { code: INTERNAL_ERROR, text: "the ledger did not take the response's row in time" };
+const USED_UP: Reason = Reason {
+    code: RESTART,
+    text: "the credential is used up: connect again",
+};
+const MOVES: Reason = Reason {
+    code: RESTART,
+    text: "the session moves to another credential: connect again",
+};
+const CHANGED: Reason = Reason {
+    code: RESTART,
+    text: "the gateway's configuration changed: connect again",
+};
+const STOPS: Reason = Reason {
+    code: RESTART,
+    text: "the gateway stops: connect again",
+};
+const IDLE: Reason = Reason {
+    code: GOING_AWAY,
+    text: "nothing was asked for a long time",
+};
+const BROKE: Reason = Reason {
+    code: INTERNAL_ERROR,
+    text: "upstream broke off",
+};
+const SILENT: Reason = Reason {
+    code: INTERNAL_ERROR,
+    text: "upstream fell silent",
+};
+const NOT_RECORDED: Reason = Reason {
+    code: INTERNAL_ERROR,
+    text: "the ledger did not take the response's row in time",
+};
 
 /// A socket between a client and upstream.
 pub(super) struct Relay {
@@ -98,7 +123,11 @@ struct News {
 
 impl Heard {
     fn take_in(&mut self) {
-        let News { client, upstream, message } = std::mem::take(&mut self.now);
+        let News {
+            client,
+            upstream,
+            message,
+        } = std::mem::take(&mut self.now);
         if !(client || upstream || message) {
             return;
         }
@@ -136,7 +165,14 @@ struct Wakings {
 
 impl Wakings {
     async fn here() -> Self {
-        poll_fn(|cx| Poll::Ready(Self { up: Part::of(cx), down: Part::of(cx), rest: Part::of(cx) })).await
+        poll_fn(|cx| {
+            Poll::Ready(Self {
+                up: Part::of(cx),
+                down: Part::of(cx),
+                rest: Part::of(cx),
+            })
+        })
+        .await
     }
 
     /// Something of the relay's own changed: all of it is looked at.
@@ -294,7 +330,10 @@ impl Relay {
             }
             if !self.closed.up {
                 // Upstream may be gone; the client's own close frame goes nowhere then.
-                let _ = self.up.finish(upstream, &close_frame(Sender::Client, GOING_AWAY, "")).await;
+                let _ = self
+                    .up
+                    .finish(upstream, &close_frame(Sender::Client, GOING_AWAY, ""))
+                    .await;
             }
             if !self.closed.up || self.closed.upstream_broke {
                 self.up.drain(client).await;
@@ -311,9 +350,14 @@ impl Relay {
         upstream: &mut Side,
     ) -> Poll<Outcome> {
         if !self.closed.up {
-            let mut watcher = Up { turns: &mut self.turns, heard: &mut self.heard };
+            let mut watcher = Up {
+                turns: &mut self.turns,
+                heard: &mut self.heard,
+            };
             let up = &mut self.up;
-            let polled = wakings.up.poll(cx, |cx| up.poll(cx, Pin::new(client), Pin::new(upstream), &mut watcher));
+            let polled = wakings.up.poll(cx, |cx| {
+                up.poll(cx, Pin::new(client), Pin::new(upstream), &mut watcher)
+            });
             if let Poll::Ready(end) = polled
                 && let Some(outcome) = self.up_ended(end)
             {
@@ -321,9 +365,14 @@ impl Relay {
             }
         }
         if !self.closed.down {
-            let mut watcher = Down { turns: &mut self.turns, heard: &mut self.heard };
+            let mut watcher = Down {
+                turns: &mut self.turns,
+                heard: &mut self.heard,
+            };
             let down = &mut self.down;
-            let polled = wakings.down.poll(cx, |cx| down.poll(cx, Pin::new(upstream), Pin::new(client), &mut watcher));
+            let polled = wakings.down.poll(cx, |cx| {
+                down.poll(cx, Pin::new(upstream), Pin::new(client), &mut watcher)
+            });
             if let Poll::Ready(end) = polled
                 && let Some(outcome) = self.down_ended(end)
             {
@@ -343,12 +392,19 @@ impl Relay {
                 return Poll::Ready(Outcome::Between);
             }
         }
-        if self.waits_anew() { Poll::Ready(Outcome::Waits) } else { Poll::Pending }
+        if self.waits_anew() {
+            Poll::Ready(Outcome::Waits)
+        } else {
+            Poll::Pending
+        }
     }
 
     /// Whether no response is waited for or on its way. An error, as any end of a response, has reached the client by then.
     fn is_between_turns(&self) -> bool {
-        !self.turns.is_waiting() && self.down.is_at_rest() && !self.closed.down && !self.closed.upstream_broke
+        !self.turns.is_waiting()
+            && self.down.is_at_rest()
+            && !self.closed.down
+            && !self.closed.upstream_broke
     }
 
     /// Whether the session would be given another credential if it came now.
@@ -379,8 +435,13 @@ impl Relay {
         let one_closed = self.closed.up || self.closed.down;
         let now = Instant::now;
         self.waits = Waits {
-            for_close: one_closed.then(|| before.for_close.unwrap_or_else(|| now() + CLOSE_TIMEOUT)),
-            for_commit: self.down.is_held().then(|| before.for_commit.unwrap_or_else(|| now() + limits.commit_timeout)),
+            for_close: one_closed
+                .then(|| before.for_close.unwrap_or_else(|| now() + CLOSE_TIMEOUT)),
+            for_commit: self.down.is_held().then(|| {
+                before
+                    .for_commit
+                    .unwrap_or_else(|| now() + limits.commit_timeout)
+            }),
         };
         self.waits != before
     }
@@ -411,7 +472,11 @@ impl Relay {
             FlowEnd::Closed => {
                 // It may be the answer to the client's.
                 let answers_client = self.closed.up && !self.closed.upstream_broke;
-                self.turns.over(if answers_client { End::ClientGone } else { End::UpstreamGone });
+                self.turns.over(if answers_client {
+                    End::ClientGone
+                } else {
+                    End::UpstreamGone
+                });
                 self.closed.down = true;
                 None
             }
@@ -421,7 +486,10 @@ impl Relay {
             }
             FlowEnd::SenderGone => Some(Outcome::Close(BROKE, End::UpstreamGone)),
             FlowEnd::Violation(violation) => {
-                tracing::warn!(what = violation.what, "upstream broke the WebSocket protocol");
+                tracing::warn!(
+                    what = violation.what,
+                    "upstream broke the WebSocket protocol"
+                );
                 Some(Outcome::Close(BROKE, End::UpstreamGone))
             }
             FlowEnd::NotRecorded => Some(Outcome::Close(NOT_RECORDED, End::Failed)),
@@ -432,20 +500,36 @@ impl Relay {
     fn wake_at(&self) -> Instant {
         let limits = &self.service.parts.limits;
         // One that is waited for may be quiet for as long as upstream may.
-        let idle = (!self.turns.is_waiting()).then(|| self.heard.message + limits.websocket_idle_timeout);
-        let others = [self.waits.for_close, self.waits.for_commit, self.silent_at(), idle];
-        others.into_iter().flatten().fold(self.ping_at(), Instant::min)
+        let idle =
+            (!self.turns.is_waiting()).then(|| self.heard.message + limits.websocket_idle_timeout);
+        let others = [
+            self.waits.for_close,
+            self.waits.for_commit,
+            self.silent_at(),
+            idle,
+        ];
+        others
+            .into_iter()
+            .flatten()
+            .fold(self.ping_at(), Instant::min)
     }
 
     /// When the client is to be sent a ping, or has not answered it.
     fn ping_at(&self) -> Instant {
         let interval = self.service.parts.limits.websocket_ping_interval;
-        self.heard.client + if self.heard.pinged { interval * 2 } else { interval }
+        self.heard.client
+            + if self.heard.pinged {
+                interval * 2
+            } else {
+                interval
+            }
     }
 
     /// When upstream has been silent for too long.
     fn silent_at(&self) -> Option<Instant> {
-        self.turns.is_waiting().then(|| self.heard.upstream + self.service.parts.limits.upstream_idle_timeout)
+        self.turns
+            .is_waiting()
+            .then(|| self.heard.upstream + self.service.parts.limits.upstream_idle_timeout)
     }
 
     fn wake(&mut self, now: Instant) -> Option<Outcome> {

@@ -35,7 +35,9 @@ impl Side {
             Err(upgraded) => upgraded,
         };
         let upgraded = match upgraded.downcast::<TokioIo<tls::Connection>>() {
-            Ok(Parts { io, read_buf, .. }) => return (Self::FromClient(Box::new(io.into_inner())), read_buf),
+            Ok(Parts { io, read_buf, .. }) => {
+                return (Self::FromClient(Box::new(io.into_inner())), read_buf);
+            }
             Err(upgraded) => upgraded,
         };
         match upgraded.downcast::<upstream::Connection>() {
@@ -61,13 +63,21 @@ macro_rules! with {
 }
 
 impl AsyncRead for Side {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         with!(self, io => Pin::new(io).poll_read(cx, buffer))
     }
 }
 
 impl AsyncWrite for Side {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         with!(self, io => Pin::new(io).poll_write(cx, bytes))
     }
 

@@ -41,7 +41,12 @@ const UP: usize = 0;
 const DOWN: usize = 1;
 
 impl Turns {
-    pub(super) fn new(service: Arc<Service>, socket: Box<OpenRow>, credential: usize, shown: Arc<Identity>) -> Self {
+    pub(super) fn new(
+        service: Arc<Service>,
+        socket: Box<OpenRow>,
+        credential: usize,
+        shown: Arc<Identity>,
+    ) -> Self {
         Self {
             service,
             socket,
@@ -82,11 +87,16 @@ impl Turns {
             return Ok(());
         }
         if self.open.len() >= OPEN_MAX {
-            return Err(Violation { code: POLICY_VIOLATION, what: "too many responses are waited for" });
+            return Err(Violation {
+                code: POLICY_VIOLATION,
+                what: "too many responses are waited for",
+            });
         }
         let room = self.service.parts.ledger.reserve();
-        self.room =
-            Some(room.map_err(|_| Violation { code: TRY_LATER, what: "the gateway has no room for a response" })?);
+        self.room = Some(room.map_err(|_| Violation {
+            code: TRY_LATER,
+            what: "the gateway has no room for a response",
+        })?);
         self.create.begin();
         Ok(())
     }
@@ -104,7 +114,8 @@ impl Turns {
             return;
         }
         if let (Some(create), Some(room)) = (self.create.end(), room) {
-            self.open.push_back(self.socket.next_turn(room, self.credential, create));
+            self.open
+                .push_back(self.socket.next_turn(room, self.credential, create));
         }
     }
 
@@ -136,7 +147,11 @@ impl Turns {
                 None
             }
             Event::Ended(end) => self.settle(end, None),
-            Event::Error { status, reading, until } => {
+            Event::Error {
+                status,
+                reading,
+                until,
+            } => {
                 let now = Millis::now();
                 self.account(&reading, now);
                 if status == Some(StatusCode::TOO_MANY_REQUESTS.as_u16()) {
@@ -158,8 +173,17 @@ impl Turns {
             // A key's limits are of seconds and of its own: its client knows what to do.
             return;
         }
-        let until = account.refused(&self.shown, reading.refused_until().or(until), reading.exhausted(), now);
-        tracing::warn!(credential = account.tag(), until = until.rfc3339(), "upstream refuses the credential");
+        let until = account.refused(
+            &self.shown,
+            reading.refused_until().or(until),
+            reading.exhausted(),
+            now,
+        );
+        tracing::warn!(
+            credential = account.tag(),
+            until = until.rfc3339(),
+            "upstream refuses the credential"
+        );
     }
 
     fn settle(&mut self, end: End, status: Option<StatusCode>) -> Option<Commit> {
@@ -169,10 +193,14 @@ impl Turns {
             // Nobody asked for it, as far as was understood; it counts all the same.
             None if metered.counts.is_some() => {
                 let Ok(room) = self.service.parts.ledger.reserve() else {
-                    tracing::error!(?metered, "usage that nobody asked for, and no room for its row");
+                    tracing::error!(
+                        ?metered,
+                        "usage that nobody asked for, and no room for its row"
+                    );
                     return None;
                 };
-                self.socket.next_turn(room, self.credential, Default::default())
+                self.socket
+                    .next_turn(room, self.credential, Default::default())
             }
             None => return None,
         };

@@ -30,8 +30,14 @@ impl Wake for Woken {
 impl Part {
     /// A part of the task that `cx` is of. It is polled when it is first asked to be.
     pub(super) fn of(cx: &Context<'_>) -> Self {
-        let woken = Arc::new(Woken { is: AtomicBool::new(true), task: cx.waker().clone() });
-        Self { waker: Arc::clone(&woken).into(), woken }
+        let woken = Arc::new(Woken {
+            is: AtomicBool::new(true),
+            task: cx.waker().clone(),
+        });
+        Self {
+            waker: Arc::clone(&woken).into(),
+            woken,
+        }
     }
 
     /// Something changed that it does not hear of from those it waits for.
@@ -40,7 +46,11 @@ impl Part {
     }
 
     /// Polls it, if it was woken since the last time.
-    pub(super) fn poll<T>(&mut self, cx: &Context<'_>, poll: impl FnOnce(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
+    pub(super) fn poll<T>(
+        &mut self,
+        cx: &Context<'_>,
+        poll: impl FnOnce(&mut Context<'_>) -> Poll<T>,
+    ) -> Poll<T> {
         if !self.woken.task.will_wake(cx.waker()) {
             *self = Self::of(cx);
         }
@@ -68,17 +78,31 @@ mod tests {
 
     /// Polls `part`; answers the waker that it was polled with.
     fn polled(part: &mut Part, task: &Waker) -> Option<Waker> {
-        let polled = part.poll(&Context::from_waker(task), |cx| Poll::Ready(cx.waker().clone()));
-        if let Poll::Ready(waker) = polled { Some(waker) } else { None }
+        let polled = part.poll(&Context::from_waker(task), |cx| {
+            Poll::Ready(cx.waker().clone())
+        });
+        if let Poll::Ready(waker) = polled {
+            Some(waker)
+        } else {
+            None
+        }
     }
 
     #[test]
     fn each_is_polled_when_it_was_woken() {
         let count = Arc::new(Count::default());
         let task = Waker::from(Arc::clone(&count));
-        let mut parts = [Part::of(&Context::from_waker(&task)), Part::of(&Context::from_waker(&task))];
-        let wakers = parts.each_mut().map(|part| polled(part, &task).expect("polled at first"));
-        assert!(parts.iter_mut().all(|part| polled(part, &task).is_none()), "nobody woke them");
+        let mut parts = [
+            Part::of(&Context::from_waker(&task)),
+            Part::of(&Context::from_waker(&task)),
+        ];
+        let wakers = parts
+            .each_mut()
+            .map(|part| polled(part, &task).expect("polled at first"));
+        assert!(
+            parts.iter_mut().all(|part| polled(part, &task).is_none()),
+            "nobody woke them"
+        );
         wakers[1].wake_by_ref();
         wakers[1].wake_by_ref();
         assert_eq!(count.0.load(Ordering::Relaxed), 1, "the task is woken once");

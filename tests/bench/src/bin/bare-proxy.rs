@@ -48,7 +48,9 @@ async fn main() -> io::Result<()> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     ready::announce(&arguments.ready_file, listener.local_addr()?)?;
     // Accepting on a worker, not on the main thread: one thread does all the work.
-    tokio::spawn(accept(listener, proxy)).await.map_err(io::Error::other)
+    tokio::spawn(accept(listener, proxy))
+        .await
+        .map_err(io::Error::other)
 }
 
 async fn accept(listener: TcpListener, proxy: Proxy) {
@@ -67,7 +69,11 @@ async fn serve(stream: TcpStream, proxy: Proxy) {
     }
     let service = service_fn(|request| proxy.forward(request));
     // A client that goes away ends its own connection only.
-    http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades().await.ok();
+    http1::Builder::new()
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades()
+        .await
+        .ok();
 }
 
 #[derive(Clone)]
@@ -111,7 +117,12 @@ impl Proxy {
         let mut parts = http::uri::Parts::default();
         parts.scheme = Some(Scheme::HTTP);
         parts.authority = Some(self.authority.clone());
-        parts.path_and_query = Some(asked.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/")));
+        parts.path_and_query = Some(
+            asked
+                .path_and_query()
+                .cloned()
+                .unwrap_or_else(|| PathAndQuery::from_static("/")),
+        );
         // With scheme, authority and path there is nothing left to refuse.
         Uri::from_parts(parts).unwrap_or_default()
     }
@@ -120,7 +131,9 @@ impl Proxy {
 async fn relay(client: upgrade::OnUpgrade, upstream: upgrade::OnUpgrade) {
     if let (Ok(client), Ok(upstream)) = tokio::join!(client, upstream) {
         // A side that goes away ends its own socket only.
-        copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(upstream)).await.ok();
+        copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(upstream))
+            .await
+            .ok();
     }
 }
 

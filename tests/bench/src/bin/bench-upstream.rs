@@ -29,7 +29,10 @@ struct Arguments {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> io::Result<()> {
     let arguments = Arguments::parse();
-    let plan = StreamPlan { deltas: arguments.deltas, burst: arguments.burst };
+    let plan = StreamPlan {
+        deltas: arguments.deltas,
+        burst: arguments.burst,
+    };
     let answers = Arc::new(Answers::new(plan));
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     ready::announce(&arguments.ready_file, listener.local_addr()?)?;

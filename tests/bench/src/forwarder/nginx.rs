@@ -35,19 +35,41 @@ pub(super) async fn start(site: &Site, upstream: SocketAddr) -> Result<Running, 
 
 async fn start_once(site: &Site, upstream: SocketAddr) -> Result<Running, StartError> {
     let files = |cause| StartError::Files { name: NAME, cause };
-    let program = site.nginx.as_deref().ok_or_else(|| files(io::ErrorKind::NotFound.into()))?;
+    let program = site
+        .nginx
+        .as_deref()
+        .ok_or_else(|| files(io::ErrorKind::NotFound.into()))?;
     let folder = site.files_of(Forwarder::Nginx.name())?;
     let config = folder.join("nginx.conf");
     let address = free_port().map_err(files)?;
-    let plan = Plan { folder: &folder, address, upstream, connections: site.connections_max };
-    fs::write(&config, plan.config(&build_options(program).map_err(files)?)).map_err(files)?;
+    let plan = Plan {
+        folder: &folder,
+        address,
+        upstream,
+        connections: site.connections_max,
+    };
+    fs::write(
+        &config,
+        plan.config(&build_options(program).map_err(files)?),
+    )
+    .map_err(files)?;
     let mut command = Command::new(program);
     // Errors go to its standard error, which is kept: `-e` is for those before the config is read.
-    command.arg("-e").arg("stderr").arg("-p").arg(&folder).arg("-c").arg(&config);
+    command
+        .arg("-e")
+        .arg("stderr")
+        .arg("-p")
+        .arg(&folder)
+        .arg("-c")
+        .arg(&config);
     let begun = Instant::now();
     let mut process = Process::start(NAME, command, &folder)?;
     process.ready(|| TcpStream::connect(address).ok()).await?;
-    Ok(Running { address, process, ready_after: begun.elapsed() })
+    Ok(Running {
+        address,
+        process,
+        ready_after: begun.elapsed(),
+    })
 }
 
 /// What `nginx -V` prints: the options that it was built with.
@@ -65,7 +87,12 @@ struct Plan<'a> {
 
 impl Plan<'_> {
     fn config(&self, build_options: &str) -> String {
-        let Self { address, upstream, connections, .. } = self;
+        let Self {
+            address,
+            upstream,
+            connections,
+            ..
+        } = self;
         let folder = self.folder.display();
         let temporary = self.temporary_folders(build_options);
         let user = user_line();
@@ -111,7 +138,12 @@ http {{
         ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
             .into_iter()
             .filter(|module| !build_options.contains(&format!("--without-http_{module}_module")))
-            .map(|module| format!("    {module}_temp_path {}/{module};\n", self.folder.display()))
+            .map(|module| {
+                format!(
+                    "    {module}_temp_path {}/{module};\n",
+                    self.folder.display()
+                )
+            })
             .collect()
     }
 }

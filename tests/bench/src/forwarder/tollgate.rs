@@ -54,12 +54,21 @@ pub(super) async fn start_changed(
         .map_err(|cause| StartError::Files { name: NAME, cause })?;
     let ready_file = folder.join("ready");
     let mut command = Command::new(&site.tollgate);
-    command.arg("run").arg("-c").arg(config).arg("--ready-file").arg(&ready_file);
+    command
+        .arg("run")
+        .arg("-c")
+        .arg(config)
+        .arg("--ready-file")
+        .arg(&ready_file);
     command.envs(threads.map(|threads| ("TOKIO_WORKER_THREADS", threads)));
     let begun = Instant::now();
     let mut process = Process::start(NAME, command, &folder)?;
     let address = process.ready(|| address_in(&ready_file)).await?;
-    Ok(Running { address, process, ready_after: begun.elapsed() })
+    Ok(Running {
+        address,
+        process,
+        ready_after: begun.elapsed(),
+    })
 }
 
 /// Its log.
@@ -123,7 +132,9 @@ fn write_files(
 }
 
 fn auth_json(tag: &str) -> io::Result<Vec<u8>> {
-    let now = OffsetDateTime::now_utc().format(&Rfc3339).map_err(io::Error::other)?;
+    let now = OffsetDateTime::now_utc()
+        .format(&Rfc3339)
+        .map_err(io::Error::other)?;
     Ok(serde_json::to_vec_pretty(&json!({
         "OPENAI_API_KEY": null,
         "auth_mode": "chatgpt",
@@ -146,7 +157,9 @@ fn merge(onto: &mut Value, overrides: &Value) {
             }
         }
         (Value::Array(onto), Value::Array(overrides)) if onto.len() == overrides.len() => {
-            onto.iter_mut().zip(overrides).for_each(|(onto, value)| merge(onto, value));
+            onto.iter_mut()
+                .zip(overrides)
+                .for_each(|(onto, value)| merge(onto, value));
         }
         (onto, overrides) => *onto = overrides.clone(),
     }
@@ -161,7 +174,10 @@ mod tests {
     #[test]
     fn overrides_change_only_what_they_name() {
         let mut config = json!({"log": {"level": "warn"}, "services": [{"tag": "bench", "headers": {"a": "b"}}]});
-        merge(&mut config, &json!({"limits": {"streams": 9}, "services": [{"headers": {"c": "d"}}]}));
+        merge(
+            &mut config,
+            &json!({"limits": {"streams": 9}, "services": [{"headers": {"c": "d"}}]}),
+        );
         let expected = json!({
             "log": {"level": "warn"},
             "services": [{"tag": "bench", "headers": {"a": "b", "c": "d"}}],

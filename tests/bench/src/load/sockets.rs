@@ -58,7 +58,10 @@ impl Sockets {
         while let Some(opened) = opening.join_next().await {
             open.push(opened??);
         }
-        Ok(Self { open, answers: Arc::clone(answers) })
+        Ok(Self {
+            open,
+            answers: Arc::clone(answers),
+        })
     }
 
     /// Takes `times` turns over each socket, all sockets at once.
@@ -97,24 +100,37 @@ struct Socket {
 
 impl Socket {
     async fn open(address: SocketAddr, number: usize, shape: Shape) -> Result<Self, LoadError> {
-        let mut stream = TcpStream::connect(address).await.map_err(LoadError::Connect)?;
+        let mut stream = TcpStream::connect(address)
+            .await
+            .map_err(LoadError::Connect)?;
         stream.set_nodelay(true).map_err(LoadError::Connect)?;
         let session = session(number);
         shake_hands(&mut stream, &socket_headers(address, &session)?, shape).await?;
         let mut create = request_body(&session, true);
         create["type"] = json!("response.create");
-        Ok(Self { stream, shape, create: text_frame(Sender::Client, create.to_string().as_bytes()) })
+        Ok(Self {
+            stream,
+            shape,
+            create: text_frame(Sender::Client, create.to_string().as_bytes()),
+        })
     }
 
     /// One message, and all that upstream answers to it.
     async fn turn(&mut self, answers: &Answers, tally: &mut Tally) -> Result<(), LoadError> {
-        self.stream.write_all(&self.create).await.map_err(LoadError::Socket)?;
+        self.stream
+            .write_all(&self.create)
+            .await
+            .map_err(LoadError::Socket)?;
         let answer = answers.of(self.shape);
         let expected_bytes = answer.body_bytes.unwrap_or_default();
         let mut frames = FrameCount::default();
         let mut piece = [0; 16 * 1024];
         while frames.messages < answer.units {
-            let read = self.stream.read(&mut piece).await.map_err(LoadError::Socket)?;
+            let read = self
+                .stream
+                .read(&mut piece)
+                .await
+                .map_err(LoadError::Socket)?;
             frames.feed(&piece[..read]);
             tally.reads += 1;
             if read == 0 || frames.is_closed {
@@ -123,8 +139,14 @@ impl Socket {
         }
         tally.units += frames.messages;
         if (frames.messages, frames.payload_bytes) != (answer.units, expected_bytes) {
-            let (found, found_bytes, expected) = (frames.messages, frames.payload_bytes, answer.units);
-            return Err(LoadError::Messages { found, found_bytes, expected, expected_bytes });
+            let (found, found_bytes, expected) =
+                (frames.messages, frames.payload_bytes, answer.units);
+            return Err(LoadError::Messages {
+                found,
+                found_bytes,
+                expected,
+                expected_bytes,
+            });
         }
         Ok(())
     }
@@ -136,13 +158,23 @@ fn socket_headers(address: SocketAddr, session: &str) -> Result<HeaderMap, LoadE
     headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
     headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
-    headers.insert(SEC_WEBSOCKET_KEY, HeaderValue::try_from(generate_key()).map_err(http::Error::from)?);
-    headers.insert("openai-beta", HeaderValue::from_static("responses_websockets=2026-02-06"));
+    headers.insert(
+        SEC_WEBSOCKET_KEY,
+        HeaderValue::try_from(generate_key()).map_err(http::Error::from)?,
+    );
+    headers.insert(
+        "openai-beta",
+        HeaderValue::from_static("responses_websockets=2026-02-06"),
+    );
     Ok(headers)
 }
 
 /// By hand: of an HTTP library's connection, more would stay in this process than the socket.
-async fn shake_hands(stream: &mut TcpStream, headers: &HeaderMap, shape: Shape) -> Result<(), LoadError> {
+async fn shake_hands(
+    stream: &mut TcpStream,
+    headers: &HeaderMap,
+    shape: Shape,
+) -> Result<(), LoadError> {
     let mut request = format!("GET {} HTTP/1.1\r\n", shape.target()).into_bytes();
     for (name, value) in headers {
         request.extend_from_slice(name.as_str().as_bytes());
@@ -151,17 +183,27 @@ async fn shake_hands(stream: &mut TcpStream, headers: &HeaderMap, shape: Shape) 
         request.extend_from_slice(b"\r\n");
     }
     request.extend_from_slice(b"\r\n");
-    stream.write_all(&request).await.map_err(LoadError::Socket)?;
+    stream
+        .write_all(&request)
+        .await
+        .map_err(LoadError::Socket)?;
     let mut head = Vec::with_capacity(1024);
     // Nothing follows the head of an upgrade: upstream waits for a message.
     while !head.windows(4).any(|bytes| bytes == b"\r\n\r\n") && head.len() < HEAD_BYTES_MAX {
-        if stream.read_buf(&mut head).await.map_err(LoadError::Socket)? == 0 {
+        if stream
+            .read_buf(&mut head)
+            .await
+            .map_err(LoadError::Socket)?
+            == 0
+        {
             return Err(LoadError::Socket(io::ErrorKind::UnexpectedEof.into()));
         }
     }
     if !head.starts_with(b"HTTP/1.1 101 ") {
         head.truncate(EXCERPT_BYTES);
-        return Err(LoadError::Handshake(String::from_utf8_lossy(&head).into_owned()));
+        return Err(LoadError::Handshake(
+            String::from_utf8_lossy(&head).into_owned(),
+        ));
     }
     Ok(())
 }

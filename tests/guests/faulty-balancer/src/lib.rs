@@ -62,7 +62,9 @@ impl Balancer for Faulty {
                     hoard.push(std::hint::black_box(vec![1_u8; 1 << 20]));
                 }
             }
-            Fault::Recurse => candidates.at(deep(request.sequence() as usize + 1) % 2).serve(),
+            Fault::Recurse => candidates
+                .at(deep(request.sequence() as usize + 1) % 2)
+                .serve(),
             Fault::Unusable => match candidates.iter().find(|candidate| !candidate.usable()) {
                 Some(unusable) => unusable.serve(),
                 None => panic!("everybody is usable"),

@@ -40,7 +40,10 @@ impl Pricer for Faulty {
             Fault::Loop => loop {
                 std::hint::black_box(request);
             },
-            Fault::Absurd => Ok(Price { input: u64::MAX / 8, ..Price::default() }),
+            Fault::Absurd => Ok(Price {
+                input: u64::MAX / 8,
+                ..Price::default()
+            }),
             Fault::Unknown => Err("never heard of it".to_owned()),
         }
     }

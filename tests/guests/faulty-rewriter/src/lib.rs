@@ -51,15 +51,35 @@ impl Rewriter for Faulty {
         match self.0 {
             Fault::Panic => panic!("my own words"),
             // The first edit is good: none of them may be made.
-            Fault::Reserved => Ok(vec![Edit::set_to("x-good", "1"), Edit::set_to("authorization", "Bearer mine")]),
+            Fault::Reserved => Ok(vec![
+                Edit::set_to("x-good", "1"),
+                Edit::set_to("authorization", "Bearer mine"),
+            ]),
             Fault::NewLine => Ok(vec![Edit::set_to("x-split", "a\r\nb: c")]),
             Fault::Huge => Ok(vec![Edit::set_to("x-huge", "x".repeat(100_000))]),
-            Fault::Many => Ok((0..1000).map(|number| Edit::set_to(format!("x-{number}"), "1")).collect()),
-            Fault::Refuse => Err(Refusal { status: 418, message: "not today".to_owned() }),
-            Fault::RefuseWith200 => Err(Refusal { status: 200, message: "fine".to_owned() }),
-            Fault::ApiKey => Ok(vec![Edit::set_to("x-good", "1"), Edit::set_to("x-api-key", "mine")]),
-            Fault::AuthToken => Ok(vec![Edit::set_to("x-good", "1"), Edit::set_to("my-auth-token", "mine")]),
-            Fault::HopByHop => Ok(vec![Edit::set_to("x-good", "1"), Edit::set_to("transfer-encoding", "chunked")]),
+            Fault::Many => Ok((0..1000)
+                .map(|number| Edit::set_to(format!("x-{number}"), "1"))
+                .collect()),
+            Fault::Refuse => Err(Refusal {
+                status: 418,
+                message: "not today".to_owned(),
+            }),
+            Fault::RefuseWith200 => Err(Refusal {
+                status: 200,
+                message: "fine".to_owned(),
+            }),
+            Fault::ApiKey => Ok(vec![
+                Edit::set_to("x-good", "1"),
+                Edit::set_to("x-api-key", "mine"),
+            ]),
+            Fault::AuthToken => Ok(vec![
+                Edit::set_to("x-good", "1"),
+                Edit::set_to("my-auth-token", "mine"),
+            ]),
+            Fault::HopByHop => Ok(vec![
+                Edit::set_to("x-good", "1"),
+                Edit::set_to("transfer-encoding", "chunked"),
+            ]),
             Fault::LogFlood => {
                 for number in 0..100 {
                     log(Level::Warn, &format!("flood {number} {}", "x".repeat(2000)));
@@ -75,7 +95,10 @@ impl Rewriter for Faulty {
             Fault::Response => Ok(Vec::new()),
             // Everything that it sees, for the test to look at.
             Fault::Spy => {
-                let seen: Vec<String> = headers.iter().map(|(name, value)| format!("{name}={value}")).collect();
+                let seen: Vec<String> = headers
+                    .iter()
+                    .map(|(name, value)| format!("{name}={value}"))
+                    .collect();
                 Ok(vec![Edit::set_to("x-seen", seen.join(";"))])
             }
         }

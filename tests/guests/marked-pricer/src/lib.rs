@@ -25,7 +25,9 @@ impl Pricer for Marked {
     fn new(_: NoConfig) -> Result<Self, String> {
         // The compiler must not know what stands there: somebody else will write it.
         let mark = std::hint::black_box(&MARK);
-        let price = mark[PRICE].iter().fold(0, |price, digit| price * 10 + u64::from(digit - b'0'));
+        let price = mark[PRICE]
+            .iter()
+            .fold(0, |price, digit| price * 10 + u64::from(digit - b'0'));
         let mut conduct = [0; 4];
         conduct.copy_from_slice(&mark[CONDUCT]);
         match &conduct {
@@ -46,7 +48,10 @@ impl Pricer for Marked {
             b"bsrv" if !service.is_empty() => burn(),
             _ => {}
         }
-        Ok(Price { input: self.price, ..Price::default() })
+        Ok(Price {
+            input: self.price,
+            ..Price::default()
+        })
     }
 }
 

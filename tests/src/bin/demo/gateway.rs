@@ -30,8 +30,11 @@ impl Gateway {
     /// Starts it and waits until it says that it is ready.
     pub(crate) async fn start(scene: &Scene) -> Outcome<Self> {
         let program = program()?;
-        let output = File::create(scene.output_path()).map_err(|error| format!("cannot write its output: {error}"))?;
-        let errors = output.try_clone().map_err(|error| format!("cannot write its output: {error}"))?;
+        let output = File::create(scene.output_path())
+            .map_err(|error| format!("cannot write its output: {error}"))?;
+        let errors = output
+            .try_clone()
+            .map_err(|error| format!("cannot write its output: {error}"))?;
         let child = Command::new(&program)
             .arg("run")
             .arg("-c")
@@ -46,7 +49,11 @@ impl Gateway {
             .kill_on_drop(true)
             .spawn()
             .map_err(|error| format!("cannot start {}: {error}", program.display()))?;
-        let mut gateway = Gateway { url: String::new(), program, child };
+        let mut gateway = Gateway {
+            url: String::new(),
+            program,
+            child,
+        };
         let address = gateway
             .wait_until_ready(&scene.ready_path())
             .await
@@ -59,14 +66,24 @@ impl Gateway {
     pub(crate) async fn usage(&self, config: &Path, by: &str) -> Outcome<String> {
         let name = format!("tollgate usage --by {by}");
         let mut command = Command::new(&self.program);
-        command.arg("usage").arg("-c").arg(config).args(["--by", by]).stdin(Stdio::null()).kill_on_drop(true);
+        command
+            .arg("usage")
+            .arg("-c")
+            .arg(config)
+            .args(["--by", by])
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
         let output = tokio::time::timeout(COMMAND_WAIT_MAX, command.output())
             .await
             .map_err(|_| format!("{name}: no end within {COMMAND_WAIT_MAX:?}"))?
             .map_err(|error| format!("{name}: {error}"))?;
         if !output.status.success() {
             let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-            return Err(format!("{name}: expected exit code 0, found {}: {}", output.status, errors.trim()));
+            return Err(format!(
+                "{name}: expected exit code 0, found {}: {}",
+                output.status,
+                errors.trim()
+            ));
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
@@ -91,7 +108,13 @@ impl Gateway {
         let status: ExitStatus = waited
             .map_err(|_| format!("the gateway did not stop within {STOP_WAIT_MAX:?} of SIGTERM"))?
             .map_err(|error| format!("cannot wait for the gateway: {error}"))?;
-        if status.success() { Ok(()) } else { Err(format!("after SIGTERM: expected exit code 0, found {status}")) }
+        if status.success() {
+            Ok(())
+        } else {
+            Err(format!(
+                "after SIGTERM: expected exit code 0, found {status}"
+            ))
+        }
     }
 
     async fn wait_until_ready(&mut self, file: &Path) -> Outcome<String> {
@@ -114,17 +137,24 @@ fn program() -> Outcome<PathBuf> {
     if let Some(named) = std::env::var_os("TOLLGATE_BIN") {
         return Ok(PathBuf::from(named));
     }
-    let demo = std::env::current_exe().map_err(|error| format!("cannot tell where this program is: {error}"))?;
+    let demo = std::env::current_exe()
+        .map_err(|error| format!("cannot tell where this program is: {error}"))?;
     let beside = demo.with_file_name("tollgate");
     if beside.is_file() {
         return Ok(beside);
     }
-    Err(format!("no gateway at {}: build it (cargo build -p tollgate) or set TOLLGATE_BIN", beside.display()))
+    Err(format!(
+        "no gateway at {}: build it (cargo build -p tollgate) or set TOLLGATE_BIN",
+        beside.display()
+    ))
 }
 
 /// The address of the only service in a ready file.
 fn address_in(text: &[u8]) -> Outcome<String> {
-    let ready: Value = serde_json::from_slice(text).map_err(|error| format!("ready file: not JSON: {error}"))?;
+    let ready: Value =
+        serde_json::from_slice(text).map_err(|error| format!("ready file: not JSON: {error}"))?;
     let address = ready["services"][0]["address"].as_str();
-    address.map(str::to_owned).ok_or_else(|| format!("ready file: services[0].address: expected text, found {ready}"))
+    address
+        .map(str::to_owned)
+        .ok_or_else(|| format!("ready file: services[0].address: expected text, found {ready}"))
 }

@@ -38,13 +38,24 @@ impl Ledger {
 
     /// The row of the response with this id. It is there as soon as a client has the whole response.
     pub(crate) fn row_of(&self, response_id: &str) -> Outcome<Row> {
-        let select = r#"SELECT credential, status, "end", attempts FROM usage WHERE response_id = ?1"#;
+        let select =
+            r#"SELECT credential, status, "end", attempts FROM usage WHERE response_id = ?1"#;
         let row = self.connection.query_row(select, [response_id], |row| {
-            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get::<_, Cell>(3)?))
+            Ok((
+                row.get(0)?,
+                row.get(1)?,
+                row.get(2)?,
+                row.get::<_, Cell>(3)?,
+            ))
         });
         let (credential, status, end, attempts) =
             row.map_err(|error| format!("ledger: the row of response {response_id}: {error}"))?;
-        Ok(Row { credential, status, end, attempts: attempt_count(&attempts)? })
+        Ok(Row {
+            credential,
+            status,
+            end,
+            attempts: attempt_count(&attempts)?,
+        })
     }
 
     /// Sums over all rows.
@@ -52,7 +63,11 @@ impl Ledger {
         let select = "SELECT count(*), count(*) FILTER (WHERE cost_nanousd IS NULL OR unpriced_reason IS NOT NULL), \
                       coalesce(sum(cost_nanousd), 0) FROM usage";
         let totals = self.connection.query_row(select, [], |row| {
-            Ok(Totals { rows: row.get(0)?, unpriced: row.get(1)?, cost_nanousd: row.get(2)? })
+            Ok(Totals {
+                rows: row.get(0)?,
+                unpriced: row.get(1)?,
+                cost_nanousd: row.get(2)?,
+            })
         });
         totals.map_err(|error| format!("ledger: the sums over all rows: {error}"))
     }
@@ -69,7 +84,8 @@ fn attempt_count(cell: &Cell) -> Outcome<u64> {
         },
         Cell::Null | Cell::Real(_) | Cell::Blob(_) => None,
     };
-    count.ok_or_else(|| format!("ledger: attempts: expected a count or a JSON list, found {cell:?}"))
+    count
+        .ok_or_else(|| format!("ledger: attempts: expected a count or a JSON list, found {cell:?}"))
 }
 
 #[cfg(test)]
@@ -79,7 +95,12 @@ mod tests {
     #[test]
     fn attempts_are_read_as_a_count_and_as_a_list() {
         assert_eq!(attempt_count(&Cell::Integer(2)), Ok(2));
-        assert_eq!(attempt_count(&Cell::Text(r#"[{"credential":"a"},{"credential":"b"}]"#.to_owned())), Ok(2));
+        assert_eq!(
+            attempt_count(&Cell::Text(
+                r#"[{"credential":"a"},{"credential":"b"}]"#.to_owned()
+            )),
+            Ok(2)
+        );
         assert!(attempt_count(&Cell::Null).is_err());
     }
 }

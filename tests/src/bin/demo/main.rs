@@ -35,7 +35,9 @@ async fn run() -> Outcome<()> {
     let mut gateway = Gateway::start(&scene).await?;
     let toured = stay_for_the_tour(&scene, &mut gateway).await;
     let stopped = gateway.stop().await;
-    let outcome = toured.and(stopped).map_err(|failure| format!("{failure}{}", scene.log_tails()));
+    let outcome = toured
+        .and(stopped)
+        .map_err(|failure| format!("{failure}{}", scene.log_tails()));
     scene.clear_away()?;
     outcome?;
     println!("The gateway has stopped, and the temporary folder is gone.");
@@ -43,7 +45,8 @@ async fn run() -> Outcome<()> {
 }
 
 async fn stay_for_the_tour(scene: &Scene, gateway: &mut Gateway) -> Outcome<()> {
-    let mut farewell = Farewell::listen().map_err(|error| format!("cannot wait for signals: {error}"))?;
+    let mut farewell =
+        Farewell::listen().map_err(|error| format!("cannot wait for signals: {error}"))?;
     tokio::select! {
         toured = tour::guide(scene, gateway) => toured?,
         () = farewell.said() => return Err("interrupted before the tour was over".to_owned()),
@@ -66,7 +69,10 @@ struct Farewell {
 
 impl Farewell {
     fn listen() -> io::Result<Self> {
-        Ok(Farewell { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+        Ok(Farewell {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
     }
 
     async fn said(&mut self) {

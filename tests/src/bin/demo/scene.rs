@@ -22,8 +22,16 @@ const HOUR: u64 = 3600;
 const WEEKLY_PERCENT_PER_TURN: f64 = 6.0;
 
 /// The people who use the gateway.
-pub(crate) const USERS: [User; 2] =
-    [User { name: "alice", token: "tg-demo-alice" }, User { name: "bob", token: "tg-demo-bob" }];
+pub(crate) const USERS: [User; 2] = [
+    User {
+        name: "alice",
+        token: "tg-demo-alice",
+    },
+    User {
+        name: "bob",
+        token: "tg-demo-bob",
+    },
+];
 
 /// One user.
 #[derive(Clone, Copy)]
@@ -53,11 +61,16 @@ impl Scene {
             .tempdir()
             .map_err(|error| format!("cannot make a temporary folder: {error}"))?;
         let upstream = Upstream::start().await;
-        let mut scene = Scene { upstream, credentials: Vec::new(), folder };
+        let mut scene = Scene {
+            upstream,
+            credentials: Vec::new(),
+            folder,
+        };
         for (tag, standing) in standings() {
             scene.add_credential(tag, standing)?;
         }
-        let config = serde_json::to_vec_pretty(&scene.config()).expect("JSON values can be written");
+        let config =
+            serde_json::to_vec_pretty(&scene.config()).expect("JSON values can be written");
         write_private(&scene.config_path(), &config)?;
         Ok(scene)
     }
@@ -84,17 +97,30 @@ impl Scene {
 
     /// The credential whose account has this id.
     pub(crate) fn tag_of(&self, account_id: &str) -> Option<&'static str> {
-        self.credentials.iter().find(|credential| credential.account.id() == account_id).map(|found| found.tag)
+        self.credentials
+            .iter()
+            .find(|credential| credential.account.id() == account_id)
+            .map(|found| found.tag)
     }
 
     /// The last lines of what the gateway logged and printed, for an error.
     pub(crate) fn log_tails(&self) -> String {
         let tail = |path: PathBuf| {
-            let text = fs::read(&path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+            let text = fs::read(&path)
+                .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+                .unwrap_or_default();
             let lines: Vec<&str> = text.lines().collect();
             let last = lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n  ");
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if last.is_empty() { format!("\n{name}: empty") } else { format!("\n{name} ends:\n  {last}") }
+            let name = path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
+            if last.is_empty() {
+                format!("\n{name}: empty")
+            } else {
+                format!("\n{name} ends:\n  {last}")
+            }
         };
         tail(self.log_path()) + &tail(self.output_path())
     }
@@ -102,13 +128,20 @@ impl Scene {
     /// Removes the folder.
     pub(crate) fn clear_away(self) -> Outcome<()> {
         let path = self.folder.path().to_owned();
-        self.folder.close().map_err(|error| format!("cannot remove {}: {error}", path.display()))
+        self.folder
+            .close()
+            .map_err(|error| format!("cannot remove {}: {error}", path.display()))
     }
 
     fn add_credential(&mut self, tag: &'static str, standing: Standing) -> Outcome<()> {
         let id = format!("acct-{tag}");
         let auth = auth_json(&id, &standing.plan);
-        let account = self.upstream.account(auth["tokens"]["access_token"].as_str().expect("a string, above"), &id);
+        let account = self.upstream.account(
+            auth["tokens"]["access_token"]
+                .as_str()
+                .expect("a string, above"),
+            &id,
+        );
         account.set_standing(standing);
         let text = serde_json::to_vec_pretty(&auth).expect("JSON values can be written");
         write_private(&self.auth_path(tag), &text)?;
@@ -118,7 +151,11 @@ impl Scene {
 
     fn config(&self) -> Value {
         let default = |tag: &str| json!({"tag": tag, "credential_path": self.auth_path(tag)});
-        let tags: Vec<&str> = self.credentials.iter().map(|credential| credential.tag).collect();
+        let tags: Vec<&str> = self
+            .credentials
+            .iter()
+            .map(|credential| credential.tag)
+            .collect();
         let mut credentials: Vec<Value> = tags.iter().map(|tag| default(tag)).collect();
         credentials.push(json!({"tag": "pool", "type": "balancer", "strategy": "least_used", "credentials": tags}));
         json!({
@@ -180,7 +217,9 @@ fn auth_json(account_id: &str, plan: &str) -> Value {
         "exp": unix_now() + 10 * 24 * HOUR,
         "https://api.openai.com/auth": {"chatgpt_account_id": account_id, "chatgpt_plan_type": plan},
     });
-    let last_refresh = OffsetDateTime::now_utc().format(&Rfc3339).expect("a time of this century has an RFC 3339 form");
+    let last_refresh = OffsetDateTime::now_utc()
+        .format(&Rfc3339)
+        .expect("a time of this century has an RFC 3339 form");
     json!({
         "OPENAI_API_KEY": null,
         "tokens": {
@@ -196,7 +235,12 @@ fn auth_json(account_id: &str, plan: &str) -> Value {
 /// A token of a JWT's shape; its signature is just a word.
 fn jwt(claims: &Value, signature: &str) -> String {
     let part = |text: &str| base64url(text.as_bytes());
-    [part(r#"{"alg":"none","typ":"JWT"}"#), part(&claims.to_string()), part(signature)].join(".")
+    [
+        part(r#"{"alg":"none","typ":"JWT"}"#),
+        part(&claims.to_string()),
+        part(signature),
+    ]
+    .join(".")
 }
 
 /// RFC 4648, section 5, without padding.
@@ -204,10 +248,13 @@ fn base64url(bytes: &[u8]) -> String {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let mut text = String::new();
     for group in bytes.chunks(3) {
-        let bits =
-            group.iter().enumerate().fold(0u32, |bits, (index, byte)| bits | u32::from(*byte) << (16 - 8 * index));
+        let bits = group.iter().enumerate().fold(0u32, |bits, (index, byte)| {
+            bits | u32::from(*byte) << (16 - 8 * index)
+        });
         for letter in 0..=group.len() {
-            text.push(char::from(LETTERS[(bits >> (18 - 6 * letter) & 63) as usize]));
+            text.push(char::from(
+                LETTERS[(bits >> (18 - 6 * letter) & 63) as usize],
+            ));
         }
     }
     text
@@ -215,13 +262,20 @@ fn base64url(bytes: &[u8]) -> String {
 
 /// Writes a file that only its owner reads.
 fn write_private(path: &Path, bytes: &[u8]) -> Outcome<()> {
-    let written = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    let written = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path);
     let written = written.and_then(|mut file| file.write_all(bytes));
     written.map_err(|error| format!("cannot write {}: {error}", path.display()))
 }
 
 fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970").as_secs()
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .expect("the clock is past 1970")
+        .as_secs()
 }
 
 #[cfg(test)]
@@ -230,8 +284,12 @@ mod tests {
 
     #[test]
     fn base64url_is_that_of_the_rfc() {
-        let encoded = ["", "f", "fo", "foo", "foob", "fooba", "foobar"].map(|text| base64url(text.as_bytes()));
-        assert_eq!(encoded, ["", "Zg", "Zm8", "Zm9v", "Zm9vYg", "Zm9vYmE", "Zm9vYmFy"]);
+        let encoded = ["", "f", "fo", "foo", "foob", "fooba", "foobar"]
+            .map(|text| base64url(text.as_bytes()));
+        assert_eq!(
+            encoded,
+            ["", "Zg", "Zm8", "Zm9v", "Zm9vYg", "Zm9vYmE", "Zm9vYmFy"]
+        );
         assert_eq!(base64url(&[0xfb, 0xff]), "-_8");
     }
 }

@@ -22,21 +22,30 @@ struct Visit {
 
 /// Does the whole tour.
 pub(crate) async fn guide(scene: &Scene, gateway: &Gateway) -> Outcome<()> {
-    println!("Tollgate demo: one gateway, three accounts, two users. Nothing leaves this machine.\n");
+    println!(
+        "Tollgate demo: one gateway, three accounts, two users. Nothing leaves this machine.\n"
+    );
     println!("   gateway    {}", gateway.url);
     println!("   upstream   {} (scripted)\n", scene.upstream.api_url());
     show_accounts(scene);
     let visitor = Visitor::new(&gateway.url);
     let visits = show_sessions(scene, &visitor).await?;
     let turns_after_limit = show_limit(scene, &visitor, &visits).await?;
-    let turns = visits.iter().map(|visit| visit.served_by.len()).sum::<usize>() + turns_after_limit;
+    let turns = visits
+        .iter()
+        .map(|visit| visit.served_by.len())
+        .sum::<usize>()
+        + turns_after_limit;
     show_usage(scene, gateway, turns).await
 }
 
 /// The lines that point Codex at the gateway.
 pub(crate) fn tell_how_to_join(gateway: &Gateway) {
     let user = USERS[0];
-    println!("The gateway stays up. To use it as {}, put this into Codex's config.toml:\n", user.name);
+    println!(
+        "The gateway stays up. To use it as {}, put this into Codex's config.toml:\n",
+        user.name
+    );
     println!("model_provider = \"tollgate\"\n");
     println!("[model_providers.tollgate]");
     println!("name = \"Tollgate\"");
@@ -52,15 +61,30 @@ fn show_accounts(scene: &Scene) {
     let rows = scene.credentials.iter().map(|credential| {
         let standing = credential.account.standing();
         let used = |percent: f64| format!("{percent:>3} % used");
-        let windows = [used(standing.five_hour.used_percent), used(standing.weekly.used_percent)];
-        [vec![credential.tag.to_owned(), standing.plan], windows.to_vec()].concat()
+        let windows = [
+            used(standing.five_hour.used_percent),
+            used(standing.weekly.used_percent),
+        ];
+        [
+            vec![credential.tag.to_owned(), standing.plan],
+            windows.to_vec(),
+        ]
+        .concat()
     });
-    table::print(&["credential", "plan", "5-hour window", "weekly window"], &rows.collect::<Vec<_>>());
+    table::print(
+        &["credential", "plan", "5-hour window", "weekly window"],
+        &rows.collect::<Vec<_>>(),
+    );
 }
 
 async fn show_sessions(scene: &Scene, visitor: &Visitor) -> Outcome<Vec<Visit>> {
     println!("2. Six sessions of two turns each, over SSE as Codex sends them\n");
-    let mut visits: Vec<Visit> = sessions().map(|session| Visit { session, served_by: Vec::new() }).collect();
+    let mut visits: Vec<Visit> = sessions()
+        .map(|session| Visit {
+            session,
+            served_by: Vec::new(),
+        })
+        .collect();
     let mut tokens = vec![(0, 0); visits.len()];
     for says in ["What does this crate do?", "And where does it begin?"] {
         for (visit, (input, output)) in visits.iter_mut().zip(&mut tokens) {
@@ -70,25 +94,52 @@ async fn show_sessions(scene: &Scene, visitor: &Visitor) -> Outcome<Vec<Visit>> 
             *output += turn.output_tokens;
         }
     }
-    if let Some(strayed) = visits.iter().find(|visit| visit.served_by[0] != visit.served_by[1]) {
-        let (name, [first, second]) = (&strayed.session.name, [strayed.served_by[0], strayed.served_by[1]]);
-        return Err(format!("session {name}: expected its second turn on {first:?}, found {second:?}"));
+    if let Some(strayed) = visits
+        .iter()
+        .find(|visit| visit.served_by[0] != visit.served_by[1])
+    {
+        let (name, [first, second]) = (
+            &strayed.session.name,
+            [strayed.served_by[0], strayed.served_by[1]],
+        );
+        return Err(format!(
+            "session {name}: expected its second turn on {first:?}, found {second:?}"
+        ));
     }
     let rows = visits.iter().zip(&tokens).map(|(visit, (input, output))| {
         let session = &visit.session;
         let who = [session.user.name, session.name.as_str(), session.model].map(str::to_owned);
-        let what =
-            [visit.served_by[0].to_owned(), visit.served_by[1].to_owned(), input.to_string(), output.to_string()];
+        let what = [
+            visit.served_by[0].to_owned(),
+            visit.served_by[1].to_owned(),
+            input.to_string(),
+            output.to_string(),
+        ];
         [who.to_vec(), what.to_vec()].concat()
     });
-    table::print(&["user", "session", "model", "turn 1", "turn 2", "input", "output"], &rows.collect::<Vec<_>>());
+    table::print(
+        &[
+            "user", "session", "model", "turn 1", "turn 2", "input", "output",
+        ],
+        &rows.collect::<Vec<_>>(),
+    );
     println!("   Every session stayed on the credential that it began with. Upstream now says:\n");
     let rows = scene.credentials.iter().map(|credential| {
-        let served = visits.iter().filter(|visit| visit.served_by[0] == credential.tag).count();
+        let served = visits
+            .iter()
+            .filter(|visit| visit.served_by[0] == credential.tag)
+            .count();
         let weekly = credential.account.standing().weekly.used_percent;
-        vec![credential.tag.to_owned(), served.to_string(), format!("{weekly:>3} % used")]
+        vec![
+            credential.tag.to_owned(),
+            served.to_string(),
+            format!("{weekly:>3} % used"),
+        ]
     });
-    table::print(&["credential", "sessions", "weekly window"], &rows.collect::<Vec<_>>());
+    table::print(
+        &["credential", "sessions", "weekly window"],
+        &rows.collect::<Vec<_>>(),
+    );
     Ok(visits)
 }
 
@@ -102,23 +153,40 @@ async fn show_limit(scene: &Scene, visitor: &Visitor, visits: &[Visit]) -> Outco
     let moved = visitor.send(session, "Go on.").await?;
     let path = servers(scene, session)?.split_off(before);
     let [first, .., last] = path[..] else {
-        return Err(format!("session {name}: expected upstream to see two attempts after the limit, found {path:?}"));
+        return Err(format!(
+            "session {name}: expected upstream to see two attempts after the limit, found {path:?}"
+        ));
     };
     if first != tag || last == tag {
-        return Err(format!("session {name}: expected it to move from {tag:?} to another, found {path:?}"));
+        return Err(format!(
+            "session {name}: expected it to move from {tag:?} to another, found {path:?}"
+        ));
     }
     let next = visitor.send(session, "Thanks.").await?;
     let path_of_next = servers(scene, session)?.split_off(before + path.len());
     if path_of_next.is_empty() || path_of_next.contains(&tag) {
-        return Err(format!("session {name}: expected {tag:?} to be left in peace, found {path_of_next:?}"));
+        return Err(format!(
+            "session {name}: expected {tag:?} to be left in peace, found {path_of_next:?}"
+        ));
     }
     println!("   {tag:<9} 429 usage_limit_reached");
     println!("   {last:<9} 200, for the same request sent again");
     println!("   {:<9} saw 200 and a whole stream\n", session.user.name);
     println!("   The ledger has:\n");
-    let rows = [row(scene, "turn 3", &moved, &path)?, row(scene, "turn 4", &next, &path_of_next)?];
+    let rows = [
+        row(scene, "turn 3", &moved, &path)?,
+        row(scene, "turn 4", &next, &path_of_next)?,
+    ];
     table::print(
-        &["session", "turn", "upstream saw", "served by", "status", "end", "attempts"],
+        &[
+            "session",
+            "turn",
+            "upstream saw",
+            "served by",
+            "status",
+            "end",
+            "attempts",
+        ],
         &rows.map(|row| [vec![name.clone()], row].concat()),
     );
     Ok(2)
@@ -129,16 +197,23 @@ fn use_up(holder: &Credential) {
     let standing = holder.account.standing().five_hour_used(100.0);
     let resets_at = standing.five_hour.resets_at;
     holder.account.set_standing(standing);
-    holder.account.always(Reply::usage_limit_reached().resets_at(resets_at));
+    holder
+        .account
+        .always(Reply::usage_limit_reached().resets_at(resets_at));
 }
 
 /// A session and the credential that it lives on: the one nearly used up, if it has a session.
-fn the_limited<'a>(scene: &'a Scene, visits: &'a [Visit]) -> Outcome<(&'a Session, &'a Credential)> {
+fn the_limited<'a>(
+    scene: &'a Scene,
+    visits: &'a [Visit],
+) -> Outcome<(&'a Session, &'a Credential)> {
     let used = |credential: &Credential| credential.account.standing().five_hour.used_percent;
     let mut credentials: Vec<&Credential> = scene.credentials.iter().collect();
     credentials.sort_by(|a, b| used(b).total_cmp(&used(a)));
     let held = credentials.into_iter().find_map(|credential| {
-        let visit = visits.iter().find(|visit| visit.served_by.last() == Some(&credential.tag))?;
+        let visit = visits
+            .iter()
+            .find(|visit| visit.served_by.last() == Some(&credential.tag))?;
         Some((&visit.session, credential))
     });
     held.ok_or_else(|| "expected a session on some credential, found none".to_owned())
@@ -147,8 +222,18 @@ fn the_limited<'a>(scene: &'a Scene, visits: &'a [Visit]) -> Outcome<(&'a Sessio
 /// A line of the table of attempts, checked against the ledger's row.
 fn row(scene: &Scene, name: &str, turn: &Turn, path: &[&str]) -> Outcome<Vec<String>> {
     let row = Ledger::open(&scene.ledger_path())?.row_of(&turn.response_id)?;
-    let expected = (path.last().copied().unwrap_or_default(), 200, "complete", path.len() as u64);
-    let found = (row.credential.as_str(), row.status, row.end.as_str(), row.attempts);
+    let expected = (
+        path.last().copied().unwrap_or_default(),
+        200,
+        "complete",
+        path.len() as u64,
+    );
+    let found = (
+        row.credential.as_str(),
+        row.status,
+        row.end.as_str(),
+        row.attempts,
+    );
     if found != expected {
         return Err(format!(
             "ledger: {name}: expected (credential, status, end, attempts) {expected:?}, found {found:?}"
@@ -166,30 +251,47 @@ fn row(scene: &Scene, name: &str, turn: &Turn, path: &[&str]) -> Outcome<Vec<Str
 
 async fn show_usage(scene: &Scene, gateway: &Gateway, turns: usize) -> Outcome<()> {
     println!("4. Tokens and cost\n");
-    let served = scene.credentials.iter().filter(|credential| has_served(scene, credential)).map(|found| found.tag);
-    for (by, names) in [("user", USERS.map(|user| user.name).to_vec()), ("credential", served.collect())] {
+    let served = scene
+        .credentials
+        .iter()
+        .filter(|credential| has_served(scene, credential))
+        .map(|found| found.tag);
+    for (by, names) in [
+        ("user", USERS.map(|user| user.name).to_vec()),
+        ("credential", served.collect()),
+    ] {
         println!("   $ tollgate usage --by {by}\n");
         let printed = gateway.usage(&scene.config_path(), by).await?;
         if let Some(missing) = names.iter().find(|name| !printed.contains(**name)) {
-            return Err(format!("tollgate usage --by {by}: expected a line for {missing:?}, found:\n{printed}"));
+            return Err(format!(
+                "tollgate usage --by {by}: expected a line for {missing:?}, found:\n{printed}"
+            ));
         }
         table::print_quoted(&printed);
     }
     let totals = Ledger::open(&scene.ledger_path())?.totals()?;
-    if (usize::try_from(totals.rows), totals.unpriced) != (Ok(turns), 0) || totals.cost_nanousd <= 0 {
+    if (usize::try_from(totals.rows), totals.unpriced) != (Ok(turns), 0) || totals.cost_nanousd <= 0
+    {
         let (rows, unpriced, cost) = (totals.rows, totals.unpriced, totals.cost_nanousd);
         return Err(format!(
             "ledger: expected {turns} rows, all priced, found {rows} of which {unpriced} unpriced, {cost} nano-dollars"
         ));
     }
     let usd = totals.cost_nanousd as f64 / NANOUSD_PER_USD;
-    println!("   {turns} turns, {} rows in the ledger, {usd:.6} USD in all.\n", totals.rows);
+    println!(
+        "   {turns} turns, {} rows in the ledger, {usd:.6} USD in all.\n",
+        totals.rows
+    );
     Ok(())
 }
 
 /// Whether it has a row in the ledger. The one that ran out has, too: a session lived on it before.
 fn has_served(scene: &Scene, credential: &Credential) -> bool {
-    scene.upstream.turns().iter().any(|turn| turn.account.as_deref() == Some(credential.account.id()))
+    scene
+        .upstream
+        .turns()
+        .iter()
+        .any(|turn| turn.account.as_deref() == Some(credential.account.id()))
 }
 
 fn sessions() -> impl Iterator<Item = Session> {
@@ -205,10 +307,14 @@ fn sessions() -> impl Iterator<Item = Session> {
 /// The credentials that upstream saw this session's requests on, in order.
 fn servers(scene: &Scene, session: &Session) -> Outcome<Vec<&'static str>> {
     let turns = scene.upstream.turns();
-    let own = turns.iter().filter(|turn| turn.header("session-id") == Some(session.id.as_str()));
+    let own = turns
+        .iter()
+        .filter(|turn| turn.header("session-id") == Some(session.id.as_str()));
     own.map(|turn| {
         let account = turn.account.as_deref();
-        account.and_then(|id| scene.tag_of(id)).ok_or_else(|| format!("upstream saw a request of account {account:?}"))
+        account
+            .and_then(|id| scene.tag_of(id))
+            .ok_or_else(|| format!("upstream saw a request of account {account:?}"))
     })
     .collect()
 }
@@ -216,5 +322,8 @@ fn servers(scene: &Scene, session: &Session) -> Outcome<Vec<&'static str>> {
 /// The credential of the session's latest request.
 fn the_one_server(scene: &Scene, session: &Session) -> Outcome<&'static str> {
     let servers = servers(scene, session)?;
-    servers.last().copied().ok_or_else(|| format!("session {}: upstream saw no request of it", session.name))
+    servers
+        .last()
+        .copied()
+        .ok_or_else(|| format!("session {}: upstream saw no request of it", session.name))
 }

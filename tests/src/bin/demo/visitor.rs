@@ -43,7 +43,10 @@ impl Visitor {
     /// Turns will go to the gateway at `url`.
     pub(crate) fn new(url: &str) -> Self {
         let client = Client::builder(TokioExecutor::new()).build_http();
-        Visitor { client, url: format!("{url}/v1/responses") }
+        Visitor {
+            client,
+            url: format!("{url}/v1/responses"),
+        }
     }
 
     /// Sends one turn and reads it to its end. Anything but 200 and a completed response is a failure.
@@ -55,18 +58,31 @@ impl Visitor {
             .map_err(|error| format!("{name}: {error}"))?;
         let text = String::from_utf8_lossy(&body);
         if status != StatusCode::OK {
-            return Err(format!("{name}: expected status 200, found {status}: {text}"));
+            return Err(format!(
+                "{name}: expected status 200, found {status}: {text}"
+            ));
         }
-        completed(&text).ok_or_else(|| format!("{name}: expected the event response.completed, found: {text}"))
+        completed(&text)
+            .ok_or_else(|| format!("{name}: expected the event response.completed, found: {text}"))
     }
 
     async fn exchange(&self, session: &Session, says: &str) -> Outcome<(StatusCode, Bytes)> {
-        let response = self.client.request(request(&self.url, session, says)).await.map_err(|error| {
-            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
-            format!("{error}{cause}")
-        })?;
+        let response = self
+            .client
+            .request(request(&self.url, session, says))
+            .await
+            .map_err(|error| {
+                let cause = std::error::Error::source(&error)
+                    .map(|cause| format!(": {cause}"))
+                    .unwrap_or_default();
+                format!("{error}{cause}")
+            })?;
         let status = response.status();
-        let body = response.into_body().collect().await.map_err(|error| format!("the answer broke off: {error}"))?;
+        let body = response
+            .into_body()
+            .collect()
+            .await
+            .map_err(|error| format!("the answer broke off: {error}"))?;
         Ok((status, body.to_bytes()))
     }
 }
@@ -105,7 +121,9 @@ fn body(session: &Session, says: &str) -> Value {
 
 /// The figures of the stream's `response.completed`.
 fn completed(stream: &str) -> Option<Turn> {
-    let mut events = stream.lines().filter_map(|line| serde_json::from_str::<Value>(line.strip_prefix("data:")?).ok());
+    let mut events = stream
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line.strip_prefix("data:")?).ok());
     let completed = events.find(|event| event["type"] == "response.completed")?;
     let response = &completed["response"];
     Some(Turn {

@@ -25,19 +25,33 @@ pub(super) struct Decided {
 }
 
 impl From<Redeemed> for Decided {
-    fn from(Redeemed { account, reply, body }: Redeemed) -> Self {
-        Decided { account, outcome: Outcome::Response(Arc::new(Prepared::new(reply))), body }
+    fn from(
+        Redeemed {
+            account,
+            reply,
+            body,
+        }: Redeemed,
+    ) -> Self {
+        Decided {
+            account,
+            outcome: Outcome::Response(Arc::new(Prepared::new(reply))),
+            body,
+        }
     }
 }
 
 /// Where a request goes, if there is such a place.
 pub(super) fn route(method: &Method, path: &str, headers: &HeaderMap) -> Option<Route> {
     match (method, path) {
-        (&Method::GET, "/backend-api/codex/responses" | "/v1/responses") if handshake::is_asked(headers) => {
+        (&Method::GET, "/backend-api/codex/responses" | "/v1/responses")
+            if handshake::is_asked(headers) =>
+        {
             Some(Route::Socket)
         }
         (&Method::POST, "/backend-api/codex/responses" | "/v1/responses") => Some(Route::Responses),
-        (&Method::POST, "/backend-api/codex/responses/compact" | "/v1/responses/compact") => Some(Route::Compact),
+        (&Method::POST, "/backend-api/codex/responses/compact" | "/v1/responses/compact") => {
+            Some(Route::Compact)
+        }
         (&Method::POST, "/v1/chat/completions") => Some(Route::ChatCompletions),
         (&Method::GET, "/v1/models") => Some(Route::Models),
         (&Method::GET, "/backend-api/codex/models") => Some(Route::CodexModels),
@@ -48,21 +62,41 @@ pub(super) fn route(method: &Method, path: &str, headers: &HeaderMap) -> Option<
 }
 
 impl Stage {
-    pub(super) fn decide(&self, route: Option<Route>, headers: &HeaderMap, asked: Option<&Asked>) -> Decided {
+    pub(super) fn decide(
+        &self,
+        route: Option<Route>,
+        headers: &HeaderMap,
+        asked: Option<&Asked>,
+    ) -> Decided {
         let bearer = self.bearer(headers);
         let outcome = match admit(route, bearer.as_ref(), headers) {
             Ok((Route::Socket, account)) => choose_handshake(account, headers),
             Ok((route, account)) => Outcome::Response(self.choose(route, account, asked)),
             Err(refusal) => Outcome::Response(refusal),
         };
-        Decided { account: bearer.map(|(account, _)| account), outcome, body: None }
+        Decided {
+            account: bearer.map(|(account, _)| account),
+            outcome,
+            body: None,
+        }
     }
 
     /// The account that the bearer token names, and whether the token is taken.
     fn bearer(&self, headers: &HeaderMap) -> Option<(Account, Access)> {
-        let token = headers.get(AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")?;
-        let account = self.accounts.lock().expect("no holder of the accounts panics").get(token).cloned();
-        account.map(|account| (account, Access::Granted)).or_else(|| self.logins.bearer(token))
+        let token = headers
+            .get(AUTHORIZATION)?
+            .to_str()
+            .ok()?
+            .strip_prefix("Bearer ")?;
+        let account = self
+            .accounts
+            .lock()
+            .expect("no holder of the accounts panics")
+            .get(token)
+            .cloned();
+        account
+            .map(|account| (account, Access::Granted))
+            .or_else(|| self.logins.bearer(token))
     }
 
     fn choose(&self, route: Route, account: &Account, asked: Option<&Asked>) -> Arc<Prepared> {
@@ -78,7 +112,11 @@ impl Stage {
         }
         // Only where nothing was scripted: a script answers whatever the body is.
         if route.is_turn() && asked.is_none() {
-            return error(400, "invalid_request_error", "We could not parse the JSON body of your request.");
+            return error(
+                400,
+                "invalid_request_error",
+                "We could not parse the JSON body of your request.",
+            );
         }
         Arc::clone(&self.well)
     }
@@ -99,16 +137,30 @@ fn admit<'a>(
     headers: &HeaderMap,
 ) -> Result<(Route, &'a Account), Arc<Prepared>> {
     let Some(route) = route else {
-        return Err(error(404, "invalid_request_error", "no such path on the scripted upstream"));
+        return Err(error(
+            404,
+            "invalid_request_error",
+            "no such path on the scripted upstream",
+        ));
     };
     let account = match bearer {
         Some((account, Access::Granted)) => account,
         Some((_, Access::Refused)) => return Err(token_expired()),
-        None => return Err(error(401, "invalid_request_error", "Incorrect API key or access token provided.")),
+        None => {
+            return Err(error(
+                401,
+                "invalid_request_error",
+                "Incorrect API key or access token provided.",
+            ));
+        }
     };
     let named = headers.get("chatgpt-account-id");
     if named.is_some_and(|id| id.as_bytes() != account.id().as_bytes()) {
-        return Err(error(401, "invalid_request_error", "The account id is not that of the token."));
+        return Err(error(
+            401,
+            "invalid_request_error",
+            "The account id is not that of the token.",
+        ));
     }
     Ok((route, account))
 }
@@ -119,6 +171,7 @@ fn error(status: u16, error_type: &str, message: &str) -> Arc<Prepared> {
 
 fn token_expired() -> Arc<Prepared> {
     let message = "Provided authentication token is expired. Please try signing in again.";
-    let reply = Reply::error(401, "invalid_request_error", message).error_field("code", json!("token_expired"));
+    let reply = Reply::error(401, "invalid_request_error", message)
+        .error_field("code", json!("token_expired"));
     Arc::new(Prepared::new(reply.without_rate_limits()))
 }

@@ -16,7 +16,9 @@ fn refresh_request(refresh_token: &Value) -> Value {
 }
 
 fn token_post(media: &str, body: String) -> Request<Full<Bytes>> {
-    let request = Request::post("/oauth/token").header("host", "upstream").header("content-type", media);
+    let request = Request::post("/oauth/token")
+        .header("host", "upstream")
+        .header("content-type", media);
     request.body(Full::new(body.into())).expect("a request")
 }
 
@@ -27,7 +29,11 @@ async fn post(upstream: &Upstream, body: &Value) -> hyper::Result<Response<Incom
 async fn whole(response: Response<Incoming>) -> Answered {
     let (head, body) = response.into_parts();
     let body = body.collect().await.expect("a whole body").to_bytes();
-    Answered { status: head.status, headers: head.headers, body }
+    Answered {
+        status: head.status,
+        headers: head.headers,
+        body,
+    }
 }
 
 /// Refreshes with the token of this auth.json.
@@ -38,14 +44,20 @@ async fn refresh(upstream: &Upstream, auth_json: &Value) -> Answered {
 
 /// Asks with the access token of this auth.json.
 async fn use_tokens(upstream: &Upstream, auth_json: &Value, path: &str, body: &str) -> Answered {
-    let token = auth_json["tokens"]["access_token"].as_str().expect("an access token");
+    let token = auth_json["tokens"]["access_token"]
+        .as_str()
+        .expect("an access token");
     let mut asked = request(path, token, body.to_owned());
-    asked.headers_mut().insert("chatgpt-account-id", "acct-ana".parse().expect("a value"));
+    asked
+        .headers_mut()
+        .insert("chatgpt-account-id", "acct-ana".parse().expect("a value"));
     whole(send(upstream, asked).await.expect("an answer")).await
 }
 
 async fn status_of(upstream: &Upstream, auth_json: &Value) -> StatusCode {
-    use_tokens(upstream, auth_json, "/v1/models", "").await.status
+    use_tokens(upstream, auth_json, "/v1/models", "")
+        .await
+        .status
 }
 
 async fn start_login() -> (Upstream, Login) {
@@ -57,7 +69,12 @@ async fn start_login() -> (Upstream, Login) {
 /// A JWT's claims.
 fn claims(token: &Value) -> Value {
     const LETTERS: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let middle = token.as_str().expect("a token").split('.').nth(1).expect("three parts");
+    let middle = token
+        .as_str()
+        .expect("a token")
+        .split('.')
+        .nth(1)
+        .expect("three parts");
     let (mut bits, mut count, mut bytes) = (0u32, 0, Vec::new());
     for letter in middle.chars() {
         bits = bits << 6 | LETTERS.find(letter).expect("a letter of base64url") as u32;
@@ -86,15 +103,29 @@ async fn auth_json_is_as_codex_writes_it() {
     assert_eq!(fields, ["OPENAI_API_KEY", "tokens", "last_refresh"]);
     assert!(file["OPENAI_API_KEY"].is_null());
     assert_eq!(file["tokens"]["account_id"], "acct-ana");
-    assert!(file["tokens"]["refresh_token"].as_str().expect("text").starts_with("rt-acct-ana-"));
+    assert!(
+        file["tokens"]["refresh_token"]
+            .as_str()
+            .expect("text")
+            .starts_with("rt-acct-ana-")
+    );
     let last_refresh = file["last_refresh"].as_str().expect("text");
-    assert_eq!((last_refresh.len(), &last_refresh[29..]), ("2026-11-22T10:00:00.000000000Z".len(), "Z"));
+    assert_eq!(
+        (last_refresh.len(), &last_refresh[29..]),
+        ("2026-11-22T10:00:00.000000000Z".len(), "Z")
+    );
     let access = claims(&file["tokens"]["access_token"]);
     let left = access["exp"].as_i64().expect("Unix seconds") - standing::unix_now() as i64;
     assert!((80..=90).contains(&left), "{left} seconds");
-    assert_eq!(access["https://api.openai.com/auth"]["chatgpt_plan_type"], "pro");
+    assert_eq!(
+        access["https://api.openai.com/auth"]["chatgpt_plan_type"],
+        "pro"
+    );
     let id = claims(&file["tokens"]["id_token"]);
-    assert_eq!(id["https://api.openai.com/auth"]["chatgpt_account_id"], "acct-ana");
+    assert_eq!(
+        id["https://api.openai.com/auth"]["chatgpt_account_id"],
+        "acct-ana"
+    );
     assert_eq!(id["email"], "acct-ana@example.com");
 }
 
@@ -108,18 +139,39 @@ async fn a_refresh_rotates_and_old_access_tokens_stay() {
         (answered.status, &answered.headers["content-type"]),
         (StatusCode::OK, &"application/json".parse().unwrap())
     );
-    assert!(answered.headers.keys().all(|name| !name.as_str().starts_with("x-codex")));
+    assert!(
+        answered
+            .headers
+            .keys()
+            .all(|name| !name.as_str().starts_with("x-codex"))
+    );
     let (answer, new) = (answered.json(), login.auth_json());
-    assert_eq!((&answer["token_type"], &answer["expires_in"]), (&json!("Bearer"), &json!(600)));
+    assert_eq!(
+        (&answer["token_type"], &answer["expires_in"]),
+        (&json!("Bearer"), &json!(600))
+    );
     for name in ["id_token", "access_token", "refresh_token"] {
         assert_eq!(answer[name], new["tokens"][name], "{name}");
         assert_ne!(answer[name], old["tokens"][name], "{name}");
     }
     for file in [&old, &new] {
-        assert_eq!(use_tokens(&upstream, file, RESPONSES, &turn().to_string()).await.status, 200);
+        assert_eq!(
+            use_tokens(&upstream, file, RESPONSES, &turn().to_string())
+                .await
+                .status,
+            200
+        );
         assert_eq!(use_tokens(&upstream, file, USAGE, "").await.status, 200);
     }
-    assert_eq!((login.post_count(), login.rotations(), login.reuses(), login.is_revoked()), (1, 1, 0, false));
+    assert_eq!(
+        (
+            login.post_count(),
+            login.rotations(),
+            login.reuses(),
+            login.is_revoked()
+        ),
+        (1, 1, 0, false)
+    );
 }
 
 #[tokio::test]
@@ -129,13 +181,37 @@ async fn a_reuse_revokes_the_family_and_no_other() {
     let spent = login.auth_json();
     assert_eq!(refresh(&upstream, &spent).await.status, 200);
     let current = login.auth_json();
-    assert_refused(&refresh(&upstream, &spent).await, 401, "refresh_token_reused");
+    assert_refused(
+        &refresh(&upstream, &spent).await,
+        401,
+        "refresh_token_reused",
+    );
     for file in [&spent, &current] {
-        assert_refused(&refresh(&upstream, file).await, 401, "refresh_token_invalidated");
-        assert_refused(&use_tokens(&upstream, file, RESPONSES, "{}").await, 401, "token_expired");
-        assert_refused(&use_tokens(&upstream, file, USAGE, "").await, 401, "token_expired");
+        assert_refused(
+            &refresh(&upstream, file).await,
+            401,
+            "refresh_token_invalidated",
+        );
+        assert_refused(
+            &use_tokens(&upstream, file, RESPONSES, "{}").await,
+            401,
+            "token_expired",
+        );
+        assert_refused(
+            &use_tokens(&upstream, file, USAGE, "").await,
+            401,
+            "token_expired",
+        );
     }
-    assert_eq!((login.post_count(), login.rotations(), login.reuses(), login.is_revoked()), (4, 1, 2, true));
+    assert_eq!(
+        (
+            login.post_count(),
+            login.rotations(),
+            login.reuses(),
+            login.is_revoked()
+        ),
+        (4, 1, 2, true)
+    );
     assert_eq!(status_of(&upstream, &other.auth_json()).await, 200);
     assert_eq!((other.post_count(), other.is_revoked()), (0, false));
 }
@@ -146,11 +222,22 @@ async fn an_expired_access_token_is_refused_and_refreshes() {
     let fresh = login.auth_json();
     for (lifetime_seconds, status) in [(-1, 401), (0, 401), (60, 200)] {
         let file = login.renew_with(lifetime_seconds);
-        assert_eq!(status_of(&upstream, &file).await, status, "{lifetime_seconds} s");
-        assert_eq!(file["tokens"]["refresh_token"], fresh["tokens"]["refresh_token"]);
+        assert_eq!(
+            status_of(&upstream, &file).await,
+            status,
+            "{lifetime_seconds} s"
+        );
+        assert_eq!(
+            file["tokens"]["refresh_token"],
+            fresh["tokens"]["refresh_token"]
+        );
     }
     let expired = login.renew_with(-60);
-    assert_refused(&use_tokens(&upstream, &expired, USAGE, "").await, 401, "token_expired");
+    assert_refused(
+        &use_tokens(&upstream, &expired, USAGE, "").await,
+        401,
+        "token_expired",
+    );
     assert_eq!(refresh(&upstream, &expired).await.status, 200);
     assert_eq!(status_of(&upstream, &login.auth_json()).await, 200);
     login.lifetime(Duration::ZERO);
@@ -177,27 +264,50 @@ async fn only_codexs_own_request_is_taken() {
         if let Some(value) = value {
             bad[field] = value;
         }
-        assert_refused(&whole(post(&upstream, &bad).await.expect("an answer")).await, 400, "invalid_request");
+        assert_refused(
+            &whole(post(&upstream, &bad).await.expect("an answer")).await,
+            400,
+            "invalid_request",
+        );
     }
     for (media, body) in [
-        ("application/x-www-form-urlencoded", "grant_type=refresh_token".to_owned()),
+        (
+            "application/x-www-form-urlencoded",
+            "grant_type=refresh_token".to_owned(),
+        ),
         ("application/x-www-form-urlencoded", well.to_string()),
         ("application/json", "{".to_owned()),
     ] {
-        let answered = whole(send(&upstream, token_post(media, body)).await.expect("an answer")).await;
+        let answered = whole(
+            send(&upstream, token_post(media, body))
+                .await
+                .expect("an answer"),
+        )
+        .await;
         assert_refused(&answered, 400, "invalid_request");
     }
     assert_refused(
-        &whole(post(&upstream, &refresh_request(&json!("rt-nobody-1"))).await.expect("an answer")).await,
+        &whole(
+            post(&upstream, &refresh_request(&json!("rt-nobody-1")))
+                .await
+                .expect("an answer"),
+        )
+        .await,
         401,
         "refresh_token_invalidated",
     );
     assert_eq!((login.post_count(), login.rotations()), (0, 0));
     let mut as_codex = well;
-    as_codex.as_object_mut().expect("an object").shift_remove("scope");
+    as_codex
+        .as_object_mut()
+        .expect("an object")
+        .shift_remove("scope");
     as_codex["refresh_reason"] = json!("expired");
     let request = token_post("application/json; charset=utf-8", as_codex.to_string());
-    assert_eq!(send(&upstream, request).await.expect("an answer").status(), 200);
+    assert_eq!(
+        send(&upstream, request).await.expect("an answer").status(),
+        200
+    );
 }
 
 #[tokio::test]
@@ -206,28 +316,54 @@ async fn a_bad_answer_rotates_only_if_told() {
     let first = login.auth_json();
     login
         .then_for_token(TokenReply::status(503).header("retry-after", "1"))
-        .then_for_token(TokenReply::status(502).body("<html>").header("content-type", "text/html").rotating())
+        .then_for_token(
+            TokenReply::status(502)
+                .body("<html>")
+                .header("content-type", "text/html")
+                .rotating(),
+        )
         .then_for_token(TokenReply::well().body("{\"access_token\":"));
     let unavailable = refresh(&upstream, &first).await;
-    assert_eq!((unavailable.status.as_u16(), &unavailable.body[..]), (503, &b""[..]));
+    assert_eq!(
+        (unavailable.status.as_u16(), &unavailable.body[..]),
+        (503, &b""[..])
+    );
     assert_eq!(unavailable.headers["retry-after"], "1");
-    assert_eq!((login.rotations(), login.auth_json()["tokens"] == first["tokens"]), (0, true));
+    assert_eq!(
+        (
+            login.rotations(),
+            login.auth_json()["tokens"] == first["tokens"]
+        ),
+        (0, true)
+    );
     let page = refresh(&upstream, &first).await;
-    assert_eq!((page.status.as_u16(), &page.body[..]), (502, &b"<html>"[..]));
+    assert_eq!(
+        (page.status.as_u16(), &page.body[..]),
+        (502, &b"<html>"[..])
+    );
     assert_eq!(page.headers["content-type"], "text/html");
     assert_eq!(login.rotations(), 1);
     let broken = refresh(&upstream, &login.auth_json()).await;
-    assert_eq!((broken.status.as_u16(), &broken.body[..]), (200, &b"{\"access_token\":"[..]));
+    assert_eq!(
+        (broken.status.as_u16(), &broken.body[..]),
+        (200, &b"{\"access_token\":"[..])
+    );
     assert_eq!(login.rotations(), 2);
     // What is scripted is not for spent tokens.
     login.always_for_token(TokenReply::status(500));
-    assert_refused(&refresh(&upstream, &first).await, 401, "refresh_token_reused");
+    assert_refused(
+        &refresh(&upstream, &first).await,
+        401,
+        "refresh_token_reused",
+    );
 }
 
 #[tokio::test]
 async fn the_queue_of_a_login_goes_before_always() {
     let (upstream, login) = start_login().await;
-    login.always_for_token(TokenReply::status(500)).then_for_token(TokenReply::status(429));
+    login
+        .always_for_token(TokenReply::status(500))
+        .then_for_token(TokenReply::status(429));
     let file = login.auth_json();
     for status in [429, 500, 500] {
         assert_eq!(refresh(&upstream, &file).await.status, status);
@@ -244,7 +380,10 @@ async fn an_answer_without_a_refresh_token_leaves_the_old_one_current() {
     let answer = refresh(&upstream, &file).await.json();
     assert!(answer.get("refresh_token").is_none());
     assert_ne!(answer["access_token"], file["tokens"]["access_token"]);
-    assert_eq!(status_of(&upstream, &json!({ "tokens": answer })).await, 200);
+    assert_eq!(
+        status_of(&upstream, &json!({ "tokens": answer })).await,
+        200
+    );
     assert_eq!(refresh(&upstream, &file).await.status, 200);
     assert_eq!((login.rotations(), login.reuses()), (1, 0));
 }
@@ -264,7 +403,10 @@ async fn a_held_answer_has_rotated_already() {
     assert_eq!((login.rotations(), asking.is_finished()), (1, false));
     gate.open();
     let answer = asking.await.expect("an answer").json();
-    assert_eq!(answer["refresh_token"], login.auth_json()["tokens"]["refresh_token"]);
+    assert_eq!(
+        answer["refresh_token"],
+        login.auth_json()["tokens"]["refresh_token"]
+    );
 }
 
 #[tokio::test]
@@ -280,7 +422,11 @@ async fn a_client_killed_before_the_answer_has_lost_its_tokens() {
     gate.wait_until_reached().await;
     asking.abort();
     upstream.wait_for_abandoned(1).await;
-    assert_refused(&refresh(&upstream, &file).await, 401, "refresh_token_reused");
+    assert_refused(
+        &refresh(&upstream, &file).await,
+        401,
+        "refresh_token_reused",
+    );
 }
 
 #[tokio::test]
@@ -290,8 +436,15 @@ async fn a_cut_comes_after_the_rotation() {
     let file = login.auth_json();
     let body = refresh_request(&file["tokens"]["refresh_token"]);
     assert!(post(&upstream, &body).await.is_err());
-    assert_eq!((login.post_count(), login.rotations(), login.reuses()), (1, 1, 0));
-    assert_refused(&refresh(&upstream, &file).await, 401, "refresh_token_reused");
+    assert_eq!(
+        (login.post_count(), login.rotations(), login.reuses()),
+        (1, 1, 0)
+    );
+    assert_refused(
+        &refresh(&upstream, &file).await,
+        401,
+        "refresh_token_reused",
+    );
 }
 
 #[tokio::test]
@@ -323,12 +476,29 @@ async fn each_kind_of_request_has_its_count() {
     use_tokens(&upstream, &expired, USAGE, "").await;
     refresh(&upstream, &file).await;
     account.wait_for_polls(3).await;
-    assert_eq!((account.turn_count(), account.poll_count(), login.post_count()), (1, 3, 1));
+    assert_eq!(
+        (
+            account.turn_count(),
+            account.poll_count(),
+            login.post_count()
+        ),
+        (1, 3, 1)
+    );
     let seen = upstream.wait_for_requests(5).await;
     assert_eq!(upstream.turns().len(), 1);
-    assert_eq!((seen[4].path(), seen[4].json()["grant_type"].as_str()), ("/oauth/token", Some("refresh_token")));
-    assert!(seen.iter().all(|request| request.account.as_deref() == Some("acct-ana")));
-    assert_eq!(ask(&upstream, USAGE, Value::Null).await.status, 401, "a stranger polls nobody");
+    assert_eq!(
+        (seen[4].path(), seen[4].json()["grant_type"].as_str()),
+        ("/oauth/token", Some("refresh_token"))
+    );
+    assert!(
+        seen.iter()
+            .all(|request| request.account.as_deref() == Some("acct-ana"))
+    );
+    assert_eq!(
+        ask(&upstream, USAGE, Value::Null).await.status,
+        401,
+        "a stranger polls nobody"
+    );
     assert_eq!(account.poll_count(), 3);
 }
 

@@ -18,33 +18,54 @@ type Client = WebSocketStream<TcpStream>;
 const CREATE: &str = "response.create";
 
 fn handshake(upstream: &Upstream, path: &str, token: &str) -> Request<()> {
-    let mut request = format!("ws://{}{path}", upstream.address()).into_client_request().expect("a request");
-    request.headers_mut().insert("authorization", format!("Bearer {token}").parse().expect("a value"));
+    let mut request = format!("ws://{}{path}", upstream.address())
+        .into_client_request()
+        .expect("a request");
+    request.headers_mut().insert(
+        "authorization",
+        format!("Bearer {token}").parse().expect("a value"),
+    );
     request
 }
 
-async fn connect_with(upstream: &Upstream, request: Request<()>) -> Result<(Client, HeaderMap), Error> {
-    let stream = TcpStream::connect(upstream.address()).await.expect("connected");
+async fn connect_with(
+    upstream: &Upstream,
+    request: Request<()>,
+) -> Result<(Client, HeaderMap), Error> {
+    let stream = TcpStream::connect(upstream.address())
+        .await
+        .expect("connected");
     let (client, response) = client_async_with_config(request, stream, None).await?;
     Ok((client, response.headers().clone()))
 }
 
 async fn connect(upstream: &Upstream) -> Client {
-    connect_with(upstream, handshake(upstream, RESPONSES, "at-ana")).await.expect("upgraded").0
+    connect_with(upstream, handshake(upstream, RESPONSES, "at-ana"))
+        .await
+        .expect("upgraded")
+        .0
 }
 
 fn create(more: Value) -> Value {
     let mut create = json!({"type": CREATE, "model": "gpt-5.4", "input": []});
-    create.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+    create
+        .as_object_mut()
+        .expect("an object")
+        .extend(more.as_object().expect("an object").clone());
     create
 }
 
 async fn send_text(client: &mut Client, text: impl ToString) {
-    client.send(Message::text(text.to_string())).await.expect("sent");
+    client
+        .send(Message::text(text.to_string()))
+        .await
+        .expect("sent");
 }
 
 async fn next(client: &mut Client) -> Option<Result<Message, Error>> {
-    tokio::time::timeout(WAIT_MAX, client.next()).await.expect("in time")
+    tokio::time::timeout(WAIT_MAX, client.next())
+        .await
+        .expect("in time")
 }
 
 async fn next_message(client: &mut Client) -> Message {
@@ -57,7 +78,14 @@ async fn next_event(client: &mut Client) -> Value {
 }
 
 fn is_last(event: &Value) -> bool {
-    ["response.completed", "response.incomplete", "response.failed", "error"].iter().any(|kind| event["type"] == **kind)
+    [
+        "response.completed",
+        "response.incomplete",
+        "response.failed",
+        "error",
+    ]
+    .iter()
+    .any(|kind| event["type"] == **kind)
 }
 
 /// The events up to the last one.
@@ -75,7 +103,10 @@ async fn ask_for(client: &mut Client, more: Value) -> Vec<Value> {
 }
 
 fn kinds(events: &[Value]) -> Vec<&str> {
-    events.iter().map(|event| event["type"].as_str().expect("a type")).collect()
+    events
+        .iter()
+        .map(|event| event["type"].as_str().expect("a type"))
+        .collect()
 }
 
 #[tokio::test]
@@ -86,11 +117,17 @@ async fn an_unscripted_turn_has_the_events_of_a_stream() {
     let streamed = ask(&upstream, RESPONSES, turn()).await.events();
     let names: Vec<&str> = streamed.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(kinds(&events), names);
-    let sequence: Vec<u64> = events.iter().filter_map(|event| event["sequence_number"].as_u64()).collect();
+    let sequence: Vec<u64> = events
+        .iter()
+        .filter_map(|event| event["sequence_number"].as_u64())
+        .collect();
     assert_eq!(sequence, Vec::from_iter(0..11));
     assert_eq!(events[9]["item"]["content"][0]["text"], "tick tick tick ");
     let response = &events[10]["response"];
-    assert_eq!((&response["model"], &response["service_tier"]), (&json!("gpt-5.4"), &json!("priority")));
+    assert_eq!(
+        (&response["model"], &response["service_tier"]),
+        (&json!("gpt-5.4"), &json!("priority"))
+    );
     assert_eq!(response["usage"]["total_tokens"], 1350);
     assert_eq!((ana.socket_turn_count(), ana.turn_count()), (1, 1));
 }
@@ -103,17 +140,33 @@ async fn the_handshake_tells_the_accounts_standing() {
     let request = handshake(&upstream, RESPONSES, "at-ana");
     let (_client, headers) = connect_with(&upstream, request).await.expect("upgraded");
     assert_eq!(headers["x-codex-primary-used-percent"], "12");
-    for (name, value) in [("openai-model", "scripted-model"), ("x-reasoning-included", "true"), ("server", "scripted")]
-    {
+    for (name, value) in [
+        ("openai-model", "scripted-model"),
+        ("x-reasoning-included", "true"),
+        ("server", "scripted"),
+    ] {
         assert_eq!(headers[name], value);
     }
     let request = handshake(&upstream, "/v1/responses", "sk-key");
     let (_client, headers) = connect_with(&upstream, request).await.expect("upgraded");
     assert!(!headers.contains_key("x-codex-primary-used-percent"));
     let sockets = upstream.wait_for_sockets(2).await;
-    assert_eq!([&sockets[0].account, &sockets[1].account], ["acct-ana", "key"]);
-    assert_eq!(sockets[0].request.header("authorization"), Some("Bearer at-ana"));
-    assert_eq!((ana.handshake_count(), ana.socket_count(), upstream.request_count()), (1, 1, 2));
+    assert_eq!(
+        [&sockets[0].account, &sockets[1].account],
+        ["acct-ana", "key"]
+    );
+    assert_eq!(
+        sockets[0].request.header("authorization"),
+        Some("Bearer at-ana")
+    );
+    assert_eq!(
+        (
+            ana.handshake_count(),
+            ana.socket_count(),
+            upstream.request_count()
+        ),
+        (1, 1, 2)
+    );
     assert_eq!(upstream.open_socket_count(), 2);
 }
 
@@ -127,17 +180,27 @@ async fn a_prewarm_counts_nothing_and_its_response_may_be_named() {
     assert_eq!(prewarm[1]["response"]["usage"]["total_tokens"], 0);
     assert_eq!(prewarm[1]["response"]["output"], json!([]));
     assert_eq!(ana.socket_turn_count(), 0);
-    let scripted = ask_for(&mut client, json!({"previous_response_id": prewarm[1]["response"]["id"]})).await;
+    let scripted = ask_for(
+        &mut client,
+        json!({"previous_response_id": prewarm[1]["response"]["id"]}),
+    )
+    .await;
     assert_eq!(scripted.len(), 8);
     let named = json!({"previous_response_id": scripted[7]["response"]["id"]});
     assert_eq!(ask_for(&mut client, named.clone()).await.len(), 11);
 
     let mut other = connect(&upstream).await;
     let refused = ask_for(&mut other, named).await;
-    assert_eq!((&refused[0]["status"], &refused[0]["type"]), (&json!(400), &json!("error")));
+    assert_eq!(
+        (&refused[0]["status"], &refused[0]["type"]),
+        (&json!(400), &json!("error"))
+    );
     assert_eq!(refused[0]["error"]["code"], "previous_response_not_found");
     ana.then_for_prewarm(SocketError::usage_limit_reached().resets_in_seconds(60));
-    assert_eq!(ask_for(&mut other, json!({"generate": false})).await[0]["error"]["resets_in_seconds"], 60);
+    assert_eq!(
+        ask_for(&mut other, json!({"generate": false})).await[0]["error"]["resets_in_seconds"],
+        60
+    );
 }
 
 #[tokio::test]
@@ -146,17 +209,41 @@ async fn a_socket_is_scripted_as_a_turn_is() {
     let mut client = connect(&upstream).await;
     upstream.always_socket(SocketReply::ok().deltas(1));
     assert_eq!(ask_for(&mut client, json!({})).await.len(), 9);
-    ana.always_socket(SocketReply::begun().failed()).then_socket(SocketReply::begun().incomplete().without_usage());
-    let usage = Usage { input: 10, cached: 4, cache_write: 3, output: 2, reasoning: 1 };
-    let told = SocketReply::ok().usage(usage).model("gpt-5").service_tier("flex").response_id("resp_x");
+    ana.always_socket(SocketReply::begun().failed())
+        .then_socket(SocketReply::begun().incomplete().without_usage());
+    let usage = Usage {
+        input: 10,
+        cached: 4,
+        cache_write: 3,
+        output: 2,
+        reasoning: 1,
+    };
+    let told = SocketReply::ok()
+        .usage(usage)
+        .model("gpt-5")
+        .service_tier("flex")
+        .response_id("resp_x");
     ana.then_socket(told);
     let incomplete = ask_for(&mut client, json!({})).await;
     assert_eq!(incomplete[10]["type"], "response.incomplete");
     assert!(incomplete[10]["response"]["usage"].is_null());
     let response = ask_for(&mut client, json!({})).await[10]["response"].clone();
-    assert_eq!(response["usage"]["input_tokens_details"]["cache_write_tokens"], 3);
-    assert_eq!([&response["id"], &response["model"], &response["service_tier"]], ["resp_x", "gpt-5", "flex"]);
-    assert_eq!(ask_for(&mut client, json!({})).await[10]["type"], "response.failed");
+    assert_eq!(
+        response["usage"]["input_tokens_details"]["cache_write_tokens"],
+        3
+    );
+    assert_eq!(
+        [
+            &response["id"],
+            &response["model"],
+            &response["service_tier"]
+        ],
+        ["resp_x", "gpt-5", "flex"]
+    );
+    assert_eq!(
+        ask_for(&mut client, json!({})).await[10]["type"],
+        "response.failed"
+    );
     ana.clear_script();
     assert_eq!(ask_for(&mut client, json!({})).await.len(), 9);
 }
@@ -180,7 +267,12 @@ async fn a_turn_on_a_socket_uses_up_the_windows_before_its_last_event() {
 async fn a_large_output_comes_whole_in_one_message_or_in_frames() {
     let (upstream, ana) = start().await;
     let mut client = connect(&upstream).await;
-    for reply in [SocketReply::ok(), SocketReply::ok().fragments(&[1, 0, 70_000]).ping_within("within")] {
+    for reply in [
+        SocketReply::ok(),
+        SocketReply::ok()
+            .fragments(&[1, 0, 70_000])
+            .ping_within("within"),
+    ] {
         ana.then_socket(reply.deltas(1).output_bytes(6_000_000));
         send_text(&mut client, create(json!({}))).await;
         let mut pings = 0;
@@ -188,18 +280,23 @@ async fn a_large_output_comes_whole_in_one_message_or_in_frames() {
             match next_message(&mut client).await {
                 Message::Ping(_) => pings += 1,
                 message => {
-                    let event: Value = serde_json::from_str(message.to_text().expect("text")).expect("JSON");
+                    let event: Value =
+                        serde_json::from_str(message.to_text().expect("text")).expect("JSON");
                     if is_last(&event) {
                         break event;
                     }
                 }
             }
         };
-        let text = completed["response"]["output"][0]["content"][0]["text"].as_str().expect("text");
+        let text = completed["response"]["output"][0]["content"][0]["text"]
+            .as_str()
+            .expect("text");
         assert_eq!(text.len(), 6_000_000);
         assert!(pings == 0 || pings == 9, "a ping in each message: {pings}");
     }
-    upstream.wait_until_sockets("a pong", |sockets| !sockets[0].pongs.is_empty()).await;
+    upstream
+        .wait_until_sockets("a pong", |sockets| !sockets[0].pongs.is_empty())
+        .await;
 }
 
 #[tokio::test]
@@ -213,15 +310,24 @@ async fn a_gate_stands_where_it_was_put_and_hides_nothing_of_the_client() {
     for _ in 0..10 {
         next_event(&mut client).await;
     }
-    client.send(Message::Ping("are you there".into())).await.expect("sent");
-    assert_eq!(next_message(&mut client).await, Message::Pong("are you there".into()));
+    client
+        .send(Message::Ping("are you there".into()))
+        .await
+        .expect("sent");
+    assert_eq!(
+        next_message(&mut client).await,
+        Message::Pong("are you there".into())
+    );
     send_text(&mut client, create(json!({"model": "gpt-5"}))).await;
     let sockets = upstream.wait_for_socket_messages(2).await;
     assert_eq!(sockets[0].messages[1].json()["model"], "gpt-5");
     assert_eq!(sockets[0].pings, ["are you there"]);
     gate.open();
     assert_eq!(next_event(&mut client).await["type"], "response.completed");
-    assert_eq!(until_last(&mut client).await[10]["response"]["model"], "gpt-5");
+    assert_eq!(
+        until_last(&mut client).await[10]["response"]["model"],
+        "gpt-5"
+    );
 }
 
 #[tokio::test]
@@ -233,34 +339,75 @@ async fn a_client_that_leaves_in_the_middle_is_seen() {
     send_text(&mut client, create(json!({}))).await;
     gate.wait_until_reached().await;
     drop(client);
-    assert_eq!(upstream.wait_for_sockets_ended(1).await[0].end, Some(SocketEnd::Gone));
+    assert_eq!(
+        upstream.wait_for_sockets_ended(1).await[0].end,
+        Some(SocketEnd::Gone)
+    );
     let mut client = connect(&upstream).await;
     send_text(&mut client, create(json!({}))).await;
     gate.wait_until_reached_times(2).await;
-    client.close(Some(CloseFrame { code: 4001.into(), reason: "bye".into() })).await.expect("sent");
+    client
+        .close(Some(CloseFrame {
+            code: 4001.into(),
+            reason: "bye".into(),
+        }))
+        .await
+        .expect("sent");
     let sockets = upstream.wait_for_sockets_ended(2).await;
-    assert_eq!(sockets[1].end, Some(SocketEnd::Closed { code: 4001, reason: "bye".to_owned() }));
-    assert_eq!((upstream.open_socket_count(), upstream.sockets()[1].is_open()), (0, false));
+    assert_eq!(
+        sockets[1].end,
+        Some(SocketEnd::Closed {
+            code: 4001,
+            reason: "bye".to_owned()
+        })
+    );
+    assert_eq!(
+        (
+            upstream.open_socket_count(),
+            upstream.sockets()[1].is_open()
+        ),
+        (0, false)
+    );
 }
 
 #[tokio::test]
 async fn errors_and_limits_are_events_of_their_own() {
     let (upstream, ana) = start().await;
     let mut client = connect(&upstream).await;
-    let standing = Standing::new("pro").five_hour_used(97.5).weekly_resets_at(2_000_000_000);
+    let standing = Standing::new("pro")
+        .five_hour_used(97.5)
+        .weekly_resets_at(2_000_000_000);
     let active = standing.clone().header_form(HeaderForm::ActiveLimit);
-    let error = SocketError::usage_limit_reached().resets_at(7).headers_of(&active).with_status_code();
+    let error = SocketError::usage_limit_reached()
+        .resets_at(7)
+        .headers_of(&active)
+        .with_status_code();
     ana.then_socket(SocketReply::begun().rate_limits(&active).error(error));
     let events = ask_for(&mut client, json!({})).await;
     let limits = &events[10];
-    assert_eq!([&limits["type"], &limits["metered_limit_name"]], ["codex.rate_limits", "codex_bengalfox"]);
+    assert_eq!(
+        [&limits["type"], &limits["metered_limit_name"]],
+        ["codex.rate_limits", "codex_bengalfox"]
+    );
     assert_eq!(limits["rate_limits"]["primary"]["used_percent"], 97.5);
-    assert_eq!(limits["rate_limits"]["secondary"]["reset_at"], 2_000_000_000);
+    assert_eq!(
+        limits["rate_limits"]["secondary"]["reset_at"],
+        2_000_000_000
+    );
     assert_eq!(limits["rate_limits"]["secondary"]["window_minutes"], 10_080);
     let error = &events[11];
-    assert_eq!((&error["status_code"], error.get("status")), (&json!(429), None));
-    assert_eq!((&error["error"]["type"], &error["error"]["resets_at"]), (&json!("usage_limit_reached"), &json!(7)));
-    assert_eq!(error["headers"]["x-codex-bengalfox-primary-used-percent"], "97.5");
+    assert_eq!(
+        (&error["status_code"], error.get("status")),
+        (&json!(429), None)
+    );
+    assert_eq!(
+        (&error["error"]["type"], &error["error"]["resets_at"]),
+        (&json!("usage_limit_reached"), &json!(7))
+    );
+    assert_eq!(
+        error["headers"]["x-codex-bengalfox-primary-used-percent"],
+        "97.5"
+    );
     ana.then_socket(SocketError::connection_limit_reached().without_status());
     let error = ask_for(&mut client, json!({})).await.remove(0);
     assert_eq!((error.get("status"), error.get("headers")), (None, None));
@@ -271,7 +418,12 @@ async fn errors_and_limits_are_events_of_their_own() {
 async fn steps_happen_in_their_order() {
     let (upstream, ana) = start().await;
     let mut client = connect(&upstream).await;
-    let steps = SocketReply::silent().text("a").ping("b").binary("c").pong("d").raw(b"\x81\x01e".as_slice());
+    let steps = SocketReply::silent()
+        .text("a")
+        .ping("b")
+        .binary("c")
+        .pong("d")
+        .raw(b"\x81\x01e".as_slice());
     ana.then_socket(steps.close(1012, "moved"));
     send_text(&mut client, create(json!({}))).await;
     let expected = [
@@ -280,15 +432,27 @@ async fn steps_happen_in_their_order() {
         Message::binary("c"),
         Message::Pong("d".into()),
         Message::text("e"),
-        Message::Close(Some(CloseFrame { code: 1012.into(), reason: "moved".into() })),
+        Message::Close(Some(CloseFrame {
+            code: 1012.into(),
+            reason: "moved".into(),
+        })),
     ];
     for message in expected {
         assert_eq!(next_message(&mut client).await, message);
     }
-    assert!(matches!(next(&mut client).await, None | Some(Err(Error::ConnectionClosed))));
+    assert!(matches!(
+        next(&mut client).await,
+        None | Some(Err(Error::ConnectionClosed))
+    ));
     let sockets = upstream.wait_for_sockets_ended(1).await;
     assert_eq!(sockets[0].pongs, ["b"]);
-    assert_eq!(sockets[0].end, Some(SocketEnd::Closed { code: 1012, reason: "moved".to_owned() }));
+    assert_eq!(
+        sockets[0].end,
+        Some(SocketEnd::Closed {
+            code: 1012,
+            reason: "moved".to_owned()
+        })
+    );
 }
 
 #[tokio::test]
@@ -296,9 +460,18 @@ async fn connections_end_as_told() {
     let (upstream, ana) = start().await;
     for (reply, end) in [
         (SocketReply::ok().finish(), SocketEnd::Gone),
-        (SocketReply::silent().raw(b"\x81\x7e".as_slice()).finish(), SocketEnd::Gone),
+        (
+            SocketReply::silent().raw(b"\x81\x7e".as_slice()).finish(),
+            SocketEnd::Gone,
+        ),
         (SocketReply::silent().reset(), SocketEnd::Reset),
-        (SocketReply::silent().close(NO_CLOSE_CODE, ""), SocketEnd::Closed { code: 1005, reason: String::new() }),
+        (
+            SocketReply::silent().close(NO_CLOSE_CODE, ""),
+            SocketEnd::Closed {
+                code: 1005,
+                reason: String::new(),
+            },
+        ),
     ] {
         ana.then_socket(reply);
         let mut client = connect(&upstream).await;
@@ -321,7 +494,12 @@ async fn connections_end_as_told() {
         let _ = client.next().await;
         drop(client);
         let count = ana.socket_count();
-        assert_eq!(upstream.wait_for_sockets_ended(count).await[count - 1].end.as_ref(), Some(&end));
+        assert_eq!(
+            upstream.wait_for_sockets_ended(count).await[count - 1]
+                .end
+                .as_ref(),
+            Some(&end)
+        );
     }
 }
 
@@ -333,18 +511,33 @@ async fn a_handshake_is_refused_as_any_request_is() {
         Err(error) => panic!("{error}"),
         Ok(_) => panic!("upgraded"),
     };
-    ana.then_handshake(Reply::usage_limit_reached().resets_in_seconds(60)).then_handshake(Reply::server_error(500));
+    ana.then_handshake(Reply::usage_limit_reached().resets_in_seconds(60))
+        .then_handshake(Reply::server_error(500));
     for status in [429, 500] {
-        let response = refusal(connect_with(&upstream, handshake(&upstream, RESPONSES, "at-ana")).await);
+        let response =
+            refusal(connect_with(&upstream, handshake(&upstream, RESPONSES, "at-ana")).await);
         assert_eq!(response.status(), status);
-        let body: Value = serde_json::from_slice(response.body().as_ref().expect("a body")).expect("JSON");
+        let body: Value =
+            serde_json::from_slice(response.body().as_ref().expect("a body")).expect("JSON");
         assert!(body["error"]["type"].is_string());
     }
-    let response = refusal(connect_with(&upstream, handshake(&upstream, RESPONSES, "at-nobody")).await);
+    let response =
+        refusal(connect_with(&upstream, handshake(&upstream, RESPONSES, "at-nobody")).await);
     assert_eq!(response.status(), 401);
-    assert_eq!((ana.handshake_count(), ana.socket_count(), upstream.sockets().len()), (2, 0, 0));
+    assert_eq!(
+        (
+            ana.handshake_count(),
+            ana.socket_count(),
+            upstream.sockets().len()
+        ),
+        (2, 0, 0)
+    );
     assert_eq!(upstream.request_count(), 3);
-    for (name, value) in [("sec-websocket-version", "12"), ("sec-websocket-key", "short"), ("connection", "close")] {
+    for (name, value) in [
+        ("sec-websocket-version", "12"),
+        ("sec-websocket-key", "short"),
+        ("connection", "close"),
+    ] {
         let mut asked = request(RESPONSES, "at-ana", "");
         let key = generate_key();
         for (name, value) in [
@@ -353,12 +546,26 @@ async fn a_handshake_is_refused_as_any_request_is() {
             ("sec-websocket-version", "13"),
             ("sec-websocket-key", key.as_str()),
         ] {
-            asked.headers_mut().insert(name, value.parse().expect("a value"));
+            asked
+                .headers_mut()
+                .insert(name, value.parse().expect("a value"));
         }
-        asked.headers_mut().insert(name, value.parse().expect("a value"));
-        assert_eq!(send(&upstream, asked).await.expect("an answer").status(), 400, "{name}");
+        asked
+            .headers_mut()
+            .insert(name, value.parse().expect("a value"));
+        assert_eq!(
+            send(&upstream, asked).await.expect("an answer").status(),
+            400,
+            "{name}"
+        );
     }
-    assert_eq!(send(&upstream, request(RESPONSES, "at-ana", "")).await.expect("an answer").status(), 404);
+    assert_eq!(
+        send(&upstream, request(RESPONSES, "at-ana", ""))
+            .await
+            .expect("an answer")
+            .status(),
+        404
+    );
 }
 
 #[tokio::test]
@@ -369,15 +576,26 @@ async fn an_upgrade_is_as_odd_as_told() {
     assert!(matches!(refused, Err(Error::Protocol(_))));
     ana.then_handshake(Upgrade::new().greet(SocketReply::silent().close(1011, "no room")));
     let mut client = connect(&upstream).await;
-    assert!(matches!(next_message(&mut client).await, Message::Close(Some(frame)) if frame.reason == "no room"));
+    assert!(
+        matches!(next_message(&mut client).await, Message::Close(Some(frame)) if frame.reason == "no room")
+    );
     let gate = Gate::new();
-    ana.then_handshake(Upgrade::new().header("x-codex-turn-state", "s").without_rate_limits().hold_head(&gate));
+    ana.then_handshake(
+        Upgrade::new()
+            .header("x-codex-turn-state", "s")
+            .without_rate_limits()
+            .hold_head(&gate),
+    );
     let (_, (_, headers)) = tokio::join!(
         async {
             gate.wait_until_reached().await;
             gate.open();
         },
-        async { connect_with(&upstream, handshake(&upstream, RESPONSES, "at-ana")).await.expect("upgraded") },
+        async {
+            connect_with(&upstream, handshake(&upstream, RESPONSES, "at-ana"))
+                .await
+                .expect("upgraded")
+        },
     );
     assert_eq!(headers["x-codex-turn-state"], "s");
     assert!(!headers.contains_key("x-codex-primary-used-percent"));
@@ -388,13 +606,18 @@ async fn an_echo_sends_all_messages_back() {
     let (upstream, ana) = start().await;
     ana.then_handshake(Upgrade::new().echo());
     let mut client = connect(&upstream).await;
-    for message in
-        [Message::text("täg"), Message::binary(vec![0; 100_000]), Message::text(create(json!({})).to_string())]
-    {
+    for message in [
+        Message::text("täg"),
+        Message::binary(vec![0; 100_000]),
+        Message::text(create(json!({})).to_string()),
+    ] {
         client.send(message.clone()).await.expect("sent");
         assert_eq!(next_message(&mut client).await, message);
     }
-    let parts = [("tä".as_bytes(), Data::Text, false), (b"g".as_slice(), Data::Continue, true)];
+    let parts = [
+        ("tä".as_bytes(), Data::Text, false),
+        (b"g".as_slice(), Data::Continue, true),
+    ];
     for (part, kind, last) in parts {
         let frame = Frame::message(part, OpCode::Data(kind), last);
         client.send(Message::Frame(frame)).await.expect("sent");
@@ -415,7 +638,11 @@ async fn an_upstream_that_does_not_read_holds_its_client_up() {
     // More than the system's buffers hold.
     let mut sending = pin!(client.send(Message::binary(vec![0; 64 << 20])));
     gate.wait_until_reached().await;
-    assert!(tokio::time::timeout(Duration::from_millis(100), &mut sending).await.is_err());
+    assert!(
+        tokio::time::timeout(Duration::from_millis(100), &mut sending)
+            .await
+            .is_err()
+    );
     gate.open();
     sending.await.expect("sent");
     let sockets = upstream.wait_for_socket_messages(1).await;
@@ -426,9 +653,17 @@ async fn an_upstream_that_does_not_read_holds_its_client_up() {
 async fn what_is_no_websocket_is_told() {
     let (upstream, _ana) = start().await;
     let mut client = connect(&upstream).await;
-    client.get_mut().write_all(b"\x81\x01a").await.expect("written");
+    client
+        .get_mut()
+        .write_all(b"\x81\x01a")
+        .await
+        .expect("written");
     let sockets = upstream.wait_for_sockets_ended(1).await;
-    assert!(matches!(&sockets[0].end, Some(SocketEnd::Violated(why)) if why.contains("mask")), "{:?}", sockets[0].end);
+    assert!(
+        matches!(&sockets[0].end, Some(SocketEnd::Violated(why)) if why.contains("mask")),
+        "{:?}",
+        sockets[0].end
+    );
 }
 
 #[tokio::test]
