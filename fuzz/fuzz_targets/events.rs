@@ -3,10 +3,10 @@
 
 use libfuzzer_sys::fuzz_target;
 use tollgate::meter::{Create, CreateScan, Event, EventScan};
-use tollgate::values::clock::Millis;
+use tollgate::values::clock::Timestamp;
 use tollgate::values::exchange::Metered;
 
-const NOW: Millis = Millis(1_000_000_000);
+const NOW: Timestamp = Timestamp(1_000_000_000);
 
 /// Stands between messages; no UTF-8 has it.
 const BETWEEN: u8 = 0xff;

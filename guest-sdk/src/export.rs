@@ -257,11 +257,11 @@ macro_rules! export_balancer {
                     table: Vec<f64>,
                     home: i32,
                 ) -> Result<balancer::Decision, String> {
-            INSTANCE.with(|instance| instance.pick(request, &table, home))
+                    INSTANCE.with(|instance| instance.pick(request, &table, home))
                 }
             }
 
-            part::export_balancer_part!(Component with_types_in part);
+    part::export_balancer_part!(Component with_types_in part);
         };
         const _: fn() = $crate::export::is_balancer::<$policy>;
     };
@@ -324,10 +324,10 @@ macro_rules! export_pricer {
                     counts: Vec<f64>,
                 ) -> Result<pricer::Quote, String> {
                     INSTANCE.with(|instance| instance.price(request, &counts))
-        }
+                }
             }
 
-            part::export_pricer_part!(Component with_types_in part);
+    part::export_pricer_part!(Component with_types_in part);
         };
         const _: fn() = $crate::export::is_pricer::<$policy>;
     };

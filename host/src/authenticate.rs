@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use crate::config::UserConfig;
-use crate::values::clock::Millis;
+use crate::values::clock::Timestamp;
 use crate::values::limits::Limits;
 
 /// Failures of an address before its answers are delayed.
@@ -83,7 +83,7 @@ impl std::fmt::Debug for Attempts {
 
 struct Failures {
     count: u32,
-    last: Millis,
+    last: Timestamp,
 }
 
 impl std::fmt::Debug for Users {
@@ -175,7 +175,7 @@ impl Attempts {
     }
 
     /// Takes in a failed attempt of `address`. Answers for how long its answer is to be held back.
-    pub fn failed(&self, address: IpAddr, now: Millis) -> Duration {
+    pub fn failed(&self, address: IpAddr, now: Timestamp) -> Duration {
         let mut addresses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let failures = addresses.get_or_insert_mut(address, || Failures {
             count: 0,
@@ -262,12 +262,12 @@ mod tests {
         let users = Attempts::new(&Limits::default());
         let address: IpAddr = "192.0.2.1".parse().expect("an address");
         let delays: Vec<u128> = (0..20)
-            .map(|_| users.failed(address, Millis(0)).as_millis())
+            .map(|_| users.failed(address, Timestamp(0)).as_millis())
             .collect();
         assert_eq!(&delays[..8], &[0, 0, 0, 0, 0, 100, 200, 400]);
         assert_eq!(delays[19], 5000);
         assert_eq!(
-            users.failed(address, Millis(0).after(FORGIVEN_AFTER)),
+            users.failed(address, Timestamp(0).after(FORGIVEN_AFTER)),
             Duration::ZERO
         );
     }

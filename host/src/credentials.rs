@@ -31,7 +31,7 @@ pub use standing::Standing;
 
 use crate::config::{Caps, CredentialConfig, CredentialSource};
 use crate::values::candidate::Candidate;
-use crate::values::clock::Millis;
+use crate::values::clock::Timestamp;
 use crate::values::windows::{Reading, Span};
 
 use polling::Polling;
@@ -82,11 +82,11 @@ struct State {
     accounts: u64,
     /// The digest of the text that `identity` was read from.
     digest: Option<[u8; 32]>,
-    read_at: Option<Millis>,
+    read_at: Option<Timestamp>,
     /// Upstream refused its token: it steps back until then.
-    suspect_until: Option<Millis>,
+    suspect_until: Option<Timestamp>,
     /// What the clock showed when this was looked at last.
-    seen_at: Millis,
+    seen_at: Timestamp,
     standing: Standing,
     renewal: Renewal,
     polling: Polling,
@@ -99,7 +99,7 @@ impl State {
     }
 
     /// What lasts for a while lasts no longer where the clock is put back. Windows end when upstream says.
-    fn clock_shows(&mut self, now: Millis) {
+    fn clock_shows(&mut self, now: Timestamp) {
         let back = self.seen_at.since(now);
         if back >= CLOCK_PUT_BACK {
             for until in [&mut self.standing.limited_until, &mut self.suspect_until]
@@ -114,12 +114,12 @@ impl State {
         }
     }
 
-    fn is_suspect(&self, now: Millis) -> bool {
+    fn is_suspect(&self, now: Timestamp) -> bool {
         self.suspect_until.is_some_and(|until| until > now)
     }
 
     /// Whether a request can be sent with it, at once or after a refresh.
-    fn can_serve(&self, now: Millis) -> bool {
+    fn can_serve(&self, now: Timestamp) -> bool {
         let Ok(identity) = &self.identity else {
             return false;
         };
@@ -179,7 +179,7 @@ impl Credential {
             digest: None,
             read_at: None,
             suspect_until: None,
-            seen_at: Millis::default(),
+            seen_at: Timestamp::default(),
             standing: Standing::default(),
             renewal: Renewal::new(),
             polling: Polling::default(),
@@ -247,7 +247,7 @@ impl Credential {
     ///
     /// # Errors
     /// Why it is unavailable.
-    pub fn read(&self, now: Millis) -> Result<(), Unavailable> {
+    pub fn read(&self, now: Timestamp) -> Result<(), Unavailable> {
         let (read, digest) = self.read_source();
         self.take_in(read.clone(), digest, now);
         read.map(drop)
@@ -255,7 +255,7 @@ impl Credential {
 
     /// Looks at its file, and takes in what is new there. A broken one is taken in only where nothing good is known, or
     /// it `stays` so. Blocks on the disk.
-    pub fn look(&self, stays: bool, now: Millis) -> Look {
+    pub fn look(&self, stays: bool, now: Timestamp) -> Look {
         let (read, digest) = self.read_source();
         let state = self.state();
         let same = match (&read, &state.identity) {
@@ -301,7 +301,7 @@ impl Credential {
         &self,
         read: Result<Arc<Identity>, Unavailable>,
         digest: Option<[u8; 32]>,
-        now: Millis,
+        now: Timestamp,
     ) {
         let mut state = self.state();
         state.read_at = Some(now);
@@ -348,7 +348,7 @@ impl Credential {
 
     /// Whether its file should be read again by whoever asks: it is unavailable or its token was refused, and the last
     /// reading is some time ago. One that is told so counts as the reader: others are not told for a while.
-    pub fn claim_reading(&self, now: Millis) -> bool {
+    pub fn claim_reading(&self, now: Timestamp) -> bool {
         let mut state = self.state();
         let due = state
             .read_at
@@ -368,7 +368,7 @@ impl Credential {
     /// What upstream can be shown now. Where its tokens are due to be refreshed, that is waited for, at most for
     /// `limit`; none where nothing comes of it.
     pub async fn present(&self, limit: Duration) -> Option<Arc<Identity>> {
-        match self.presentable(Millis::now()) {
+        match self.presentable(Timestamp::now()) {
             Presentable::Ready(identity) => return Some(identity),
             Presentable::Never => return None,
             Presentable::Wait => {}
@@ -376,7 +376,7 @@ impl Credential {
         let mut refreshes = self.refreshes.subscribe();
         let waiting = async {
             loop {
-                match self.presentable(Millis::now()) {
+                match self.presentable(Timestamp::now()) {
                     Presentable::Ready(identity) => return Some(identity),
                     Presentable::Never => return None,
                     Presentable::Wait => self.refresh_wanted.notify_one(),
@@ -387,7 +387,7 @@ impl Credential {
         timeout(limit, waiting).await.ok().flatten()
     }
 
-    fn presentable(&self, now: Millis) -> Presentable {
+    fn presentable(&self, now: Timestamp) -> Presentable {
         let state = self.state();
         match &state.identity {
             Ok(identity) if !state.renewal.is_expired(identity, now) => {
@@ -411,7 +411,7 @@ impl Credential {
                         return Some(known);
                     }
                     state.renewal.refused(&known);
-                    state.renewal.may_help(&known, Millis::now())
+                    state.renewal.may_help(&known, Timestamp::now())
                 };
                 if !waits {
                     return None;
@@ -424,7 +424,7 @@ impl Credential {
     }
 
     /// Begins a refresh where one is due. Answers which token it is of. None begins before that one has ended.
-    pub fn refresh_begins(&self, now: Millis) -> Option<Fingerprint> {
+    pub fn refresh_begins(&self, now: Timestamp) -> Option<Fingerprint> {
         let mut state = self.state();
         let identity = Arc::clone(state.identity.as_ref().ok()?);
         state.renewal.is_due(&identity, now).then(|| {
@@ -439,7 +439,7 @@ impl Credential {
     }
 
     /// Whether somebody waits for a refresh: its token is of no use as it is.
-    pub fn is_refresh_urgent(&self, now: Millis) -> bool {
+    pub fn is_refresh_urgent(&self, now: Timestamp) -> bool {
         let state = self.state();
         state.identity.as_ref().is_ok_and(|identity| {
             state.renewal.is_expired(identity, now) || state.renewal.is_refused(identity)
@@ -447,7 +447,7 @@ impl Credential {
     }
 
     /// The refresh of `token` is over. Where it gave others, the file has been read.
-    pub fn refresh_ended(&self, token: &Fingerprint, outcome: &Outcome, now: Millis) {
+    pub fn refresh_ended(&self, token: &Fingerprint, outcome: &Outcome, now: Timestamp) {
         let mut state = self.state();
         let found = state.identity.as_ref().ok().cloned();
         state.renewal.ended(token, outcome, found.as_deref(), now);
@@ -457,7 +457,7 @@ impl Credential {
 
     /// Waits until a refresh may be due: `pause` at most.
     pub async fn refresh_may_be_due(&self, pause: Duration) {
-        let now = Millis::now();
+        let now = Timestamp::now();
         let due = {
             let state = self.state();
             state
@@ -497,7 +497,7 @@ impl Credential {
     }
 
     /// How it stands, as a balancer sees it. An API key has no windows; where it is `excluded` it may not be chosen.
-    pub fn candidate(&self, now: Millis, excluded: bool) -> Candidate {
+    pub fn candidate(&self, now: Timestamp, excluded: bool) -> Candidate {
         let state = self.state_at(now);
         let mut candidate = state.standing.candidate(state.caps, now);
         candidate.in_flight = self.in_flight.load(Ordering::Relaxed);
@@ -506,18 +506,18 @@ impl Credential {
     }
 
     /// Whether a request can be sent with it, at once or after a refresh. What is used up is not looked at.
-    pub fn can_serve(&self, now: Millis) -> bool {
+    pub fn can_serve(&self, now: Timestamp) -> bool {
         self.state().can_serve(now)
     }
 
     /// Whether it has no room: upstream refuses it, or its use reached a cap.
-    pub fn is_used_up(&self, now: Millis) -> bool {
+    pub fn is_used_up(&self, now: Timestamp) -> bool {
         let state = self.state_at(now);
         !state.standing.candidate(state.caps, now).usable
     }
 
     /// Whether upstream refused its token of late.
-    pub fn is_suspect(&self, now: Millis) -> bool {
+    pub fn is_suspect(&self, now: Timestamp) -> bool {
         self.state_at(now).is_suspect(now)
     }
 
@@ -528,19 +528,19 @@ impl Credential {
     }
 
     /// When it will be usable again, where it is loaded and paused: by a refusal or by its caps.
-    pub fn usable_again_at(&self, now: Millis) -> Option<Millis> {
+    pub fn usable_again_at(&self, now: Timestamp) -> Option<Timestamp> {
         let state = self.state_at(now);
         state.identity.as_ref().ok()?;
         state.standing.usable_again_at(state.caps, now)
     }
 
     /// The start of its week, in Unix seconds.
-    pub fn week_start_unix(&self, now: Millis) -> Option<u64> {
+    pub fn week_start_unix(&self, now: Timestamp) -> Option<u64> {
         self.state().standing.windows.week_start_unix(now)
     }
 
     /// The used parts of its windows, in percent: 5-hour and weekly.
-    pub fn used(&self, now: Millis) -> (f64, f64) {
+    pub fn used(&self, now: Timestamp) -> (f64, f64) {
         let windows = self.state().standing.windows;
         (
             windows.used(Span::FiveHour, now),
@@ -549,7 +549,7 @@ impl Credential {
     }
 
     /// Takes in what a response to `shown` says. What a gateway's says is of one of its credentials, not of it.
-    pub fn observe(&self, shown: &Identity, reading: &Reading, now: Millis) {
+    pub fn observe(&self, shown: &Identity, reading: &Reading, now: Timestamp) {
         if self.gateway().is_none() && !reading.is_empty() {
             self.change_standing(shown, now, |standing| {
                 standing.windows.observe(reading, now);
@@ -558,7 +558,12 @@ impl Credential {
         }
     }
 
-    fn change_standing(&self, shown: &Identity, now: Millis, change: impl FnOnce(&mut Standing)) {
+    fn change_standing(
+        &self,
+        shown: &Identity,
+        now: Timestamp,
+        change: impl FnOnce(&mut Standing),
+    ) {
         let mut state = self.state_at(now);
         if !state.is_of(shown) {
             // It is about the account that the file had before.
@@ -578,10 +583,10 @@ impl Credential {
     pub fn refused(
         &self,
         shown: &Identity,
-        until: Option<Millis>,
+        until: Option<Timestamp>,
         window: Option<Span>,
-        now: Millis,
-    ) -> Millis {
+        now: Timestamp,
+    ) -> Timestamp {
         let until = until
             .filter(|until| *until > now)
             .unwrap_or_else(|| now.after(REFUSED_FOR));
@@ -598,7 +603,7 @@ impl Credential {
     }
 
     /// Takes in that upstream refused the token that it was shown.
-    pub fn token_refused(&self, shown: &Identity, now: Millis) {
+    pub fn token_refused(&self, shown: &Identity, now: Timestamp) {
         let mut state = self.state();
         // A late answer to an old token says nothing about the new one.
         if state
@@ -614,7 +619,7 @@ impl Credential {
     /// with. The poll has begun then: traffic from now on asks for the next.
     pub async fn poll_is_due(&self) -> (Arc<Identity>, PollBegun) {
         loop {
-            let now = Millis::now();
+            let now = Timestamp::now();
             let due = {
                 let state = self.state_at(now);
                 let standing = &state.standing;
@@ -664,7 +669,7 @@ impl Credential {
         reading: &Reading,
         plan: Option<&str>,
         own_weight: Option<f64>,
-        now: Millis,
+        now: Timestamp,
     ) {
         if self.state().accounts != begun.account {
             return;
@@ -696,7 +701,7 @@ impl Credential {
         begun: PollBegun,
         reason: String,
         retry_after: Option<Duration>,
-        now: Millis,
+        now: Timestamp,
     ) {
         let mut state = self.state();
         if state.accounts == begun.account {
@@ -705,7 +710,7 @@ impl Credential {
     }
 
     /// Takes in a failed attempt.
-    pub fn failed(&self, now: Millis) {
+    pub fn failed(&self, now: Timestamp) {
         self.state().standing.failed(now);
     }
 
@@ -726,7 +731,7 @@ impl Credential {
     }
 
     /// The state, as it is at `now`.
-    fn state_at(&self, now: Millis) -> MutexGuard<'_, State> {
+    fn state_at(&self, now: Timestamp) -> MutexGuard<'_, State> {
         let mut state = self.state();
         state.clock_shows(now);
         state

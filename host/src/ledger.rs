@@ -21,7 +21,7 @@ pub use file::LedgerError;
 pub use query::{By, Reader, Summary, UsageRow, ViewState};
 pub use sessions::{KnownMaker, KnownSession};
 
-use crate::values::clock::Millis;
+use crate::values::clock::Timestamp;
 use crate::values::exchange::Row;
 use crate::values::histogram::Histogram;
 use crate::values::limits::{LedgerFull, Limits};
@@ -130,7 +130,7 @@ impl Ledger {
         let lock = file::lock(data_dir)?;
         let path = data_dir.join(FILE_NAME);
         let connection = file::open(&path, limits.ledger_bytes)?;
-        let forgotten = Millis::now().before(limits.session_lifetime);
+        let forgotten = Timestamp::now().before(limits.session_lifetime);
         sessions::forget(&connection, forgotten).map_err(LedgerError::sqlite(&path))?;
         let (commands, received) = mpsc::channel();
         let state = Arc::new(State::default());

@@ -322,7 +322,7 @@ impl EncodeMetric for Told {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::values::clock::Millis;
+    use crate::values::clock::Timestamp;
     use crate::values::counts::TokenCounts;
     use crate::values::exchange::{Attempt, End};
     use crate::values::money::NanoUsd;
@@ -334,8 +334,8 @@ mod tests {
         };
         Row {
             request_id: "r".to_owned(),
-            started_at: Millis(0),
-            finished_at: Millis(1500),
+            started_at: Timestamp(0),
+            finished_at: Timestamp(1500),
             user: Some("alice".to_owned()),
             credential: Some("a".to_owned()),
             service: "ocm".to_owned(),

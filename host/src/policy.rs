@@ -43,7 +43,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{PolicyConfig, PolicyKind};
-use crate::values::clock::Millis;
+use crate::values::clock::Timestamp;
 use crate::values::exchange::Transport;
 
 /// A string of a request that a policy may ask for.
@@ -266,7 +266,7 @@ pub struct Facts<'a> {
     /// Attempts before this one.
     pub attempt: u32,
     /// The time.
-    pub now: Millis,
+    pub now: Timestamp,
     /// A random number; its lower 53 bits are used.
     pub seed: u64,
     /// The request's place in the order of its pool or service.
@@ -278,7 +278,7 @@ pub struct Facts<'a> {
 impl<'a> Facts<'a> {
     /// What a component is tried with.
     fn trial() -> Facts<'static> {
-        let now = Millis::now();
+        let now = Timestamp::now();
         Facts {
             model: "gpt-5.4",
             path: "/v1/responses",

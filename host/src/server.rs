@@ -34,7 +34,7 @@ use crate::pipeline::{Live, Service};
 use crate::policy::EngineError;
 use crate::tls::Tls;
 use crate::upstream::Trust;
-use crate::values::clock::Millis;
+use crate::values::clock::Timestamp;
 use crate::values::limits::Limits;
 use crate::values::phase::Phase;
 use crate::watch::Watch;
@@ -477,7 +477,7 @@ fn cannot_listen(service: &str, address: SocketAddr, error: &std::io::Error) -> 
 fn restore<'a>(ledger: &Ledger, services: impl Iterator<Item = &'a Service>, limits: &Limits) {
     let read = || -> Result<_, String> {
         let reader = ledger.reader().map_err(|error| error.to_string())?;
-        let begin = Millis::now().before(limits.session_lifetime);
+        let begin = Timestamp::now().before(limits.session_lifetime);
         let sessions = reader
             .sessions(limits.sessions)
             .map_err(|error| error.to_string())?;

@@ -11,7 +11,7 @@ use http::HeaderMap;
 use lru::LruCache;
 use sha2::{Digest, Sha256};
 
-use crate::values::clock::Millis;
+use crate::values::clock::Timestamp;
 use crate::values::limits::{FIELD_BYTES, Limits};
 
 /// The headers that name a session, the first found counts. Codex CLI sends `session-id` (0.144 and later) or
@@ -61,9 +61,9 @@ struct Key {
 
 struct Home {
     credential: Arc<str>,
-    used_at: Millis,
+    used_at: Timestamp,
     /// The use that was told last to whoever keeps it; none where it moved since.
-    noted_at: Option<Millis>,
+    noted_at: Option<Timestamp>,
 }
 
 /// The sessions of a service.
@@ -95,12 +95,12 @@ impl Sessions {
     }
 
     /// The credential that the session lives on. Asking counts as use.
-    pub fn home(&self, owner: &Owner, session: &str, now: Millis) -> Option<Arc<str>> {
+    pub fn home(&self, owner: &Owner, session: &str, now: Timestamp) -> Option<Arc<str>> {
         self.find(&self.homes, owner, session, now)
     }
 
     /// The session lives on that credential from now on.
-    pub fn settle_on(&self, owner: &Owner, session: &str, credential: &Arc<str>, now: Millis) {
+    pub fn settle_on(&self, owner: &Owner, session: &str, credential: &Arc<str>, now: Timestamp) {
         put(
             &self.homes,
             owner,
@@ -115,7 +115,7 @@ impl Sessions {
 
     /// The session's home, where that is worth noting: it moved, or its last noted use is some time ago. Whoever is told
     /// keeps it.
-    pub fn to_note(&self, owner: &Owner, session: &str, now: Millis) -> Option<Arc<str>> {
+    pub fn to_note(&self, owner: &Owner, session: &str, now: Timestamp) -> Option<Arc<str>> {
         let key = Key {
             owner: owner.clone(),
             name: session.to_owned(),
@@ -138,7 +138,7 @@ impl Sessions {
         owner: &Owner,
         session: &str,
         credential: &Arc<str>,
-        used_at: Millis,
+        used_at: Timestamp,
     ) {
         put(
             &self.homes,
@@ -153,7 +153,7 @@ impl Sessions {
     }
 
     /// How many sessions live on that credential.
-    pub fn living_on(&self, credential: &str, now: Millis) -> usize {
+    pub fn living_on(&self, credential: &str, now: Timestamp) -> usize {
         let homes = self.homes.lock().unwrap_or_else(PoisonError::into_inner);
         let lives = |home: &&Home| {
             *home.credential == *credential && now.since(home.used_at) < self.lifetime
@@ -162,12 +162,12 @@ impl Sessions {
     }
 
     /// The credential that made the response of that id.
-    pub fn maker(&self, owner: &Owner, response_id: &str, now: Millis) -> Option<Arc<str>> {
+    pub fn maker(&self, owner: &Owner, response_id: &str, now: Timestamp) -> Option<Arc<str>> {
         self.find(&self.makers, owner, response_id, now)
     }
 
     /// That credential made the response of that id.
-    pub fn made(&self, owner: &Owner, response_id: &str, credential: &Arc<str>, now: Millis) {
+    pub fn made(&self, owner: &Owner, response_id: &str, credential: &Arc<str>, now: Timestamp) {
         put(
             &self.makers,
             owner,
@@ -185,7 +185,7 @@ impl Sessions {
         map: &Mutex<LruCache<Key, Home>>,
         owner: &Owner,
         name: &str,
-        now: Millis,
+        now: Timestamp,
     ) -> Option<Arc<str>> {
         let key = Key {
             owner: owner.clone(),
@@ -249,15 +249,15 @@ mod tests {
     #[test]
     fn a_session_is_its_users_own() {
         let sessions = sessions(10);
-        sessions.settle_on(&owner("a"), "s", &tag(2), Millis(0));
-        assert_eq!(sessions.home(&owner("a"), "s", Millis(0)), Some(tag(2)));
-        assert_eq!(sessions.home(&owner("b"), "s", Millis(0)), None);
+        sessions.settle_on(&owner("a"), "s", &tag(2), Timestamp(0));
+        assert_eq!(sessions.home(&owner("a"), "s", Timestamp(0)), Some(tag(2)));
+        assert_eq!(sessions.home(&owner("b"), "s", Timestamp(0)), None);
     }
 
     #[test]
     fn a_session_lives_a_day_since_its_last_use() {
         let sessions = sessions(10);
-        let hours = |hours: u64| Millis(hours * 3_600_000);
+        let hours = |hours: u64| Timestamp(hours * 3_600_000);
         let owner = owner("a");
         sessions.settle_on(&owner, "s", &tag(1), hours(0));
         assert_eq!(sessions.home(&owner, "s", hours(23)), Some(tag(1)));
@@ -270,18 +270,18 @@ mod tests {
         let sessions = sessions(2);
         let owner = owner("a");
         for (name, time) in [("a", 0), ("b", 1)] {
-            sessions.settle_on(&owner, name, &tag(0), Millis(time));
+            sessions.settle_on(&owner, name, &tag(0), Timestamp(time));
         }
-        sessions.home(&owner, "a", Millis(2));
-        sessions.settle_on(&owner, "c", &tag(0), Millis(3));
-        assert_eq!(sessions.home(&owner, "b", Millis(4)), None);
-        assert_eq!(sessions.home(&owner, "a", Millis(4)), Some(tag(0)));
+        sessions.home(&owner, "a", Timestamp(2));
+        sessions.settle_on(&owner, "c", &tag(0), Timestamp(3));
+        assert_eq!(sessions.home(&owner, "b", Timestamp(4)), None);
+        assert_eq!(sessions.home(&owner, "a", Timestamp(4)), Some(tag(0)));
     }
 
     #[test]
     fn a_home_is_noted_when_it_moves_and_once_an_hour() {
         let sessions = sessions(10);
-        let minutes = |minutes: u64| Millis(minutes * 60_000);
+        let minutes = |minutes: u64| Timestamp(minutes * 60_000);
         let owner = owner("a");
         assert_eq!(sessions.to_note(&owner, "s", minutes(0)), None);
         sessions.settle_on(&owner, "s", &tag(1), minutes(0));

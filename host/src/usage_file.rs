@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::files::{folder, replace};
-use crate::values::clock::Millis;
+use crate::values::clock::Timestamp;
 use crate::values::money::NanoUsd;
 
 /// The context window of what was not priced.
@@ -110,12 +110,12 @@ impl Sums {
     }
 
     /// The file's text at `now`.
-    pub fn to_json(&self, now: Millis) -> String {
+    pub fn to_json(&self, now: Timestamp) -> String {
         let mut costs = CostsJson::default();
         let mut all = Sum::default();
         for (combination, combined) in &self.combinations {
             let week = (combination.week_start_unix > 0)
-                .then(|| Millis::from_unix(combination.week_start_unix).rfc3339());
+                .then(|| Timestamp::from_unix(combination.week_start_unix).rfc3339());
             all.add(&combined.total);
             if let Some(week) = &week {
                 *costs.by_week.entry(week.clone()).or_default() += combined.total.cost.0;
@@ -309,7 +309,7 @@ pub enum Found {
 ///
 /// # Errors
 /// The file cannot be read, or not be moved.
-pub fn read(path: &Path, now: Millis) -> io::Result<Found> {
+pub fn read(path: &Path, now: Timestamp) -> io::Result<Found> {
     let bytes = match fs::metadata(path) {
         Ok(meta) if !meta.is_file() || meta.len() > FILE_BYTES => {
             return Err(io::ErrorKind::InvalidData.into());
@@ -370,7 +370,8 @@ mod tests {
         let mut sums = Sums::default();
         sums.add(&usage(Some("alice"), 1_500_000_000));
         sums.add(&usage(None, 500_000_000));
-        let json: serde_json::Value = serde_json::from_str(&sums.to_json(Millis(0))).expect("JSON");
+        let json: serde_json::Value =
+            serde_json::from_str(&sums.to_json(Timestamp(0))).expect("JSON");
         let week = "2026-01-01T00:00:00Z";
         assert_eq!(
             json,
@@ -401,7 +402,7 @@ mod tests {
             sums.add(&usage(Some("alice"), cost));
         }
         assert_eq!(
-            Sums::parse(sums.to_json(Millis(0)).as_bytes()).expect("its own text"),
+            Sums::parse(sums.to_json(Timestamp(0)).as_bytes()).expect("its own text"),
             sums
         );
     }
@@ -412,7 +413,7 @@ mod tests {
         fs::create_dir_all(&folder).expect("a folder");
         let path = folder.join("usages.json");
         fs::write(&path, "{\"combinations\": 5}").expect("writes");
-        let Ok(Found::Broken { kept, .. }) = read(&path, Millis::from_unix(7)) else {
+        let Ok(Found::Broken { kept, .. }) = read(&path, Timestamp::from_unix(7)) else {
             panic!("not broken")
         };
         assert!(kept.to_string_lossy().ends_with("usages.json.broken-7"));
@@ -420,7 +421,7 @@ mod tests {
             fs::read_to_string(kept).expect("kept"),
             "{\"combinations\": 5}"
         );
-        assert!(matches!(read(&path, Millis(0)), Ok(Found::Missing)));
+        assert!(matches!(read(&path, Timestamp(0)), Ok(Found::Missing)));
         fs::remove_dir_all(folder).expect("removes");
     }
 }

@@ -15,7 +15,7 @@ use tollgate::config::{
 use tollgate::credentials::{Credential, Identity, PollBegun};
 use tollgate::policy::{Balancer, Choice, Engine, Facts, Members, Policy, load_alone};
 use tollgate::values::candidate::Candidate;
-use tollgate::values::clock::Millis;
+use tollgate::values::clock::Timestamp;
 use tollgate::values::windows::Reading;
 use tollgate_tests::oauth_file;
 
@@ -416,8 +416,8 @@ impl Course {
     }
 }
 
-fn millis(moment: Moment) -> Millis {
-    Millis::from_unix(moment.try_into().expect("long after 1970"))
+fn millis(moment: Moment) -> Timestamp {
+    Timestamp::from_unix(moment.try_into().expect("long after 1970"))
 }
 
 static FOLDER: LazyLock<TempDir> = LazyLock::new(|| {

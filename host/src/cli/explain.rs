@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::files::beside;
 use crate::ledger::{FILE_NAME, Reader};
 use crate::policy::{Asked, Call, Said};
-use crate::values::clock::Millis;
+use crate::values::clock::Timestamp;
 use crate::values::money::NanoUsd;
 
 #[derive(Debug, clap::Args)]
@@ -66,7 +66,7 @@ fn told_by_row(row: &serde_json::Map<String, Value>) -> Vec<String> {
     };
     let number = |name: &str| row.get(name).and_then(Value::as_u64);
     let shown = |name: &str| number(name).map_or("-".to_owned(), |number| number.to_string());
-    let began = number("started_at").map_or("-".to_owned(), |at| Millis(at).rfc3339());
+    let began = number("started_at").map_or("-".to_owned(), |at| Timestamp(at).rfc3339());
     let mut told = vec![
         format!(
             "  {} by {} at {began}, service {:?}",

@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 
 use crate::config::shape::kind_of;
 use crate::files::read_regular;
-use crate::values::clock::Millis;
+use crate::values::clock::Timestamp;
 use crate::values::limits::AUTH_FILE_BYTES;
 use crate::values::secret::Secret;
 
@@ -28,16 +28,16 @@ pub struct Identity {
     pub(super) account_id: Option<HeaderValue>,
     pub(super) plan: Option<String>,
     /// When the access token expires, where it is a JWT that tells.
-    pub(super) expires_at: Option<Millis>,
+    pub(super) expires_at: Option<Timestamp>,
     /// When its tokens were made.
-    pub(super) refreshed_at: Option<Millis>,
+    pub(super) refreshed_at: Option<Timestamp>,
     /// Whether there is a refresh token.
     pub(super) refreshable: bool,
 }
 
 impl Identity {
     /// Whether its access token is of no use any more.
-    pub fn is_expired(&self, now: Millis) -> bool {
+    pub fn is_expired(&self, now: Timestamp) -> bool {
         self.expires_at.is_some_and(|expires| expires <= now)
     }
 
@@ -151,7 +151,8 @@ fn oauth(object: &Map<String, Value>) -> Result<Identity, String> {
     let access = access.ok_or("tokens.access_token: missing")?;
     let id_token = text(tokens, "id_token", "tokens.id_token")?;
     let refresh = text(tokens, "refresh_token", "tokens.refresh_token")?;
-    let refreshed_at = text(object, "last_refresh", "last_refresh")?.and_then(Millis::from_rfc3339);
+    let refreshed_at =
+        text(object, "last_refresh", "last_refresh")?.and_then(Timestamp::from_rfc3339);
     let claim = |name: &str| {
         id_token
             .into_iter()
@@ -224,12 +225,12 @@ fn claim(token: &str, name: &str) -> Option<String> {
 }
 
 /// When a JWT expires (RFC 7519, section 4.1.4). A token that is none does not tell.
-fn expiry(token: &str) -> Option<Millis> {
+fn expiry(token: &str) -> Option<Timestamp> {
     let seconds = claims(token)?
         .get("exp")?
         .as_f64()
         .filter(|seconds| (0.0..1e12).contains(seconds))?;
-    Some(Millis((seconds * 1e3) as u64))
+    Some(Timestamp((seconds * 1e3) as u64))
 }
 
 fn claims(token: &str) -> Option<Value> {
@@ -308,7 +309,7 @@ mod tests {
         let jwt = |claims: &str| format!("x.{}.y", BASE64_URL_SAFE_NO_PAD.encode(claims));
         assert_eq!(
             end(&jwt(r#"{"exp": 1700000000}"#)),
-            Some(Millis(1_700_000_000_000))
+            Some(Timestamp(1_700_000_000_000))
         );
         for none in [
             "plain",

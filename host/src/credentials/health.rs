@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::{Credential, Identity, IdentityKind};
-use crate::values::clock::Millis;
+use crate::values::clock::Timestamp;
 use crate::values::windows::Span;
 
 /// The one thing that matters most about a credential.
@@ -94,7 +94,7 @@ pub struct Health {
 
 impl Credential {
     /// How it is at `now`.
-    pub fn health(&self, now: Millis) -> Health {
+    pub fn health(&self, now: Timestamp) -> Health {
         let candidate = self.candidate(now, false);
         let state = self.state();
         let identity = state.identity.as_ref().ok();
@@ -157,7 +157,7 @@ impl super::State {
         path: Option<&Path>,
         five_hour_cap: f64,
         weekly_cap: f64,
-        now: Millis,
+        now: Timestamp,
     ) -> Condition {
         let identity = match &self.identity {
             Ok(identity) => identity,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::values::clock::Millis;
+use crate::values::clock::Timestamp;
 
 /// After failures, one after another; the last counts for all further ones.
 const BACK_OFF: [Duration; 4] = [
@@ -22,17 +22,22 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(60 * 60);
 #[derive(Debug, Default)]
 pub(super) struct Polling {
     /// The last poll that told something.
-    pub(super) told_at: Option<Millis>,
+    pub(super) told_at: Option<Timestamp>,
     /// Why the last one told nothing.
     pub(super) failure: Option<String>,
-    asked_at: Option<Millis>,
-    again_at: Option<Millis>,
+    asked_at: Option<Timestamp>,
+    again_at: Option<Timestamp>,
     failures: usize,
 }
 
 impl Polling {
     /// When the next poll is due; none: when there was traffic.
-    pub(super) fn due_at(&self, traffic: bool, interval: Duration, now: Millis) -> Option<Millis> {
+    pub(super) fn due_at(
+        &self,
+        traffic: bool,
+        interval: Duration,
+        now: Timestamp,
+    ) -> Option<Timestamp> {
         // Further ahead than they were ever set: the clock was put back.
         let asked_at = self.asked_at.filter(|at| *at <= now);
         let again_at = self.again_at.filter(|at| at.since(now) <= RETRY_AFTER_MAX);
@@ -43,7 +48,7 @@ impl Polling {
         }
     }
 
-    pub(super) fn told(&mut self, now: Millis) {
+    pub(super) fn told(&mut self, now: Timestamp) {
         *self = Self {
             told_at: Some(now),
             asked_at: Some(now),
@@ -51,7 +56,7 @@ impl Polling {
         };
     }
 
-    pub(super) fn failed(&mut self, reason: String, retry_after: Option<Duration>, now: Millis) {
+    pub(super) fn failed(&mut self, reason: String, retry_after: Option<Duration>, now: Timestamp) {
         let pause = match retry_after {
             Some(told) => told.clamp(RETRY_AFTER_MIN, RETRY_AFTER_MAX),
             None => BACK_OFF[self.failures.min(BACK_OFF.len() - 1)],
@@ -67,7 +72,7 @@ impl Polling {
 mod tests {
     use super::*;
 
-    const NOW: Millis = Millis(2_000_000_000_000);
+    const NOW: Timestamp = Timestamp(2_000_000_000_000);
     const MINUTE: Duration = Duration::from_secs(60);
 
     #[test]
@@ -78,8 +83,8 @@ mod tests {
         assert_eq!(polling.due_at(false, MINUTE, NOW), None);
         assert_eq!(polling.due_at(true, MINUTE, NOW), Some(NOW.after(MINUTE)));
         assert_eq!(
-            polling.due_at(false, MINUTE, Millis(5)),
-            Some(Millis(5)),
+            polling.due_at(false, MINUTE, Timestamp(5)),
+            Some(Timestamp(5)),
             "the clock was put back"
         );
     }

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::auth_file::{Fingerprint, Identity};
 use super::refresh::Outcome;
-use crate::values::clock::Millis;
+use crate::values::clock::Timestamp;
 
 /// A token is refreshed when it has less than this left. Codex does so, too, and asks without holding the file's lock.
 const LEAD: Duration = Duration::from_secs(5 * 60);
@@ -50,7 +50,7 @@ pub(super) struct Renewal {
     refused: Option<Fingerprint>,
     failures: usize,
     /// Not before.
-    again_at: Option<Millis>,
+    again_at: Option<Timestamp>,
     given: Option<Given>,
     obstacle: Option<Obstacle>,
 }
@@ -60,12 +60,12 @@ pub(super) struct Renewal {
 struct Given {
     /// The access token.
     token: Fingerprint,
-    ends_at: Option<Millis>,
-    at: Millis,
+    ends_at: Option<Timestamp>,
+    at: Timestamp,
 }
 
 impl Given {
-    fn now(identity: &Identity, now: Millis) -> Self {
+    fn now(identity: &Identity, now: Timestamp) -> Self {
         Self {
             token: identity.fingerprint(),
             ends_at: identity.expires_at,
@@ -99,7 +99,7 @@ impl Renewal {
     }
 
     /// When the tokens of `identity` are to be refreshed; none: not before the file changes.
-    pub(super) fn due_at(&self, identity: &Identity, now: Millis) -> Option<Millis> {
+    pub(super) fn due_at(&self, identity: &Identity, now: Timestamp) -> Option<Timestamp> {
         if !identity.refreshable || self.running || self.needs_login(identity) {
             return None;
         }
@@ -108,10 +108,10 @@ impl Renewal {
             .map(|end| self.due_by_expiry(identity, end));
         let by_age = identity
             .refreshed_at
-            .map_or(Millis::default(), |made| made.after(AGE_MAX));
+            .map_or(Timestamp::default(), |made| made.after(AGE_MAX));
         let by_refusal = self.is_refused(identity).then(|| {
             self.given_at(identity)
-                .map_or(Millis::default(), |at| at.after(REFUSED_AGAIN))
+                .map_or(Timestamp::default(), |at| at.after(REFUSED_AGAIN))
         });
         let due = [Some(by_age), by_expiry, by_refusal]
             .into_iter()
@@ -124,7 +124,7 @@ impl Renewal {
 
     /// Tokens that we were given live half their life at least, however short it is: a clock that is ahead, or an
     /// endpoint that gives tokens for minutes, must not have us ask again and again.
-    fn due_by_expiry(&self, identity: &Identity, end: Millis) -> Millis {
+    fn due_by_expiry(&self, identity: &Identity, end: Timestamp) -> Timestamp {
         let due = end.before(LEAD + AHEAD_OF_CODEX + self.jitter);
         let Some(given) = self.given_at(identity) else {
             return due;
@@ -139,19 +139,19 @@ impl Renewal {
 
     /// Whether the access token of `identity` is of no use any more, as far as our clock can tell: one that had expired
     /// when we were given it shows that it cannot.
-    pub(super) fn is_expired(&self, identity: &Identity, now: Millis) -> bool {
+    pub(super) fn is_expired(&self, identity: &Identity, now: Timestamp) -> bool {
         identity.is_expired(now)
             && !self
                 .given_at(identity)
                 .is_some_and(|given| identity.is_expired(given))
     }
 
-    pub(super) fn is_due(&self, identity: &Identity, now: Millis) -> bool {
+    pub(super) fn is_due(&self, identity: &Identity, now: Timestamp) -> bool {
         self.due_at(identity, now).is_some_and(|due| due <= now)
     }
 
     /// Whether waiting for a refresh can give better tokens than those of `identity`.
-    pub(super) fn may_help(&self, identity: &Identity, now: Millis) -> bool {
+    pub(super) fn may_help(&self, identity: &Identity, now: Timestamp) -> bool {
         self.running || self.is_due(identity, now)
     }
 
@@ -174,7 +174,7 @@ impl Renewal {
     }
 
     /// When the last refresh gave the access token of `identity`, where it did.
-    fn given_at(&self, identity: &Identity) -> Option<Millis> {
+    fn given_at(&self, identity: &Identity) -> Option<Timestamp> {
         self.given
             .as_ref()
             .filter(|given| given.token == identity.fingerprint())
@@ -187,7 +187,7 @@ impl Renewal {
         token: &Fingerprint,
         outcome: &Outcome,
         found: Option<&Identity>,
-        now: Millis,
+        now: Timestamp,
     ) {
         self.running = false;
         let (obstacle, again_at) = match outcome {
@@ -234,7 +234,7 @@ impl Renewal {
     }
 
     /// The file has another access token, that of `found`: what was wrong with the old one is over.
-    pub(super) fn file_changed(&mut self, found: &Identity, now: Millis) {
+    pub(super) fn file_changed(&mut self, found: &Identity, now: Timestamp) {
         // One that ends later than what we were given is what another process was given instead.
         let ends_later = self.given.as_ref().is_some_and(|given| {
             found
@@ -283,7 +283,7 @@ mod tests {
     use super::super::auth_file::parse;
     use super::*;
 
-    const NOW: Millis = Millis(2_000_000_000_000);
+    const NOW: Timestamp = Timestamp(2_000_000_000_000);
 
     fn identity(life_s: i64, age_days: u64) -> Identity {
         use base64::Engine;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::config::Caps;
 use crate::values::candidate::Candidate;
-use crate::values::clock::Millis;
+use crate::values::clock::Timestamp;
 use crate::values::windows::{Span, Windows};
 
 /// Failures count for so long, and so many are remembered.
@@ -23,23 +23,23 @@ pub struct Standing {
     /// Its windows.
     pub windows: Windows,
     /// Upstream refuses it until then.
-    pub limited_until: Option<Millis>,
+    pub limited_until: Option<Timestamp>,
     /// The window that is why, where that is known.
     pub limited_by: Option<Span>,
     /// The weight of its capacity, where it tells that itself.
     pub own_weight: Option<f64>,
     /// How often responses told something of the windows.
     pub(super) observations: u64,
-    failures: VecDeque<Millis>,
+    failures: VecDeque<Timestamp>,
     latency_ms: Option<f64>,
 }
 
 impl Standing {
-    pub(super) fn candidate(&self, caps: Caps, now: Millis) -> Candidate {
+    pub(super) fn candidate(&self, caps: Caps, now: Timestamp) -> Candidate {
         let five_hour_used = self.windows.used(Span::FiveHour, now);
         let weekly_used = self.windows.used(Span::Weekly, now);
         let limited = self.limited_until.filter(|until| *until > now);
-        let minutes_to = |moment: Millis| moment.since(now).as_secs_f64() / 60.0;
+        let minutes_to = |moment: Timestamp| moment.since(now).as_secs_f64() / 60.0;
         Candidate {
             usable: limited.is_none()
                 && five_hour_used < caps.five_hour
@@ -60,7 +60,7 @@ impl Standing {
     }
 
     /// When nothing keeps it from being chosen any more: none where nothing does, or nobody knows.
-    pub(super) fn usable_again_at(&self, caps: Caps, now: Millis) -> Option<Millis> {
+    pub(super) fn usable_again_at(&self, caps: Caps, now: Timestamp) -> Option<Timestamp> {
         let over = |span: Span, cap: f64| {
             (self.windows.used(span, now) >= cap)
                 .then(|| self.windows.reset_at(span, now))
@@ -77,7 +77,7 @@ impl Standing {
         .max()
     }
 
-    pub(super) fn failed(&mut self, now: Millis) {
+    pub(super) fn failed(&mut self, now: Timestamp) {
         if self.failures.len() >= FAILURES {
             self.failures.pop_front();
         }
@@ -92,7 +92,7 @@ impl Standing {
         self.latency_ms = Some(average);
     }
 
-    fn recent_failures(&self, now: Millis) -> u32 {
+    fn recent_failures(&self, now: Timestamp) -> u32 {
         let recent = self
             .failures
             .iter()
@@ -105,7 +105,7 @@ impl Standing {
 mod tests {
     use super::*;
 
-    const NOW: Millis = Millis(1_000_000);
+    const NOW: Timestamp = Timestamp(1_000_000);
     const CAPS: Caps = Caps {
         five_hour: 99.0,
         weekly: 99.0,
@@ -114,13 +114,16 @@ mod tests {
     #[test]
     fn a_refusal_ends_by_itself() {
         let standing = Standing {
-            limited_until: Some(Millis(1_060_000)),
+            limited_until: Some(Timestamp(1_060_000)),
             ..Standing::default()
         };
         assert!(!standing.candidate(CAPS, NOW).usable);
         assert_eq!(standing.candidate(CAPS, NOW).limited, 1.0);
-        assert_eq!(standing.usable_again_at(CAPS, NOW), Some(Millis(1_060_000)));
-        assert!(standing.candidate(CAPS, Millis(1_060_000)).usable);
+        assert_eq!(
+            standing.usable_again_at(CAPS, NOW),
+            Some(Timestamp(1_060_000))
+        );
+        assert!(standing.candidate(CAPS, Timestamp(1_060_000)).usable);
     }
 
     #[test]

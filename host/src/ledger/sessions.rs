@@ -3,7 +3,7 @@
 use rusqlite::{Connection, Transaction, params};
 
 use super::query::{Reader, signed, whole};
-use crate::values::clock::Millis;
+use crate::values::clock::Timestamp;
 use crate::values::exchange::Row;
 
 /// A session's home.
@@ -20,7 +20,7 @@ pub struct KnownSession {
     /// The credential's tag.
     pub credential: String,
     /// Its last noted use.
-    pub used_at: Millis,
+    pub used_at: Timestamp,
 }
 
 /// Who made a response.
@@ -35,7 +35,7 @@ pub struct KnownMaker {
     /// The credential's tag.
     pub credential: String,
     /// When it was made.
-    pub made_at: Millis,
+    pub made_at: Timestamp,
 }
 
 const NOTE: &str = "INSERT INTO session_home (service, pool, user, session, credential, used_at)
@@ -61,7 +61,7 @@ pub(super) fn note(transaction: &Transaction<'_>, row: &Row) -> rusqlite::Result
 }
 
 /// Forgets sessions that were used last before `end`.
-pub(super) fn forget(connection: &Connection, end: Millis) -> rusqlite::Result<()> {
+pub(super) fn forget(connection: &Connection, end: Timestamp) -> rusqlite::Result<()> {
     connection
         .execute(
             "DELETE FROM session_home WHERE used_at < ?1",
@@ -86,7 +86,7 @@ impl Reader {
                 user: row.get(2)?,
                 session: row.get(3)?,
                 credential: row.get(4)?,
-                used_at: Millis(whole(row.get(5)?)),
+                used_at: Timestamp(whole(row.get(5)?)),
             })
         })?;
         oldest_first(rows)
@@ -96,7 +96,7 @@ impl Reader {
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn makers(&self, begin: Millis, most: u64) -> rusqlite::Result<Vec<KnownMaker>> {
+    pub fn makers(&self, begin: Timestamp, most: u64) -> rusqlite::Result<Vec<KnownMaker>> {
         // By number, from the end: times are not indexed, and only the last rows count.
         let sql = "SELECT service, coalesce(user, ''), response_id, credential, finished_at FROM
             (SELECT * FROM usage ORDER BY id DESC LIMIT ?1)
@@ -108,7 +108,7 @@ impl Reader {
                 user: row.get(1)?,
                 response_id: row.get(2)?,
                 credential: row.get(3)?,
-                made_at: Millis(whole(row.get(4)?)),
+                made_at: Timestamp(whole(row.get(4)?)),
             })
         })?;
         oldest_first(rows)

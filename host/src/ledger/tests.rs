@@ -3,7 +3,7 @@ use std::fs;
 use rusqlite::Connection;
 
 use super::*;
-use crate::values::clock::Millis;
+use crate::values::clock::Timestamp;
 use crate::values::counts::TokenCounts;
 use crate::values::exchange::End;
 use crate::values::money::{Cost, NanoUsd};
@@ -27,8 +27,8 @@ impl Drop for Folder {
 fn row(id: &str) -> Row {
     Row {
         request_id: id.to_owned(),
-        started_at: Millis(1_000),
-        finished_at: Millis(2_000),
+        started_at: Timestamp(1_000),
+        finished_at: Timestamp(2_000),
         user: Some("alice".to_owned()),
         credential: Some("a".to_owned()),
         service: "ocm".to_owned(),

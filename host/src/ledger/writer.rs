@@ -10,7 +10,7 @@ use rusqlite::{Connection, params};
 use tokio::sync::oneshot;
 
 use super::{Command, Room, State, ViewState, sessions};
-use crate::values::clock::Millis;
+use crate::values::clock::Timestamp;
 use crate::values::exchange::{Attempt, Row};
 use crate::values::limits::LedgerFull;
 use crate::values::money::Cost;
@@ -115,7 +115,7 @@ impl Writer {
     fn clean(&mut self) {
         self.cleaned = Instant::now();
         if let Err(error) =
-            sessions::forget(&self.connection, Millis::now().before(self.sessions_for))
+            sessions::forget(&self.connection, Timestamp::now().before(self.sessions_for))
         {
             tracing::warn!(%error, "old sessions stay in the ledger");
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::reading::{self, Reading, USAGE};
 use super::request::{self, Asked};
-use crate::values::clock::Millis;
+use crate::values::clock::Timestamp;
 use crate::values::exchange::{End, Metered};
 use crate::values::json_scan::{Flow, JsonScan, Scalar, Wanted};
 use crate::values::windows::{self, SlotTold};
@@ -83,7 +83,7 @@ pub enum Event {
         /// What it says of the account's windows.
         reading: windows::Reading,
         /// When the refusal ends, where it says so.
-        until: Option<Millis>,
+        until: Option<Timestamp>,
     },
 }
 
@@ -141,7 +141,7 @@ impl EventScan {
     }
 
     /// The message is whole: what it means. The time is asked for only where it matters.
-    pub fn end(&mut self, now: impl FnOnce() -> Millis) -> Event {
+    pub fn end(&mut self, now: impl FnOnce() -> Timestamp) -> Event {
         match self.told.kind {
             Kind::OfResponse => {
                 self.reading.event_whole();
@@ -200,12 +200,12 @@ fn number(scalar: Scalar<'_>) -> Option<f64> {
 }
 
 impl Told {
-    fn until(&self, now: Millis) -> Option<Millis> {
+    fn until(&self, now: Timestamp) -> Option<Timestamp> {
         let sound = |number: &f64| *number > 0.0 && *number < 1e12;
         let at = self
             .resets_at
             .filter(sound)
-            .map(|seconds| Millis((seconds * 1e3) as u64));
+            .map(|seconds| Timestamp((seconds * 1e3) as u64));
         let within = self.resets_in.or(self.retry_after).filter(sound);
         at.or_else(|| within.map(|seconds| now.after(Duration::from_secs_f64(seconds))))
     }
@@ -292,7 +292,7 @@ mod tests {
     use super::*;
     use crate::values::windows::{Span, Windows};
 
-    const NOW: Millis = Millis(1_000_000_000);
+    const NOW: Timestamp = Timestamp(1_000_000_000);
 
     fn event(text: &str) -> (Event, Metered) {
         let mut found = None;
@@ -381,7 +381,7 @@ mod tests {
             else {
                 panic!("{event:?}")
             };
-            assert_eq!((found, end), (status, until.map(Millis)), "{text}");
+            assert_eq!((found, end), (status, until.map(Timestamp)), "{text}");
         };
         check(
             r#"{"type": "error", "status": 429, "error": {"resets_in_seconds": 60}}"#,

@@ -23,7 +23,7 @@ use crate::config::OnFailure;
 use crate::ledger::Commit;
 use crate::meter::{Meter, Signal};
 use crate::sessions::opaque_key;
-use crate::values::clock::Millis;
+use crate::values::clock::Timestamp;
 use crate::values::exchange::End;
 use crate::values::headers::strip_response;
 
@@ -158,7 +158,7 @@ pub(super) fn remember_turn_state(
             open.owner(),
             &opaque_key(state.as_bytes()),
             credential,
-            Millis::now(),
+            Timestamp::now(),
         );
     }
 }
@@ -244,7 +244,10 @@ pub(super) async fn rewrite(
     status: StatusCode,
     headers: &mut HeaderMap,
 ) -> Result<(), Refusal> {
-    let facts = open.facts(Millis::now(), service.parts.credentials[credential].tag());
+    let facts = open.facts(
+        Timestamp::now(),
+        service.parts.credentials[credential].tag(),
+    );
     for rewriter in &service.parts.rewriters {
         match (
             rewriter.response(&facts, status, headers).await,

@@ -21,7 +21,7 @@ use super::settle::OpenRow;
 use crate::credentials::{Identity, IdentityKind};
 use crate::meter::decoded;
 use crate::upstream::{RequestBodyError, UpstreamError};
-use crate::values::clock::Millis;
+use crate::values::clock::Timestamp;
 use crate::values::exchange::End;
 use crate::values::json_scan::{Flow, JsonScan, Scalar, Wanted};
 use crate::values::limits::ERROR_BODY_BYTES;
@@ -97,7 +97,7 @@ pub(super) async fn send(
             // Its file has turned up since that was looked at.
             return Err(open.refuse(Refusal::api_key_only()).await);
         }
-        let now = Millis::now();
+        let now = Timestamp::now();
         let others = others(service, &open, &body, &tried, deadline, now);
         let may_be_sent_again = others == Others::Left || (body.can_be_sent_again() && !refreshed);
         // Moved where no further attempt can need them.
@@ -177,7 +177,7 @@ fn others(
     body: &Body,
     tried: &[usize],
     deadline: Instant,
-    now: Millis,
+    now: Timestamp,
 ) -> Others {
     if !body.can_be_sent_again() {
         Others::OutOfReach
@@ -313,7 +313,7 @@ async fn judge(
                     return Verdict::Again(identity);
                 }
                 Some(_) => {}
-                None => account.token_refused(&shown, Millis::now()),
+                None => account.token_refused(&shown, Timestamp::now()),
             }
             // In a pool this is not the client's business: its own token is good, and it would throw that away.
             match others {
@@ -327,7 +327,7 @@ async fn judge(
         // A key's limits are of seconds and of its own: its client knows what to do, and the key is not paused.
         StatusCode::TOO_MANY_REQUESTS if !is_api_key(&shown) => {
             let (read, broken) = read_error(&mut response).await;
-            let now = Millis::now();
+            let now = Timestamp::now();
             let encoding = response
                 .headers()
                 .get(CONTENT_ENCODING)
@@ -355,7 +355,7 @@ async fn judge(
             }
         }
         StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
-            account.failed(Millis::now());
+            account.failed(Timestamp::now());
             let goes_on = match status {
                 StatusCode::BAD_GATEWAY => switches.bad_gateway,
                 StatusCode::SERVICE_UNAVAILABLE => switches.service_unavailable,
@@ -396,7 +396,7 @@ fn remember_home(
     open: &OpenRow,
     answered: &Answered,
     move_home: bool,
-    now: Millis,
+    now: Timestamp,
 ) {
     if move_home
         && !answered.response.status().is_server_error()
@@ -478,7 +478,7 @@ const KEYS: &[Wanted] = &[
 ];
 
 /// When a refusal ends, as its body tells.
-fn told_in_body(body: &[u8], now: Millis) -> Option<Millis> {
+fn told_in_body(body: &[u8], now: Timestamp) -> Option<Timestamp> {
     let (mut at, mut within) = (None, None);
     let mut scan = JsonScan::new(KEYS);
     scan.feed(body, |name, scalar: Scalar<'_>| {
@@ -491,7 +491,7 @@ fn told_in_body(body: &[u8], now: Millis) -> Option<Millis> {
     let positive = |number: &f64| *number > 0.0 && *number < 1e12;
     let at = at
         .filter(positive)
-        .map(|seconds| Millis((seconds * 1e3) as u64));
+        .map(|seconds| Timestamp((seconds * 1e3) as u64));
     at.or_else(|| {
         within
             .filter(positive)
@@ -500,27 +500,27 @@ fn told_in_body(body: &[u8], now: Millis) -> Option<Millis> {
 }
 
 /// When a refusal ends, as `Retry-After` tells (RFC 9110, section 10.2.3): seconds or a date.
-fn retry_after(headers: &HeaderMap, now: Millis) -> Option<Millis> {
+fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Timestamp> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if let Ok(seconds) = value.parse::<u32>() {
         return Some(now.after(Duration::from_secs(u64::from(seconds))));
     }
     let date = httpdate::parse_http_date(value).ok()?;
     let since = date.duration_since(std::time::UNIX_EPOCH).ok()?;
-    Some(Millis(u64::try_from(since.as_millis()).ok()?))
+    Some(Timestamp(u64::try_from(since.as_millis()).ok()?))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const NOW: Millis = Millis(1_000_000);
+    const NOW: Timestamp = Timestamp(1_000_000);
 
     #[track_caller]
     fn check_body(body: &str, expected: Option<u64>) {
         assert_eq!(
             told_in_body(body.as_bytes(), NOW),
-            expected.map(Millis),
+            expected.map(Timestamp),
             "{body}"
         );
     }

@@ -12,7 +12,7 @@ use super::settle::OpenRow;
 use crate::credentials::Identity;
 use crate::frames::accept_of;
 use crate::upstream::{RequestBody, Upstream, UpstreamError};
-use crate::values::clock::Millis;
+use crate::values::clock::Timestamp;
 use crate::values::exchange::{Outcome, Transport};
 use crate::values::windows::Reading;
 
@@ -85,7 +85,7 @@ pub(super) async fn forward(
             return Err(NoResponse::Withdrawn);
         }
     };
-    let now = Millis::now();
+    let now = Timestamp::now();
     match sent {
         Ok(response) => {
             open.ends_attempt(Outcome::Status(response.status().as_u16()));

@@ -14,7 +14,7 @@ use super::refusal::Refusal;
 use super::service::Service;
 use crate::authenticate::{Authenticated as Proof, User};
 use crate::upstream::ClientBody;
-use crate::values::clock::Millis;
+use crate::values::clock::Timestamp;
 use crate::values::limits::Limits;
 
 /// A request whose head was read.
@@ -24,7 +24,7 @@ pub(super) struct Received {
     pub(super) id: String,
     /// Random bits of its name: the seed of what chance decides about it.
     pub(super) seed: u64,
-    pub(super) at: Millis,
+    pub(super) at: Timestamp,
     pub(super) clock: Instant,
     pub(super) peer: IpAddr,
     pub(super) head: Parts,
@@ -37,7 +37,7 @@ impl Received {
             id: id.to_string(),
             // The lower bits of a version 7 UUID are random (RFC 9562, section 5.7).
             seed: id.as_u128() as u64,
-            at: Millis::now(),
+            at: Timestamp::now(),
             clock: Instant::now(),
             peer,
             head,

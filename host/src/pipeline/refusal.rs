@@ -14,7 +14,7 @@ use crate::authenticate::AuthError;
 use crate::ledger::NoRoom;
 use crate::policy::{Fault, Refused};
 use crate::upstream::RequestBodyError;
-use crate::values::clock::Millis;
+use crate::values::clock::Timestamp;
 
 /// A client is told to come back after this where nobody knows when a credential has room again: as long as a refusal
 /// without an end counts.
@@ -31,7 +31,7 @@ pub(super) struct Refusal {
     code: Option<&'static str>,
     message: String,
     /// When it is worth trying again: now, and then.
-    again: Option<(Millis, Millis)>,
+    again: Option<(Timestamp, Timestamp)>,
     field: Option<(HeaderName, HeaderValue)>,
 }
 
@@ -149,7 +149,7 @@ impl Refusal {
     }
 
     /// Every usable credential is used up or refused, until `until` where that is known.
-    pub(super) fn exhausted(now: Millis, until: Option<Millis>) -> Self {
+    pub(super) fn exhausted(now: Timestamp, until: Option<Timestamp>) -> Self {
         let refusal = Self::new(
             StatusCode::TOO_MANY_REQUESTS,
             "usage_limit_reached",
@@ -292,7 +292,7 @@ impl Refusal {
 }
 
 /// Whole seconds, at least one: a client that waits so long comes after the moment, not before.
-fn seconds_until(now: Millis, until: Millis) -> u64 {
+fn seconds_until(now: Timestamp, until: Timestamp) -> u64 {
     until.0.saturating_sub(now.0).div_ceil(1000).max(1)
 }
 

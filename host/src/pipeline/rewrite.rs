@@ -15,7 +15,7 @@ use crate::credentials::{Identity, IdentityKind};
 use crate::frames::new_key;
 use crate::sessions::opaque_key;
 use crate::upstream::RequestBody;
-use crate::values::clock::Millis;
+use crate::values::clock::Timestamp;
 use crate::values::exchange::Transport;
 
 /// What upstream must answer in `Sec-WebSocket-Accept`.
@@ -48,7 +48,7 @@ pub(super) async fn rewrite(
     selected: &Selected,
     template: Template,
     body: RequestBody,
-    now: Millis,
+    now: Timestamp,
 ) -> Result<Rewritten, Refusal> {
     let Template {
         method,

@@ -13,7 +13,7 @@ use crate::authenticate::User;
 use crate::credentials::{Credential, Identity, IdentityKind};
 use crate::policy::{Choice, Facts};
 use crate::values::candidate::Candidate;
-use crate::values::clock::Millis;
+use crate::values::clock::Timestamp;
 
 /// For how long a request waits for a credential's file to be read.
 const FILE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -39,10 +39,10 @@ pub(super) async fn select(
     refresh_limit: Duration,
 ) -> Result<Selected, Refusal> {
     let pool = open.pool();
-    read_again(service, pool, Millis::now()).await;
+    read_again(service, pool, Timestamp::now()).await;
     let mut unready = false;
     loop {
-        let now = Millis::now();
+        let now = Timestamp::now();
         let candidates = candidates(service, open, tried, now);
         let home = home(service, open, now);
         let chosen = choose(service, pool, open, &candidates, home, now).await;
@@ -67,7 +67,11 @@ pub(super) async fn select(
 }
 
 /// The credential that the request's session would be given now, where it has one to live on and there is a choice.
-pub(super) async fn would_choose(service: &Service, open: &OpenRow, now: Millis) -> Option<usize> {
+pub(super) async fn would_choose(
+    service: &Service,
+    open: &OpenRow,
+    now: Timestamp,
+) -> Option<usize> {
     let pool = open.pool();
     let home = home(service, open, now).filter(|_| !pool.single)?;
     let candidates = candidates(service, open, &[], now);
@@ -76,14 +80,19 @@ pub(super) async fn would_choose(service: &Service, open: &OpenRow, now: Millis)
 }
 
 /// Whether there is a usable member that was not tried.
-pub(super) fn has_other(service: &Service, open: &OpenRow, tried: &[usize], now: Millis) -> bool {
+pub(super) fn has_other(
+    service: &Service,
+    open: &OpenRow,
+    tried: &[usize],
+    now: Timestamp,
+) -> bool {
     candidates(service, open, tried, now)
         .iter()
         .any(|candidate| candidate.usable)
 }
 
 /// Reads the files of members that are unavailable, where that is due, all at once. A file may have appeared since.
-async fn read_again(service: &Service, pool: &Pool, now: Millis) {
+async fn read_again(service: &Service, pool: &Pool, now: Timestamp) {
     let mut readings = JoinSet::new();
     for member in &pool.members {
         let credential = &service.parts.credentials[*member];
@@ -102,7 +111,7 @@ async fn read_again(service: &Service, pool: &Pool, now: Millis) {
     }
 }
 
-fn read(credential: &Credential, now: Millis) {
+fn read(credential: &Credential, now: Timestamp) {
     let before = credential.unavailable();
     match credential.read(now) {
         Ok(()) if before.is_some() => {
@@ -115,7 +124,12 @@ fn read(credential: &Credential, now: Millis) {
     }
 }
 
-fn candidates(service: &Service, open: &OpenRow, tried: &[usize], now: Millis) -> Vec<Candidate> {
+fn candidates(
+    service: &Service,
+    open: &OpenRow,
+    tried: &[usize],
+    now: Timestamp,
+) -> Vec<Candidate> {
     let pool = open.pool();
     let previous = open.asked().previous_response_id.as_deref();
     let maker = previous.and_then(|id| service.sessions().maker(open.owner(), id, now));
@@ -147,12 +161,12 @@ pub(super) fn is_allowed(user: Option<&User>, credential: &Credential) -> bool {
 }
 
 /// A member of a pool whose token upstream refused of late. A credential alone is tried all the same.
-fn steps_back(pool: &Pool, credential: &Credential, now: Millis) -> bool {
+fn steps_back(pool: &Pool, credential: &Credential, now: Timestamp) -> bool {
     !pool.single && credential.is_suspect(now)
 }
 
 /// The member that the request's session lives on.
-fn home(service: &Service, open: &OpenRow, now: Millis) -> Option<usize> {
+fn home(service: &Service, open: &OpenRow, now: Timestamp) -> Option<usize> {
     let credential = service
         .sessions()
         .home(open.owner(), open.session()?, now)?;
@@ -168,7 +182,7 @@ async fn choose(
     open: &OpenRow,
     candidates: &[Candidate],
     home: Option<usize>,
-    now: Millis,
+    now: Timestamp,
 ) -> Option<(usize, bool)> {
     if pool.single {
         return candidates[0].usable.then_some((0, false));
@@ -200,7 +214,7 @@ async fn choose(
 
 /// Why nobody is usable: rate-limited where anybody is loaded, unavailable where nobody is, or where a refresh was waited for
 /// in vain (`unready`) and nobody else would serve.
-fn nobody(service: &Service, open: &OpenRow, unready: bool, now: Millis) -> Refusal {
+fn nobody(service: &Service, open: &OpenRow, unready: bool, now: Timestamp) -> Refusal {
     let pool = open.pool();
     let credentials = pool
         .members

@@ -18,7 +18,7 @@ use crate::metrics::Metrics;
 use crate::policy::{Balancer, Members, Pricer, Rewriter};
 use crate::sessions::{Owner, Sessions};
 use crate::upstream::Upstream;
-use crate::values::clock::Millis;
+use crate::values::clock::Timestamp;
 use crate::values::limits::Limits;
 use crate::values::phase::Phase;
 
@@ -260,7 +260,7 @@ impl Service {
     }
 
     /// How its credentials are, each with the number of sessions that live on it.
-    pub fn health(&self, now: Millis) -> Vec<(Health, usize)> {
+    pub fn health(&self, now: Timestamp) -> Vec<(Health, usize)> {
         let health = |known: &Arc<Credential>| {
             (
                 known.health(now),

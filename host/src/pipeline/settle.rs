@@ -15,7 +15,7 @@ use crate::ledger::{Commit, Promise, Room};
 use crate::meter::{Asked, Create};
 use crate::policy::{Facts, Fault, OwnFacts, Pricer};
 use crate::sessions::Owner;
-use crate::values::clock::Millis;
+use crate::values::clock::Timestamp;
 use crate::values::counts::TokenCounts;
 use crate::values::exchange::{Attempt, End, Home, Metered, Outcome, Row, Transport};
 use crate::values::money::Cost;
@@ -25,7 +25,7 @@ use crate::values::money::Cost;
 pub(super) struct Opening {
     pub(super) id: String,
     pub(super) seed: u64,
-    pub(super) started_at: Millis,
+    pub(super) started_at: Timestamp,
     pub(super) clock: Instant,
     pub(super) user: Option<Arc<User>>,
     /// A place in the service's pools.
@@ -120,7 +120,7 @@ impl OpenRow {
         let opening = Opening {
             id: id.to_string(),
             seed: id.as_u128() as u64,
-            started_at: Millis::now(),
+            started_at: Timestamp::now(),
             clock: Instant::now(),
             ..self.opening.clone()
         };
@@ -218,7 +218,7 @@ impl OpenRow {
     }
 
     /// The request as policies may know it.
-    pub(super) fn facts<'a>(&'a self, now: Millis, credential: &'a str) -> Facts<'a> {
+    pub(super) fn facts<'a>(&'a self, now: Timestamp, credential: &'a str) -> Facts<'a> {
         Facts {
             request_id: &self.opening.id,
             user: self.opening.user.as_ref().map_or("", |user| &user.name),
@@ -317,7 +317,7 @@ impl OpenRow {
     }
 
     fn row(&self, end: End, metered: Metered, credential: Option<usize>) -> Row {
-        let now = Millis::now();
+        let now = Timestamp::now();
         let credentials = &self.service.parts.credentials;
         let credential: Option<&Arc<Credential>> = credential.map(|index| &credentials[index]);
         if let (Some(id), Some(credential)) = (&metered.response_id, credential) {
@@ -360,7 +360,7 @@ impl OpenRow {
     }
 
     /// Where the session lives, where the ledger is to note that.
-    fn home(&self, now: Millis) -> Option<Home> {
+    fn home(&self, now: Timestamp) -> Option<Home> {
         let credential =
             self.service
                 .sessions()

@@ -15,7 +15,7 @@ use super::service::Service;
 use crate::authenticate::User;
 use crate::credentials::Credential;
 use crate::policy::{Facts, Members};
-use crate::values::clock::Millis;
+use crate::values::clock::Timestamp;
 
 const PATH: &str = "/ocm/v1/status";
 
@@ -59,7 +59,7 @@ struct Capacity {
 }
 
 /// 100 less the weighted mean of what is left under each window's cap; 100, 100 and 0 where there is no credential.
-async fn capacity(service: &Service, user: Option<&User>, now: Millis) -> Capacity {
+async fn capacity(service: &Service, user: Option<&User>, now: Timestamp) -> Capacity {
     let pool = &service.pools[service.pool_of(user)];
     let credentials: Vec<&Arc<Credential>> = pool
         .members
@@ -102,7 +102,7 @@ async fn weights(
     service: &Service,
     pool: &super::service::Pool,
     members: &Members,
-    now: Millis,
+    now: Timestamp,
 ) -> Vec<f64> {
     let facts = Facts {
         service: service.tag(),

@@ -13,7 +13,7 @@ use super::bindings::balancer::tollgate::policy::types::{Diagnostic, Manifest};
 use super::engine::Engine;
 use super::slot::Slot;
 use crate::config::PolicyKind;
-use crate::values::clock::Millis;
+use crate::values::clock::Timestamp;
 
 /// What a guest may write to its streams in one call, in bytes.
 const OUTPUT_BYTES: usize = 4096;
@@ -91,7 +91,7 @@ pub(super) struct Guest {
     memory_max: usize,
     memory: usize,
     memory_exceeded: bool,
-    now: Millis,
+    now: Timestamp,
     chance: u64,
     output: Vec<u8>,
     log_lines: u32,
@@ -150,7 +150,7 @@ impl Guest {
         self.memory_exceeded
     }
 
-    pub(super) fn now(&self) -> Millis {
+    pub(super) fn now(&self) -> Timestamp {
         self.now
     }
 
@@ -170,7 +170,7 @@ impl Guest {
     }
 
     /// A call for a request begins.
-    pub(super) fn begin(&mut self, now: Millis, seed: u64, timeout: Duration, begun: Instant) {
+    pub(super) fn begin(&mut self, now: Timestamp, seed: u64, timeout: Duration, begun: Instant) {
         self.now = now;
         self.chance = seed;
         self.output.clear();
@@ -231,7 +231,7 @@ pub(super) fn new_store(engine: &Engine, slot: &Arc<Slot>, memory: usize) -> Sto
         memory_max: memory,
         memory: 0,
         memory_exceeded: false,
-        now: Millis(0),
+        now: Timestamp(0),
         chance: 0,
         output: Vec::new(),
         log_lines: 0,

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use super::fault::Fault;
 use super::{Facts, balancer, pricer, rewriter};
-use crate::values::clock::Millis;
+use crate::values::clock::Timestamp;
 use crate::values::exchange::Transport;
 
 /// A request as policies may know it, for itself.
@@ -71,7 +71,7 @@ impl OwnFacts {
                 Transport::Http
             },
             attempt: self.attempt,
-            now: Millis(self.now_ms),
+            now: Timestamp(self.now_ms),
             seed: self.seed,
             sequence: self.sequence,
             trial: false,

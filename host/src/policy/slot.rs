@@ -12,7 +12,7 @@ use super::shadow::Shadow;
 use super::stats::Stats;
 use super::threads::Threads;
 use crate::config::{PolicyConfig, PolicyKind};
-use crate::values::clock::Millis;
+use crate::values::clock::Timestamp;
 use crate::values::limits::Limits;
 
 /// A policy's place.
@@ -149,7 +149,7 @@ impl Slot {
 
     /// Whether a guest may write one more line to the log in this second.
     pub(super) fn may_log(&self) -> bool {
-        let may = self.log.take(Millis::now().unix());
+        let may = self.log.take(Timestamp::now().unix());
         if !may {
             self.left_out_of_the_log();
         }

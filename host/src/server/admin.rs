@@ -33,7 +33,7 @@ use super::scrape;
 use crate::credentials::Health;
 use crate::files::{plain, remove};
 use crate::metrics::CONTENT_TYPE as CONTENT_TYPE_OF_METRICS;
-use crate::values::clock::Millis;
+use crate::values::clock::Timestamp;
 use crate::values::phase::Phase;
 use crate::values::secret::Secret;
 
@@ -376,7 +376,7 @@ impl Admin {
     fn policies(&self) -> Value {
         let policies = self.board.policies().status();
         let configured = self.board.configured().clone();
-        json!({ "at": Millis::now().0, "policies": policies, "last_configuration": configured.last })
+        json!({ "at": Timestamp::now().0, "policies": policies, "last_configuration": configured.last })
     }
 
     fn disagreements(&self, tag: &str) -> Said {
@@ -396,7 +396,7 @@ impl Admin {
     }
 
     fn status(&self) -> Status {
-        let now = Millis::now();
+        let now = Timestamp::now();
         let services = self
             .board
             .services()

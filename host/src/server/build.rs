@@ -20,7 +20,7 @@ use crate::pipeline::{Parts, Service};
 use crate::policy::{Balancer, LoadError, Policy, Source, Urgency};
 use crate::tls::Tls;
 use crate::upstream::{Trust, Upstream};
-use crate::values::clock::Millis;
+use crate::values::clock::Timestamp;
 use crate::values::limits::Limits;
 use crate::values::phase::Phase;
 
@@ -345,7 +345,7 @@ fn take_up_refreshes(config: &ServiceConfig, known: &[Arc<Credential>]) {
 
 /// Reads every credential that is not known once. One that is unavailable is waited for.
 fn credentials(config: &ServiceConfig, known: &[Arc<Credential>]) -> Vec<Arc<Credential>> {
-    let now = Millis::now();
+    let now = Timestamp::now();
     let read = |config: &CredentialConfig| {
         if let Some(known) = known.iter().find(|known| known.is_of(config)) {
             return Arc::clone(known);

@@ -13,7 +13,7 @@ use super::refresh::{RefreshIn, Refresher};
 use crate::credentials::{Credential, Job, Look, Outcome};
 use crate::pipeline::Service;
 use crate::upstream::{Trust, Upstream};
-use crate::values::clock::Millis;
+use crate::values::clock::Timestamp;
 use crate::values::limits::Limits;
 use crate::values::phase::Phase;
 use crate::watch::Watch;
@@ -163,7 +163,7 @@ impl Keeping {
                     () = credential.refresh_may_be_due(CLOCK_AGAIN) => {}
                     () = until.ended() => return,
                 }
-                let _turn = if credential.is_refresh_urgent(Millis::now()) {
+                let _turn = if credential.is_refresh_urgent(Timestamp::now()) {
                     None
                 } else {
                     tokio::select! {
@@ -240,7 +240,7 @@ async fn look_once(
 ) -> Result<Look, JoinError> {
     let turn = looks.acquire().await;
     let looking = Arc::clone(credential);
-    let mut look = spawn_blocking(move || looking.look(stays, Millis::now()));
+    let mut look = spawn_blocking(move || looking.look(stays, Timestamp::now()));
     if let Ok(looked) = timeout(LOOK_HANGS, &mut look).await {
         return looked;
     }
@@ -254,8 +254,10 @@ async fn refresh_once(
     lock_timeout: Duration,
     looks: &Semaphore,
 ) {
-    let (Some(due), Some(path)) = (credential.refresh_begins(Millis::now()), credential.path())
-    else {
+    let (Some(due), Some(path)) = (
+        credential.refresh_begins(Timestamp::now()),
+        credential.path(),
+    ) else {
         return;
     };
     let job = Job {
@@ -271,7 +273,7 @@ async fn refresh_once(
         }
     }
     log(credential.tag(), &outcome);
-    credential.refresh_ended(&due, &outcome, Millis::now());
+    credential.refresh_ended(&due, &outcome, Timestamp::now());
 }
 
 fn log(credential: &str, outcome: &Outcome) {

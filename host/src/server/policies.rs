@@ -16,7 +16,7 @@ use crate::policy::{
     Balancer, Engine, EngineError, FaultKind, LoadError, Loading, Policy, Pricer, Rewriter, Rules,
     Shadow, ShadowStatus, Slot, Source, Threads, Urgency,
 };
-use crate::values::clock::Millis;
+use crate::values::clock::Timestamp;
 use crate::values::limits::Limits;
 
 /// The folder of compiled code in `data_dir`.
@@ -238,7 +238,7 @@ impl LastReload {
         took: Duration,
     ) -> Self {
         Self {
-            at: Millis::now().0,
+            at: Timestamp::now().0,
             outcome,
             generation,
             reason,

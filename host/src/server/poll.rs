@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::refresh::{AGENT, retry_after};
 use crate::credentials::{Credential, Identity, PollBegun};
 use crate::upstream::{RequestBody, Upstream};
-use crate::values::clock::Millis;
+use crate::values::clock::Timestamp;
 use crate::values::limits::ANSWER_BYTES;
 use crate::values::windows::Reading;
 
@@ -31,7 +31,7 @@ pub(super) async fn poll(
                 &told.reading,
                 told.plan.as_deref(),
                 told.own_weight,
-                Millis::now(),
+                Timestamp::now(),
             );
         }
         Err(Failure {
@@ -43,7 +43,7 @@ pub(super) async fn poll(
                 reason,
                 "the poll of its use told nothing"
             );
-            credential.poll_failed(begun, reason, retry_after, Millis::now());
+            credential.poll_failed(begun, reason, retry_after, Timestamp::now());
         }
     }
 }

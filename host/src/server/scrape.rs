@@ -4,7 +4,7 @@ use super::board::Board;
 use super::policies::PolicyStatus;
 use crate::metrics::Seen;
 use crate::policy::FaultKind;
-use crate::values::clock::Millis;
+use crate::values::clock::Timestamp;
 
 /// All metrics, as text.
 pub(super) fn text(board: &Board) -> String {
@@ -22,7 +22,7 @@ pub(super) fn text(board: &Board) -> String {
 }
 
 fn services(board: &Board, seen: &mut Seen) {
-    let now = Millis::now();
+    let now = Timestamp::now();
     let (mut used, mut caps, mut resets, mut usable, mut in_flight, mut sockets) = (
         Vec::new(),
         Vec::new(),

@@ -11,7 +11,7 @@ use crate::config::{CredentialConfig, ServiceConfig};
 use crate::files::plain;
 use crate::ledger::{Ledger, Reader, UsageRow, ViewState};
 use crate::usage_file::{self, Found, Sums, Usage};
-use crate::values::clock::Millis;
+use crate::values::clock::Timestamp;
 
 /// How often the files are written.
 const INTERVAL: Duration = Duration::from_secs(60);
@@ -155,7 +155,7 @@ fn open(reader: &Reader, of: ViewOf) -> Result<View, String> {
     let failed = |error: rusqlite::Error| error.to_string();
     let noted = reader.view(&path.to_string_lossy()).map_err(failed)?;
     let last_row = reader.last_row().map_err(failed)?;
-    let found = usage_file::read(path, Millis::now()).map_err(|error| plain(&error))?;
+    let found = usage_file::read(path, Timestamp::now()).map_err(|error| plain(&error))?;
     let (sums, through, digest) = match (found, noted) {
         (Found::Missing, None) => (Sums::default(), last_row, None),
         // Noted, and then killed before the first writing.
@@ -203,7 +203,7 @@ fn update(view: &mut View, reader: &Reader, ledger: &Ledger) -> Result<(), Strin
     if view.added == view.state.through {
         return Ok(());
     }
-    let text = view.sums.to_json(Millis::now());
+    let text = view.sums.to_json(Timestamp::now());
     let state = ViewState {
         through: view.added,
         digest: Some(usage_file::digest(text.as_bytes())),

@@ -1,6 +1,6 @@
 //! The time, as the gateway counts it: whole milliseconds since 1970-01-01T00:00:00Z.
 //!
-//! Whoever decides something by time takes a [`Millis`] as an argument, so that a test can say what time it is.
+//! Whoever decides something by time takes a [`Timestamp`] as an argument, so that a test can say what time it is.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -9,9 +9,9 @@ use time::format_description::well_known::Rfc3339;
 
 /// A moment, in milliseconds since the epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Millis(pub u64);
+pub struct Timestamp(pub u64);
 
-impl Millis {
+impl Timestamp {
     /// This moment. A clock that stands before 1970 counts as 1970.
     pub fn now() -> Self {
         let since = SystemTime::now()
@@ -75,9 +75,10 @@ mod tests {
 
     #[test]
     fn rfc_3339_goes_both_ways() {
-        let moment = Millis::from_rfc3339("2026-03-05T10:20:30.123456789Z").expect("a valid date");
+        let moment =
+            Timestamp::from_rfc3339("2026-03-05T10:20:30.123456789Z").expect("a valid date");
         assert_eq!(moment.0 % 1000, 123);
         assert_eq!(moment.rfc3339(), "2026-03-05T10:20:30Z");
-        assert_eq!(Millis::from_rfc3339("yesterday"), None);
+        assert_eq!(Timestamp::from_rfc3339("yesterday"), None);
     }
 }

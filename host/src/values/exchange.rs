@@ -3,7 +3,7 @@
 //! The stages before (`Received`, `Authenticated`, `Selected`, ...) live with the code that makes them, so that
 //! nobody else can.
 
-use super::clock::Millis;
+use super::clock::Timestamp;
 use super::counts::TokenCounts;
 use super::money::Cost;
 
@@ -133,9 +133,9 @@ pub struct Row {
     /// Unique.
     pub request_id: String,
     /// When its head was read.
-    pub started_at: Millis,
+    pub started_at: Timestamp,
     /// When it was over.
-    pub finished_at: Millis,
+    pub finished_at: Timestamp,
     /// The user's name.
     pub user: Option<String>,
     /// The credential that answered, or was tried last.

@@ -3,7 +3,7 @@
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::Value;
 
-use super::clock::Millis;
+use super::clock::Timestamp;
 
 /// Two resets less far apart than this belong to the same window: upstream's clock and ours differ.
 const SAME_WINDOW_MS: u64 = 10 * 60 * 1000;
@@ -17,7 +17,7 @@ pub struct Window {
     /// The used part, in percent, 0 to 100.
     pub used: f64,
     /// When it starts anew.
-    pub reset_at: Option<Millis>,
+    pub reset_at: Option<Timestamp>,
     /// Its length in minutes.
     pub minutes: u32,
 }
@@ -58,7 +58,7 @@ pub struct Windows {
 impl Windows {
     /// The used part of a window at `now`, in percent. A window that started anew since is unused, and one that is
     /// not known counts as unused.
-    pub fn used(&self, span: Span, now: Millis) -> f64 {
+    pub fn used(&self, span: Span, now: Timestamp) -> f64 {
         match self.window(span) {
             Some(window) if window.reset_at.is_none_or(|reset| reset > now) => window.used,
             _ => 0.0,
@@ -71,14 +71,14 @@ impl Windows {
     }
 
     /// When a window starts anew, where that is known and to come.
-    pub fn reset_at(&self, span: Span, now: Millis) -> Option<Millis> {
+    pub fn reset_at(&self, span: Span, now: Timestamp) -> Option<Timestamp> {
         self.window(span)
             .and_then(|window| window.reset_at)
             .filter(|reset| *reset > now)
     }
 
     /// The start of the week that `now` lies in: the weekly reset less the window's length, in Unix seconds.
-    pub fn week_start_unix(&self, now: Millis) -> Option<u64> {
+    pub fn week_start_unix(&self, now: Timestamp) -> Option<u64> {
         let window = self.weekly?;
         let reset = window.reset_at.filter(|reset| *reset > now)?;
         reset.unix().checked_sub(u64::from(window.minutes) * 60)
@@ -92,7 +92,7 @@ impl Windows {
     }
 
     /// Takes in what a response's headers say. Within one window, use never falls: responses overtake each other.
-    pub fn observe(&mut self, reading: &Reading, now: Millis) {
+    pub fn observe(&mut self, reading: &Reading, now: Timestamp) {
         for (span, window) in reading.windows() {
             let slot = match span {
                 Span::FiveHour => &mut self.five_hour,
@@ -122,11 +122,11 @@ impl Windows {
 }
 
 /// Whether `new` tells of a window that is over, while the known one is known to go on.
-fn is_earlier(known: &Window, new: &Window, now: Millis) -> bool {
+fn is_earlier(known: &Window, new: &Window, now: Timestamp) -> bool {
     known.reset_at.is_some_and(|known| known > now) && new.reset_at.is_some_and(|new| new <= now)
 }
 
-fn is_same(known: &Window, new: &Window, now: Millis) -> bool {
+fn is_same(known: &Window, new: &Window, now: Timestamp) -> bool {
     match (known.reset_at, new.reset_at) {
         (Some(known), _) if known <= now => false,
         (Some(known), Some(new)) => new.0 <= known.0.saturating_add(SAME_WINDOW_MS),
@@ -151,13 +151,13 @@ pub struct Reading {
     five_hour: Option<Window>,
     weekly: Option<Window>,
     /// The window that upstream enforces by this limit resets then; for a 429.
-    first_reset: Option<Millis>,
+    first_reset: Option<Timestamp>,
 }
 
 impl Reading {
     /// Reads the `x-<limit>-{primary,secondary}-*` headers. Windows are told apart by their length, whatever slot they
     /// stand in; a slot without a length is taken by its name. What is no number is left out.
-    pub fn from_headers(headers: &HeaderMap, now: Millis) -> Self {
+    pub fn from_headers(headers: &HeaderMap, now: Timestamp) -> Self {
         let limit = active_limit(headers);
         let mut reading = Self::default();
         for (slot, by_name) in [(&PRIMARY, Span::FiveHour), (&SECONDARY, Span::Weekly)] {
@@ -169,9 +169,9 @@ impl Reading {
             let Some(span) = minutes.map_or(Some(by_name), Span::of) else {
                 continue;
             };
-            let at = number(RESET_AT).map(|seconds| Millis::from_unix(seconds as u64));
+            let at = number(RESET_AT).map(|seconds| Timestamp::from_unix(seconds as u64));
             let after = number(RESET_AFTER_SECONDS)
-                .map(|seconds| Millis(now.0.saturating_add((seconds * 1e3) as u64)));
+                .map(|seconds| Timestamp(now.0.saturating_add((seconds * 1e3) as u64)));
             let window = Window {
                 used: used.clamp(0.0, 100.0),
                 reset_at: at.or(after),
@@ -211,7 +211,7 @@ impl Reading {
             };
             let window = Window {
                 used: used.min(100.0),
-                reset_at: sound(slot.reset_at).map(|seconds| Millis::from_unix(seconds as u64)),
+                reset_at: sound(slot.reset_at).map(|seconds| Timestamp::from_unix(seconds as u64)),
                 minutes: minutes.unwrap_or(span.minutes()),
             };
             reading.put(span, window);
@@ -251,7 +251,7 @@ impl Reading {
     }
 
     /// When the exhausted window resets: the later one where both are.
-    fn enforced_reset(&self) -> Option<Millis> {
+    fn enforced_reset(&self) -> Option<Timestamp> {
         let full = |window: &Window| window.used >= 100.0;
         self.windows()
             .map(|(_, window)| window)
@@ -275,7 +275,7 @@ impl Reading {
     }
 
     /// When the limit that refused a request resets, as its headers tell: an exhausted window's reset.
-    pub fn refused_until(&self) -> Option<Millis> {
+    pub fn refused_until(&self) -> Option<Timestamp> {
         self.first_reset
     }
 }
@@ -329,7 +329,7 @@ fn number(headers: &HeaderMap, limit: Option<&str>, slot: &Slot, field: usize) -
 mod tests {
     use super::*;
 
-    const NOW: Millis = Millis(1_000_000_000);
+    const NOW: Timestamp = Timestamp(1_000_000_000);
 
     fn reading(fields: &[(&'static str, &str)]) -> Reading {
         let mut headers = HeaderMap::new();
@@ -391,7 +391,7 @@ mod tests {
         windows.observe(&at("3", "1028000"), NOW);
         assert_eq!(used(&windows).0, 3.0);
         assert_eq!(
-            windows.used(Span::FiveHour, Millis::from_unix(1_028_000)),
+            windows.used(Span::FiveHour, Timestamp::from_unix(1_028_000)),
             0.0,
             "after its reset"
         );
@@ -461,6 +461,6 @@ mod tests {
             ("x-codex-secondary-used-percent", "30"),
             ("x-codex-secondary-reset-at", "1500000"),
         ]);
-        assert_eq!(found.refused_until(), Some(Millis::from_unix(1_005_000)));
+        assert_eq!(found.refused_until(), Some(Timestamp::from_unix(1_005_000)));
     }
 }

@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use tollgate::config::{self, PolicyConfig, PolicyKind};
 use tollgate::policy::{Engine, Facts, Members, Policy, load_alone};
 use tollgate::values::candidate::Candidate;
-use tollgate::values::clock::Millis;
+use tollgate::values::clock::Timestamp;
 use tollgate::values::counts::TokenCounts;
 use tollgate_bench::timing::{Figure, Timer};
 
@@ -30,7 +30,7 @@ fn facts() -> Facts<'static> {
         service_tier: "priority",
         path: "/v1/responses",
         method: "POST",
-        now: Millis(1_767_225_600_000),
+        now: Timestamp(1_767_225_600_000),
         seed: 12345,
         ..Facts::default()
     }

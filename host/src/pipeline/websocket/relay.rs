@@ -22,7 +22,7 @@ use crate::ledger::Commit;
 use crate::pipeline::select::would_choose;
 use crate::pipeline::service::{Live, Service};
 use crate::pipeline::settle::OpenRow;
-use crate::values::clock::Millis;
+use crate::values::clock::Timestamp;
 use crate::values::exchange::End;
 use crate::values::phase::Phase;
 
@@ -271,7 +271,7 @@ impl Relay {
             let credential = Arc::clone(&self.service.parts.credentials[self.credential]);
             // Listened for before it is asked: what happens in between must not be missed.
             let withdrawn = credential.turns_unusable();
-            if !credential.candidate(Millis::now(), false).usable {
+            if !credential.candidate(Timestamp::now(), false).usable {
                 self.leave(USED_UP);
             }
             let wake = self.wake_at();
@@ -409,7 +409,7 @@ impl Relay {
 
     /// Whether the session would be given another credential if it came now.
     async fn moves(&self) -> bool {
-        let chosen = would_choose(&self.service, self.turns.socket(), Millis::now()).await;
+        let chosen = would_choose(&self.service, self.turns.socket(), Timestamp::now()).await;
         chosen.is_some_and(|chosen| chosen != self.credential)
     }
 

@@ -11,7 +11,7 @@ use crate::ledger::{Commit, Room};
 use crate::meter::{CreateScan, Event, EventScan};
 use crate::pipeline::service::Service;
 use crate::pipeline::settle::OpenRow;
-use crate::values::clock::Millis;
+use crate::values::clock::Timestamp;
 use crate::values::exchange::End;
 use crate::values::windows::Reading;
 
@@ -140,10 +140,10 @@ impl Turns {
         if !std::mem::take(&mut self.in_text[DOWN]) {
             return None;
         }
-        match self.event.end(Millis::now) {
+        match self.event.end(Timestamp::now) {
             Event::Other => None,
             Event::RateLimits(reading) => {
-                self.account(&reading, Millis::now());
+                self.account(&reading, Timestamp::now());
                 None
             }
             Event::Ended(end) => self.settle(end, None),
@@ -152,7 +152,7 @@ impl Turns {
                 reading,
                 until,
             } => {
-                let now = Millis::now();
+                let now = Timestamp::now();
                 self.account(&reading, now);
                 if status == Some(StatusCode::TOO_MANY_REQUESTS.as_u16()) {
                     self.refused(&reading, until, now);
@@ -163,11 +163,11 @@ impl Turns {
         }
     }
 
-    fn account(&self, reading: &Reading, now: Millis) {
+    fn account(&self, reading: &Reading, now: Timestamp) {
         self.service.parts.credentials[self.credential].observe(&self.shown, reading, now);
     }
 
-    fn refused(&self, reading: &Reading, until: Option<Millis>, now: Millis) {
+    fn refused(&self, reading: &Reading, until: Option<Timestamp>, now: Timestamp) {
         let account = &self.service.parts.credentials[self.credential];
         if self.shown.kind == IdentityKind::ApiKey {
             // A key's limits are of seconds and of its own: its client knows what to do.
