@@ -1,8 +1,5 @@
 //! TLS on both sides: a listener with a certificate of the test's own, and an upstream behind one.
 
-#[path = "peer/mod.rs"]
-mod peer;
-
 use std::fs::File;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -32,7 +29,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tollgate_tests::upstream::Upgrade;
 use tollgate_tests::{Client, Rig, binary, rows, turn, wait_for_rows};
 
-use peer::{Peer, WAIT_MAX, post};
+use crate::peer::{Peer, WAIT_MAX, post};
 
 const BOTH: &[&SupportedProtocolVersion] = &[&TLS12, &TLS13];
 

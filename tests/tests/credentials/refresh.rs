@@ -1,8 +1,5 @@
 //! Refreshing tokens: when it is done and how often, what becomes of what the token endpoint answers, and of the file.
 
-#[path = "peer/mod.rs"]
-mod peer;
-
 use std::ffi::CString;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
@@ -22,7 +19,7 @@ use tollgate_tests::{
     Answer, Client, Mounted, Nowhere, Rig, read_json, replace_file, turn, wait_for_rows,
 };
 
-use peer::{Peer, post};
+use crate::peer::{Peer, post};
 
 /// A change of a file shows by then, on a slow machine too: before the gateway looks by itself.
 const SOON: Duration = Duration::from_secs(6);

@@ -10,8 +10,8 @@ use tokio::net::TcpListener;
 use tollgate_tests::upstream::{Encoding, Gate, Reply};
 use tollgate_tests::{Answer, Client, Row, turn};
 
+use super::scene::{Scene, ends};
 use crate::peer::Peer;
-use crate::scene::{Scene, ends};
 
 /// What a good upstream answers, byte by byte.
 const GOOD: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 18\r\n\r\n{\"id\": \"resp_one\"}";

@@ -8,8 +8,8 @@ use tokio::time::timeout;
 use tollgate_tests::upstream::{Gate, Reply};
 use tollgate_tests::{Client, turn};
 
+use super::scene::{Scene, ends};
 use crate::peer::post;
-use crate::scene::{Scene, ends};
 
 const BODY_BYTES: usize = 100_000;
 /// How long after its limit something may happen on a machine that is busy.

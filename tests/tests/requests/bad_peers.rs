@@ -3,7 +3,5 @@
 
 mod clients;
 mod http2;
-#[path = "../peer/mod.rs"]
-mod peer;
 mod scene;
 mod upstreams;

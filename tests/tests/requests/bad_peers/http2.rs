@@ -7,7 +7,7 @@ use serde_json::json;
 use tollgate_tests::upstream::{Gate, Reply};
 use tollgate_tests::{Client, turn};
 
-use crate::scene::{Scene, ends};
+use super::scene::{Scene, ends};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const HEADERS: u8 = 1;

@@ -101,7 +101,7 @@ fn the_schema_names_every_limit_with_its_default() {
 
 #[test]
 fn the_readmes_balancer_is_the_example() {
-    let example = include_str!("../../examples/policies/fewest-in-flight/src/lib.rs");
+    let example = include_str!("../../../examples/policies/fewest-in-flight/src/lib.rs");
     let code: Vec<&str> = example
         .lines()
         .filter(|line| !line.starts_with("//!"))

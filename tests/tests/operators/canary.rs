@@ -1,8 +1,5 @@
 //! Canaries in every secret: none sings anywhere but where it must.
 
-#[path = "peer/mod.rs"]
-mod peer;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -14,7 +11,7 @@ use serde_json::{Value, json};
 use tollgate_tests::upstream::Reply;
 use tollgate_tests::{Answer, Client, Program, Rig, binary, oauth_file, rows, turn, wait_for_rows};
 
-use peer::{Peer, find};
+use crate::peer::{Peer, find};
 
 const ALICE: &str = "canary-token-of-alice-5d1f";
 const BOB: &str = "canary-token-of-bob-77ab";

@@ -1,0 +1,11 @@
+//! Credentials: their files, refreshes, polls, limits and status.
+
+mod external;
+#[path = "../peer/mod.rs"]
+mod peer;
+mod polling;
+mod rate_limits;
+mod refresh;
+mod refreshing;
+mod status;
+mod watching;

@@ -1,0 +1,16 @@
+//! What operators see and do: commands, configuration, admin listener, metrics, log, full disks.
+
+mod admin;
+mod canary;
+mod cli;
+mod config;
+mod configure;
+mod configure_file;
+mod configure_refused;
+mod configure_under_way;
+mod docs;
+mod full_disk;
+mod log;
+mod metrics;
+#[path = "../peer/mod.rs"]
+mod peer;

@@ -1,0 +1,15 @@
+//! What happens to a request: routing, failover, affinity, metering, and peers that misbehave.
+
+mod bad_peers;
+mod choosing;
+mod drain;
+mod failover;
+mod faults;
+mod journey;
+mod metering;
+#[path = "../peer/mod.rs"]
+mod peer;
+mod properties;
+mod requests;
+mod sessions;
+mod tls;
