@@ -5,6 +5,7 @@
 
 mod body;
 mod connect;
+mod response_body;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +13,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::{Client, ResponseFuture};
@@ -23,10 +23,12 @@ use tokio::time::timeout;
 
 pub use body::{BodyPart, ClientBody, RequestBody, RequestBodyError};
 pub use connect::{Connection, without_tls};
+pub use response_body::ResponseBody;
 
-use crate::values::limits::Limits;
+use crate::values::limits::{Limits, RESET_STREAMS};
 
 use connect::Bounded;
+use response_body::DrainRoom;
 
 /// Idle connections that are kept for one credential.
 const IDLE_CONNECTIONS: usize = 64;
@@ -93,6 +95,7 @@ pub struct Upstream {
     client: Client<Bounded, RequestBody>,
     /// Speaks HTTP/1.1 alone, and keeps no connection: each becomes a WebSocket.
     sockets: Client<Bounded, RequestBody>,
+    drains: DrainRoom,
 }
 
 impl std::fmt::Debug for Upstream {
@@ -119,11 +122,16 @@ impl Upstream {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(limits.upstream_keep_alive)
             .pool_max_idle_per_host(IDLE_CONNECTIONS)
+            .http2_max_concurrent_reset_streams(RESET_STREAMS)
             .build(Bounded::new(https, limits.connect_timeout));
         let sockets = Client::builder(TokioExecutor::new())
             .pool_max_idle_per_host(0)
             .build(Bounded::new(for_sockets, limits.connect_timeout));
-        Self { client, sockets }
+        Self {
+            client,
+            sockets,
+            drains: DrainRoom::new(),
+        }
     }
 
     /// Sends a request and waits for the response's head, at most for `limit`.
@@ -134,8 +142,8 @@ impl Upstream {
         &self,
         request: Request<RequestBody>,
         limit: Duration,
-    ) -> Result<Response<Incoming>, UpstreamError> {
-        head(self.client.request(request), limit).await
+    ) -> Result<Response<ResponseBody>, UpstreamError> {
+        self.head(self.client.request(request), limit).await
     }
 
     /// Sends a WebSocket's handshake and waits for its answer, at most for `limit`. An answer of 101 can be upgraded.
@@ -146,8 +154,8 @@ impl Upstream {
         &self,
         request: Request<RequestBody>,
         limit: Duration,
-    ) -> Result<Response<Incoming>, UpstreamError> {
-        head(self.sockets.request(request), limit).await
+    ) -> Result<Response<ResponseBody>, UpstreamError> {
+        self.head(self.sockets.request(request), limit).await
     }
 
     /// Sends a request and reads the whole of its answer, of at most `bytes_max`, within `limit`.
@@ -175,16 +183,19 @@ impl Upstream {
             .await
             .unwrap_or(Err(UpstreamError::TimedOut))
     }
-}
 
-async fn head(
-    response: ResponseFuture,
-    limit: Duration,
-) -> Result<Response<Incoming>, UpstreamError> {
-    match timeout(limit, response).await {
-        Ok(Ok(response)) => Ok(response),
-        Ok(Err(error)) => Err(classify(&error)),
-        Err(_) => Err(UpstreamError::TimedOut),
+    async fn head(
+        &self,
+        response: ResponseFuture,
+        limit: Duration,
+    ) -> Result<Response<ResponseBody>, UpstreamError> {
+        match timeout(limit, response).await {
+            Ok(Ok(response)) => {
+                Ok(response.map(|body| ResponseBody::new(body, self.drains.clone())))
+            }
+            Ok(Err(error)) => Err(classify(&error)),
+            Err(_) => Err(UpstreamError::TimedOut),
+        }
     }
 }
 

@@ -11,7 +11,6 @@ use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, HeaderMap};
 use http::{Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::failover::Answered;
@@ -23,6 +22,7 @@ use crate::config::OnFailure;
 use crate::ledger::Commit;
 use crate::meter::{Meter, Signal};
 use crate::sessions::opaque_key;
+use crate::upstream::ResponseBody;
 use crate::values::clock::Timestamp;
 use crate::values::exchange::End;
 use crate::values::headers::strip_response;
@@ -140,7 +140,7 @@ enum Arrived {
     /// All of it.
     Whole(Bytes),
     /// Some of it, or nothing; the rest is to come.
-    InPart(VecDeque<Bytes>, Incoming),
+    InPart(VecDeque<Bytes>, ResponseBody),
     /// It broke off before its first byte.
     Broken,
 }
@@ -164,7 +164,7 @@ pub(super) fn remember_turn_state(
 }
 
 /// Looks whether a short body has arrived together with its head, without waiting for anything.
-fn arrived(mut read: VecDeque<Bytes>, mut body: Incoming, length: Option<u64>) -> Arrived {
+fn arrived(mut read: VecDeque<Bytes>, mut body: ResponseBody, length: Option<u64>) -> Arrived {
     let Some(length) = length.filter(|_| read.is_empty()) else {
         return Arrived::InPart(read, body);
     };
@@ -278,7 +278,7 @@ fn end_of(status: StatusCode, end: End) -> End {
 
 /// A response on its way from upstream to the client.
 pub struct Streaming {
-    body: Incoming,
+    body: ResponseBody,
     /// What was read of the body already.
     read: VecDeque<Bytes>,
     /// What is still to come, where upstream told the length.
@@ -376,7 +376,8 @@ impl Streaming {
             Poll::Ready(true) => {
                 let held = held.take();
                 self.timer = None;
-                self.state = if held.is_some() {
+                // With all of its length the response is whole: the client does not wait until upstream says so, too.
+                self.state = if held.is_some() && self.left != Some(0) {
                     State::Recorded
                 } else {
                     State::Over
@@ -435,6 +436,7 @@ impl Streaming {
         loop {
             ready!(timer.as_mut().poll(cx));
             if quiet_since.elapsed() >= limit {
+                self.body.cancel();
                 return Poll::Ready(Some(Err(Cut::Idle)));
             }
             timer.as_mut().reset(quiet_since + limit);
@@ -444,7 +446,11 @@ impl Streaming {
 
 impl Drop for Streaming {
     fn drop(&mut self) {
-        // A client that leaves: its row is written with what is known, and nobody waits for it.
+        // A client that leaves before its response is whole: the rest would be generated for nothing.
+        if matches!(self.state, State::Flowing) {
+            self.body.cancel();
+        }
+        // Its row is written with what is known, and nobody waits for it.
         let metered = self.meter.metered();
         drop(self.open.close(End::ClientGone, metered));
     }

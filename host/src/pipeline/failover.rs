@@ -8,7 +8,6 @@ use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, HeaderMap, RETRY_AFTER};
 use http::{Response, StatusCode};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use tokio::time::timeout;
 
 use super::forward::{NoResponse, Sent, forward};
@@ -20,7 +19,7 @@ use super::service::Service;
 use super::settle::OpenRow;
 use crate::credentials::{Identity, IdentityKind};
 use crate::meter::decoded;
-use crate::upstream::{RequestBodyError, UpstreamError};
+use crate::upstream::{RequestBodyError, ResponseBody, UpstreamError};
 use crate::values::clock::Timestamp;
 use crate::values::exchange::End;
 use crate::values::json_scan::{Flow, JsonScan, Scalar, Wanted};
@@ -39,7 +38,7 @@ pub(super) struct Answered {
     pub(super) credential: usize,
     /// What upstream was shown.
     pub(super) shown: Arc<Identity>,
-    pub(super) response: Response<Incoming>,
+    pub(super) response: Response<ResponseBody>,
     pub(super) read: Vec<Bytes>,
     /// The body broke off while it was read.
     pub(super) broken: bool,
@@ -436,7 +435,7 @@ async fn no_answer(open: Box<OpenRow>, error: &UpstreamError, others: Others) ->
 }
 
 /// Reads the beginning of a refusal's body: it may tell until when it holds. Answers whether it broke off, too.
-async fn read_error(response: &mut Response<Incoming>) -> (Vec<Bytes>, bool) {
+async fn read_error(response: &mut Response<ResponseBody>) -> (Vec<Bytes>, bool) {
     let mut read = Vec::new();
     let mut size = 0;
     let mut broken = false;

@@ -4,14 +4,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{HeaderValue, Request, Response, StatusCode};
-use hyper::body::Incoming;
 
 use super::rewrite::{Rewritten, SOCKET_KEY};
 use super::service::Service;
 use super::settle::OpenRow;
 use crate::credentials::Identity;
 use crate::frames::accept_of;
-use crate::upstream::{RequestBody, Upstream, UpstreamError};
+use crate::upstream::{RequestBody, ResponseBody, Upstream, UpstreamError};
 use crate::values::clock::Timestamp;
 use crate::values::exchange::{Outcome, Transport};
 use crate::values::windows::Reading;
@@ -21,7 +20,7 @@ pub(super) struct Sent {
     pub(super) credential: usize,
     /// What upstream was shown.
     pub(super) shown: Arc<Identity>,
-    pub(super) response: Response<Incoming>,
+    pub(super) response: Response<ResponseBody>,
     pub(super) reading: Reading,
 }
 
@@ -38,7 +37,7 @@ async fn send(
     transport: Transport,
     request: Request<RequestBody>,
     limit: Duration,
-) -> Result<Response<Incoming>, UpstreamError> {
+) -> Result<Response<ResponseBody>, UpstreamError> {
     match transport {
         Transport::Http => upstream.send(request, limit).await,
         Transport::WebSocket => {

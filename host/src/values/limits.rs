@@ -216,3 +216,16 @@ pub const ANSWER_BYTES: usize = 256 * KIB as usize;
 
 /// A response body that is kept to read an error from it: 429s and the like.
 pub const ERROR_BODY_BYTES: usize = 64 * KIB as usize;
+
+/// How long a response's body is read on after its reader has what it wants, until upstream ends it.
+pub const RESPONSE_DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How far it is read on. Past it the stream is reset, or the connection closed.
+pub const RESPONSE_DRAIN_BYTES: usize = 256 * KIB as usize;
+
+/// Bodies of one credential's responses that are read on at the same time. Past it they are not.
+pub const RESPONSE_DRAINS: usize = 1024;
+
+/// HTTP/2 streams that were reset and are remembered, on one connection to upstream: what upstream sent before it
+/// learned of the reset is ignored for these, and is an error of the connection's for others.
+pub const RESET_STREAMS: usize = 1024;
