@@ -54,7 +54,7 @@ async fn a_new_generation_that_fails_in_its_first_calls_is_taken_back_tried_agai
     let before = wait_for_rows(&rig.ledger(), 4).await;
     for row in &before {
         let reason = row.text("unpriced_reason").expect("a reason");
-        assert!(reason.contains("not for bob"), "{reason}");
+        assert!(reason.contains("panic for bob"), "{reason}");
     }
     for _ in 0..100 {
         alice.turn(&turn("alice's")).await;
@@ -198,7 +198,7 @@ async fn a_quarantined_pricer_leaves_rows_unpriced_with_the_reason() {
     let rows = wait_for_rows(&rig.ledger(), 10).await;
     for (place, row) in rows.iter().enumerate() {
         let expected = if place < 3 {
-            "my own words"
+            "the guest's panic message"
         } else {
             "quarantined for another"
         };

@@ -118,7 +118,7 @@ const CASES: [Case; 16] = [
     Case {
         name: "one that refuses its configuration",
         put: |rig| rig.replace_own(&marked_pricer(2, Conduct::RefusesConfig)),
-        told: &["policies[0].config", "no configuration is to my taste"],
+        told: &["policies[0].config", "the guest rejects any configuration"],
     },
     Case {
         name: "one that panics when it is configured",
@@ -128,7 +128,7 @@ const CASES: [Case; 16] = [
     Case {
         name: "one that panics when it is tried",
         put: |rig| rig.replace_own(&marked_pricer(4, Conduct::PanicsWhenTried)),
-        told: &["cannot try it", "when tried", "in price"],
+        told: &["cannot try it", "panic in the self-test", "in price"],
     },
     Case {
         name: "a folder",

@@ -58,7 +58,7 @@ async fn a_failing_balancer_is_stood_in_for_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_balancer_may_choose_nobody() {
     let mut rig = Rig::new().await;
-    let client = faulty(&mut rig, "balancer", "pick-nobody", json!({})).await;
+    let client = faulty(&mut rig, "balancer", "pick-none", json!({})).await;
     for client in [client.clone(), client.http2()] {
         let refused = [
             client.turn(&turn("one")).await,
@@ -144,7 +144,7 @@ async fn a_rewriter_may_refuse_with_its_own_status_and_words() {
     let client = faulty(&mut rig, "rewriter", "refuse", json!({})).await;
     let answer = client.turn(&turn("one")).await;
     assert_eq!(answer.status, StatusCode::IM_A_TEAPOT);
-    assert_eq!(answer.json()["error"]["message"], "not today");
+    assert_eq!(answer.json()["error"]["message"], "refused by the guest");
     rig.stop().await;
 }
 
@@ -286,10 +286,10 @@ async fn no_policy_sees_a_credential() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failing_pricer_leaves_the_row_unpriced_with_the_reason() {
     for (fault, reason) in [
-        ("panic", "my own words"),
+        ("panic", "the guest's panic message"),
         ("loop", "deadline exceeded after 5 ms"),
         ("absurd", "bad output"),
-        ("unknown", "never heard of it"),
+        ("unknown", "the guest does not know the model"),
     ] {
         let mut rig = Rig::new().await;
         let client = faulty(&mut rig, "pricer", fault, json!({})).await;
@@ -311,7 +311,7 @@ async fn a_policy_that_fails_while_it_is_loaded_stops_the_start_with_its_place()
     for (fault, expected) in [
         (
             "refuse-config",
-            "policies[0].config: this fault is not to my taste",
+            "policies[0].config: the test configured a rejection",
         ),
         ("panic-in-new", "in new"),
         ("nonsense", "policies[0].config.fault: expected one of"),

@@ -1,10 +1,11 @@
-//! A balancer that fails as its configuration says, as soon as it serves: a request that names no service only tries it.
+//! A balancer that fails in the way its configuration selects. Calls of the self-test, whose
+//! request names no service, succeed.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 use tollgate_policy::{Balancer, Candidates, Decision, Request, Weights};
 
-/// How it fails.
+/// The fault to commit.
 #[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 enum Fault {
@@ -14,7 +15,7 @@ enum Fault {
     Recurse,
     Unusable,
     Burn,
-    PickNobody,
+    PickNone,
     RefuseConfig,
     PanicInNew,
 }
@@ -36,23 +37,23 @@ impl Balancer for Faulty {
 
     fn new(config: Config, _: &mut Weights) -> Result<Self, String> {
         match config.fault {
-            Fault::RefuseConfig => Err("this fault is not to my taste".to_owned()),
-            Fault::PanicInNew => panic!("in new"),
+            Fault::RefuseConfig => Err("the test configured a rejection".to_owned()),
+            Fault::PanicInNew => panic!("panic in new"),
             fault => Ok(Self(fault)),
         }
     }
 
     fn pick(&self, request: &Request, candidates: &Candidates) -> Decision {
         if matches!(self.0, Fault::Burn) {
-            // When it is tried, too: by that it is known to be slow.
+            // In the self-test as well: the gateway learns there that the policy is slow.
             burn();
             return candidates.at(1).serve();
         }
         if request.string(0).is_empty() {
-            return Decision::none("nobody asks");
+            return Decision::none("self-test");
         }
         match self.0 {
-            Fault::Panic => panic!("my own words"),
+            Fault::Panic => panic!("the guest's panic message"),
             Fault::Loop => loop {
                 std::hint::black_box(request);
             },
@@ -67,21 +68,21 @@ impl Balancer for Faulty {
                 .serve(),
             Fault::Unusable => match candidates.iter().find(|candidate| !candidate.usable()) {
                 Some(unusable) => unusable.serve(),
-                None => panic!("everybody is usable"),
+                None => panic!("every member is usable"),
             },
-            Fault::Burn | Fault::PickNobody | Fault::RefuseConfig | Fault::PanicInNew => {
-                Decision::none("I do not want to")
+            Fault::Burn | Fault::PickNone | Fault::RefuseConfig | Fault::PanicInNew => {
+                Decision::none("the guest picks no member")
             }
         }
     }
 }
 
-#[expect(unconditional_recursion, reason = "that is the fault")]
+#[expect(unconditional_recursion, reason = "exhausting the stack is the fault")]
 fn deep(depth: usize) -> usize {
     std::hint::black_box(deep(std::hint::black_box(depth + 1)) + 1)
 }
 
-/// About two milliseconds: each step needs the one before it.
+/// Takes about two milliseconds: each step depends on the one before.
 fn burn() {
     let mut mixed = std::hint::black_box(1_u64);
     for _ in 0..BURN_STEPS {

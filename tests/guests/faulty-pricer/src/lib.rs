@@ -1,10 +1,11 @@
-//! A pricer that fails as its configuration says, as soon as it serves: a request that names no service only tries it.
+//! A pricer that fails in the way its configuration selects. Calls of the self-test, whose request
+//! names no service, return an error in its own words, which is not a fault.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 use tollgate_policy::{Counts, Price, Pricer, Request};
 
-/// How it fails.
+/// The fault to commit.
 #[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 enum Fault {
@@ -33,10 +34,10 @@ impl Pricer for Faulty {
 
     fn price(&self, request: &Request, _: &Counts) -> Result<Price, String> {
         if request.string(0).is_empty() {
-            return Err("nobody asks".to_owned());
+            return Err("self-test".to_owned());
         }
         match self.0 {
-            Fault::Panic => panic!("my own words"),
+            Fault::Panic => panic!("the guest's panic message"),
             Fault::Loop => loop {
                 std::hint::black_box(request);
             },
@@ -44,7 +45,7 @@ impl Pricer for Faulty {
                 input: u64::MAX / 8,
                 ..Price::default()
             }),
-            Fault::Unknown => Err("never heard of it".to_owned()),
+            Fault::Unknown => Err("the guest does not know the model".to_owned()),
         }
     }
 }

@@ -1,10 +1,11 @@
-//! A rewriter that fails as its configuration says, as soon as it serves: a request that names no service only tries it.
+//! A rewriter that fails in the way its configuration selects. Calls of the self-test, whose
+//! request names no service, succeed.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 use tollgate_policy::{Edit, Headers, Level, Refusal, Request, Rewriter, log};
 
-/// How it fails.
+/// The fault to commit.
 #[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 enum Fault {
@@ -49,8 +50,8 @@ impl Rewriter for Faulty {
             return Ok(Vec::new());
         }
         match self.0 {
-            Fault::Panic => panic!("my own words"),
-            // The first edit is good: none of them may be made.
+            Fault::Panic => panic!("the guest's panic message"),
+            // The first edit is valid: the host must apply none of them.
             Fault::Reserved => Ok(vec![
                 Edit::set_to("x-good", "1"),
                 Edit::set_to("authorization", "Bearer mine"),
@@ -62,7 +63,7 @@ impl Rewriter for Faulty {
                 .collect()),
             Fault::Refuse => Err(Refusal {
                 status: 418,
-                message: "not today".to_owned(),
+                message: "refused by the guest".to_owned(),
             }),
             Fault::RefuseWith200 => Err(Refusal {
                 status: 200,
@@ -93,7 +94,7 @@ impl Rewriter for Faulty {
                 Ok(Vec::new())
             }
             Fault::Response => Ok(Vec::new()),
-            // Everything that it sees, for the test to look at.
+            // Reports every field that it receives, for the test to inspect.
             Fault::Spy => {
                 let seen: Vec<String> = headers
                     .iter()

@@ -1,12 +1,13 @@
-//! A pricer whose price and conduct stand in its own bytes: a test changes them there, and has another component of
-//! another digest without building one. A request that names no service only tries it.
+//! A pricer whose price and behaviour are encoded in its binary. A test patches them there and so
+//! gets a component with another digest without a build. The request of a self-test names no
+//! service.
 
 use tollgate_policy::{Counts, NoConfig, Price, Pricer, Request};
 
-/// Its price in nano-dollars for any usage, and its conduct.
+/// The price of any usage in nano-dollars, and the behaviour.
 static MARK: [u8; 29] = *b"TOLLGATE-MARK-0000000001-fine";
 
-/// Where the price begins, and where it ends.
+/// The position of the price in [`MARK`].
 const PRICE: std::ops::Range<usize> = 14..24;
 const CONDUCT: std::ops::Range<usize> = 25..29;
 
@@ -23,7 +24,7 @@ impl Pricer for Marked {
     const STRINGS: &'static [&'static str] = &["service", "user"];
 
     fn new(_: NoConfig) -> Result<Self, String> {
-        // The compiler must not know what stands there: somebody else will write it.
+        // Prevents constant folding: tests patch the bytes after compilation.
         let mark = std::hint::black_box(&MARK);
         let price = mark[PRICE]
             .iter()
@@ -31,8 +32,8 @@ impl Pricer for Marked {
         let mut conduct = [0; 4];
         conduct.copy_from_slice(&mark[CONDUCT]);
         match &conduct {
-            b"conf" => Err("no configuration is to my taste".to_owned()),
-            b"pnew" => panic!("in new"),
+            b"conf" => Err("the guest rejects any configuration".to_owned()),
+            b"pnew" => panic!("panic in new"),
             _ => Ok(Self { price, conduct }),
         }
     }
@@ -40,10 +41,10 @@ impl Pricer for Marked {
     fn price(&self, request: &Request, _: &Counts) -> Result<Price, String> {
         let (service, user) = (request.string(0), request.string(1));
         match &self.conduct {
-            b"ptry" if service.is_empty() => panic!("when tried"),
-            b"trap" if !service.is_empty() => panic!("my own words"),
-            // For this user alone.
-            b"pbob" if user == "bob" => panic!("not for bob"),
+            b"ptry" if service.is_empty() => panic!("panic in the self-test"),
+            b"trap" if !service.is_empty() => panic!("the guest's panic message"),
+            // Fails for this user only.
+            b"pbob" if user == "bob" => panic!("panic for bob"),
             b"burn" => burn(),
             b"bsrv" if !service.is_empty() => burn(),
             _ => {}
@@ -55,7 +56,7 @@ impl Pricer for Marked {
     }
 }
 
-/// About two milliseconds: each step needs the one before it.
+/// Takes about two milliseconds: each step depends on the one before.
 fn burn() {
     let mut mixed = std::hint::black_box(1_u64);
     for _ in 0..BURN_STEPS {
