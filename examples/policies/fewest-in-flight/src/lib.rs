@@ -1,4 +1,4 @@
-//! A balancer of one's own: a new session goes to the credential with the fewest requests under way.
+//! An example balancer: assigns a new session to the credential with the fewest requests in flight.
 use tollgate_policy::{Balancer, Candidates, Decision, NoConfig, Request, Weights};
 
 struct FewestInFlight;

@@ -1,13 +1,15 @@
-//! A rewriter of one's own: lets in only the clients that the operator lists, and marks each request with its user.
+//! An example rewriter: admits only the clients that the operator lists, and adds the user's name
+//! to each request.
 use schemars::JsonSchema;
 use serde::Deserialize;
 use tollgate_policy::{Edit, Headers, Refusal, Request, Rewriter};
 
-/// What the operator may configure.
+/// The configuration of `tag-sessions`.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Config {
-    /// The values of `originator` that are let in: `codex_exec`. None: all.
+    /// The accepted values of the `originator` field, such as `codex_exec`. An empty list accepts
+    /// all.
     #[serde(default)]
     originators: Vec<String>,
 }
@@ -36,7 +38,7 @@ impl Rewriter for TagSessions {
         {
             return Err(Refusal {
                 status: 403,
-                message: format!("client {originator:?} is not let in here"),
+                message: format!("client {originator:?} is not allowed by this gateway"),
             });
         }
         Ok(vec![Edit::set_to("x-team-user", request.string(USER))])
@@ -65,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn only_listed_clients_are_let_in() {
+    fn only_listed_clients_are_admitted() {
         assert_eq!(edits(&[], "anything"), Ok(1));
         assert_eq!(edits(&["codex_exec"], "codex_exec"), Ok(1));
         assert_eq!(edits(&["codex_exec"], "curl"), Err(403));
