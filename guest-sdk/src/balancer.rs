@@ -1,4 +1,4 @@
-//! Balancers: which member of a pool serves a request.
+//! Balancers: choosing the pool member that serves a request.
 
 use std::collections::HashMap;
 
@@ -7,28 +7,30 @@ use serde::de::DeserializeOwned;
 
 use crate::request::Request;
 
-/// A session leaves its home for good where upstream refuses that one for longer than this.
-const LONG_REFUSAL_MINUTES: f64 = 10.0;
+/// An outage of the home up to this long is temporary: the session keeps its home.
+const TEMPORARY_OUTAGE_MINUTES: f64 = 10.0;
 
 /// Chooses which credential serves a request.
 pub trait Balancer: Sized + 'static {
-    /// What the operator may configure; [`NoConfig`](crate::NoConfig) for nothing.
+    /// The policy's configuration. Use [`NoConfig`](crate::NoConfig) for a policy that takes none.
     type Config: DeserializeOwned + JsonSchema;
 
-    /// Which strings of a request the policy wants to see, by their names in the contract. Each costs a copy.
+    /// The strings of a request that the policy needs, by their names in the contract. Each costs a
+    /// copy per call.
     const STRINGS: &'static [&'static str] = &[];
 
-    /// Takes the configuration. `weights` holds the weight of each plan (`pro` 10, others 1) for the policy to change.
+    /// Creates the policy from its configuration. `weights` holds the default weight of each plan
+    /// (10 for `pro`, 1 for others), which the policy may change.
     ///
     /// # Errors
-    /// A text that tells the operator what is wrong.
+    /// Returns a message for the operator if the configuration is invalid.
     fn new(config: Self::Config, weights: &mut Weights) -> Result<Self, String>;
 
-    /// Chooses among `candidates`.
+    /// Chooses the candidate that serves `request`.
     fn pick(&self, request: &Request, candidates: &Candidates) -> Decision;
 }
 
-/// How much a plan's capacity counts, relative to the others.
+/// The relative capacity of each plan.
 #[derive(Debug, Clone)]
 pub struct Weights {
     by_plan: HashMap<String, f64>,
@@ -46,7 +48,7 @@ impl Weights {
     /// Sets the weight of `plan`.
     ///
     /// # Errors
-    /// The weight is not a finite number above 0.
+    /// Returns an error if the weight is not a finite number above 0.
     pub fn set(&mut self, plan: &str, weight: f64) -> Result<(), String> {
         if !(weight.is_finite() && weight > 0.0) {
             return Err(format!(
@@ -65,7 +67,7 @@ impl Weights {
     }
 }
 
-/// What a balancer decided.
+/// A balancer's decision.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Decision {
     pub(crate) member: Option<usize>,
@@ -74,7 +76,7 @@ pub struct Decision {
 }
 
 impl Decision {
-    /// No member can serve the request; `reason` goes to the log.
+    /// Creates the decision that no member can serve the request. `reason` is logged.
     pub fn none(reason: impl Into<String>) -> Self {
         Self {
             member: None,
@@ -83,18 +85,18 @@ impl Decision {
         }
     }
 
-    /// The chosen member's index.
+    /// Returns the index of the chosen member, if there is one.
     pub fn member(&self) -> Option<usize> {
         self.member
     }
 
-    /// Whether the session lives on that member from now on.
+    /// Returns `true` if the chosen member becomes the session's home.
     pub fn moves_home(&self) -> bool {
         self.move_home
     }
 }
 
-/// The columns that this SDK has an accessor for, in the order of [`Column`].
+/// The columns for which this SDK has an accessor, in the order of [`Column`].
 const COLUMNS: [&str; 13] = [
     "usable",
     "five-hour-used",
@@ -128,12 +130,12 @@ enum Column {
     OwnWeight,
 }
 
-/// A pool's members and where each known column stands in the table.
+/// A pool's members and the position of each known column in the table.
 #[derive(Debug, Clone, Default)]
 pub struct Pool {
     members: Vec<Member>,
     width: usize,
-    /// Past the end of any row where the host does not tell the column.
+    /// A column that the host does not supply has a position past the end of every row.
     places: [usize; COLUMNS.len()],
 }
 
@@ -181,7 +183,7 @@ impl Pool {
     }
 }
 
-/// The members of a pool as they stand at the moment of a request.
+/// The members of a pool with their figures at the time of a request.
 #[derive(Debug, Clone, Copy)]
 pub struct Candidates<'a> {
     pool: &'a Pool,
@@ -191,7 +193,8 @@ pub struct Candidates<'a> {
 
 impl<'a> Candidates<'a> {
     /// # Errors
-    /// The table's size is not that of the pool: the host broke the contract.
+    /// Returns an error if the table's size does not match the pool, which is a violation of the
+    /// contract by the host.
     pub(crate) fn new(pool: &'a Pool, table: &'a [f64], home: i32) -> Result<Self, String> {
         let expected = pool.members.len() * pool.width;
         if table.len() != expected {
@@ -206,24 +209,24 @@ impl<'a> Candidates<'a> {
         Ok(Self { pool, table, home })
     }
 
-    /// How many members the pool has, usable or not.
+    /// Returns the number of members, usable or not.
     pub fn len(&self) -> usize {
         self.pool.members.len()
     }
 
-    /// Whether the pool has no member.
+    /// Returns `true` if the pool has no member.
     pub fn is_empty(&self) -> bool {
         self.pool.members.is_empty()
     }
 
-    /// The member at `index`, in the order of the configuration.
+    /// Returns the member at `index`, in the order of the configuration.
     ///
     /// # Panics
-    /// There is no such member.
+    /// Panics if `index` is out of bounds.
     pub fn at(&self, index: usize) -> Candidate<'a> {
         assert!(
             index < self.len(),
-            "candidate {index}: the pool has {}",
+            "candidate {index} is out of bounds: the pool has {} members",
             self.len()
         );
         let row = &self.table[index * self.pool.width..][..self.pool.width];
@@ -234,29 +237,31 @@ impl<'a> Candidates<'a> {
         }
     }
 
-    /// All members, in the order of the configuration.
+    /// Iterates over all members, in the order of the configuration.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = Candidate<'a>> + use<'a> {
         let this = *self;
         (0..this.len()).map(move |index| this.at(index))
     }
 
-    /// The members that may be chosen.
+    /// Iterates over the members that may be chosen.
     pub fn usable(&self) -> impl DoubleEndedIterator<Item = Candidate<'a>> + use<'a> {
         self.iter().filter(Candidate::usable)
     }
 
-    /// The member that the request's session lives on.
+    /// Returns the home of the request's session.
     pub fn home(&self) -> Option<Candidate<'a>> {
         self.home.map(|index| self.at(index))
     }
 
-    /// The member that made the response which the request continues. Another one may not know that response.
+    /// Returns the member that issued the response the request continues. Other members may not
+    /// know that response.
     pub fn continues(&self) -> Option<Candidate<'a>> {
         self.iter().find(Candidate::continues)
     }
 
-    /// Chooses as sticky sessions are expected to: the member that made the previous response, else the session's
-    /// home, while they are usable; else what `choose` says. The home moves there unless its own outage is short.
+    /// Decides as a sticky strategy does: the issuer of the previous response if it is usable, else
+    /// the session's home if it is usable, else the candidate that `choose` returns. The home moves
+    /// to that candidate unless the home's outage is temporary.
     pub fn sticky(&self, choose: impl FnOnce() -> Option<Candidate<'a>>) -> Decision {
         let bound = self
             .continues()
@@ -288,98 +293,101 @@ pub struct Candidate<'a> {
 }
 
 impl<'a> Candidate<'a> {
-    /// Its place in the pool.
+    /// Returns the member's index in the pool.
     pub fn index(&self) -> usize {
         self.index
     }
 
-    /// Its tag in the configuration.
+    /// Returns the member's tag in the configuration.
     pub fn tag(&self) -> &'a str {
         &self.pool.members[self.index].tag
     }
 
-    /// Its subscription plan; empty while unknown.
+    /// Returns the member's subscription plan, or an empty string while it is unknown.
     pub fn plan(&self) -> &'a str {
         &self.pool.members[self.index].plan
     }
 
-    /// How much its capacity counts: what it tells itself, as a gateway does, or else its plan's weight.
+    /// Returns the weight of the member's capacity: the weight it reports (another gateway does),
+    /// else its plan's weight.
     pub fn weight(&self) -> f64 {
         let own = self.known(Column::OwnWeight).filter(|weight| *weight > 0.0);
         own.unwrap_or(self.pool.members[self.index].weight)
     }
 
-    /// Whether it may be chosen.
+    /// Returns `true` if the member may be chosen.
     pub fn usable(&self) -> bool {
         self.known(Column::Usable) == Some(1.0)
     }
 
-    /// Used part of the 5-hour window, in percent.
+    /// Returns the used part of the 5-hour window, in percent.
     pub fn five_hour_used(&self) -> f64 {
         self.known(Column::FiveHourUsed).unwrap_or(0.0)
     }
 
-    /// At how many percent of the 5-hour window the credential pauses.
+    /// Returns the percentage of the 5-hour window at which the credential pauses.
     pub fn five_hour_cap(&self) -> f64 {
         self.known(Column::FiveHourCap).unwrap_or(100.0)
     }
 
-    /// Minutes until the 5-hour window starts anew, where known.
+    /// Returns the minutes until the 5-hour window resets, if known.
     pub fn five_hour_reset(&self) -> Option<f64> {
         self.known(Column::FiveHourReset)
             .filter(|minutes| *minutes >= 0.0)
     }
 
-    /// Used part of the weekly window, in percent.
+    /// Returns the used part of the weekly window, in percent.
     pub fn weekly_used(&self) -> f64 {
         self.known(Column::WeeklyUsed).unwrap_or(0.0)
     }
 
-    /// At how many percent of the weekly window the credential pauses.
+    /// Returns the percentage of the weekly window at which the credential pauses.
     pub fn weekly_cap(&self) -> f64 {
         self.known(Column::WeeklyCap).unwrap_or(100.0)
     }
 
-    /// Minutes until the weekly window starts anew, where known.
+    /// Returns the minutes until the weekly window resets, if known.
     pub fn weekly_reset(&self) -> Option<f64> {
         self.known(Column::WeeklyReset)
             .filter(|minutes| *minutes >= 0.0)
     }
 
-    /// Minutes for which upstream refuses it after a 429; 0 where it does not.
+    /// Returns the minutes for which the member remains rate-limited after a 429, or 0 if it is
+    /// not.
     pub fn limited(&self) -> f64 {
         self.known(Column::Limited).unwrap_or(0.0)
     }
 
-    /// Requests under way.
+    /// Returns the number of requests in flight.
     pub fn in_flight(&self) -> f64 {
         self.known(Column::InFlight).unwrap_or(0.0)
     }
 
-    /// Failed attempts within the last five minutes.
+    /// Returns the number of failed attempts within the last five minutes.
     pub fn recent_failures(&self) -> f64 {
         self.known(Column::RecentFailures).unwrap_or(0.0)
     }
 
-    /// Milliseconds to the response head, a moving average, where known.
+    /// Returns the moving average of the time to the response head in milliseconds, if known.
     pub fn recent_latency(&self) -> Option<f64> {
         self.known(Column::RecentLatency)
             .filter(|latency| *latency >= 0.0)
     }
 
-    /// Whether it made the response that the request continues.
+    /// Returns `true` if the member issued the response that the request continues.
     pub fn continues(&self) -> bool {
         self.known(Column::Continues) == Some(1.0)
     }
 
     /// Whether it is over a cap or refused for more than ten minutes, and not just out for a moment.
     pub fn out_for_long(&self) -> bool {
-        self.limited() > LONG_REFUSAL_MINUTES
+        self.limited() > TEMPORARY_OUTAGE_MINUTES
             || self.five_hour_used() >= self.five_hour_cap()
             || self.weekly_used() >= self.weekly_cap()
     }
 
-    /// The decision that it serves this request, and the session's home stays where it is.
+    /// Creates the decision that the member serves this request and the session's home stays where
+    /// it is.
     pub fn serve(&self) -> Decision {
         Decision {
             member: Some(self.index),
@@ -388,7 +396,7 @@ impl<'a> Candidate<'a> {
         }
     }
 
-    /// The decision that it serves this request and is the session's home from now on.
+    /// Creates the decision that the member serves this request and becomes the session's home.
     pub fn adopt(&self) -> Decision {
         Decision {
             move_home: true,

@@ -1,7 +1,7 @@
-//! The contract as Rust, generated from `wit/`.
+//! The contract as Rust types, generated from `wit/`.
 //!
-//! A policy's world is put together from two parts, `lifecycle` and its own interface, so that the three worlds can
-//! share the former: a component exports what its parts export.
+//! A policy's world is composed of two parts, `lifecycle` and the interface of its kind, so that
+//! the three worlds share the types of the former. The component exports what its parts export.
 
 #![allow(missing_docs, unreachable_pub, clippy::all)]
 

@@ -1,4 +1,4 @@
-//! From an author's type to the exports of a component: the glue behind the macros.
+//! The code behind the export macros: adapts an author's type to the exports of a component.
 
 use std::cell::OnceCell;
 
@@ -11,7 +11,7 @@ use crate::pricer::{Columns, Pricer};
 use crate::request::Request;
 use crate::rewriter::{Edit, Headers, Refusal, Rewriter};
 
-/// The message of a call that came before `configure`: the host broke the contract.
+/// The error of a call before `configure`, which is a violation of the contract by the host.
 const NOT_CONFIGURED: &str = "called before configure";
 
 fn owned(names: &[&str]) -> Vec<String> {
@@ -25,14 +25,16 @@ fn diagnostic(message: String) -> Vec<types::Diagnostic> {
     }]
 }
 
-/// Whether a type is a balancer, where nothing is exported.
+/// Compiles only for a balancer. Native builds, which export nothing, still check the macro's
+/// argument.
 pub fn is_balancer<P: Balancer>() {}
-/// Whether a type is a rewriter, where nothing is exported.
+/// Compiles only for a rewriter; see [`is_balancer`].
 pub fn is_rewriter<P: Rewriter>() {}
-/// Whether a type is a pricer, where nothing is exported.
+/// Compiles only for a pricer; see [`is_balancer`].
 pub fn is_pricer<P: Pricer>() {}
 
-/// One configured instance of an author's type, with what the host told it since.
+/// A configured instance of an author's type, with the pool or columns that the host passed to it
+/// last.
 pub struct Instance<P, Known> {
     policy: OnceCell<P>,
     weights: OnceCell<Weights>,
@@ -50,23 +52,23 @@ impl<P, Known: Default> Default for Instance<P, Known> {
 }
 
 impl<P, Known> Instance<P, Known> {
-    fn hold(&self, made: Result<P, String>) -> Result<(), Vec<types::Diagnostic>> {
-        let policy = made.map_err(diagnostic)?;
+    fn set_policy(&self, created: Result<P, String>) -> Result<(), Vec<types::Diagnostic>> {
+        let policy = created.map_err(diagnostic)?;
         self.policy
             .set(policy)
             .map_err(|_| diagnostic("configured twice".to_owned()))
     }
 }
 
-/// A balancer's instance.
+/// The instance of a balancer, with its pool.
 pub type BalancerInstance<P> = Instance<P, Pool>;
-/// A rewriter's instance.
+/// The instance of a rewriter.
 pub type RewriterInstance<P> = Instance<P, ()>;
-/// A pricer's instance.
+/// The instance of a pricer, with the positions of its columns.
 pub type PricerInstance<P> = Instance<P, Columns>;
 
 impl<P: Balancer> Instance<P, Pool> {
-    /// `lifecycle.describe`
+    /// Implements `lifecycle.describe`.
     pub fn describe(name: &str, version: &str) -> types::Manifest {
         types::Manifest {
             name: name.to_owned(),
@@ -78,16 +80,16 @@ impl<P: Balancer> Instance<P, Pool> {
         }
     }
 
-    /// `lifecycle.configure`
+    /// Implements `lifecycle.configure`.
     pub fn configure(&self, text: &str) -> Result<(), Vec<types::Diagnostic>> {
         let mut weights = Weights::default();
-        let made = config::parse(text).and_then(|config| P::new(config, &mut weights));
-        self.hold(made)?;
+        let created = config::parse(text).and_then(|config| P::new(config, &mut weights));
+        self.set_policy(created)?;
         let _ = self.weights.set(weights);
         Ok(())
     }
 
-    /// `balancer.members`
+    /// Implements `balancer.members`.
     pub fn members(&self, columns: Vec<String>, members: Vec<balancer_world::Member>) -> Vec<f64> {
         let members = members
             .into_iter()
@@ -103,7 +105,7 @@ impl<P: Balancer> Instance<P, Pool> {
         weights
     }
 
-    /// `balancer.pick`
+    /// Implements `balancer.pick`.
     pub fn pick(
         &self,
         request: types::Request,
@@ -123,7 +125,7 @@ impl<P: Balancer> Instance<P, Pool> {
 }
 
 impl<P: Rewriter> Instance<P, ()> {
-    /// `lifecycle.describe`
+    /// Implements `lifecycle.describe`.
     pub fn describe(name: &str, version: &str) -> types::Manifest {
         types::Manifest {
             name: name.to_owned(),
@@ -135,12 +137,12 @@ impl<P: Rewriter> Instance<P, ()> {
         }
     }
 
-    /// `lifecycle.configure`
+    /// Implements `lifecycle.configure`.
     pub fn configure(&self, text: &str) -> Result<(), Vec<types::Diagnostic>> {
-        self.hold(config::parse(text).and_then(P::new))
+        self.set_policy(config::parse(text).and_then(P::new))
     }
 
-    /// `rewriter.rewrite-request`
+    /// Implements `rewriter.rewrite-request`.
     pub fn request(
         &self,
         request: types::Request,
@@ -155,7 +157,7 @@ impl<P: Rewriter> Instance<P, ()> {
         policy.request(&Request::from(request), &Headers::new(headers))
     }
 
-    /// `rewriter.rewrite-response`
+    /// Implements `rewriter.rewrite-response`.
     pub fn response(
         &self,
         request: types::Request,
@@ -170,7 +172,7 @@ impl<P: Rewriter> Instance<P, ()> {
 }
 
 impl<P: Pricer> Instance<P, Columns> {
-    /// `lifecycle.describe`
+    /// Implements `lifecycle.describe`.
     pub fn describe(name: &str, version: &str) -> types::Manifest {
         types::Manifest {
             name: name.to_owned(),
@@ -182,17 +184,17 @@ impl<P: Pricer> Instance<P, Columns> {
         }
     }
 
-    /// `lifecycle.configure`
+    /// Implements `lifecycle.configure`.
     pub fn configure(&self, text: &str) -> Result<(), Vec<types::Diagnostic>> {
-        self.hold(config::parse(text).and_then(P::new))
+        self.set_policy(config::parse(text).and_then(P::new))
     }
 
-    /// `pricer.columns`
+    /// Implements `pricer.columns`.
     pub fn columns(&self, columns: &[String]) {
         *self.known.borrow_mut() = Columns::new(columns);
     }
 
-    /// `pricer.price`
+    /// Implements `pricer.price`.
     pub fn price(
         &self,
         request: types::Request,
@@ -209,7 +211,7 @@ impl<P: Pricer> Instance<P, Columns> {
     }
 }
 
-/// Exports `lifecycle` for `Component`, whose instance is of type `Instance`.
+/// Exports `lifecycle` for a component whose instance is of type `$instance`.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __export_lifecycle {
@@ -235,11 +237,11 @@ macro_rules! __export_lifecycle {
     };
 }
 
-/// Exports a [`Balancer`](crate::Balancer) as the component of the crate that calls this.
+/// Exports a [`Balancer`](crate::Balancer) as the component that the calling crate builds.
 #[macro_export]
 macro_rules! export_balancer {
     ($policy:ty) => {
-        // The exports' names are a component's: no other linker takes them.
+        // Native linkers reject the names of a component's exports.
         #[cfg(target_family = "wasm")]
         const _: () = {
             use part::exports::tollgate::policy::balancer;
@@ -267,11 +269,11 @@ macro_rules! export_balancer {
     };
 }
 
-/// Exports a [`Rewriter`](crate::Rewriter) as the component of the crate that calls this.
+/// Exports a [`Rewriter`](crate::Rewriter) as the component that the calling crate builds.
 #[macro_export]
 macro_rules! export_rewriter {
     ($policy:ty) => {
-        // The exports' names are a component's: no other linker takes them.
+        // Native linkers reject the names of a component's exports.
         #[cfg(target_family = "wasm")]
         const _: () = {
             use part::exports::tollgate::policy::rewriter;
@@ -302,11 +304,11 @@ macro_rules! export_rewriter {
     };
 }
 
-/// Exports a [`Pricer`](crate::Pricer) as the component of the crate that calls this.
+/// Exports a [`Pricer`](crate::Pricer) as the component that the calling crate builds.
 #[macro_export]
 macro_rules! export_pricer {
     ($policy:ty) => {
-        // The exports' names are a component's: no other linker takes them.
+        // Native linkers reject the names of a component's exports.
         #[cfg(target_family = "wasm")]
         const _: () = {
             use part::exports::tollgate::policy::pricer;

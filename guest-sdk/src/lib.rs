@@ -1,9 +1,10 @@
-//! What a Tollgate policy is written against.
+//! The SDK for Tollgate policies written in Rust.
 //!
-//! A policy decides one thing for the gateway: which credential serves a request ([`Balancer`]), how header fields
-//! are rewritten ([`Rewriter`]) or what usage costs ([`Pricer`]). Implement one of these traits, name the type in
-//! the macro of the same name, and build the crate as a `cdylib` for `wasm32-wasip2`; the file that comes out is
-//! the component that the gateway loads.
+//! A policy makes one kind of decision for the gateway: which credential serves a request
+//! ([`Balancer`]), how header fields are rewritten ([`Rewriter`]) or what usage costs ([`Pricer`]).
+//! Implement one of these traits, pass the type to the matching macro ([`export_balancer!`],
+//! [`export_rewriter!`] or [`export_pricer!`]), and build the crate as a `cdylib` for
+//! `wasm32-wasip2`. The resulting file is the component that the gateway loads.
 //!
 //! ```
 //! use tollgate_policy::{Balancer, Candidates, Decision, NoConfig, Request, Weights};
@@ -26,9 +27,12 @@
 //! # fn main() {}
 //! ```
 //!
-//! The traits know nothing of WebAssembly: a policy is tested with `cargo test` on any machine, with a pool built by
-//! [`testing`]. A policy is a pure function of its arguments; what changes between calls (time, chance, order) is in
-//! the [`Request`].
+//! The traits do not depend on WebAssembly: `cargo test` tests a policy natively, with pools and
+//! requests built by [`testing`].
+//!
+//! A policy is a pure function of its arguments. Everything that changes between calls (time,
+//! random seed, sequence number) is in the [`Request`], so that the gateway can record a call and
+//! replay it exactly.
 
 mod balancer;
 #[doc(hidden)]

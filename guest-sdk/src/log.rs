@@ -1,21 +1,22 @@
-//! Lines for the gateway's log.
+//! Writes to the gateway's log.
 
-/// How much a line matters.
+/// The severity of a log line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
-    /// Something is wrong and somebody must act.
+    /// A failure that requires action.
     Error,
-    /// Something is odd.
+    /// An unexpected condition.
     Warn,
-    /// Something happened that an operator may want to know.
+    /// An event of interest to the operator.
     Info,
-    /// For whoever looks for a fault.
+    /// Details for troubleshooting.
     Debug,
-    /// For whoever writes the policy.
+    /// Details for the policy's author.
     Trace,
 }
 
-/// Writes a line to the gateway's log, under the policy's tag. Off wasm it goes to standard error.
+/// Writes a line to the gateway's log under the policy's tag. Native builds, such as tests, write
+/// to standard error.
 pub fn log(level: Level, message: &str) {
     #[cfg(target_family = "wasm")]
     crate::bindings::lifecycle::tollgate::policy::host::log(level as u32, message);

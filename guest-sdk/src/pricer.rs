@@ -1,48 +1,50 @@
-//! Pricers: what usage costs.
+//! Pricers: computing the cost of usage.
 
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 
 use crate::request::Request;
 
-/// Prices a response.
+/// Computes the price of a response.
 pub trait Pricer: Sized + 'static {
-    /// What the operator may configure; [`NoConfig`](crate::NoConfig) for nothing.
+    /// The policy's configuration. Use [`NoConfig`](crate::NoConfig) for a policy that takes none.
     type Config: DeserializeOwned + JsonSchema;
 
-    /// Which strings of a request the policy wants to see, by their names in the contract. Each costs a copy.
+    /// The strings of a request that the policy needs, by their names in the contract. Each costs a
+    /// copy per call.
     const STRINGS: &'static [&'static str] = &["model", "service-tier"];
 
-    /// Takes the configuration.
+    /// Creates the policy from its configuration.
     ///
     /// # Errors
-    /// A text that tells the operator what is wrong.
+    /// Returns a message for the operator if the configuration is invalid.
     fn new(config: Self::Config) -> Result<Self, String>;
 
-    /// What `counts` cost.
+    /// Returns the price of `counts`.
     ///
     /// # Errors
-    /// Why that cannot be told; the usage is recorded as unpriced, for that reason.
+    /// Returns the reason if the usage cannot be priced. The gateway records it as unpriced with
+    /// that reason.
     fn price(&self, request: &Request, counts: &Counts) -> Result<Price, String>;
 }
 
-/// The tokens of a response.
+/// The token counts of a response.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// All input tokens; `cached` and `cache_write` are contained.
+    /// All input tokens, including `cached` and `cache_write`.
     pub input: u64,
     /// Input tokens read from a prompt cache.
     pub cached: u64,
     /// Input tokens written to a prompt cache.
     pub cache_write: u64,
-    /// All output tokens; `reasoning` is contained.
+    /// All output tokens, including `reasoning`.
     pub output: u64,
     /// Output tokens spent on reasoning.
     pub reasoning: u64,
 }
 
-/// What a response costs, in nano-dollars (10^-9 USD) by kind. A kind that is contained in another and not charged on
-/// its own costs 0.
+/// The price of a response by kind of token, in nano-dollars (10^-9 USD). A kind that is included
+/// in another and not charged separately costs 0.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Price {
     /// Input tokens that are neither cached nor cache writes.
@@ -53,14 +55,14 @@ pub struct Price {
     pub cache_write: u64,
     /// Output tokens.
     pub output: u64,
-    /// Reasoning tokens, where they have a price of their own.
+    /// Reasoning tokens, if they are priced separately from output tokens.
     pub reasoning: u64,
-    /// The context window that the price belongs to, in tokens.
+    /// The context window that the price applies to, in tokens.
     pub context_window: u64,
 }
 
 impl Price {
-    /// The cost in all.
+    /// Returns the sum over all kinds.
     pub fn total(&self) -> u64 {
         self.input + self.cached + self.cache_write + self.output + self.reasoning
     }
@@ -68,7 +70,7 @@ impl Price {
 
 const KINDS: [&str; 5] = ["input", "cached", "cache-write", "output", "reasoning"];
 
-/// Where each known kind of token stands in the host's lists.
+/// The position of each known kind of token in the host's lists.
 #[derive(Debug, Clone, Default)]
 pub struct Columns {
     width: usize,

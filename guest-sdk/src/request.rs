@@ -2,7 +2,7 @@
 
 use crate::bindings::lifecycle::tollgate::policy::types;
 
-/// How the client speaks to the gateway.
+/// The transport between the client and the gateway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
     /// A request and its response, streamed or not.
@@ -13,7 +13,7 @@ pub enum Transport {
     Other(u32),
 }
 
-/// A request. Its strings are those that the policy asked for in its `STRINGS`, in that order.
+/// A request. It carries the strings that the policy listed in its `STRINGS`, in that order.
 #[derive(Debug, Clone)]
 pub struct Request {
     strings: Vec<String>,
@@ -25,50 +25,51 @@ pub struct Request {
 }
 
 impl Request {
-    /// The string at `place` in the policy's `STRINGS`; empty where the request has none.
+    /// Returns the string at index `place` of the policy's `STRINGS`, or an empty string if the
+    /// request has none.
     pub fn string(&self, place: usize) -> &str {
         self.strings.get(place).map_or("", String::as_str)
     }
 
-    /// How the client speaks.
+    /// Returns the transport that the client uses.
     pub fn transport(&self) -> Transport {
         self.transport
     }
 
-    /// How many attempts were made for this request before.
+    /// Returns the number of attempts made for this request before this one.
     pub fn attempt(&self) -> u32 {
         self.attempt
     }
 
-    /// Milliseconds since 1970-01-01T00:00:00Z.
+    /// Returns the time of the call in milliseconds since 1970-01-01T00:00:00Z.
     pub fn now_ms(&self) -> f64 {
         self.now_ms
     }
 
-    /// A random integer, uniform from 0 to 2^53 - 1.
+    /// Returns a random integer, uniform from 0 to 2^53 - 1.
     pub fn seed(&self) -> u64 {
         self.seed as u64
     }
 
-    /// For a balancer: how many requests without a home its pool saw before. For the others: how many requests
-    /// their service saw.
+    /// Returns the sequence number. For a balancer it counts the pool's requests without a home
+    /// before this one; for the other kinds, the service's requests.
     pub fn sequence(&self) -> u64 {
         self.sequence as u64
     }
 
-    /// This request with `strings`, for tests.
+    /// Replaces the strings. For tests.
     pub fn with_strings<S: Into<String>>(mut self, strings: impl IntoIterator<Item = S>) -> Self {
         self.strings = strings.into_iter().map(Into::into).collect();
         self
     }
 
-    /// This request with another random number, for tests.
+    /// Replaces the random number. For tests.
     pub fn with_seed(mut self, seed: u64) -> Self {
         self.seed = seed as f64;
         self
     }
 
-    /// This request with another sequence number, for tests.
+    /// Replaces the sequence number. For tests.
     pub fn with_sequence(mut self, sequence: u64) -> Self {
         self.sequence = sequence as f64;
         self

@@ -1,4 +1,4 @@
-//! Rewriters: how the header fields of requests and responses change.
+//! Rewriters: editing the header fields of requests and responses.
 
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
@@ -9,34 +9,37 @@ pub use crate::bindings::lifecycle::tollgate::policy::types::{Edit, Header, Refu
 
 /// Edits header fields.
 pub trait Rewriter: Sized + 'static {
-    /// What the operator may configure; [`NoConfig`](crate::NoConfig) for nothing.
+    /// The policy's configuration. Use [`NoConfig`](crate::NoConfig) for a policy that takes none.
     type Config: DeserializeOwned + JsonSchema;
 
-    /// Which strings of a request the policy wants to see, by their names in the contract. Each costs a copy.
+    /// The strings of a request that the policy needs, by their names in the contract. Each costs a
+    /// copy per call.
     const STRINGS: &'static [&'static str] = &[];
 
-    /// Which request headers it wants to see, in lower case; `*` for all. Each costs a copy.
+    /// The request headers that the policy needs, in lower case; `*` means all. Each costs a copy
+    /// per call.
     const REQUEST_HEADERS: &'static [&'static str] = &[];
 
-    /// Which response headers it wants to see. Where it names none, [`Rewriter::response`] is not called.
+    /// The response headers that the policy needs. If empty, the gateway does not call
+    /// [`Rewriter::response`].
     const RESPONSE_HEADERS: &'static [&'static str] = &[];
 
-    /// Takes the configuration.
+    /// Creates the policy from its configuration.
     ///
     /// # Errors
-    /// A text that tells the operator what is wrong.
+    /// Returns a message for the operator if the configuration is invalid.
     fn new(config: Self::Config) -> Result<Self, String>;
 
-    /// Edits a request on its way to upstream.
+    /// Returns the edits to a request before it is sent upstream.
     ///
     /// # Errors
-    /// The answer that the client gets in place of upstream's.
+    /// Returns a refusal, which the client receives instead of upstream's response.
     fn request(&self, request: &Request, headers: &Headers) -> Result<Vec<Edit>, Refusal>;
 
-    /// Edits a response on its way to the client.
+    /// Returns the edits to a response before it is sent to the client.
     ///
     /// # Errors
-    /// Why it cannot: a fault of the policy.
+    /// Returns the reason if the policy fails. The gateway counts it as a fault of the policy.
     fn response(
         &self,
         _request: &Request,
@@ -48,7 +51,7 @@ pub trait Rewriter: Sized + 'static {
 }
 
 impl Edit {
-    /// Replaces all fields of that name by this one.
+    /// Creates an edit that replaces all fields of that name with this one.
     pub fn set_to(name: impl Into<String>, value: impl Into<String>) -> Self {
         Self::Set(Header {
             name: name.into(),
@@ -56,7 +59,7 @@ impl Edit {
         })
     }
 
-    /// Adds a field, keeping those of the same name.
+    /// Creates an edit that adds a field and keeps existing fields of the same name.
     pub fn add(name: impl Into<String>, value: impl Into<String>) -> Self {
         Self::Append(Header {
             name: name.into(),
@@ -64,25 +67,25 @@ impl Edit {
         })
     }
 
-    /// Removes all fields of that name.
+    /// Creates an edit that removes all fields of that name.
     pub fn drop(name: impl Into<String>) -> Self {
         Self::Remove(name.into())
     }
 }
 
-/// The header fields that the policy asked for, in their order on the wire.
+/// The header fields that the policy requested, in wire order.
 #[derive(Debug, Clone, Default)]
 pub struct Headers {
     fields: Vec<Header>,
 }
 
 impl Headers {
-    /// The fields `fields`, whose names are in lower case.
+    /// Creates a list of fields. The names must be in lower case.
     pub fn new(fields: Vec<Header>) -> Self {
         Self { fields }
     }
 
-    /// The first field of that name (in lower case).
+    /// Returns the value of the first field named `name`, which must be in lower case.
     pub fn first(&self, name: &str) -> Option<&str> {
         self.fields
             .iter()
@@ -90,7 +93,7 @@ impl Headers {
             .map(|field| field.value.as_str())
     }
 
-    /// All fields, in order.
+    /// Iterates over all fields in order, as pairs of name and value.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.fields
             .iter()

@@ -1,10 +1,10 @@
-//! Pools and requests for the tests of a policy, without wasm.
+//! Pools and requests for testing a policy natively, without wasm.
 
 use crate::balancer::{Balancer, Candidates, Decision, Pool, Weights};
 use crate::bindings::lifecycle::tollgate::policy::types;
 use crate::request::Request;
 
-/// A member of a pool in a test. Every figure that is not set is that of a fresh, usable credential.
+/// A pool member for tests. Figures that are not set are those of a fresh, usable credential.
 #[derive(Debug, Clone)]
 pub struct Member {
     tag: String,
@@ -12,7 +12,7 @@ pub struct Member {
     row: Vec<f64>,
 }
 
-/// A fresh, usable member of plan `plus`.
+/// Creates a fresh, usable member with plan `plus`.
 pub fn member(tag: &str) -> Member {
     let row = vec![
         1.0, 0.0, 99.0, -1.0, 0.0, 99.0, -1.0, 0.0, 0.0, 0.0, -1.0, 0.0, -1.0,
@@ -25,30 +25,30 @@ pub fn member(tag: &str) -> Member {
 }
 
 impl Member {
-    /// With that plan.
+    /// Sets the plan.
     pub fn plan(mut self, plan: &str) -> Self {
         self.plan = plan.to_owned();
         self
     }
 
-    /// With the column of that name set.
+    /// Sets the column of that name.
     ///
     /// # Panics
-    /// There is no column of that name.
+    /// Panics if there is no such column.
     pub fn with(mut self, column: &str, value: f64) -> Self {
         let place = Pool::column_names().iter().position(|name| name == column);
-        let place = place.unwrap_or_else(|| panic!("column {column:?}: unknown"));
+        let place = place.unwrap_or_else(|| panic!("unknown column {column:?}"));
         self.row[place] = value;
         self
     }
 
-    /// Not to be chosen.
+    /// Marks the member as unusable.
     pub fn unusable(self) -> Self {
         self.with("usable", 0.0)
     }
 }
 
-/// A request without strings, at the start of 1970.
+/// Creates a request without strings, at the start of 1970.
 pub fn request() -> Request {
     Request::from(types::Request {
         strings: Vec::new(),
@@ -60,10 +60,11 @@ pub fn request() -> Request {
     })
 }
 
-/// Configures `P` by `config` (JSON) and lets it pick among `members` for a session that lives on `home`.
+/// Configures `P` with `config` (JSON) and calls it to pick among `members` for a session whose
+/// home is `home`.
 ///
 /// # Panics
-/// The configuration is refused.
+/// Panics if the policy rejects the configuration.
 pub fn pick<P: Balancer>(
     config: &str,
     members: &[Member],

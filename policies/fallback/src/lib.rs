@@ -1,12 +1,13 @@
-//! The shipped balancer `fallback`: the first usable credential in the configured order, for every request anew.
+//! The shipped balancer `fallback`: each request is sent with the first usable credential in the
+//! configured order.
 //!
-//! It is never sticky: a session returns to the first credential as soon as that is usable again. Only a request
-//! that names a previous response goes to the credential that made it.
+//! It is never sticky: a session returns to the first credential as soon as that is usable again.
+//! The only exception is a request that names a previous response: the credential that issued the
+//! response serves it while usable.
 
 use tollgate_policy::{Balancer, Candidate, Candidates, Decision, NoConfig, Request, Weights};
 
-/// The policy.
-pub struct Fallback;
+struct Fallback;
 
 impl Balancer for Fallback {
     type Config = NoConfig;
@@ -42,14 +43,14 @@ mod tests {
     }
 
     #[test]
-    fn the_first_usable_in_order_whatever_the_home() {
+    fn the_first_usable_member_serves_regardless_of_the_home() {
         check(&[member("a"), member("b")], None, Some(0));
         check(&[member("a").unusable(), member("b")], None, Some(1));
         check(&[member("a"), member("b")], Some(1), Some(0));
     }
 
     #[test]
-    fn a_previous_response_binds_while_its_maker_is_usable() {
+    fn a_previous_response_binds_while_its_issuer_is_usable() {
         check(
             &[member("a"), member("b").with("continues", 1.0)],
             None,
@@ -63,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_usable_is_a_decision() {
+    fn no_usable_member_is_a_decision() {
         check(&[], None, None);
     }
 }

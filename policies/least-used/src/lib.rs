@@ -1,7 +1,10 @@
-//! The shipped balancer `least_used`: a new session goes to the credential with the most capacity left.
+//! The shipped balancer `least_used`: a new session is assigned to the credential with the most
+//! capacity left.
 //!
-//! A credential's score is what is left of its weekly window under its cap, times its plan's weight, and more the
-//! sooner the window starts anew, since what is left then is lost. The highest score wins, the first of equals.
+//! A credential's score is the unused part of its weekly window below its cap, multiplied by its
+//! plan's weight. The score rises as the window's reset approaches, because capacity that is unused
+//! at the reset is lost. The highest score wins; of equal scores, the first in the configured
+//! order.
 
 use std::collections::BTreeMap;
 
@@ -16,19 +19,18 @@ const WEEK_MINUTES: f64 = 168.0 * HOUR_MINUTES;
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(crate = "tollgate_policy::schemars")]
-pub struct Config {
-    /// Moves a session when its credential's weekly use exceeds the best one's by more than this many percentage
-    /// points, divided by its plan's weight. 0: never.
+struct Config {
+    /// Moves a session if its credential's weekly use exceeds the best credential's by more than
+    /// this many percentage points, divided by its plan's weight. 0 disables this.
     #[serde(default)]
     #[schemars(range(min = 0.0))]
     rebalance_threshold: f64,
-    /// The weights of plans, beside `pro` 10 and all others 1.
+    /// Weights by plan. The defaults are 10 for `pro` and 1 for every other plan.
     #[serde(default)]
     plan_weights: BTreeMap<String, f64>,
 }
 
-/// The policy.
-pub struct LeastUsed {
+struct LeastUsed {
     rebalance_threshold: f64,
 }
 
@@ -73,7 +75,7 @@ fn best<'a>(candidates: &Candidates<'a>) -> Option<Candidate<'a>> {
 fn score(candidate: &Candidate) -> f64 {
     let left = (candidate.weekly_cap() - candidate.weekly_used()) * candidate.weight();
     match candidate.weekly_reset() {
-        // Not `max`: in wasm that is a call.
+        // An `if` instead of `f64::max`, which compiles to a function call in wasm.
         Some(minutes) => {
             left * (WEEK_MINUTES
                 / if minutes > HOUR_MINUTES {
@@ -106,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn most_capacity_left_wins_and_the_first_of_equals() {
+    fn the_most_capacity_left_wins_and_the_first_of_equal_scores() {
         check(
             "{}",
             &[
@@ -135,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_near_reset_raises_the_score_but_never_below_an_hour() {
+    fn a_near_reset_raises_the_score_down_to_one_hour() {
         let far = member("a")
             .with("weekly-used", 10.0)
             .with("weekly-reset", 168.0 * 60.0);
@@ -159,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_short_outage_lends_and_a_long_one_moves() {
+    fn a_short_outage_keeps_the_home_and_a_long_one_moves_it() {
         let short = member("b").unusable().with("limited", 5.0);
         check("{}", &[member("a"), short], Some(1), (Some(0), false));
         let long = member("b").unusable().with("limited", 300.0);
@@ -169,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn the_owner_of_the_previous_response_goes_before_the_home() {
+    fn the_issuer_of_the_previous_response_takes_precedence_over_the_home() {
         let members = [member("a"), member("b").with("continues", 1.0)];
         check("{}", &members, Some(0), (Some(1), false));
     }
@@ -189,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_usable_is_a_decision_with_a_reason() {
+    fn no_usable_member_is_a_decision_with_a_reason() {
         check("{}", &[member("a").unusable()], None, (None, false));
         check("{}", &[], None, (None, false));
     }

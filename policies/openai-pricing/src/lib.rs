@@ -1,7 +1,8 @@
 //! The shipped pricer: OpenAI's list prices, by model family, service tier and context length.
 //!
-//! The prices are data (`prices.json`, each with its source and date) and can be replaced, whole or in part, by the
-//! policy's configuration. A model or tier that the table does not know is an error, never a guess.
+//! The prices are data: `prices.json` holds each with its source and date, and the policy's
+//! configuration can replace some or all of them. A model or tier without a price is an error: the
+//! policy never guesses.
 
 mod table;
 
@@ -13,7 +14,7 @@ use tollgate_policy::{Counts, Price, Pricer, Request};
 
 use table::{Family, Rates, Table};
 
-/// Input beyond this many tokens is charged at the long-context price of a family that has one.
+/// Input beyond this many tokens is charged at the family's long-context price, if it has one.
 const SHORT_CONTEXT: u64 = 272_000;
 /// The context window of a request that was charged at a long-context price.
 const LONG_CONTEXT: u64 = 1_050_000;
@@ -25,11 +26,12 @@ const SERVICE_TIER: usize = 1;
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(crate = "tollgate_policy::schemars")]
-pub struct Config {
-    /// Prices by model family. They add to the shipped ones and replace those of the same name.
+struct Config {
+    /// Prices by model family. They are added to the shipped prices and replace those of the same
+    /// name.
     #[serde(default)]
     prices: BTreeMap<String, Family>,
-    /// Whether the shipped prices hold for what `prices` does not name.
+    /// Whether the shipped prices apply to models that `prices` does not name.
     #[serde(default = "yes")]
     shipped_prices: bool,
 }
@@ -38,8 +40,7 @@ fn yes() -> bool {
     true
 }
 
-/// The policy.
-pub struct OpenAiPricing {
+struct OpenAiPricing {
     table: Table,
 }
 
@@ -80,7 +81,7 @@ impl Pricer for OpenAiPricing {
     }
 }
 
-/// The tier that is charged: `auto`, `scale`, unknown and missing ones count as `default`.
+/// Returns the tier to charge. `auto`, `scale`, unknown and missing tiers count as `default`.
 fn tier(named: &str) -> &str {
     match named {
         "flex" | "priority" => named,
@@ -98,7 +99,7 @@ fn cost(rates: &Rates, counts: &Counts) -> Price {
         cached: rates.cached.of(counts.cached),
         cache_write: rates.cache_write.of(counts.cache_write),
         output: rates.output.of(counts.output),
-        // Reasoning tokens are output tokens, and charged as those.
+        // Reasoning tokens are part of the output tokens and are charged with them.
         reasoning: 0,
         context_window: 0,
     }
@@ -121,8 +122,8 @@ mod tests {
     };
 
     fn policy(config: &str) -> OpenAiPricing {
-        let config = serde_json::from_str(config).expect("the test's own configuration");
-        OpenAiPricing::new(config).expect("the test's own prices")
+        let config = serde_json::from_str(config).expect("the test passes valid JSON");
+        OpenAiPricing::new(config).expect("the test passes valid prices")
     }
 
     #[track_caller]
@@ -140,12 +141,13 @@ mod tests {
 
     #[test]
     fn cached_tokens_cost_the_cached_price() {
-        // 100,000 at 2.50 + 100,000 at 0.25 + 1,000,000 at 15.00 per million: 0.25 + 0.025 + 15 USD.
+        // 100,000 at 2.50 + 100,000 at 0.25 + 1,000,000 at 15.00 per million: 0.25 + 0.025 + 15
+        // USD.
         check("{}", "gpt-5.4", "", MILLION, Ok((15_275_000_000, 272_000)));
     }
 
     #[test]
-    fn tiers_have_their_own_prices_and_unknown_ones_count_as_default() {
+    fn tiers_have_separate_prices_and_unknown_tiers_count_as_default() {
         check(
             "{}",
             "gpt-5.4",
@@ -187,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dated_name_belongs_to_its_family_and_nothing_else_does() {
+    fn only_a_dated_name_belongs_to_its_family() {
         check(
             "{}",
             "gpt-5.4-2026-03-05",
@@ -246,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn the_unknown_is_an_error_and_never_free() {
+    fn an_unknown_model_is_an_error_and_never_free() {
         check("{}", "", "", MILLION, Err("the response names no model"));
         check(
             "{}",
@@ -265,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_can_be_replaced_whole() {
+    fn the_whole_table_can_be_replaced() {
         check(
             r#"{"shipped_prices": false}"#,
             "gpt-5.4",
@@ -292,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn cache_writes_cost_as_input_where_they_have_no_price() {
+    fn cache_writes_without_a_price_cost_the_input_price() {
         let counts = Counts {
             input: 10,
             cache_write: 10,

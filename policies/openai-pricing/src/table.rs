@@ -1,4 +1,4 @@
-//! The price table: from USD per million tokens, as a person writes it, to rates that can be charged.
+//! The price table: converts prices in USD per million tokens into integer rates.
 
 use std::collections::BTreeMap;
 
@@ -10,35 +10,38 @@ use crate::{LONG_CONTEXT, SHORT_CONTEXT};
 
 const SHIPPED: &str = include_str!("../prices.json");
 
-/// Dearer than any token was ever sold for: beyond it a figure is a slip of the pen.
+/// No token has ever cost this much: a higher figure is a typing error.
 const USD_PER_MILLION_MAX: f64 = 1_000_000.0;
 
-/// The prices of a model family, in USD per million tokens.
+/// The prices of a model family.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(crate = "tollgate_policy::schemars")]
 #[cfg_attr(
     not(test),
-    expect(dead_code, reason = "source and date are for whoever reads the table")
+    expect(
+        dead_code,
+        reason = "source and date are documentation for readers of the table"
+    )
 )]
 pub(crate) struct Family {
-    /// Where the figures come from.
+    /// The source of the figures.
     #[serde(default)]
     source: String,
-    /// The day on which they were read there: `2026-03-05`.
+    /// The day on which the source showed them: `2026-03-05`.
     #[serde(default)]
     date: String,
-    /// The prices of the default tier.
+    /// Prices of the default tier.
     default: Usd,
-    /// Those of the default tier beyond 272,000 input tokens.
+    /// Prices of the default tier beyond 272,000 input tokens.
     long: Option<Usd>,
-    /// The prices of the flex tier, or their ratio to the default tier's.
+    /// Prices of the flex tier, or their ratio to the default tier's.
     flex: Option<Tier>,
-    /// The prices of the priority tier, or their ratio to the default tier's.
+    /// Prices of the priority tier, or their ratio to the default tier's.
     priority: Option<Tier>,
 }
 
-/// USD per million tokens.
+/// Prices in USD per million tokens.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(crate = "tollgate_policy::schemars")]
@@ -46,29 +49,29 @@ struct Usd {
     /// Input tokens.
     #[schemars(range(min = 0.0))]
     input: f64,
-    /// Input tokens that were read from a prompt cache.
+    /// Input tokens read from a prompt cache.
     #[schemars(range(min = 0.0))]
     cached: f64,
-    /// Input tokens that were written to a prompt cache; as `input` where it is missing.
+    /// Input tokens written to a prompt cache. Default: the price of `input`.
     #[schemars(range(min = 0.0))]
     cache_write: Option<f64>,
-    /// Output tokens, reasoning contained.
+    /// Output tokens, including reasoning tokens.
     #[schemars(range(min = 0.0))]
     output: f64,
 }
 
-/// A tier's prices.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(untagged)]
 #[schemars(crate = "tollgate_policy::schemars")]
 enum Tier {
-    /// So many times those of the default tier, long context contained.
+    /// A multiple of the default tier's prices, including the long-context prices.
     Ratio(#[schemars(range(min = 0.0))] f64),
-    /// Their own; a tier of that form has no long-context price.
+    /// Separate prices. A tier with separate prices has no long-context price.
     Own(Usd),
 }
 
-/// What a token costs, in pico-dollars (10^-12 USD): the cheapest half of a nano-dollar is still whole.
+/// The cost of one token in pico-dollars (10^-12 USD), so that prices below a nano-dollar per token
+/// stay integers.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rate(u64);
 
@@ -82,9 +85,10 @@ impl Rate {
         Ok(Self((usd * 1e6).round() as u64))
     }
 
-    /// The cost of `tokens` in nano-dollars, rounded half up.
+    /// Returns the cost of `tokens` in nano-dollars, rounded half up.
     pub(crate) fn of(self, tokens: u64) -> u64 {
-        // Up to 4,294 USD per million tokens, and so many tokens: without numbers that wasm has to put together.
+        // Below 2^32 (4,294 USD per million tokens) 64 bits suffice; wasm emulates 128-bit
+        // arithmetic.
         if let (Ok(rate), Ok(tokens)) = (u32::try_from(self.0), u32::try_from(tokens)) {
             return (u64::from(rate) * u64::from(tokens) + 500) / 1000;
         }
@@ -155,7 +159,8 @@ impl Prices {
         })
     }
 
-    /// The rates of `tier` and the context window that they belong to; none where the tier has no price.
+    /// Returns the rates of `tier` and the context window they apply to, or `None` if the tier has
+    /// no price.
     pub(crate) fn rates(&self, tier: &str, beyond_short_context: bool) -> Option<(&Rates, u64)> {
         let place = match tier {
             "flex" => 1,
@@ -173,12 +178,13 @@ impl Prices {
 /// Prices by the name of the model family.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
-    /// The names are the operator's: nobody else could make them collide.
+    /// Keyed by names from the operator's configuration, so a hash that resists collisions is not
+    /// needed.
     families: FxHashMap<String, Prices>,
 }
 
 impl Table {
-    /// The prices of `prices.json`.
+    /// Creates the table from the embedded `prices.json`.
     pub(crate) fn shipped() -> Result<Self, String> {
         let families: BTreeMap<String, Family> =
             serde_json::from_str(SHIPPED).map_err(|error| format!("shipped prices: {error}"))?;
@@ -195,7 +201,7 @@ impl Table {
         Ok(())
     }
 
-    /// The prices of `model`: under its own name, else under its name without the date at its end.
+    /// Returns the prices listed under `model`, or under its name without a trailing date.
     pub(crate) fn find(&self, model: &str) -> Option<&Prices> {
         self.families
             .get(model)
@@ -203,7 +209,7 @@ impl Table {
     }
 }
 
-/// `gpt-5.4-2026-03-05` without its date; none where it has no date.
+/// Returns `gpt-5.4` for `gpt-5.4-2026-03-05`, and `None` for a name without a date.
 fn undated(model: &str) -> Option<&str> {
     let (family, date) = model.split_at_checked(model.len().checked_sub("-2026-03-05".len())?)?;
     let is_date = date.bytes().enumerate().all(|(place, byte)| match place {

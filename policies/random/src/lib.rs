@@ -1,9 +1,9 @@
-//! The shipped balancer `random`: a new session goes to any usable credential, each as likely as the other.
+//! The shipped balancer `random`: a new session is assigned to a usable credential, each with the
+//! same probability.
 
 use tollgate_policy::{Balancer, Candidates, Decision, NoConfig, Request, Weights};
 
-/// The policy.
-pub struct Random;
+struct Random;
 
 impl Balancer for Random {
     type Config = NoConfig;
@@ -15,7 +15,8 @@ impl Balancer for Random {
     fn pick(&self, request: &Request, candidates: &Candidates) -> Decision {
         candidates.sticky(|| {
             let usable = candidates.usable().count() as u64;
-            // The seed has 53 random bits: the remainder's bias is below 2^-40 for any pool that fits in memory.
+            // The seed has 53 random bits, so the bias of the remainder is below 2^-40 for any pool
+            // that fits in memory.
             candidates
                 .usable()
                 .nth((request.seed() % usable.max(1)) as usize)
@@ -32,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_usable_member_is_as_likely() {
+    fn every_usable_member_is_equally_likely() {
         let members = [member("a"), member("b").unusable(), member("c")];
         let mut served = [0; 3];
         for seed in 0..1000 {
@@ -51,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_usable_is_a_decision() {
+    fn no_usable_member_is_a_decision() {
         assert_eq!(
             pick::<Random>("{}", &[member("a").unusable()], None, &request()).member(),
             None

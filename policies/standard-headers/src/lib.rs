@@ -1,4 +1,5 @@
-//! The shipped rewriter: sets the headers of a service's `headers` setting on every request to upstream.
+//! The shipped rewriter: sets the fields of a service's `headers` setting on every request to
+//! upstream.
 
 use std::collections::BTreeMap;
 
@@ -10,15 +11,14 @@ use tollgate_policy::{Edit, Headers, Refusal, Request, Rewriter};
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(crate = "tollgate_policy::schemars")]
-pub struct Config {
-    /// The fields to set, each with its values in order. They replace all fields of the same name; no value removes
-    /// the field.
+struct Config {
+    /// The fields to set, each with its values in order. They replace all fields of the same name.
+    /// An empty list removes the field.
     #[serde(default)]
     set: BTreeMap<String, Vec<String>>,
 }
 
-/// The policy.
-pub struct StandardHeaders {
+struct StandardHeaders {
     edits: Vec<Edit>,
 }
 
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn no_value_removes_the_field() {
+    fn an_empty_list_removes_the_field() {
         check(&[("a", &[])], &[Edit::drop("a")]);
     }
 }
