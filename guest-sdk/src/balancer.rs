@@ -379,11 +379,14 @@ impl<'a> Candidate<'a> {
         self.known(Column::Continues) == Some(1.0)
     }
 
-    /// Whether it is over a cap or refused for more than ten minutes, and not just out for a moment.
+    /// Returns `true` if the member is rate-limited, or a window is at its cap, for more than ten
+    /// minutes. A shorter outage is temporary. A full window whose reset is unknown counts as a
+    /// long outage.
     pub fn out_for_long(&self) -> bool {
+        let (five_hour, weekly) = (self.five_hour_reset(), self.weekly_reset());
         self.limited() > TEMPORARY_OUTAGE_MINUTES
-            || self.five_hour_used() >= self.five_hour_cap()
-            || self.weekly_used() >= self.weekly_cap()
+            || is_full_for_long(self.five_hour_used(), self.five_hour_cap(), five_hour)
+            || is_full_for_long(self.weekly_used(), self.weekly_cap(), weekly)
     }
 
     /// Creates the decision that the member serves this request and the session's home stays where
@@ -407,4 +410,8 @@ impl<'a> Candidate<'a> {
     fn known(&self, column: Column) -> Option<f64> {
         self.row.get(self.pool.places[column as usize]).copied()
     }
+}
+
+fn is_full_for_long(used: f64, cap: f64, reset: Option<f64>) -> bool {
+    used >= cap && reset.is_none_or(|minutes| minutes > TEMPORARY_OUTAGE_MINUTES)
 }

@@ -171,6 +171,20 @@ mod tests {
     }
 
     #[test]
+    fn a_full_window_that_resets_within_ten_minutes_keeps_the_home() {
+        for window in ["five-hour", "weekly"] {
+            let full = |minutes: f64| {
+                member("b")
+                    .unusable()
+                    .with(&format!("{window}-used"), 99.0)
+                    .with(&format!("{window}-reset"), minutes)
+            };
+            check("{}", &[member("a"), full(10.0)], Some(1), (Some(0), false));
+            check("{}", &[member("a"), full(10.5)], Some(1), (Some(0), true));
+        }
+    }
+
+    #[test]
     fn the_issuer_of_the_previous_response_takes_precedence_over_the_home() {
         let members = [member("a"), member("b").with("continues", 1.0)];
         check("{}", &members, Some(0), (Some(1), false));
