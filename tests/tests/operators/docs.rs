@@ -1,65 +1,123 @@
-//! What the documents say, held against what the code does.
+//! The documents, compared with the code: limits, metrics, commands, fields, columns, links and the example policy.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use tollgate::config::{duration, schema};
 use tollgate::values::limits::Limits;
+use tollgate_tests::tollgate;
 
-/// The defaults of the limits, by their names.
-fn defaults() -> BTreeMap<String, String> {
-    let shown = format!("{:#?}", Limits::default());
-    let mut defaults = BTreeMap::new();
-    let mut within = String::new();
-    for line in shown
-        .lines()
+use crate::metrics::FAMILIES;
+
+const DOCUMENTS: [&str; 10] = [
+    "ARCHITECTURE.md",
+    "CONTRIBUTING.md",
+    "README.md",
+    "SECURITY.md",
+    "docs/configuration.md",
+    "docs/design.md",
+    "docs/limits.md",
+    "docs/operators-guide.md",
+    "docs/policies.md",
+    "docs/style.md",
+];
+
+const README_WORDS_MAX: usize = 1500;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn document(name: &str) -> String {
+    fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// Returns the part of `text` below the heading `title`, up to the next heading of the same level.
+#[track_caller]
+fn section<'a>(text: &'a str, title: &str) -> &'a str {
+    let (_, rest) = text
+        .split_once(&format!("\n## {title}\n"))
+        .unwrap_or_else(|| panic!("no section {title:?}"));
+    rest.split("\n## ").next().unwrap_or(rest)
+}
+
+/// Returns the rows of the tables in `text` whose first cell is code: its names, and the other cells.
+fn rows(text: &str) -> Vec<(Vec<&str>, Vec<&str>)> {
+    text.lines()
+        .filter_map(|line| {
+            let row = line.strip_prefix("| `")?.strip_suffix('|')?;
+            let mut cells = row.split(" | ").map(str::trim);
+            let names = cells.next()?.split(", ").map(|name| name.trim_matches('`'));
+            Some((names.collect(), cells.collect()))
+        })
+        .collect()
+}
+
+/// Returns the names in the first cells of the tables in `text`.
+fn names(text: &str) -> BTreeSet<&str> {
+    rows(text)
+        .into_iter()
+        .flat_map(|(names, _)| names)
+        .collect()
+}
+
+/// Returns the lines of the code blocks in `text`.
+fn code_lines(text: &str) -> impl Iterator<Item = &str> {
+    text.split("```")
         .skip(1)
-        .map(|line| line.trim().trim_end_matches(','))
-    {
-        match line.split_once(": ") {
-            Some((name, value)) if value.ends_with('{') => within = format!("{name}."),
-            Some((name, value)) => drop(defaults.insert(format!("{within}{name}"), normal(value))),
-            None => within.clear(),
+        .step_by(2)
+        .flat_map(|block| block.lines().skip(1))
+}
+
+/// Returns the default of each limit, by name.
+fn default_limits() -> BTreeMap<String, String> {
+    let printed = format!("{:#?}", Limits::default());
+    let mut defaults = BTreeMap::new();
+    let mut prefix = String::new();
+    for line in printed.lines().skip(1) {
+        match line.trim().trim_end_matches(',').split_once(": ") {
+            Some((name, value)) if value.ends_with('{') => prefix = format!("{name}."),
+            Some((name, value)) => {
+                defaults.insert(format!("{prefix}{name}"), normalized(value));
+            }
+            None => prefix.clear(),
         }
     }
     defaults
 }
 
-/// What the schema says of the limits below `properties`, by their names.
-fn documented(schema: &Value, definition: &str, within: &str) -> BTreeMap<String, String> {
+/// Returns the default that the schema documents for each limit below `prefix`, by name.
+fn limits_in_schema(schema: &Value, definition: &str, prefix: &str) -> BTreeMap<String, String> {
     let limits = schema["$defs"][definition]["properties"]
         .as_object()
-        .expect("the limits");
+        .expect("the form has fields");
     let mut documented = BTreeMap::new();
     for (name, property) in limits {
         let description = property["description"]
             .as_str()
-            .expect("every limit is described");
-        match property["$ref"]
+            .expect("every limit has a description");
+        let form = property["$ref"]
             .as_str()
-            .and_then(|path| path.strip_prefix("#/$defs/"))
-        {
-            Some(inner) => documented.extend(self::documented(schema, inner, &format!("{name}."))),
-            // A switch is on, as its list says.
-            None if !within.is_empty() => {
-                drop(documented.insert(format!("{within}{name}"), "true".to_owned()))
-            }
-            None => {
-                let default = description
-                    .split("Default: ")
-                    .nth(1)
-                    .expect("every limit has a default");
-                documented.insert(name.clone(), normal(default));
-            }
+            .and_then(|path| path.strip_prefix("#/$defs/"));
+        if let Some(form) = form {
+            documented.extend(limits_in_schema(schema, form, &format!("{name}.")));
+        } else if prefix.is_empty() {
+            let (_, default) = description
+                .split_once("Default: ")
+                .expect("every limit has a default");
+            documented.insert(name.clone(), normalized(default));
+        } else {
+            // The description of the switches' list says that they are on.
+            documented.insert(format!("{prefix}{name}"), "true".to_owned());
         }
     }
     documented
 }
 
-/// A value in one spelling, whether it was written by a person or by `Debug`.
-fn normal(value: &str) -> String {
+/// Returns a value in one spelling, whether a person or `Debug` wrote it.
+fn normalized(value: &str) -> String {
     let value = value.trim_matches(['`', '"', '.']).to_lowercase();
     let value = value.split(" (").next().unwrap_or_default();
     match duration::parse(value) {
@@ -68,46 +126,192 @@ fn normal(value: &str) -> String {
     }
 }
 
-fn readme() -> String {
-    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md"))
-        .expect("the README")
-}
-
 #[test]
-fn the_readme_names_every_limit_with_its_default() {
-    let readme = readme();
-    let table = readme
-        .split("## Limits")
-        .nth(1)
-        .and_then(|rest| rest.split("\n## ").next())
-        .expect("the section");
-    let documented: BTreeMap<String, String> = table
-        .lines()
-        .filter_map(|line| {
-            let mut cells = line.strip_prefix("| `")?.split('|').map(str::trim);
-            Some((
-                cells.next()?.trim_end_matches('`').to_owned(),
-                normal(cells.next()?),
-            ))
-        })
+fn the_limits_page_names_every_limit_with_its_default() {
+    let page = document("docs/limits.md");
+    let table = page
+        .split("\nTwo more limits")
+        .next()
+        .expect("the first table");
+    let documented: BTreeMap<String, String> = rows(table)
+        .into_iter()
+        .map(|(names, cells)| (names[0].to_owned(), normalized(cells[0])))
         .collect();
-    assert_eq!(documented, defaults());
+    assert_eq!(documented, default_limits());
 }
 
 #[test]
 fn the_schema_names_every_limit_with_its_default() {
-    assert_eq!(documented(&schema(), "RawLimits", ""), defaults());
+    assert_eq!(
+        limits_in_schema(&schema(), "RawLimits", ""),
+        default_limits()
+    );
+}
+
+#[test]
+fn the_configuration_page_names_every_field() {
+    let page = document("docs/configuration.md");
+    let schema = schema();
+    let is_supported = |field: &Value| {
+        let description = field["description"].as_str().unwrap_or_default();
+        !description.contains("Not there yet") && !description.contains("ot supported yet")
+    };
+    let forms = schema["$defs"].as_object().expect("the schema has forms");
+    let limits = ["RawLimits", "RawFailover"];
+    let forms = forms
+        .iter()
+        .filter(|(name, _)| !limits.contains(&name.as_str()))
+        .map(|(_, form)| form)
+        .chain([&schema]);
+    let fields: BTreeSet<&str> = forms
+        .filter_map(|form| form["properties"].as_object())
+        .flatten()
+        .filter(|(_, field)| is_supported(field))
+        .map(|(name, _)| name.as_str())
+        .collect();
+    assert_eq!(names(&page), fields);
+}
+
+#[test]
+fn the_operators_guide_names_every_metric_with_its_type() {
+    let guide = document("docs/operators-guide.md");
+    let documented: BTreeSet<(&str, &str)> = rows(section(&guide, "Metrics"))
+        .into_iter()
+        .map(|(names, cells)| (names[0], cells[0]))
+        .collect();
+    assert_eq!(documented, BTreeSet::from(FAMILIES));
+}
+
+/// Returns the subcommands of `command` that its help lists, except `help`.
+fn subcommands(command: &[&str]) -> Vec<String> {
+    let help = tollgate(command.iter().chain(&["--help"])).stdout;
+    let list = help.split("\nCommands:\n").nth(1).unwrap_or_default();
+    list.lines()
+        .take_while(|line| !line.is_empty())
+        .filter_map(|line| line.strip_prefix("  "))
+        .filter(|line| !line.starts_with(' '))
+        .filter_map(|line| line.split(' ').next())
+        .filter(|name| !name.is_empty() && *name != "help")
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Returns every command as it is typed, such as `tollgate policy list`.
+fn commands() -> BTreeSet<String> {
+    let mut commands = BTreeSet::new();
+    for name in subcommands(&[]) {
+        let nested = subcommands(&[&name]);
+        if nested.is_empty() {
+            commands.insert(format!("tollgate {name}"));
+        }
+        for nested in nested {
+            commands.insert(format!("tollgate {name} {nested}"));
+        }
+    }
+    commands
+}
+
+#[test]
+fn the_operators_guide_names_every_command() {
+    let guide = document("docs/operators-guide.md");
+    let documented: BTreeSet<String> = names(section(&guide, "Commands"))
+        .into_iter()
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(documented, commands());
+}
+
+#[test]
+fn every_command_in_the_documents_exists() {
+    let commands = commands();
+    for name in DOCUMENTS {
+        for line in code_lines(&document(name)) {
+            let typed = line.split('#').next().unwrap_or_default().trim();
+            if !typed.starts_with("tollgate ") {
+                continue;
+            }
+            let Some(command) = commands.iter().find(|command| {
+                typed == command.as_str() || typed.starts_with(&format!("{command} "))
+            }) else {
+                panic!("{name}: {typed}: there is no such command");
+            };
+            let help = tollgate(command.split(' ').skip(1).chain(["--help"])).stdout;
+            for option in typed.split(' ').filter(|word| word.starts_with('-')) {
+                assert!(
+                    help.contains(option),
+                    "{name}: {typed}: {option} is unknown"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn every_make_target_in_the_documents_exists() {
+    let makefile = document("Makefile");
+    for name in DOCUMENTS {
+        for line in code_lines(&document(name)) {
+            let Some(rest) = line.strip_prefix("make ") else {
+                continue;
+            };
+            let target = rest.split(' ').next().unwrap_or_default();
+            let is_target = |line: &str| line.starts_with(&format!("{target}:"));
+            let is_known = target == "help" || makefile.lines().any(is_target);
+            assert!(is_known, "{name}: {line}: there is no such target");
+        }
+    }
+}
+
+#[test]
+fn the_authors_guide_names_every_column_of_a_balancer() {
+    let contract = document("wit/policy.wit");
+    let (_, columns) = contract
+        .split_once("one row per member:")
+        .expect("the contract lists the columns");
+    let (columns, _) = columns.split_once("members: func").expect("the list ends");
+    let columns: BTreeSet<&str> = columns
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("/// - "))
+        .filter_map(|line| line.split_once(": "))
+        .flat_map(|(names, _)| names.split(", "))
+        .map(|name| name.trim_matches('`'))
+        .collect();
+    let guide = document("docs/policies.md");
+    assert_eq!(names(section(&guide, "A balancer")), columns);
+}
+
+#[test]
+fn every_link_in_the_documents_leads_to_a_file() {
+    for name in DOCUMENTS {
+        let text = document(name);
+        let folder = root().join(name);
+        let folder = folder.parent().expect("a document is in a folder");
+        let links = text
+            .split("](")
+            .skip(1)
+            .filter_map(|rest| rest.split(')').next());
+        for link in links.filter(|link| !link.contains("://")) {
+            let file = link.split('#').next().unwrap_or_default();
+            assert!(folder.join(file).exists(), "{name}: {link}: no such file");
+        }
+    }
+}
+
+#[test]
+fn the_readme_is_short() {
+    let words = document("README.md").split_whitespace().count();
+    assert!(words <= README_WORDS_MAX, "{words} words");
 }
 
 #[test]
 fn the_readmes_balancer_is_the_example() {
-    let example = include_str!("../../../examples/policies/fewest-in-flight/src/lib.rs");
+    let example = document("examples/policies/fewest-in-flight/src/lib.rs");
     let code: Vec<&str> = example
         .lines()
         .filter(|line| !line.starts_with("//!"))
         .collect();
     assert!(
-        readme().contains(code.join("\n").trim()),
+        document("README.md").contains(code.join("\n").trim()),
         "the README shows another balancer than the example"
     );
 }

@@ -1,6 +1,7 @@
 //! Policies on a running gateway: loading, reloading, recording, and the components of every release.
 
 mod compiled;
+mod example_policies;
 mod examples;
 mod guests;
 mod old_components;
