@@ -1,4 +1,4 @@
-# Two commands on a fresh machine: `make demo` and `make test`. Each installs what is missing, and says what it does.
+# `make demo` and `make test` work on a fresh machine: each installs what is missing and prints what it installs.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -9,12 +9,12 @@ DENY_VERSION := 0.20.2
 TOOLS := target/tools
 DENY := $(TOOLS)/bin/cargo-deny
 WASM_TARGET := wasm32-wasip2
-# Lints link nothing: any file stands for libFuzzer, and its C++ is not built.
+# Linting does not link: any file can stand in for libFuzzer, whose C++ is then not built.
 FUZZ_ENV := CUSTOM_LIBFUZZER_PATH=$(CURDIR)/fuzz/Cargo.toml
 
 .PHONY: help demo test build lint deny docs examples clients bench bench-policies tools
 
-help: ## Show the targets.
+help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: tools ## Build all and show the main job at work. DEMO_ONCE=1 ends after the tour.
@@ -22,7 +22,7 @@ demo: tools ## Build all and show the main job at work. DEMO_ONCE=1 ends after t
 	$(CARGO) build --locked --workspace --bins
 	target/debug/demo
 
-test: tools lint ## Check the format, lint, run all tests, check licences, build the docs.
+test: tools lint ## Check the format, lint, run all tests, check licences, build the documentation.
 	@echo "== building what the tests run"
 	$(CARGO) build --locked --workspace --bins
 	@echo "== all tests"
@@ -37,7 +37,7 @@ lint:
 	@echo "== format and lints"
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
-	@echo "== the same for the fuzz targets, which are a workspace of their own"
+	@echo "== format and lints of the fuzz targets, a separate workspace"
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(FUZZ_ENV) $(CARGO) clippy --locked --manifest-path fuzz/Cargo.toml --target-dir target -- -D warnings
 
@@ -57,9 +57,9 @@ clients: ## Run openai-python, openai-node and the Codex CLI against the gateway
 	$(CARGO) build --locked --workspace --bins
 	tests/clients/run
 
-bench: tools examples ## Measure the gateway beside a bare hyper proxy and nginx, the policies' calls, and reloads.
+bench: tools examples ## Measure the gateway next to a bare hyper proxy and nginx, the policies' calls, and reloads.
 	@command -v nginx > /dev/null || { echo "== installing nginx"; apt-get update -qq && apt-get install -y -qq nginx-light; }
-	@echo "== the components that are reloaded and that loop"
+	@echo "== the components for the reload and loop measurements"
 	$(CARGO) build --locked --target $(WASM_TARGET) --profile policy --target-dir target/policies -p openai-pricing -p faulty-balancer
 	$(CARGO) build --locked --release -p tollgate -p tollgate-bench
 	$(CARGO) bench --locked -p tollgate-bench
@@ -67,7 +67,7 @@ bench: tools examples ## Measure the gateway beside a bare hyper proxy and nginx
 
 tools:
 	@command -v cc > /dev/null || { echo "== installing a C compiler (SQLite and zstd are built from source)"; apt-get update -qq && apt-get install -y -qq gcc libc6-dev; }
-	@command -v $(CARGO) > /dev/null || { echo "cargo is missing: install Rust by rustup (https://rustup.rs)"; exit 1; }
+	@command -v $(CARGO) > /dev/null || { echo "cargo is missing: install Rust with rustup (https://rustup.rs)"; exit 1; }
 	@rustup target list --installed | grep -qx $(WASM_TARGET) || { echo "== installing the target $(WASM_TARGET)"; rustup target add $(WASM_TARGET); }
 	@for part in clippy rustfmt; do rustup component list --installed | grep -q "^$$part" || { echo "== installing $$part"; rustup component add $$part; }; done
 

@@ -1,4 +1,5 @@
-//! The documents, compared with the code: limits, metrics, commands, fields, columns, links and the example policy.
+//! The documents, compared with the code: limits, metrics, commands, fields, columns, links and the
+//! example policy.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -43,7 +44,8 @@ fn section<'a>(text: &'a str, title: &str) -> &'a str {
     rest.split("\n## ").next().unwrap_or(rest)
 }
 
-/// Returns the rows of the tables in `text` whose first cell is code: its names, and the other cells.
+/// Returns the rows of the tables in `text` whose first cell is code: its names, and the other
+/// cells.
 fn rows(text: &str) -> Vec<(Vec<&str>, Vec<&str>)> {
     text.lines()
         .filter_map(|line| {

@@ -1,5 +1,5 @@
-//! The example policies as an author starts from them: a copy outside this workspace builds, and the gateway loads the
-//! component.
+//! The example policies as an author starts from them: a copy outside this workspace builds, and
+//! the gateway loads the component.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! The configurations of `examples/configs`: the three of the OCM document run as they are, but for ports, endpoints
-//! and paths, and every file there is good.
+//! The configurations in `examples/configs`: those of sing-box's OCM documentation run with only
+//! ports, endpoints and paths changed, and every file passes the check.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -22,7 +22,7 @@ fn text(name: &str) -> String {
     fs::read_to_string(folder().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-/// The example's text as JSON. Its comments are on lines of their own.
+/// Returns the example as JSON. Its comments are on separate lines.
 fn read(name: &str) -> Value {
     let text = text(name);
     let lines: Vec<&str> = text
@@ -32,7 +32,7 @@ fn read(name: &str) -> Value {
     serde_json::from_str(&lines.join("\n")).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-/// The example of that name, on a free port, before `rig`'s upstream and in its folder: nothing else is changed.
+/// Returns the example on a free port, with `rig`'s upstream and folder. Nothing else changes.
 fn adapted(rig: &Rig, name: &str) -> Value {
     let mut config = read(name);
     config["data_dir"] = json!(rig.path("data"));
@@ -43,8 +43,9 @@ fn adapted(rig: &Rig, name: &str) -> Value {
     config
 }
 
-/// Has every path of `value`, a service or a credential, lead into `rig`'s folder, with an account behind it.
-fn take_in(rig: &Rig, tag: &str, value: &mut Value) {
+/// Points the paths of `value`, a service or a credential, to files in `rig`'s folder, with an
+/// account for them.
+fn use_rig_paths(rig: &Rig, tag: &str, value: &mut Value) {
     value["credential_path"] = rig.oauth(tag)["credential_path"].clone();
     if value.get("usages_path").is_some() {
         value["usages_path"] = json!(rig.path(&format!("usages-{tag}.json")));
@@ -53,15 +54,15 @@ fn take_in(rig: &Rig, tag: &str, value: &mut Value) {
 
 fn usage_file(rig: &Rig, tag: &str) -> Value {
     let text = fs::read(rig.path(&format!("usages-{tag}.json")))
-        .expect("the usage file is written on a stop");
+        .expect("the usage file is written at shutdown");
     serde_json::from_slice(&text).expect("the usage file is JSON")
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_first_example_serves_everybody_with_one_credential() {
+async fn the_first_example_serves_everyone_with_one_credential() {
     let mut rig = Rig::new().await;
     let mut config = adapted(&rig, "single.json");
-    take_in(&rig, "me", &mut config["services"][0]);
+    use_rig_paths(&rig, "me", &mut config["services"][0]);
     let client = rig.start(config).await;
 
     let answer = client.turn(&turn("one")).await;
@@ -80,20 +81,20 @@ async fn the_first_example_serves_everybody_with_one_credential() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_second_example_tells_its_users_apart() {
+async fn the_second_example_distinguishes_its_users() {
     let mut rig = Rig::new().await;
     let mut config = adapted(&rig, "users.json");
-    take_in(&rig, "me", &mut config["services"][0]);
+    use_rig_paths(&rig, "me", &mut config["services"][0]);
     let client = rig.start(config).await;
 
     let alice = client.token("sk-ocm-hello-world").turn(&turn("one")).await;
     let bob = client.token("sk-ocm-hello-bob").turn(&turn("two")).await;
-    let nobody = client.turn(&turn("three")).await;
-    let stranger = client.token("sk-ocm-hello-carol").turn(&turn("four")).await;
+    let without_token = client.turn(&turn("three")).await;
+    let unknown_token = client.token("sk-ocm-hello-carol").turn(&turn("four")).await;
 
     assert_eq!((alice.status, bob.status), (StatusCode::OK, StatusCode::OK));
     assert_eq!(
-        (nobody.status, stranger.status),
+        (without_token.status, unknown_token.status),
         (StatusCode::UNAUTHORIZED, StatusCode::UNAUTHORIZED)
     );
     assert_eq!(
@@ -113,15 +114,15 @@ async fn the_second_example_tells_its_users_apart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_third_example_balances_alice_and_leaves_bob_his_credential() {
+async fn the_third_example_balances_alice_and_keeps_bob_on_one_credential() {
     let mut rig = Rig::new().await;
     let mut config = adapted(&rig, "team.json");
     for (place, tag) in ["a", "b"].into_iter().enumerate() {
-        take_in(&rig, tag, &mut config["services"][0]["credentials"][place]);
+        use_rig_paths(&rig, tag, &mut config["services"][0]["credentials"][place]);
     }
     let client = rig.start_polled(config).await;
-    // Past a's reserve of 20, as a's first answer says, and not past b's of 10: the pool has b left, and a on its own
-    // has nothing.
+    // a's first response reports use beyond its reserve of 20, and b's reserve is 10: the pool
+    // still has b, and a alone is used up.
     for tag in ["a", "b"] {
         rig.account(tag)
             .set_standing(Standing::new("plus").five_hour_used(81.0));
@@ -164,7 +165,7 @@ async fn the_third_example_balances_alice_and_leaves_bob_his_credential() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_credential_path_the_file_of_codex_home_is_taken() {
+async fn without_a_credential_path_the_file_in_codex_home_is_used() {
     let rig = Rig::new().await;
     let config = adapted(&rig, "single.json");
     rig.upstream.account("access-home", "account-home");
@@ -176,7 +177,7 @@ async fn without_a_credential_path_the_file_of_codex_home_is_taken() {
         rig.write("config.json", config.to_string()),
         rig.path("ready.json"),
     );
-    // Not by the rig: its programs have the environment of this process.
+    // Not started by the rig, whose programs inherit the environment of this process.
     let folder = rig.folder().to_str().expect("a plain name").to_owned();
     let mut child = Command::new(binary())
         .args(["run", "-c", &file, "--ready-file"])
@@ -207,14 +208,14 @@ async fn wait_for_address(ready: &Path) -> std::net::SocketAddr {
         loop {
             if let Ok(text) = fs::read(ready) {
                 let ready: Value =
-                    serde_json::from_slice(&text).expect("the ready file is written whole");
+                    serde_json::from_slice(&text).expect("the ready file is written atomically");
                 return ready["services"][0]["address"]
                     .as_str()
                     .expect("a text")
                     .parse()
                     .expect("an address");
             }
-            // The ready file is the signal; there is nothing else to wait for.
+            // The ready file is the only signal.
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     };
@@ -223,7 +224,7 @@ async fn wait_for_address(ready: &Path) -> std::net::SocketAddr {
         .expect("the gateway is ready in time")
 }
 
-/// The example's text with its paths in `folder`, where what they name is.
+/// Returns the example with its paths in `folder`, and creates the files that they name.
 fn with_paths_in(folder: &Path, text: &str) -> String {
     let CertifiedKey { cert, signing_key } =
         rcgen::generate_simple_self_signed(["localhost".to_owned()])
@@ -232,11 +233,11 @@ fn with_paths_in(folder: &Path, text: &str) -> String {
     fs::write(folder.join("key.pem"), signing_key.serialize_pem())
         .expect("the folder can be written");
     let folder = folder.to_str().expect("temporary folders have plain names");
-    let newcomer = component("random");
+    let shadow = component("random");
     text.replace("/etc/tollgate/policies/gentle.wasm", "builtin:least-used")
         .replace(
             "/etc/tollgate/policies/gentler.wasm",
-            newcomer.to_str().expect("its path is plain"),
+            shadow.to_str().expect("its path is plain"),
         )
         .replace("\"/etc/tollgate/", &format!("\"{folder}/"))
         .replace("\"/var/lib/tollgate", &format!("\"{folder}"))
@@ -265,15 +266,15 @@ fn every_example_passes_the_check() {
             .env("HOME", temporary.path())
             .output()
             .expect("the binary runs");
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        // That the credentials' files are not there yet is said, and nothing else is.
-        let unexpected: Vec<&str> = said
+        let printed = String::from_utf8_lossy(&output.stderr).into_owned();
+        // The only warnings are about the credentials' files, which do not exist.
+        let unexpected: Vec<&str> = printed
             .lines()
             .filter(|line| !line.contains("auth.json: no such file"))
             .collect();
         assert!(
             output.status.success() && unexpected.is_empty(),
-            "{}: {said}",
+            "{}: {printed}",
             path.display()
         );
     }
@@ -304,7 +305,7 @@ fn the_full_example_shows_every_field() {
 }
 
 #[test]
-fn the_full_example_explains_every_field_where_it_stands_first() {
+fn the_full_example_explains_every_field_at_its_first_use() {
     let text = text("full.jsonc");
     let mut explained = BTreeSet::new();
     let mut before = "";
@@ -313,11 +314,12 @@ fn the_full_example_explains_every_field_where_it_stands_first() {
             .strip_prefix('"')
             .and_then(|rest| rest.split_once("\":"))
             .map(|(key, _)| key);
-        // What is inside a policy's own configuration, or names a header or a model, is explained around it.
+        // Keys in a policy's configuration, and names of headers and models, are explained around
+        // them.
         if let Some(key) = key.filter(|key| is_field(key)) {
             assert!(
                 explained.contains(key) || before.starts_with("//"),
-                "{key:?} stands after {before:?}"
+                "{key:?} follows {before:?} instead of a comment"
             );
             explained.insert(key.to_owned());
         }
@@ -338,7 +340,6 @@ fn is_field(key: &str) -> bool {
         .any(|fields| fields.contains_key(key))
 }
 
-/// A default written twice drifts.
 #[test]
 fn the_full_example_names_the_defaults_as_they_are() {
     let temporary = tempfile::tempdir().expect("a temporary folder");
