@@ -318,7 +318,7 @@ async fn least_used_takes_the_highest_score_and_the_first_of_equals() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn round_robin_goes_round_past_whoever_is_not_usable() {
+async fn round_robin_rotates_over_the_usable_members_evenly() {
     for name in ["round_robin", "round-robin"] {
         let (mut rig, client) = start(&["a", "b", "c"], json!({ "strategy": name })).await;
         let alice = client.token("token-alice");
@@ -330,9 +330,10 @@ async fn round_robin_goes_round_past_whoever_is_not_usable() {
         );
         tell(&rig, &client, "a", Standing::new("plus").weekly_used(99.0)).await;
         let further = served_each(&rig, &alice, sessions(5, 11)).await;
-        assert!(!further.contains(&"a".to_owned()), "{further:?}");
-        assert!(
-            further.contains(&"b".to_owned()) && further.contains(&"c".to_owned()),
+        let count = |tag: &str| further.iter().filter(|found| *found == tag).count();
+        assert_eq!(
+            (count("a"), count("b"), count("c")),
+            (0, 3, 3),
             "{further:?}"
         );
         rig.stop().await;
@@ -498,6 +499,22 @@ async fn a_temporary_failover_does_not_move_a_sessions_home() {
                 .without_rate_limits()
                 .resets_in_seconds(1),
         );
+        assert_ne!(served(&rig, &alice, &turn("one")).await, home, "{strategy}");
+        wait_until_served_by(&rig, &alice, &turn("one"), &home).await;
+        rig.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_window_that_resets_soon_does_not_move_a_sessions_home() {
+    for strategy in ["least_used", "round_robin", "random"] {
+        let (mut rig, client) = start(&["a", "b"], json!({ "strategy": strategy })).await;
+        let alice = client.token("token-alice");
+        let home = served(&rig, &alice, &turn("one")).await;
+        let full = Standing::new("plus")
+            .five_hour_used(99.0)
+            .five_hour_resets_at(unix_in(3));
+        tell(&rig, &client, &home, full).await;
         assert_ne!(served(&rig, &alice, &turn("one")).await, home, "{strategy}");
         wait_until_served_by(&rig, &alice, &turn("one"), &home).await;
         rig.stop().await;
