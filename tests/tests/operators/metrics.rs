@@ -24,7 +24,7 @@ async fn scraped(rig: &Rig) -> Metrics {
 }
 
 /// All families: what is added is named here, too.
-const FAMILIES: [(&str, &str); 29] = [
+pub(crate) const FAMILIES: [(&str, &str); 29] = [
     ("tollgate_build_info", "gauge"),
     ("tollgate_requests_total", "counter"),
     ("http_server_request_duration_seconds", "histogram"),
