@@ -19,7 +19,7 @@ help: ## List the targets.
 
 demo: tools ## Build all and show the main job at work. DEMO_ONCE=1 ends after the tour.
 	@echo "== building the gateway, its policies and the demo (the first build takes some minutes)"
-	$(CARGO) build --locked --workspace --bins
+	$(CARGO) build --locked -p tollgate -p demo
 	target/debug/demo
 
 test: tools lint ## Check the format, lint, run all tests, check licences, build the documentation.

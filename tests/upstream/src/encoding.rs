@@ -2,16 +2,13 @@
 
 use std::io::{self, Write};
 
+#[cfg(feature = "brotli")]
 use brotli::CompressorWriter;
 use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::{GzEncoder, ZlibEncoder};
 
 const ZSTD_LEVEL: i32 = 3;
-/// As servers have it for what they make while it is asked for.
-const BROTLI_QUALITY: u32 = 4;
-const BROTLI_WINDOW_BITS: u32 = 22;
-const BROTLI_BUFFER: usize = 64 << 10;
 
 /// How a response body is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +20,7 @@ pub enum Encoding {
     /// `zstd`.
     Zstd,
     /// `br`.
+    #[cfg(feature = "brotli")]
     Brotli,
 }
 
@@ -33,6 +31,7 @@ impl Encoding {
             Encoding::Gzip => "gzip",
             Encoding::Deflate => "deflate",
             Encoding::Zstd => "zstd",
+            #[cfg(feature = "brotli")]
             Encoding::Brotli => "br",
         }
     }
@@ -46,18 +45,20 @@ impl Encoding {
             }
             Encoding::Zstd => zstd::stream::write::Encoder::new(Vec::new(), ZSTD_LEVEL)
                 .and_then(|encoder| squeeze(encoder, parts)),
-            Encoding::Brotli => {
-                let encoder = CompressorWriter::new(
-                    Vec::new(),
-                    BROTLI_BUFFER,
-                    BROTLI_QUALITY,
-                    BROTLI_WINDOW_BITS,
-                );
-                squeeze(encoder, parts)
-            }
+            #[cfg(feature = "brotli")]
+            Encoding::Brotli => squeeze(brotli_encoder(), parts),
         };
         encoded.expect("writing to memory does not fail")
     }
+}
+
+/// Returns an encoder with the settings that servers use for responses made on demand.
+#[cfg(feature = "brotli")]
+fn brotli_encoder() -> CompressorWriter<Vec<u8>> {
+    const QUALITY: u32 = 4;
+    const WINDOW_BITS: u32 = 22;
+    const BUFFER_BYTES: usize = 64 << 10;
+    CompressorWriter::new(Vec::new(), BUFFER_BYTES, QUALITY, WINDOW_BITS)
 }
 
 /// What the encoders have in common.
@@ -108,6 +109,7 @@ impl Squeeze for zstd::stream::write::Encoder<'_, Vec<u8>> {
     }
 }
 
+#[cfg(feature = "brotli")]
 impl Squeeze for CompressorWriter<Vec<u8>> {
     fn written(&mut self) -> &mut Vec<u8> {
         self.get_mut()
