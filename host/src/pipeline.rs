@@ -3,15 +3,10 @@
 //! Owns the order of the stages; each stage is a module of its name. Invariant: a stage takes what only the stage
 //! before can make, so none can be left out.
 
-mod admit;
 mod answer;
-mod failover;
-mod forward;
-mod inspect;
-mod receive;
+mod attempt;
+mod entry;
 mod refusal;
-mod rewrite;
-mod select;
 mod service;
 mod settle;
 mod status;
@@ -27,8 +22,8 @@ pub use answer::AnswerBody;
 pub use service::{Live, Parts, Service};
 pub use websocket::{Wanted, is_upgrade};
 
-use admit::Admitted;
-use receive::Received;
+use entry::admit::Admitted;
+use entry::receive::Received;
 use refusal::Refusal;
 
 /// Serves a request, whatever it is and whatever happens. It keeps the service, and so the policies, that it finds when it
@@ -70,18 +65,18 @@ async fn journey(
     let admitted = match enter(service, received).await {
         Ok(admitted) => admitted,
         Err(refusal) => {
-            receive::discard(body, service.limits());
+            entry::receive::discard(body, service.limits());
             return Err(refusal);
         }
     };
-    let inspected = inspect::inspect(service, admitted, body).await?;
-    let (answered, open) = failover::send(service, inspected).await?;
+    let inspected = entry::inspect::inspect(service, admitted, body).await?;
+    let (answered, open) = attempt::send(service, inspected).await?;
     answer::answer(service, answered, open).await
 }
 
 /// The stages at the door: they look at the head alone.
 async fn enter(service: &Arc<Service>, received: Received) -> Result<Admitted, Refusal> {
-    let routed = receive::route(service, received)?;
-    let authenticated = receive::authenticate(service, routed).await?;
-    admit::admit(service, authenticated)
+    let routed = entry::receive::route(service, received)?;
+    let authenticated = entry::receive::authenticate(service, routed).await?;
+    entry::admit::admit(service, authenticated)
 }

@@ -13,9 +13,9 @@ use http::{Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
-use super::failover::Answered;
+use super::attempt::Answered;
+use super::attempt::rewrite::TURN_STATE;
 use super::refusal::Refusal;
-use super::rewrite::TURN_STATE;
 use super::service::Service;
 use super::settle::OpenRow;
 use crate::config::OnFailure;
@@ -37,11 +37,11 @@ pub enum AnswerBody {
 
 impl AnswerBody {
     /// None.
-    pub(super) fn nothing() -> Self {
+    pub(crate) fn nothing() -> Self {
         Self::Whole(None)
     }
 
-    pub(super) fn whole(bytes: Bytes) -> Self {
+    pub(crate) fn whole(bytes: Bytes) -> Self {
         Self::Whole((!bytes.is_empty()).then_some(bytes))
     }
 }
@@ -68,7 +68,7 @@ pub enum Cut {
 
 /// # Errors
 /// The response has no body, and its row could not be committed.
-pub(super) async fn answer(
+pub(crate) async fn answer(
     service: &Service,
     answered: Answered,
     mut open: Box<OpenRow>,
@@ -146,7 +146,7 @@ enum Arrived {
 }
 
 /// Codex sends a turn's state back with the turn's further requests: it belongs to the account that issued it.
-pub(super) fn remember_turn_state(
+pub(crate) fn remember_turn_state(
     service: &Service,
     open: &OpenRow,
     credential: usize,
@@ -237,7 +237,7 @@ async fn recorded(
 ///
 /// # Errors
 /// One failed, and its configuration says that then the response is refused.
-pub(super) async fn rewrite(
+pub(crate) async fn rewrite(
     service: &Service,
     open: &OpenRow,
     credential: usize,

@@ -25,7 +25,7 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-tollgate-request-id");
 
 /// A request that is answered by the gateway itself.
 #[derive(Debug, Clone)]
-pub(super) struct Refusal {
+pub(crate) struct Refusal {
     status: StatusCode,
     kind: &'static str,
     code: Option<&'static str>,
@@ -61,15 +61,15 @@ impl Refusal {
         }
     }
 
-    pub(super) fn not_found(message: &str) -> Self {
+    pub(crate) fn not_found(message: &str) -> Self {
         Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message)
     }
 
-    pub(super) fn invalid(message: &str) -> Self {
+    pub(crate) fn invalid(message: &str) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", message)
     }
 
-    pub(super) fn unauthenticated(error: AuthError) -> Self {
+    pub(crate) fn unauthenticated(error: AuthError) -> Self {
         Self::new(
             StatusCode::UNAUTHORIZED,
             "authentication_error",
@@ -78,11 +78,11 @@ impl Refusal {
         .with_field(WWW_AUTHENTICATE, "Bearer")
     }
 
-    pub(super) fn forbidden(message: &str) -> Self {
+    pub(crate) fn forbidden(message: &str) -> Self {
         Self::new(StatusCode::FORBIDDEN, "permission_error", message)
     }
 
-    pub(super) fn get_only() -> Self {
+    pub(crate) fn get_only() -> Self {
         Self::new(
             StatusCode::METHOD_NOT_ALLOWED,
             "invalid_request_error",
@@ -92,7 +92,7 @@ impl Refusal {
     }
 
     /// RFC 6455, section 4.4. (Codex takes a 426 as the word to go on with POST, at once and without telling its user.)
-    pub(super) fn websocket_version() -> Self {
+    pub(crate) fn websocket_version() -> Self {
         let message = "Sec-WebSocket-Version: expected 13";
         Self::new(
             StatusCode::UPGRADE_REQUIRED,
@@ -102,14 +102,14 @@ impl Refusal {
         .with_field(HeaderName::from_static("sec-websocket-version"), "13")
     }
 
-    pub(super) fn too_many_sockets() -> Self {
+    pub(crate) fn too_many_sockets() -> Self {
         let message = "as many WebSockets as limits.websockets_per_user are open";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", message)
             .coded("overloaded")
             .with_field(RETRY_AFTER, "1")
     }
 
-    pub(super) fn no_room(reason: NoRoom) -> Self {
+    pub(crate) fn no_room(reason: NoRoom) -> Self {
         let code = match reason {
             NoRoom::Busy => "overloaded",
             NoRoom::Failing => "ledger_unavailable",
@@ -124,11 +124,11 @@ impl Refusal {
     }
 
     /// The response's row could not be committed: the response must not count as seen.
-    pub(super) fn not_recorded() -> Self {
+    pub(crate) fn not_recorded() -> Self {
         Self::no_room(NoRoom::Failing)
     }
 
-    pub(super) fn body(error: RequestBodyError) -> Self {
+    pub(crate) fn body(error: RequestBodyError) -> Self {
         let (status, message) = match error {
             RequestBodyError::TooLarge => (
                 StatusCode::PAYLOAD_TOO_LARGE,
@@ -144,12 +144,12 @@ impl Refusal {
         Self::new(status, "invalid_request_error", message).with_field(CONNECTION, "close")
     }
 
-    pub(super) fn api_key_only() -> Self {
+    pub(crate) fn api_key_only() -> Self {
         Self::invalid("/v1/chat/completions is only available in API key mode")
     }
 
     /// Every usable credential is used up or refused, until `until` where that is known.
-    pub(super) fn exhausted(now: Timestamp, until: Option<Timestamp>) -> Self {
+    pub(crate) fn exhausted(now: Timestamp, until: Option<Timestamp>) -> Self {
         let refusal = Self::new(
             StatusCode::TOO_MANY_REQUESTS,
             "usage_limit_reached",
@@ -163,7 +163,7 @@ impl Refusal {
     }
 
     /// The request's credential was used up while another has room, and the request cannot be sent again from here.
-    pub(super) fn cut_off() -> Self {
+    pub(crate) fn cut_off() -> Self {
         let message = "the credential turned unusable under way, and the body, larger than limits.replay_bytes, was not \
             kept for another one, which has room: try again";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", message)
@@ -171,7 +171,7 @@ impl Refusal {
             .with_field(RETRY_AFTER, "1")
     }
 
-    pub(super) fn unavailable() -> Self {
+    pub(crate) fn unavailable() -> Self {
         Self::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "server_error",
@@ -181,14 +181,14 @@ impl Refusal {
     }
 
     /// The same refusal, of a request that another credential might have served: its body was not kept.
-    pub(super) fn of_one_not_kept(mut self) -> Self {
+    pub(crate) fn of_one_not_kept(mut self) -> Self {
         self.message.push_str(
             ", and the body, larger than limits.replay_bytes, was not kept for another credential",
         );
         self
     }
 
-    pub(super) fn upstream_unreachable() -> Self {
+    pub(crate) fn upstream_unreachable() -> Self {
         Self::new(
             StatusCode::BAD_GATEWAY,
             "api_error",
@@ -197,7 +197,7 @@ impl Refusal {
         .coded("upstream_unreachable")
     }
 
-    pub(super) fn upstream_broke() -> Self {
+    pub(crate) fn upstream_broke() -> Self {
         Self::new(
             StatusCode::BAD_GATEWAY,
             "api_error",
@@ -206,7 +206,7 @@ impl Refusal {
         .coded("upstream_broken")
     }
 
-    pub(super) fn upstream_timed_out() -> Self {
+    pub(crate) fn upstream_timed_out() -> Self {
         Self::new(
             StatusCode::GATEWAY_TIMEOUT,
             "api_error",
@@ -215,7 +215,7 @@ impl Refusal {
         .coded("upstream_timeout")
     }
 
-    pub(super) fn by_policy(refused: Refused) -> Self {
+    pub(crate) fn by_policy(refused: Refused) -> Self {
         let kind = if refused.status.is_client_error() {
             "invalid_request_error"
         } else {
@@ -225,7 +225,7 @@ impl Refusal {
     }
 
     /// A policy without which the request may not go on failed.
-    pub(super) fn by_fault(fault: &Fault) -> Self {
+    pub(crate) fn by_fault(fault: &Fault) -> Self {
         if fault.is_news() {
             return Self::policy_failed();
         }
@@ -244,21 +244,21 @@ impl Refusal {
         .coded("policy_failed")
     }
 
-    pub(super) fn unsendable() -> Self {
+    pub(crate) fn unsendable() -> Self {
         Self::invalid("the request's path cannot be sent to upstream")
     }
 
-    pub(super) fn status(&self) -> StatusCode {
+    pub(crate) fn status(&self) -> StatusCode {
         self.status
     }
 
     /// One event for a request that was refused at the door. It has no row.
-    pub(super) fn log(&self, service: &str, request_id: &str, path: &str) {
+    pub(crate) fn log(&self, service: &str, request_id: &str, path: &str) {
         tracing::info!(service, request_id, path, status = self.status.as_u16(), reason = %self.message, "refused");
     }
 
     /// The response.
-    pub(super) fn answer(self) -> Response<AnswerBody> {
+    pub(crate) fn answer(self) -> Response<AnswerBody> {
         let body = Bytes::from(self.body_json().to_string());
         let mut response = Response::new(AnswerBody::whole(body));
         *response.status_mut() = self.status;
@@ -297,7 +297,7 @@ fn seconds_until(now: Timestamp, until: Timestamp) -> u64 {
 }
 
 /// Writes the request's name on its response, for whoever looks for it in the ledger or the log.
-pub(super) fn name_request(response: &mut Response<AnswerBody>, id: &str) {
+pub(crate) fn name_request(response: &mut Response<AnswerBody>, id: &str) {
     if let Ok(value) = HeaderValue::from_str(id) {
         response.headers_mut().insert(REQUEST_ID, value);
     }

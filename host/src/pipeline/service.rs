@@ -61,12 +61,12 @@ struct Lasting {
 /// A service, as one configuration and one generation of each policy have it.
 #[derive(Debug)]
 pub struct Service {
-    pub(super) tag: String,
-    pub(super) users: Users,
-    pub(super) pools: Vec<Pool>,
-    pub(super) default_pool: usize,
-    pub(super) endpoints: Endpoints,
-    pub(super) parts: Parts,
+    pub(crate) tag: String,
+    pub(crate) users: Users,
+    pub(crate) pools: Vec<Pool>,
+    pub(crate) default_pool: usize,
+    pub(crate) endpoints: Endpoints,
+    pub(crate) parts: Parts,
     lasting: Lasting,
 }
 
@@ -86,7 +86,7 @@ impl Live {
     }
 
     /// Waits until it is another than when it was last asked for here.
-    pub(super) async fn changed(&mut self) {
+    pub(crate) async fn changed(&mut self) {
         if self.0.changed().await.is_err() {
             // Nobody can change it any more.
             std::future::pending::<()>().await;
@@ -100,7 +100,7 @@ struct Sockets(Mutex<HashMap<Option<Arc<str>>, u64>>);
 
 /// A WebSocket's place among those of its user.
 #[derive(Debug)]
-pub(super) struct Seat {
+pub(crate) struct Seat {
     sockets: Arc<Sockets>,
     user: Option<Arc<str>>,
 }
@@ -121,13 +121,13 @@ impl Drop for Seat {
 
 /// A pool: its members and who chooses among them.
 #[derive(Debug)]
-pub(super) struct Pool {
-    pub(super) tag: Arc<str>,
+pub(crate) struct Pool {
+    pub(crate) tag: Arc<str>,
     /// Places in [`Parts::credentials`].
-    pub(super) members: Vec<usize>,
-    pub(super) balancer: Arc<Balancer>,
+    pub(crate) members: Vec<usize>,
+    pub(crate) balancer: Arc<Balancer>,
     /// It is one credential alone: there is nothing to choose.
-    pub(super) single: bool,
+    pub(crate) single: bool,
     lasting: Arc<LastingPool>,
 }
 
@@ -192,20 +192,20 @@ impl Service {
         &self.parts.credentials
     }
 
-    pub(super) fn sessions(&self) -> &Sessions {
+    pub(crate) fn sessions(&self) -> &Sessions {
         &self.lasting.sessions
     }
 
-    pub(super) fn attempts(&self) -> &Attempts {
+    pub(crate) fn attempts(&self) -> &Attempts {
         &self.lasting.attempts
     }
 
-    pub(super) fn pool_of(&self, user: Option<&User>) -> usize {
+    pub(crate) fn pool_of(&self, user: Option<&User>) -> usize {
         user.map_or(self.default_pool, |user| user.pool)
     }
 
     /// Whose sessions a user's are.
-    pub(super) fn owner(&self, user: Option<&Arc<User>>) -> (usize, Owner) {
+    pub(crate) fn owner(&self, user: Option<&Arc<User>>) -> (usize, Owner) {
         let pool = self.pool_of(user.map(Arc::as_ref));
         let owner = Owner {
             pool: Arc::clone(&self.pools[pool].tag),
@@ -215,7 +215,7 @@ impl Service {
     }
 
     /// The place of the credential of that name.
-    pub(super) fn place_of(&self, credential: &str) -> Option<usize> {
+    pub(crate) fn place_of(&self, credential: &str) -> Option<usize> {
         self.parts
             .credentials
             .iter()
@@ -281,7 +281,7 @@ impl Service {
     }
 
     /// A place for one more WebSocket; none where its user has as many as may be.
-    pub(super) fn take_seat(&self, owner: &Owner) -> Option<Seat> {
+    pub(crate) fn take_seat(&self, owner: &Owner) -> Option<Seat> {
         let mut open = self
             .lasting
             .sockets
@@ -311,12 +311,12 @@ impl Service {
     }
 
     /// For how long a request waits for a refresh of tokens: as long as one may take.
-    pub(super) fn refresh_wait(&self) -> Duration {
+    pub(crate) fn refresh_wait(&self) -> Duration {
         self.parts.limits.lock_timeout + self.parts.limits.refresh_timeout
     }
 
     /// The place of a request in the order of all.
-    pub(super) fn next_request(&self) -> u64 {
+    pub(crate) fn next_request(&self) -> u64 {
         self.lasting.requests.fetch_add(1, Ordering::Relaxed)
     }
 }
@@ -354,7 +354,7 @@ impl Pool {
     }
 
     /// The members as a balancer is told of them, with their plans as they are now.
-    pub(super) fn members_named(&self, credentials: &[Arc<Credential>]) -> Members {
+    pub(crate) fn members_named(&self, credentials: &[Arc<Credential>]) -> Members {
         let versions = versions(&self.members, credentials);
         let mut announced = self
             .lasting
@@ -371,7 +371,7 @@ impl Pool {
     }
 
     /// The place of a request in the order of those without a home; one that has one takes no place.
-    pub(super) fn sequence(&self, has_home: bool) -> u64 {
+    pub(crate) fn sequence(&self, has_home: bool) -> u64 {
         let homeless = &self.lasting.homeless;
         if has_home {
             homeless.load(Ordering::Relaxed)

@@ -22,23 +22,23 @@ use crate::values::money::Cost;
 
 /// What is known of a request when its row is opened.
 #[derive(Clone)]
-pub(super) struct Opening {
-    pub(super) id: String,
-    pub(super) seed: u64,
-    pub(super) started_at: Timestamp,
-    pub(super) clock: Instant,
-    pub(super) user: Option<Arc<User>>,
+pub(crate) struct Opening {
+    pub(crate) id: String,
+    pub(crate) seed: u64,
+    pub(crate) started_at: Timestamp,
+    pub(crate) clock: Instant,
+    pub(crate) user: Option<Arc<User>>,
     /// A place in the service's pools.
-    pub(super) pool: usize,
-    pub(super) owner: Owner,
-    pub(super) path: String,
-    pub(super) method: Method,
-    pub(super) session: Option<String>,
+    pub(crate) pool: usize,
+    pub(crate) owner: Owner,
+    pub(crate) path: String,
+    pub(crate) method: Method,
+    pub(crate) session: Option<String>,
 }
 
 /// A row that is being filled. It is written once: when the exchange ends, or when this is dropped, which is how a
 /// client that leaves shows.
-pub(super) struct OpenRow {
+pub(crate) struct OpenRow {
     service: Arc<Service>,
     opening: Opening,
     sequence: u64,
@@ -57,7 +57,7 @@ pub(super) struct OpenRow {
 
 impl OpenRow {
     /// Boxed: it goes through every stage.
-    pub(super) fn new(service: Arc<Service>, room: Room, opening: Opening) -> Box<Self> {
+    pub(crate) fn new(service: Arc<Service>, room: Room, opening: Opening) -> Box<Self> {
         Box::new(Self {
             sequence: service.next_request(),
             service,
@@ -74,17 +74,17 @@ impl OpenRow {
     }
 
     /// How the client speaks.
-    pub(super) fn goes_by(&mut self, transport: Transport) {
+    pub(crate) fn goes_by(&mut self, transport: Transport) {
         self.transport = transport;
     }
 
-    pub(super) fn transport(&self) -> Transport {
+    pub(crate) fn transport(&self) -> Transport {
         self.transport
     }
 
     /// A handshake that was taken is no row: the responses over its socket are. Attempts that failed before it was are
     /// those of the first.
-    pub(super) fn becomes_socket(&mut self) {
+    pub(crate) fn becomes_socket(&mut self) {
         self.room = None;
         self.credential = None;
         self.attempts.pop();
@@ -92,7 +92,7 @@ impl OpenRow {
 
     /// A socket goes on in `service`, a later one than it was opened in, where its user, its pool and its credential are
     /// still there. Answers the credential's place.
-    pub(super) fn moves_to(&mut self, service: &Arc<Service>, credential: usize) -> Option<usize> {
+    pub(crate) fn moves_to(&mut self, service: &Arc<Service>, credential: usize) -> Option<usize> {
         // Itself, and not another of its name: the socket is on its account.
         let known = &self.service.parts.credentials[credential];
         let credential = service
@@ -115,7 +115,7 @@ impl OpenRow {
     }
 
     /// A response that is asked for over this socket, on that credential.
-    pub(super) fn next_turn(&mut self, room: Room, credential: usize, create: Create) -> Box<Self> {
+    pub(crate) fn next_turn(&mut self, room: Room, credential: usize, create: Create) -> Box<Self> {
         let id = Uuid::now_v7();
         let opening = Opening {
             id: id.to_string(),
@@ -135,48 +135,48 @@ impl OpenRow {
     }
 
     /// Upstream begins to answer over the socket.
-    pub(super) fn begins_to_answer(&mut self) {
+    pub(crate) fn begins_to_answer(&mut self) {
         if self.status.is_none() {
             self.answered(StatusCode::SWITCHING_PROTOCOLS);
         }
     }
 
     /// Upstream answers over the socket that it failed.
-    pub(super) fn fails_with(&mut self, status: StatusCode) {
+    pub(crate) fn fails_with(&mut self, status: StatusCode) {
         self.status = Some(status);
         self.ends_attempt(Outcome::Status(status.as_u16()));
     }
 
     /// What the body asks for. Its cache key names the session where no header did.
-    pub(super) fn asks(&mut self, asked: Asked) {
+    pub(crate) fn asks(&mut self, asked: Asked) {
         if self.opening.session.is_none() {
             self.opening.session.clone_from(&asked.prompt_cache_key);
         }
         self.asked = asked;
     }
 
-    pub(super) fn asked(&self) -> &Asked {
+    pub(crate) fn asked(&self) -> &Asked {
         &self.asked
     }
 
-    pub(super) fn pool(&self) -> &Pool {
+    pub(crate) fn pool(&self) -> &Pool {
         &self.service.pools[self.opening.pool]
     }
 
-    pub(super) fn user(&self) -> Option<&User> {
+    pub(crate) fn user(&self) -> Option<&User> {
         self.opening.user.as_deref()
     }
 
-    pub(super) fn owner(&self) -> &Owner {
+    pub(crate) fn owner(&self) -> &Owner {
         &self.opening.owner
     }
 
-    pub(super) fn session(&self) -> Option<&str> {
+    pub(crate) fn session(&self) -> Option<&str> {
         self.opening.session.as_deref()
     }
 
     /// An attempt with that credential begins.
-    pub(super) fn begins_attempt(&mut self, index: usize) {
+    pub(crate) fn begins_attempt(&mut self, index: usize) {
         let credential = &self.service.parts.credentials[index];
         self.credential = Some((index, credential.begin()));
         self.attempts.push(Attempt {
@@ -186,7 +186,7 @@ impl OpenRow {
     }
 
     /// What came of the attempt under way.
-    pub(super) fn ends_attempt(&mut self, outcome: Outcome) {
+    pub(crate) fn ends_attempt(&mut self, outcome: Outcome) {
         let number = self.attempts.len();
         let Some(attempt) = self.attempts.last_mut() else {
             return;
@@ -203,22 +203,22 @@ impl OpenRow {
     }
 
     /// The response's head is on its way to the client.
-    pub(super) fn answered(&mut self, status: StatusCode) {
+    pub(crate) fn answered(&mut self, status: StatusCode) {
         self.status = Some(status);
         self.ttfb_ms = Some(self.elapsed_ms());
     }
 
     /// Whether the request asks for a head alone.
-    pub(super) fn is_head(&self) -> bool {
+    pub(crate) fn is_head(&self) -> bool {
         self.opening.method == Method::HEAD
     }
 
-    pub(super) fn attempts(&self) -> u32 {
+    pub(crate) fn attempts(&self) -> u32 {
         self.attempts.len() as u32
     }
 
     /// The request as policies may know it.
-    pub(super) fn facts<'a>(&'a self, now: Timestamp, credential: &'a str) -> Facts<'a> {
+    pub(crate) fn facts<'a>(&'a self, now: Timestamp, credential: &'a str) -> Facts<'a> {
         Facts {
             request_id: &self.opening.id,
             user: self.opening.user.as_ref().map_or("", |user| &user.name),
@@ -241,7 +241,7 @@ impl OpenRow {
     }
 
     /// The exchange is over. Answers the row's commit, for whoever must not go on before it.
-    pub(super) fn close(&mut self, end: End, metered: Metered) -> Option<Commit> {
+    pub(crate) fn close(&mut self, end: End, metered: Metered) -> Option<Commit> {
         let room = self.room.take()?;
         let credential = self.credential.take();
         let bill = self.bill(&metered);
@@ -299,12 +299,12 @@ impl OpenRow {
     }
 
     /// The exchange is over with an answer of the gateway's own: waits for the row, then answers.
-    pub(super) async fn refuse(self: Box<Self>, refusal: Refusal) -> Refusal {
+    pub(crate) async fn refuse(self: Box<Self>, refusal: Refusal) -> Refusal {
         self.refuse_as(End::Failed, refusal).await
     }
 
     /// The same, where it ended in another way.
-    pub(super) async fn refuse_as(mut self: Box<Self>, end: End, refusal: Refusal) -> Refusal {
+    pub(crate) async fn refuse_as(mut self: Box<Self>, end: End, refusal: Refusal) -> Refusal {
         // Whatever upstream answered: this is what the client gets.
         self.answered(refusal.status());
         let Some(commit) = self.close(end, Metered::default()) else {

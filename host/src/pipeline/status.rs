@@ -8,9 +8,9 @@ use http::{Method, Response};
 use serde_json::json;
 
 use super::answer::AnswerBody;
-use super::receive::{Received, prove};
+use super::attempt::select::is_allowed;
+use super::entry::receive::{Received, prove};
 use super::refusal::Refusal;
-use super::select::is_allowed;
 use super::service::Service;
 use crate::authenticate::User;
 use crate::credentials::Credential;
@@ -19,13 +19,13 @@ use crate::values::clock::Timestamp;
 
 const PATH: &str = "/ocm/v1/status";
 
-pub(super) fn is_asked(received: &Received) -> bool {
+pub(crate) fn is_asked(received: &Received) -> bool {
     received.path() == PATH
 }
 
 /// # Errors
 /// There are no users, nobody who may asks, or it is not asked by GET.
-pub(super) async fn answer(
+pub(crate) async fn answer(
     service: &Service,
     received: &Received,
 ) -> Result<Response<AnswerBody>, Refusal> {

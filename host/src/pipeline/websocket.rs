@@ -19,11 +19,11 @@ use hyper::ext::Protocol;
 use hyper::upgrade::{OnUpgrade, on};
 use tokio::time::timeout;
 
-use super::admit::Admitted;
 use super::answer::{self, AnswerBody};
-use super::failover::{self, Answered};
-use super::inspect::Inspected;
-use super::receive::Received;
+use super::attempt::{self, Answered};
+use super::entry::admit::Admitted;
+use super::entry::inspect::Inspected;
+use super::entry::receive::Received;
 use super::refusal::Refusal;
 use super::service::{Live, Seat, Service};
 use super::settle::OpenRow;
@@ -117,7 +117,7 @@ pub(super) async fn serve(
     prepare(&mut head.headers);
     head.method = Method::GET;
     head.version = Version::HTTP_11;
-    let (answered, open) = failover::send(service, Inspected::without_body(open, head)).await?;
+    let (answered, open) = attempt::send(service, Inspected::without_body(open, head)).await?;
     match answered.response.status() {
         StatusCode::SWITCHING_PROTOCOLS => {
             accept(service, live, asked, answered, open, Held { wanted, seat }).await

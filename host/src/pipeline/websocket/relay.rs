@@ -19,7 +19,7 @@ use crate::frames::{
     GOING_AWAY, INTERNAL_ERROR, RESTART, Sender, Violation, close_frame, ping_frame,
 };
 use crate::ledger::Commit;
-use crate::pipeline::select::would_choose;
+use crate::pipeline::attempt::select::would_choose;
 use crate::pipeline::service::{Live, Service};
 use crate::pipeline::settle::OpenRow;
 use crate::values::clock::Timestamp;

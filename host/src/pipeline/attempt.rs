@@ -1,6 +1,10 @@
 //! Failover: attempts with one credential after another, until one answers. Each credential is tried once, or once more
 //! after a refresh of its tokens, and none after a byte of an answer has gone to the client.
 
+pub(super) mod forward;
+pub(super) mod rewrite;
+pub(super) mod select;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,11 +14,8 @@ use http::{Response, StatusCode};
 use http_body_util::BodyExt;
 use tokio::time::timeout;
 
-use super::forward::{NoResponse, Sent, forward};
-use super::inspect::{Body, Inspected};
+use super::entry::inspect::{Body, Inspected};
 use super::refusal::Refusal;
-use super::rewrite::{Template, rewrite};
-use super::select::{Selected, has_other, select};
 use super::service::Service;
 use super::settle::OpenRow;
 use crate::credentials::{Identity, IdentityKind};
@@ -24,6 +25,9 @@ use crate::values::clock::Timestamp;
 use crate::values::exchange::End;
 use crate::values::json_scan::{Flow, JsonScan, Scalar, Wanted};
 use crate::values::limits::ERROR_BODY_BYTES;
+use forward::{NoResponse, Sent, forward};
+use rewrite::{Template, rewrite};
+use select::{Selected, has_other, select};
 
 /// How far the body of a refusal is decoded.
 const DECODED_BYTES: usize = 4 * ERROR_BODY_BYTES;
@@ -34,14 +38,14 @@ const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(5);
 const CHAT_COMPLETIONS: &str = "/v1/chat/completions";
 
 /// A response that goes to the client, with what was read of its body already.
-pub(super) struct Answered {
-    pub(super) credential: usize,
+pub(crate) struct Answered {
+    pub(crate) credential: usize,
     /// What upstream was shown.
-    pub(super) shown: Arc<Identity>,
-    pub(super) response: Response<ResponseBody>,
-    pub(super) read: Vec<Bytes>,
+    pub(crate) shown: Arc<Identity>,
+    pub(crate) response: Response<ResponseBody>,
+    pub(crate) read: Vec<Bytes>,
     /// The body broke off while it was read.
-    pub(super) broken: bool,
+    pub(crate) broken: bool,
 }
 
 /// What the client gets if no further credential answers.
@@ -56,7 +60,7 @@ enum Last {
 
 /// # Errors
 /// No credential is usable or none answered. The row is closed then.
-pub(super) async fn send(
+pub(crate) async fn send(
     service: &Service,
     inspected: Inspected,
 ) -> Result<(Answered, Box<OpenRow>), Refusal> {

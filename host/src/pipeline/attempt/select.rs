@@ -6,11 +6,11 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::refusal::Refusal;
-use super::service::{Pool, Service};
-use super::settle::OpenRow;
 use crate::authenticate::User;
 use crate::credentials::{Credential, Identity, IdentityKind};
+use crate::pipeline::refusal::Refusal;
+use crate::pipeline::service::{Pool, Service};
+use crate::pipeline::settle::OpenRow;
 use crate::policy::{Choice, Facts};
 use crate::values::candidate::Candidate;
 use crate::values::clock::Timestamp;
@@ -19,12 +19,12 @@ use crate::values::clock::Timestamp;
 const FILE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A credential that was chosen, and what upstream is shown of it.
-pub(super) struct Selected {
+pub(crate) struct Selected {
     /// Its place in the service.
-    pub(super) credential: usize,
-    pub(super) identity: Arc<Identity>,
+    pub(crate) credential: usize,
+    pub(crate) identity: Arc<Identity>,
     /// The session lives there once it has answered.
-    pub(super) move_home: bool,
+    pub(crate) move_home: bool,
 }
 
 /// Chooses among the members that were not tried. Those that are found to be of no use, because their tokens cannot be
@@ -32,7 +32,7 @@ pub(super) struct Selected {
 ///
 /// # Errors
 /// Nobody is usable.
-pub(super) async fn select(
+pub(crate) async fn select(
     service: &Service,
     open: &OpenRow,
     tried: &mut Vec<usize>,
@@ -67,7 +67,7 @@ pub(super) async fn select(
 }
 
 /// The credential that the request's session would be given now, where it has one to live on and there is a choice.
-pub(super) async fn would_choose(
+pub(crate) async fn would_choose(
     service: &Service,
     open: &OpenRow,
     now: Timestamp,
@@ -80,7 +80,7 @@ pub(super) async fn would_choose(
 }
 
 /// Whether there is a usable member that was not tried.
-pub(super) fn has_other(
+pub(crate) fn has_other(
     service: &Service,
     open: &OpenRow,
     tried: &[usize],
@@ -156,7 +156,7 @@ fn belongs(pool: &Pool, credential: &Credential) -> bool {
 }
 
 /// Other gateways serve only users who may use them.
-pub(super) fn is_allowed(user: Option<&User>, credential: &Credential) -> bool {
+pub(crate) fn is_allowed(user: Option<&User>, credential: &Credential) -> bool {
     credential.gateway().is_none() || user.is_none_or(|user| user.allow_external_usage)
 }
 

@@ -6,43 +6,43 @@ use http::header::{AUTHORIZATION, CONNECTION, HeaderMap, HeaderName, HeaderValue
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, Request, Uri};
 
-use super::refusal::Refusal;
 use super::select::Selected;
-use super::service::Service;
-use super::settle::OpenRow;
 use crate::config::OnFailure;
 use crate::credentials::{Identity, IdentityKind};
 use crate::frames::new_key;
+use crate::pipeline::refusal::Refusal;
+use crate::pipeline::service::Service;
+use crate::pipeline::settle::OpenRow;
 use crate::sessions::opaque_key;
 use crate::upstream::RequestBody;
 use crate::values::clock::Timestamp;
 use crate::values::exchange::Transport;
 
 /// What upstream must answer in `Sec-WebSocket-Accept`.
-pub(super) const SOCKET_KEY: HeaderName = HeaderName::from_static("sec-websocket-key");
+pub(crate) const SOCKET_KEY: HeaderName = HeaderName::from_static("sec-websocket-key");
 
 const ACCOUNT_ID: HeaderName = HeaderName::from_static("chatgpt-account-id");
 
 /// Codex sends back the state of a turn that upstream gave it with the turn's first response.
-pub(super) const TURN_STATE: HeaderName = HeaderName::from_static("x-codex-turn-state");
+pub(crate) const TURN_STATE: HeaderName = HeaderName::from_static("x-codex-turn-state");
 
 /// A request that upstream may see: rewritten, and with the credential attached.
-pub(super) struct Rewritten {
-    pub(super) request: Request<RequestBody>,
+pub(crate) struct Rewritten {
+    pub(crate) request: Request<RequestBody>,
     /// Whose answer will tell of whom.
-    pub(super) shown: Arc<Identity>,
+    pub(crate) shown: Arc<Identity>,
 }
 
 /// A request's head as all attempts start from it: stripped, not yet rewritten.
-pub(super) struct Template {
-    pub(super) method: Method,
-    pub(super) uri: Uri,
-    pub(super) headers: HeaderMap,
+pub(crate) struct Template {
+    pub(crate) method: Method,
+    pub(crate) uri: Uri,
+    pub(crate) headers: HeaderMap,
 }
 
 /// # Errors
 /// A policy refuses the request, or failed and its configuration says that then the request is refused.
-pub(super) async fn rewrite(
+pub(crate) async fn rewrite(
     service: &Service,
     open: &OpenRow,
     selected: &Selected,

@@ -10,28 +10,28 @@ use hyper::body::Incoming;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
-use super::refusal::Refusal;
-use super::service::Service;
 use crate::authenticate::{Authenticated as Proof, User};
+use crate::pipeline::refusal::Refusal;
+use crate::pipeline::service::Service;
 use crate::upstream::ClientBody;
 use crate::values::clock::Timestamp;
 use crate::values::limits::Limits;
 
 /// A request whose head was read.
 #[derive(Debug)]
-pub(super) struct Received {
+pub(crate) struct Received {
     /// Its name in the ledger and the log.
-    pub(super) id: String,
+    pub(crate) id: String,
     /// Random bits of its name: the seed of what chance decides about it.
-    pub(super) seed: u64,
-    pub(super) at: Timestamp,
-    pub(super) clock: Instant,
-    pub(super) peer: IpAddr,
-    pub(super) head: Parts,
+    pub(crate) seed: u64,
+    pub(crate) at: Timestamp,
+    pub(crate) clock: Instant,
+    pub(crate) peer: IpAddr,
+    pub(crate) head: Parts,
 }
 
 impl Received {
-    pub(super) fn new(head: Parts, peer: IpAddr) -> Self {
+    pub(crate) fn new(head: Parts, peer: IpAddr) -> Self {
         let id = Uuid::now_v7();
         Self {
             id: id.to_string(),
@@ -44,18 +44,18 @@ impl Received {
         }
     }
 
-    pub(super) fn path(&self) -> &str {
+    pub(crate) fn path(&self) -> &str {
         self.head.uri.path()
     }
 }
 
 /// A request for what the service serves.
 #[derive(Debug)]
-pub(super) struct Routed(Received);
+pub(crate) struct Routed(Received);
 
 /// # Errors
 /// It asks for something else, or with the wrong kind of credential.
-pub(super) fn route(service: &Service, received: Received) -> Result<Routed, Refusal> {
+pub(crate) fn route(service: &Service, received: Received) -> Result<Routed, Refusal> {
     let refused = |refusal: Refusal| {
         refusal.log(service.tag(), &received.id, received.path());
         Err(refusal)
@@ -89,7 +89,7 @@ fn stays_under_v1(path: &str) -> bool {
 
 /// Reads on in the body of a request that was refused, within bounds. A client that is still sending when its
 /// connection is closed may never see the answer.
-pub(super) fn discard(body: Incoming, limits: &Limits) {
+pub(crate) fn discard(body: Incoming, limits: &Limits) {
     if body.is_end_stream() {
         return;
     }
@@ -100,21 +100,21 @@ pub(super) fn discard(body: Incoming, limits: &Limits) {
 
 /// A request of somebody who may ask. The proof is in it, and only authentication makes one.
 #[derive(Debug)]
-pub(super) struct Authenticated {
+pub(crate) struct Authenticated {
     received: Received,
     proof: Proof,
 }
 
 impl Authenticated {
     /// The request, and its user: none where the service has no users.
-    pub(super) fn into_parts(self) -> (Received, Option<Arc<User>>) {
+    pub(crate) fn into_parts(self) -> (Received, Option<Arc<User>>) {
         (self.received, self.proof.user().cloned())
     }
 }
 
 /// # Errors
 /// Nobody who may asks. Repeated failures of an address are answered late.
-pub(super) async fn authenticate(
+pub(crate) async fn authenticate(
     service: &Service,
     routed: Routed,
 ) -> Result<Authenticated, Refusal> {
@@ -127,7 +127,7 @@ pub(super) async fn authenticate(
 ///
 /// # Errors
 /// Nobody who may.
-pub(super) async fn prove(service: &Service, received: &Received) -> Result<Proof, Refusal> {
+pub(crate) async fn prove(service: &Service, received: &Received) -> Result<Proof, Refusal> {
     match service.users.authenticate(&received.head.headers) {
         Ok(proof) => Ok(proof),
         Err(error) => {

@@ -6,26 +6,26 @@ use std::time::{Duration, Instant};
 use http::{HeaderValue, Request, Response, StatusCode};
 
 use super::rewrite::{Rewritten, SOCKET_KEY};
-use super::service::Service;
-use super::settle::OpenRow;
 use crate::credentials::Identity;
 use crate::frames::accept_of;
+use crate::pipeline::service::Service;
+use crate::pipeline::settle::OpenRow;
 use crate::upstream::{RequestBody, ResponseBody, Upstream, UpstreamError};
 use crate::values::clock::Timestamp;
 use crate::values::exchange::{Outcome, Transport};
 use crate::values::windows::Reading;
 
 /// The head of upstream's response, whose body is still to come.
-pub(super) struct Sent {
-    pub(super) credential: usize,
+pub(crate) struct Sent {
+    pub(crate) credential: usize,
     /// What upstream was shown.
-    pub(super) shown: Arc<Identity>,
-    pub(super) response: Response<ResponseBody>,
-    pub(super) reading: Reading,
+    pub(crate) shown: Arc<Identity>,
+    pub(crate) response: Response<ResponseBody>,
+    pub(crate) reading: Reading,
 }
 
 /// Why an attempt has no response.
-pub(super) enum NoResponse {
+pub(crate) enum NoResponse {
     /// Upstream gave none.
     Upstream(UpstreamError),
     /// The credential turned unusable while the response's head was waited for.
@@ -64,7 +64,7 @@ async fn send(
 
 /// # Errors
 /// There is no response.
-pub(super) async fn forward(
+pub(crate) async fn forward(
     service: &Service,
     open: &mut OpenRow,
     credential: usize,

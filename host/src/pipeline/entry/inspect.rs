@@ -12,25 +12,25 @@ use hyper::body::Incoming;
 
 use super::admit::Admitted;
 use super::receive::discard;
-use super::refusal::Refusal;
-use super::service::Service;
-use super::settle::OpenRow;
 use crate::meter::RequestScan;
+use crate::pipeline::refusal::Refusal;
+use crate::pipeline::service::Service;
+use crate::pipeline::settle::OpenRow;
 use crate::upstream::{ClientBody, RequestBody, RequestBodyError};
 use crate::values::exchange::End;
 use crate::values::headers::strip_request;
 use crate::values::limits::Limits;
 
 /// A request of which is known what it asks for.
-pub(super) struct Inspected {
-    pub(super) open: Box<OpenRow>,
-    pub(super) head: Parts,
-    pub(super) body: Body,
+pub(crate) struct Inspected {
+    pub(crate) open: Box<OpenRow>,
+    pub(crate) head: Parts,
+    pub(crate) body: Body,
 }
 
 impl Inspected {
     /// A handshake.
-    pub(super) fn without_body(open: Box<OpenRow>, head: Parts) -> Self {
+    pub(crate) fn without_body(open: Box<OpenRow>, head: Parts) -> Self {
         Self {
             open,
             head,
@@ -44,7 +44,7 @@ impl Inspected {
 }
 
 /// A request's body, as far as it is kept.
-pub(super) struct Body {
+pub(crate) struct Body {
     kept: Arc<[Bytes]>,
     rest: Option<ClientBody>,
     length: Option<u64>,
@@ -52,12 +52,12 @@ pub(super) struct Body {
 
 impl Body {
     /// Whether it can be sent more than once.
-    pub(super) fn can_be_sent_again(&self) -> bool {
+    pub(crate) fn can_be_sent_again(&self) -> bool {
         self.rest.is_none()
     }
 
     /// The body to send. One that streams can be taken once.
-    pub(super) fn take(&mut self) -> RequestBody {
+    pub(crate) fn take(&mut self) -> RequestBody {
         match self.rest.take() {
             None => RequestBody::kept(Arc::clone(&self.kept)),
             Some(rest) => RequestBody::streamed(Arc::clone(&self.kept), rest, self.length),
@@ -67,7 +67,7 @@ impl Body {
 
 /// # Errors
 /// The body is too large, too slow or broken off.
-pub(super) async fn inspect(
+pub(crate) async fn inspect(
     service: &Service,
     admitted: Admitted,
     body: Incoming,

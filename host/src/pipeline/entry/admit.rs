@@ -5,20 +5,20 @@ use std::sync::Arc;
 use http::request::Parts;
 
 use super::receive::Authenticated;
-use super::refusal::Refusal;
-use super::service::Service;
-use super::settle::{OpenRow, Opening};
+use crate::pipeline::refusal::Refusal;
+use crate::pipeline::service::Service;
+use crate::pipeline::settle::{OpenRow, Opening};
 use crate::sessions::key_in_headers;
 
 /// A request that will be recorded, whatever becomes of it.
-pub(super) struct Admitted {
-    pub(super) open: Box<OpenRow>,
-    pub(super) head: Parts,
+pub(crate) struct Admitted {
+    pub(crate) open: Box<OpenRow>,
+    pub(crate) head: Parts,
 }
 
 /// # Errors
 /// There is no room.
-pub(super) fn admit(
+pub(crate) fn admit(
     service: &Arc<Service>,
     authenticated: Authenticated,
 ) -> Result<Admitted, Refusal> {
