@@ -1,82 +1,90 @@
-//! A request's journey, one line a stage.
+//! A request's journey, one line per stage.
 //!
-//! Owns the order of the stages; each stage is a module of its name. Invariant: a stage takes what only the stage
-//! before can make, so none can be left out.
+//! ```text
+//! received -> routed -> authenticated -> admitted -> inspected
+//!          -> [ selected -> rewritten -> sent -> judged ]   again, with another credential (`attempt`)
+//!          -> answered -> settled (metered, priced, recorded)
+//! ```
+//!
+//! Owns the order of the stages; each is a module of its name, in the room of its part of the journey. Invariant: a
+//! stage takes what only the stage before can make, so that none can be left out. From its admission on, what is known
+//! of a request is its `exchange`, which makes exactly one row in the ledger.
 
+mod affinity;
 mod answer;
 mod attempt;
 mod entry;
+mod exchange;
 mod refusal;
+mod rewriters;
 mod service;
-mod settle;
 mod status;
 mod websocket;
 
 use std::net::IpAddr;
-use std::sync::Arc;
 
-use http::{Request, Response};
+use http::{HeaderName, HeaderValue, Request, Response};
 use hyper::body::Incoming;
 
+pub use affinity::restore_affinity;
 pub use answer::AnswerBody;
-pub use service::{Live, Parts, Service};
-pub use websocket::{Wanted, is_upgrade};
+pub use service::{LiveService, Service, ServiceParts};
+pub use websocket::{SocketUpgrade, is_upgrade};
 
-use entry::admit::Admitted;
-use entry::receive::Received;
-use refusal::Refusal;
+use answer::answer;
+use answer::settle::settle_refused;
+use attempt::attempt;
+use entry::admit::admit;
+use entry::inspect::inspect;
+use entry::receive::{Received, authenticate, receive, route};
+use exchange::RefusedRequest;
+use status::status;
 
-/// Serves a request, whatever it is and whatever happens. It keeps the service, and so the policies, that it finds when it
-/// begins.
+/// The field that names a request in the ledger and the log.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-tollgate-request-id");
+
+/// Handles a request from its head to the head of its response. It keeps the service, and so the policies, that it
+/// finds in `live` when it begins. `upgrade` is what its connection becomes if it asks for a WebSocket.
 pub async fn handle(
-    live: &Live,
+    live: &LiveService,
     request: Request<Incoming>,
     peer: IpAddr,
-    websocket: Option<Wanted>,
+    upgrade: Option<SocketUpgrade>,
 ) -> Response<AnswerBody> {
-    let (head, body) = request.into_parts();
-    let service = &live.now();
-    let received = Received::new(head, peer);
-    let id = received.id.clone();
-    let journey = async {
-        match websocket.filter(|_| websocket::is_asked(&received)) {
-            Some(wanted) => {
-                websocket::serve(service, live, enter(service, received).await?, wanted).await
-            }
-            None => journey(service, received, body).await,
+    let received = receive(live.now(), request, peer);
+    let request_id = received.id.clone();
+    let mut response = match journey(live, received, upgrade).await {
+        Ok(response) => response,
+        Err(refused) => {
+            let refusal = settle_refused(refused).await;
+            refusal.into_response().map(AnswerBody::whole)
         }
     };
-    let mut response = match journey.await {
-        Ok(response) => response,
-        Err(refusal) => refusal.answer(),
-    };
-    refusal::name_request(&mut response, &id);
+    if let Ok(request_id) = HeaderValue::from_str(&request_id) {
+        response.headers_mut().insert(REQUEST_ID, request_id);
+    }
     response
 }
 
+/// # Errors
+/// The gateway answers the request itself.
 async fn journey(
-    service: &Arc<Service>,
+    live: &LiveService,
     received: Received,
-    body: Incoming,
-) -> Result<Response<AnswerBody>, Refusal> {
-    if status::is_asked(&received) {
-        return status::answer(service, &received).await;
+    upgrade: Option<SocketUpgrade>,
+) -> Result<Response<AnswerBody>, RefusedRequest> {
+    let upgrade = upgrade.filter(|_| websocket::is_requested(&received));
+    if upgrade.is_none() && status::is_requested(&received) {
+        return Ok(status(received).await?.map(AnswerBody::whole));
     }
-    let admitted = match enter(service, received).await {
-        Ok(admitted) => admitted,
-        Err(refusal) => {
-            entry::receive::discard(body, service.limits());
-            return Err(refusal);
-        }
-    };
-    let inspected = entry::inspect::inspect(service, admitted, body).await?;
-    let (answered, open) = attempt::send(service, inspected).await?;
-    answer::answer(service, answered, open).await
-}
-
-/// The stages at the door: they look at the head alone.
-async fn enter(service: &Arc<Service>, received: Received) -> Result<Admitted, Refusal> {
-    let routed = entry::receive::route(service, received)?;
-    let authenticated = entry::receive::authenticate(service, routed).await?;
-    entry::admit::admit(service, authenticated)
+    let routed = route(received)?;
+    let authenticated = authenticate(routed).await?;
+    let admitted = admit(authenticated)?;
+    if let Some(upgrade) = upgrade {
+        return websocket::connect(live, admitted, upgrade).await;
+    }
+    let inspected = inspect(admitted).await?;
+    let answered = attempt(inspected).await?;
+    // It is settled where its end is seen: in the body of the response.
+    answer(answered).await
 }

@@ -30,7 +30,7 @@ use tokio::time::timeout;
 use crate::config::{Config, ConfigError};
 use crate::ledger::{Ledger, LedgerError};
 use crate::listener::Listener;
-use crate::pipeline::{Live, Service};
+use crate::pipeline::{LiveService, Service, restore_affinity};
 use crate::policy::EngineError;
 use crate::tls::Tls;
 use crate::upstream::Trust;
@@ -429,7 +429,7 @@ impl Doors {
             let kept = keeping.keep(&service, Vec::new(), true);
             let (live, tls) = (watch::Sender::new(service), watch::Sender::new(tls));
             let accepting = Accepting {
-                live: Live::of(&live),
+                live: LiveService::subscribe(&live),
                 tls: tls.subscribe(),
                 phases: phases.clone(),
             };
@@ -487,7 +487,9 @@ fn restore<'a>(ledger: &Ledger, services: impl Iterator<Item = &'a Service>, lim
         Ok((sessions, makers))
     };
     match read() {
-        Ok((sessions, makers)) => services.for_each(|service| service.restore(&sessions, &makers)),
+        Ok((sessions, makers)) => {
+            services.for_each(|service| restore_affinity(service, &sessions, &makers))
+        }
         Err(error) => tracing::warn!(error, "sessions of before are not known: they begin anew"),
     }
 }

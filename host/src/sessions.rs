@@ -1,243 +1,220 @@
-//! Where sessions live: the credential that serves a user's session, and the one that made a response.
+//! The store of affinity: the home of each session, and the issuer of each response.
 //!
-//! Owns two bounded maps; refuses to know when a session should move. Keys are per user: nobody finds another's. Pools,
-//! users and credentials are known by their names, which outlive a configuration.
+//! Owns two maps that are bounded by `limits.sessions`; does not know when a session moves. Credentials, pools and
+//! users are stored by name, which outlives a configuration. Invariant: a key includes its owner, so that one user never
+//! finds another's.
 
+use std::fmt;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use http::HeaderMap;
 use lru::LruCache;
-use sha2::{Digest, Sha256};
 
 use crate::values::clock::Timestamp;
-use crate::values::limits::{FIELD_BYTES, Limits};
+use crate::values::limits::Limits;
 
-/// The headers that name a session, the first found counts. Codex CLI sends `session-id` (0.144 and later) or
-/// `session_id` (before).
-const SESSION_HEADERS: [&str; 5] = [
-    "session_id",
-    "session-id",
-    "x-session-id",
-    "conversation_id",
-    "thread-id",
-];
+/// How many times in a session's lifetime its use is recorded. After a restart a session may end earlier, by at most
+/// this part of its lifetime.
+const RECORDS_PER_LIFETIME: u32 = 24;
 
-/// How often in its lifetime a session's use is noted: after a restart it lives shorter by at most so small a part.
-const NOTES_A_LIFE: u32 = 24;
-
-/// The session that a request's headers name, by the first of them that can. Without one, the body's `prompt_cache_key` is the key.
-pub fn key_in_headers(headers: &HeaderMap) -> Option<String> {
-    let key = |name: &&str| {
-        let key = headers.get(*name)?.to_str().ok()?.trim();
-        (!key.is_empty() && key.len() <= FIELD_BYTES).then(|| key.to_owned())
-    };
-    SESSION_HEADERS.iter().find_map(key)
-}
-
-/// The key of something that has no bound of its own: a turn's state. No response's id looks like it.
-pub fn opaque_key(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
-}
-
-/// Whose key: the pool and the user, by their names.
+/// Who sessions and responses belong to: a pool and a user, by name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Owner {
-    /// The pool.
+pub struct SessionOwner {
+    /// The pool's tag.
     pub pool: Arc<str>,
-    /// The user; none where the service has no users.
+    /// The user's name; `None` if the service has no users.
     pub user: Option<Arc<str>>,
 }
 
 #[derive(PartialEq, Eq, Hash)]
-struct Key {
-    owner: Owner,
+struct AffinityKey {
+    owner: SessionOwner,
+    /// The session's key or the response's id.
     name: String,
 }
 
-struct Home {
+struct AffinityEntry {
     credential: Arc<str>,
     used_at: Timestamp,
-    /// The use that was told last to whoever keeps it; none where it moved since.
-    noted_at: Option<Timestamp>,
+    /// The last use that the ledger records; `None` if the entry changed since.
+    recorded_at: Option<Timestamp>,
 }
 
-/// The sessions of a service.
+type AffinityMap = LruCache<AffinityKey, AffinityEntry>;
+
+/// The sessions of a service, and the issuers of its responses.
 pub struct Sessions {
-    homes: Mutex<LruCache<Key, Home>>,
-    makers: Mutex<LruCache<Key, Home>>,
+    homes: Mutex<AffinityMap>,
+    issuers: Mutex<AffinityMap>,
     lifetime: Duration,
 }
 
-impl std::fmt::Debug for Sessions {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Sessions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Sessions").finish_non_exhaustive()
     }
 }
 
 impl Sessions {
-    /// No sessions, and room for `limits.sessions`.
+    /// Creates an empty store with room for `limits.sessions` of each kind.
     pub fn new(limits: &Limits) -> Self {
-        let room = usize::try_from(limits.sessions)
+        let entries_max = usize::try_from(limits.sessions)
             .ok()
             .and_then(NonZeroUsize::new)
             .unwrap_or(NonZeroUsize::MIN);
-        let room = || Mutex::new(LruCache::unbounded().resized(room));
         Self {
-            homes: room(),
-            makers: room(),
+            homes: Mutex::new(empty_map(entries_max)),
+            issuers: Mutex::new(empty_map(entries_max)),
             lifetime: limits.session_lifetime,
         }
     }
 
-    /// The credential that the session lives on. Asking counts as use.
-    pub fn home(&self, owner: &Owner, session: &str, now: Timestamp) -> Option<Arc<str>> {
+    /// Returns the credential that the session has its home on. This counts as a use of the session.
+    pub fn home(&self, owner: &SessionOwner, session: &str, now: Timestamp) -> Option<Arc<str>> {
         self.find(&self.homes, owner, session, now)
     }
 
-    /// The session lives on that credential from now on.
-    pub fn settle_on(&self, owner: &Owner, session: &str, credential: &Arc<str>, now: Timestamp) {
-        put(
-            &self.homes,
-            owner,
-            session,
-            Home {
-                credential: Arc::clone(credential),
-                used_at: now,
-                noted_at: None,
-            },
-        );
+    /// Makes that credential the session's home.
+    pub fn set_home(
+        &self,
+        owner: &SessionOwner,
+        session: &str,
+        credential: &Arc<str>,
+        now: Timestamp,
+    ) {
+        let entry = AffinityEntry {
+            credential: Arc::clone(credential),
+            used_at: now,
+            recorded_at: None,
+        };
+        lock(&self.homes).put(key(owner, session), entry);
     }
 
-    /// The session's home, where that is worth noting: it moved, or its last noted use is some time ago. Whoever is told
-    /// keeps it.
-    pub fn to_note(&self, owner: &Owner, session: &str, now: Timestamp) -> Option<Arc<str>> {
-        let key = Key {
-            owner: owner.clone(),
-            name: session.to_owned(),
-        };
-        let mut homes = self.homes.lock().unwrap_or_else(PoisonError::into_inner);
-        let home = homes.get_mut(&key)?;
+    /// Returns the session's home if the ledger is to record it: it moved, or its last recorded use is some time ago.
+    /// The caller must record it.
+    pub fn home_to_record(
+        &self,
+        owner: &SessionOwner,
+        session: &str,
+        now: Timestamp,
+    ) -> Option<Arc<str>> {
+        let mut homes = lock(&self.homes);
+        let home = homes.get_mut(&key(owner, session))?;
         let is_fresh = home
-            .noted_at
-            .is_some_and(|noted| now.since(noted) < self.lifetime / NOTES_A_LIFE);
+            .recorded_at
+            .is_some_and(|recorded| now.since(recorded) < self.lifetime / RECORDS_PER_LIFETIME);
         if is_fresh {
             return None;
         }
-        home.noted_at = Some(now);
+        home.recorded_at = Some(now);
         Some(Arc::clone(&home.credential))
     }
 
-    /// The session lived on that credential, and was used last at `used_at`, as was noted.
+    /// Restores a session's home as the ledger recorded it, with its last use at `used_at`.
     pub fn restore_home(
         &self,
-        owner: &Owner,
+        owner: &SessionOwner,
         session: &str,
         credential: &Arc<str>,
         used_at: Timestamp,
     ) {
-        put(
-            &self.homes,
-            owner,
-            session,
-            Home {
-                credential: Arc::clone(credential),
-                used_at,
-                noted_at: Some(used_at),
-            },
-        );
-    }
-
-    /// How many sessions live on that credential.
-    pub fn living_on(&self, credential: &str, now: Timestamp) -> usize {
-        let homes = self.homes.lock().unwrap_or_else(PoisonError::into_inner);
-        let lives = |home: &&Home| {
-            *home.credential == *credential && now.since(home.used_at) < self.lifetime
+        let entry = AffinityEntry {
+            credential: Arc::clone(credential),
+            used_at,
+            recorded_at: Some(used_at),
         };
-        homes.iter().map(|(_, home)| home).filter(lives).count()
+        lock(&self.homes).put(key(owner, session), entry);
     }
 
-    /// The credential that made the response of that id.
-    pub fn maker(&self, owner: &Owner, response_id: &str, now: Timestamp) -> Option<Arc<str>> {
-        self.find(&self.makers, owner, response_id, now)
+    /// Returns the number of sessions that have their home on that credential.
+    pub fn homes_on(&self, credential: &str, now: Timestamp) -> usize {
+        lock(&self.homes)
+            .iter()
+            .filter(|(_, home)| {
+                *home.credential == *credential && now.since(home.used_at) < self.lifetime
+            })
+            .count()
     }
 
-    /// That credential made the response of that id.
-    pub fn made(&self, owner: &Owner, response_id: &str, credential: &Arc<str>, now: Timestamp) {
-        put(
-            &self.makers,
-            owner,
-            response_id,
-            Home {
-                credential: Arc::clone(credential),
-                used_at: now,
-                noted_at: None,
-            },
-        );
+    /// Returns the credential that issued the response of that id. This counts as a use of the response.
+    pub fn issuer(
+        &self,
+        owner: &SessionOwner,
+        response_id: &str,
+        now: Timestamp,
+    ) -> Option<Arc<str>> {
+        self.find(&self.issuers, owner, response_id, now)
+    }
+
+    /// Notes that a credential issued the response of that id.
+    pub fn record_issuer(
+        &self,
+        owner: &SessionOwner,
+        response_id: &str,
+        credential: &Arc<str>,
+        now: Timestamp,
+    ) {
+        let entry = AffinityEntry {
+            credential: Arc::clone(credential),
+            used_at: now,
+            recorded_at: None,
+        };
+        lock(&self.issuers).put(key(owner, response_id), entry);
     }
 
     fn find(
         &self,
-        map: &Mutex<LruCache<Key, Home>>,
-        owner: &Owner,
+        map: &Mutex<AffinityMap>,
+        owner: &SessionOwner,
         name: &str,
         now: Timestamp,
     ) -> Option<Arc<str>> {
-        let key = Key {
-            owner: owner.clone(),
-            name: name.to_owned(),
-        };
-        let mut map = map.lock().unwrap_or_else(PoisonError::into_inner);
-        let home = map.get_mut(&key)?;
-        if now.since(home.used_at) >= self.lifetime {
+        let key = key(owner, name);
+        let mut map = lock(map);
+        let entry = map.get_mut(&key)?;
+        if now.since(entry.used_at) >= self.lifetime {
             map.pop(&key);
             return None;
         }
-        home.used_at = now;
-        Some(Arc::clone(&home.credential))
+        entry.used_at = now;
+        Some(Arc::clone(&entry.credential))
     }
 }
 
-fn put(map: &Mutex<LruCache<Key, Home>>, owner: &Owner, name: &str, home: Home) {
-    let key = Key {
+fn key(owner: &SessionOwner, name: &str) -> AffinityKey {
+    AffinityKey {
         owner: owner.clone(),
         name: name.to_owned(),
-    };
-    map.lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .put(key, home);
-}
-
-/// An LRU that grows as it is used: its bound is not its first allocation.
-trait Resized {
-    fn resized(self, room: NonZeroUsize) -> Self;
-}
-
-impl Resized for LruCache<Key, Home> {
-    fn resized(mut self, room: NonZeroUsize) -> Self {
-        self.resize(room);
-        self
     }
+}
+
+fn lock(map: &Mutex<AffinityMap>) -> MutexGuard<'_, AffinityMap> {
+    // A panic elsewhere cannot leave an entry half-written.
+    map.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Returns a map that grows as it is used: `LruCache::new` would allocate room for all entries at once.
+fn empty_map(entries_max: NonZeroUsize) -> AffinityMap {
+    let mut map = LruCache::unbounded();
+    map.resize(entries_max);
+    map
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn owner(user: &str) -> Owner {
-        Owner {
+    fn owner(user: &str) -> SessionOwner {
+        SessionOwner {
             pool: "pool".into(),
             user: Some(user.into()),
         }
     }
 
-    fn sessions(room: u64) -> Sessions {
+    fn sessions(entries_max: u64) -> Sessions {
         Sessions::new(&Limits {
-            sessions: room,
+            sessions: entries_max,
             ..Limits::default()
         })
     }
@@ -247,76 +224,51 @@ mod tests {
     }
 
     #[test]
-    fn a_session_is_its_users_own() {
+    fn a_session_belongs_to_its_user_alone() {
         let sessions = sessions(10);
-        sessions.settle_on(&owner("a"), "s", &tag(2), Timestamp(0));
+        sessions.set_home(&owner("a"), "s", &tag(2), Timestamp(0));
         assert_eq!(sessions.home(&owner("a"), "s", Timestamp(0)), Some(tag(2)));
         assert_eq!(sessions.home(&owner("b"), "s", Timestamp(0)), None);
     }
 
     #[test]
-    fn a_session_lives_a_day_since_its_last_use() {
+    fn a_session_ends_a_day_after_its_last_use() {
         let sessions = sessions(10);
         let hours = |hours: u64| Timestamp(hours * 3_600_000);
         let owner = owner("a");
-        sessions.settle_on(&owner, "s", &tag(1), hours(0));
+        sessions.set_home(&owner, "s", &tag(1), hours(0));
         assert_eq!(sessions.home(&owner, "s", hours(23)), Some(tag(1)));
         assert_eq!(sessions.home(&owner, "s", hours(46)), Some(tag(1)));
         assert_eq!(sessions.home(&owner, "s", hours(70)), None);
     }
 
     #[test]
-    fn the_session_that_was_idle_longest_goes_first() {
+    fn the_session_that_was_idle_longest_is_dropped_first() {
         let sessions = sessions(2);
         let owner = owner("a");
         for (name, time) in [("a", 0), ("b", 1)] {
-            sessions.settle_on(&owner, name, &tag(0), Timestamp(time));
+            sessions.set_home(&owner, name, &tag(0), Timestamp(time));
         }
         sessions.home(&owner, "a", Timestamp(2));
-        sessions.settle_on(&owner, "c", &tag(0), Timestamp(3));
+        sessions.set_home(&owner, "c", &tag(0), Timestamp(3));
         assert_eq!(sessions.home(&owner, "b", Timestamp(4)), None);
         assert_eq!(sessions.home(&owner, "a", Timestamp(4)), Some(tag(0)));
     }
 
     #[test]
-    fn a_home_is_noted_when_it_moves_and_once_an_hour() {
+    fn a_home_is_recorded_when_it_moves_and_once_an_hour() {
         let sessions = sessions(10);
         let minutes = |minutes: u64| Timestamp(minutes * 60_000);
         let owner = owner("a");
-        assert_eq!(sessions.to_note(&owner, "s", minutes(0)), None);
-        sessions.settle_on(&owner, "s", &tag(1), minutes(0));
-        assert_eq!(sessions.to_note(&owner, "s", minutes(0)), Some(tag(1)));
-        assert_eq!(sessions.to_note(&owner, "s", minutes(59)), None);
-        assert_eq!(sessions.to_note(&owner, "s", minutes(60)), Some(tag(1)));
-        sessions.settle_on(&owner, "s", &tag(2), minutes(61));
-        assert_eq!(sessions.to_note(&owner, "s", minutes(61)), Some(tag(2)));
-        assert_eq!(
-            (
-                sessions.living_on("2", minutes(61)),
-                sessions.living_on("1", minutes(61))
-            ),
-            (1, 0)
-        );
-    }
-
-    #[test]
-    fn todays_and_yesterdays_session_headers_are_read() {
-        for name in SESSION_HEADERS {
-            let mut headers = HeaderMap::new();
-            headers.insert(name, "one".parse().expect("a value"));
-            assert_eq!(key_in_headers(&headers).as_deref(), Some("one"), "{name}");
-        }
-        let mut headers = HeaderMap::new();
-        headers.insert(
-            "session-id",
-            "x".repeat(FIELD_BYTES + 1).parse().expect("a value"),
-        );
-        assert_eq!(key_in_headers(&headers), None);
-        headers.insert("thread-id", "two".parse().expect("a value"));
-        assert_eq!(
-            key_in_headers(&headers).as_deref(),
-            Some("two"),
-            "one that is of no use hides no other"
-        );
+        let to_record = |at: u64| sessions.home_to_record(&owner, "s", minutes(at));
+        assert_eq!(to_record(0), None);
+        sessions.set_home(&owner, "s", &tag(1), minutes(0));
+        assert_eq!(to_record(0), Some(tag(1)));
+        assert_eq!(to_record(59), None);
+        assert_eq!(to_record(60), Some(tag(1)));
+        sessions.set_home(&owner, "s", &tag(2), minutes(61));
+        assert_eq!(to_record(61), Some(tag(2)));
+        let homes_on = |credential: &str| sessions.homes_on(credential, minutes(61));
+        assert_eq!((homes_on("2"), homes_on("1")), (1, 0));
     }
 }

@@ -3,5 +3,6 @@
 //! They look at what the client sends and never at a credential. Invariant: only an authenticated request is admitted.
 
 pub(super) mod admit;
+pub(super) mod body;
 pub(super) mod inspect;
 pub(super) mod receive;

@@ -1,4 +1,8 @@
-//! Answers that the gateway gives by itself: a status, and a body in the form of OpenAI's errors.
+//! Responses that the gateway makes itself: a status, and a body in the form of OpenAI's errors.
+//!
+//! Owns the status, the code and the text of every refusal, and how the ledger counts its exchange as ended; does not
+//! know when a request is refused. Invariant: no text contains a secret, a path of this machine or a policy's output,
+//! except what a rewriter says to the client.
 
 use std::time::Duration;
 
@@ -9,30 +13,41 @@ use http::header::{
 use http::{Response, StatusCode};
 use serde_json::{Map, Value, json};
 
-use super::answer::AnswerBody;
 use crate::authenticate::AuthError;
 use crate::ledger::NoRoom;
 use crate::policy::{Fault, Refused};
 use crate::upstream::RequestBodyError;
 use crate::values::clock::Timestamp;
+use crate::values::exchange::End;
 
-/// A client is told to come back after this where nobody knows when a credential has room again: as long as a refusal
-/// without an end counts.
-const AGAIN_UNKNOWN: Duration = Duration::from_secs(5 * 60);
+/// The time after which a client is told to try again if no credential's reset is known: as long as a refusal without
+/// an end counts.
+const RETRY_UNKNOWN: Duration = Duration::from_secs(5 * 60);
 
-/// The field that names a request in the ledger and the log.
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-tollgate-request-id");
-
-/// A request that is answered by the gateway itself.
+/// A response in place of upstream's.
 #[derive(Debug, Clone)]
 pub(crate) struct Refusal {
     status: StatusCode,
     kind: &'static str,
     code: Option<&'static str>,
     message: String,
-    /// When it is worth trying again: now, and then.
-    again: Option<(Timestamp, Timestamp)>,
+    retry: Option<RetryTime>,
     field: Option<(HeaderName, HeaderValue)>,
+    end: End,
+}
+
+/// When it is worth trying again.
+#[derive(Debug, Clone, Copy)]
+struct RetryTime {
+    now: Timestamp,
+    at: Timestamp,
+}
+
+impl RetryTime {
+    /// Returns whole seconds, at least one, rounded up: a client that waits that long comes after the moment.
+    fn seconds(self) -> u64 {
+        self.at.0.saturating_sub(self.now.0).div_ceil(1000).max(1)
+    }
 }
 
 impl Refusal {
@@ -42,12 +57,13 @@ impl Refusal {
             kind,
             code: None,
             message: message.into(),
-            again: None,
+            retry: None,
             field: None,
+            end: End::Failed,
         }
     }
 
-    fn coded(self, code: &'static str) -> Self {
+    fn with_code(self, code: &'static str) -> Self {
         Self {
             code: Some(code),
             ..self
@@ -59,6 +75,10 @@ impl Refusal {
             field: Some((name, HeaderValue::from_static(value))),
             ..self
         }
+    }
+
+    fn with_end(self, end: End) -> Self {
+        Self { end, ..self }
     }
 
     pub(crate) fn not_found(message: &str) -> Self {
@@ -91,7 +111,7 @@ impl Refusal {
         .with_field(ALLOW, "GET")
     }
 
-    /// RFC 6455, section 4.4. (Codex takes a 426 as the word to go on with POST, at once and without telling its user.)
+    /// RFC 6455, section 4.4. A 426 makes Codex continue with POST, at once and without a word to its user.
     pub(crate) fn websocket_version() -> Self {
         let message = "Sec-WebSocket-Version: expected 13";
         Self::new(
@@ -103,9 +123,9 @@ impl Refusal {
     }
 
     pub(crate) fn too_many_sockets() -> Self {
-        let message = "as many WebSockets as limits.websockets_per_user are open";
+        let message = "too many WebSockets are open: limits.websockets_per_user is reached";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", message)
-            .coded("overloaded")
+            .with_code("overloaded")
             .with_field(RETRY_AFTER, "1")
     }
 
@@ -119,55 +139,64 @@ impl Refusal {
             "server_error",
             reason.to_string(),
         )
-        .coded(code)
+        .with_code(code)
         .with_field(RETRY_AFTER, "1")
     }
 
-    /// The response's row could not be committed: the response must not count as seen.
+    /// The row of a response that was not committed: the client must not take the response as complete.
     pub(crate) fn not_recorded() -> Self {
         Self::no_room(NoRoom::Failing)
     }
 
-    pub(crate) fn body(error: RequestBodyError) -> Self {
-        let (status, message) = match error {
+    pub(crate) fn request_body(error: RequestBodyError) -> Self {
+        let (status, message, end) = match error {
             RequestBodyError::TooLarge => (
                 StatusCode::PAYLOAD_TOO_LARGE,
-                "the request's body is larger than limits.request_body_bytes",
+                "the request body is larger than limits.request_body_bytes",
+                End::Failed,
             ),
             RequestBodyError::TimedOut => (
                 StatusCode::REQUEST_TIMEOUT,
-                "the request's body did not come in time",
+                "the request body timed out: nothing was received for limits.body_timeout",
+                End::Failed,
             ),
-            RequestBodyError::Broken => (StatusCode::BAD_REQUEST, "the request's body broke off"),
+            RequestBodyError::Broken => (
+                StatusCode::BAD_REQUEST,
+                "the request body is incomplete",
+                End::ClientGone,
+            ),
         };
-        // The rest of the body is not read: the connection cannot go on.
-        Self::new(status, "invalid_request_error", message).with_field(CONNECTION, "close")
+        // The rest of the body is not part of a next request: the connection cannot be used again.
+        Self::new(status, "invalid_request_error", message)
+            .with_field(CONNECTION, "close")
+            .with_end(end)
     }
 
     pub(crate) fn api_key_only() -> Self {
         Self::invalid("/v1/chat/completions is only available in API key mode")
     }
 
-    /// Every usable credential is used up or refused, until `until` where that is known.
+    /// Every credential is rate-limited, until `until` if that is known.
     pub(crate) fn exhausted(now: Timestamp, until: Option<Timestamp>) -> Self {
         let refusal = Self::new(
             StatusCode::TOO_MANY_REQUESTS,
             "usage_limit_reached",
             "all credentials are rate-limited",
         );
-        let until = until.unwrap_or_else(|| now.after(AGAIN_UNKNOWN));
+        let at = until.unwrap_or_else(|| now.after(RETRY_UNKNOWN));
         Self {
-            again: Some((now, until)),
-            ..refusal.coded("credentials_exhausted")
+            retry: Some(RetryTime { now, at }),
+            ..refusal.with_code("credentials_exhausted")
         }
     }
 
-    /// The request's credential was used up while another has room, and the request cannot be sent again from here.
+    /// The credential became unusable while another one has room, but this request cannot be sent again: its client
+    /// should try again.
     pub(crate) fn cut_off() -> Self {
-        let message = "the credential turned unusable under way, and the body, larger than limits.replay_bytes, was not \
-            kept for another one, which has room: try again";
+        let message = "the credential became unusable, and the request body was not kept for another credential \
+            because it is larger than limits.replay_bytes: try again";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", message)
-            .coded("credential_usage_exhausted")
+            .with_code("credential_usage_exhausted")
             .with_field(RETRY_AFTER, "1")
     }
 
@@ -177,13 +206,13 @@ impl Refusal {
             "server_error",
             "no credential is available",
         )
-        .coded("credentials_unavailable")
+        .with_code("credentials_unavailable")
     }
 
-    /// The same refusal, of a request that another credential might have served: its body was not kept.
-    pub(crate) fn of_one_not_kept(mut self) -> Self {
+    /// Adds that another credential might have answered if the request body had been kept.
+    pub(crate) fn because_body_not_kept(mut self) -> Self {
         self.message.push_str(
-            ", and the body, larger than limits.replay_bytes, was not kept for another credential",
+            ", and the request body was not kept for another credential because it is larger than limits.replay_bytes",
         );
         self
     }
@@ -194,25 +223,28 @@ impl Refusal {
             "api_error",
             "upstream cannot be reached",
         )
-        .coded("upstream_unreachable")
+        .with_code("upstream_unreachable")
+        .with_end(End::UpstreamGone)
     }
 
-    pub(crate) fn upstream_broke() -> Self {
+    pub(crate) fn upstream_broken() -> Self {
         Self::new(
             StatusCode::BAD_GATEWAY,
             "api_error",
-            "upstream broke off before its answer",
+            "upstream closed the connection before its response was complete",
         )
-        .coded("upstream_broken")
+        .with_code("upstream_broken")
+        .with_end(End::UpstreamGone)
     }
 
     pub(crate) fn upstream_timed_out() -> Self {
         Self::new(
             StatusCode::GATEWAY_TIMEOUT,
             "api_error",
-            "upstream did not answer in time",
+            "upstream did not respond in time",
         )
-        .coded("upstream_timeout")
+        .with_code("upstream_timeout")
+        .with_end(End::UpstreamGone)
     }
 
     pub(crate) fn by_policy(refused: Refused) -> Self {
@@ -221,17 +253,17 @@ impl Refusal {
         } else {
             "server_error"
         };
-        Self::new(refused.status, kind, refused.message).coded("refused_by_policy")
+        Self::new(refused.status, kind, refused.message).with_code("refused_by_policy")
     }
 
-    /// A policy without which the request may not go on failed.
+    /// A policy failed whose configuration says that the request is refused then.
     pub(crate) fn by_fault(fault: &Fault) -> Self {
         if fault.is_news() {
             return Self::policy_failed();
         }
-        let message = "a policy is not available; the cause is in the gateway's log";
+        let message = "a policy is unavailable; the cause is in the gateway's log";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", message)
-            .coded("policy_unavailable")
+            .with_code("policy_unavailable")
             .with_field(RETRY_AFTER, "5")
     }
 
@@ -241,7 +273,7 @@ impl Refusal {
             "server_error",
             "a policy failed; the cause is in the gateway's log",
         )
-        .coded("policy_failed")
+        .with_code("policy_failed")
     }
 
     pub(crate) fn unsendable() -> Self {
@@ -252,23 +284,34 @@ impl Refusal {
         self.status
     }
 
-    /// One event for a request that was refused at the door. It has no row.
-    pub(crate) fn log(&self, service: &str, request_id: &str, path: &str) {
-        tracing::info!(service, request_id, path, status = self.status.as_u16(), reason = %self.message, "refused");
+    /// Returns how the exchange counts as ended.
+    pub(crate) fn end(&self) -> End {
+        self.end
     }
 
-    /// The response.
-    pub(crate) fn answer(self) -> Response<AnswerBody> {
+    /// Logs a request that was refused before its admission: it has no row.
+    pub(crate) fn log(&self, service: &str, request_id: &str, path: &str) {
+        tracing::info!(
+            service,
+            request_id,
+            path,
+            status = self.status.as_u16(),
+            reason = %self.message,
+            "request refused"
+        );
+    }
+
+    pub(crate) fn into_response(self) -> Response<Bytes> {
         let body = Bytes::from(self.body_json().to_string());
-        let mut response = Response::new(AnswerBody::whole(body));
+        let mut response = Response::new(body);
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some((name, value)) = self.field {
             headers.insert(name, value);
         }
-        if let Some((now, until)) = self.again {
-            headers.insert(RETRY_AFTER, HeaderValue::from(seconds_until(now, until)));
+        if let Some(retry) = self.retry {
+            headers.insert(RETRY_AFTER, HeaderValue::from(retry.seconds()));
         }
         response
     }
@@ -280,25 +323,10 @@ impl Refusal {
             error.insert("code".to_owned(), json!(code));
         }
         error.insert("message".to_owned(), json!(self.message));
-        if let Some((now, until)) = self.again {
-            error.insert("resets_at".to_owned(), json!(until.0.div_ceil(1000)));
-            error.insert(
-                "resets_in_seconds".to_owned(),
-                json!(seconds_until(now, until)),
-            );
+        if let Some(retry) = self.retry {
+            error.insert("resets_at".to_owned(), json!(retry.at.0.div_ceil(1000)));
+            error.insert("resets_in_seconds".to_owned(), json!(retry.seconds()));
         }
         json!({ "error": error })
-    }
-}
-
-/// Whole seconds, at least one: a client that waits so long comes after the moment, not before.
-fn seconds_until(now: Timestamp, until: Timestamp) -> u64 {
-    until.0.saturating_sub(now.0).div_ceil(1000).max(1)
-}
-
-/// Writes the request's name on its response, for whoever looks for it in the ledger or the log.
-pub(crate) fn name_request(response: &mut Response<AnswerBody>, id: &str) {
-    if let Ok(value) = HeaderValue::from_str(id) {
-        response.headers_mut().insert(REQUEST_ID, value);
     }
 }

@@ -1,4 +1,6 @@
-//! Status: how much of their credentials' capacity a user has left, as sing-box's OCM answers it.
+//! Status: how much of their credentials' capacity a user has left, in the form of sing-box's OCM.
+//!
+//! Owns `/ocm/v1/status`. It is for a service's users, who are authenticated as for any request; it makes no row.
 
 use std::sync::Arc;
 
@@ -7,11 +9,10 @@ use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Method, Response};
 use serde_json::json;
 
-use super::answer::AnswerBody;
 use super::attempt::select::is_allowed;
-use super::entry::receive::{Received, prove};
+use super::entry::receive::{Received, authenticate_sender};
 use super::refusal::Refusal;
-use super::service::Service;
+use super::service::{Pool, Service};
 use crate::authenticate::User;
 use crate::credentials::Credential;
 use crate::policy::{Facts, Members};
@@ -19,100 +20,101 @@ use crate::values::clock::Timestamp;
 
 const PATH: &str = "/ocm/v1/status";
 
-pub(crate) fn is_asked(received: &Received) -> bool {
+pub(crate) fn is_requested(received: &Received) -> bool {
     received.path() == PATH
 }
 
 /// # Errors
-/// There are no users, nobody who may asks, or it is not asked by GET.
-pub(crate) async fn answer(
-    service: &Service,
-    received: &Received,
-) -> Result<Response<AnswerBody>, Refusal> {
+/// The method is not GET, the service has no users, or the request presents no token of a user.
+pub(crate) async fn status(received: Received) -> Result<Response<Bytes>, Refusal> {
+    let service = &received.service;
     if received.head.method != Method::GET {
         return Err(Refusal::get_only());
     }
-    if service.users.is_empty() {
+    if service.users().is_empty() {
         return Err(Refusal::forbidden(
-            "status is for users, and this service has none",
+            "the status is for users, and this service has none",
         ));
     }
-    let proof = prove(service, received).await?;
-    let capacity = capacity(service, proof.user().map(Arc::as_ref), received.at).await;
+    let proof = authenticate_sender(&received).await?;
+    let user = proof.user().map(Arc::as_ref);
+    let capacity = remaining_capacity(service, user, received.at).await;
     let body = json!({
         "five_hour_utilization": capacity.five_hour_utilization,
         "weekly_utilization": capacity.weekly_utilization,
         "plan_weight": capacity.plan_weight,
     });
-    let mut response = Response::new(AnswerBody::whole(Bytes::from(body.to_string())));
+    let mut response = Response::new(Bytes::from(body.to_string()));
     response
         .headers_mut()
         .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     Ok(response)
 }
 
+/// The capacity of a user's credentials as one: used percent, and the sum of their weights.
 #[derive(Debug, PartialEq)]
-struct Capacity {
+struct PoolCapacity {
     five_hour_utilization: f64,
     weekly_utilization: f64,
     plan_weight: f64,
 }
 
-/// 100 less the weighted mean of what is left under each window's cap; 100, 100 and 0 where there is no credential.
-async fn capacity(service: &Service, user: Option<&User>, now: Timestamp) -> Capacity {
-    let pool = &service.pools[service.pool_of(user)];
-    let credentials: Vec<&Arc<Credential>> = pool
-        .members
-        .iter()
-        .map(|member| &service.parts.credentials[*member])
-        .collect();
-    let available: Vec<usize> = (0..credentials.len())
-        .filter(|index| credentials[*index].can_serve(now) && is_allowed(user, credentials[*index]))
-        .collect();
-    let members = pool.members_named(&service.parts.credentials);
-    let mut weights = weights(service, pool, &members, now).await;
-    // A gateway tells its own.
-    for (weight, credential) in weights.iter_mut().zip(&credentials) {
-        *weight = credential.own_weight().unwrap_or(*weight);
+impl PoolCapacity {
+    /// The capacity of no credential.
+    const NONE: Self = Self {
+        five_hour_utilization: 100.0,
+        weekly_utilization: 100.0,
+        plan_weight: 0.0,
+    };
+}
+
+/// Returns 100 minus the weighted mean of what is left under each window's cap.
+async fn remaining_capacity(
+    service: &Service,
+    user: Option<&User>,
+    now: Timestamp,
+) -> PoolCapacity {
+    let pool = service.pool_of(user);
+    let weights = weights(service, pool, &pool.balancer_members(), now).await;
+    let mut five_hour_left = 0.0;
+    let mut weekly_left = 0.0;
+    let mut plan_weight = 0.0;
+    for (weight, credential) in weights.into_iter().zip(pool.credentials()) {
+        if !is_available(credential, user, now) {
+            continue;
+        }
+        // Another gateway reports its own weight.
+        let weight = credential.own_weight().unwrap_or(weight);
+        let caps = credential.caps();
+        let (five_hour_used, weekly_used) = credential.used(now);
+        five_hour_left += (caps.five_hour - five_hour_used).max(0.0) * weight;
+        weekly_left += (caps.weekly - weekly_used).max(0.0) * weight;
+        plan_weight += weight;
     }
-    let mut left = (0.0, 0.0);
-    let mut total = 0.0;
-    for index in available {
-        let (weight, caps) = (weights[index], credentials[index].caps());
-        let used = credentials[index].used(now);
-        left.0 += (caps.five_hour - used.0).max(0.0) * weight;
-        left.1 += (caps.weekly - used.1).max(0.0) * weight;
-        total += weight;
+    if plan_weight == 0.0 {
+        return PoolCapacity::NONE;
     }
-    if total == 0.0 {
-        return Capacity {
-            five_hour_utilization: 100.0,
-            weekly_utilization: 100.0,
-            plan_weight: 0.0,
-        };
-    }
-    Capacity {
-        five_hour_utilization: 100.0 - left.0 / total,
-        weekly_utilization: 100.0 - left.1 / total,
-        plan_weight: total,
+    PoolCapacity {
+        five_hour_utilization: 100.0 - five_hour_left / plan_weight,
+        weekly_utilization: 100.0 - weekly_left / plan_weight,
+        plan_weight,
     }
 }
 
-async fn weights(
-    service: &Service,
-    pool: &super::service::Pool,
-    members: &Members,
-    now: Timestamp,
-) -> Vec<f64> {
+fn is_available(credential: &Credential, user: Option<&User>, now: Timestamp) -> bool {
+    credential.can_serve(now) && is_allowed(user, credential)
+}
+
+async fn weights(service: &Service, pool: &Pool, members: &Members, now: Timestamp) -> Vec<f64> {
     let facts = Facts {
         service: service.tag(),
         now,
         ..Facts::default()
     };
-    for balancer in [&pool.balancer, &service.parts.fallback] {
+    for balancer in [pool.balancer(), &service.parts().stand_in] {
         match balancer.weights(&facts, members).await {
             Ok(weights) => return weights,
-            Err(fault) => tracing::error!(%fault, "the next balancer weighs"),
+            Err(fault) => tracing::error!(%fault, "balancer failed: the next one weighs"),
         }
     }
     vec![1.0; members.named().len()]

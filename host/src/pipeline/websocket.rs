@@ -11,7 +11,6 @@ mod turns;
 mod waking;
 
 use std::any::Any;
-use std::sync::Arc;
 
 use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, UPGRADE};
 use http::{Method, Response, StatusCode, Version};
@@ -19,16 +18,20 @@ use hyper::ext::Protocol;
 use hyper::upgrade::{OnUpgrade, on};
 use tokio::time::timeout;
 
-use super::answer::{self, AnswerBody};
-use super::attempt::{self, Answered};
+use super::affinity;
+use super::answer::{AnswerBody, answer};
+use super::attempt::judge::UpstreamAnswer;
+use super::attempt::{Answered, attempt};
 use super::entry::admit::Admitted;
+use super::entry::body::KeptBody;
 use super::entry::inspect::Inspected;
 use super::entry::receive::Received;
+use super::exchange::RefusedRequest;
 use super::refusal::Refusal;
-use super::service::{Live, Seat, Service};
-use super::settle::OpenRow;
+use super::rewriters::{EditedHead, edit_head};
+use super::service::{LiveService, SocketPermit};
 use crate::frames::{accept_of, is_key};
-use crate::values::exchange::{End, Transport};
+use crate::values::exchange::Transport;
 use crate::values::headers::strip_request;
 
 use relay::Relay;
@@ -44,24 +47,24 @@ const BETA: HeaderName = HeaderName::from_static("openai-beta");
 /// What Codex says in `OpenAI-Beta`; upstream wants it.
 const BETA_SOCKETS: HeaderValue = HeaderValue::from_static("responses_websockets=2026-02-06");
 
-/// A client that wants a WebSocket: what its connection becomes, and what keeps that connection's place.
-pub struct Wanted {
+/// A connection that becomes a WebSocket, and what holds its place among the connections.
+pub struct SocketUpgrade {
     upgrade: OnUpgrade,
-    keeps: Box<dyn Any + Send>,
+    place: Box<dyn Any + Send>,
 }
 
-impl Wanted {
-    /// What becomes of the connection of `request`, for as long as it `keeps` its place.
-    pub fn new<B>(request: &mut http::Request<B>, keeps: Box<dyn Any + Send>) -> Self {
+impl SocketUpgrade {
+    /// The upgrade of the connection of `request`. `place` is dropped when the WebSocket is closed.
+    pub fn new<B>(request: &mut http::Request<B>, place: Box<dyn Any + Send>) -> Self {
         Self {
             upgrade: on(request),
-            keeps,
+            place,
         }
     }
 }
 
 /// How the client asks (RFC 6455, section 4.1; RFC 8441, section 4).
-enum Asked {
+enum ClientHandshake {
     Http1 { key: HeaderValue },
     Http2,
 }
@@ -84,91 +87,99 @@ fn has_socket(path: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// Whether the path has a WebSocket. Elsewhere an HTTP/1.1 client gets the answer to its GET; one that speaks HTTP/2 asks
-/// for a WebSocket and nothing else, and is told here.
-pub(super) fn is_asked(received: &Received) -> bool {
+/// Returns whether the path has a WebSocket. Elsewhere an HTTP/1.1 client gets the response to its GET; one that speaks
+/// HTTP/2 asks for a WebSocket and nothing else, and is refused here.
+pub(super) fn is_requested(received: &Received) -> bool {
     has_socket(received.path()) || received.head.method == Method::CONNECT
 }
 
+/// Sends an admitted handshake to upstream. If upstream accepts it, the client's is accepted, too.
+///
 /// # Errors
-/// The handshake is not one, or nobody takes it.
-pub(super) async fn serve(
-    service: &Arc<Service>,
-    live: &Live,
+/// The request is no valid handshake, its user has too many WebSockets open, or upstream refuses it.
+pub(super) async fn connect(
+    live: &LiveService,
     admitted: Admitted,
-    wanted: Wanted,
-) -> Result<Response<AnswerBody>, Refusal> {
-    let Admitted { mut open, mut head } = admitted;
-    open.goes_by(Transport::WebSocket);
-    if !has_socket(head.uri.path()) {
-        return Err(open
-            .refuse(Refusal::invalid(
-                "there is a WebSocket at /v1/responses, and nowhere else",
-            ))
-            .await);
-    }
-    let asked = match asked(&head) {
-        Ok(asked) => asked,
-        Err(refusal) => return Err(open.refuse(refusal).await),
+    upgrade: SocketUpgrade,
+) -> Result<Response<AnswerBody>, RefusedRequest> {
+    let Admitted {
+        mut exchange,
+        mut head,
+        body: _,
+    } = admitted;
+    exchange.set_transport(Transport::WebSocket);
+    let handshake = match client_handshake(&head) {
+        Ok(handshake) => handshake,
+        Err(refusal) => return Err(exchange.refuse(refusal)),
     };
-    let Some(seat) = service.take_seat(open.owner()) else {
-        return Err(open.refuse(Refusal::too_many_sockets()).await);
+    let Some(permit) = exchange.service().reserve_socket(exchange.owner()) else {
+        return Err(exchange.refuse(Refusal::too_many_sockets()));
     };
     prepare(&mut head.headers);
     head.method = Method::GET;
     head.version = Version::HTTP_11;
-    let (answered, open) = attempt::send(service, Inspected::without_body(open, head)).await?;
-    match answered.response.status() {
+    let inspected = Inspected {
+        exchange,
+        head,
+        body: KeptBody::empty(),
+    };
+    let answered = attempt(inspected).await?;
+    match answered.answer.response.status() {
         StatusCode::SWITCHING_PROTOCOLS => {
-            accept(service, live, asked, answered, open, Held { wanted, seat }).await
+            let held = HeldPlaces { upgrade, permit };
+            accept(live, handshake, answered, held).await
         }
         // No refusal, and no socket: over HTTP/2 a client would take it for one.
         status if status.is_success() => {
             tracing::warn!(
                 status = status.as_u16(),
-                "upstream answered a WebSocket's handshake with something else"
+                "upstream answered a WebSocket handshake with another success"
             );
-            Err(open
-                .refuse_as(End::UpstreamGone, Refusal::upstream_broke())
-                .await)
+            Err(answered.exchange.refuse(Refusal::upstream_broken()))
         }
-        _ => answer::answer(service, answered, open).await,
+        _ => answer(answered).await,
     }
 }
 
-/// What a socket holds for as long as it is open.
-struct Held {
-    wanted: Wanted,
-    seat: Seat,
+/// What a socket holds as long as it is open.
+struct HeldPlaces {
+    upgrade: SocketUpgrade,
+    permit: SocketPermit,
 }
 
-fn asked(head: &http::request::Parts) -> Result<Asked, Refusal> {
-    if head.method == Method::CONNECT {
-        return Ok(Asked::Http2);
-    }
-    let field = |name: &HeaderName| head.headers.get(name);
-    let upgrades = head
-        .headers
-        .get_all(CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok());
-    let mut upgrades = upgrades.flat_map(|value| value.split(','));
-    if head.version != Version::HTTP_11
-        || !upgrades.any(|name| name.trim().eq_ignore_ascii_case("upgrade"))
-    {
+fn client_handshake(head: &http::request::Parts) -> Result<ClientHandshake, Refusal> {
+    if !has_socket(head.uri.path()) {
         return Err(Refusal::invalid(
-            "a WebSocket handshake is HTTP/1.1 with Connection: Upgrade",
+            "the path has no WebSocket: expected /v1/responses",
         ));
     }
-    if field(&VERSION).is_none_or(|version| version != "13") {
+    if head.method == Method::CONNECT {
+        return Ok(ClientHandshake::Http2);
+    }
+    if head.version != Version::HTTP_11 || !names_upgrade(&head.headers) {
+        return Err(Refusal::invalid(
+            "a WebSocket handshake must be HTTP/1.1 with Connection: Upgrade",
+        ));
+    }
+    let headers = &head.headers;
+    if headers.get(VERSION).is_none_or(|version| version != "13") {
         return Err(Refusal::websocket_version());
     }
-    match field(&KEY) {
-        Some(key) if is_key(key.as_bytes()) => Ok(Asked::Http1 { key: key.clone() }),
-        _ => Err(Refusal::invalid(
+    match headers.get(KEY) {
+        Some(key) if is_key(key.as_bytes()) => Ok(ClientHandshake::Http1 { key: key.clone() }),
+        Some(_) | None => Err(Refusal::invalid(
             "Sec-WebSocket-Key: expected 16 bytes in base64",
         )),
     }
+}
+
+fn names_upgrade(headers: &HeaderMap) -> bool {
+    headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|name| name.trim().eq_ignore_ascii_case("upgrade"))
 }
 
 /// What the client said to this gateway alone is taken out, and what upstream wants is put in.
@@ -185,67 +196,65 @@ fn prepare(headers: &mut HeaderMap) {
     headers.entry(BETA).or_insert(BETA_SOCKETS);
 }
 
-/// Upstream took the handshake: the client's is answered, and what is sent goes through from then on.
+/// Accepts the client's handshake, as upstream accepted it. What is sent from then on is relayed.
 async fn accept(
-    service: &Arc<Service>,
-    live: &Live,
-    asked: Asked,
+    live: &LiveService,
+    handshake: ClientHandshake,
     answered: Answered,
-    mut open: Box<OpenRow>,
-    held: Held,
-) -> Result<Response<AnswerBody>, Refusal> {
+    held: HeldPlaces,
+) -> Result<Response<AnswerBody>, RefusedRequest> {
     let Answered {
-        credential,
-        shown,
-        mut response,
-        ..
+        mut exchange,
+        answer:
+            UpstreamAnswer {
+                credential,
+                presented,
+                mut response,
+                ..
+            },
     } = answered;
     let mut headers = std::mem::take(response.headers_mut());
-    answer::remember_turn_state(service, &open, credential, &headers);
+    affinity::record_turn_state(&exchange, &headers, &credential);
     keep_reply_fields(&mut headers);
-    if let Err(refusal) = answer::rewrite(
-        service,
-        &open,
-        credential,
-        StatusCode::SWITCHING_PROTOCOLS,
-        &mut headers,
-    )
-    .await
-    {
-        return Err(open.refuse(refusal).await);
+    let edited = EditedHead::Response(StatusCode::SWITCHING_PROTOCOLS);
+    if let Err(refusal) = edit_head(&exchange, &credential, edited, &mut headers).await {
+        return Err(exchange.refuse(refusal));
     }
     let Ok(upstream) = on(response).await else {
-        return Err(open.refuse(Refusal::upstream_broke()).await);
+        return Err(exchange.refuse(Refusal::upstream_broken()));
     };
-    let mut accepted = Response::new(AnswerBody::nothing());
-    *accepted.headers_mut() = headers;
-    match asked {
-        Asked::Http1 { key } => {
-            *accepted.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-            let fields = accepted.headers_mut();
+    // Rows are of responses: a handshake that was accepted makes none.
+    exchange.become_socket();
+    let handshake_limit = exchange.service().limits().handshake_timeout;
+    let relay = Relay::new(live.clone(), exchange, credential, presented);
+    tokio::spawn(async move {
+        let HeldPlaces { upgrade, permit } = held;
+        // A client that leaves before its answer asked for nothing.
+        if let Ok(Ok(client)) = timeout(handshake_limit, upgrade.upgrade).await {
+            relay.run(client, upstream).await;
+        }
+        drop((upgrade.place, permit));
+    });
+    Ok(accepted(handshake, headers))
+}
+
+/// Returns the response that accepts the client's handshake.
+fn accepted(handshake: ClientHandshake, headers: HeaderMap) -> Response<AnswerBody> {
+    let mut response = Response::new(AnswerBody::empty());
+    *response.headers_mut() = headers;
+    match handshake {
+        ClientHandshake::Http1 { key } => {
+            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+            let fields = response.headers_mut();
             fields.insert(CONNECTION, HeaderValue::from_static("upgrade"));
             fields.insert(UPGRADE, HeaderValue::from_static("websocket"));
             if let Ok(accept) = HeaderValue::from_str(&accept_of(key.as_bytes())) {
                 fields.insert(ACCEPT, accept);
             }
         }
-        Asked::Http2 => *accepted.status_mut() = StatusCode::OK,
+        ClientHandshake::Http2 => *response.status_mut() = StatusCode::OK,
     }
-    // Rows are of responses: the handshake that was taken is none.
-    open.becomes_socket();
-    let (service, live) = (Arc::clone(service), live.clone());
-    tokio::spawn(async move {
-        let Held { wanted, seat } = held;
-        let limit = service.parts.limits.handshake_timeout;
-        // A client that goes before its answer: nothing was asked for.
-        if let Ok(Ok(client)) = timeout(limit, wanted.upgrade).await {
-            Relay::new(service, live, open, credential, shown)
-                .run(client, upstream)
-                .await;
-        }
-        drop((wanted.keeps, seat));
-    });
-    Ok(accepted)
+    response
 }
 
 /// Of upstream's fields, a client of a WebSocket gets those that Codex reads.

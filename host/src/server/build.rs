@@ -16,7 +16,7 @@ use crate::config::{Problem, ServiceConfig};
 use crate::credentials::{Credential, IdentityKind, take_up};
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
-use crate::pipeline::{Parts, Service};
+use crate::pipeline::{Service, ServiceParts};
 use crate::policy::{Balancer, LoadError, Policy, Source, Urgency};
 use crate::tls::Tls;
 use crate::upstream::{Trust, Upstream};
@@ -297,14 +297,14 @@ pub(super) fn assemble(
             _ => Upstream::new(&world.trust, limits),
         }
     };
-    let parts = Parts {
+    let parts = ServiceParts {
         upstreams: credentials.iter().map(upstream).collect(),
         balancers: config
             .pools
             .iter()
             .map(|pool| policies.balancer(pool.balancer))
             .collect(),
-        fallback: Arc::clone(&world.stand_in),
+        stand_in: Arc::clone(&world.stand_in),
         rewriters: config
             .rewriters
             .iter()

@@ -20,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::listener::{Connection, Listener};
-use crate::pipeline::{AnswerBody, Live, Wanted, handle, is_upgrade};
+use crate::pipeline::{AnswerBody, LiveService, SocketUpgrade, handle, is_upgrade};
 use crate::tls::{Tls, is_http2};
 use crate::values::limits::Limits;
 use crate::values::phase::Phase;
@@ -41,7 +41,7 @@ const FIELDS: usize = 256;
 /// What accepting needs to know.
 #[derive(Clone)]
 pub(super) struct Accepting {
-    pub(super) live: Live,
+    pub(super) live: LiveService,
     pub(super) tls: watch::Receiver<Option<Tls>>,
     pub(super) phases: watch::Receiver<Phase>,
 }
@@ -216,7 +216,7 @@ fn requests(
         let open = Activity::begin(&activity);
         let websocket = is_upgrade(&request).then(|| {
             let keeps = (Arc::clone(&place), Activity::begin(&activity));
-            Wanted::new(&mut request, Box::new(keeps))
+            SocketUpgrade::new(&mut request, Box::new(keeps))
         });
         async move {
             let response = handle(&live, request, address, websocket).await;

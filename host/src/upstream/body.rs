@@ -53,6 +53,11 @@ impl ClientBody {
         self.inner.is_end_stream()
     }
 
+    /// Accepts at most `bytes_max` of what is still to come.
+    pub fn limit_rest(&mut self, bytes_max: u64) {
+        self.left = bytes_max;
+    }
+
     /// The next part; none at the end. Trailers are left out.
     pub async fn part(&mut self) -> BodyPart {
         std::future::poll_fn(|cx| self.poll_part(cx)).await

@@ -1,4 +1,7 @@
 //! Forward: one attempt, from a request that upstream may see to the head of its response.
+//!
+//! Owns what is noted of an attempt: its outcome, its latency, and what the response's head says of the credential.
+//! Whether the response is final is judged elsewhere.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -6,10 +9,10 @@ use std::time::{Duration, Instant};
 use http::{HeaderValue, Request, Response, StatusCode};
 
 use super::rewrite::{Rewritten, SOCKET_KEY};
-use crate::credentials::Identity;
+use super::select::Selected;
+use crate::credentials::{Credential, Identity};
 use crate::frames::accept_of;
-use crate::pipeline::service::Service;
-use crate::pipeline::settle::OpenRow;
+use crate::pipeline::exchange::Exchange;
 use crate::upstream::{RequestBody, ResponseBody, Upstream, UpstreamError};
 use crate::values::clock::Timestamp;
 use crate::values::exchange::{Outcome, Transport};
@@ -17,19 +20,77 @@ use crate::values::windows::Reading;
 
 /// The head of upstream's response, whose body is still to come.
 pub(crate) struct Sent {
-    pub(crate) credential: usize,
-    /// What upstream was shown.
-    pub(crate) shown: Arc<Identity>,
+    pub(crate) credential: Arc<Credential>,
+    /// What was presented to upstream.
+    pub(crate) presented: Arc<Identity>,
     pub(crate) response: Response<ResponseBody>,
+    /// What the head says of the credential's windows.
     pub(crate) reading: Reading,
 }
 
 /// Why an attempt has no response.
 pub(crate) enum NoResponse {
-    /// Upstream gave none.
+    /// The request or the response failed on its way.
     Upstream(UpstreamError),
-    /// The credential turned unusable while the response's head was waited for.
+    /// The credential turned unusable while the response's head was awaited.
     Withdrawn,
+}
+
+/// Sends the request and waits for the head of the response, at most for `limit`.
+///
+/// # Errors
+/// There is no response.
+pub(crate) async fn forward(
+    exchange: &mut Exchange,
+    selected: &Selected,
+    rewritten: Rewritten,
+    limit: Duration,
+) -> Result<Sent, NoResponse> {
+    let credential = selected.credential();
+    exchange.begin_attempt(credential);
+    let begun = Instant::now();
+    let upstream = selected.member.upstream();
+    let sent = tokio::select! {
+        // A response that has arrived counts, even if the credential turned unusable at the same time.
+        biased;
+        sent = send(upstream, exchange.transport(), rewritten.request, limit) => sent,
+        () = credential.turns_unusable() => {
+            exchange.end_attempt(Outcome::Withdrawn);
+            return Err(NoResponse::Withdrawn);
+        }
+    };
+    let now = Timestamp::now();
+    match sent {
+        Ok(response) => {
+            exchange.end_attempt(Outcome::Status(response.status().as_u16()));
+            let reading = Reading::from_headers(response.headers(), now);
+            credential.observe(&selected.identity, &reading, now);
+            credential.answered(begun.elapsed());
+            Ok(Sent {
+                credential: Arc::clone(credential),
+                presented: Arc::clone(&selected.identity),
+                response,
+                reading,
+            })
+        }
+        Err(error) => {
+            exchange.end_attempt(outcome_of(&error));
+            if !matches!(error, UpstreamError::RequestBody(_)) {
+                credential.failed(now);
+                tracing::warn!(credential = credential.tag(), %error, "no response from upstream");
+            }
+            Err(NoResponse::Upstream(error))
+        }
+    }
+}
+
+fn outcome_of(error: &UpstreamError) -> Outcome {
+    match error {
+        UpstreamError::Unreachable(_) => Outcome::Unreachable,
+        UpstreamError::TimedOut => Outcome::TimedOut,
+        UpstreamError::RequestBody(_) => Outcome::Abandoned,
+        UpstreamError::Broken(_) => Outcome::Broken,
+    }
 }
 
 async fn send(
@@ -40,76 +101,30 @@ async fn send(
 ) -> Result<Response<ResponseBody>, UpstreamError> {
     match transport {
         Transport::Http => upstream.send(request, limit).await,
-        Transport::WebSocket => {
-            let accept = request
-                .headers()
-                .get(SOCKET_KEY)
-                .map(|key| accept_of(key.as_bytes()));
-            let response = upstream.handshake(request, limit).await?;
-            let answered = response
-                .headers()
-                .get("sec-websocket-accept")
-                .map(HeaderValue::as_bytes);
-            if response.status() == StatusCode::SWITCHING_PROTOCOLS
-                && answered != accept.as_deref().map(str::as_bytes)
-            {
-                return Err(UpstreamError::Broken(
-                    "it accepted another handshake than it was sent".to_owned(),
-                ));
-            }
-            Ok(response)
-        }
+        Transport::WebSocket => handshake(upstream, request, limit).await,
     }
 }
 
-/// # Errors
-/// There is no response.
-pub(crate) async fn forward(
-    service: &Service,
-    open: &mut OpenRow,
-    credential: usize,
-    request: Rewritten,
+async fn handshake(
+    upstream: &Upstream,
+    request: Request<RequestBody>,
     limit: Duration,
-) -> Result<Sent, NoResponse> {
-    let account = &service.parts.credentials[credential];
-    let Rewritten { request, shown } = request;
-    open.begins_attempt(credential);
-    let begun = Instant::now();
-    let sent = tokio::select! {
-        // A response that is there goes before the news that there may be no other.
-        biased;
-        sent = send(&service.parts.upstreams[credential], open.transport(), request, limit) => sent,
-        () = account.turns_unusable() => {
-            open.ends_attempt(Outcome::Withdrawn);
-            return Err(NoResponse::Withdrawn);
-        }
-    };
-    let now = Timestamp::now();
-    match sent {
-        Ok(response) => {
-            open.ends_attempt(Outcome::Status(response.status().as_u16()));
-            let reading = Reading::from_headers(response.headers(), now);
-            account.observe(&shown, &reading, now);
-            account.answered(begun.elapsed());
-            Ok(Sent {
-                credential,
-                shown,
-                response,
-                reading,
-            })
-        }
-        Err(error) => {
-            open.ends_attempt(match &error {
-                UpstreamError::Unreachable(_) => Outcome::Unreachable,
-                UpstreamError::TimedOut => Outcome::TimedOut,
-                UpstreamError::RequestBody(_) => Outcome::Abandoned,
-                UpstreamError::Broken(_) => Outcome::Broken,
-            });
-            if !matches!(error, UpstreamError::RequestBody(_)) {
-                account.failed(now);
-                tracing::warn!(credential = account.tag(), %error, "no answer from upstream");
-            }
-            Err(NoResponse::Upstream(error))
-        }
+) -> Result<Response<ResponseBody>, UpstreamError> {
+    let expected = request
+        .headers()
+        .get(SOCKET_KEY)
+        .map(|key| accept_of(key.as_bytes()));
+    let response = upstream.handshake(request, limit).await?;
+    let accepted = response
+        .headers()
+        .get("sec-websocket-accept")
+        .map(HeaderValue::as_bytes);
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS
+        && accepted != expected.as_deref().map(str::as_bytes)
+    {
+        return Err(UpstreamError::Broken(
+            "Sec-WebSocket-Accept does not match the key that was sent".to_owned(),
+        ));
     }
+    Ok(response)
 }

@@ -1,4 +1,7 @@
-//! Select: a balancer chooses the credential. Where it fails the shipped one does, then the order of the pool.
+//! Select: a balancer chooses the credential of an attempt.
+//!
+//! Owns which members of the pool may be chosen, and what happens when a balancer fails: the shipped one chooses, then
+//! the order of the pool. Invariant: a credential is chosen at most once for a request.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,101 +11,127 @@ use tokio::time::timeout;
 
 use crate::authenticate::User;
 use crate::credentials::{Credential, Identity, IdentityKind};
+use crate::pipeline::affinity;
+use crate::pipeline::exchange::Exchange;
 use crate::pipeline::refusal::Refusal;
-use crate::pipeline::service::{Pool, Service};
-use crate::pipeline::settle::OpenRow;
+use crate::pipeline::service::{Pool, PoolMember};
 use crate::policy::{Choice, Facts};
 use crate::values::candidate::Candidate;
 use crate::values::clock::Timestamp;
 
-/// For how long a request waits for a credential's file to be read.
+/// How long a request waits for the file of an unavailable credential to be read.
 const FILE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A credential that was chosen, and what upstream is shown of it.
+/// A credential that was chosen, and what is presented to upstream.
 pub(crate) struct Selected {
-    /// Its place in the service.
-    pub(crate) credential: usize,
+    pub(crate) member: Arc<PoolMember>,
     pub(crate) identity: Arc<Identity>,
-    /// The session lives there once it has answered.
-    pub(crate) move_home: bool,
+    /// The credential becomes the home of the request's session once it has answered.
+    pub(crate) moves_home: bool,
 }
 
-/// Chooses among the members that were not tried. Those that are found to be of no use, because their tokens cannot be
-/// refreshed within `refresh_limit`, count as tried from here on, as does the one that is chosen.
-///
-/// # Errors
-/// Nobody is usable.
-pub(crate) async fn select(
-    service: &Service,
-    open: &OpenRow,
-    tried: &mut Vec<usize>,
-    refresh_limit: Duration,
-) -> Result<Selected, Refusal> {
-    let pool = open.pool();
-    read_again(service, pool, Timestamp::now()).await;
-    let mut unready = false;
-    loop {
-        let now = Timestamp::now();
-        let candidates = candidates(service, open, tried, now);
-        let home = home(service, open, now);
-        let chosen = choose(service, pool, open, &candidates, home, now).await;
-        let Some((member, move_home)) = chosen else {
-            return Err(nobody(service, open, unready, now));
-        };
-        let credential = pool.members[member];
-        tried.push(credential);
-        // At once, but where its tokens have expired: then a refresh is waited for.
-        if let Some(identity) = service.parts.credentials[credential]
-            .present(refresh_limit)
-            .await
-        {
-            return Ok(Selected {
-                credential,
-                identity,
-                move_home,
-            });
-        }
-        unready = true;
+impl Selected {
+    pub(crate) fn credential(&self) -> &Arc<Credential> {
+        self.member.credential()
     }
 }
 
-/// The credential that the request's session would be given now, where it has one to live on and there is a choice.
-pub(crate) async fn would_choose(
-    service: &Service,
-    open: &OpenRow,
-    now: Timestamp,
-) -> Option<usize> {
-    let pool = open.pool();
-    let home = home(service, open, now).filter(|_| !pool.single)?;
-    let candidates = candidates(service, open, &[], now);
-    let chosen = choose(service, pool, open, &candidates, Some(home), now).await;
-    chosen.map(|(member, _)| pool.members[member])
+/// The credentials that were chosen for a request already.
+#[derive(Default)]
+pub(crate) struct TriedCredentials(Vec<Arc<Credential>>);
+
+impl TriedCredentials {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn contains(&self, credential: &Arc<Credential>) -> bool {
+        self.0.iter().any(|tried| Arc::ptr_eq(tried, credential))
+    }
+
+    fn insert(&mut self, credential: &Arc<Credential>) {
+        self.0.push(Arc::clone(credential));
+    }
 }
 
-/// Whether there is a usable member that was not tried.
-pub(crate) fn has_other(
-    service: &Service,
-    open: &OpenRow,
-    tried: &[usize],
+/// Chooses among the members that were not tried. The chosen one counts as tried from here on, and so do those whose
+/// tokens could not be refreshed within `refresh_limit`.
+///
+/// # Errors
+/// No member is usable.
+pub(crate) async fn select(
+    exchange: &Exchange,
+    tried: &mut TriedCredentials,
+    refresh_limit: Duration,
+) -> Result<Selected, Refusal> {
+    let pool = exchange.pool();
+    read_unavailable(pool, Timestamp::now()).await;
+    let mut refresh = RefreshResult::Fine;
+    loop {
+        let now = Timestamp::now();
+        let candidates = candidates(exchange, tried, now);
+        let home = affinity::home(exchange, now);
+        let Some(choice) = choose(exchange, &candidates, home, now).await else {
+            return Err(none_usable(exchange, refresh, now));
+        };
+        let member = &pool.members()[choice.index];
+        tried.insert(member.credential());
+        // Returns at once unless the tokens have expired: then the refresh is awaited.
+        if let Some(identity) = member.credential().present(refresh_limit).await {
+            return Ok(Selected {
+                member: Arc::clone(member),
+                identity,
+                moves_home: choice.moves_home,
+            });
+        }
+        refresh = RefreshResult::Failed;
+    }
+}
+
+/// Returns the credential that the session of the request would be given now, if it has a home and there is a choice.
+pub(crate) async fn choice_for_session(
+    exchange: &Exchange,
     now: Timestamp,
-) -> bool {
-    candidates(service, open, tried, now)
+) -> Option<Arc<Credential>> {
+    let pool = exchange.pool();
+    if pool.is_single() {
+        return None;
+    }
+    let home = affinity::home(exchange, now)?;
+    let candidates = candidates(exchange, &TriedCredentials::default(), now);
+    let choice = choose(exchange, &candidates, Some(home), now).await?;
+    Some(Arc::clone(pool.members()[choice.index].credential()))
+}
+
+/// Returns whether a member that was not tried is usable now.
+pub(crate) fn has_other(exchange: &Exchange, tried: &TriedCredentials, now: Timestamp) -> bool {
+    candidates(exchange, tried, now)
         .iter()
         .any(|candidate| candidate.usable)
 }
 
-/// Reads the files of members that are unavailable, where that is due, all at once. A file may have appeared since.
-async fn read_again(service: &Service, pool: &Pool, now: Timestamp) {
+/// Returns what the client of a request gets that cannot be sent again: whether to try again depends on what is usable
+/// now. Asks no policy and waits for nothing.
+pub(crate) fn refuse_unsendable(exchange: &Exchange, tried: &TriedCredentials) -> Refusal {
+    let now = Timestamp::now();
+    if has_other(exchange, tried, now) {
+        Refusal::cut_off()
+    } else {
+        none_usable(exchange, RefreshResult::Fine, now)
+    }
+}
+
+/// Reads the files of unavailable members that are due to be read, all at once: a file may have appeared since.
+async fn read_unavailable(pool: &Pool, now: Timestamp) {
     let mut readings = JoinSet::new();
-    for member in &pool.members {
-        let credential = &service.parts.credentials[*member];
+    for credential in pool.credentials() {
         if credential.claim_reading(now) {
             let credential = Arc::clone(credential);
             readings.spawn_blocking(move || read(&credential, now));
         }
     }
     if !readings.is_empty() {
-        // A file may lie on a disk that hangs: no worker waits for it, and no request for long.
+        // The disk may hang: no worker waits for it, and no request for long.
         let _ = timeout(FILE_TIMEOUT, async {
             while readings.join_next().await.is_some() {}
         })
@@ -115,126 +144,127 @@ fn read(credential: &Credential, now: Timestamp) {
     let before = credential.unavailable();
     match credential.read(now) {
         Ok(()) if before.is_some() => {
-            tracing::info!(credential = credential.tag(), "credential available")
+            tracing::info!(credential = credential.tag(), "credential available");
         }
+        Ok(()) => {}
         Err(reason) if before.as_ref() != Some(&reason) => {
             tracing::warn!(credential = credential.tag(), %reason, "credential unavailable");
         }
-        _ => {}
+        Err(_) => {}
     }
 }
 
-fn candidates(
-    service: &Service,
-    open: &OpenRow,
-    tried: &[usize],
-    now: Timestamp,
-) -> Vec<Candidate> {
-    let pool = open.pool();
-    let previous = open.asked().previous_response_id.as_deref();
-    let maker = previous.and_then(|id| service.sessions().maker(open.owner(), id, now));
-    let candidate = |member: &usize| {
-        let credential = &service.parts.credentials[*member];
-        let excluded = tried.contains(member)
-            || !belongs(pool, credential)
-            || !is_allowed(open.user(), credential)
-            || steps_back(pool, credential, now);
+fn candidates(exchange: &Exchange, tried: &TriedCredentials, now: Timestamp) -> Vec<Candidate> {
+    let pool = exchange.pool();
+    let issuer = affinity::issuer_of_previous(exchange, now);
+    let candidate = |credential: &Arc<Credential>| {
+        let is_excluded = tried.contains(credential)
+            || !may_be_member(pool, credential)
+            || !is_allowed(exchange.user(), credential)
+            || is_stepping_back(pool, credential, now);
         Candidate {
-            continues: maker.as_ref() == Some(credential.name()),
-            ..credential.candidate(now, excluded)
+            continues: issuer.as_ref() == Some(credential.name()),
+            ..credential.candidate(now, is_excluded)
         }
     };
-    pool.members.iter().map(candidate).collect()
+    pool.credentials().map(candidate).collect()
 }
 
-/// An API key is no member of a pool, even where its file becomes one later.
-fn belongs(pool: &Pool, credential: &Credential) -> bool {
-    pool.single
+/// Returns whether a credential may be chosen from its pool: an API key is no member of a pool, even if its file becomes
+/// one later.
+fn may_be_member(pool: &Pool, credential: &Credential) -> bool {
+    pool.is_single()
         || credential
             .identity()
             .is_none_or(|identity| identity.kind != IdentityKind::ApiKey)
 }
 
-/// Other gateways serve only users who may use them.
+/// Returns whether a user may use that credential: other gateways are only for users with `allow_external_usage`.
 pub(crate) fn is_allowed(user: Option<&User>, credential: &Credential) -> bool {
     credential.gateway().is_none() || user.is_none_or(|user| user.allow_external_usage)
 }
 
-/// A member of a pool whose token upstream refused of late. A credential alone is tried all the same.
-fn steps_back(pool: &Pool, credential: &Credential, now: Timestamp) -> bool {
-    !pool.single && credential.is_suspect(now)
+/// Returns whether a member of a pool steps back because upstream refused its token recently. A credential that is used
+/// alone is tried all the same.
+fn is_stepping_back(pool: &Pool, credential: &Credential, now: Timestamp) -> bool {
+    !pool.is_single() && credential.is_suspect(now)
 }
 
-/// The member that the request's session lives on.
-fn home(service: &Service, open: &OpenRow, now: Timestamp) -> Option<usize> {
-    let credential = service
-        .sessions()
-        .home(open.owner(), open.session()?, now)?;
-    open.pool()
-        .members
-        .iter()
-        .position(|member| *service.parts.credentials[*member].name() == credential)
+/// A choice among the members of a pool.
+struct MemberChoice {
+    index: usize,
+    moves_home: bool,
 }
 
 async fn choose(
-    service: &Service,
-    pool: &Pool,
-    open: &OpenRow,
+    exchange: &Exchange,
     candidates: &[Candidate],
     home: Option<usize>,
     now: Timestamp,
-) -> Option<(usize, bool)> {
-    if pool.single {
-        return candidates[0].usable.then_some((0, false));
+) -> Option<MemberChoice> {
+    let pool = exchange.pool();
+    if pool.is_single() {
+        return candidates[0].usable.then_some(MemberChoice {
+            index: 0,
+            moves_home: false,
+        });
     }
-    let members = pool.members_named(&service.parts.credentials);
+    let members = pool.balancer_members();
     let facts = Facts {
-        sequence: pool.sequence(home.is_some()),
-        ..open.facts(now, "")
+        sequence: pool.sequence(home),
+        ..exchange.facts(now, "")
     };
-    let by = [&pool.balancer, &service.parts.fallback];
-    for balancer in by {
+    for balancer in [pool.balancer(), &exchange.service().parts().stand_in] {
         match balancer.pick(&facts, &members, candidates, home).await {
-            Ok(Choice::Member { index, move_home }) => return Some((index, move_home)),
+            Ok(Choice::Member { index, move_home }) => {
+                return Some(MemberChoice {
+                    index,
+                    moves_home: move_home,
+                });
+            }
             Ok(Choice::Nobody { reason }) => {
-                tracing::debug!(pool = &*pool.tag, reason, "the balancer chose nobody");
+                tracing::debug!(pool = &**pool.tag(), reason, "balancer chose no credential");
                 return None;
             }
             Err(fault) if fault.is_news() => {
-                tracing::error!(pool = &*pool.tag, %fault, "the next balancer chooses");
+                tracing::error!(pool = &**pool.tag(), %fault, "balancer failed: the next one chooses");
             }
-            Err(fault) => tracing::debug!(pool = &*pool.tag, %fault, "the next balancer chooses"),
+            Err(fault) => {
+                tracing::debug!(pool = &**pool.tag(), %fault, "balancer failed: the next one chooses");
+            }
         }
     }
-    candidates
-        .iter()
-        .position(|candidate| candidate.usable)
-        .map(|first| (first, home.is_none()))
+    let index = candidates.iter().position(|candidate| candidate.usable)?;
+    Some(MemberChoice {
+        index,
+        moves_home: home.is_none(),
+    })
 }
 
-/// Why nobody is usable: rate-limited where anybody is loaded, unavailable where nobody is, or where a refresh was waited for
-/// in vain (`unready`) and nobody else would serve.
-fn nobody(service: &Service, open: &OpenRow, unready: bool, now: Timestamp) -> Refusal {
-    let pool = open.pool();
-    let credentials = pool
-        .members
-        .iter()
-        .map(|member| &service.parts.credentials[*member]);
-    let counts = |credential: &&Arc<Credential>| {
+/// Whether the tokens of a chosen credential had expired and could not be refreshed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RefreshResult {
+    Fine,
+    Failed,
+}
+
+/// Returns the refusal when no member is usable: rate-limited if a member is loaded, and unavailable if none is. After a
+/// failed refresh only the members that are used up count as loaded: any other one would have been chosen.
+fn none_usable(exchange: &Exchange, refresh: RefreshResult, now: Timestamp) -> Refusal {
+    let pool = exchange.pool();
+    let is_loaded = |credential: &&Arc<Credential>| {
         credential.can_serve(now)
-            && (!unready || credential.is_used_up(now))
-            && belongs(pool, credential)
-            && is_allowed(open.user(), credential)
-            && !steps_back(pool, credential, now)
+            && (refresh == RefreshResult::Fine || credential.is_used_up(now))
+            && may_be_member(pool, credential)
+            && is_allowed(exchange.user(), credential)
+            && !is_stepping_back(pool, credential, now)
     };
-    let mut loaded = credentials.filter(counts).peekable();
+    let mut loaded = pool.credentials().filter(is_loaded).peekable();
     if loaded.peek().is_none() {
         return Refusal::unavailable();
     }
-    Refusal::exhausted(
-        now,
-        loaded
-            .filter_map(|credential| credential.usable_again_at(now))
-            .min(),
-    )
+    let usable_again_at = loaded
+        .filter_map(|credential| credential.usable_again_at(now))
+        .min();
+    Refusal::exhausted(now, usable_again_at)
 }

@@ -1,52 +1,46 @@
-//! Admit: room in the ledger is reserved, or the request is refused. From here on it makes exactly one row.
-
-use std::sync::Arc;
+//! Admit: room in the ledger is reserved, or the request is refused.
+//!
+//! Owns the step from a request to an exchange. Invariant: from here on the request makes exactly one row.
 
 use http::request::Parts;
 
-use super::receive::Authenticated;
+use super::body::GuardedBody;
+use super::receive::AuthenticatedRequest;
+use crate::pipeline::affinity::session_in_headers;
+use crate::pipeline::exchange::{AdmittedRequest, Exchange};
 use crate::pipeline::refusal::Refusal;
-use crate::pipeline::service::Service;
-use crate::pipeline::settle::{OpenRow, Opening};
-use crate::sessions::key_in_headers;
 
-/// A request that will be recorded, whatever becomes of it.
+/// A request that will be recorded, however it ends.
 pub(crate) struct Admitted {
-    pub(crate) open: Box<OpenRow>,
+    pub(crate) exchange: Box<Exchange>,
     pub(crate) head: Parts,
+    pub(crate) body: GuardedBody,
 }
 
 /// # Errors
-/// There is no room.
-pub(crate) fn admit(
-    service: &Arc<Service>,
-    authenticated: Authenticated,
-) -> Result<Admitted, Refusal> {
+/// The ledger has no room for another row.
+pub(crate) fn admit(authenticated: AuthenticatedRequest) -> Result<Admitted, Refusal> {
     let (received, user) = authenticated.into_parts();
-    let room = service.parts.ledger.reserve().map_err(|reason| {
+    let service = received.service;
+    let path = received.head.uri.path().to_owned();
+    let room = service.parts().ledger.reserve().map_err(|reason| {
         let refusal = Refusal::no_room(reason);
-        refusal.log(service.tag(), &received.id, received.path());
+        refusal.log(service.tag(), &received.id, &path);
         refusal
     })?;
-    let (pool, owner) = service.owner(user.as_ref());
-    let session = key_in_headers(&received.head.headers);
-    let path = received.path().to_owned();
-    let method = received.head.method.clone();
-    let opening = Opening {
+    let request = AdmittedRequest {
         id: received.id,
         seed: received.seed,
         started_at: received.at,
         clock: received.clock,
         user,
-        pool,
-        owner,
         path,
-        method,
-        session,
+        method: received.head.method.clone(),
+        session: session_in_headers(&received.head.headers),
     };
-    let open = OpenRow::new(Arc::clone(service), room, opening);
     Ok(Admitted {
-        open,
+        exchange: Exchange::open(service, room, request),
         head: received.head,
+        body: received.body,
     })
 }

@@ -1,79 +1,95 @@
-//! Receive, route and authenticate: what is asked, whether it is asked in the right way, and by whom.
+//! Receive, route and authenticate: what the client asks for, whether it asks in the right way, and who it is.
+//!
+//! Owns the checks that need no more than the request's head; does not know what the body asks for. Invariant: only
+//! [`authenticate`] makes an [`AuthenticatedRequest`], and it holds the proof.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use http::Request;
 use http::request::Parts;
-use hyper::body::Body;
 use hyper::body::Incoming;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use uuid::Uuid;
 
-use crate::authenticate::{Authenticated as Proof, User};
+use super::body::GuardedBody;
+use crate::authenticate::{Authenticated, User};
 use crate::pipeline::refusal::Refusal;
 use crate::pipeline::service::Service;
-use crate::upstream::ClientBody;
 use crate::values::clock::Timestamp;
-use crate::values::limits::Limits;
 
 /// A request whose head was read.
 #[derive(Debug)]
 pub(crate) struct Received {
-    /// Its name in the ledger and the log.
+    /// What the request finds when it begins, and keeps to its end.
+    pub(crate) service: Arc<Service>,
+    /// Its id in the ledger and the log.
     pub(crate) id: String,
-    /// Random bits of its name: the seed of what chance decides about it.
+    /// The random bits of its id, which seed every random choice that is made for it.
     pub(crate) seed: u64,
     pub(crate) at: Timestamp,
     pub(crate) clock: Instant,
     pub(crate) peer: IpAddr,
     pub(crate) head: Parts,
+    pub(crate) body: GuardedBody,
 }
 
 impl Received {
-    pub(crate) fn new(head: Parts, peer: IpAddr) -> Self {
-        let id = Uuid::now_v7();
-        Self {
-            id: id.to_string(),
-            // The lower bits of a version 7 UUID are random (RFC 9562, section 5.7).
-            seed: id.as_u128() as u64,
-            at: Timestamp::now(),
-            clock: Instant::now(),
-            peer,
-            head,
-        }
-    }
-
     pub(crate) fn path(&self) -> &str {
         self.head.uri.path()
     }
+
+    fn log(&self, refusal: &Refusal) {
+        refusal.log(self.service.tag(), &self.id, self.path());
+    }
 }
 
-/// A request for what the service serves.
+/// Receives a request: it is named, timed, and given the service that it keeps.
+pub(crate) fn receive(service: Arc<Service>, request: Request<Incoming>, peer: IpAddr) -> Received {
+    let (head, body) = request.into_parts();
+    let id = Uuid::now_v7();
+    Received {
+        id: id.to_string(),
+        // The lower bits of a version 7 UUID are random (RFC 9562, section 5.7).
+        seed: id.as_u128() as u64,
+        at: Timestamp::now(),
+        clock: Instant::now(),
+        peer,
+        head,
+        body: GuardedBody::new(body, service.limits()),
+        service,
+    }
+}
+
+/// A request for a path that the service has.
 #[derive(Debug)]
 pub(crate) struct Routed(Received);
 
 /// # Errors
-/// It asks for something else, or with the wrong kind of credential.
-pub(crate) fn route(service: &Service, received: Received) -> Result<Routed, Refusal> {
-    let refused = |refusal: Refusal| {
-        refusal.log(service.tag(), &received.id, received.path());
-        Err(refusal)
-    };
-    if !stays_under_v1(received.path()) {
-        return refused(Refusal::not_found("path must start with /v1/"));
-    }
-    if received.head.headers.contains_key("x-api-key")
-        || received.head.headers.contains_key("api-key")
-    {
-        let message = "API keys in X-Api-Key or Api-Key are not supported: send Authorization: Bearer <token>";
-        return refused(Refusal::invalid(message));
+/// The path is not under `/v1/`, or the request presents its token in the wrong header.
+pub(crate) fn route(received: Received) -> Result<Routed, Refusal> {
+    if let Some(refusal) = misdirected(&received) {
+        received.log(&refusal);
+        return Err(refusal);
     }
     Ok(Routed(received))
 }
 
-/// Whether a path is under `/v1/`, whatever an upstream makes of it: one that leads out again by dot segments (RFC 3986,
-/// section 5.2.4), plain or percent-encoded, would reach the rest of the backend with the operator's token.
+fn misdirected(received: &Received) -> Option<Refusal> {
+    if !stays_under_v1(received.path()) {
+        return Some(Refusal::not_found("path must start with /v1/"));
+    }
+    let headers = &received.head.headers;
+    if headers.contains_key("x-api-key") || headers.contains_key("api-key") {
+        let message = "API keys in X-Api-Key or Api-Key are not supported: send Authorization: Bearer <token>";
+        return Some(Refusal::invalid(message));
+    }
+    None
+}
+
+/// Returns whether a path is under `/v1/` however upstream reads it: a path with dot segments (RFC 3986, section
+/// 5.2.4), plain or percent-encoded, could reach the rest of the backend with the operator's token.
 fn stays_under_v1(path: &str) -> bool {
     let plain = path
         .to_ascii_lowercase()
@@ -87,56 +103,43 @@ fn stays_under_v1(path: &str) -> bool {
             .any(|segment| matches!(segment, "." | ".."))
 }
 
-/// Reads on in the body of a request that was refused, within bounds. A client that is still sending when its
-/// connection is closed may never see the answer.
-pub(crate) fn discard(body: Incoming, limits: &Limits) {
-    if body.is_end_stream() {
-        return;
-    }
-    let mut body = ClientBody::new(body, limits.discard_bytes, limits.body_timeout);
-    let reading = async move { while let Some(Ok(_)) = body.part().await {} };
-    tokio::spawn(timeout(limits.discard_timeout, reading));
-}
-
-/// A request of somebody who may ask. The proof is in it, and only authentication makes one.
+/// A request, and the proof that its sender was authenticated.
 #[derive(Debug)]
-pub(crate) struct Authenticated {
+pub(crate) struct AuthenticatedRequest {
     received: Received,
-    proof: Proof,
+    proof: Authenticated,
 }
 
-impl Authenticated {
-    /// The request, and its user: none where the service has no users.
+impl AuthenticatedRequest {
+    /// Returns the request and its user, which is `None` if the service has no users.
     pub(crate) fn into_parts(self) -> (Received, Option<Arc<User>>) {
         (self.received, self.proof.user().cloned())
     }
 }
 
 /// # Errors
-/// Nobody who may asks. Repeated failures of an address are answered late.
-pub(crate) async fn authenticate(
-    service: &Service,
-    routed: Routed,
-) -> Result<Authenticated, Refusal> {
+/// The request presents no token of a user. After repeated failures of an address this takes longer.
+pub(crate) async fn authenticate(routed: Routed) -> Result<AuthenticatedRequest, Refusal> {
     let Routed(received) = routed;
-    let proof = prove(service, &received).await?;
-    Ok(Authenticated { received, proof })
+    let proof = authenticate_sender(&received).await?;
+    Ok(AuthenticatedRequest { received, proof })
 }
 
-/// Who sends the request.
+/// Returns the proof of who sent the request.
 ///
 /// # Errors
-/// Nobody who may.
-pub(crate) async fn prove(service: &Service, received: &Received) -> Result<Proof, Refusal> {
-    match service.users.authenticate(&received.head.headers) {
+/// As [`authenticate`].
+pub(crate) async fn authenticate_sender(received: &Received) -> Result<Authenticated, Refusal> {
+    let service = &received.service;
+    match service.users().authenticate(&received.head.headers) {
         Ok(proof) => Ok(proof),
         Err(error) => {
-            let delay = service.attempts().failed(received.peer, received.at);
+            let delay = service.failed_attempts().failed(received.peer, received.at);
             if !delay.is_zero() {
                 sleep(delay).await;
             }
             let refusal = Refusal::unauthenticated(error);
-            refusal.log(service.tag(), &received.id, received.path());
+            received.log(&refusal);
             Err(refusal)
         }
     }

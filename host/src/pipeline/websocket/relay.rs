@@ -14,14 +14,14 @@ use super::flow::{Flow, FlowEnd, Watcher};
 use super::side::Side;
 use super::turns::Turns;
 use super::waking::Part;
-use crate::credentials::Identity;
+use crate::credentials::{Credential, Identity};
 use crate::frames::{
     GOING_AWAY, INTERNAL_ERROR, RESTART, Sender, Violation, close_frame, ping_frame,
 };
 use crate::ledger::Commit;
-use crate::pipeline::attempt::select::would_choose;
-use crate::pipeline::service::{Live, Service};
-use crate::pipeline::settle::OpenRow;
+use crate::pipeline::attempt::select::choice_for_session;
+use crate::pipeline::exchange::Exchange;
+use crate::pipeline::service::{LiveService, Service};
 use crate::values::clock::Timestamp;
 use crate::values::exchange::End;
 use crate::values::phase::Phase;
@@ -74,10 +74,8 @@ const NOT_RECORDED: Reason = Reason {
 
 /// A socket between a client and upstream.
 pub(super) struct Relay {
-    /// The service that the next turn begins in: as it is now, or was when the socket could go on in it last.
-    service: Arc<Service>,
-    live: Live,
-    credential: usize,
+    live: LiveService,
+    /// They own the service that the next turn begins in.
     turns: Turns,
     /// From the client to upstream.
     up: Flow,
@@ -205,21 +203,18 @@ enum Outcome {
 }
 
 impl Relay {
-    /// A relay for the socket that `open` asked for, on that credential.
+    /// A relay for the socket that was opened by `socket`, the exchange of its handshake, with that credential.
     pub(super) fn new(
-        service: Arc<Service>,
-        live: Live,
-        open: Box<OpenRow>,
-        credential: usize,
-        shown: Arc<Identity>,
+        live: LiveService,
+        socket: Box<Exchange>,
+        credential: Arc<Credential>,
+        presented: Arc<Identity>,
     ) -> Self {
-        let bytes_max = service.parts.limits.websocket_message_bytes;
+        let bytes_max = socket.service().limits().websocket_message_bytes;
         let now = Instant::now();
         Self {
-            turns: Turns::new(Arc::clone(&service), open, credential, shown),
-            service,
+            turns: Turns::new(socket, credential, presented),
             live,
-            credential,
             up: Flow::new(Sender::Client, bytes_max),
             down: Flow::new(Sender::Server, bytes_max),
             closed: Closed::default(),
@@ -261,14 +256,14 @@ impl Relay {
     }
 
     async fn relay(&mut self, client: &mut Side, upstream: &mut Side) -> Outcome {
-        let mut phases = self.service.parts.phases.clone();
+        let mut phases = self.service().parts().phases.clone();
         let phase = *phases.borrow_and_update();
         self.phase(phase);
         let mut live = self.live.clone();
         let mut wakings = Wakings::here().await;
         loop {
-            self.goes_on_in(&live.now());
-            let credential = Arc::clone(&self.service.parts.credentials[self.credential]);
+            self.move_to(&live.now());
+            let credential = Arc::clone(self.turns.credential());
             // Listened for before it is asked: what happens in between must not be missed.
             let withdrawn = credential.turns_unusable();
             if !credential.candidate(Timestamp::now(), false).usable {
@@ -409,28 +404,25 @@ impl Relay {
 
     /// Whether the session would be given another credential if it came now.
     async fn moves(&self) -> bool {
-        let chosen = would_choose(&self.service, self.turns.socket(), Timestamp::now()).await;
-        chosen.is_some_and(|chosen| chosen != self.credential)
+        let choice = choice_for_session(self.turns.socket(), Timestamp::now()).await;
+        choice.is_some_and(|choice| !Arc::ptr_eq(&choice, self.turns.credential()))
+    }
+
+    fn service(&self) -> &Service {
+        self.turns.service()
     }
 
     /// Further turns begin in the service as it is now; those under way keep theirs. Where the socket has no place in it any
     /// more, it closes as soon as no response is waited for.
-    fn goes_on_in(&mut self, now: &Arc<Service>) {
-        if Arc::ptr_eq(now, &self.service) {
-            return;
-        }
-        match self.turns.goes_on_in(now) {
-            Some(credential) => {
-                self.service = Arc::clone(now);
-                self.credential = credential;
-            }
-            None => self.leave(CHANGED),
+    fn move_to(&mut self, now: &Arc<Service>) {
+        if !Arc::ptr_eq(now, self.turns.service()) && !self.turns.move_to(now) {
+            self.leave(CHANGED);
         }
     }
 
     /// Whether a wait has begun, or ended, since this was asked.
     fn waits_anew(&mut self) -> bool {
-        let limits = &self.service.parts.limits;
+        let limits = self.service().limits();
         let before = self.waits;
         let one_closed = self.closed.up || self.closed.down;
         let now = Instant::now;
@@ -498,7 +490,7 @@ impl Relay {
 
     /// When something is to be looked at, at the latest.
     fn wake_at(&self) -> Instant {
-        let limits = &self.service.parts.limits;
+        let limits = self.service().limits();
         // One that is waited for may be quiet for as long as upstream may.
         let idle =
             (!self.turns.is_waiting()).then(|| self.heard.message + limits.websocket_idle_timeout);
@@ -516,7 +508,7 @@ impl Relay {
 
     /// When the client is to be sent a ping, or has not answered it.
     fn ping_at(&self) -> Instant {
-        let interval = self.service.parts.limits.websocket_ping_interval;
+        let interval = self.service().limits().websocket_ping_interval;
         self.heard.client
             + if self.heard.pinged {
                 interval * 2
@@ -529,7 +521,7 @@ impl Relay {
     fn silent_at(&self) -> Option<Instant> {
         self.turns
             .is_waiting()
-            .then(|| self.heard.upstream + self.service.parts.limits.upstream_idle_timeout)
+            .then(|| self.heard.upstream + self.service().limits().upstream_idle_timeout)
     }
 
     fn wake(&mut self, now: Instant) -> Option<Outcome> {
@@ -546,7 +538,7 @@ impl Relay {
         if is_over(self.silent_at()) {
             return Some(Outcome::Close(SILENT, End::UpstreamGone));
         }
-        let idle_limit = self.service.parts.limits.websocket_idle_timeout;
+        let idle_limit = self.service().limits().websocket_idle_timeout;
         if !self.turns.is_waiting() && self.heard.message + idle_limit <= now {
             return Some(Outcome::Close(IDLE, End::ClientGone));
         }

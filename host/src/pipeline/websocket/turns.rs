@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use http::StatusCode;
 
-use crate::credentials::{Identity, IdentityKind};
+use crate::credentials::{Credential, Identity, IdentityKind};
 use crate::frames::{POLICY_VIOLATION, TRY_LATER, Violation};
 use crate::ledger::{Commit, Room};
 use crate::meter::{CreateScan, Event, EventScan};
+use crate::pipeline::answer::settle::settle;
+use crate::pipeline::attempt::judge::note_rate_limit;
+use crate::pipeline::exchange::Exchange;
 use crate::pipeline::service::Service;
-use crate::pipeline::settle::OpenRow;
 use crate::values::clock::Timestamp;
 use crate::values::exchange::End;
 use crate::values::windows::Reading;
@@ -20,14 +22,13 @@ const OPEN_MAX: usize = 16;
 
 /// The responses of one socket.
 pub(super) struct Turns {
-    service: Arc<Service>,
-    /// The handshake's: what all turns begin from.
-    socket: Box<OpenRow>,
-    credential: usize,
-    /// What upstream was shown in the handshake: what it tells is of that account.
-    shown: Arc<Identity>,
-    /// The row of each response that was asked for and is not over, in order.
-    open: VecDeque<Box<OpenRow>>,
+    /// The handshake's exchange, which owns the service: every turn begins from it.
+    socket: Box<Exchange>,
+    credential: Arc<Credential>,
+    /// What was presented to upstream in the handshake: what upstream says is about that account.
+    presented: Arc<Identity>,
+    /// The exchange of each response that was asked for and has not ended, in order.
+    open: VecDeque<Box<Exchange>>,
     create: CreateScan,
     event: EventScan,
     /// For the message that the client is sending.
@@ -42,16 +43,14 @@ const DOWN: usize = 1;
 
 impl Turns {
     pub(super) fn new(
-        service: Arc<Service>,
-        socket: Box<OpenRow>,
-        credential: usize,
-        shown: Arc<Identity>,
+        socket: Box<Exchange>,
+        credential: Arc<Credential>,
+        presented: Arc<Identity>,
     ) -> Self {
         Self {
-            service,
             socket,
             credential,
-            shown,
+            presented,
             open: VecDeque::new(),
             create: CreateScan::default(),
             event: EventScan::default(),
@@ -61,15 +60,23 @@ impl Turns {
     }
 
     /// The socket as the handshake had it.
-    pub(super) fn socket(&self) -> &OpenRow {
+    pub(super) fn socket(&self) -> &Exchange {
         &self.socket
     }
 
-    /// Further turns begin in `service`, where the socket has a place in it. Answers its credential's place there.
-    pub(super) fn goes_on_in(&mut self, service: &Arc<Service>) -> Option<usize> {
-        self.credential = self.socket.moves_to(service, self.credential)?;
-        self.service = Arc::clone(service);
-        Some(self.credential)
+    /// Returns the service that the next turn begins in: the newest that the socket could move to.
+    pub(super) fn service(&self) -> &Arc<Service> {
+        self.socket.service()
+    }
+
+    pub(super) fn credential(&self) -> &Arc<Credential> {
+        &self.credential
+    }
+
+    /// Further turns begin in `service`, if the socket has a place in it. Returns whether it has.
+    #[must_use]
+    pub(super) fn move_to(&mut self, service: &Arc<Service>) -> bool {
+        self.socket.move_to(service, &self.credential)
     }
 
     /// Whether a response is waited for.
@@ -92,7 +99,7 @@ impl Turns {
                 what: "too many responses are waited for",
             });
         }
-        let room = self.service.parts.ledger.reserve();
+        let room = self.service().parts().ledger.reserve();
         self.room = Some(room.map_err(|_| Violation {
             code: TRY_LATER,
             what: "the gateway has no room for a response",
@@ -115,7 +122,7 @@ impl Turns {
         }
         if let (Some(create), Some(room)) = (self.create.end(), room) {
             self.open
-                .push_back(self.socket.next_turn(room, self.credential, create));
+                .push_back(self.socket.open_turn(room, &self.credential, create));
         }
     }
 
@@ -125,7 +132,7 @@ impl Turns {
             self.event.begin();
         }
         if let Some(turn) = self.open.front_mut() {
-            turn.begins_to_answer();
+            turn.begin_answer();
         }
     }
 
@@ -164,26 +171,16 @@ impl Turns {
     }
 
     fn account(&self, reading: &Reading, now: Timestamp) {
-        self.service.parts.credentials[self.credential].observe(&self.shown, reading, now);
+        self.credential.observe(&self.presented, reading, now);
     }
 
     fn refused(&self, reading: &Reading, until: Option<Timestamp>, now: Timestamp) {
-        let account = &self.service.parts.credentials[self.credential];
-        if self.shown.kind == IdentityKind::ApiKey {
+        if self.presented.kind == IdentityKind::ApiKey {
             // A key's limits are of seconds and of its own: its client knows what to do.
             return;
         }
-        let until = account.refused(
-            &self.shown,
-            reading.refused_until().or(until),
-            reading.exhausted(),
-            now,
-        );
-        tracing::warn!(
-            credential = account.tag(),
-            until = until.rfc3339(),
-            "upstream refuses the credential"
-        );
+        let until = reading.refused_until().or(until);
+        note_rate_limit(&self.credential, &self.presented, reading, until, now);
     }
 
     fn settle(&mut self, end: End, status: Option<StatusCode>) -> Option<Commit> {
@@ -192,7 +189,7 @@ impl Turns {
             Some(turn) => turn,
             // Nobody asked for it, as far as was understood; it counts all the same.
             None if metered.counts.is_some() => {
-                let Ok(room) = self.service.parts.ledger.reserve() else {
+                let Ok(room) = self.service().parts().ledger.reserve() else {
                     tracing::error!(
                         ?metered,
                         "usage that nobody asked for, and no room for its row"
@@ -200,15 +197,15 @@ impl Turns {
                     return None;
                 };
                 self.socket
-                    .next_turn(room, self.credential, Default::default())
+                    .open_turn(room, &self.credential, Default::default())
             }
             None => return None,
         };
-        turn.begins_to_answer();
+        turn.begin_answer();
         if let Some(status) = status {
-            turn.fails_with(status);
+            turn.fail_with(status);
         }
-        turn.close(end, metered)
+        settle(&mut turn, end, metered)
     }
 
     /// The socket is over: what is still waited for ends so.
@@ -216,7 +213,7 @@ impl Turns {
         let mut metered = self.event.take_metered();
         for mut turn in self.open.drain(..) {
             // What is known belongs to the one that upstream was answering.
-            drop(turn.close(end, std::mem::take(&mut metered)));
+            drop(settle(&mut turn, end, std::mem::take(&mut metered)));
         }
     }
 }

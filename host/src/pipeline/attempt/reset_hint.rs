@@ -1,0 +1,102 @@
+//! When a refusal by upstream ends, as far as its response says so.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use http::header::{HeaderMap, RETRY_AFTER};
+
+use crate::values::clock::Timestamp;
+use crate::values::json_scan::{Flow, JsonScan, Scalar, Wanted};
+
+const RESETS_AT: u8 = 0;
+const RESETS_IN: u8 = 1;
+const HINT_KEYS: &[Wanted] = &[
+    Wanted::within(
+        "error",
+        &[
+            Wanted::scalar("resets_at", RESETS_AT),
+            Wanted::scalar("resets_in_seconds", RESETS_IN),
+        ],
+    ),
+    Wanted::scalar("resets_at", RESETS_AT),
+    Wanted::scalar("resets_in_seconds", RESETS_IN),
+];
+
+/// Returns when a refusal ends according to its body: a time or a number of seconds.
+pub(super) fn in_body(body: &[u8], now: Timestamp) -> Option<Timestamp> {
+    let (mut at, mut within) = (None, None);
+    let mut scan = JsonScan::new(HINT_KEYS);
+    scan.feed(body, |name, scalar: Scalar<'_>| {
+        match name {
+            RESETS_AT => at = scalar.number(),
+            _ => within = scalar.number(),
+        }
+        Flow::Continue
+    });
+    let positive = |number: &f64| *number > 0.0 && *number < 1e12;
+    let at = at
+        .filter(positive)
+        .map(|seconds| Timestamp((seconds * 1e3) as u64));
+    at.or_else(|| {
+        within
+            .filter(positive)
+            .map(|seconds| now.after(Duration::from_secs_f64(seconds)))
+    })
+}
+
+/// Returns when a refusal ends according to `Retry-After` (RFC 9110, section 10.2.3): seconds or a date.
+pub(super) fn in_headers(headers: &HeaderMap, now: Timestamp) -> Option<Timestamp> {
+    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = value.parse::<u32>() {
+        return Some(now.after(Duration::from_secs(u64::from(seconds))));
+    }
+    let date = httpdate::parse_http_date(value).ok()?;
+    let since = date.duration_since(UNIX_EPOCH).ok()?;
+    Some(Timestamp(u64::try_from(since.as_millis()).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp(1_000_000);
+
+    #[track_caller]
+    fn check_body(body: &str, expected: Option<u64>) {
+        assert_eq!(
+            in_body(body.as_bytes(), NOW),
+            expected.map(Timestamp),
+            "{body}"
+        );
+    }
+
+    #[test]
+    fn a_body_has_a_time_or_a_number_of_seconds() {
+        check_body(
+            r#"{"error": {"type": "usage_limit_reached", "resets_at": 2000}}"#,
+            Some(2_000_000),
+        );
+        check_body(r#"{"error": {"resets_in_seconds": 60}}"#, Some(1_060_000));
+        check_body(r#"{"resets_in_seconds": 60}"#, Some(1_060_000));
+        check_body(
+            r#"{"error": {"resets_at": 2000, "resets_in_seconds": 60}}"#,
+            Some(2_000_000),
+        );
+        check_body(r#"{"error": {"resets_at": "soon"}}"#, None);
+        check_body(r#"{"error": {"resets_at": -5}}"#, None);
+        check_body("<html>", None);
+        check_body("", None);
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let read = |value: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(RETRY_AFTER, http::HeaderValue::from_static(value));
+            in_headers(&headers, NOW).map(|moment| moment.0)
+        };
+        assert_eq!(read("30"), Some(1_030_000));
+        assert_eq!(read("Thu, 01 Jan 1970 01:00:00 GMT"), Some(3_600_000));
+        assert_eq!(read("soon"), None);
+        assert_eq!(read("-1"), None);
+    }
+}
