@@ -413,7 +413,11 @@ async fn check_gateway(log_file: Option<&str>, format: &str) {
     scene.check_upstream();
     scene.check_files();
     let log = fs::read_to_string(scene.rig.path(log_file.unwrap_or("gateway.log"))).expect("a log");
-    for told in ["attempt", "refused", "upstream refuses the credential"] {
+    for told in [
+        "attempt ended",
+        "request refused",
+        "upstream rate-limits the credential",
+    ] {
         assert!(
             log.contains(told),
             "{told:?} is not in the log: it shows nothing\n{log}"

@@ -188,7 +188,7 @@ async fn a_log_has_what_is_of_its_level_and_above() {
     let messages = [
         ("the poll of its use told nothing", 1),
         ("request", 2),
-        ("upstream refuses the credential", 3),
+        ("upstream rate-limits the credential", 3),
     ];
     for (place, level) in levels.into_iter().enumerate() {
         let events = events(&log_of(json!({ "level": level })).await);

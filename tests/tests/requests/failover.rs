@@ -522,6 +522,29 @@ async fn a_request_that_is_not_kept_is_told_to_try_again_where_its_credential_is
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_error_of_a_request_that_is_not_kept_is_chosen_without_asking_a_policy() {
+    for trouble in troubles().into_iter().take(2) {
+        let (mut rig, client) = beside(&trouble, json!({ "replay_bytes": REPLAY_BYTES })).await;
+        let answer = client
+            .ask(Method::POST, "/v1/responses", large_body())
+            .await;
+        assert_eq!(
+            answer.json()["error"]["code"],
+            "credential_usage_exhausted",
+            "{}",
+            trouble.name
+        );
+        assert_eq!(
+            rig.policy("fallback").await["calls"],
+            1,
+            "{}: the balancer chose the credential and nothing else",
+            trouble.name
+        );
+        rig.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_is_not_kept_is_told_when_where_nobody_has_room() {
     let (mut rig, client) = pool(&["a", "b"], json!({ "replay_bytes": REPLAY_BYTES })).await;
     for (tag, seconds) in [("a", 900), ("b", 600)] {

@@ -8,7 +8,7 @@ use http::StatusCode;
 use rusqlite::{Connection, params};
 use serde_json::{Value, json};
 use tollgate_tests::upstream::{Reply, SeenRequest, Standing, WAIT_MAX};
-use tollgate_tests::{Client, Rig, turn};
+use tollgate_tests::{Client, Rig, turn, unix_in};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -204,6 +204,33 @@ async fn a_session_that_moved_stays_where_it_went_across_a_restart() {
     assert_eq!(served(&rig, &client, &turn("another")).await, "b");
     assert_eq!(served(&rig, &client, &turn("one")).await, "a");
     rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_returns_to_its_home_if_the_full_window_resets_within_minutes() {
+    for (resets_in, expected) in [(5 * MINUTE, "b"), (HOUR, "a")] {
+        let (mut rig, config) = settled(two).await;
+        let client = rig.start_polled(config.clone()).await.token("token-alice");
+        let full = Standing::new("plus")
+            .five_hour_used(100.0)
+            .five_hour_resets_at(unix_in(resets_in.as_secs()));
+        rig.account("b").set_standing(full);
+        assert_eq!(served(&rig, &client, &turn("one")).await, "b");
+        assert_eq!(
+            served(&rig, &client, &turn("one")).await,
+            "a",
+            "b reported that its window is full"
+        );
+        rig.stop().await;
+        prefer(&rig, &["a", "b"]);
+        let client = rig.start_polled(config).await.token("token-alice");
+        assert_eq!(
+            served(&rig, &client, &turn("one")).await,
+            expected,
+            "a window that resets in {resets_in:?}"
+        );
+        rig.stop().await;
+    }
 }
 
 // Who begins anew
