@@ -28,7 +28,8 @@ use hyper::body::Incoming;
 
 pub use affinity::restore_affinity;
 pub use answer::AnswerBody;
-pub use service::{LiveService, Service, ServiceParts};
+pub use service::live::LiveService;
+pub use service::{Service, ServiceParts};
 pub use websocket::{SocketUpgrade, is_upgrade};
 
 use answer::answer;

@@ -30,7 +30,9 @@ use crate::credentials::{Identity, IdentityKind};
 use crate::values::clock::Timestamp;
 
 use forward::{NoResponse, Sent, forward};
-use judge::{FailedAttempt, OtherCredentials, RefreshAllowance, UpstreamAnswer, Verdict, judge};
+use judge::{
+    AttemptVerdict, FailedAttempt, OtherCredentials, RefreshAllowance, UpstreamAnswer, judge,
+};
 use rewrite::{Rewritten, StrippedHead, rewrite};
 use select::{Selected, TriedCredentials, has_other, refuse_unsendable, select};
 
@@ -111,19 +113,21 @@ impl AttemptLoop {
             let rewritten = self.rewrite(&selected, others).await?;
             let forwarded = self.forward(&selected, rewritten).await;
             match self.judge(forwarded, others).await {
-                Verdict::Answer(answer) => {
+                AttemptVerdict::Answer(answer) => {
                     if selected.moves_home {
                         let status = answer.response.status();
                         affinity::move_home(&self.exchange, &answer.credential, status);
                     }
                     return Ok(answer);
                 }
-                Verdict::Refuse(refusal) => return Err(refusal),
-                Verdict::AgainWith(identity) => self.refreshed(selected, identity),
+                AttemptVerdict::Refuse(refusal) => return Err(refusal),
+                AttemptVerdict::AgainWith(identity) => self.refreshed(selected, identity),
                 // The outcome of an earlier attempt counts for more: a failure may be worth another try.
-                Verdict::Next(FailedAttempt::Unusable) => {}
-                Verdict::Next(failed) => self.last = failed,
-                Verdict::CutOff => return Err(refuse_unsendable(&self.exchange, &self.tried)),
+                AttemptVerdict::Next(FailedAttempt::Unusable) => {}
+                AttemptVerdict::Next(failed) => self.last = failed,
+                AttemptVerdict::CutOff => {
+                    return Err(refuse_unsendable(&self.exchange, &self.tried));
+                }
             }
         }
     }
@@ -176,7 +180,7 @@ impl AttemptLoop {
         &mut self,
         forwarded: Result<Sent, NoResponse>,
         others: OtherCredentials,
-    ) -> Verdict {
+    ) -> AttemptVerdict {
         let refresh = match self.refresh {
             RefreshUse::Unused => RefreshAllowance::Unused {
                 limit: self.refresh_limit(),

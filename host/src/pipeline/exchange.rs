@@ -11,7 +11,7 @@ use http::{Method, StatusCode};
 use uuid::Uuid;
 
 use super::refusal::Refusal;
-use super::service::{Pool, Service};
+use super::service::{CredentialPool, Service};
 use crate::authenticate::User;
 use crate::credentials::{Credential, InFlight};
 use crate::ledger::Room;
@@ -113,7 +113,7 @@ impl Exchange {
         &self.service
     }
 
-    pub(crate) fn pool(&self) -> &Pool {
+    pub(crate) fn pool(&self) -> &CredentialPool {
         self.service.pool(self.pool)
     }
 

@@ -2,9 +2,10 @@
 //!
 //! Owns what the stages look up, and the state that outlives a configuration; does not know what a request does with
 //! it. Invariant: a service never changes. A new configuration or a new generation makes another [`Service`], which
-//! requests find in [`LiveService`] from then on; a request that has begun keeps its own to its end.
+//! requests find in [`live::LiveService`] from then on; a request that has begun keeps its own to its end.
 
-mod live;
+pub(crate) mod live;
+mod parts;
 mod pool;
 mod sockets;
 
@@ -12,52 +13,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
-
-pub use live::LiveService;
-pub(crate) use pool::{Pool, PoolMember};
+pub use parts::ServiceParts;
+pub(crate) use pool::{CredentialPool, PoolMember};
 pub(crate) use sockets::SocketPermit;
 
 use crate::authenticate::{Attempts, User, Users};
 use crate::config::{Endpoints, ServiceConfig};
 use crate::credentials::{Credential, Health};
-use crate::ledger::Ledger;
-use crate::metrics::Metrics;
-use crate::policy::{Balancer, Pricer, Rewriter};
 use crate::sessions::{SessionOwner, Sessions};
 use crate::upstream::Upstream;
 use crate::values::clock::Timestamp;
 use crate::values::limits::Limits;
-use crate::values::phase::Phase;
 
 use sockets::OpenSockets;
-
-/// What a service is made of.
-#[derive(Debug, Clone)]
-pub struct ServiceParts {
-    /// The credentials, in the order of the configuration.
-    pub credentials: Vec<Arc<Credential>>,
-    /// The connections of each credential, in the same order.
-    pub upstreams: Vec<Upstream>,
-    /// The balancer of each pool, in the order of the configuration.
-    pub balancers: Vec<Arc<Balancer>>,
-    /// The balancer that chooses when a pool's own balancer fails.
-    pub stand_in: Arc<Balancer>,
-    /// The rewriters, in the order in which they edit a head.
-    pub rewriters: Vec<Arc<Rewriter>>,
-    /// The policy that prices responses.
-    pub pricer: Arc<Pricer>,
-    /// Where rows are written.
-    pub ledger: Arc<Ledger>,
-    /// What is counted for operators.
-    pub metrics: Arc<Metrics>,
-    /// The configured limits.
-    pub limits: Arc<Limits>,
-    /// Whether the gateway is serving, draining or ending.
-    pub phases: watch::Receiver<Phase>,
-    /// Held as long as anything holds the service, so that the receiver learns when all of its requests have ended.
-    pub alive: mpsc::Sender<()>,
-}
 
 /// What outlives a configuration: the next service continues with it.
 #[derive(Debug, Clone)]
@@ -73,7 +41,7 @@ struct ServiceState {
 pub struct Service {
     tag: String,
     users: Users,
-    pools: Vec<Pool>,
+    pools: Vec<CredentialPool>,
     /// An index into `pools`.
     default_pool: usize,
     endpoints: Endpoints,
@@ -101,7 +69,7 @@ impl Service {
                 let known = before.and_then(|before| {
                     before.pools.iter().find(|known| **known.tag() == *pool.tag)
                 });
-                Pool::new(pool, balancer, &parts, known)
+                CredentialPool::new(pool, balancer, &parts, known)
             });
         Self {
             tag: config.tag.clone(),
@@ -157,15 +125,15 @@ impl Service {
     }
 
     /// Returns the pool of that index, as [`Service::pool_index`] gives it.
-    pub(crate) fn pool(&self, index: usize) -> &Pool {
+    pub(crate) fn pool(&self, index: usize) -> &CredentialPool {
         &self.pools[index]
     }
 
-    pub(crate) fn pool_of(&self, user: Option<&User>) -> &Pool {
+    pub(crate) fn pool_of(&self, user: Option<&User>) -> &CredentialPool {
         &self.pools[self.pool_index(user)]
     }
 
-    pub(crate) fn pool_tagged(&self, tag: &str) -> Option<&Pool> {
+    pub(crate) fn pool_tagged(&self, tag: &str) -> Option<&CredentialPool> {
         self.pools.iter().find(|pool| **pool.tag() == *tag)
     }
 

@@ -12,7 +12,7 @@ use serde_json::json;
 use super::attempt::select::is_allowed;
 use super::entry::receive::{Received, authenticate_sender};
 use super::refusal::Refusal;
-use super::service::{Pool, Service};
+use super::service::{CredentialPool, Service};
 use crate::authenticate::User;
 use crate::credentials::Credential;
 use crate::policy::{Facts, Members};
@@ -105,7 +105,12 @@ fn is_available(credential: &Credential, user: Option<&User>, now: Timestamp) ->
     credential.can_serve(now) && is_allowed(user, credential)
 }
 
-async fn weights(service: &Service, pool: &Pool, members: &Members, now: Timestamp) -> Vec<f64> {
+async fn weights(
+    service: &Service,
+    pool: &CredentialPool,
+    members: &Members,
+    now: Timestamp,
+) -> Vec<f64> {
     let facts = Facts {
         service: service.tag(),
         now,

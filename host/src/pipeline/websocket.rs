@@ -4,11 +4,14 @@
 //! takes it, each response that is asked for over the socket is a row of its own; where not, the client gets upstream's
 //! answer, and that is the row.
 
+mod closing;
 mod flow;
 mod relay;
 mod side;
+mod timing;
 mod turns;
 mod waking;
+mod watching;
 
 use std::any::Any;
 
@@ -29,12 +32,13 @@ use super::entry::receive::Received;
 use super::exchange::RefusedRequest;
 use super::refusal::Refusal;
 use super::rewriters::{EditedHead, edit_head};
-use super::service::{LiveService, SocketPermit};
+use super::service::SocketPermit;
+use super::service::live::LiveService;
 use crate::frames::{accept_of, is_key};
 use crate::values::exchange::Transport;
 use crate::values::headers::strip_request;
 
-use relay::Relay;
+use relay::SocketRelay;
 
 /// Where a WebSocket is.
 const PATH: &str = "/v1/responses";
@@ -226,7 +230,7 @@ async fn accept(
     // Rows are of responses: a handshake that was accepted makes none.
     exchange.become_socket();
     let handshake_limit = exchange.service().limits().handshake_timeout;
-    let relay = Relay::new(live.clone(), exchange, credential, presented);
+    let relay = SocketRelay::new(live.clone(), exchange, credential, presented);
     tokio::spawn(async move {
         let HeldPlaces { upgrade, permit } = held;
         // A client that leaves before its answer asked for nothing.

@@ -33,16 +33,16 @@ pub(crate) fn settle(exchange: &mut Exchange, end: End, metered: Metered) -> Opt
     let service = exchange.service();
     let pricer = &service.parts().pricer;
     match bill {
-        Bill::Nothing => {}
-        Bill::Unknown(reason) => {
+        Billable::Nothing => {}
+        Billable::Unknown(reason) => {
             row.cost = Some(Cost::Unpriced {
                 reason: reason.to_owned(),
             });
         }
-        Bill::Counts(counts) if pricer.is_slow() => {
+        Billable::Counts(counts) if pricer.is_slow() => {
             return Some(price_later(exchange, room, row, counts));
         }
-        Bill::Counts(counts) => {
+        Billable::Counts(counts) => {
             row.cost = Some(price(pricer, &pricing_facts(exchange, &row), &counts));
         }
     }
@@ -83,7 +83,7 @@ impl Drop for Exchange {
 }
 
 /// What there is to price.
-enum Bill {
+enum Billable {
     Nothing,
     /// The response may have cost something, but the amount is unknown for this reason.
     Unknown(&'static str),
@@ -91,16 +91,16 @@ enum Bill {
 }
 
 /// Returns what the response can have cost: nothing if upstream refused it, or if it was no turn of a model.
-fn bill(exchange: &Exchange, metered: &Metered) -> Bill {
+fn bill(exchange: &Exchange, metered: &Metered) -> Billable {
     if let Some(counts) = metered.counts {
-        return Bill::Counts(counts);
+        return Billable::Counts(counts);
     }
     let names_model = metered.model.is_some() || exchange.asked().model.is_some();
     let is_turn = names_model || metered.response_id.is_some() || metered.unknown.is_some();
     if is_turn && exchange.attempts().iter().any(may_have_worked) {
-        Bill::Unknown(metered.unknown.unwrap_or("upstream told no usage"))
+        Billable::Unknown(metered.unknown.unwrap_or("upstream told no usage"))
     } else {
-        Bill::Nothing
+        Billable::Nothing
     }
 }
 

@@ -70,7 +70,7 @@ pub(crate) enum FailedAttempt {
 }
 
 /// What is done about the outcome of an attempt.
-pub(crate) enum Verdict {
+pub(crate) enum AttemptVerdict {
     /// The client gets this response.
     Answer(UpstreamAnswer),
     /// The client gets this refusal.
@@ -89,13 +89,13 @@ pub(crate) async fn judge(
     forwarded: Result<Sent, NoResponse>,
     others: OtherCredentials,
     refresh: RefreshAllowance,
-) -> Verdict {
+) -> AttemptVerdict {
     match forwarded {
         Ok(sent) => judge_response(exchange, sent, others, refresh).await,
         Err(NoResponse::Withdrawn) => match others {
-            OtherCredentials::OutOfReach => Verdict::CutOff,
+            OtherCredentials::OutOfReach => AttemptVerdict::CutOff,
             OtherCredentials::Left | OtherCredentials::NoneLeft => {
-                Verdict::Next(FailedAttempt::Unusable)
+                AttemptVerdict::Next(FailedAttempt::Unusable)
             }
         },
         Err(NoResponse::Upstream(error)) => judge_failure(exchange, &error, others),
@@ -107,7 +107,7 @@ async fn judge_response(
     sent: Sent,
     others: OtherCredentials,
     refresh: RefreshAllowance,
-) -> Verdict {
+) -> AttemptVerdict {
     match sent.response.status() {
         StatusCode::UNAUTHORIZED => judge_unauthorized(exchange, sent, others, refresh).await,
         // The limits of an API key are of seconds and its own: its client knows what to do, and the key is not paused.
@@ -117,7 +117,7 @@ async fn judge_response(
         StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
             judge_upstream_failure(exchange, sent, others)
         }
-        _ => Verdict::Answer(unread(sent)),
+        _ => AttemptVerdict::Answer(unread(sent)),
     }
 }
 
@@ -136,7 +136,7 @@ async fn judge_unauthorized(
     sent: Sent,
     others: OtherCredentials,
     refresh: RefreshAllowance,
-) -> Verdict {
+) -> AttemptVerdict {
     let credential = &sent.credential;
     tracing::warn!(credential = credential.tag(), "upstream rejected the token");
     let limit = match (others, refresh) {
@@ -148,13 +148,13 @@ async fn judge_unauthorized(
         .instead_of(&sent.presented, limit.unwrap_or(Duration::ZERO))
         .await;
     match replacement {
-        Some(identity) if limit.is_some() => return Verdict::AgainWith(identity),
+        Some(identity) if limit.is_some() => return AttemptVerdict::AgainWith(identity),
         Some(_) => {}
         None => credential.token_refused(&sent.presented, Timestamp::now()),
     }
     // In a pool this is no matter of the client: its own token is good, and a 401 would make it discard that.
     if exchange.pool().is_single() || !exchange.service().limits().failover.unauthorized {
-        return Verdict::Answer(unread(sent));
+        return AttemptVerdict::Answer(unread(sent));
     }
     next_or_cut_off(others)
 }
@@ -163,7 +163,7 @@ async fn judge_rate_limited(
     exchange: &Exchange,
     mut sent: Sent,
     others: OtherCredentials,
-) -> Verdict {
+) -> AttemptVerdict {
     let (read, is_broken) = read_error(&mut sent.response).await;
     let now = Timestamp::now();
     let headers = sent.response.headers();
@@ -177,7 +177,7 @@ async fn judge_rate_limited(
     note_rate_limit(&sent.credential, &sent.presented, &sent.reading, until, now);
     if exchange.pool().is_single() || !exchange.service().limits().failover.rate_limited {
         // Upstream's response says when this credential is back: all that there is to know of a single one.
-        return Verdict::Answer(UpstreamAnswer {
+        return AttemptVerdict::Answer(UpstreamAnswer {
             read,
             is_broken,
             ..unread(sent)
@@ -204,16 +204,20 @@ pub(crate) fn note_rate_limit(
     );
 }
 
-fn next_or_cut_off(others: OtherCredentials) -> Verdict {
+fn next_or_cut_off(others: OtherCredentials) -> AttemptVerdict {
     match others {
         OtherCredentials::Left | OtherCredentials::NoneLeft => {
-            Verdict::Next(FailedAttempt::Unusable)
+            AttemptVerdict::Next(FailedAttempt::Unusable)
         }
-        OtherCredentials::OutOfReach => Verdict::CutOff,
+        OtherCredentials::OutOfReach => AttemptVerdict::CutOff,
     }
 }
 
-fn judge_upstream_failure(exchange: &Exchange, sent: Sent, others: OtherCredentials) -> Verdict {
+fn judge_upstream_failure(
+    exchange: &Exchange,
+    sent: Sent,
+    others: OtherCredentials,
+) -> AttemptVerdict {
     sent.credential.failed(Timestamp::now());
     let switches = &exchange.service().limits().failover;
     let may_continue = match sent.response.status() {
@@ -223,30 +227,36 @@ fn judge_upstream_failure(exchange: &Exchange, sent: Sent, others: OtherCredenti
     };
     let answer = unread(sent);
     if may_continue && others == OtherCredentials::Left {
-        Verdict::Next(FailedAttempt::Answer(answer))
+        AttemptVerdict::Next(FailedAttempt::Answer(answer))
     } else {
-        Verdict::Answer(answer)
+        AttemptVerdict::Answer(answer)
     }
 }
 
-fn judge_failure(exchange: &Exchange, error: &UpstreamError, others: OtherCredentials) -> Verdict {
+fn judge_failure(
+    exchange: &Exchange,
+    error: &UpstreamError,
+    others: OtherCredentials,
+) -> AttemptVerdict {
     let switches = &exchange.service().limits().failover;
     let (refusal, may_continue) = match error {
         UpstreamError::Unreachable(_) => (Refusal::upstream_unreachable(), switches.unreachable),
         UpstreamError::TimedOut => (Refusal::upstream_timed_out(), switches.timed_out),
         // The request may have been processed.
-        UpstreamError::Broken(_) => return Verdict::Refuse(Refusal::upstream_broken()),
+        UpstreamError::Broken(_) => return AttemptVerdict::Refuse(Refusal::upstream_broken()),
         UpstreamError::RequestBody(error) => {
-            return Verdict::Refuse(Refusal::request_body(*error));
+            return AttemptVerdict::Refuse(Refusal::request_body(*error));
         }
     };
     match others {
-        OtherCredentials::Left if may_continue => Verdict::Next(FailedAttempt::Refusal(refusal)),
+        OtherCredentials::Left if may_continue => {
+            AttemptVerdict::Next(FailedAttempt::Refusal(refusal))
+        }
         OtherCredentials::OutOfReach if !exchange.pool().is_single() => {
-            Verdict::Refuse(refusal.because_body_not_kept())
+            AttemptVerdict::Refuse(refusal.because_body_not_kept())
         }
         OtherCredentials::Left | OtherCredentials::NoneLeft | OtherCredentials::OutOfReach => {
-            Verdict::Refuse(refusal)
+            AttemptVerdict::Refuse(refusal)
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::credentials::{Credential, Identity, IdentityKind};
 use crate::pipeline::affinity;
 use crate::pipeline::exchange::Exchange;
 use crate::pipeline::refusal::Refusal;
-use crate::pipeline::service::{Pool, PoolMember};
+use crate::pipeline::service::{CredentialPool, PoolMember};
 use crate::policy::{Choice, Facts};
 use crate::values::candidate::Candidate;
 use crate::values::clock::Timestamp;
@@ -122,7 +122,7 @@ pub(crate) fn refuse_unsendable(exchange: &Exchange, tried: &TriedCredentials) -
 }
 
 /// Reads the files of unavailable members that are due to be read, all at once: a file may have appeared since.
-async fn read_unavailable(pool: &Pool, now: Timestamp) {
+async fn read_unavailable(pool: &CredentialPool, now: Timestamp) {
     let mut readings = JoinSet::new();
     for credential in pool.credentials() {
         if credential.claim_reading(now) {
@@ -172,7 +172,7 @@ fn candidates(exchange: &Exchange, tried: &TriedCredentials, now: Timestamp) -> 
 
 /// Returns whether a credential may be chosen from its pool: an API key is no member of a pool, even if its file becomes
 /// one later.
-fn may_be_member(pool: &Pool, credential: &Credential) -> bool {
+fn may_be_member(pool: &CredentialPool, credential: &Credential) -> bool {
     pool.is_single()
         || credential
             .identity()
@@ -186,7 +186,7 @@ pub(crate) fn is_allowed(user: Option<&User>, credential: &Credential) -> bool {
 
 /// Returns whether a member of a pool steps back because upstream refused its token recently. A credential that is used
 /// alone is tried all the same.
-fn is_stepping_back(pool: &Pool, credential: &Credential, now: Timestamp) -> bool {
+fn is_stepping_back(pool: &CredentialPool, credential: &Credential, now: Timestamp) -> bool {
     !pool.is_single() && credential.is_suspect(now)
 }
 

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::ServiceParts;
+use super::parts::ServiceParts;
 use crate::config::PoolConfig;
 use crate::credentials::Credential;
 use crate::policy::{Balancer, Members};
@@ -28,7 +28,7 @@ impl PoolMember {
 
 /// The credentials that a user's requests can be sent with. It has at least one member.
 #[derive(Debug)]
-pub(crate) struct Pool {
+pub(crate) struct CredentialPool {
     tag: Arc<str>,
     members: Vec<Arc<PoolMember>>,
     balancer: Arc<Balancer>,
@@ -52,7 +52,7 @@ struct AnnouncedMembers {
     members: Members,
 }
 
-impl Pool {
+impl CredentialPool {
     pub(super) fn new(
         config: &PoolConfig,
         balancer: &Arc<Balancer>,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::timeout;
 
-use super::side::Side;
+use super::side::SocketSide;
 use crate::frames::{Broken, Frames, Next, Part, Sender, Violation};
 use crate::ledger::Commit;
 
@@ -39,7 +39,7 @@ pub(super) enum FlowEnd {
 }
 
 /// What reads a direction on the side.
-pub(super) trait Watcher {
+pub(super) trait FlowWatcher {
     /// # Errors
     /// A bound is broken.
     fn begin(&mut self, text: bool) -> Result<(), Violation>;
@@ -51,7 +51,7 @@ pub(super) trait Watcher {
 }
 
 /// One direction.
-pub(super) struct Flow {
+pub(super) struct SocketFlow {
     frames: Frames,
     /// What waits to be written, from `written` on.
     pending: Vec<u8>,
@@ -71,7 +71,7 @@ pub(super) struct Flow {
     progress: bool,
 }
 
-impl Flow {
+impl SocketFlow {
     pub(super) fn new(sender: Sender, message_bytes_max: u64) -> Self {
         Self {
             frames: Frames::new(sender, message_bytes_max),
@@ -117,7 +117,7 @@ impl Flow {
 
     /// Writes what waits and then `frame`, the gateway's own last one. Where the receiver is in the middle of a frame it
     /// gets none: it could not tell it from the frame's rest.
-    pub(super) async fn finish(&mut self, to: &mut Side, frame: &[u8]) -> io::Result<()> {
+    pub(super) async fn finish(&mut self, to: &mut SocketSide, frame: &[u8]) -> io::Result<()> {
         if self.cut {
             return Ok(());
         }
@@ -128,7 +128,7 @@ impl Flow {
 
     /// Reads to the sender's close frame, or to its end: with what is unread, its system could take back what was sent to
     /// it last. What comes goes nowhere.
-    pub(super) async fn drain(&mut self, from: &mut Side) {
+    pub(super) async fn drain(&mut self, from: &mut SocketSide) {
         let mut buffer = [0; 1024];
         while !self.frames.is_closed() {
             // The close frame of one that broke the protocol is not found any more.
@@ -150,9 +150,9 @@ impl Flow {
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        mut from: Pin<&mut Side>,
-        mut to: Pin<&mut Side>,
-        watcher: &mut impl Watcher,
+        mut from: Pin<&mut SocketSide>,
+        mut to: Pin<&mut SocketSide>,
+        watcher: &mut impl FlowWatcher,
     ) -> Poll<FlowEnd> {
         loop {
             match self.poll_pending(cx, to.as_mut()) {
@@ -189,8 +189,8 @@ impl Flow {
             match ready!(self.poll_read(cx, from.as_mut(), to.as_mut(), watcher)) {
                 Ok(0) => return Poll::Ready(FlowEnd::SenderGone),
                 Ok(_) => {}
-                Err(Stop::Gone) => return Poll::Ready(FlowEnd::SenderGone),
-                Err(Stop::Violation(violation)) => {
+                Err(ReadStop::Gone) => return Poll::Ready(FlowEnd::SenderGone),
+                Err(ReadStop::Violation(violation)) => {
                     return Poll::Ready(FlowEnd::Violation(violation));
                 }
             }
@@ -200,21 +200,21 @@ impl Flow {
     fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
-        from: Pin<&mut Side>,
-        to: Pin<&mut Side>,
-        watcher: &mut impl Watcher,
-    ) -> Poll<Result<usize, Stop>> {
+        from: Pin<&mut SocketSide>,
+        to: Pin<&mut SocketSide>,
+        watcher: &mut impl FlowWatcher,
+    ) -> Poll<Result<usize, ReadStop>> {
         BUFFER.with_borrow_mut(|buffer| {
             let mut read = ReadBuf::new(&mut buffer[..]);
             if ready!(from.poll_read(cx, &mut read)).is_err() {
-                return Poll::Ready(Err(Stop::Gone));
+                return Poll::Ready(Err(ReadStop::Gone));
             }
             let input = read.filled();
             let length = input.len();
             Poll::Ready(
                 self.take(cx, input, to, watcher)
                     .map(|()| length)
-                    .map_err(Stop::Violation),
+                    .map_err(ReadStop::Violation),
             )
         })
     }
@@ -224,8 +224,8 @@ impl Flow {
         &mut self,
         cx: &mut Context<'_>,
         input: &[u8],
-        to: Pin<&mut Side>,
-        watcher: &mut impl Watcher,
+        to: Pin<&mut SocketSide>,
+        watcher: &mut impl FlowWatcher,
     ) -> Result<(), Violation> {
         let mut commit = None;
         let mut broken = None;
@@ -266,7 +266,7 @@ impl Flow {
     }
 
     /// Forwards what ends with a frame, where there is something.
-    fn forward_whole(&mut self, cx: &mut Context<'_>, bytes: &[u8], to: Pin<&mut Side>) {
+    fn forward_whole(&mut self, cx: &mut Context<'_>, bytes: &[u8], to: Pin<&mut SocketSide>) {
         if !bytes.is_empty() {
             self.forward(cx, bytes, to);
             self.cut = false;
@@ -274,7 +274,7 @@ impl Flow {
     }
 
     /// Writes what can be written at once. The rest waits: nothing more is read before it is out.
-    fn forward(&mut self, cx: &mut Context<'_>, mut bytes: &[u8], mut to: Pin<&mut Side>) {
+    fn forward(&mut self, cx: &mut Context<'_>, mut bytes: &[u8], mut to: Pin<&mut SocketSide>) {
         while !bytes.is_empty() && self.pending.is_empty() {
             match to.as_mut().poll_write(cx, bytes) {
                 Poll::Ready(Ok(written)) if written > 0 => {
@@ -291,7 +291,7 @@ impl Flow {
     fn poll_pending(
         &mut self,
         cx: &mut Context<'_>,
-        mut to: Pin<&mut Side>,
+        mut to: Pin<&mut SocketSide>,
     ) -> Poll<io::Result<()>> {
         while self.written < self.pending.len() {
             let Poll::Ready(written) = to.as_mut().poll_write(cx, &self.pending[self.written..])
@@ -325,7 +325,7 @@ impl Flow {
     }
 }
 
-enum Stop {
+enum ReadStop {
     Gone,
     Violation(Violation),
 }

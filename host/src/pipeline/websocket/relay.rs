@@ -10,18 +10,21 @@ use hyper::upgrade::Upgraded;
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::flow::{Flow, FlowEnd, Watcher};
-use super::side::Side;
-use super::turns::Turns;
-use super::waking::Part;
-use crate::credentials::{Credential, Identity};
-use crate::frames::{
-    GOING_AWAY, INTERNAL_ERROR, RESTART, Sender, Violation, close_frame, ping_frame,
+use super::closing::{
+    BROKE, CHANGED, CloseReason, IDLE, MOVES, NOT_RECORDED, SILENT, STOPS, USED_UP,
 };
-use crate::ledger::Commit;
+use super::flow::{FlowEnd, SocketFlow};
+use super::side::SocketSide;
+use super::timing::{LastHeard, SocketDeadlines};
+use super::turns::SocketTurns;
+use super::waking::WakeablePart;
+use super::watching::{ClientWatcher, UpstreamWatcher};
+use crate::credentials::{Credential, Identity};
+use crate::frames::{GOING_AWAY, Sender, Violation, close_frame, ping_frame};
 use crate::pipeline::attempt::select::choice_for_session;
 use crate::pipeline::exchange::Exchange;
-use crate::pipeline::service::{LiveService, Service};
+use crate::pipeline::service::Service;
+use crate::pipeline::service::live::LiveService;
 use crate::values::clock::Timestamp;
 use crate::values::exchange::End;
 use crate::values::phase::Phase;
@@ -32,142 +35,47 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A client that leaves may read what is on its way to it for so long.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What closes a socket from here.
-#[derive(Debug, Clone, Copy)]
-struct Reason {
-    code: u16,
-    text: &'static str,
-}
-
-const USED_UP: Reason = Reason {
-    code: RESTART,
-    text: "the credential is used up: connect again",
-};
-const MOVES: Reason = Reason {
-    code: RESTART,
-    text: "the session moves to another credential: connect again",
-};
-const CHANGED: Reason = Reason {
-    code: RESTART,
-    text: "the gateway's configuration changed: connect again",
-};
-const STOPS: Reason = Reason {
-    code: RESTART,
-    text: "the gateway stops: connect again",
-};
-const IDLE: Reason = Reason {
-    code: GOING_AWAY,
-    text: "nothing was asked for a long time",
-};
-const BROKE: Reason = Reason {
-    code: INTERNAL_ERROR,
-    text: "upstream broke off",
-};
-const SILENT: Reason = Reason {
-    code: INTERNAL_ERROR,
-    text: "upstream fell silent",
-};
-const NOT_RECORDED: Reason = Reason {
-    code: INTERNAL_ERROR,
-    text: "the ledger did not take the response's row in time",
-};
-
 /// A socket between a client and upstream.
-pub(super) struct Relay {
+pub(super) struct SocketRelay {
     live: LiveService,
     /// They own the service that the next turn begins in.
-    turns: Turns,
+    turns: SocketTurns,
     /// From the client to upstream.
-    up: Flow,
+    up: SocketFlow,
     /// From upstream to the client.
-    down: Flow,
+    down: SocketFlow,
     /// Which directions are over.
-    closed: Closed,
+    closed: ClosedDirections,
     /// It is to be closed when no response is waited for any more.
-    leaving: Option<Reason>,
-    heard: Heard,
-    waits: Waits,
+    leaving: Option<CloseReason>,
+    heard: LastHeard,
+    waits: SocketDeadlines,
 }
 
 #[derive(Default)]
-struct Closed {
+struct ClosedDirections {
     up: bool,
     down: bool,
     /// Upstream takes nothing more. What it sent before that is still to come.
     upstream_broke: bool,
 }
 
-/// The last sign of life of each side.
-struct Heard {
-    client: Instant,
-    upstream: Instant,
-    /// The last message of either.
-    message: Instant,
-    /// What was heard since that was looked at: the clock is read once for all of it.
-    now: News,
-    /// The client was sent a ping since.
-    pinged: bool,
-    /// A response ended since that was looked at.
-    turn_ended: bool,
-}
-
-/// Signs of life that are not in [`Heard`] yet.
-#[derive(Default)]
-struct News {
-    client: bool,
-    upstream: bool,
-    message: bool,
-}
-
-impl Heard {
-    fn take_in(&mut self) {
-        let News {
-            client,
-            upstream,
-            message,
-        } = std::mem::take(&mut self.now);
-        if !(client || upstream || message) {
-            return;
-        }
-        let now = Instant::now();
-        if client {
-            self.client = now;
-            self.pinged = false;
-        }
-        if upstream {
-            self.upstream = now;
-        }
-        if message {
-            self.message = now;
-        }
-    }
-}
-
-/// What does not go on for ever.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-struct Waits {
-    /// One side has closed, and the other is to follow until then.
-    for_close: Option<Instant>,
-    /// A response's end waits for its row, at most until then.
-    for_commit: Option<Instant>,
-}
-
 /// What is polled when it was woken, of all that a socket waits for. A message wakes its direction, and nothing else looks.
 /// Reading a side and writing to it wake separately: no more than that is asked of what a side is made of.
-struct Wakings {
-    up: Part,
-    down: Part,
+struct RelayParts {
+    up: WakeablePart,
+    down: WakeablePart,
     /// Whatever seldom happens.
-    rest: Part,
+    rest: WakeablePart,
 }
 
-impl Wakings {
+impl RelayParts {
     async fn here() -> Self {
         poll_fn(|cx| {
             Poll::Ready(Self {
-                up: Part::of(cx),
-                down: Part::of(cx),
-                rest: Part::of(cx),
+                up: WakeablePart::of(cx),
+                down: WakeablePart::of(cx),
+                rest: WakeablePart::of(cx),
             })
         })
         .await
@@ -182,8 +90,8 @@ impl Wakings {
 }
 
 /// What ends a wait.
-enum Wake {
-    Flows(Outcome),
+enum RelayWake {
+    Flows(RelayOutcome),
     /// The credential or the service is to be looked at.
     Look,
     Phase(Phase),
@@ -191,18 +99,18 @@ enum Wake {
 }
 
 /// What the two directions came to.
-enum Outcome {
+enum RelayOutcome {
     /// Nothing is left to relay.
     Over(End),
     /// The client is to be told why it ends.
-    Close(Reason, End),
+    Close(CloseReason, End),
     /// Something has begun that must not go on for ever.
-    Waits,
+    DeadlinesChanged,
     /// A response has ended, and none is waited for: it is time to look whether the session should move.
     Between,
 }
 
-impl Relay {
+impl SocketRelay {
     /// A relay for the socket that was opened by `socket`, the exchange of its handshake, with that credential.
     pub(super) fn new(
         live: LiveService,
@@ -211,29 +119,21 @@ impl Relay {
         presented: Arc<Identity>,
     ) -> Self {
         let bytes_max = socket.service().limits().websocket_message_bytes;
-        let now = Instant::now();
         Self {
-            turns: Turns::new(socket, credential, presented),
+            turns: SocketTurns::new(socket, credential, presented),
             live,
-            up: Flow::new(Sender::Client, bytes_max),
-            down: Flow::new(Sender::Server, bytes_max),
-            closed: Closed::default(),
+            up: SocketFlow::new(Sender::Client, bytes_max),
+            down: SocketFlow::new(Sender::Server, bytes_max),
+            closed: ClosedDirections::default(),
             leaving: None,
-            heard: Heard {
-                client: now,
-                upstream: now,
-                message: now,
-                now: News::default(),
-                pinged: false,
-                turn_ended: false,
-            },
-            waits: Waits::default(),
+            heard: LastHeard::new(Instant::now()),
+            waits: SocketDeadlines::default(),
         }
     }
 
     /// The side that `flow` comes from. What was read of it already is taken over: the buffer that it lies in is large.
-    fn side(upgraded: Upgraded, flow: &mut Flow) -> Side {
-        let (side, read) = Side::of(upgraded);
+    fn side(upgraded: Upgraded, flow: &mut SocketFlow) -> SocketSide {
+        let (side, read) = SocketSide::of(upgraded);
         flow.was_read(&read);
         side
     }
@@ -243,24 +143,24 @@ impl Relay {
         let mut client = Self::side(client, &mut self.up);
         let mut upstream = Self::side(upstream, &mut self.down);
         match self.relay(&mut client, &mut upstream).await {
-            Outcome::Close(reason, end) => {
+            RelayOutcome::Close(reason, end) => {
                 self.turns.over(end);
                 self.close(reason, &mut client, &mut upstream).await;
             }
-            Outcome::Over(end) => self.turns.over(end),
-            Outcome::Waits | Outcome::Between => {}
+            RelayOutcome::Over(end) => self.turns.over(end),
+            RelayOutcome::DeadlinesChanged | RelayOutcome::Between => {}
         }
         // Whether they are still there does not matter any more.
         let _ = timeout(SHUTDOWN_TIMEOUT, client.shutdown()).await;
         let _ = timeout(SHUTDOWN_TIMEOUT, upstream.shutdown()).await;
     }
 
-    async fn relay(&mut self, client: &mut Side, upstream: &mut Side) -> Outcome {
+    async fn relay(&mut self, client: &mut SocketSide, upstream: &mut SocketSide) -> RelayOutcome {
         let mut phases = self.service().parts().phases.clone();
         let phase = *phases.borrow_and_update();
         self.phase(phase);
         let mut live = self.live.clone();
-        let mut wakings = Wakings::here().await;
+        let mut wakings = RelayParts::here().await;
         loop {
             self.move_to(&live.now());
             let credential = Arc::clone(self.turns.credential());
@@ -272,31 +172,31 @@ impl Relay {
             let wake = self.wake_at();
             let mut rest = pin!(async {
                 tokio::select! {
-                    () = withdrawn => Wake::Look,
-                    () = live.changed() => Wake::Look,
+                    () = withdrawn => RelayWake::Look,
+                    () = live.changed() => RelayWake::Look,
                     changed = phases.changed() => match changed {
-                        Ok(()) => Wake::Phase(*phases.borrow_and_update()),
-                        Err(_) => Wake::Phase(Phase::Ending),
+                        Ok(()) => RelayWake::Phase(*phases.borrow_and_update()),
+                        Err(_) => RelayWake::Phase(Phase::Ending),
                     },
-                    () = sleep_until(wake) => Wake::Time,
+                    () = sleep_until(wake) => RelayWake::Time,
                 }
             });
             wakings.touch();
             let woken = poll_fn(|cx| match self.poll(cx, &mut wakings, client, upstream) {
-                Poll::Ready(outcome) => Poll::Ready(Wake::Flows(outcome)),
+                Poll::Ready(outcome) => Poll::Ready(RelayWake::Flows(outcome)),
                 Poll::Pending => wakings.rest.poll(cx, |cx| rest.as_mut().poll(cx)),
             });
             match woken.await {
-                Wake::Flows(Outcome::Waits) | Wake::Look => {}
-                Wake::Flows(Outcome::Between) => {
+                RelayWake::Flows(RelayOutcome::DeadlinesChanged) | RelayWake::Look => {}
+                RelayWake::Flows(RelayOutcome::Between) => {
                     if self.moves().await {
                         self.leave(MOVES);
                     }
                 }
-                Wake::Flows(outcome) => return outcome,
-                Wake::Phase(Phase::Ending) => return Outcome::Over(End::ClientGone),
-                Wake::Phase(phase) => self.phase(phase),
-                Wake::Time => {
+                RelayWake::Flows(outcome) => return outcome,
+                RelayWake::Phase(Phase::Ending) => return RelayOutcome::Over(End::ClientGone),
+                RelayWake::Phase(phase) => self.phase(phase),
+                RelayWake::Time => {
                     if let Some(outcome) = self.wake(Instant::now()) {
                         return outcome;
                     }
@@ -312,12 +212,17 @@ impl Relay {
     }
 
     /// It closes as soon as no response is waited for.
-    fn leave(&mut self, reason: Reason) {
+    fn leave(&mut self, reason: CloseReason) {
         self.leaving.get_or_insert(reason);
     }
 
     /// Tells both sides why it ends, and waits for the client to have read it.
-    async fn close(&mut self, reason: Reason, client: &mut Side, upstream: &mut Side) {
+    async fn close(
+        &mut self,
+        reason: CloseReason,
+        client: &mut SocketSide,
+        upstream: &mut SocketSide,
+    ) {
         let closing = async {
             let told = close_frame(Sender::Server, reason.code, reason.text);
             if self.closed.down || self.down.finish(client, &told).await.is_err() {
@@ -340,12 +245,12 @@ impl Relay {
     fn poll(
         &mut self,
         cx: &Context<'_>,
-        wakings: &mut Wakings,
-        client: &mut Side,
-        upstream: &mut Side,
-    ) -> Poll<Outcome> {
+        wakings: &mut RelayParts,
+        client: &mut SocketSide,
+        upstream: &mut SocketSide,
+    ) -> Poll<RelayOutcome> {
         if !self.closed.up {
-            let mut watcher = Up {
+            let mut watcher = ClientWatcher {
                 turns: &mut self.turns,
                 heard: &mut self.heard,
             };
@@ -360,7 +265,7 @@ impl Relay {
             }
         }
         if !self.closed.down {
-            let mut watcher = Down {
+            let mut watcher = UpstreamWatcher {
                 turns: &mut self.turns,
                 heard: &mut self.heard,
             };
@@ -377,18 +282,18 @@ impl Relay {
         }
         self.heard.take_in();
         if self.closed.up && self.closed.down {
-            return Poll::Ready(Outcome::Over(End::ClientGone));
+            return Poll::Ready(RelayOutcome::Over(End::ClientGone));
         }
         if self.is_between_turns() {
             if let Some(reason) = self.leaving {
-                return Poll::Ready(Outcome::Close(reason, End::ClientGone));
+                return Poll::Ready(RelayOutcome::Close(reason, End::ClientGone));
             }
             if std::mem::take(&mut self.heard.turn_ended) {
-                return Poll::Ready(Outcome::Between);
+                return Poll::Ready(RelayOutcome::Between);
             }
         }
         if self.waits_anew() {
-            Poll::Ready(Outcome::Waits)
+            Poll::Ready(RelayOutcome::DeadlinesChanged)
         } else {
             Poll::Pending
         }
@@ -426,7 +331,7 @@ impl Relay {
         let before = self.waits;
         let one_closed = self.closed.up || self.closed.down;
         let now = Instant::now;
-        self.waits = Waits {
+        self.waits = SocketDeadlines {
             for_close: one_closed
                 .then(|| before.for_close.unwrap_or_else(|| now() + CLOSE_TIMEOUT)),
             for_commit: self.down.is_held().then(|| {
@@ -439,27 +344,28 @@ impl Relay {
     }
 
     /// Answers what becomes of the socket, where this ends it.
-    fn up_ended(&mut self, end: FlowEnd) -> Option<Outcome> {
+    fn up_ended(&mut self, end: FlowEnd) -> Option<RelayOutcome> {
         match end {
             // Upstream answers it, and that goes to the client.
             FlowEnd::Closed | FlowEnd::NotRecorded => {
                 self.closed.up = true;
                 None
             }
-            FlowEnd::SenderGone => Some(Outcome::Over(End::ClientGone)),
+            FlowEnd::SenderGone => Some(RelayOutcome::Over(End::ClientGone)),
             FlowEnd::ReceiverGone => {
                 // Why may be on its way: an error, or the end of a response, reaches the client before anything is closed.
                 self.closed.up = true;
                 self.closed.upstream_broke = true;
                 None
             }
-            FlowEnd::Violation(Violation { code, what }) => {
-                Some(Outcome::Close(Reason { code, text: what }, End::ClientGone))
-            }
+            FlowEnd::Violation(Violation { code, what }) => Some(RelayOutcome::Close(
+                CloseReason { code, text: what },
+                End::ClientGone,
+            )),
         }
     }
 
-    fn down_ended(&mut self, end: FlowEnd) -> Option<Outcome> {
+    fn down_ended(&mut self, end: FlowEnd) -> Option<RelayOutcome> {
         match end {
             FlowEnd::Closed => {
                 // It may be the answer to the client's.
@@ -472,19 +378,19 @@ impl Relay {
                 self.closed.down = true;
                 None
             }
-            FlowEnd::ReceiverGone => Some(Outcome::Over(End::ClientGone)),
+            FlowEnd::ReceiverGone => Some(RelayOutcome::Over(End::ClientGone)),
             FlowEnd::SenderGone if self.closed.up && !self.closed.upstream_broke => {
-                Some(Outcome::Over(End::ClientGone))
+                Some(RelayOutcome::Over(End::ClientGone))
             }
-            FlowEnd::SenderGone => Some(Outcome::Close(BROKE, End::UpstreamGone)),
+            FlowEnd::SenderGone => Some(RelayOutcome::Close(BROKE, End::UpstreamGone)),
             FlowEnd::Violation(violation) => {
                 tracing::warn!(
                     what = violation.what,
                     "upstream broke the WebSocket protocol"
                 );
-                Some(Outcome::Close(BROKE, End::UpstreamGone))
+                Some(RelayOutcome::Close(BROKE, End::UpstreamGone))
             }
-            FlowEnd::NotRecorded => Some(Outcome::Close(NOT_RECORDED, End::Failed)),
+            FlowEnd::NotRecorded => Some(RelayOutcome::Close(NOT_RECORDED, End::Failed)),
         }
     }
 
@@ -524,93 +430,32 @@ impl Relay {
             .then(|| self.heard.upstream + self.service().limits().upstream_idle_timeout)
     }
 
-    fn wake(&mut self, now: Instant) -> Option<Outcome> {
+    fn wake(&mut self, now: Instant) -> Option<RelayOutcome> {
         let is_over = |end: Option<Instant>| end.is_some_and(|end| end <= now);
         if is_over(self.waits.for_close) && self.closed.upstream_broke && !self.closed.down {
-            return Some(Outcome::Close(BROKE, End::UpstreamGone));
+            return Some(RelayOutcome::Close(BROKE, End::UpstreamGone));
         }
         if is_over(self.waits.for_close) {
-            return Some(Outcome::Over(End::ClientGone));
+            return Some(RelayOutcome::Over(End::ClientGone));
         }
         if is_over(self.waits.for_commit) {
-            return Some(Outcome::Close(NOT_RECORDED, End::Failed));
+            return Some(RelayOutcome::Close(NOT_RECORDED, End::Failed));
         }
         if is_over(self.silent_at()) {
-            return Some(Outcome::Close(SILENT, End::UpstreamGone));
+            return Some(RelayOutcome::Close(SILENT, End::UpstreamGone));
         }
         let idle_limit = self.service().limits().websocket_idle_timeout;
         if !self.turns.is_waiting() && self.heard.message + idle_limit <= now {
-            return Some(Outcome::Close(IDLE, End::ClientGone));
+            return Some(RelayOutcome::Close(IDLE, End::ClientGone));
         }
         if self.ping_at() <= now {
             if self.heard.pinged {
                 // Nothing came back, not even an answer to a ping.
-                return Some(Outcome::Over(End::ClientGone));
+                return Some(RelayOutcome::Over(End::ClientGone));
             }
             self.heard.pinged = true;
             self.down.send_own(&ping_frame(Sender::Server));
         }
         None
-    }
-}
-
-/// Reads what the client sends.
-struct Up<'a> {
-    turns: &'a mut Turns,
-    heard: &'a mut Heard,
-}
-
-impl Watcher for Up<'_> {
-    fn begin(&mut self, text: bool) -> Result<(), Violation> {
-        self.heard.now.message = true;
-        self.control();
-        self.turns.client_begins(text)
-    }
-
-    fn data(&mut self, piece: &[u8]) {
-        self.control();
-        self.turns.client_sends(piece);
-    }
-
-    fn end(&mut self) -> Option<Commit> {
-        self.control();
-        self.turns.client_ends();
-        // Upstream's silence counts from here.
-        self.heard.now.upstream = true;
-        None
-    }
-
-    fn control(&mut self) {
-        self.heard.now.client = true;
-    }
-}
-
-/// Reads what upstream sends.
-struct Down<'a> {
-    turns: &'a mut Turns,
-    heard: &'a mut Heard,
-}
-
-impl Watcher for Down<'_> {
-    fn begin(&mut self, text: bool) -> Result<(), Violation> {
-        self.control();
-        self.heard.now.message = true;
-        self.turns.upstream_begins(text);
-        Ok(())
-    }
-
-    fn data(&mut self, piece: &[u8]) {
-        self.control();
-        self.turns.upstream_sends(piece);
-    }
-
-    fn end(&mut self) -> Option<Commit> {
-        let commit = self.turns.upstream_ends();
-        self.heard.turn_ended |= commit.is_some();
-        commit
-    }
-
-    fn control(&mut self) {
-        self.heard.now.upstream = true;
     }
 }

@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use crate::{tls, upstream};
 
 /// A side.
-pub(super) enum Side {
+pub(super) enum SocketSide {
     /// A connection without TLS.
     Clear(TcpStream),
     /// A client's with TLS.
@@ -27,7 +27,7 @@ pub(super) enum Side {
     Stream(TokioIo<Upgraded>),
 }
 
-impl Side {
+impl SocketSide {
     /// The side that `upgraded` is, and what was read of it already.
     pub(super) fn of(upgraded: Upgraded) -> (Self, Bytes) {
         let upgraded = match upgraded.downcast::<TokioIo<TcpStream>>() {
@@ -54,15 +54,15 @@ impl Side {
 macro_rules! with {
     ($side:expr, $io:ident => $what:expr) => {
         match $side.get_mut() {
-            Side::Clear($io) => $what,
-            Side::FromClient($io) => $what,
-            Side::ToUpstream($io) => $what,
-            Side::Stream($io) => $what,
+            SocketSide::Clear($io) => $what,
+            SocketSide::FromClient($io) => $what,
+            SocketSide::ToUpstream($io) => $what,
+            SocketSide::Stream($io) => $what,
         }
     };
 }
 
-impl AsyncRead for Side {
+impl AsyncRead for SocketSide {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -72,7 +72,7 @@ impl AsyncRead for Side {
     }
 }
 
-impl AsyncWrite for Side {
+impl AsyncWrite for SocketSide {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

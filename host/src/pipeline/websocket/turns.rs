@@ -21,7 +21,7 @@ use crate::values::windows::Reading;
 const OPEN_MAX: usize = 16;
 
 /// The responses of one socket.
-pub(super) struct Turns {
+pub(super) struct SocketTurns {
     /// The handshake's exchange, which owns the service: every turn begins from it.
     socket: Box<Exchange>,
     credential: Arc<Credential>,
@@ -37,11 +37,11 @@ pub(super) struct Turns {
     in_text: [bool; 2],
 }
 
-/// Places in [`Turns::in_text`].
+/// Places in [`SocketTurns::in_text`].
 const UP: usize = 0;
 const DOWN: usize = 1;
 
-impl Turns {
+impl SocketTurns {
     pub(super) fn new(
         socket: Box<Exchange>,
         credential: Arc<Credential>,

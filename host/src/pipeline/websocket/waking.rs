@@ -5,17 +5,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
 /// A part of a task.
-pub(super) struct Part {
-    woken: Arc<Woken>,
+pub(super) struct WakeablePart {
+    woken: Arc<WakeFlag>,
     waker: Waker,
 }
 
-struct Woken {
+struct WakeFlag {
     is: AtomicBool,
     task: Waker,
 }
 
-impl Wake for Woken {
+impl Wake for WakeFlag {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
@@ -27,10 +27,10 @@ impl Wake for Woken {
     }
 }
 
-impl Part {
+impl WakeablePart {
     /// A part of the task that `cx` is of. It is polled when it is first asked to be.
     pub(super) fn of(cx: &Context<'_>) -> Self {
-        let woken = Arc::new(Woken {
+        let woken = Arc::new(WakeFlag {
             is: AtomicBool::new(true),
             task: cx.waker().clone(),
         });
@@ -68,16 +68,16 @@ mod tests {
 
     /// How often it was woken.
     #[derive(Default)]
-    struct Count(std::sync::atomic::AtomicUsize);
+    struct WakeCount(std::sync::atomic::AtomicUsize);
 
-    impl Wake for Count {
+    impl Wake for WakeCount {
         fn wake(self: Arc<Self>) {
             self.0.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// Polls `part`; answers the waker that it was polled with.
-    fn polled(part: &mut Part, task: &Waker) -> Option<Waker> {
+    fn polled(part: &mut WakeablePart, task: &Waker) -> Option<Waker> {
         let polled = part.poll(&Context::from_waker(task), |cx| {
             Poll::Ready(cx.waker().clone())
         });
@@ -90,11 +90,11 @@ mod tests {
 
     #[test]
     fn each_is_polled_when_it_was_woken() {
-        let count = Arc::new(Count::default());
+        let count = Arc::new(WakeCount::default());
         let task = Waker::from(Arc::clone(&count));
         let mut parts = [
-            Part::of(&Context::from_waker(&task)),
-            Part::of(&Context::from_waker(&task)),
+            WakeablePart::of(&Context::from_waker(&task)),
+            WakeablePart::of(&Context::from_waker(&task)),
         ];
         let wakers = parts
             .each_mut()
@@ -112,9 +112,12 @@ mod tests {
 
     #[test]
     fn one_that_moves_to_another_task_wakes_that_one() {
-        let (before, after) = (Arc::new(Count::default()), Arc::new(Count::default()));
+        let (before, after) = (
+            Arc::new(WakeCount::default()),
+            Arc::new(WakeCount::default()),
+        );
         let task = Waker::from(Arc::clone(&before));
-        let mut part = Part::of(&Context::from_waker(&task));
+        let mut part = WakeablePart::of(&Context::from_waker(&task));
         polled(&mut part, &task).expect("polled at first");
         let task = Waker::from(Arc::clone(&after));
         polled(&mut part, &task).expect("polled anew").wake();

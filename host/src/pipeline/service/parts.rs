@@ -1,0 +1,40 @@
+//! What a service is made of.
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, watch};
+
+use crate::credentials::Credential;
+use crate::ledger::Ledger;
+use crate::metrics::Metrics;
+use crate::policy::{Balancer, Pricer, Rewriter};
+use crate::upstream::Upstream;
+use crate::values::limits::Limits;
+use crate::values::phase::Phase;
+
+/// What the stages use: credentials, policies, and where rows and counts are written.
+#[derive(Debug, Clone)]
+pub struct ServiceParts {
+    /// The credentials, in the order of the configuration.
+    pub credentials: Vec<Arc<Credential>>,
+    /// The connections of each credential, in the same order.
+    pub upstreams: Vec<Upstream>,
+    /// The balancer of each pool, in the order of the configuration.
+    pub balancers: Vec<Arc<Balancer>>,
+    /// The balancer that chooses when a pool's own balancer fails.
+    pub stand_in: Arc<Balancer>,
+    /// The rewriters, in the order in which they edit a head.
+    pub rewriters: Vec<Arc<Rewriter>>,
+    /// The policy that prices responses.
+    pub pricer: Arc<Pricer>,
+    /// Where rows are written.
+    pub ledger: Arc<Ledger>,
+    /// What is counted for operators.
+    pub metrics: Arc<Metrics>,
+    /// The configured limits.
+    pub limits: Arc<Limits>,
+    /// Whether the gateway is serving, draining or ending.
+    pub phases: watch::Receiver<Phase>,
+    /// Held as long as anything holds the service, so that the receiver learns when all of its requests have ended.
+    pub alive: mpsc::Sender<()>,
+}

@@ -1,0 +1,68 @@
+//! What reads the two directions of a socket on the side.
+
+use super::flow::FlowWatcher;
+use super::timing::LastHeard;
+use super::turns::SocketTurns;
+use crate::frames::Violation;
+use crate::ledger::Commit;
+
+/// Reads what the client sends.
+pub(super) struct ClientWatcher<'a> {
+    pub(super) turns: &'a mut SocketTurns,
+    pub(super) heard: &'a mut LastHeard,
+}
+
+impl FlowWatcher for ClientWatcher<'_> {
+    fn begin(&mut self, text: bool) -> Result<(), Violation> {
+        self.heard.now.message = true;
+        self.control();
+        self.turns.client_begins(text)
+    }
+
+    fn data(&mut self, piece: &[u8]) {
+        self.control();
+        self.turns.client_sends(piece);
+    }
+
+    fn end(&mut self) -> Option<Commit> {
+        self.control();
+        self.turns.client_ends();
+        // Upstream's silence counts from here.
+        self.heard.now.upstream = true;
+        None
+    }
+
+    fn control(&mut self) {
+        self.heard.now.client = true;
+    }
+}
+
+/// Reads what upstream sends.
+pub(super) struct UpstreamWatcher<'a> {
+    pub(super) turns: &'a mut SocketTurns,
+    pub(super) heard: &'a mut LastHeard,
+}
+
+impl FlowWatcher for UpstreamWatcher<'_> {
+    fn begin(&mut self, text: bool) -> Result<(), Violation> {
+        self.control();
+        self.heard.now.message = true;
+        self.turns.upstream_begins(text);
+        Ok(())
+    }
+
+    fn data(&mut self, piece: &[u8]) {
+        self.control();
+        self.turns.upstream_sends(piece);
+    }
+
+    fn end(&mut self) -> Option<Commit> {
+        let commit = self.turns.upstream_ends();
+        self.heard.turn_ended |= commit.is_some();
+        commit
+    }
+
+    fn control(&mut self) {
+        self.heard.now.upstream = true;
+    }
+}
