@@ -2,13 +2,14 @@
 //!
 //! ```text
 //! received -> routed -> authenticated -> admitted -> inspected
-//!          -> [ selected -> rewritten -> sent -> judged ]   again, with another credential (`attempt`)
+//!          -> [ selected -> rewritten -> sent -> judged ]   again, with another credential
 //!          -> answered -> settled (metered, priced, recorded)
 //! ```
 //!
-//! Owns the order of the stages; each is a module of its name, in the room of its part of the journey. Invariant: a
-//! stage takes what only the stage before can make, so that none can be left out. From its admission on, what is known
-//! of a request is its `exchange`, which makes exactly one row in the ledger.
+//! Owns the order of the stages; each is a module of its name, in the room of its part of the
+//! journey. Invariant: a stage takes what only the stage before can make, so that none can be left
+//! out. From its admission on, what is known of a request is its `exchange`, which makes exactly
+//! one row in the ledger.
 
 mod affinity;
 mod answer;
@@ -44,8 +45,9 @@ use status::status;
 /// The field that names a request in the ledger and the log.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-tollgate-request-id");
 
-/// Handles a request from its head to the head of its response. It keeps the service, and so the policies, that it
-/// finds in `live` when it begins. `upgrade` is what its connection becomes if it asks for a WebSocket.
+/// Handles a request from its head to the head of its response. It keeps the service, and so the
+/// policies, that it finds in `live` when it begins. `upgrade` is what its connection becomes if it
+/// asks for a WebSocket.
 pub async fn handle(
     live: &LiveService,
     request: Request<Incoming>,

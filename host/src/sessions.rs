@@ -1,8 +1,8 @@
 //! The store of affinity: the home of each session, and the issuer of each response.
 //!
-//! Owns two maps that are bounded by `limits.sessions`; does not know when a session moves. Credentials, pools and
-//! users are stored by name, which outlives a configuration. Invariant: a key includes its owner, so that one user never
-//! finds another's.
+//! Owns two maps that are bounded by `limits.sessions`; does not know when a session moves.
+//! Credentials, pools and users are stored by name, which outlives a configuration. Invariant: a
+//! key includes its owner, so that one user never finds another's.
 
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -14,8 +14,8 @@ use lru::LruCache;
 use crate::values::clock::Timestamp;
 use crate::values::limits::Limits;
 
-/// How many times in a session's lifetime its use is recorded. After a restart a session may end earlier, by at most
-/// this part of its lifetime.
+/// How many times in a session's lifetime its use is recorded. After a restart a session may end
+/// earlier, by at most this part of its lifetime.
 const RECORDS_PER_LIFETIME: u32 = 24;
 
 /// Who sessions and responses belong to: a pool and a user, by name.
@@ -70,7 +70,8 @@ impl Sessions {
         }
     }
 
-    /// Returns the credential that the session has its home on. This counts as a use of the session.
+    /// Returns the credential that the session has its home on. This counts as a use of the
+    /// session.
     pub fn home(&self, owner: &SessionOwner, session: &str, now: Timestamp) -> Option<Arc<str>> {
         self.find(&self.homes, owner, session, now)
     }
@@ -91,8 +92,8 @@ impl Sessions {
         lock(&self.homes).put(key(owner, session), entry);
     }
 
-    /// Returns the session's home if the ledger is to record it: it moved, or its last recorded use is some time ago.
-    /// The caller must record it.
+    /// Returns the session's home if the ledger is to record it: it moved, or its last recorded use
+    /// is some time ago. The caller must record it.
     pub fn home_to_record(
         &self,
         owner: &SessionOwner,
@@ -137,7 +138,8 @@ impl Sessions {
             .count()
     }
 
-    /// Returns the credential that issued the response of that id. This counts as a use of the response.
+    /// Returns the credential that issued the response of that id. This counts as a use of the
+    /// response.
     pub fn issuer(
         &self,
         owner: &SessionOwner,
@@ -194,7 +196,8 @@ fn lock(map: &Mutex<AffinityMap>) -> MutexGuard<'_, AffinityMap> {
     map.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Returns a map that grows as it is used: `LruCache::new` would allocate room for all entries at once.
+/// Returns a map that grows as it is used: `LruCache::new` would allocate room for all entries at
+/// once.
 fn empty_map(entries_max: NonZeroUsize) -> AffinityMap {
     let mut map = LruCache::unbounded();
     map.resize(entries_max);

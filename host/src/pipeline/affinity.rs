@@ -1,8 +1,10 @@
-//! Affinity: which credential a session has its home on, and which one issued a response or a turn's state.
+//! Affinity: which credential a session has its home on, and which one issued a response or a
+//! turn's state.
 //!
-//! Owns every rule about it: how a session is named, when a home is set, recorded and restored, and to whom a turn's
-//! state may be sent. The store is `sessions`; which credential a request is sent with is the balancer's choice.
-//! Invariant: what one user's requests established is never found by another user's.
+//! Owns every rule about it: how a session is named, when a home is set, recorded and restored, and
+//! to whom a turn's state may be sent. The store is `sessions`; which credential a request is sent
+//! with is the balancer's choice. Invariant: what one user's requests established is never found by
+//! another user's.
 
 use std::sync::Arc;
 
@@ -19,8 +21,8 @@ use crate::values::clock::Timestamp;
 use crate::values::exchange::Home;
 use crate::values::limits::FIELD_BYTES;
 
-/// The headers that name a session, in the order of precedence. Codex CLI sends `session-id` (0.144 and later) or
-/// `session_id` (before).
+/// The headers that name a session, in the order of precedence. Codex CLI sends `session-id` (0.144
+/// and later) or `session_id` (before).
 const SESSION_HEADERS: [&str; 5] = [
     "session_id",
     "session-id",
@@ -29,11 +31,12 @@ const SESSION_HEADERS: [&str; 5] = [
     "thread-id",
 ];
 
-/// Upstream gives a turn's state with its first response, and Codex sends it with the turn's further requests.
+/// Upstream gives a turn's state with its first response, and Codex sends it with the turn's
+/// further requests.
 const TURN_STATE: HeaderName = HeaderName::from_static("x-codex-turn-state");
 
-/// Returns the session that a request's headers name: the first header with a usable value counts. If there is none,
-/// the body's `prompt_cache_key` names the session (see [`Exchange::set_asked`]).
+/// Returns the session that a request's headers name: the first header with a usable value counts.
+/// If there is none, the body's `prompt_cache_key` names the session (see [`Exchange::set_asked`]).
 pub(crate) fn session_in_headers(headers: &HeaderMap) -> Option<String> {
     SESSION_HEADERS
         .iter()
@@ -53,7 +56,8 @@ pub(crate) fn home(exchange: &Exchange, now: Timestamp) -> Option<usize> {
         .position(|credential| *credential.name() == home)
 }
 
-/// Makes `credential` the home of the request's session, unless upstream failed: then the session has none there yet.
+/// Makes `credential` the home of the request's session, unless upstream failed: then the session
+/// has none there yet.
 pub(crate) fn move_home(exchange: &Exchange, credential: &Credential, status: StatusCode) {
     if !status.is_server_error()
         && let Some(session) = exchange.session()
@@ -107,8 +111,8 @@ pub(crate) fn record_turn_state(exchange: &Exchange, headers: &HeaderMap, creden
     }
 }
 
-/// Removes a turn's state from a request's head unless `credential` issued it: it belongs to that account. A credential
-/// that is used alone is sent every state.
+/// Removes a turn's state from a request's head unless `credential` issued it: it belongs to that
+/// account. A credential that is used alone is sent every state.
 pub(crate) fn remove_foreign_turn_state(
     exchange: &Exchange,
     headers: &mut HeaderMap,
@@ -131,7 +135,7 @@ pub(crate) fn remove_foreign_turn_state(
     }
 }
 
-/// Returns the key of a turn's state, which has no bound of its own. No response id looks like it.
+/// Returns the key of a turn's state, whose length is unbounded. No response id looks like it.
 fn turn_state_key(state: &[u8]) -> String {
     Sha256::digest(state)
         .iter()
@@ -139,8 +143,8 @@ fn turn_state_key(state: &[u8]) -> String {
         .collect()
 }
 
-/// Restores what the ledger recorded of `service`: homes and issuers whose user, pool and credential still exist. Both
-/// lists are expected oldest first.
+/// Restores what the ledger recorded of `service`: homes and issuers whose user, pool and
+/// credential still exist. Both lists are expected oldest first.
 pub fn restore_affinity(service: &Service, sessions: &[KnownSession], issuers: &[KnownMaker]) {
     for known in sessions
         .iter()

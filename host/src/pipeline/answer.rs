@@ -1,7 +1,8 @@
 //! Answer: upstream's response is sent to the client as it comes, and is metered on the side.
 //!
-//! Owns the response's head and the choice between a body that is complete and one that streams. Invariant: the last
-//! byte of a response waits for the commit of its row, and nothing else on the way to the client waits.
+//! Owns the response's head and the choice between a body that is complete and one that streams.
+//! Invariant: the last byte of a response waits for the commit of its row, and nothing else on the
+//! way to the client waits.
 
 pub(super) mod settle;
 mod stream;
@@ -35,8 +36,8 @@ use stream::{StreamingBody, end_of};
 /// Returns the response that the client gets.
 ///
 /// # Errors
-/// A policy failed, upstream's connection broke before the first byte, or the response is complete with its head and
-/// its row could not be committed.
+/// A policy failed, upstream's connection broke before the first byte, or the response is complete
+/// with its head and its row could not be committed.
 pub(crate) async fn answer(answered: Answered) -> Result<Response<AnswerBody>, RefusedRequest> {
     let Answered {
         mut exchange,

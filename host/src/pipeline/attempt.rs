@@ -4,9 +4,9 @@
 //! [ select -> rewrite -> forward -> judge ]   again, with another credential
 //! ```
 //!
-//! Owns the loop and what one attempt leaves for the next; each step is a module of its name. Invariant: a credential
-//! is tried once, or once more after a refresh of its tokens, and none is tried after a byte of a response has been
-//! sent to the client.
+//! Owns the loop and what one attempt leaves for the next; each step is a module of its name.
+//! Invariant: a credential is tried once, or once more after a refresh of its tokens, and none is
+//! tried after a byte of a response has been sent to the client.
 
 pub(super) mod forward;
 pub(super) mod judge;
@@ -122,7 +122,8 @@ impl AttemptLoop {
                 }
                 AttemptVerdict::Refuse(refusal) => return Err(refusal),
                 AttemptVerdict::AgainWith(identity) => self.refreshed(selected, identity),
-                // The outcome of an earlier attempt counts for more: a failure may be worth another try.
+                // The outcome of an earlier attempt counts for more: a failure may be worth another
+                // try.
                 AttemptVerdict::Next(FailedAttempt::Unusable) => {}
                 AttemptVerdict::Next(failed) => self.last = failed,
                 AttemptVerdict::CutOff => {
@@ -229,12 +230,14 @@ impl AttemptLoop {
         }
     }
 
-    /// Returns how long a refresh of tokens is awaited: as long as one may take, and no longer than the request may.
+    /// Returns how long a refresh of tokens is awaited: as long as one may take, and no longer than
+    /// the request may.
     fn refresh_limit(&self) -> Duration {
         self.exchange.service().refresh_wait().min(self.time_left())
     }
 
-    /// Returns how long an attempt waits for its response's head. Every attempt but the first has the time that is left.
+    /// Returns how long an attempt waits for its response's head. Every attempt but the first has
+    /// the time that is left.
     fn head_limit(&self) -> Duration {
         let limit = self.exchange.service().limits().upstream_head_timeout;
         if self.exchange.attempts().is_empty() {
@@ -267,7 +270,8 @@ impl AttemptLoop {
     }
 
     /// # Errors
-    /// As [`Self::check_pool_has_endpoint`], for the chosen credential: its file may have appeared in the meantime.
+    /// As [`Self::check_pool_has_endpoint`], for the chosen credential: its file may have appeared
+    /// in the meantime.
     fn check_credential_has_endpoint(&self, selected: &Selected) -> Result<(), Refusal> {
         if self.uri.path() == CHAT_COMPLETIONS && selected.identity.kind == IdentityKind::OAuth {
             return Err(Refusal::api_key_only());

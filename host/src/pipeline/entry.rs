@@ -1,6 +1,7 @@
 //! The stages at the gateway's entry: receive, route and authenticate, admit, inspect.
 //!
-//! They look at what the client sends and never at a credential. Invariant: only an authenticated request is admitted.
+//! They look at what the client sends and never at a credential. Invariant: only an authenticated
+//! request is admitted.
 
 pub(super) mod admit;
 pub(super) mod body;

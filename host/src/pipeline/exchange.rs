@@ -1,8 +1,9 @@
 //! An exchange: what is known of a request from its admission to its row in the ledger.
 //!
-//! Owns the service snapshot that the request began with, the room that is reserved for its row, and the history of its
-//! attempts; does not know how a row is priced or written (`settle` does). Invariant: it makes at most one row, because
-//! its room is taken once. An exchange that is dropped is settled as that of a client that left.
+//! Owns the service snapshot that the request began with, the room that is reserved for its row,
+//! and the history of its attempts; does not know how a row is priced or written (`settle` does).
+//! Invariant: it makes at most one row, because its room is taken once. An exchange that is dropped
+//! is settled as that of a client that left.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -64,7 +65,8 @@ pub(crate) struct Exchange {
     room: Option<Room>,
 }
 
-/// A request that the gateway answers itself, and its exchange, which is still to be settled, if it was admitted.
+/// A request that the gateway answers itself, and its exchange, which is still to be settled, if it
+/// was admitted.
 pub(crate) struct RefusedRequest {
     pub(crate) refusal: Refusal,
     pub(crate) exchange: Option<Box<Exchange>>,
@@ -147,7 +149,8 @@ impl Exchange {
         self.transport = transport;
     }
 
-    /// Takes what the body asks for. Its cache key is the session's key if no header named the session.
+    /// Takes what the body asks for. Its cache key is the session's key if no header named the
+    /// session.
     pub(crate) fn set_asked(&mut self, asked: Asked) {
         if self.request.session.is_none() {
             self.request.session.clone_from(&asked.prompt_cache_key);
@@ -228,16 +231,17 @@ impl Exchange {
 
 /// The exchange of a WebSocket: that of its handshake, from which those of its responses begin.
 impl Exchange {
-    /// Drops the reservation for a row: a handshake that upstream accepted makes none, the responses over its socket
-    /// do. The first of them carries the attempts that failed before the handshake was accepted.
+    /// Drops the reservation for a row: a handshake that upstream accepted makes none, the
+    /// responses over its socket do. The first of them carries the attempts that failed before the
+    /// handshake was accepted.
     pub(crate) fn become_socket(&mut self) {
         self.room = None;
         self.used = None;
         self.attempts.pop();
     }
 
-    /// Continues in `service`, which replaced the one that the socket was opened in. Returns whether it can: its user,
-    /// its pool and `credential` must still be there.
+    /// Continues in `service`, which replaced the one that the socket was opened in. Returns
+    /// whether it can: its user, its pool and `credential` must still be there.
     #[must_use]
     pub(crate) fn move_to(&mut self, service: &Arc<Service>, credential: &Arc<Credential>) -> bool {
         let user = match &self.request.user {
@@ -260,7 +264,8 @@ impl Exchange {
         true
     }
 
-    /// Opens the exchange of a response that the client asks for over this socket, which uses `credential`.
+    /// Opens the exchange of a response that the client asks for over this socket, which uses
+    /// `credential`.
     pub(crate) fn open_turn(
         &mut self,
         room: Room,
@@ -306,7 +311,8 @@ impl Exchange {
         self.room.take()
     }
 
-    /// Ends the count of this request as in flight, and returns the credential that answered or was tried last.
+    /// Ends the count of this request as in flight, and returns the credential that answered or was
+    /// tried last.
     pub(crate) fn release_credential(&mut self) -> Option<Arc<Credential>> {
         self.used.take().map(|used| used.credential)
     }

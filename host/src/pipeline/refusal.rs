@@ -1,8 +1,8 @@
 //! Responses that the gateway makes itself: a status, and a body in the form of OpenAI's errors.
 //!
-//! Owns the status, the code and the text of every refusal, and how the ledger counts its exchange as ended; does not
-//! know when a request is refused. Invariant: no text contains a secret, a path of this machine or a policy's output,
-//! except what a rewriter says to the client.
+//! Owns the status, the code and the text of every refusal, and how the ledger counts its exchange
+//! as ended; does not know when a request is refused. Invariant: no text contains a secret, a path
+//! of this machine or a policy's output, except what a rewriter says to the client.
 
 use std::time::Duration;
 
@@ -20,8 +20,8 @@ use crate::upstream::RequestBodyError;
 use crate::values::clock::Timestamp;
 use crate::values::exchange::End;
 
-/// The time after which a client is told to try again if no credential's reset is known: as long as a refusal without
-/// an end counts.
+/// How long a client is asked to wait if no credential's reset is known: as long as a refusal
+/// without an end counts.
 const RETRY_UNKNOWN: Duration = Duration::from_secs(5 * 60);
 
 /// A response in place of upstream's.
@@ -44,7 +44,8 @@ struct RetryTime {
 }
 
 impl RetryTime {
-    /// Returns whole seconds, at least one, rounded up: a client that waits that long comes after the moment.
+    /// Returns whole seconds, at least one, rounded up: a client that waits that long comes after
+    /// the moment.
     fn seconds(self) -> u64 {
         self.at.0.saturating_sub(self.now.0).div_ceil(1000).max(1)
     }
@@ -111,7 +112,8 @@ impl Refusal {
         .with_field(ALLOW, "GET")
     }
 
-    /// RFC 6455, section 4.4. A 426 makes Codex continue with POST, at once and without a word to its user.
+    /// RFC 6455, section 4.4. A 426 makes Codex continue with POST, at once and without a word to
+    /// its user.
     pub(crate) fn websocket_version() -> Self {
         let message = "Sec-WebSocket-Version: expected 13";
         Self::new(
@@ -143,7 +145,8 @@ impl Refusal {
         .with_field(RETRY_AFTER, "1")
     }
 
-    /// The row of a response that was not committed: the client must not take the response as complete.
+    /// The row of a response that was not committed: the client must not take the response as
+    /// complete.
     pub(crate) fn not_recorded() -> Self {
         Self::no_room(NoRoom::Failing)
     }
@@ -190,11 +193,11 @@ impl Refusal {
         }
     }
 
-    /// The credential became unusable while another one has room, but this request cannot be sent again: its client
-    /// should try again.
+    /// The credential became unusable while another one has room, but this request cannot be sent
+    /// again: its client should try again.
     pub(crate) fn cut_off() -> Self {
-        let message = "the credential became unusable, and the request body was not kept for another credential \
-            because it is larger than limits.replay_bytes: try again";
+        let message = "the credential became unusable, and the request body was not kept for \
+            another credential because it is larger than limits.replay_bytes: try again";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", message)
             .with_code("credential_usage_exhausted")
             .with_field(RETRY_AFTER, "1")
@@ -212,7 +215,8 @@ impl Refusal {
     /// Adds that another credential might have answered if the request body had been kept.
     pub(crate) fn because_body_not_kept(mut self) -> Self {
         self.message.push_str(
-            ", and the request body was not kept for another credential because it is larger than limits.replay_bytes",
+            ", and the request body was not kept for another credential because it is larger than \
+            limits.replay_bytes",
         );
         self
     }

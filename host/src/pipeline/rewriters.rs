@@ -1,8 +1,8 @@
 //! Rewriters: policies edit the head of a request or of a response.
 //!
-//! Owns the order in which they edit, and what happens when one fails; does not know how an edit is checked or made
-//! (`policy` does). Invariant: a failed rewriter changes nothing, and refuses the exchange unless its configuration says
-//! `"on_failure": "skip"`.
+//! Owns the order in which they edit, and what happens when one fails; does not know how an edit is
+//! checked or made (`policy` does). Invariant: a failed rewriter changes nothing, and refuses the
+//! exchange unless its configuration says `"on_failure": "skip"`.
 
 use http::StatusCode;
 use http::header::HeaderMap;
@@ -33,7 +33,8 @@ impl EditedHead {
 /// Has every rewriter edit `headers`, in order.
 ///
 /// # Errors
-/// A rewriter refuses the request, or one failed whose configuration says that the exchange is refused then.
+/// A rewriter refuses the request, or one failed whose configuration says that the exchange is
+/// refused then.
 pub(crate) async fn edit_head(
     exchange: &Exchange,
     credential: &Credential,

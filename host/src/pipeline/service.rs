@@ -1,8 +1,9 @@
 //! A service as the stages see it: one configuration, and one generation of each policy.
 //!
-//! Owns what the stages look up, and the state that outlives a configuration; does not know what a request does with
-//! it. Invariant: a service never changes. A new configuration or a new generation makes another [`Service`], which
-//! requests find in [`live::LiveService`] from then on; a request that has begun keeps its own to its end.
+//! Owns what the stages look up, and the state that outlives a configuration; does not know what a
+//! request does with it. Invariant: a service never changes. A new configuration or a new
+//! generation makes another [`Service`], which requests find in [`live::LiveService`] from then on;
+//! a request that has begun keeps its own to its end.
 
 pub(crate) mod live;
 mod parts;
@@ -50,7 +51,8 @@ pub struct Service {
 }
 
 impl Service {
-    /// Creates the service that `config` describes from `parts`. It continues with the state of `before`.
+    /// Creates the service that `config` describes from `parts`. It continues with the state of
+    /// `before`.
     pub fn new(config: &ServiceConfig, parts: ServiceParts, before: Option<&Self>) -> Self {
         let state = before.map_or_else(
             || ServiceState {
@@ -156,7 +158,8 @@ impl Service {
             .find(|known| known.tag() == tag)
     }
 
-    /// Returns the state of each credential, with the number of sessions that have their home on it.
+    /// Returns the state of each credential, with the number of sessions that have their home on
+    /// it.
     pub fn health(&self, now: Timestamp) -> Vec<(Health, usize)> {
         let health = |known: &Arc<Credential>| {
             let sessions = self.sessions().homes_on(known.tag(), now);
@@ -165,7 +168,8 @@ impl Service {
         self.parts.credentials.iter().map(health).collect()
     }
 
-    /// Reserves a place for one more WebSocket, or returns `None` if its user has `limits.websockets_per_user` open.
+    /// Reserves a place for one more WebSocket, or returns `None` if its user has
+    /// `limits.websockets_per_user` open.
     pub(crate) fn reserve_socket(&self, owner: &SessionOwner) -> Option<SocketPermit> {
         let sockets = &self.state.sockets;
         sockets.reserve(owner.user.as_ref(), self.parts.limits.websockets_per_user)

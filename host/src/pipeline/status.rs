@@ -1,6 +1,7 @@
 //! Status: how much of their credentials' capacity a user has left, in the form of sing-box's OCM.
 //!
-//! Owns `/ocm/v1/status`. It is for a service's users, who are authenticated as for any request; it makes no row.
+//! Owns `/ocm/v1/status`. It is for a service's users, who are authenticated as for any request; it
+//! makes no row.
 
 use std::sync::Arc;
 

@@ -1,8 +1,8 @@
 //! WebSocket: a handshake that goes the way of every request, and then a relay between two sockets.
 //!
-//! The handshake is authenticated, admitted, given a credential and rewritten as a request without a body. Where upstream
-//! takes it, each response that is asked for over the socket is a row of its own; where not, the client gets upstream's
-//! answer, and that is the row.
+//! The handshake is authenticated, admitted, given a credential and rewritten as a request without
+//! a body. Where upstream takes it, each response that is asked for over the socket is a row of its
+//! own; where not, the client gets upstream's answer, and that is the row.
 
 mod closing;
 mod flow;
@@ -91,8 +91,8 @@ fn has_socket(path: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// Returns whether the path has a WebSocket. Elsewhere an HTTP/1.1 client gets the response to its GET; one that speaks
-/// HTTP/2 asks for a WebSocket and nothing else, and is refused here.
+/// Returns whether the path has a WebSocket. Elsewhere an HTTP/1.1 client gets the response to its
+/// GET; one that speaks HTTP/2 asks for a WebSocket and nothing else, and is refused here.
 pub(super) fn is_requested(received: &Received) -> bool {
     has_socket(received.path()) || received.head.method == Method::CONNECT
 }
@@ -100,7 +100,8 @@ pub(super) fn is_requested(received: &Received) -> bool {
 /// Sends an admitted handshake to upstream. If upstream accepts it, the client's is accepted, too.
 ///
 /// # Errors
-/// The request is no valid handshake, its user has too many WebSockets open, or upstream refuses it.
+/// The request is no valid handshake, its user has too many WebSockets open, or upstream refuses
+/// it.
 pub(super) async fn connect(
     live: &LiveService,
     admitted: Admitted,

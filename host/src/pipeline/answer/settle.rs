@@ -1,7 +1,8 @@
 //! Settle: the end of an exchange becomes its row, which is priced, logged, counted and written.
 //!
-//! Owns what happens at the end of every exchange, however it ends; does not know how its response was sent.
-//! Invariant: an exchange is settled once, because the room for its row can be taken once.
+//! Owns what happens at the end of every exchange, however it ends; does not know how its response
+//! was sent. Invariant: an exchange is settled once, because the room for its row can be taken
+//! once.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -18,8 +19,8 @@ use crate::values::counts::TokenCounts;
 use crate::values::exchange::{Attempt, End, Metered, Outcome, Row};
 use crate::values::money::Cost;
 
-/// Settles an exchange. Returns the commit of its row, for a caller that must not go on before that, or `None` if the
-/// exchange is settled already.
+/// Settles an exchange. Returns the commit of its row, for a caller that must not go on before
+/// that, or `None` if the exchange is settled already.
 pub(crate) fn settle(exchange: &mut Exchange, end: End, metered: Metered) -> Option<Commit> {
     let room = exchange.take_room()?;
     let now = Timestamp::now();
@@ -49,7 +50,8 @@ pub(crate) fn settle(exchange: &mut Exchange, end: End, metered: Metered) -> Opt
     Some(write(service, room, row))
 }
 
-/// Settles a request that the gateway answers itself, waits for the commit of its row, and returns what the client gets.
+/// Settles a request that the gateway answers itself, waits for the commit of its row, and returns
+/// what the client gets.
 pub(crate) async fn settle_refused(refused: RefusedRequest) -> Refusal {
     let RefusedRequest { refusal, exchange } = refused;
     let Some(mut exchange) = exchange else {
@@ -67,7 +69,8 @@ pub(crate) async fn settle_refused(refused: RefusedRequest) -> Refusal {
     }
 }
 
-/// Waits for the commit of a row, at most for `limits.commit_timeout`. Returns whether the row is committed.
+/// Waits for the commit of a row, at most for `limits.commit_timeout`. Returns whether the row is
+/// committed.
 pub(crate) async fn is_committed(service: &Service, commit: Commit) -> bool {
     matches!(
         timeout(service.limits().commit_timeout, commit).await,
@@ -76,7 +79,8 @@ pub(crate) async fn is_committed(service: &Service, commit: Commit) -> bool {
 }
 
 impl Drop for Exchange {
-    /// An exchange that is dropped before its end is that of a client that left: nothing waits for the commit.
+    /// An exchange that is dropped before its end is that of a client that left: nothing waits for
+    /// the commit.
     fn drop(&mut self) {
         drop(settle(self, End::ClientGone, Metered::default()));
     }
@@ -90,7 +94,8 @@ enum Billable {
     Counts(TokenCounts),
 }
 
-/// Returns what the response can have cost: nothing if upstream refused it, or if it was no turn of a model.
+/// Returns what the response can have cost: nothing if upstream refused it, or if it was no turn of
+/// a model.
 fn bill(exchange: &Exchange, metered: &Metered) -> Billable {
     if let Some(counts) = metered.counts {
         return Billable::Counts(counts);
@@ -114,7 +119,8 @@ fn may_have_worked(attempt: &Attempt) -> bool {
     }
 }
 
-/// Returns the request as its pricer may know it: with the model that answered and the tier that was charged.
+/// Returns the request as its pricer may know it: with the model that answered and the tier that
+/// was charged.
 fn pricing_facts<'a>(exchange: &'a Exchange, row: &'a Row) -> Facts<'a> {
     Facts {
         model: row.model.as_deref().unwrap_or_default(),
@@ -139,7 +145,8 @@ fn unpriced(request_id: &str, fault: &Fault) -> Cost {
     }
 }
 
-/// Prices the row on a policy thread and then writes it. If the threads' queue is full, writes the row unpriced.
+/// Prices the row on a policy thread and then writes it. If the threads' queue is full, writes the
+/// row unpriced.
 fn price_later(exchange: &Exchange, room: Room, row: Row, counts: TokenCounts) -> Commit {
     let service = exchange.service();
     let facts = OwnFacts::of(&pricing_facts(exchange, &row));

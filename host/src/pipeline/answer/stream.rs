@@ -1,7 +1,8 @@
 //! The body of a response on its way to the client.
 //!
-//! Owns how upstream's body is passed on, metered and timed; does not know how a row is made. Invariant: bytes pass
-//! unchanged and at once, but the last of them wait for the commit of the response's row.
+//! Owns how upstream's body is passed on, metered and timed; does not know how a row is made.
+//! Invariant: bytes pass unchanged and at once, but the last of them wait for the commit of the
+//! response's row.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -188,8 +189,8 @@ impl StreamingBody {
             Poll::Ready(true) => {
                 let held = held.take();
                 self.timer = None;
-                // With all of its declared length the response is complete: the client does not wait for upstream to
-                // end the stream, too.
+                // With all of its declared length the response is complete: the client does not
+                // wait for upstream to end the stream, too.
                 self.state = if held.is_some() && self.left != Some(0) {
                     StreamState::Recorded
                 } else {
@@ -223,7 +224,8 @@ impl StreamingBody {
             Poll::Ready(frame) => {
                 self.quiet_since = None;
                 if let Some(Ok(frame)) = &frame {
-                    // Trailers are the last frame. They belong to the connection, as does the field that announces them.
+                    // Trailers are the last frame. They belong to the connection, as does the field
+                    // that announces them.
                     let Some(data) = frame.data_ref() else {
                         return Poll::Ready(None);
                     };
@@ -239,7 +241,8 @@ impl StreamingBody {
         self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
     }
 
-    /// Waits for upstream, at most for the idle limit. A stream has one timer, which is reset only when it runs out.
+    /// Waits for upstream, at most for the idle limit. A stream has one timer, which is reset only
+    /// when it runs out.
     fn poll_idle(&mut self, cx: &mut Context<'_>) -> FramePoll {
         let limit = self.idle_limit;
         let quiet_since = *self.quiet_since.get_or_insert_with(Instant::now);
@@ -271,8 +274,8 @@ impl StreamingBody {
     }
 }
 
-/// Returns how a response ended that came to `end`: a response whose status says that it failed did not end well,
-/// however complete it is.
+/// Returns how a response ended that came to `end`: a response whose status says that it failed did
+/// not end well, however complete it is.
 pub(super) fn end_of(status: StatusCode, end: End) -> End {
     if status.is_client_error() || status.is_server_error() {
         End::Failed
@@ -282,7 +285,8 @@ pub(super) fn end_of(status: StatusCode, end: End) -> End {
 }
 
 impl Drop for StreamingBody {
-    /// The client left, unless the row is made already: it is made of what is known, and nothing waits for its commit.
+    /// The client left, unless the row is made already: it is made of what is known, and nothing
+    /// waits for its commit.
     fn drop(&mut self) {
         // The rest of an incomplete response would be generated for no one.
         if matches!(self.state, StreamState::Flowing) {

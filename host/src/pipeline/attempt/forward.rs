@@ -1,7 +1,7 @@
 //! Forward: one attempt, from a request that upstream may see to the head of its response.
 //!
-//! Owns what is noted of an attempt: its outcome, its latency, and what the response's head says of the credential.
-//! Whether the response is final is judged elsewhere.
+//! Owns what is noted of an attempt: its outcome, its latency, and what the response's head says of
+//! the credential. Whether the response is final is judged elsewhere.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -51,7 +51,8 @@ pub(crate) async fn forward(
     let begun = Instant::now();
     let upstream = selected.member.upstream();
     let sent = tokio::select! {
-        // A response that has arrived counts, even if the credential turned unusable at the same time.
+        // A response that has arrived counts, even if the credential turned unusable at the same
+        // time.
         biased;
         sent = send(upstream, exchange.transport(), rewritten.request, limit) => sent,
         () = credential.turns_unusable() => {

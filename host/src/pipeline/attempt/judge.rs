@@ -1,7 +1,8 @@
 //! Judge: whether the outcome of an attempt is final, or the request is sent again.
 //!
-//! Owns what a status, a refusal or a transport failure means for the credential and for this request; does not know
-//! how the next credential is chosen. Invariant: only what happened before any byte reached the client is judged.
+//! Owns what a status, a refusal or a transport failure means for the credential and for this
+//! request; does not know how the next credential is chosen. Invariant: only what happened before
+//! any byte reached the client is judged.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -110,7 +111,8 @@ async fn judge_response(
 ) -> AttemptVerdict {
     match sent.response.status() {
         StatusCode::UNAUTHORIZED => judge_unauthorized(exchange, sent, others, refresh).await,
-        // The limits of an API key are of seconds and its own: its client knows what to do, and the key is not paused.
+        // The limits of an API key are of seconds and its own: its client knows what to do, and the
+        // key is not paused.
         StatusCode::TOO_MANY_REQUESTS if sent.presented.kind != IdentityKind::ApiKey => {
             judge_rate_limited(exchange, sent, others).await
         }
@@ -152,7 +154,8 @@ async fn judge_unauthorized(
         Some(_) => {}
         None => credential.token_refused(&sent.presented, Timestamp::now()),
     }
-    // In a pool this is no matter of the client: its own token is good, and a 401 would make it discard that.
+    // In a pool this is no matter of the client: its own token is good, and a 401 would make it
+    // discard that.
     if exchange.pool().is_single() || !exchange.service().limits().failover.unauthorized {
         return AttemptVerdict::Answer(unread(sent));
     }
@@ -176,7 +179,8 @@ async fn judge_rate_limited(
         .or_else(|| reset_hint::in_headers(headers, now));
     note_rate_limit(&sent.credential, &sent.presented, &sent.reading, until, now);
     if exchange.pool().is_single() || !exchange.service().limits().failover.rate_limited {
-        // Upstream's response says when this credential is back: all that there is to know of a single one.
+        // Upstream's response says when this credential is back: all that there is to know of a
+        // single one.
         return AttemptVerdict::Answer(UpstreamAnswer {
             read,
             is_broken,
@@ -261,7 +265,8 @@ fn judge_failure(
     }
 }
 
-/// Reads the beginning of a refusal's body, which may say how long it holds. Returns whether it broke off, too.
+/// Reads the beginning of a refusal's body, which may say how long it holds. Returns whether it
+/// broke off, too.
 async fn read_error(response: &mut Response<ResponseBody>) -> (Vec<Bytes>, bool) {
     let mut read = Vec::new();
     let mut size = 0;

@@ -43,7 +43,8 @@ pub(super) fn in_body(body: &[u8], now: Timestamp) -> Option<Timestamp> {
     })
 }
 
-/// Returns when a refusal ends according to `Retry-After` (RFC 9110, section 10.2.3): seconds or a date.
+/// Returns when a refusal ends according to `Retry-After` (RFC 9110, section 10.2.3): seconds or a
+/// date.
 pub(super) fn in_headers(headers: &HeaderMap, now: Timestamp) -> Option<Timestamp> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if let Ok(seconds) = value.parse::<u32>() {

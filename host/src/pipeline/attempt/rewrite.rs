@@ -1,7 +1,7 @@
 //! Rewrite: policies edit the request's head, then the host attaches the credential.
 //!
-//! Owns the head that upstream sees: its edits, its secret and its target. Invariant: the secret is attached last, so
-//! that no policy sees it.
+//! Owns the head that upstream sees: its edits, its secret and its target. Invariant: the secret is
+//! attached last, so that no policy sees it.
 
 use http::header::{AUTHORIZATION, CONNECTION, HeaderMap, HeaderName, HeaderValue, UPGRADE};
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -36,7 +36,8 @@ pub(crate) struct StrippedHead {
 }
 
 /// # Errors
-/// A policy refuses the request, or failed and its configuration says that the request is refused then.
+/// A policy refuses the request, or failed and its configuration says that the request is refused
+/// then.
 pub(crate) async fn rewrite(
     exchange: &Exchange,
     selected: &Selected,
@@ -81,8 +82,8 @@ fn add_handshake(headers: &mut HeaderMap) {
     }
 }
 
-/// Returns where the request is sent: with a ChatGPT login to the ChatGPT backend without `/v1`, with an API key to the
-/// API with its path, and likewise to another gateway.
+/// Returns where the request is sent: with a ChatGPT login to the ChatGPT backend without `/v1`,
+/// with an API key to the API with its path, and likewise to another gateway.
 fn target(exchange: &Exchange, selected: &Selected, asked: &Uri) -> Option<Uri> {
     let endpoints = exchange.service().endpoints();
     let path = asked.path_and_query()?.as_str();

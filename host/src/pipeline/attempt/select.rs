@@ -1,7 +1,8 @@
 //! Select: a balancer chooses the credential of an attempt.
 //!
-//! Owns which members of the pool may be chosen, and what happens when a balancer fails: the shipped one chooses, then
-//! the order of the pool. Invariant: a credential is chosen at most once for a request.
+//! Owns which members of the pool may be chosen, and what happens when a balancer fails: the
+//! shipped one chooses, then the order of the pool. Invariant: a credential is chosen at most once
+//! for a request.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use crate::pipeline::affinity;
 use crate::pipeline::exchange::Exchange;
 use crate::pipeline::refusal::Refusal;
 use crate::pipeline::service::{CredentialPool, PoolMember};
-use crate::policy::{Choice, Facts};
+use crate::policy::{Choice, Facts, Fault};
 use crate::values::candidate::Candidate;
 use crate::values::clock::Timestamp;
 
@@ -54,8 +55,8 @@ impl TriedCredentials {
     }
 }
 
-/// Chooses among the members that were not tried. The chosen one counts as tried from here on, and so do those whose
-/// tokens could not be refreshed within `refresh_limit`.
+/// Chooses among the members that were not tried. The chosen one counts as tried from here on, and
+/// so do those whose tokens could not be refreshed within `refresh_limit`.
 ///
 /// # Errors
 /// No member is usable.
@@ -88,7 +89,8 @@ pub(crate) async fn select(
     }
 }
 
-/// Returns the credential that the session of the request would be given now, if it has a home and there is a choice.
+/// Returns the credential that the session of the request would be given now, if it has a home and
+/// there is a choice.
 pub(crate) async fn choice_for_session(
     exchange: &Exchange,
     now: Timestamp,
@@ -110,8 +112,8 @@ pub(crate) fn has_other(exchange: &Exchange, tried: &TriedCredentials, now: Time
         .any(|candidate| candidate.usable)
 }
 
-/// Returns what the client of a request gets that cannot be sent again: whether to try again depends on what is usable
-/// now. Asks no policy and waits for nothing.
+/// Returns what the client of a request gets that cannot be sent again: whether to try again
+/// depends on what is usable now. Asks no policy and waits for nothing.
 pub(crate) fn refuse_unsendable(exchange: &Exchange, tried: &TriedCredentials) -> Refusal {
     let now = Timestamp::now();
     if has_other(exchange, tried, now) {
@@ -121,7 +123,8 @@ pub(crate) fn refuse_unsendable(exchange: &Exchange, tried: &TriedCredentials) -
     }
 }
 
-/// Reads the files of unavailable members that are due to be read, all at once: a file may have appeared since.
+/// Reads the files of unavailable members that are due to be read, all at once: a file may have
+/// appeared since.
 async fn read_unavailable(pool: &CredentialPool, now: Timestamp) {
     let mut readings = JoinSet::new();
     for credential in pool.credentials() {
@@ -170,8 +173,8 @@ fn candidates(exchange: &Exchange, tried: &TriedCredentials, now: Timestamp) -> 
     pool.credentials().map(candidate).collect()
 }
 
-/// Returns whether a credential may be chosen from its pool: an API key is no member of a pool, even if its file becomes
-/// one later.
+/// Returns whether a credential may be chosen from its pool: an API key is no member of a pool,
+/// even if its file becomes one later.
 fn may_be_member(pool: &CredentialPool, credential: &Credential) -> bool {
     pool.is_single()
         || credential
@@ -179,13 +182,14 @@ fn may_be_member(pool: &CredentialPool, credential: &Credential) -> bool {
             .is_none_or(|identity| identity.kind != IdentityKind::ApiKey)
 }
 
-/// Returns whether a user may use that credential: other gateways are only for users with `allow_external_usage`.
+/// Returns whether a user may use that credential: other gateways are only for users with
+/// `allow_external_usage`.
 pub(crate) fn is_allowed(user: Option<&User>, credential: &Credential) -> bool {
     credential.gateway().is_none() || user.is_none_or(|user| user.allow_external_usage)
 }
 
-/// Returns whether a member of a pool steps back because upstream refused its token recently. A credential that is used
-/// alone is tried all the same.
+/// Returns whether a member of a pool steps back because upstream refused its token recently. A
+/// credential that is used alone is tried all the same.
 fn is_stepping_back(pool: &CredentialPool, credential: &Credential, now: Timestamp) -> bool {
     !pool.is_single() && credential.is_suspect(now)
 }
@@ -226,12 +230,7 @@ async fn choose(
                 tracing::debug!(pool = &**pool.tag(), reason, "balancer chose no credential");
                 return None;
             }
-            Err(fault) if fault.is_news() => {
-                tracing::error!(pool = &**pool.tag(), %fault, "balancer failed: the next one chooses");
-            }
-            Err(fault) => {
-                tracing::debug!(pool = &**pool.tag(), %fault, "balancer failed: the next one chooses");
-            }
+            Err(fault) => log_balancer_fault(pool, &fault),
         }
     }
     let index = candidates.iter().position(|candidate| candidate.usable)?;
@@ -241,6 +240,15 @@ async fn choose(
     })
 }
 
+fn log_balancer_fault(pool: &CredentialPool, fault: &Fault) {
+    let pool = &**pool.tag();
+    if fault.is_news() {
+        tracing::error!(pool, %fault, "balancer failed: the next one chooses");
+    } else {
+        tracing::debug!(pool, %fault, "balancer failed: the next one chooses");
+    }
+}
+
 /// Whether the tokens of a chosen credential had expired and could not be refreshed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum RefreshResult {
@@ -248,8 +256,9 @@ enum RefreshResult {
     Failed,
 }
 
-/// Returns the refusal when no member is usable: rate-limited if a member is loaded, and unavailable if none is. After a
-/// failed refresh only the members that are used up count as loaded: any other one would have been chosen.
+/// Returns the refusal when no member is usable: rate-limited if a member is loaded, and
+/// unavailable if none is. After a failed refresh only the members that are used up count as
+/// loaded: any other one would have been chosen.
 fn none_usable(exchange: &Exchange, refresh: RefreshResult, now: Timestamp) -> Refusal {
     let pool = exchange.pool();
     let is_loaded = |credential: &&Arc<Credential>| {

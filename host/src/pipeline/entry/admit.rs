@@ -1,6 +1,7 @@
 //! Admit: room in the ledger is reserved, or the request is refused.
 //!
-//! Owns the step from a request to an exchange. Invariant: from here on the request makes exactly one row.
+//! Owns the step from a request to an exchange. Invariant: from here on the request makes exactly
+//! one row.
 
 use http::request::Parts;
 

@@ -1,8 +1,8 @@
 //! A client's body on its way through the stages.
 //!
-//! Owns the guard that drains what no stage reads, and the part of a body that is kept to be sent again. Invariant: a
-//! body that is dropped before its end is drained within bounds, because a client that is still sending when its
-//! connection is closed may never see the response.
+//! Owns the guard that drains what no stage reads, and the part of a body that is kept to be sent
+//! again. Invariant: a body that is dropped before its end is drained within bounds, because a
+//! client that is still sending when its connection is closed may never see the response.
 
 use std::sync::Arc;
 

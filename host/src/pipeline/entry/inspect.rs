@@ -1,8 +1,8 @@
 //! Inspect: the body is read as far as it is kept, and what it asks for is read on the side.
 //!
-//! Owns how far a body is read before a credential is chosen, which depends on what the body asks for. A body that is
-//! larger than `limits.replay_bytes` is judged by its beginning, and its rest streams to upstream. Invariant: the body
-//! is not changed.
+//! Owns how far a body is read before a credential is chosen, which depends on what the body asks
+//! for. A body that is larger than `limits.replay_bytes` is judged by its beginning, and its rest
+//! streams to upstream. Invariant: the body is not changed.
 
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, HeaderMap};
 use http::request::Parts;

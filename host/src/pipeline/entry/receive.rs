@@ -1,7 +1,8 @@
-//! Receive, route and authenticate: what the client asks for, whether it asks in the right way, and who it is.
+//! Receive, route and authenticate: what the client asks for, whether it asks in the right way, and
+//! who it is.
 //!
-//! Owns the checks that need no more than the request's head; does not know what the body asks for. Invariant: only
-//! [`authenticate`] makes an [`AuthenticatedRequest`], and it holds the proof.
+//! Owns the checks that need no more than the request's head; does not know what the body asks for.
+//! Invariant: only [`authenticate`] makes an [`AuthenticatedRequest`], and it holds the proof.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -82,14 +83,16 @@ fn misdirected(received: &Received) -> Option<Refusal> {
     }
     let headers = &received.head.headers;
     if headers.contains_key("x-api-key") || headers.contains_key("api-key") {
-        let message = "API keys in X-Api-Key or Api-Key are not supported: send Authorization: Bearer <token>";
+        let message = "API keys in X-Api-Key or Api-Key are not supported: send \
+            Authorization: Bearer <token>";
         return Some(Refusal::invalid(message));
     }
     None
 }
 
-/// Returns whether a path is under `/v1/` however upstream reads it: a path with dot segments (RFC 3986, section
-/// 5.2.4), plain or percent-encoded, could reach the rest of the backend with the operator's token.
+/// Returns whether a path is under `/v1/` however upstream reads it: a path with dot segments (RFC
+/// 3986, section 5.2.4), plain or percent-encoded, could reach the rest of the backend with the
+/// operator's token.
 fn stays_under_v1(path: &str) -> bool {
     let plain = path
         .to_ascii_lowercase()
@@ -118,7 +121,8 @@ impl AuthenticatedRequest {
 }
 
 /// # Errors
-/// The request presents no token of a user. After repeated failures of an address this takes longer.
+/// The request presents no token of a user. After repeated failures of an address this takes
+/// longer.
 pub(crate) async fn authenticate(routed: Routed) -> Result<AuthenticatedRequest, Refusal> {
     let Routed(received) = routed;
     let proof = authenticate_sender(&received).await?;

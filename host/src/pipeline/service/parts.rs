@@ -35,6 +35,7 @@ pub struct ServiceParts {
     pub limits: Arc<Limits>,
     /// Whether the gateway is serving, draining or ending.
     pub phases: watch::Receiver<Phase>,
-    /// Held as long as anything holds the service, so that the receiver learns when all of its requests have ended.
+    /// Held as long as anything holds the service, so that the receiver learns when all of its
+    /// requests have ended.
     pub alive: mpsc::Sender<()>,
 }

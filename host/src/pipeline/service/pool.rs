@@ -44,7 +44,7 @@ struct PoolState {
     homeless: AtomicU64,
 }
 
-/// The members as balancers were last told of them.
+/// The members as they were last announced to balancers.
 #[derive(Debug)]
 struct AnnouncedMembers {
     /// The sum of the versions of their plans at that time.
@@ -116,7 +116,7 @@ impl CredentialPool {
         self.is_single
     }
 
-    /// Returns the members as a balancer is told of them, with their current plans.
+    /// Returns the members as they are announced to a balancer, with their current plans.
     pub(crate) fn balancer_members(&self) -> Members {
         let plan_versions = plan_versions(&self.members);
         let mut announced = self
@@ -134,7 +134,8 @@ impl CredentialPool {
         announced.members.clone()
     }
 
-    /// Returns the number of the next request whose session has no home. Requests without a home are counted.
+    /// Returns the number of the next request whose session has no home. Requests without a home
+    /// are counted.
     pub(crate) fn sequence(&self, home: Option<usize>) -> u64 {
         let homeless = &self.state.homeless;
         match home {
