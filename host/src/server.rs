@@ -4,17 +4,13 @@
 //! every request under way ends or is recorded as cut before the ledger closes.
 
 mod admin;
-mod board;
 mod build;
-mod configure;
 mod connection;
-mod keep;
 mod policies;
-mod poll;
-mod refresh;
-mod reload;
-mod scrape;
-mod views;
+mod status;
+mod supervisor;
+mod upkeep;
+mod usage_files;
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -42,15 +38,15 @@ use crate::watch::Watch;
 pub use admin::{CredentialStatus, SOCKET, ServiceStatus, Status};
 pub use build::check;
 pub use policies::{LastReload, PolicyStatus};
-pub use refresh::{COMMAND as REFRESH_COMMAND, Errand, RefreshIn, run_errand};
+pub use upkeep::refresh::{COMMAND as REFRESH_COMMAND, Errand, RefreshIn, run_errand};
 
 use admin::{Admin, Rights};
-use board::{Board, BoardWorld};
 use build::{Loaded, Patience, World};
 use connection::Accepting;
-use keep::{Keeping, Tasks};
-use reload::{Command, Fixed, Served, Supervisor};
-use views::{ViewOf, Views};
+use status::{Board, BoardWorld};
+use supervisor::{Command, Fixed, Served, Supervisor};
+use upkeep::{Keeping, Tasks};
+use usage_files::{ViewOf, Views};
 
 /// The gateway cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -182,7 +178,7 @@ impl Gateway {
             watch: Watch::start(),
             phases: phases.clone(),
             turn: Arc::new(Semaphore::new(1)),
-            looks: Arc::new(Semaphore::new(keep::LOOKS)),
+            looks: Arc::new(Semaphore::new(upkeep::LOOKS)),
             tasks: tasks.clone(),
         };
         let board = Arc::new(Board {
@@ -200,7 +196,7 @@ impl Gateway {
             },
             configured: Mutex::default(),
         });
-        let (commands, taken) = reload::commands();
+        let (commands, taken) = supervisor::commands();
         let ledger = Arc::clone(&world.ledger);
         let admin = doors.open_admin(&config, &board, &commands, &ledger, &phases, &tasks);
         let (served, listening) = doors.open(&config, services, &keeping, &phases);
@@ -389,7 +385,7 @@ fn build_all(
         services.iter().map(|(service, _)| &**service),
         &limits,
     );
-    let views = Views::open(&world.ledger, views::wanted(&config.services))?;
+    let views = Views::open(&world.ledger, usage_files::wanted(&config.services))?;
     Ok(Built {
         config,
         world,

@@ -1,6 +1,8 @@
 //! What operators ask the running gateway: HTTP/1.1 on a Unix socket in `data_dir`, for the gateway's own user and root
 //! alone, and on a listener where the configuration has one.
 
+mod scrape;
+
 use std::convert::Infallible;
 use std::fs::{self, Permissions};
 use std::io;
@@ -26,10 +28,9 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::board::Board;
-use super::keep::Tasks;
-use super::reload::{Command, Reply};
-use super::scrape;
+use super::status::Board;
+use super::supervisor::{Command, Reply};
+use super::upkeep::Tasks;
 use crate::credentials::Health;
 use crate::files::{plain, remove};
 use crate::metrics::CONTENT_TYPE as CONTENT_TYPE_OF_METRICS;

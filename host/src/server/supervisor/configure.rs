@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 
 use tokio::task::spawn_blocking;
 
-use super::StartError;
-use super::build::{assemble, certificates, read_credentials, refuse_if_any};
-use super::policies::{Entry, LastReload, Progress, Workshop};
-use super::reload::{Reply, Supervisor, Work};
-use super::views;
+use super::{Reply, Supervisor, Work};
 use crate::config::{Config, PolicyConfig, ServiceConfig};
 use crate::credentials::Credential;
 use crate::policy::{LoadError, Slot, Source, Urgency};
+use crate::server::StartError;
+use crate::server::build::{assemble, certificates, read_credentials, refuse_if_any};
+use crate::server::policies::{Entry, LastReload, Progress, Workshop};
+use crate::server::usage_files;
 use crate::tls::Tls;
 
 /// A configuration, with everything that it names loaded.
@@ -177,7 +177,7 @@ impl Supervisor {
             .write()
             .unwrap_or_else(PoisonError::into_inner) = services;
         // The thread that writes them ends with the gateway alone.
-        let _ = self.views.send(views::wanted(
+        let _ = self.views.send(usage_files::wanted(
             self.served.iter().map(|served| &served.config),
         ));
         self.watch_files();

@@ -3,6 +3,8 @@
 //! Refuses to know what happens to a request. Invariant: a change is made of what was loaded, read and tried beforehand, and it
 //! is made at once. What fails on the way leaves everything as it was.
 
+mod configure;
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,13 +13,13 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{sleep, sleep_until};
 
+use self::configure::Staged;
 use super::StartError;
-use super::board::Board;
 use super::build::{Pending, World, assemble};
-use super::configure::Staged;
-use super::keep::{Keeping, Kept};
 use super::policies::{Progress, Workshop};
-use super::views::ViewOf;
+use super::status::Board;
+use super::upkeep::{Keeping, Kept};
+use super::usage_files::ViewOf;
 use crate::config::{Config, PolicyConfig, PolicySource, ServiceConfig};
 use crate::pipeline::Service;
 use crate::policy::{LoadError, Policy, Rules, Shadow, Slot, Source, Urgency};

@@ -1,9 +1,9 @@
 //! What is looked at when somebody asks for metrics: how everything is at that moment.
 
-use super::board::Board;
-use super::policies::PolicyStatus;
 use crate::metrics::Seen;
 use crate::policy::FaultKind;
+use crate::server::policies::PolicyStatus;
+use crate::server::status::Board;
 use crate::values::clock::Timestamp;
 
 /// All metrics, as text.

@@ -1,6 +1,9 @@
 //! What keeps credentials alive in the background: their files are looked at, their tokens refreshed, their use asked
 //! for. Three small tasks a credential, and no thread.
 
+mod poll;
+pub(super) mod refresh;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,8 +11,8 @@ use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::{sleep, timeout};
 
-use super::poll::poll;
-use super::refresh::{RefreshIn, Refresher};
+use self::poll::poll;
+use self::refresh::{RefreshIn, Refresher};
 use crate::credentials::{Credential, Job, Look, Outcome};
 use crate::pipeline::Service;
 use crate::upstream::{Trust, Upstream};
