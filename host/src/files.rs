@@ -1,6 +1,10 @@
 //! Floor 0: how files are read and replaced: never more than is expected, and never half. Knows nothing of what stands in
 //! them.
 
+mod settling;
+
+pub use self::settling::Settling;
+
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};

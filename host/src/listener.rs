@@ -1,6 +1,6 @@
-//! Listeners: connections from clients, as many as there is room for.
+//! Accepts connections from clients, up to `limits.connections` at once.
 //!
-//! Owns accepting; refuses to know what is spoken. Invariant: whatever a client or the kernel does, the loop goes on.
+//! Does not know which protocol a connection speaks. Invariant: no client and no error of the kernel ends the accept loop.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,13 +12,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::sleep;
 
-/// The wait after an accept that failed for want of something (file descriptors, memory); it doubles to the last.
-const BACK_OFF_FIRST: Duration = Duration::from_millis(5);
-const BACK_OFF_LAST: Duration = Duration::from_secs(1);
+/// The pause after an accept failed for lack of file descriptors or memory. It doubles up to the maximum.
+const BACK_OFF_MIN: Duration = Duration::from_millis(5);
+const BACK_OFF_MAX: Duration = Duration::from_secs(1);
 
-/// A listener of a service.
+/// The listener of a service.
 #[derive(Debug)]
-pub struct Listener {
+pub(crate) struct ClientListener {
     listener: TcpListener,
     address: SocketAddr,
     room: Arc<Semaphore>,
@@ -27,22 +27,20 @@ pub struct Listener {
 
 /// A connection from a client.
 #[derive(Debug)]
-pub struct Connection {
-    /// The connection.
-    pub stream: TcpStream,
-    /// Where it comes from.
-    pub peer: SocketAddr,
-    /// Its place among `limits.connections`, for as long as it is kept.
-    pub place: OwnedSemaphorePermit,
+pub(crate) struct AcceptedConnection {
+    pub(crate) stream: TcpStream,
+    pub(crate) peer: SocketAddr,
+    /// Counts the connection among `limits.connections` until it is dropped.
+    pub(crate) permit: OwnedSemaphorePermit,
 }
 
-impl Listener {
-    /// Listens on `address`, with `room` shared by all listeners. A client that takes nothing for `stall_limit` of what
-    /// is sent to it loses its connection.
+impl ClientListener {
+    /// Binds `address`. All listeners share the permits of `room`. A client that stops reading for `stall_limit` while data
+    /// waits for it loses its connection.
     ///
     /// # Errors
-    /// The address cannot be listened on.
-    pub async fn bind(
+    /// The address cannot be bound.
+    pub(crate) async fn bind(
         address: SocketAddr,
         room: Arc<Semaphore>,
         stall_limit: Duration,
@@ -57,36 +55,36 @@ impl Listener {
         })
     }
 
-    /// The address, with the port that was taken.
-    pub fn address(&self) -> SocketAddr {
+    /// Returns the bound address, with the actual port.
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The next connection. Waits for room first: further clients wait in the kernel's queue.
-    pub async fn accept(&self) -> Connection {
-        let mut back_off = BACK_OFF_FIRST;
+    /// Accepts the next connection. Waits for a permit first: until then, clients wait in the kernel's queue.
+    pub(crate) async fn accept(&self) -> AcceptedConnection {
+        let mut back_off = BACK_OFF_MIN;
         loop {
-            let Ok(place) = Arc::clone(&self.room).acquire_owned().await else {
-                unreachable!("nobody closes the semaphore");
+            let Ok(permit) = Arc::clone(&self.room).acquire_owned().await else {
+                unreachable!("the semaphore is never closed");
             };
             match self.listener.accept().await {
                 Ok((stream, peer)) => {
-                    // A response's parts are written when they are whole; holding them back only adds latency.
+                    // Each part of a response is written as a whole: Nagle's algorithm would only add latency.
                     let _ = stream.set_nodelay(true);
-                    // RFC 5482: unacknowledged data and a window that stays closed end the connection after so long.
+                    // RFC 5482: ends the connection if data stays unacknowledged or the window closed for this long.
                     let limit_ms = u32::try_from(self.stall_limit.as_millis()).unwrap_or(u32::MAX);
                     let _ = set_tcp_user_timeout(&stream, limit_ms);
-                    return Connection {
+                    return AcceptedConnection {
                         stream,
                         peer,
-                        place,
+                        permit,
                     };
                 }
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
-                    tracing::warn!(%error, address = %self.address, "cannot accept; trying again");
+                    tracing::warn!(%error, address = %self.address, "accept failed, retrying");
                     sleep(back_off).await;
-                    back_off = (back_off * 2).min(BACK_OFF_LAST);
+                    back_off = (back_off * 2).min(BACK_OFF_MAX);
                 }
             }
         }

@@ -1,113 +1,92 @@
 //! The gateway: everything that a configuration names, put together, started and stopped.
 //!
-//! Owns the wiring and the order of start and stop; refuses to know what happens to a request. Invariant: on a stop,
-//! every request under way ends or is recorded as cut before the ledger closes.
+//! Owns the wiring and the order of start and shutdown. Does not know what happens to a request. Invariant: on shutdown,
+//! every request in flight ends or is recorded as aborted before the ledger closes.
 
 mod admin;
+mod background;
 mod build;
 mod connection;
+mod error;
 mod policies;
 mod status;
 mod supervisor;
 mod upkeep;
 mod usage_files;
 
-use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 
+use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use crate::config::{Config, ConfigError};
-use crate::ledger::{Ledger, LedgerError};
-use crate::listener::Listener;
-use crate::pipeline::{LiveService, Service, restore_affinity};
-use crate::policy::EngineError;
+pub use self::build::check;
+pub use self::error::StartError;
+pub use self::supervisor::{AppliedConfiguration, CommandError};
+pub use self::upkeep::refresh::{
+    COMMAND as REFRESH_COMMAND, RefreshPlace, RefreshRequest, run_refresh,
+};
+
+pub(crate) use self::admin::SOCKET;
+
+use self::admin::{AdminAccess, AdminApi};
+use self::background::BackgroundTasks;
+use self::build::{SharedResources, assemble, read_certificates, read_credentials};
+use self::connection::{ConnectionContext, accept};
+use self::error::reject_problems;
+use self::policies::{InitialPolicies, PendingPolicy, PolicyLoader, StartWait, load_initial};
+use self::status::GatewayStatus;
+use self::supervisor::{
+    COMMAND_QUEUE, CommandSender, RunningService, RunningServices, StartupSettings, Supervisor,
+    SupervisorCommand, SupervisorParts,
+};
+use self::upkeep::Upkeep;
+use self::usage_files::{UsageFiles, UsageFilesWriter};
+use crate::config::{Config, ServiceConfig};
+use crate::ledger::{KnownMaker, KnownSession, Ledger};
+use crate::listener::ClientListener;
+use crate::pipeline::Service;
 use crate::tls::Tls;
 use crate::upstream::Trust;
 use crate::values::clock::Timestamp;
 use crate::values::limits::Limits;
 use crate::values::phase::Phase;
-use crate::watch::Watch;
+use crate::watch::FileWatcher;
 
-pub use admin::{CredentialStatus, SOCKET, ServiceStatus, Status};
-pub use build::check;
-pub use policies::{LastReload, PolicyStatus};
-pub use upkeep::refresh::{COMMAND as REFRESH_COMMAND, Errand, RefreshIn, run_errand};
-
-use admin::{Admin, Rights};
-use build::{Loaded, Patience, World};
-use connection::Accepting;
-use status::{Board, BoardWorld};
-use supervisor::{Command, Fixed, Served, Supervisor};
-use upkeep::{Keeping, Tasks};
-use usage_files::{ViewOf, Views};
-
-/// The gateway cannot start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The configuration names what cannot be used.
-    #[error("{0}")]
-    Config(ConfigError),
-    /// The ledger cannot be used.
-    #[error("ledger: {0}")]
-    Ledger(#[from] LedgerError),
-    /// The policy engine cannot be used.
-    #[error("{0}")]
-    Engine(#[from] EngineError),
-    /// A usage file cannot be used.
-    #[error("usage file {path}: {reason}")]
-    UsageFile {
-        /// The file.
-        path: String,
-        /// Why.
-        reason: String,
-    },
-    /// An address cannot be listened on.
-    #[error("service {service:?}: cannot listen on {address}: {reason}")]
-    Listen {
-        /// The service's tag.
-        service: String,
-        /// The address.
-        address: SocketAddr,
-        /// Why.
-        reason: String,
-    },
-    /// A thread cannot be started.
-    #[error("cannot start a thread: {0}")]
-    Thread(std::io::Error),
-}
-
-/// A listener that is up.
+/// The address of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listening {
+pub struct ServiceAddress {
     /// The service's tag.
     pub service: String,
-    /// The address, with the port that was taken.
+    /// The bound address. The port is the actual one, even if the configuration has port 0.
     pub address: SocketAddr,
 }
 
 /// A running gateway.
 pub struct Gateway {
-    listening: Vec<Listening>,
+    listening: Vec<ServiceAddress>,
     admin: Option<SocketAddr>,
     phase: watch::Sender<Phase>,
-    board: Arc<Board>,
-    commands: mpsc::Sender<Command>,
-    /// Ends when nothing goes on in the background any more.
+    status: Arc<GatewayStatus>,
+    commands: CommandSender,
+    /// Ends with the last background task.
     background: mpsc::Receiver<()>,
-    refresh_in: RefreshIn,
-    /// Ends when nothing holds a service any more: no connection, and no response whose row is not handed over.
+    refresh_place: RefreshPlace,
+    /// Ends when nothing holds a service: no connection, and no response whose row is not handed over.
     alive: mpsc::Receiver<()>,
-    /// Ends with the last sender of what is wanted of usage files.
-    views: Option<(std::sync::mpsc::Sender<Vec<ViewOf>>, JoinHandle<()>)>,
+    usage_files: UsageFilesThread,
     ledger: Arc<Ledger>,
     limits: Arc<Limits>,
+}
+
+struct UsageFilesThread {
+    writer: UsageFilesWriter,
+    thread: JoinHandle<()>,
 }
 
 impl std::fmt::Debug for Gateway {
@@ -119,349 +98,383 @@ impl std::fmt::Debug for Gateway {
 }
 
 impl Gateway {
-    /// Starts what `config` describes. When this returns, every listener is up. Tokens are refreshed in this process.
+    /// Starts what `config` describes. All listeners accept connections when this returns. Tokens are refreshed in this
+    /// process.
     ///
     /// # Errors
-    /// Something cannot be used; nothing is left running.
+    /// Something that the configuration names cannot be used. Nothing is left running.
     pub async fn start(config: Config) -> Result<Self, StartError> {
-        Self::start_with(config, RefreshIn::ThisProcess).await
+        Self::start_with(config, RefreshPlace::ThisProcess).await
     }
 
-    /// The same, with tokens refreshed as `refresh_in` says.
+    /// Starts what `config` describes, with tokens refreshed in `refresh_place`.
     ///
     /// # Errors
     /// As [`Gateway::start`].
-    pub async fn start_with(config: Config, refresh_in: RefreshIn) -> Result<Self, StartError> {
-        let limits = Arc::new(config.limits.clone());
-        let (alive_sender, alive) = mpsc::channel(1);
+    pub async fn start_with(
+        config: Config,
+        refresh_place: RefreshPlace,
+    ) -> Result<Self, StartError> {
         let (phase, phases) = watch::channel(Phase::Serving);
-        // Compiling policies and reading files takes a while: not on a worker.
-        let runtime = Handle::current();
-        let built = spawn_blocking({
-            let phases = phases.clone();
-            move || build_all(config, runtime, phases, alive_sender)
-        });
-        let Built {
+        let (alive_sender, alive) = mpsc::channel(1);
+        let built = BuiltGateway::build(config, phases.clone(), alive_sender).await?;
+        let listeners = BoundListeners::bind(&built.config).await?;
+        let (writer, thread) = built.usage_files.start().map_err(StartError::Thread)?;
+        let BuiltGateway {
             config,
-            world,
-            loaded,
+            shared,
+            loader,
+            pending,
+            status,
             services,
-            views,
-        } = match built.await {
-            Ok(built) => built?,
-            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+            ..
+        } = built;
+        let limits = Arc::new(config.limits.clone());
+        let (tasks, background) = BackgroundTasks::new();
+        let watcher = FileWatcher::start();
+        let upkeep = Upkeep::new(
+            &limits,
+            &shared.trust,
+            refresh_place.clone(),
+            &watcher,
+            &phases,
+            &tasks,
+        );
+        let (commands, received) = mpsc::channel::<SupervisorCommand>(COMMAND_QUEUE);
+        let ledger = Arc::clone(&shared.ledger);
+        let (admin, listening, services) = {
+            let context = AcceptContext {
+                config: &config,
+                status: &status,
+                commands: &commands,
+                phases: &phases,
+                tasks: &tasks,
+            };
+            let admin = listeners.admin_address();
+            let (listening, services) = listeners.accept(&context, services, &upkeep, &ledger);
+            (admin, listening, services)
         };
-        let mut doors = Doors::default();
-        let room = Arc::new(Semaphore::new(connections(&limits)));
-        for service in &config.services {
-            let bound = Listener::bind(
-                service.listen,
-                Arc::clone(&room),
-                limits.client_stall_timeout,
-            )
-            .await;
-            let listener =
-                bound.map_err(|error| cannot_listen(&service.tag, service.listen, &error))?;
-            doors.listeners.push(listener);
-        }
-        if let Some(admin) = &config.admin {
-            let bound = tokio::net::TcpListener::bind(admin.listen).await;
-            doors.admin =
-                Some(bound.map_err(|error| cannot_listen("admin", admin.listen, &error))?);
-        }
-        let (views, views_thread) = views.start().map_err(StartError::Thread)?;
-        let (tasks, background) = Tasks::new();
-        let keeping = Keeping {
-            limits: Arc::clone(&limits),
-            trust: world.trust.clone(),
-            refresh_in: refresh_in.clone(),
-            watch: Watch::start(),
-            phases: phases.clone(),
-            turn: Arc::new(Semaphore::new(1)),
-            looks: Arc::new(Semaphore::new(upkeep::LOOKS)),
-            tasks: tasks.clone(),
-        };
-        let board = Arc::new(Board {
-            services: RwLock::new(
-                services
-                    .iter()
-                    .map(|(service, _)| Arc::downgrade(service))
-                    .collect(),
-            ),
-            policies: Mutex::new(loaded.policies),
-            world: BoardWorld {
-                ledger: Arc::downgrade(&world.ledger),
-                metrics: Arc::clone(&world.metrics),
-                phases: phases.clone(),
-            },
-            configured: Mutex::default(),
-        });
-        let (commands, taken) = supervisor::commands();
-        let ledger = Arc::clone(&world.ledger);
-        let admin = doors.open_admin(&config, &board, &commands, &ledger, &phases, &tasks);
-        let (served, listening) = doors.open(&config, services, &keeping, &phases);
-        let supervisor = Supervisor {
-            board: Arc::clone(&board),
-            world,
-            workshop: loaded.workshop,
-            served,
-            watch: keeping.watch.clone(),
-            keeping,
-            views: views.clone(),
-            fixed: Fixed {
+        let parts = SupervisorParts {
+            status: Arc::clone(&status),
+            shared,
+            services: RunningServices::new(services),
+            loader,
+            upkeep,
+            usage_files: writer.clone(),
+            startup: StartupSettings {
                 data_dir: config.data_dir,
                 log: config.log,
                 admin: config.admin,
                 limits: Arc::clone(&limits),
             },
-            limits: Arc::clone(&limits),
-            commands: commands.clone(),
-            watched: HashMap::new(),
-            works: JoinSet::new(),
-            again: Vec::new(),
-            is_staging: false,
-            waiting: VecDeque::new(),
+            watcher,
         };
-        tasks.spawn(supervisor.run(taken, loaded.pending));
-        let views = Some((views, views_thread));
+        tasks.spawn(Supervisor::new(parts, &commands).run(received, pending));
         Ok(Self {
             listening,
             admin,
             phase,
-            board,
+            status,
             commands,
             background,
-            refresh_in,
+            refresh_place,
             alive,
-            views,
+            usage_files: UsageFilesThread { writer, thread },
             ledger,
             limits,
         })
     }
 
-    /// Takes up `config`, without dropping a connection. Answers in words what was left as it was.
+    /// Applies `config` without dropping a connection.
     ///
     /// # Errors
-    /// Why it is not taken up, in words; what serves goes on.
-    pub async fn configure(&self, config: Config) -> Result<String, String> {
+    /// The configuration is rejected. The current one stays in effect.
+    pub async fn configure(&self, config: Config) -> Result<AppliedConfiguration, CommandError> {
         let (reply, done) = oneshot::channel();
-        let command = Command::Configure {
+        let command = SupervisorCommand::Configure {
             config: Box::new(config),
             reply,
         };
-        let stopping = || "the gateway stops".to_owned();
-        self.commands.send(command).await.map_err(|_| stopping())?;
-        done.await.map_err(|_| stopping())?
+        self.commands
+            .send(command)
+            .await
+            .map_err(|_| CommandError::ShuttingDown)?;
+        done.await.map_err(|_| CommandError::ShuttingDown)?
     }
 
-    /// A configuration cannot even be read, and why: operators are told of it as of one that is not taken up.
-    pub fn refuse_configuration(&self, reason: &str) {
-        self.board.refuse_configuration(reason);
+    /// Reports a configuration that could not even be read, as one that was rejected.
+    pub fn reject_configuration(&self, reason: &str) {
+        self.status.configuration_rejected(reason);
     }
 
-    /// Where operators are listened to, with the port that was taken.
+    /// Returns the address of the admin listener, if the configuration has one.
     pub fn admin(&self) -> Option<SocketAddr> {
         self.admin
     }
 
-    /// The listeners, in the order of the configuration.
-    pub fn listening(&self) -> &[Listening] {
+    /// Returns the services' addresses in the order of the configuration.
+    pub fn listening(&self) -> &[ServiceAddress] {
         &self.listening
     }
 
-    /// The ledger.
+    /// Returns the ledger.
     pub fn ledger(&self) -> &Ledger {
         &self.ledger
     }
 
-    /// Stops: no new requests, up to `limits.drain_timeout` for those under way, then usage files and ledger are
-    /// written and closed.
-    pub async fn stop(self) {
-        self.stop_or_cut(std::future::pending()).await;
+    /// Shuts down: accepts no new requests, waits up to `limits.drain_timeout` for those in flight, then writes and closes
+    /// usage files and the ledger.
+    pub async fn shut_down(self) {
+        self.shut_down_or_abort(std::future::pending()).await;
     }
 
-    /// Stops, and cuts the requests under way as soon as `cut` ends. What is cut is recorded, too.
-    pub async fn stop_or_cut(mut self, cut: impl Future<Output = ()>) {
+    /// Shuts down, and aborts the requests in flight as soon as `abort` returns. Aborted requests are recorded, too.
+    pub async fn shut_down_or_abort(mut self, abort: impl Future<Output = ()>) {
         self.phase.send_replace(Phase::Draining);
-        let ended = async { while self.alive.recv().await.is_some() {} };
-        let mut cut = pin!(cut);
-        let was_cut = tokio::select! {
-            drained = timeout(self.limits.drain_timeout, ended) => {
+        let mut abort = pin!(abort);
+        let drained = async { while self.alive.recv().await.is_some() {} };
+        let is_aborted = tokio::select! {
+            drained = timeout(self.limits.drain_timeout, drained) => {
                 if drained.is_err() {
-                    tracing::warn!("limits.drain_timeout is over: requests under way are cut");
+                    tracing::warn!("limits.drain_timeout exceeded, aborting requests in flight");
                 }
                 false
             }
-            () = cut.as_mut() => true,
+            () = abort.as_mut() => true,
         };
         self.phase.send_replace(Phase::Ending);
-        // A refresh that has begun goes to its end: its token is spent. It has its own bounds. One in a process of its own
-        // would end by itself, but not where this process is a container's first: then all end with it.
-        let background = &mut self.background;
-        let ended = async { while background.recv().await.is_some() {} };
-        match self.refresh_in {
-            RefreshIn::Child(_) if was_cut => drop(ended),
-            RefreshIn::Child(_) => tokio::select! {
-                () = ended => {}
-                () = cut => {}
-            },
-            RefreshIn::ThisProcess => ended.await,
-        }
-        // Every connection hands its rows to the ledger before it lets go of this.
+        self.await_background(is_aborted, abort).await;
+        // Every connection hands its rows to the ledger before it drops its service.
         while self.alive.recv().await.is_some() {}
-        let views = self.views.take();
         let ledger = Arc::clone(&self.ledger);
+        let UsageFilesThread { writer, thread } = self.usage_files;
         let closing = spawn_blocking(move || {
-            if let Some((stop, thread)) = views {
-                drop(stop);
-                if thread.join().is_err() {
-                    tracing::error!("the writer of usage files panicked");
-                }
+            drop(writer);
+            if thread.join().is_err() {
+                tracing::error!("usage file thread panicked");
             }
             ledger.close();
         });
         if let Err(error) = closing.await {
-            tracing::error!(%error, "the ledger was not closed in order");
+            tracing::error!(%error, "closing the ledger panicked");
+        }
+    }
+
+    /// Waits for background tasks, above all for a refresh in progress: its refresh token is spent.
+    ///
+    /// A child process would complete its refresh alone, but not if this process is the first of a container, with which all
+    /// others end.
+    async fn await_background(&mut self, is_aborted: bool, abort: impl Future<Output = ()>) {
+        let background = &mut self.background;
+        let ended = async { while background.recv().await.is_some() {} };
+        match self.refresh_place {
+            RefreshPlace::ThisProcess => ended.await,
+            RefreshPlace::ChildProcess(_) if is_aborted => {}
+            RefreshPlace::ChildProcess(_) => tokio::select! {
+                () = ended => {}
+                () = abort => {}
+            },
         }
     }
 }
 
-/// Everything that a configuration names, put together.
-struct Built {
+/// A gateway that was put together and not started.
+struct BuiltGateway {
     config: Config,
-    world: World,
-    loaded: Loaded,
+    shared: SharedResources,
+    loader: PolicyLoader,
+    pending: Vec<PendingPolicy>,
+    status: Arc<GatewayStatus>,
     services: Vec<(Arc<Service>, Option<Tls>)>,
-    views: Views,
+    usage_files: UsageFiles,
 }
 
-fn build_all(
-    config: Config,
-    runtime: Handle,
-    phases: watch::Receiver<Phase>,
-    alive: mpsc::Sender<()>,
-) -> Result<Built, StartError> {
-    let limits = Arc::new(config.limits.clone());
-    let loaded = build::load_policies(&config, Patience::OfLimits(runtime))?;
-    let certificates = build::certificates(&config)?;
-    let ledger = Arc::new(Ledger::open(&config.data_dir, &limits)?);
-    let trust = Trust::of_the_platform();
-    if trust.is_empty() {
-        tracing::warn!(
-            "no certificates to trust were found: an https upstream cannot be reached (SSL_CERT_FILE)"
-        );
-    }
-    let stand_in = Arc::clone(&loaded.stand_in);
-    let world = World {
-        ledger,
-        metrics: Arc::default(),
-        trust,
-        stand_in,
-        phases,
-        alive,
-    };
-    let mut problems = Vec::new();
-    let mut services = Vec::new();
-    for (service, tls) in config.services.iter().zip(certificates) {
-        match build::read_credentials(service, &[]) {
-            Ok(credentials) => {
-                let service = build::assemble(
-                    &world,
-                    service,
-                    &loaded.policies,
-                    &limits,
-                    credentials,
-                    None,
-                );
-                services.push((Arc::new(service), tls));
-            }
-            Err(StartError::Config(error)) => problems.extend(error.problems),
-            Err(error) => return Err(error),
+impl BuiltGateway {
+    /// Compiles policies and reads files, on a blocking thread.
+    async fn build(
+        config: Config,
+        phases: watch::Receiver<Phase>,
+        alive: mpsc::Sender<()>,
+    ) -> Result<Self, StartError> {
+        let runtime = Handle::current();
+        let build = move || Self::build_blocking(config, runtime, phases, alive);
+        match spawn_blocking(build).await {
+            Ok(built) => built,
+            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
         }
     }
-    build::refuse_if_any(problems)?;
-    restore(
-        &world.ledger,
-        services.iter().map(|(service, _)| &**service),
-        &limits,
-    );
-    let views = Views::open(&world.ledger, usage_files::wanted(&config.services))?;
-    Ok(Built {
-        config,
-        world,
-        loaded,
-        services,
-        views,
-    })
+
+    fn build_blocking(
+        config: Config,
+        runtime: Handle,
+        phases: watch::Receiver<Phase>,
+        alive: mpsc::Sender<()>,
+    ) -> Result<Self, StartError> {
+        let limits = Arc::new(config.limits.clone());
+        let InitialPolicies {
+            table,
+            pending,
+            stand_in,
+            loader,
+        } = load_initial(&config, &StartWait::OfLimits(runtime))?;
+        let certificates = read_certificates(&config)?;
+        let ledger = Arc::new(Ledger::open(&config.data_dir, &limits)?);
+        let trust = Trust::of_the_platform();
+        if trust.is_empty() {
+            tracing::warn!(
+                "no trusted certificates found: set SSL_CERT_FILE to reach https upstreams"
+            );
+        }
+        let shared = SharedResources {
+            ledger,
+            metrics: Arc::default(),
+            trust,
+            stand_in,
+            phases,
+            alive,
+        };
+        let mut problems = Vec::new();
+        let mut services = Vec::new();
+        for (service, tls) in config.services.iter().zip(certificates) {
+            match read_credentials(service, &[]) {
+                Ok(credentials) => {
+                    let service = assemble(&shared, service, &table, &limits, credentials, None);
+                    services.push((Arc::new(service), tls));
+                }
+                Err(StartError::Config(error)) => problems.extend(error.problems),
+                Err(error) => return Err(error),
+            }
+        }
+        reject_problems(problems)?;
+        restore_sessions(&shared.ledger, &services, &limits);
+        let usage_files = UsageFiles::open(&shared.ledger, &config.services)?;
+        let weak: Vec<Weak<Service>> = services
+            .iter()
+            .map(|(service, _)| Arc::downgrade(service))
+            .collect();
+        let status =
+            GatewayStatus::new(weak, table, &shared.ledger, &shared.metrics, &shared.phases);
+        Ok(Self {
+            config,
+            shared,
+            loader,
+            pending,
+            status: Arc::new(status),
+            services,
+            usage_files,
+        })
+    }
 }
 
-/// What is listened on, and nobody is let in yet.
-#[derive(Default)]
-struct Doors {
-    listeners: Vec<Listener>,
-    admin: Option<tokio::net::TcpListener>,
+/// Listeners that are bound and do not accept yet.
+struct BoundListeners {
+    services: Vec<ClientListener>,
+    admin: Option<TcpListener>,
 }
 
-impl Doors {
-    /// Lets clients in, on each listener in a task of its own.
-    fn open(
+/// What accepting connections needs.
+struct AcceptContext<'a> {
+    config: &'a Config,
+    status: &'a Arc<GatewayStatus>,
+    commands: &'a CommandSender,
+    phases: &'a watch::Receiver<Phase>,
+    tasks: &'a BackgroundTasks,
+}
+
+impl BoundListeners {
+    async fn bind(config: &Config) -> Result<Self, StartError> {
+        let limits = &config.limits;
+        let room = Arc::new(Semaphore::new(connection_permits(limits)));
+        let mut services = Vec::new();
+        for service in &config.services {
+            let room = Arc::clone(&room);
+            let bound =
+                ClientListener::bind(service.listen, room, limits.client_stall_timeout).await;
+            services.push(bound.map_err(|error| bind_error(&service.tag, service.listen, &error))?);
+        }
+        let admin = match &config.admin {
+            Some(admin) => {
+                let bound = TcpListener::bind(admin.listen).await;
+                Some(bound.map_err(|error| bind_error("admin", admin.listen, &error))?)
+            }
+            None => None,
+        };
+        Ok(Self { services, admin })
+    }
+
+    fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin.as_ref()?.local_addr().ok()
+    }
+
+    /// Accepts connections from now on. Operators are first, so that they can see a gateway that has just started.
+    fn accept(
         self,
-        config: &Config,
+        context: &AcceptContext<'_>,
         services: Vec<(Arc<Service>, Option<Tls>)>,
-        keeping: &Keeping,
-        phases: &watch::Receiver<Phase>,
-    ) -> (Vec<Served>, Vec<Listening>) {
-        let (mut served, mut listening) = (Vec::new(), Vec::new());
-        let doors = self
-            .listeners
+        upkeep: &Upkeep,
+        ledger: &Ledger,
+    ) -> (Vec<ServiceAddress>, Vec<RunningService>) {
+        context.accept_operators(ledger, self.admin);
+        let mut listening = Vec::new();
+        let mut running = Vec::new();
+        let parts = self
+            .services
             .into_iter()
             .zip(services)
-            .zip(&config.services);
-        for ((listener, (service, tls)), config) in doors {
-            listening.push(Listening {
-                service: service.tag().to_owned(),
+            .zip(&context.config.services);
+        for ((listener, (service, tls)), config) in parts {
+            listening.push(ServiceAddress {
+                service: config.tag.clone(),
                 address: listener.address(),
             });
-            let kept = keeping.keep(&service, Vec::new(), true);
-            let (live, tls) = (watch::Sender::new(service), watch::Sender::new(tls));
-            let accepting = Accepting {
-                live: LiveService::subscribe(&live),
-                tls: tls.subscribe(),
-                phases: phases.clone(),
-            };
-            tokio::spawn(connection::accept(listener, accepting));
-            served.push(Served {
-                config: config.clone(),
-                live,
-                tls,
-                kept,
-                gone: false,
-            });
+            running.push(context.accept_clients(listener, config, service, tls, upkeep));
         }
-        (served, listening)
-    }
-
-    /// Lets operators in. Answers where, over TCP.
-    fn open_admin(
-        &mut self,
-        config: &Config,
-        board: &Arc<Board>,
-        commands: &mpsc::Sender<Command>,
-        ledger: &Ledger,
-        phases: &watch::Receiver<Phase>,
-        tasks: &Tasks,
-    ) -> Option<SocketAddr> {
-        let admin = |rights| Admin::new(board, commands, rights);
-        admin(Rights::All).listen(ledger.path().with_file_name(SOCKET), phases, tasks);
-        let listener = self.admin.take()?;
-        let address = listener.local_addr().ok();
-        let token = config.admin.as_ref().and_then(|admin| admin.token.clone());
-        admin(Rights::of(token)).listen_tcp(listener, phases, tasks);
-        address
+        (listening, running)
     }
 }
 
-fn cannot_listen(service: &str, address: SocketAddr, error: &std::io::Error) -> StartError {
+impl AcceptContext<'_> {
+    fn accept_operators(&self, ledger: &Ledger, listener: Option<TcpListener>) {
+        let socket = ledger.path().with_file_name(SOCKET);
+        AdminApi::new(self.status, self.commands, AdminAccess::Owner).listen_unix(
+            socket,
+            self.phases,
+            self.tasks,
+        );
+        if let Some(listener) = listener {
+            let token = self
+                .config
+                .admin
+                .as_ref()
+                .and_then(|admin| admin.token.clone());
+            AdminApi::new(self.status, self.commands, AdminAccess::over_tcp(token)).listen_tcp(
+                listener,
+                self.phases,
+                self.tasks,
+            );
+        }
+    }
+
+    fn accept_clients(
+        &self,
+        listener: ClientListener,
+        config: &ServiceConfig,
+        service: Arc<Service>,
+        tls: Option<Tls>,
+        upkeep: &Upkeep,
+    ) -> RunningService {
+        let running = RunningService::start(config.clone(), service, tls, upkeep);
+        let connections = ConnectionContext {
+            live: running.live(),
+            tls: running.tls(),
+            phases: self.phases.clone(),
+        };
+        tokio::spawn(accept(listener, connections));
+        running
+    }
+}
+
+fn bind_error(service: &str, address: SocketAddr, error: &std::io::Error) -> StartError {
     StartError::Listen {
         service: service.to_owned(),
         address,
@@ -469,28 +482,30 @@ fn cannot_listen(service: &str, address: SocketAddr, error: &std::io::Error) -> 
     }
 }
 
-/// Sessions live where they lived before the restart.
-fn restore<'a>(ledger: &Ledger, services: impl Iterator<Item = &'a Service>, limits: &Limits) {
-    let read = || -> Result<_, String> {
-        let reader = ledger.reader().map_err(|error| error.to_string())?;
-        let begin = Timestamp::now().before(limits.session_lifetime);
-        let sessions = reader
-            .sessions(limits.sessions)
-            .map_err(|error| error.to_string())?;
-        let makers = reader
-            .makers(begin, limits.sessions)
-            .map_err(|error| error.to_string())?;
-        Ok((sessions, makers))
-    };
-    match read() {
-        Ok((sessions, makers)) => {
-            services.for_each(|service| restore_affinity(service, &sessions, &makers))
+/// Restores sessions and the issuers of responses from the ledger. Without them, sessions start without a home.
+fn restore_sessions(ledger: &Ledger, services: &[(Arc<Service>, Option<Tls>)], limits: &Limits) {
+    match read_sessions(ledger, limits) {
+        Ok((sessions, issuers)) => {
+            for (service, _) in services {
+                service.restore(&sessions, &issuers);
+            }
         }
-        Err(error) => tracing::warn!(error, "sessions of before are not known: they begin anew"),
+        Err(error) => tracing::warn!(%error, "sessions not restored"),
     }
 }
 
-fn connections(limits: &Limits) -> usize {
+fn read_sessions(
+    ledger: &Ledger,
+    limits: &Limits,
+) -> Result<(Vec<KnownSession>, Vec<KnownMaker>), Box<dyn std::error::Error>> {
+    let reader = ledger.reader()?;
+    let since = Timestamp::now().before(limits.session_lifetime);
+    let sessions = reader.sessions(limits.sessions)?;
+    let issuers = reader.makers(since, limits.sessions)?;
+    Ok((sessions, issuers))
+}
+
+fn connection_permits(limits: &Limits) -> usize {
     usize::try_from(limits.connections)
         .unwrap_or(usize::MAX)
         .min(Semaphore::MAX_PERMITS)

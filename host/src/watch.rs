@@ -1,7 +1,7 @@
-//! Files that are watched: by their folders, since a file is replaced by another one of its name.
+//! Watches files through their folders, because a file is usually replaced by another one of the same name.
 //!
-//! Owns one watcher and one thread, however many files there are; refuses to know what stands in them. Invariant: a
-//! change is told at least once, after it has happened; that one is told means that it is worth looking.
+//! Owns one watcher and one thread for all files. Does not know what the files contain. Invariant: each change is reported at
+//! least once, after it has happened. A report does not mean that the content differs.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsString;
@@ -18,51 +18,52 @@ use tokio::sync::Notify;
 
 use crate::files::folder;
 
-/// How long changes gather after the first: a replaced file makes several.
-const GATHERING: Duration = Duration::from_millis(2);
+/// How long changes are collected after the first: replacing a file causes several.
+const COLLECT_FOR: Duration = Duration::from_millis(2);
 
-/// Events that wait. Where there are more, every file is looked at.
-const EVENTS: usize = 4096;
+/// Events that may wait. If there are more, every file is reported.
+const EVENT_QUEUE: usize = 4096;
 
-/// Links that lead to links are followed so far.
+/// How many symbolic links are followed.
 const LINKS_MAX: usize = 16;
 
-/// Watches files until it is dropped.
+/// Watches files until the last clone is dropped.
 #[derive(Debug, Clone)]
-pub struct Watch {
-    messages: Option<SyncSender<Message>>,
+pub(crate) struct FileWatcher {
+    messages: Option<SyncSender<WatchMessage>>,
 }
 
-enum Message {
-    File {
+enum WatchMessage {
+    Watch {
         path: PathBuf,
         changed: Weak<Notify>,
     },
     Event(notify::Result<Event>),
 }
 
-impl Watch {
-    /// Starts to watch. Where the system does not let files be watched, nothing is told, and that is logged once.
-    pub fn start() -> Self {
-        let (messages, received) = mpsc::sync_channel(EVENTS);
+impl FileWatcher {
+    /// Starts the thread. If the system does not support watching, this is logged once and nothing is ever reported: callers
+    /// must read their files from time to time, too.
+    pub(crate) fn start() -> Self {
+        let (messages, received) = mpsc::sync_channel(EVENT_QUEUE);
         let lost = Arc::new(AtomicBool::new(false));
         let (events, was_lost) = (messages.clone(), Arc::clone(&lost));
-        let tell = move |event| {
-            if events.try_send(Message::Event(event)).is_err() {
+        let send_event = move |event| {
+            if events.try_send(WatchMessage::Event(event)).is_err() {
                 was_lost.store(true, Ordering::Release);
             }
         };
-        let watcher = notify::recommended_watcher(tell);
+        let watcher = notify::recommended_watcher(send_event);
         let started = watcher
             .map_err(|error| error.to_string())
             .and_then(|watcher| {
-                let watching = Watching {
+                let thread = WatchThread {
                     watcher,
                     files: Vec::new(),
                     folders: HashMap::new(),
                     lost,
                 };
-                let run = move || watching.run(&received);
+                let run = move || thread.run(&received);
                 thread::Builder::new()
                     .name("watch".to_owned())
                     .spawn(run)
@@ -73,22 +74,19 @@ impl Watch {
                 messages: Some(messages),
             },
             Err(error) => {
-                tracing::warn!(
-                    error,
-                    "files cannot be watched: changes are found by looking now and then"
-                );
+                tracing::warn!(error, "files cannot be watched, polling them instead");
                 Self { messages: None }
             }
         }
     }
 
-    /// Watches the file at `path`, which need not be there, nor its folder. `changed` is told of each change, and once
-    /// as soon as it is watched, for as long as anybody else holds it.
-    pub fn file(&self, path: &Path, changed: &Arc<Notify>) {
+    /// Watches the file at `path`; neither the file nor its folder need exist. Notifies `changed` once when watching has
+    /// started and then of each change, until the caller drops it.
+    pub(crate) fn watch(&self, path: &Path, changed: &Arc<Notify>) {
         if let Some(messages) = &self.messages {
             let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-            // The thread ends only with the process or a panic; who looks now and then finds changes all the same.
-            let _ = messages.send(Message::File {
+            // The thread ends with the process. If it panics, callers find changes by polling.
+            let _ = messages.send(WatchMessage::Watch {
                 path,
                 changed: Arc::downgrade(changed),
             });
@@ -96,58 +94,58 @@ impl Watch {
     }
 }
 
-struct Watching {
+struct WatchThread {
     watcher: RecommendedWatcher,
-    files: Vec<File>,
-    /// The folders that are watched, and whether the last try to do so failed.
+    files: Vec<WatchedFile>,
+    /// The watched folders, each with the error of the last attempt to watch it.
     folders: HashMap<PathBuf, Option<String>>,
-    /// There was no room for an event: any file may have changed.
+    /// Set when the queue was full: any file may have changed.
     lost: Arc<AtomicBool>,
 }
 
-struct File {
+struct WatchedFile {
     path: PathBuf,
     changed: Weak<Notify>,
-    /// The names in watched folders on which it depends: its own, those of links, and those of folders on its way.
+    /// The names in watched folders on which the file depends: its own, those of links, and those of folders above it.
     names: BTreeSet<(PathBuf, OsString)>,
 }
 
-impl Watching {
-    fn run(mut self, messages: &Receiver<Message>) {
+impl WatchThread {
+    fn run(mut self, messages: &Receiver<WatchMessage>) {
         while let Ok(first) = messages.recv() {
             let mut touched = BTreeSet::new();
-            self.take(first, &mut touched);
-            // A folder in which much goes on must not keep anybody waiting: twice as long at most.
-            let begun = Instant::now();
-            while let Ok(message) = messages.recv_timeout(GATHERING) {
-                self.take(message, &mut touched);
-                if begun.elapsed() > GATHERING {
+            self.handle(first, &mut touched);
+            // Bounded, because a busy folder would delay reports for ever otherwise.
+            let started = Instant::now();
+            while let Ok(message) = messages.recv_timeout(COLLECT_FOR) {
+                self.handle(message, &mut touched);
+                if started.elapsed() > COLLECT_FOR {
                     break;
                 }
             }
             if self.lost.swap(false, Ordering::AcqRel) {
                 touched.extend(0..self.files.len());
             }
-            self.tell(&touched);
+            self.report(&touched);
         }
     }
 
-    /// Which files a message touches goes into `touched`, by their places.
-    fn take(&mut self, message: Message, touched: &mut BTreeSet<usize>) {
+    /// Adds the indices of the files that `message` is about to `touched`.
+    fn handle(&mut self, message: WatchMessage, touched: &mut BTreeSet<usize>) {
         match message {
-            Message::File { path, changed } => {
+            WatchMessage::Watch { path, changed } => {
                 if touched.is_empty() {
-                    // Places in the list are not known to anybody at the moment.
+                    // No index is in use at this moment.
                     self.files.retain(|file| file.changed.strong_count() > 0);
                 }
-                self.files.push(File {
+                self.files.push(WatchedFile {
                     path,
                     changed,
                     names: BTreeSet::new(),
                 });
                 touched.insert(self.files.len() - 1);
             }
-            Message::Event(Ok(event)) if is_change(event.kind) => {
+            WatchMessage::Event(Ok(event)) if is_change(event.kind) => {
                 let all = event.need_rescan() || event.paths.is_empty();
                 for (place, file) in self.files.iter().enumerate() {
                     if all || event.paths.iter().any(|path| file.depends_on(path)) {
@@ -155,18 +153,18 @@ impl Watching {
                     }
                 }
             }
-            Message::Event(Ok(_)) => {}
-            Message::Event(Err(error)) => {
-                tracing::debug!(%error, "an event of the file system was lost");
+            WatchMessage::Event(Ok(_)) => {}
+            WatchMessage::Event(Err(error)) => {
+                tracing::debug!(%error, "file system event lost");
                 touched.extend(0..self.files.len());
             }
         }
     }
 
-    fn tell(&mut self, touched: &BTreeSet<usize>) {
+    fn report(&mut self, touched: &BTreeSet<usize>) {
         for place in touched {
-            // First watched, then told: what changes in between is told once more. And what the file depends on is asked
-            // again after that: a folder may have been made meanwhile.
+            // Watched before it is reported, so that a change in between is reported again. The names are read once more after
+            // that, because a folder may have been created meanwhile.
             let path = self.files[*place].path.clone();
             let mut known = BTreeSet::new();
             for _ in 0..LINKS_MAX {
@@ -174,7 +172,7 @@ impl Watching {
                 if now == known {
                     break;
                 }
-                now.iter().for_each(|(folder, _)| self.watch(folder));
+                now.iter().for_each(|(folder, _)| self.watch_folder(folder));
                 known = now;
             }
             let file = &mut self.files[*place];
@@ -188,8 +186,8 @@ impl Watching {
         }
     }
 
-    fn watch(&mut self, folder: &Path) {
-        // Again, even where it is watched: it may have been replaced, and then the old one is.
+    fn watch_folder(&mut self, folder: &Path) {
+        // Even if it is watched already: it may have been replaced, and the old folder is watched then.
         let failure = self
             .watcher
             .watch(folder, RecursiveMode::NonRecursive)
@@ -199,7 +197,7 @@ impl Watching {
         if let Some(error) = failure
             && known != Some(Some(error.clone()))
         {
-            tracing::warn!(folder = %folder.display(), error, "a folder cannot be watched: it is looked at now and then");
+            tracing::warn!(folder = %folder.display(), error, "folder cannot be watched, polling its files instead");
         }
     }
 
@@ -217,28 +215,28 @@ impl Watching {
             .cloned()
             .collect();
         for folder in unused {
-            // One that is gone is not watched any more: that is an error that means nothing.
+            // Fails for a folder that was removed, which is not watched any more.
             let _ = self.watcher.unwatch(&folder);
             self.folders.remove(&folder);
         }
     }
 }
 
-impl File {
+impl WatchedFile {
     fn depends_on(&self, path: &Path) -> bool {
         let is_name = path.file_name().is_some_and(|name| {
             self.names
                 .iter()
                 .any(|(within, known)| known == name && within.as_path() == folder(path))
         });
-        // A watched folder itself: moved or removed.
+        // Or a watched folder itself was moved or removed.
         is_name || self.names.iter().any(|(within, _)| within == path)
     }
 }
 
 fn is_change(kind: EventKind) -> bool {
     match kind {
-        // Written and closed: by then it is whole.
+        // Closed after writing: the file is complete.
         EventKind::Access(AccessKind::Close(AccessMode::Write)) => true,
         EventKind::Access(_) => false,
         EventKind::Any
@@ -249,8 +247,8 @@ fn is_change(kind: EventKind) -> bool {
     }
 }
 
-/// The names on which the file at `path` depends, each in the folder that is to be watched for it. Where a folder on the
-/// way is missing, the deepest one that is there is watched for it.
+/// Returns the names on which the file at `path` depends, each with the folder to watch for it. For a missing folder, that is
+/// the deepest existing one above it.
 fn names(path: &Path) -> BTreeSet<(PathBuf, OsString)> {
     let mut names = BTreeSet::new();
     let mut next = Some(path.to_owned());
@@ -263,7 +261,7 @@ fn names(path: &Path) -> BTreeSet<(PathBuf, OsString)> {
             let Some(parent) = within.parent() else { break };
             within = parent.to_owned();
         }
-        // Links among the folders, too: a volume of Kubernetes swaps one of those.
+        // Links among the folders, too: a Kubernetes volume swaps one of those.
         for ancestor in within.ancestors().filter(|ancestor| ancestor.is_symlink()) {
             if let (Some(parent), Some(name)) = (ancestor.parent(), ancestor.file_name()) {
                 names.insert((parent.to_owned(), name.to_owned()));
@@ -288,9 +286,9 @@ mod tests {
 
     use super::*;
 
-    struct Folder(PathBuf);
+    struct TempFolder(PathBuf);
 
-    impl Folder {
+    impl TempFolder {
         fn new() -> Self {
             let path =
                 std::env::temp_dir().join(format!("tollgate-watch-{}", uuid::Uuid::new_v4()));
@@ -299,28 +297,28 @@ mod tests {
         }
     }
 
-    impl Drop for Folder {
+    impl Drop for TempFolder {
         fn drop(&mut self) {
             let _ = fs::remove_dir_all(&self.0);
         }
     }
 
-    async fn told(changed: &Notify) -> bool {
+    async fn is_reported(changed: &Notify) -> bool {
         timeout(Duration::from_secs(5), changed.notified())
             .await
             .is_ok()
     }
 
     #[tokio::test]
-    async fn whatever_way_a_file_changes_is_told() {
-        let folder = Folder::new();
-        let path = folder.0.join("not/there/yet/auth.json");
+    async fn every_kind_of_change_is_reported() {
+        let folder = TempFolder::new();
+        let path = folder.0.join("missing/folders/auth.json");
         let changed = Arc::new(Notify::new());
-        let watch = Watch::start();
-        watch.file(&path, &changed);
-        assert!(told(&changed).await, "it is watched");
+        let watcher = FileWatcher::start();
+        watcher.watch(&path, &changed);
+        assert!(is_reported(&changed).await, "watching starts");
         fs::create_dir_all(path.parent().expect("a folder")).expect("folders");
-        assert!(told(&changed).await, "folders appeared");
+        assert!(is_reported(&changed).await, "folders appeared");
         let steps: [(&str, &dyn Fn()); 5] = [
             ("created", &|| fs::write(&path, "1").expect("writes")),
             ("written", &|| fs::write(&path, "2").expect("writes")),
@@ -333,19 +331,19 @@ mod tests {
             ("created again", &|| fs::write(&path, "4").expect("writes")),
         ];
         for (what, step) in steps {
-            // What is left of the step before is told, too: until nothing is.
+            // Waits for the last reports of the step before.
             while timeout(Duration::from_millis(100), changed.notified())
                 .await
                 .is_ok()
             {}
             step();
-            assert!(told(&changed).await, "{what}");
+            assert!(is_reported(&changed).await, "{what}");
         }
     }
 
     #[tokio::test]
-    async fn a_link_that_is_swapped_is_told() {
-        let folder = Folder::new();
+    async fn a_swapped_link_is_reported() {
+        let folder = TempFolder::new();
         for version in ["one", "two"] {
             fs::create_dir(folder.0.join(version)).expect("a folder");
             fs::write(folder.0.join(version).join("auth.json"), version).expect("writes");
@@ -353,15 +351,15 @@ mod tests {
         symlink("one", folder.0.join("data")).expect("links");
         symlink("data/auth.json", folder.0.join("auth.json")).expect("links");
         let changed = Arc::new(Notify::new());
-        let watch = Watch::start();
-        watch.file(&folder.0.join("auth.json"), &changed);
-        assert!(told(&changed).await, "it is watched");
+        let watcher = FileWatcher::start();
+        watcher.watch(&folder.0.join("auth.json"), &changed);
+        assert!(is_reported(&changed).await, "watching starts");
         while timeout(Duration::from_millis(100), changed.notified())
             .await
             .is_ok()
         {}
         symlink("two", folder.0.join("new")).expect("links");
         fs::rename(folder.0.join("new"), folder.0.join("data")).expect("renames");
-        assert!(told(&changed).await, "swapped");
+        assert!(is_reported(&changed).await, "swapped");
     }
 }

@@ -159,10 +159,10 @@ impl Rig {
             .collect()
     }
 
-    /// Has the gateway in this process take up `config`. Answers what it left as it was, or why it was not taken up.
+    /// Applies `config` to the gateway in this process. Returns the text of what was applied, or why it was rejected.
     ///
     /// # Errors
-    /// It was not taken up.
+    /// It was rejected.
     ///
     /// # Panics
     /// No gateway runs in this process.
@@ -172,9 +172,12 @@ impl Rig {
             .as_ref()
             .expect("the gateway runs in this process");
         match config::parse(config.to_string()) {
-            Ok(loaded) => gateway.configure(loaded.config).await,
+            Ok(loaded) => match gateway.configure(loaded.config).await {
+                Ok(applied) => Ok(applied.to_string()),
+                Err(error) => Err(error.to_string()),
+            },
             Err(error) => {
-                gateway.refuse_configuration(&error.to_string());
+                gateway.reject_configuration(&error.to_string());
                 Err(error.to_string())
             }
         }
@@ -195,7 +198,7 @@ impl Rig {
     /// Stops the gateway in this process and waits for its end.
     pub async fn stop(&mut self) {
         if let Some(gateway) = self.gateway.take() {
-            gateway.stop().await;
+            gateway.shut_down().await;
         }
     }
 

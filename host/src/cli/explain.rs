@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::table::{Side, lines};
-use super::{Message, load, print};
+use super::configuration::load;
+use super::error::CommandFailure;
+use super::output::print;
+use super::table::{CellSide, lines};
 use crate::config::Config;
 use crate::files::beside;
 use crate::ledger::{FILE_NAME, Reader};
@@ -16,7 +18,7 @@ use crate::values::clock::Timestamp;
 use crate::values::money::NanoUsd;
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(super) struct ExplainArgs {
     /// The request's id: its response has it in x-tollgate-request-id, its log event and its row in request_id.
     request_id: String,
     /// The configuration, for its data_dir and its policies' records.
@@ -24,7 +26,7 @@ pub(super) struct Args {
     config: Option<PathBuf>,
 }
 
-pub(super) fn explain(args: &Args) -> Result<(), Message> {
+pub(super) fn explain(args: &ExplainArgs) -> Result<(), CommandFailure> {
     let config = load(args.config.as_deref())?.config;
     let reader =
         Reader::open(&config.data_dir.join(FILE_NAME)).map_err(|error| error.to_string())?;
@@ -227,7 +229,13 @@ fn pick(columns: &[String], members: &[(String, String)], table: &[f64], home: i
             },
         }));
     }
-    let side = |column: usize| if column < 2 { Side::Left } else { Side::Right };
+    let side = |column: usize| {
+        if column < 2 {
+            CellSide::Left
+        } else {
+            CellSide::Right
+        }
+    };
     told.extend(
         lines(&rows, side)
             .into_iter()

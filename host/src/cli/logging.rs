@@ -1,4 +1,4 @@
-//! The log: for people on a terminal, JSON elsewhere.
+//! The log: text on a terminal, JSON elsewhere.
 
 use std::fs::OpenOptions;
 use std::io::{self, IsTerminal};
@@ -15,7 +15,10 @@ use tracing_subscriber::{Layer, Registry, fmt};
 use crate::config::{LogConfig, LogFormat, LogLevel, LogOutput};
 use crate::files::plain;
 
-/// Sets up the log of this process.
+/// Starts the log of this process.
+///
+/// # Errors
+/// The log file cannot be opened.
 pub(super) fn start(config: &LogConfig) -> Result<(), String> {
     if config.disabled {
         return Ok(());
@@ -32,7 +35,7 @@ pub(super) fn start(config: &LogConfig) -> Result<(), String> {
         (false, true) => Box::new(base.json().flatten_event(true)),
         (false, false) => Box::new(base.json().flatten_event(true).without_time()),
     };
-    // Only our own events: a library's may hold what no log may show.
+    // Only our own events: those of libraries may contain secrets.
     let filter = Targets::new().with_target("tollgate", level(config.level));
     let started = tracing_subscriber::registry()
         .with(layer.with_filter(filter))

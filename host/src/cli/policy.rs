@@ -10,9 +10,11 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 use tokio::time::sleep;
 
-use super::ask::{get, in_runtime, list, number, post, span, text};
-use super::table::{Side, lines};
-use super::{Message, load, print};
+use super::admin_client::{get, in_runtime, list, number, post, span, text};
+use super::configuration::load;
+use super::error::CommandFailure;
+use super::output::print;
+use super::table::{CellSide, lines};
 use crate::config::{POLICY_MEMORY, PolicyConfig, PolicyKind, PolicySource};
 use crate::files::{plain, read_regular};
 use crate::policy::{Call, Engine, kind_of, load_alone};
@@ -25,7 +27,7 @@ const SHOWN: usize = 20;
 const TELL: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Policy {
+pub(super) enum PolicyCommand {
     /// Print the policies of the running gateway.
     List {
         /// The configuration, for its data_dir.
@@ -71,9 +73,9 @@ pub(super) enum Policy {
     },
 }
 
-pub(super) fn policy(command: &Policy) -> Result<(), Message> {
+pub(super) fn policy(command: &PolicyCommand) -> Result<(), CommandFailure> {
     match command {
-        Policy::List { config, json } => {
+        PolicyCommand::List { config, json } => {
             let config = load(config.as_deref())?.config;
             let policies = in_runtime(get(&config, "/api/policies"))?;
             print(&if *json {
@@ -82,9 +84,9 @@ pub(super) fn policy(command: &Policy) -> Result<(), Message> {
                 as_text(&policies)
             })
         }
-        Policy::Reload { tag, config } => change(tag, "reload", config.as_deref()),
-        Policy::Rollback { tag, config } => change(tag, "rollback", config.as_deref()),
-        Policy::Replay {
+        PolicyCommand::Reload { tag, config } => change(tag, "reload", config.as_deref()),
+        PolicyCommand::Rollback { tag, config } => change(tag, "rollback", config.as_deref()),
+        PolicyCommand::Replay {
             component,
             record,
             policy_config,
@@ -93,7 +95,7 @@ pub(super) fn policy(command: &Policy) -> Result<(), Message> {
     }
 }
 
-fn change(tag: &str, what: &str, config: Option<&Path>) -> Result<(), Message> {
+fn change(tag: &str, what: &str, config: Option<&Path>) -> Result<(), CommandFailure> {
     let config = load(config)?.config;
     let done = in_runtime(async {
         let path = format!(
@@ -145,9 +147,9 @@ fn as_text(answer: &Value) -> String {
     rows.extend(policies.iter().map(|policy| cells(policy, at)));
     let side = |column: usize| {
         if matches!(column, 3 | 5..=8) {
-            Side::Right
+            CellSide::Right
         } else {
-            Side::Left
+            CellSide::Left
         }
     };
     let mut lines = lines(&rows, side);
@@ -243,7 +245,12 @@ fn notes(policy: &Value) -> Vec<String> {
     notes
 }
 
-fn replay(component: &str, record: &Path, config: &str, tag: Option<&str>) -> Result<(), Message> {
+fn replay(
+    component: &str,
+    record: &Path,
+    config: &str,
+    tag: Option<&str>,
+) -> Result<(), CommandFailure> {
     let config = serde_json::from_str(config)
         .map_err(|error| format!("--policy-config: expected JSON: {error}"))?;
     let (source, kind) = component_of(component)?;
@@ -311,7 +318,7 @@ fn replay(component: &str, record: &Path, config: &str, tag: Option<&str>) -> Re
 }
 
 /// The component of that name, and what it decides.
-fn component_of(component: &str) -> Result<(PolicySource, PolicyKind), Message> {
+fn component_of(component: &str) -> Result<(PolicySource, PolicyKind), CommandFailure> {
     if let Some(name) = component.strip_prefix("builtin:") {
         let shipped = crate::config::resolve::shipped_policy(name);
         let (name, kind) = shipped

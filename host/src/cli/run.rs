@@ -1,4 +1,4 @@
-//! `tollgate run`: from a configuration to a gateway, until a signal.
+//! `tollgate run`: from a configuration to a running gateway, until a signal.
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -15,64 +15,85 @@ use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
-use super::{Message, in_file, load, logging, print};
-use crate::config::Loaded;
-use crate::files::{plain, read_regular};
-use crate::server::{Gateway, RefreshIn, run_errand};
+use super::configuration::{in_file, load};
+use super::error::CommandFailure;
+use super::logging;
+use super::output::print;
+use crate::config::{Config, Loaded};
+use crate::files::{Settling, beside, plain, read_regular};
+use crate::server::{Gateway, RefreshPlace, run_refresh};
 use crate::values::limits::CONFIG_FILE_BYTES;
-use crate::watch::Watch;
+use crate::watch::FileWatcher;
 
-pub(super) fn run(config_path: Option<&Path>, ready_file: Option<&Path>) -> Result<(), Message> {
-    // Before it is read: a change from then on is one.
-    let known = config_path.and_then(digest);
-    let Loaded { config, warnings } = load(config_path)?;
-    logging::start(&config.log).map_err(|error| match config_path {
-        Some(path) => in_file(path, &error),
-        None => error,
-    })?;
+type FileDigest = [u8; 32];
+
+pub(super) fn run(path: Option<&Path>, ready_file: Option<&Path>) -> Result<(), CommandFailure> {
+    // Before the file is read: a change from here on must be noticed.
+    let digest = path.and_then(digest);
+    let Loaded { config, warnings } = load(path)?;
+    logging::start(&config.log).map_err(|error| about_file(path, error))?;
     for warning in &warnings {
         tracing::warn!("{warning}");
     }
     raise_file_limit();
     let runtime = runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| format!("cannot start: {}", plain(&error)))?;
-    runtime.block_on(async {
-        // Before anything starts: a signal that comes early must not be lost.
-        let failed = |error: io::Error| format!("cannot watch for signals: {}", plain(&error));
-        let mut signals = Signals::new().map_err(failed)?;
-        let mut hang_ups = signal(SignalKind::hangup()).map_err(failed)?;
-        let gateway =
-            Gateway::start_with(config, RefreshIn::Child(this_program())).await.map_err(|error| match config_path {
-                Some(path) => in_file(path, &error.to_string()),
-                None => error.to_string(),
-            })?;
-        for listening in gateway.listening() {
-            tracing::info!(service = listening.service, address = %listening.address, "listening");
-        }
-        if let Some(address) = gateway.admin() {
-            tracing::info!(%address, "listening for operators");
-        }
-        if let Some(path) = ready_file {
-            write_ready_file(path, &gateway)?;
-        }
-        let name = tokio::select! {
-            name = signals.next() => name,
-            () = follow(config_path, known, &gateway, &mut hang_ups) => unreachable!("it is followed for ever"),
-        };
-        tracing::info!(signal = name, "stopping: requests under way may end; once more to cut them");
-        let mut was_cut = false;
-        let cut = async {
-            let name = signals.again().await;
-            was_cut = true;
-            tracing::warn!(signal = name, "requests under way are cut");
-        };
-        gateway.stop_or_cut(cut).await;
-        tracing::info!("stopped");
-        if was_cut { Err("stopped by a second signal before all requests had ended".to_owned()) } else { Ok(()) }
-    })
+    runtime.block_on(run_gateway(config, path, digest, ready_file))
 }
 
-/// This program, even where its file was replaced by a newer one since.
+async fn run_gateway(
+    config: Config,
+    path: Option<&Path>,
+    digest: Option<FileDigest>,
+    ready_file: Option<&Path>,
+) -> Result<(), CommandFailure> {
+    // Before anything starts: a signal that comes early must not be lost.
+    let failed = |error: io::Error| format!("cannot handle signals: {}", plain(&error));
+    let mut signals = StopSignals::new().map_err(failed)?;
+    let mut hang_ups = signal(SignalKind::hangup()).map_err(failed)?;
+    let refresh_place = RefreshPlace::ChildProcess(this_program());
+    let gateway = Gateway::start_with(config, refresh_place)
+        .await
+        .map_err(|error| about_file(path, error.to_string()))?;
+    for listening in gateway.listening() {
+        tracing::info!(service = listening.service, address = %listening.address, "listening");
+    }
+    if let Some(address) = gateway.admin() {
+        tracing::info!(%address, "admin API listening");
+    }
+    if let Some(path) = ready_file {
+        write_ready_file(path, &gateway)?;
+    }
+    let name = tokio::select! {
+        name = signals.next() => name,
+        () = follow(path, digest, &gateway, &mut hang_ups) => unreachable!("it never returns"),
+    };
+    tracing::info!(
+        signal = name,
+        "shutting down: waiting for in-flight requests (send the signal again to abort them)"
+    );
+    let mut is_aborted = false;
+    let abort = async {
+        let name = signals.next_after_repeats().await;
+        is_aborted = true;
+        tracing::warn!(signal = name, "aborting in-flight requests");
+    };
+    gateway.shut_down_or_abort(abort).await;
+    tracing::info!("shut down");
+    if is_aborted {
+        return Err("in-flight requests were aborted by a second signal".into());
+    }
+    Ok(())
+}
+
+fn about_file(path: Option<&Path>, message: String) -> CommandFailure {
+    match path {
+        Some(path) => in_file(path, &message),
+        None => message.into(),
+    }
+}
+
+/// Returns the path of this program, which works even after the file was replaced by a newer version.
 fn this_program() -> PathBuf {
     let running = PathBuf::from("/proc/self/exe");
     if running.exists() {
@@ -82,58 +103,50 @@ fn this_program() -> PathBuf {
     }
 }
 
-/// Does the refresh that standard input describes, to its end: signals do not stop it. Its outcome goes to standard
-/// output.
-pub(super) fn refresh_credential() -> Result<(), Message> {
+/// Does the refresh that standard input describes, and prints its outcome. Signals do not interrupt it.
+pub(super) fn refresh_credential() -> Result<(), CommandFailure> {
     let mut text = String::new();
     io::stdin()
         .read_to_string(&mut text)
         .map_err(|error| format!("standard input: {}", plain(&error)))?;
-    let errand = serde_json::from_str(&text)
-        .map_err(|_| "standard input: expected an errand of the gateway's")?;
+    let request = serde_json::from_str(&text)
+        .map_err(|_| "standard input: expected a refresh request of the gateway")?;
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| format!("cannot start: {}", plain(&error)))?;
     let outcome = runtime.block_on(async {
-        // Taken, and not acted upon.
-        let _signals = Signals::new();
-        run_errand(errand).await
+        // Received and ignored.
+        let _signals = StopSignals::new();
+        run_refresh(request).await
     });
     print(&serde_json::to_string(&outcome).map_err(|error| error.to_string())?)
 }
 
-/// As many files and sockets as the system allows: the first limit is often far below.
+/// Raises the limit on open files to what the system allows. The default is often far below.
 fn raise_file_limit() {
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current < limit.maximum || limit.maximum.is_none() {
         limit.current = limit.maximum;
         if let Err(error) = setrlimit(Resource::Nofile, limit) {
-            tracing::debug!(%error, "the limit on open files stays as it is");
+            tracing::debug!(%error, "limit on open files not raised");
         }
     }
 }
 
-struct Signals {
+/// SIGTERM and SIGINT.
+struct StopSignals {
     terminate: Signal,
     interrupt: Signal,
 }
 
-impl Signals {
-    fn new() -> std::io::Result<Self> {
+/// Signals this soon after the first count as the same one: `timeout` and shells signal a process and its group.
+const REPEATED_SIGNAL: Duration = Duration::from_millis(50);
+
+impl StopSignals {
+    fn new() -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
         })
-    }
-
-    /// Another signal, after the first.
-    async fn again(&mut self) -> &'static str {
-        let first = Instant::now();
-        loop {
-            let name = self.next().await;
-            if first.elapsed() >= SAME_SIGNAL {
-                return name;
-            }
-        }
     }
 
     async fn next(&mut self) -> &'static str {
@@ -142,87 +155,93 @@ impl Signals {
             _ = self.interrupt.recv() => "SIGINT",
         }
     }
+
+    /// Waits for a signal that does not repeat the last one.
+    async fn next_after_repeats(&mut self) -> &'static str {
+        let last = Instant::now();
+        loop {
+            let name = self.next().await;
+            if last.elapsed() >= REPEATED_SIGNAL {
+                return name;
+            }
+        }
+    }
 }
 
-/// A signal that comes so soon after the first is the same one: `timeout` and shells send theirs to a process and to its
-/// group.
-const SAME_SIGNAL: Duration = Duration::from_millis(50);
-
-/// A file that changed is given so long to be whole, and looked at so often.
-const SETTLE: Duration = Duration::from_millis(150);
-const SETTLE_LOOKS: u32 = 4;
-
-/// Takes up the configuration in the file at `path` whenever it changes, and when somebody hangs up.
+/// Applies the configuration in the file at `path` whenever it changes, and on SIGHUP. `digest` is that of the file in
+/// effect.
 async fn follow(
     path: Option<&Path>,
-    mut known: Option<[u8; 32]>,
+    mut digest_in_effect: Option<FileDigest>,
     gateway: &Gateway,
     hang_ups: &mut Signal,
 ) {
     let changed = Arc::new(Notify::new());
-    let watch = Watch::start();
+    let watcher = FileWatcher::start();
     if let Some(path) = path {
-        watch.file(path, &changed);
+        watcher.watch(path, &changed);
     }
     loop {
-        let asked = tokio::select! {
-            hung_up = hang_ups.recv() => match hung_up {
+        let is_forced = tokio::select! {
+            hang_up = hang_ups.recv() => match hang_up {
                 Some(()) => true,
                 None => std::future::pending().await,
             },
             () = changed.notified() => false,
         };
         let Some(path) = path else {
-            tracing::info!("there is no configuration file to take up");
+            tracing::info!("SIGHUP ignored: the gateway runs without a configuration file");
             continue;
         };
-        let looked_at = path.to_owned();
-        let found = spawn_blocking(move || digest(&looked_at))
-            .await
-            .ok()
-            .flatten();
-        if !asked && found == known {
+        let found = digest_off_thread(path).await;
+        if !is_forced && found == digest_in_effect {
             continue;
         }
-        // What is written from here on is looked at again.
-        known = found;
-        match settled(path).await {
+        // Before it is read: a change from here on is noticed.
+        digest_in_effect = found;
+        match load_settled(path).await {
             Ok(Loaded { config, warnings }) => {
                 for warning in &warnings {
                     tracing::warn!("{warning}");
                 }
-                // The gateway tells what came of it.
+                // The supervisor logs the outcome.
                 let _ = gateway.configure(config).await;
             }
-            Err(error) => gateway.refuse_configuration(&error),
+            Err(error) => gateway.reject_configuration(&error.to_string()),
         }
     }
 }
 
-/// Reads the configuration. What is wrong with it is told only where it stays so: somebody may be writing it.
-async fn settled(path: &Path) -> Result<Loaded, Message> {
-    let mut looks = 1;
+/// Reads the configuration, again and again while it has problems and may be half written.
+async fn load_settled(path: &Path) -> Result<Loaded, CommandFailure> {
+    let mut settling = Settling::new();
     loop {
+        let digest = digest_off_thread(path).await;
         let reading = path.to_owned();
-        let read = spawn_blocking(move || load(Some(&reading))).await;
-        match read.unwrap_or_else(|error| Err(error.to_string())) {
-            Err(_) if looks < SETTLE_LOOKS => {
-                looks += 1;
-                sleep(SETTLE).await;
-            }
-            read => return read,
+        let loaded = spawn_blocking(move || load(Some(&reading))).await;
+        let error = match loaded.unwrap_or_else(|error| Err(error.to_string().into())) {
+            Ok(loaded) => return Ok(loaded),
+            Err(error) => error,
+        };
+        match settling.pause_after(digest) {
+            Some(pause) => sleep(pause).await,
+            None => return Err(error),
         }
     }
 }
 
-fn digest(path: &Path) -> Option<[u8; 32]> {
-    read_regular(path, CONFIG_FILE_BYTES)
-        .ok()
-        .map(|bytes| Sha256::digest(bytes).into())
+async fn digest_off_thread(path: &Path) -> Option<FileDigest> {
+    let path = path.to_owned();
+    spawn_blocking(move || digest(&path)).await.ok().flatten()
 }
 
-/// Whoever waits for the file finds all of it or none.
-fn write_ready_file(path: &Path, gateway: &Gateway) -> Result<(), Message> {
+fn digest(path: &Path) -> Option<FileDigest> {
+    let bytes = read_regular(path, CONFIG_FILE_BYTES).ok()?;
+    Some(Sha256::digest(bytes).into())
+}
+
+/// Writes the ready file by rename, so that a reader finds all of it or none.
+fn write_ready_file(path: &Path, gateway: &Gateway) -> Result<(), CommandFailure> {
     let services: Vec<_> = gateway
         .listening()
         .iter()
@@ -232,9 +251,7 @@ fn write_ready_file(path: &Path, gateway: &Gateway) -> Result<(), Message> {
         .collect();
     let admin = gateway.admin().map(|address| address.to_string());
     let text = json!({"services": services, "admin": admin}).to_string();
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".tmp");
-    let temporary = PathBuf::from(temporary);
+    let temporary = beside(path, ".tmp");
     let written = fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, path));
-    written.map_err(|error| format!("cannot write {}: {}", path.display(), plain(&error)))
+    written.map_err(|error| format!("cannot write {}: {}", path.display(), plain(&error)).into())
 }

@@ -4,12 +4,14 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
-use super::ask::{get, in_runtime, list, number, span, text};
-use super::table::{Side, lines};
-use super::{Message, load, print};
+use super::admin_client::{get, in_runtime, list, number, span, text};
+use super::configuration::load;
+use super::error::CommandFailure;
+use super::output::print;
+use super::table::{CellSide, lines};
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(super) struct StatusArgs {
     /// The configuration, for its data_dir.
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -18,7 +20,7 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) fn status(args: &Args) -> Result<(), Message> {
+pub(super) fn status(args: &StatusArgs) -> Result<(), CommandFailure> {
     let config = load(args.config.as_deref())?.config;
     let status = in_runtime(get(&config, "/status"))?;
     print(&if args.json {
@@ -59,9 +61,9 @@ fn as_text(status: &Value) -> String {
     }
     let side = |column: usize| {
         if matches!(column, 2 | 4 | 8 | 9) {
-            Side::Right
+            CellSide::Right
         } else {
-            Side::Left
+            CellSide::Left
         }
     };
     let mut text = lines(&rows, side);

@@ -1,18 +1,18 @@
-//! Tables for people: columns of one width, and a rule under the first row.
+//! Tables as text: aligned columns, and a rule below the head.
 
-/// On which side of its column a cell stands.
+/// The side of its column that a cell is aligned to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Side {
-    /// Words.
+pub(super) enum CellSide {
+    /// For words.
     Left,
-    /// Numbers.
+    /// For numbers.
     Right,
 }
 
-/// The lines of a table; the first of `rows` is its head.
+/// Returns the lines of a table, of which the first of `rows` is the head.
 pub(super) fn lines<const COLUMNS: usize>(
     rows: &[[String; COLUMNS]],
-    side: impl Fn(usize) -> Side,
+    side: impl Fn(usize) -> CellSide,
 ) -> Vec<String> {
     let width = |column: usize| {
         rows.iter()
@@ -27,8 +27,8 @@ pub(super) fn lines<const COLUMNS: usize>(
             .zip(widths)
             .enumerate()
             .map(|(column, (cell, width))| match side(column) {
-                Side::Left => format!("{cell:<width$}"),
-                Side::Right => format!("{cell:>width$}"),
+                CellSide::Left => format!("{cell:<width$}"),
+                CellSide::Right => format!("{cell:>width$}"),
             });
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };

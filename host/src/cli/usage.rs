@@ -5,13 +5,15 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use serde_json::json;
 
-use super::table::{Side, lines as table_lines};
-use super::{Message, load, print};
+use super::configuration::load;
+use super::error::CommandFailure;
+use super::output::print;
+use super::table::{CellSide, lines as table_lines};
 use crate::ledger::{By, FILE_NAME, Reader, Summary};
 use crate::values::money::NanoUsd;
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(super) struct UsageArgs {
     /// The configuration, for its data_dir.
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -65,7 +67,7 @@ const NUMBERS: [&str; 8] = [
     "unpriced",
 ];
 
-pub(super) fn usage(args: &Args) -> Result<(), Message> {
+pub(super) fn usage(args: &UsageArgs) -> Result<(), CommandFailure> {
     let config = load(args.config.as_deref())?.config;
     let path = config.data_dir.join(FILE_NAME);
     if !path.exists() {
@@ -178,10 +180,13 @@ fn as_table(by: ByName, summaries: &[Summary]) -> String {
     if summaries.len() > 1 {
         rows.push(cells("all", &total(summaries)));
     }
-    let mut lines = table_lines(
-        &rows,
-        |column| if column == 0 { Side::Left } else { Side::Right },
-    );
+    let mut lines = table_lines(&rows, |column| {
+        if column == 0 {
+            CellSide::Left
+        } else {
+            CellSide::Right
+        }
+    });
     if summaries.len() > 1 {
         let rule = lines[1].clone();
         lines.insert(lines.len() - 1, rule);

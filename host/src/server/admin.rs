@@ -1,143 +1,87 @@
-//! What operators ask the running gateway: HTTP/1.1 on a Unix socket in `data_dir`, for the gateway's own user and root
-//! alone, and on a listener where the configuration has one.
+//! The admin API: HTTP/1.1 on a Unix socket in `data_dir`, for the gateway's own user and root, and on a TCP listener if the
+//! configuration has one.
+//!
+//! Owns who may ask for what. Does not know how a change is made: it sends commands to the supervisor. Invariant: no
+//! response contains a secret.
 
+mod access;
+mod listen;
 mod scrape;
 
-use std::convert::Infallible;
-use std::fs::{self, Permissions};
-use std::io;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
+use http::header::{CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use serde_json::{Value, json};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
-use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot, watch};
 
-use super::status::Board;
-use super::supervisor::{Command, Reply};
-use super::upkeep::Tasks;
+use self::access::AdminPermissions;
+use self::listen::{AdminHandler, accept, bind_unix};
+use super::background::BackgroundTasks;
+use super::policies::PolicyStatus;
+use super::status::GatewayStatus;
+use super::supervisor::{CommandError, CommandSender, PolicyReply, SupervisorCommand};
 use crate::credentials::Health;
-use crate::files::{plain, remove};
-use crate::metrics::CONTENT_TYPE as CONTENT_TYPE_OF_METRICS;
+use crate::files::plain;
+use crate::metrics::CONTENT_TYPE as METRICS_CONTENT_TYPE;
 use crate::values::clock::Timestamp;
 use crate::values::phase::Phase;
-use crate::values::secret::Secret;
+
+pub(super) use self::access::AdminAccess;
 
 /// The socket's name in `data_dir`.
-pub const SOCKET: &str = "admin.sock";
+pub(crate) const SOCKET: &str = "admin.sock";
 
-/// Connections at a time, of each listener.
-const CONNECTIONS: usize = 16;
-
-/// A connection's whole life: a question and its answer. Loading a policy may take a while.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(300);
-
-/// To the end of a question.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// After an accept that failed.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
-
-/// How the gateway's credentials are.
+/// The response of `/api/status`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Status {
-    /// When that was so, in Unix milliseconds.
-    pub at: u64,
-    /// The services.
-    pub services: Vec<ServiceStatus>,
+struct StatusReport {
+    /// In Unix milliseconds.
+    at: u64,
+    services: Vec<ServiceReport>,
 }
 
-/// How a service's credentials are.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct ServiceStatus {
-    /// The service's tag.
-    pub service: String,
-    /// Its credentials, in the order of the configuration.
-    pub credentials: Vec<CredentialStatus>,
+struct ServiceReport {
+    service: String,
+    /// In the order of the configuration.
+    credentials: Vec<CredentialReport>,
 }
 
-/// How a credential is.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct CredentialStatus {
-    /// How it is by itself.
+struct CredentialReport {
     #[serde(flatten)]
-    pub health: Health,
-    /// Sessions that live on it.
-    pub sessions: usize,
+    health: Health,
+    /// Sessions whose home it is.
+    sessions: usize,
 }
 
-/// What operators on a listener may do.
-#[derive(Debug, Clone)]
-pub(super) enum Rights {
-    /// Everything: the system has let only the right ones in.
-    All,
-    /// Whoever shows this everything, others only learn whether the gateway is well.
-    Holders(Secret),
-    /// Everybody may look, and nobody may change anything.
-    Look,
-}
-
-impl Rights {
-    pub(super) fn of(token: Option<Secret>) -> Self {
-        token.map_or(Self::Look, Self::Holders)
-    }
-
-    /// Whether a request with these fields may look, and whether it may change things.
-    fn granted(&self, headers: &HeaderMap) -> (bool, bool) {
-        match self {
-            Self::All => (true, true),
-            Self::Look => (true, false),
-            Self::Holders(token) => {
-                let shown = headers
-                    .get(AUTHORIZATION)
-                    .and_then(|value| value.to_str().ok());
-                let shown = shown.and_then(|value| value.split_once(' '));
-                let shown = shown
-                    .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-                    .map(|(_, shown)| shown);
-                let holds =
-                    shown.is_some_and(|shown| Secret::new(shown.trim().to_owned()) == *token);
-                (holds, holds)
-            }
-        }
-    }
-}
-
-/// What answers operators.
+/// Answers operators.
 #[derive(Clone)]
-pub(super) struct Admin {
-    board: Arc<Board>,
-    commands: mpsc::WeakSender<Command>,
-    rights: Rights,
+pub(super) struct AdminApi {
+    status: Arc<GatewayStatus>,
+    /// Weak: an open admin connection must not keep the supervisor's queue open.
+    commands: mpsc::WeakSender<SupervisorCommand>,
+    access: AdminAccess,
 }
 
-/// An answer.
-struct Said {
+struct AdminResponse {
     status: StatusCode,
-    kind: &'static str,
+    content_type: &'static str,
     body: String,
 }
 
-impl Said {
+impl AdminResponse {
     fn json(status: StatusCode, body: &impl Serialize) -> Self {
         Self {
             status,
-            kind: "application/json",
+            content_type: "application/json",
             body: serde_json::to_string(body).unwrap_or_default(),
         }
     }
@@ -150,295 +94,243 @@ impl Said {
         Self::json(status, &json!({ "error": message }))
     }
 
-    fn response(self) -> Response<Full<Bytes>> {
+    fn into_http(self) -> Response<Full<Bytes>> {
         let mut response = Response::new(Full::new(Bytes::from(self.body)));
         *response.status_mut() = self.status;
-        response
-            .headers_mut()
-            .insert(CONTENT_TYPE, HeaderValue::from_static(self.kind));
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(self.content_type));
         if self.status == StatusCode::UNAUTHORIZED {
-            response
-                .headers_mut()
-                .insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
     }
 }
 
-/// A connection that somebody asks on.
-trait Io: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Io for T {}
-
-/// Where operators come in.
-trait Door: Sync {
-    type Io: Io;
-
-    /// The next who comes; none where it is somebody who may not.
-    fn next(&self) -> impl Future<Output = io::Result<Option<Self::Io>>> + Send;
-}
-
-impl Door for UnixListener {
-    type Io = UnixStream;
-
-    async fn next(&self) -> io::Result<Option<UnixStream>> {
-        let (stream, _) = self.accept().await?;
-        if is_ours(&stream) {
-            return Ok(Some(stream));
-        }
-        tracing::warn!("somebody else's process asked on the admin socket");
-        Ok(None)
+impl AdminHandler for AdminApi {
+    async fn handle(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        self.respond(request).await.into_http()
     }
 }
 
-impl Door for TcpListener {
-    type Io = TcpStream;
-
-    async fn next(&self) -> io::Result<Option<TcpStream>> {
-        let (stream, _) = self.accept().await?;
-        Ok(Some(stream))
-    }
-}
-
-impl Admin {
+impl AdminApi {
     pub(super) fn new(
-        board: &Arc<Board>,
-        commands: &mpsc::Sender<Command>,
-        rights: Rights,
+        status: &Arc<GatewayStatus>,
+        commands: &CommandSender,
+        access: AdminAccess,
     ) -> Self {
         Self {
-            board: Arc::clone(board),
+            status: Arc::clone(status),
             commands: commands.downgrade(),
-            rights,
+            access,
         }
     }
 
-    /// Listens on the socket at `path`, until the gateway ends. Where that cannot be, the gateway runs without.
-    pub(super) fn listen(self, path: PathBuf, phases: &watch::Receiver<Phase>, tasks: &Tasks) {
-        let listener = match bind(&path) {
-            Ok(listener) => listener,
+    /// Listens on a Unix socket at `path` until the gateway has drained. Without the socket, the gateway runs all the same.
+    pub(super) fn listen_unix(
+        self,
+        path: PathBuf,
+        phases: &watch::Receiver<Phase>,
+        tasks: &BackgroundTasks,
+    ) {
+        let (listener, socket_file) = match bind_unix(path.clone()) {
+            Ok(bound) => bound,
             Err(error) => {
                 let (path, error) = (path.display(), plain(&error));
-                return tracing::warn!(%path, error, "no admin socket: `tollgate status` has nobody to ask");
+                return tracing::warn!(%path, error, "no admin socket, `tollgate status` will not work");
             }
         };
         let mut phases = phases.clone();
-        let socket = Socket(path);
         tasks.spawn(async move {
-            let _socket = socket;
+            let _socket_file = socket_file;
             tokio::select! {
-                () = self.accept(&listener) => {}
-                // Until the very end: an operator may want to know what is still under way.
+                () = accept(&listener, &self) => {}
+                // Not before: operators look at what is still in flight.
                 _ = phases.wait_for(|phase| *phase == Phase::Ending) => {}
             }
         });
     }
 
-    /// Listens on `listener`, until the gateway ends.
+    /// Listens on `listener` until the gateway has drained.
     pub(super) fn listen_tcp(
         self,
         listener: TcpListener,
         phases: &watch::Receiver<Phase>,
-        tasks: &Tasks,
+        tasks: &BackgroundTasks,
     ) {
         let mut phases = phases.clone();
         tasks.spawn(async move {
             tokio::select! {
-                () = self.accept(&listener) => {}
+                () = accept(&listener, &self) => {}
                 _ = phases.wait_for(|phase| *phase == Phase::Ending) => {}
             }
         });
     }
 
-    async fn accept(&self, door: &impl Door) {
-        let room = Arc::new(Semaphore::new(CONNECTIONS));
-        let mut connections = JoinSet::new();
-        loop {
-            while connections.try_join_next().is_some() {}
-            let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
-                return;
-            };
-            match door.next().await {
-                Ok(Some(stream)) => {
-                    let admin = self.clone();
-                    connections.spawn(async move {
-                        // Whether it took too long or broke: whoever asked sees it.
-                        let _ = timeout(CONNECTION_TIMEOUT, admin.serve(stream)).await;
-                        drop(permit);
-                    });
-                }
-                Ok(None) => {}
-                Err(error) => {
-                    tracing::debug!(error = plain(&error), "no connection of an operator's");
-                    sleep(ACCEPT_AGAIN).await;
-                }
-            }
-        }
-    }
-
-    async fn serve(self, stream: impl Io) {
-        let answer = service_fn(|request: Request<Incoming>| {
-            let admin = self.clone();
-            async move { Ok::<_, Infallible>(admin.answer(&request).await.response()) }
-        });
-        let mut server = http1::Builder::new();
-        server
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIMEOUT)
-            .keep_alive(false);
-        if let Err(error) = server.serve_connection(TokioIo::new(stream), answer).await {
-            tracing::debug!(%error, "a connection of an operator's broke");
-        }
-    }
-
-    async fn answer(&self, request: &Request<Incoming>) -> Said {
-        let plain = |part| percent_decode_str(part).decode_utf8_lossy();
+    async fn respond(&self, request: &Request<Incoming>) -> AdminResponse {
         let path: Vec<_> = request
             .uri()
             .path()
             .trim_matches('/')
             .split('/')
-            .map(plain)
+            .map(|part| percent_decode_str(part).decode_utf8_lossy())
             .collect();
         let path: Vec<&str> = path.iter().map(AsRef::as_ref).collect();
-        let (may_look, may_change) = self.rights.granted(request.headers());
+        // Process supervisors send no token.
         match (request.method(), path.as_slice()) {
-            // Whoever looks after processes shows no token.
-            (&Method::GET, ["healthz"]) => Said::ok(&json!({ "status": "ok" })),
-            (&Method::GET, ["readyz"]) => self.ready(),
-            _ if !may_look => Said::error(
+            (&Method::GET, ["healthz"]) => return AdminResponse::ok(&json!({ "status": "ok" })),
+            (&Method::GET, ["readyz"]) => return self.ready(),
+            _ => {}
+        }
+        let permissions = self.access.permissions(request.headers());
+        if permissions == AdminPermissions::None {
+            return AdminResponse::error(
                 StatusCode::UNAUTHORIZED,
-                "expected Authorization: Bearer with admin.token",
-            ),
-            (&Method::GET, ["status"] | ["api", "status"]) => Said::ok(&self.status()),
-            (&Method::GET, ["metrics"]) => Said {
+                "expected `Authorization: Bearer` with the admin.token of the configuration",
+            );
+        }
+        match *request.method() {
+            Method::GET => self.read(&path),
+            Method::POST => self.change(&path, permissions).await,
+            _ => method_not_allowed(),
+        }
+    }
+
+    fn read(&self, path: &[&str]) -> AdminResponse {
+        match path {
+            ["status"] | ["api", "status"] => AdminResponse::ok(&self.status_report()),
+            ["metrics"] => AdminResponse {
                 status: StatusCode::OK,
-                kind: CONTENT_TYPE_OF_METRICS,
-                body: scrape::text(&self.board),
+                content_type: METRICS_CONTENT_TYPE,
+                body: scrape::text(&self.status),
             },
-            (&Method::GET, ["api", "policies"]) => Said::ok(&self.policies()),
-            (&Method::GET, ["api", "policies", tag, "disagreements"]) => self.disagreements(tag),
-            (&Method::POST, ["api", "policies", tag, "reload"]) if may_change => {
-                let tag = (*tag).to_owned();
-                self.command(|reply| Command::Reload { tag, reply }).await
-            }
-            (&Method::POST, ["api", "policies", tag, "rollback"]) if may_change => {
-                let tag = (*tag).to_owned();
-                self.command(|reply| Command::RollBack { tag, reply }).await
-            }
-            (&Method::POST, ["api", "policies", _, "reload" | "rollback"]) => Said::error(
-                StatusCode::FORBIDDEN,
-                "policies are changed over this listener only with an admin.token",
-            ),
-            (&Method::GET, _) => Said::error(
+            ["api", "policies"] => AdminResponse::ok(&self.policies()),
+            ["api", "policies", tag, "disagreements"] => self.disagreements(tag),
+            _ => AdminResponse::error(
                 StatusCode::NOT_FOUND,
-                "expected /healthz, /readyz, /metrics, /api/status, /api/policies or /api/policies/TAG/disagreements",
-            ),
-            _ => Said::error(
-                StatusCode::METHOD_NOT_ALLOWED,
-                "expected GET, or POST to /api/policies/TAG/reload or /api/policies/TAG/rollback",
+                "not found: expected /healthz, /readyz, /metrics, /api/status, /api/policies or \
+                 /api/policies/TAG/disagreements",
             ),
         }
     }
 
-    fn ready(&self) -> Said {
-        let ledger = self.board.world.ledger.upgrade();
-        let reason = match *self.board.world.phases.borrow() {
-            Phase::Draining | Phase::Ending => Some("the gateway stops"),
+    async fn change(&self, path: &[&str], permissions: AdminPermissions) -> AdminResponse {
+        let (tag, command): (_, fn(String, PolicyReply) -> SupervisorCommand) = match path {
+            ["api", "policies", tag, "reload"] => (*tag, |tag, reply| {
+                SupervisorCommand::ReloadPolicy { tag, reply }
+            }),
+            ["api", "policies", tag, "rollback"] => (*tag, |tag, reply| {
+                SupervisorCommand::RollBackPolicy { tag, reply }
+            }),
+            _ => return method_not_allowed(),
+        };
+        if permissions != AdminPermissions::ReadAndChange {
+            return AdminResponse::error(
+                StatusCode::FORBIDDEN,
+                "read-only: set admin.token in the configuration to change policies over this listener",
+            );
+        }
+        let (reply, done) = oneshot::channel();
+        self.send(command(tag.to_owned(), reply), done).await
+    }
+
+    async fn send<T: ToString>(
+        &self,
+        command: SupervisorCommand,
+        done: oneshot::Receiver<Result<T, CommandError>>,
+    ) -> AdminResponse {
+        let sent = match self.commands.upgrade() {
+            Some(commands) => commands.send(command).await.is_ok(),
+            None => false,
+        };
+        let result = match done.await {
+            Ok(result) if sent => result,
+            _ => Err(CommandError::ShuttingDown),
+        };
+        match result {
+            Ok(done) => AdminResponse::ok(&json!({ "done": done.to_string() })),
+            Err(error @ CommandError::ShuttingDown) => {
+                AdminResponse::error(StatusCode::SERVICE_UNAVAILABLE, &error.to_string())
+            }
+            Err(error) => AdminResponse::error(StatusCode::CONFLICT, &error.to_string()),
+        }
+    }
+
+    fn ready(&self) -> AdminResponse {
+        let ledger = self.status.ledger();
+        let reason = match self.status.phase() {
+            Phase::Draining | Phase::Ending => Some("the gateway is shutting down"),
             Phase::Serving if ledger.is_none_or(|ledger| ledger.is_failing()) => {
                 Some("the ledger cannot be written")
             }
             Phase::Serving => None,
         };
         match reason {
-            None => Said::ok(&json!({ "status": "ready" })),
-            Some(reason) => Said::json(
+            None => AdminResponse::ok(&json!({ "status": "ready" })),
+            Some(reason) => AdminResponse::json(
                 StatusCode::SERVICE_UNAVAILABLE,
                 &json!({ "status": "not ready", "reason": reason }),
             ),
         }
     }
 
-    async fn command(&self, command: impl FnOnce(Reply) -> Command) -> Said {
-        let (reply, done) = oneshot::channel();
-        let Some(commands) = self.commands.upgrade() else {
-            return Said::error(StatusCode::SERVICE_UNAVAILABLE, "the gateway stops");
-        };
-        if commands.send(command(reply)).await.is_err() {
-            return Said::error(StatusCode::SERVICE_UNAVAILABLE, "the gateway stops");
-        }
-        drop(commands);
-        match done.await {
-            Ok(Ok(done)) => Said::ok(&json!({ "done": done })),
-            Ok(Err(reason)) => Said::error(StatusCode::CONFLICT, &reason),
-            Err(_) => Said::error(StatusCode::SERVICE_UNAVAILABLE, "the gateway stops"),
-        }
-    }
-
     fn policies(&self) -> Value {
-        let policies = self.board.policies().status();
-        let configured = self.board.configured().clone();
-        json!({ "at": Timestamp::now().0, "policies": policies, "last_configuration": configured.last })
+        let policies: Vec<PolicyStatus> = self
+            .status
+            .policies()
+            .entries()
+            .iter()
+            .map(PolicyStatus::of)
+            .collect();
+        json!({
+            "at": Timestamp::now().0,
+            "policies": policies,
+            "last_configuration": self.status.configurations().last,
+        })
     }
 
-    fn disagreements(&self, tag: &str) -> Said {
-        let shadow = match self.board.policies().named(tag) {
-            None => return Said::error(StatusCode::NOT_FOUND, "there is no policy of that tag"),
-            Some(entry) => entry.slot.shadow(),
+    fn disagreements(&self, tag: &str) -> AdminResponse {
+        let shadow = match self.status.policies().find(tag) {
+            None => {
+                let error = CommandError::UnknownPolicy(tag.to_owned());
+                return AdminResponse::error(StatusCode::NOT_FOUND, &error.to_string());
+            }
+            Some(entry) => entry.slot().shadow(),
         };
         match shadow {
-            None => Said::error(
+            None => AdminResponse::error(
                 StatusCode::NOT_FOUND,
-                "there is no shadow beside that policy",
+                &format!("policy {tag:?} has no shadow"),
             ),
-            Some(shadow) => Said::ok(
+            Some(shadow) => AdminResponse::ok(
                 &json!({ "shadow": shadow.status(), "disagreements": shadow.disagreements() }),
             ),
         }
     }
 
-    fn status(&self) -> Status {
+    fn status_report(&self) -> StatusReport {
         let now = Timestamp::now();
-        let services = self
-            .board
-            .services()
-            .into_iter()
-            .map(|service| ServiceStatus {
-                service: service.tag().to_owned(),
-                credentials: service
-                    .health(now)
-                    .into_iter()
-                    .map(|(health, sessions)| CredentialStatus { health, sessions })
-                    .collect(),
-            });
-        Status {
+        let services = self.status.services();
+        StatusReport {
             at: now.0,
-            services: services.collect(),
+            services: services
+                .into_iter()
+                .map(|service| ServiceReport {
+                    service: service.tag().to_owned(),
+                    credentials: service
+                        .health(now)
+                        .into_iter()
+                        .map(|(health, sessions)| CredentialReport { health, sessions })
+                        .collect(),
+                })
+                .collect(),
         }
     }
 }
 
-/// The socket's file, which goes with it however its task ends.
-struct Socket(PathBuf);
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        if let Err(error) = remove(&self.0) {
-            tracing::debug!(error = plain(&error), "the admin socket is still there");
-        }
-    }
-}
-
-/// The folder is this gateway's alone, by the ledger's lock: a socket that is there is a dead one's.
-fn bind(path: &Path) -> io::Result<UnixListener> {
-    remove(path)?;
-    let listener = UnixListener::bind(path)?;
-    fs::set_permissions(path, Permissions::from_mode(0o600))?;
-    Ok(listener)
-}
-
-/// Whether the gateway's own user or root asks: the socket's mode says so, but not before it is set.
-fn is_ours(stream: &UnixStream) -> bool {
-    stream
-        .peer_cred()
-        .is_ok_and(|peer| peer.uid() == 0 || peer.uid() == rustix::process::geteuid().as_raw())
+fn method_not_allowed() -> AdminResponse {
+    AdminResponse::error(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method not allowed: expected GET, or POST to /api/policies/TAG/reload or \
+         /api/policies/TAG/rollback",
+    )
 }

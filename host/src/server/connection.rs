@@ -1,4 +1,7 @@
-//! Connections: from an accepted one to requests. Each lives in a task of its own, handshake included.
+//! Serves client connections: from the accepted socket to its requests.
+//!
+//! Owns TLS and HTTP on a connection, and its end when the gateway drains. Does not know what happens to a request.
+//! Invariant: each connection runs in its own task, handshake included, so that none delays another.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -19,130 +22,132 @@ use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use crate::listener::{Connection, Listener};
-use crate::pipeline::{AnswerBody, LiveService, SocketUpgrade, handle, is_upgrade};
+use crate::listener::{AcceptedConnection, ClientListener};
+use crate::pipeline::{AnswerBody, Live, Wanted, handle, is_upgrade};
 use crate::tls::{Tls, is_http2};
 use crate::values::limits::Limits;
 use crate::values::phase::Phase;
 
-/// How a client that speaks HTTP/2 by prior knowledge begins (RFC 9113, section 3.4): so much tells it from any
-/// method of HTTP/1.1.
+/// How a client that speaks HTTP/2 by prior knowledge starts (RFC 9113, section 3.4). No method of HTTP/1.1 starts so.
 const HTTP2_PREFACE: &[u8] = b"PRI ";
 
-/// The wait for the rest of a preface that arrives in pieces.
+/// The pause before the rest of a preface that arrives in pieces is read.
 const PREFACE_PIECE: Duration = Duration::from_millis(1);
 
-/// An HTTP/2 client that is quiet is asked for a sign of life so often.
+/// How often a silent HTTP/2 client is pinged.
 const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Header fields of one request.
-const FIELDS: usize = 256;
+const HEADER_FIELDS: usize = 256;
 
-/// What accepting needs to know.
+/// What the connections of one listener share.
 #[derive(Clone)]
-pub(super) struct Accepting {
-    pub(super) live: LiveService,
+pub(super) struct ConnectionContext {
+    pub(super) live: Live,
     pub(super) tls: watch::Receiver<Option<Tls>>,
     pub(super) phases: watch::Receiver<Phase>,
 }
 
-impl Accepting {
-    /// The bounds that a connection begins with.
+impl ConnectionContext {
+    /// The limits in effect when a connection starts.
     fn limits(&self) -> Arc<Limits> {
         Arc::clone(self.live.now().limits())
     }
 }
 
-/// Accepts until the gateway drains.
-pub(super) async fn accept(listener: Listener, accepting: Accepting) {
-    let mut phases = accepting.phases.clone();
+/// Accepts connections until the gateway drains.
+pub(super) async fn accept(listener: ClientListener, context: ConnectionContext) {
+    let mut phases = context.phases.clone();
     loop {
         tokio::select! {
             connection = listener.accept() => {
-                tokio::spawn(serve(connection, accepting.clone()));
+                tokio::spawn(serve(connection, context.clone()));
             }
             _ = phases.changed() => return,
         }
     }
 }
 
-async fn serve(connection: Connection, accepting: Accepting) {
-    let Connection {
+async fn serve(connection: AcceptedConnection, context: ConnectionContext) {
+    let AcceptedConnection {
         stream,
         peer,
-        place,
+        permit,
     } = connection;
-    // A connection that becomes a WebSocket keeps its place beyond this task.
-    let client = Client {
+    // A connection that becomes a WebSocket holds its permit beyond this task.
+    let client = ConnectedClient {
         peer,
-        place: Arc::new(place),
+        permit: Arc::new(permit),
     };
-    let tls = accepting.tls.borrow().clone();
+    let tls = context.tls.borrow().clone();
     let served = match &tls {
-        Some(tls) => serve_tls(tls, stream, &client, &accepting).await,
-        None => serve_clear(stream, &client, &accepting).await,
+        Some(tls) => serve_tls(tls, stream, &client, &context).await,
+        None => serve_clear(stream, &client, &context).await,
     };
     if let Err(error) = served {
         tracing::debug!(%peer, %error, "connection ended");
     }
 }
 
-/// Who is at the other end of a connection, and its place among `limits.connections`.
-struct Client {
+/// The peer of a connection, and the connection's permit among `limits.connections`.
+struct ConnectedClient {
     peer: SocketAddr,
-    place: Arc<OwnedSemaphorePermit>,
+    permit: Arc<OwnedSemaphorePermit>,
 }
 
-type Failure = Box<dyn std::error::Error + Send + Sync>;
+type ConnectionError = Box<dyn std::error::Error + Send + Sync>;
 
 async fn serve_tls(
     tls: &Tls,
     stream: TcpStream,
-    client: &Client,
-    accepting: &Accepting,
-) -> Result<(), Failure> {
-    let Some(stream) = before_draining(accepting, tls.accept(stream)).await else {
+    client: &ConnectedClient,
+    context: &ConnectionContext,
+) -> Result<(), ConnectionError> {
+    let Some(stream) = before_draining(context, tls.accept(stream)).await else {
         return Ok(());
     };
     let stream = stream?;
     if is_http2(&stream) {
-        serve_http2(TokioIo::new(stream), client, accepting).await
+        serve_http2(TokioIo::new(stream), client, context).await
     } else {
-        serve_http1(TokioIo::new(stream), client, accepting).await
+        serve_http1(TokioIo::new(stream), client, context).await
     }
 }
 
 async fn serve_clear(
     stream: TcpStream,
-    client: &Client,
-    accepting: &Accepting,
-) -> Result<(), Failure> {
-    let beginning = timeout(accepting.limits().head_timeout, begins_http2(&stream));
-    let Some(begun) = before_draining(accepting, beginning).await else {
+    client: &ConnectedClient,
+    context: &ConnectionContext,
+) -> Result<(), ConnectionError> {
+    let preface = timeout(context.limits().head_timeout, begins_http2(&stream));
+    let Some(is_http2) = before_draining(context, preface).await else {
         return Ok(());
     };
-    if begun.map_err(|_| "no request in time")?? {
-        serve_http2(TokioIo::new(stream), client, accepting).await
+    if is_http2.map_err(|_| "timed out waiting for a request")?? {
+        serve_http2(TokioIo::new(stream), client, context).await
     } else {
-        serve_http1(TokioIo::new(stream), client, accepting).await
+        serve_http1(TokioIo::new(stream), client, context).await
     }
 }
 
-/// Waits for what comes before a connection's first request, but not once the gateway drains.
-async fn before_draining<T>(accepting: &Accepting, waiting: impl Future<Output = T>) -> Option<T> {
-    let mut phases = accepting.phases.clone();
+/// Waits for what comes before a connection's first request, or returns `None` once the gateway drains.
+async fn before_draining<T>(
+    context: &ConnectionContext,
+    waiting: impl Future<Output = T>,
+) -> Option<T> {
+    let mut phases = context.phases.clone();
     tokio::select! {
         done = waiting => Some(done),
         _ = phases.wait_for(|phase| *phase != Phase::Serving) => None,
     }
 }
 
-/// Whether the client begins with HTTP/2's preface. What it sent stays where it is.
+/// Whether the client starts with HTTP/2's preface. The bytes stay in the socket.
 async fn begins_http2(stream: &TcpStream) -> std::io::Result<bool> {
-    let mut begun = [0; HTTP2_PREFACE.len()];
+    let mut start = [0; HTTP2_PREFACE.len()];
     loop {
-        let length = stream.peek(&mut begun).await?;
-        if length == 0 || !HTTP2_PREFACE.starts_with(&begun[..length]) {
+        let length = stream.peek(&mut start).await?;
+        if length == 0 || !HTTP2_PREFACE.starts_with(&start[..length]) {
             return Ok(false);
         }
         if length == HTTP2_PREFACE.len() {
@@ -152,33 +157,41 @@ async fn begins_http2(stream: &TcpStream) -> std::io::Result<bool> {
     }
 }
 
-async fn serve_http1<I>(io: I, client: &Client, accepting: &Accepting) -> Result<(), Failure>
+async fn serve_http1<I>(
+    io: I,
+    client: &ConnectedClient,
+    context: &ConnectionContext,
+) -> Result<(), ConnectionError>
 where
     I: Read + Write + Unpin + Send + 'static,
 {
-    let limits = accepting.limits();
+    let limits = context.limits();
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.head_timeout)
         .max_buf_size(usize::try_from(limits.request_head_bytes).unwrap_or(usize::MAX))
-        .max_headers(FIELDS)
-        .serve_connection(io, requests(accepting, client, Arc::default()))
+        .max_headers(HEADER_FIELDS)
+        .serve_connection(io, requests(context, client, Arc::default()))
         .with_upgrades();
     drive(
         connection,
         |connection| connection.graceful_shutdown(),
-        accepting,
+        context,
         std::future::pending(),
     )
     .await
 }
 
-async fn serve_http2<I>(io: I, client: &Client, accepting: &Accepting) -> Result<(), Failure>
+async fn serve_http2<I>(
+    io: I,
+    client: &ConnectedClient,
+    context: &ConnectionContext,
+) -> Result<(), ConnectionError>
 where
     I: Read + Write + Unpin + Send + 'static,
 {
-    let activity = Arc::new(Activity::default());
-    let limits = accepting.limits();
+    let activity = Arc::new(ConnectionActivity::default());
+    let limits = context.limits();
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits.http2_streams)
@@ -186,91 +199,92 @@ where
         .keep_alive_interval(HTTP2_PING_INTERVAL)
         // RFC 8441: a WebSocket over a stream.
         .enable_connect_protocol()
-        .serve_connection(io, requests(accepting, client, Arc::clone(&activity)));
-    // HTTP/1.1 has a time-out for heads of its own; here a silent client would keep its place for ever.
+        .serve_connection(io, requests(context, client, Arc::clone(&activity)));
+    // `header_read_timeout` exists for HTTP/1.1 only; without this, a silent client would hold its permit for ever.
     let idle = idle(activity, limits.head_timeout);
     drive(
         connection,
         |connection| connection.graceful_shutdown(),
-        accepting,
+        context,
         idle,
     )
     .await
 }
 
-/// The requests of a connection.
+/// Returns the service that handles a connection's requests.
 fn requests(
-    accepting: &Accepting,
-    client: &Client,
-    activity: Arc<Activity>,
+    context: &ConnectionContext,
+    client: &ConnectedClient,
+    activity: Arc<ConnectionActivity>,
 ) -> impl Service<
     Request<Incoming>,
-    Response = Response<Tracked>,
+    Response = Response<TrackedBody>,
     Error = Infallible,
     Future: Send + 'static,
 > + use<> {
-    let live = accepting.live.clone();
-    let (address, place) = (client.peer.ip(), Arc::clone(&client.place));
+    let live = context.live.clone();
+    let (address, permit) = (client.peer.ip(), Arc::clone(&client.permit));
     service_fn(move |mut request| {
         let live = live.clone();
-        let open = Activity::begin(&activity);
+        let open = ConnectionActivity::begin(&activity);
         let websocket = is_upgrade(&request).then(|| {
-            let keeps = (Arc::clone(&place), Activity::begin(&activity));
-            SocketUpgrade::new(&mut request, Box::new(keeps))
+            let keeps = (Arc::clone(&permit), ConnectionActivity::begin(&activity));
+            Wanted::new(&mut request, Box::new(keeps))
         });
         async move {
             let response = handle(&live, request, address, websocket).await;
-            Ok(response.map(|body| Tracked { body, _open: open }))
+            Ok(response.map(|body| TrackedBody { body, _open: open }))
         }
     })
 }
 
-/// What happens on a connection: how many requests are open, and when the last one ended.
+/// How many requests of a connection are open, and when the last one ended.
 #[derive(Default)]
-struct Activity {
+struct ConnectionActivity {
     open: AtomicUsize,
-    changed: Mutex<Option<Instant>>,
+    last_end: Mutex<Option<Instant>>,
 }
 
-/// An open request of a connection.
-struct Open(Arc<Activity>);
+/// An open request, which ends when this is dropped.
+struct OpenRequest(Arc<ConnectionActivity>);
 
-impl Activity {
-    fn begin(activity: &Arc<Self>) -> Open {
+impl ConnectionActivity {
+    fn begin(activity: &Arc<Self>) -> OpenRequest {
         activity.open.fetch_add(1, Ordering::AcqRel);
-        Open(Arc::clone(activity))
+        OpenRequest(Arc::clone(activity))
     }
 
-    /// Since when nothing is open; `since` where nothing ever was.
-    fn idle_since(&self, since: Instant) -> Option<Instant> {
+    /// When the connection became idle, `None` if a request is open. A connection without any request is idle since
+    /// `start`.
+    fn idle_since(&self, start: Instant) -> Option<Instant> {
         if self.open.load(Ordering::Acquire) > 0 {
             return None;
         }
         Some(
-            self.changed
+            self.last_end
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
-                .unwrap_or(since),
+                .unwrap_or(start),
         )
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenRequest {
     fn drop(&mut self) {
         *self
             .0
-            .changed
+            .last_end
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         self.0.open.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
-/// Ends when nothing has been open for `limit`.
-async fn idle(activity: Arc<Activity>, limit: Duration) {
-    let begun = Instant::now();
+/// Returns when no request has been open for `limit`.
+async fn idle(activity: Arc<ConnectionActivity>, limit: Duration) {
+    let start = Instant::now();
     loop {
-        let wake = match activity.idle_since(begun) {
+        let wake = match activity.idle_since(start) {
             Some(since) if since.elapsed() >= limit => return,
             Some(since) => since + limit,
             None => Instant::now() + limit,
@@ -279,13 +293,13 @@ async fn idle(activity: Arc<Activity>, limit: Duration) {
     }
 }
 
-/// A response's body, which counts as open for as long as it is there.
-struct Tracked {
+/// A response's body. The request stays open until the body is dropped.
+struct TrackedBody {
     body: AnswerBody,
-    _open: Open,
+    _open: OpenRequest,
 }
 
-impl Body for Tracked {
+impl Body for TrackedBody {
     type Data = <AnswerBody as Body>::Data;
     type Error = <AnswerBody as Body>::Error;
 
@@ -305,20 +319,20 @@ impl Body for Tracked {
     }
 }
 
-/// Serves a connection to its end: by itself, as the gateway's phases say, or when `idle` ends.
+/// Serves a connection until it ends by itself, the gateway has drained, or `idle` returns.
 async fn drive<C, E>(
     connection: C,
     shut_down: impl Fn(Pin<&mut C>),
-    accepting: &Accepting,
+    context: &ConnectionContext,
     idle: impl Future<Output = ()>,
-) -> Result<(), Failure>
+) -> Result<(), ConnectionError>
 where
     C: Future<Output = Result<(), E>>,
-    E: Into<Failure>,
+    E: Into<ConnectionError>,
 {
     let mut connection = pin!(connection);
     let mut idle = pin!(idle);
-    let mut phases = accepting.phases.clone();
+    let mut phases = context.phases.clone();
     loop {
         let phase = *phases.borrow_and_update();
         match phase {
@@ -328,10 +342,10 @@ where
         }
         tokio::select! {
             ended = connection.as_mut() => return ended.map_err(Into::into),
-            () = idle.as_mut() => return Err("no request in time".into()),
+            () = idle.as_mut() => return Err("timed out waiting for a request".into()),
             changed = phases.changed() => {
                 if changed.is_err() {
-                    // The gateway was dropped without a stop.
+                    // The gateway was dropped without shutting down.
                     return Ok(());
                 }
             }

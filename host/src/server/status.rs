@@ -1,46 +1,57 @@
-//! What operators look at: how services, policies and the configuration are.
+//! What operators see of the running gateway.
 //!
-//! Owns the table of policies, and nothing that keeps a service alive; refuses to know who looks. Invariant: whoever looks
-//! waits for nobody but for another look.
+//! Owns the table of policies and the outcome of configuration changes. Does not know who reads it. Invariant: it keeps no
+//! service and no ledger alive, and a reader waits for nothing but another reader.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::policies::{LastReload, Policies};
+use super::policies::{LastReload, PolicyTable, ReloadOutcome};
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::pipeline::Service;
 use crate::values::phase::Phase;
 
-/// What operators look at.
-pub(super) struct Board {
-    /// Not held: a gateway has ended when nothing holds a service any more.
-    pub(super) services: RwLock<Vec<Weak<Service>>>,
-    pub(super) policies: Mutex<Policies>,
-    pub(super) world: BoardWorld,
-    /// What came of the last change of the configuration.
-    pub(super) configured: Mutex<Configured>,
+/// The state of the gateway that operators can ask for.
+pub(super) struct GatewayStatus {
+    /// Weak: the gateway has drained when the last service is gone.
+    services: RwLock<Vec<Weak<Service>>>,
+    policies: Mutex<PolicyTable>,
+    configurations: Mutex<ConfigurationReloads>,
+    ledger: Weak<Ledger>,
+    metrics: Arc<Metrics>,
+    phases: watch::Receiver<Phase>,
 }
 
-/// What the board shows besides.
-pub(super) struct BoardWorld {
-    pub(super) ledger: Weak<Ledger>,
-    pub(super) metrics: Arc<Metrics>,
-    pub(super) phases: watch::Receiver<Phase>,
-}
-
-/// What came of changes of the configuration.
+/// Configuration changes by outcome.
 #[derive(Debug, Default, Clone)]
-pub(super) struct Configured {
-    pub(super) taken_up: u64,
-    pub(super) refused: u64,
+pub(super) struct ConfigurationReloads {
+    pub(super) applied: u64,
+    pub(super) rejected: u64,
     pub(super) last: Option<LastReload>,
 }
 
-impl Board {
-    pub(super) fn policies(&self) -> MutexGuard<'_, Policies> {
+impl GatewayStatus {
+    pub(super) fn new(
+        services: Vec<Weak<Service>>,
+        policies: PolicyTable,
+        ledger: &Arc<Ledger>,
+        metrics: &Arc<Metrics>,
+        phases: &watch::Receiver<Phase>,
+    ) -> Self {
+        Self {
+            services: RwLock::new(services),
+            policies: Mutex::new(policies),
+            configurations: Mutex::default(),
+            ledger: Arc::downgrade(ledger),
+            metrics: Arc::clone(metrics),
+            phases: phases.clone(),
+        }
+    }
+
+    pub(super) fn policies(&self) -> MutexGuard<'_, PolicyTable> {
         self.policies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -53,19 +64,52 @@ impl Board {
             .collect()
     }
 
-    pub(super) fn refuse_configuration(&self, reason: &str) {
-        tracing::error!(
-            reason,
-            "the configuration is not taken up; the one before it goes on"
-        );
-        let mut configured = self.configured();
-        configured.refused += 1;
-        let (serves, reason) = (configured.taken_up, Some(reason.to_owned()));
-        configured.last = Some(LastReload::now("failed", serves, reason, Duration::ZERO));
+    pub(super) fn replace_services(&self, services: Vec<Weak<Service>>) {
+        *self
+            .services
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = services;
     }
 
-    pub(super) fn configured(&self) -> MutexGuard<'_, Configured> {
-        self.configured
+    /// The ledger; `None` once it is closed.
+    pub(super) fn ledger(&self) -> Option<Arc<Ledger>> {
+        self.ledger.upgrade()
+    }
+
+    pub(super) fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        *self.phases.borrow()
+    }
+
+    pub(super) fn configurations(&self) -> ConfigurationReloads {
+        self.lock_configurations().clone()
+    }
+
+    pub(super) fn configuration_applied(&self, took: Duration) {
+        let mut configurations = self.lock_configurations();
+        configurations.applied += 1;
+        let number = configurations.applied;
+        configurations.last = Some(LastReload::now(ReloadOutcome::Ok, number, None, took));
+    }
+
+    pub(super) fn configuration_rejected(&self, reason: &str) {
+        tracing::error!(reason, "configuration rejected, keeping the current one");
+        let mut configurations = self.lock_configurations();
+        configurations.rejected += 1;
+        let number = configurations.applied;
+        configurations.last = Some(LastReload::now(
+            ReloadOutcome::Failed,
+            number,
+            Some(reason.to_owned()),
+            Duration::ZERO,
+        ));
+    }
+
+    fn lock_configurations(&self) -> MutexGuard<'_, ConfigurationReloads> {
+        self.configurations
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }

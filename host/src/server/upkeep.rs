@@ -1,5 +1,7 @@
-//! What keeps credentials alive in the background: their files are looked at, their tokens refreshed, their use asked
-//! for. Three small tasks a credential, and no thread.
+//! The upkeep of credentials beside requests: their files are watched, their tokens refreshed, their usage polled.
+//!
+//! Owns three tasks for each credential. Does not know how a refresh or a poll changes a credential. Invariant: a refresh
+//! that has begun runs to its end, because its refresh token is spent.
 
 mod poll;
 pub(super) mod refresh;
@@ -7,194 +9,223 @@ pub(super) mod refresh;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::{sleep, timeout};
 
 use self::poll::poll;
-use self::refresh::{RefreshIn, Refresher};
+use self::refresh::{RefreshPlace, TokenRefresher};
+use super::background::BackgroundTasks;
 use crate::credentials::{Credential, Job, Look, Outcome};
+use crate::files::Settling;
 use crate::pipeline::Service;
 use crate::upstream::{Trust, Upstream};
 use crate::values::clock::Timestamp;
 use crate::values::limits::Limits;
 use crate::values::phase::Phase;
-use crate::watch::Watch;
+use crate::watch::FileWatcher;
 
-/// A file is looked at so often even where nothing is told: some file systems tell nothing.
-const LOOK_AGAIN: Duration = Duration::from_secs(10);
+/// How often a file is read without a change event: some file systems send none.
+const REREAD_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Looks at a time, over all files: each takes a thread for as long as its disk does.
-pub(super) const LOOKS: usize = 4;
+/// Files that are read at once. Each read takes a thread for as long as the disk needs.
+const CONCURRENT_READS: usize = 4;
 
-/// One that takes longer hangs: it holds up nobody but its own credential from then on.
-const LOOK_HANGS: Duration = Duration::from_secs(2);
+/// After this, a read no longer counts as one of [`CONCURRENT_READS`]: a disk that hangs delays one credential alone.
+const READ_HANGS: Duration = Duration::from_secs(2);
 
-/// A file that is there and broken is given so long, in so many looks, to become whole.
-const SETTLE: Duration = Duration::from_millis(150);
-const SETTLE_LOOKS: u32 = 5;
+/// How often it is checked whether a refresh is due. The clock may have been set forward.
+const CLOCK_INTERVAL: Duration = Duration::from_secs(30);
 
-/// The clock may be put forward: when something is due is looked at so often.
-const CLOCK_AGAIN: Duration = Duration::from_secs(30);
-
-/// What goes on in the background. Whoever waits for its end knows that all of it is over.
-#[derive(Clone)]
-pub(super) struct Tasks(mpsc::Sender<()>);
-
-impl Tasks {
-    /// None yet, and what tells when all are over.
-    pub(super) fn new() -> (Self, mpsc::Receiver<()>) {
-        let (held, over) = mpsc::channel(1);
-        (Self(held), over)
-    }
-
-    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let held = self.0.clone();
-        tokio::spawn(async move {
-            task.await;
-            drop(held);
-        });
-    }
+/// The upkeep of one credential. Dropping it ends the tasks, after a refresh in progress.
+pub(super) struct CredentialUpkeep {
+    credential: Arc<Credential>,
+    _stop: watch::Sender<()>,
 }
 
-/// A credential that is kept. Where this is dropped it is let go: what was begun goes to its end, and nothing more begins.
-pub(super) struct Kept {
-    pub(super) credential: Arc<Credential>,
-    _let_go: watch::Sender<()>,
+/// Which tasks a changed configuration restarts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RunningTasks {
+    /// Only those of new credentials are started.
+    Keep,
+    /// All of them, because they hold outdated settings.
+    Restart,
 }
 
-/// Whether a credential's tasks are to end: with the gateway, or because nobody keeps it any more.
+/// Tells a task when to end: the gateway shuts down, or its [`CredentialUpkeep`] was dropped.
 #[derive(Clone)]
-struct Until {
+struct StopSignal {
     phases: watch::Receiver<Phase>,
-    kept: watch::Receiver<()>,
+    upkeep: watch::Receiver<()>,
 }
 
-impl Until {
-    async fn ended(&mut self) {
-        let kept = async { while self.kept.changed().await.is_ok() {} };
+impl StopSignal {
+    async fn received(&mut self) {
+        let dropped = async { while self.upkeep.changed().await.is_ok() {} };
         tokio::select! {
-            // A gateway that is gone has ended, too.
+            // An error means that the gateway was dropped.
             _ = self.phases.wait_for(|phase| *phase != Phase::Serving) => {}
-            () = kept => {}
+            () = dropped => {}
         }
     }
 }
 
-/// What the tasks need.
+/// Starts and stops the tasks of credentials.
 #[derive(Clone)]
-pub(super) struct Keeping {
-    pub(super) limits: Arc<Limits>,
-    pub(super) trust: Trust,
-    pub(super) refresh_in: RefreshIn,
-    pub(super) watch: Watch,
-    pub(super) phases: watch::Receiver<Phase>,
-    /// Whose turn it is to refresh what nobody waits for: one at a time, over all services.
-    pub(super) turn: Arc<Semaphore>,
-    /// Who looks at a file.
-    pub(super) looks: Arc<Semaphore>,
-    pub(super) tasks: Tasks,
+pub(super) struct Upkeep {
+    limits: Arc<Limits>,
+    trust: Trust,
+    refresh_place: RefreshPlace,
+    watcher: FileWatcher,
+    phases: watch::Receiver<Phase>,
+    /// Refreshes that no request waits for run one at a time, over all services.
+    refresh_turn: Arc<Semaphore>,
+    reads: Arc<Semaphore>,
+    tasks: BackgroundTasks,
 }
 
-impl Keeping {
-    /// Keeps the credentials of `service`, until the gateway ends or they are let go. Those that are in `kept` already are
-    /// kept on, where nothing changed for them; all others in it are let go.
-    pub(super) fn keep(&self, service: &Service, kept: Vec<Kept>, anew: bool) -> Vec<Kept> {
+impl Upkeep {
+    pub(super) fn new(
+        limits: &Arc<Limits>,
+        trust: &Trust,
+        refresh_place: RefreshPlace,
+        watcher: &FileWatcher,
+        phases: &watch::Receiver<Phase>,
+        tasks: &BackgroundTasks,
+    ) -> Self {
+        Self {
+            limits: Arc::clone(limits),
+            trust: trust.clone(),
+            refresh_place,
+            watcher: watcher.clone(),
+            phases: phases.clone(),
+            refresh_turn: Arc::new(Semaphore::new(1)),
+            reads: Arc::new(Semaphore::new(CONCURRENT_READS)),
+            tasks: tasks.clone(),
+        }
+    }
+
+    /// Sets the limits of tasks that are started from now on.
+    pub(super) fn set_limits(&mut self, limits: &Arc<Limits>) {
+        self.limits = Arc::clone(limits);
+    }
+
+    /// Starts the upkeep of the credentials of `service`. Of `running`, credentials that are still in use keep their tasks
+    /// if `tasks` says so; all other tasks end.
+    pub(super) fn start(
+        &self,
+        service: &Service,
+        running: Vec<CredentialUpkeep>,
+        tasks: RunningTasks,
+    ) -> Vec<CredentialUpkeep> {
         let endpoints = service.endpoints();
-        let place = self.refresh_in.clone();
-        let refresher = Arc::new(Refresher::new(
-            place,
+        let refresher = Arc::new(TokenRefresher::new(
+            self.refresh_place.clone(),
             endpoints.token.clone(),
             &self.limits,
             &self.trust,
         ));
         let chatgpt: Arc<str> = endpoints.chatgpt.to_string().into();
-        let mut kept: Vec<Kept> = if anew { Vec::new() } else { kept };
-        let credentials = service.credentials().iter().zip(service.upstreams());
-        let keep = |(credential, upstream): (&Arc<Credential>, &Upstream)| {
-            if let Some(place) = kept
-                .iter()
-                .position(|kept| Arc::ptr_eq(&kept.credential, credential))
-            {
-                return kept.swap_remove(place);
-            }
-            let (let_go, is_kept) = watch::channel(());
-            let until = Until {
-                phases: self.phases.clone(),
-                kept: is_kept,
-            };
-            if credential.path().is_some() {
-                self.watch(credential, until.clone());
-                self.refresh(credential, &refresher, until.clone());
-            }
-            self.poll(credential, upstream, &chatgpt, until);
-            Kept {
-                credential: Arc::clone(credential),
-                _let_go: let_go,
-            }
+        let mut running = match tasks {
+            RunningTasks::Keep => running,
+            RunningTasks::Restart => Vec::new(),
         };
-        credentials.map(keep).collect()
+        let mut upkeep = Vec::new();
+        for (credential, upstream) in service.credentials().iter().zip(service.upstreams()) {
+            let known = running
+                .iter()
+                .position(|running| Arc::ptr_eq(&running.credential, credential));
+            upkeep.push(match known {
+                Some(place) => running.swap_remove(place),
+                None => self.start_credential(credential, upstream, &refresher, &chatgpt),
+            });
+        }
+        upkeep
     }
 
-    fn watch(&self, credential: &Arc<Credential>, mut until: Until) {
+    fn start_credential(
+        &self,
+        credential: &Arc<Credential>,
+        upstream: &Upstream,
+        refresher: &Arc<TokenRefresher>,
+        chatgpt: &Arc<str>,
+    ) -> CredentialUpkeep {
+        let (stop, upkeep) = watch::channel(());
+        let stop_signal = StopSignal {
+            phases: self.phases.clone(),
+            upkeep,
+        };
+        if credential.path().is_some() {
+            self.start_watching(credential, stop_signal.clone());
+            self.start_refreshing(credential, refresher, stop_signal.clone());
+        }
+        self.start_polling(credential, upstream, chatgpt, stop_signal);
+        CredentialUpkeep {
+            credential: Arc::clone(credential),
+            _stop: stop,
+        }
+    }
+
+    fn start_watching(&self, credential: &Arc<Credential>, mut stop: StopSignal) {
         let changed = Arc::new(Notify::new());
         if let Some(path) = credential.path() {
-            self.watch.file(path, &changed);
+            self.watcher.watch(path, &changed);
         }
-        let (credential, looks) = (Arc::clone(credential), Arc::clone(&self.looks));
+        let (credential, reads) = (Arc::clone(credential), Arc::clone(&self.reads));
         self.tasks.spawn(async move {
             loop {
                 tokio::select! {
-                    _ = timeout(LOOK_AGAIN, changed.notified()) => {}
-                    () = until.ended() => return,
+                    _ = timeout(REREAD_INTERVAL, changed.notified()) => {}
+                    () = stop.received() => return,
                 }
                 tokio::select! {
-                    () = look(&credential, &looks) => {}
-                    () = until.ended() => return,
+                    () = read_settled(&credential, &reads) => {}
+                    () = stop.received() => return,
                 }
             }
         });
     }
 
-    fn refresh(&self, credential: &Arc<Credential>, refresher: &Arc<Refresher>, mut until: Until) {
+    fn start_refreshing(
+        &self,
+        credential: &Arc<Credential>,
+        refresher: &Arc<TokenRefresher>,
+        mut stop: StopSignal,
+    ) {
         let credential = Arc::clone(credential);
-        let (refresher, turn) = (Arc::clone(refresher), Arc::clone(&self.turn));
-        let (lock_timeout, looks) = (self.limits.lock_timeout, Arc::clone(&self.looks));
+        let (refresher, turn) = (Arc::clone(refresher), Arc::clone(&self.refresh_turn));
+        let (lock_timeout, reads) = (self.limits.lock_timeout, Arc::clone(&self.reads));
         self.tasks.spawn(async move {
             loop {
                 tokio::select! {
-                    () = credential.refresh_may_be_due(CLOCK_AGAIN) => {}
-                    () = until.ended() => return,
+                    () = credential.refresh_may_be_due(CLOCK_INTERVAL) => {}
+                    () = stop.received() => return,
                 }
                 let _turn = if credential.is_refresh_urgent(Timestamp::now()) {
                     None
                 } else {
                     tokio::select! {
                         turn = turn.acquire() => turn.ok(),
-                        // Somebody waits for it now.
+                        // A request waits for it now.
                         () = credential.refresh_is_wanted() => None,
-                        () = until.ended() => return,
+                        () = stop.received() => return,
                     }
                 };
-                // Once begun, it goes to its end.
-                refresh_once(&credential, &refresher, lock_timeout, &looks).await;
+                // Not interrupted by `stop`: the refresh token is spent.
+                refresh_once(&credential, &refresher, lock_timeout, &reads).await;
             }
         });
     }
 
-    fn poll(
+    fn start_polling(
         &self,
         credential: &Arc<Credential>,
         upstream: &Upstream,
         chatgpt: &Arc<str>,
-        mut until: Until,
+        mut stop: StopSignal,
     ) {
-        let (credential, upstream, chatgpt) = (
-            Arc::clone(credential),
-            upstream.clone(),
-            Arc::clone(chatgpt),
-        );
-        let limit = self.limits.poll_timeout;
+        let (credential, upstream) = (Arc::clone(credential), upstream.clone());
+        let (chatgpt, limit) = (Arc::clone(chatgpt), self.limits.poll_timeout);
         self.tasks.spawn(async move {
             let polling = async {
                 loop {
@@ -204,58 +235,62 @@ impl Keeping {
             };
             tokio::select! {
                 () = polling => {}
-                () = until.ended() => {}
+                () = stop.received() => {}
             }
         });
     }
 }
 
-/// Looks at a credential's file, which may be on its way to be written.
-async fn look(credential: &Arc<Credential>, looks: &Semaphore) {
-    for nth in 1..=SETTLE_LOOKS {
-        let before = credential.unavailable();
-        let refreshing = credential.is_refreshing();
-        let look = look_once(credential, nth == SETTLE_LOOKS, looks).await;
-        let tag = credential.tag();
-        match look {
+/// Reads a credential's file, again and again while it may be half written.
+async fn read_settled(credential: &Arc<Credential>, reads: &Semaphore) {
+    let tag = credential.tag();
+    let mut settling = Settling::new();
+    let mut is_settled = false;
+    loop {
+        let unavailable_before = credential.unavailable();
+        let is_refreshing = credential.is_refreshing();
+        match read_once(credential, is_settled, reads).await {
             Ok(Look::Same) => return,
-            // What a refresh writes is told as that.
-            Ok(Look::New(Ok(()))) if refreshing => return,
-            Ok(Look::New(Ok(()))) if before.is_some() => {
+            // The refresh logs its own outcome.
+            Ok(Look::New(Ok(()))) if is_refreshing => return,
+            Ok(Look::New(Ok(()))) if unavailable_before.is_some() => {
                 return tracing::info!(credential = tag, "credential available");
             }
             Ok(Look::New(Ok(()))) => return tracing::info!(credential = tag, "credential changed"),
             Ok(Look::New(Err(reason))) => {
                 return tracing::warn!(credential = tag, %reason, "credential unavailable");
             }
-            Ok(Look::Unfinished) => sleep(SETTLE).await,
+            Ok(Look::Unfinished) => match settling.pause_after(()) {
+                Some(pause) => sleep(pause).await,
+                None => is_settled = true,
+            },
             Err(error) => {
-                return tracing::error!(credential = tag, %error, "its file was not looked at");
+                return tracing::error!(credential = tag, %error, "reading the credential panicked");
             }
         }
     }
 }
 
-async fn look_once(
+async fn read_once(
     credential: &Arc<Credential>,
-    stays: bool,
-    looks: &Semaphore,
+    is_settled: bool,
+    reads: &Semaphore,
 ) -> Result<Look, JoinError> {
-    let turn = looks.acquire().await;
-    let looking = Arc::clone(credential);
-    let mut look = spawn_blocking(move || looking.look(stays, Timestamp::now()));
-    if let Ok(looked) = timeout(LOOK_HANGS, &mut look).await {
-        return looked;
+    let turn = reads.acquire().await;
+    let reading = Arc::clone(credential);
+    let mut read = spawn_blocking(move || reading.look(is_settled, Timestamp::now()));
+    if let Ok(read) = timeout(READ_HANGS, &mut read).await {
+        return read;
     }
     drop(turn);
-    look.await
+    read.await
 }
 
 async fn refresh_once(
     credential: &Arc<Credential>,
-    refresher: &Refresher,
+    refresher: &TokenRefresher,
     lock_timeout: Duration,
-    looks: &Semaphore,
+    reads: &Semaphore,
 ) {
     let (Some(due), Some(path)) = (
         credential.refresh_begins(Timestamp::now()),
@@ -270,36 +305,30 @@ async fn refresh_once(
     };
     let outcome = refresher.refresh(job).await;
     if matches!(outcome, Outcome::Refreshed { .. } | Outcome::Newer) {
-        // Before anybody is told: who waits finds the new tokens.
-        if let Ok(Look::New(Err(reason))) = look_once(credential, true, looks).await {
+        // Before `refresh_ended`: requests that wait for it must find the new tokens.
+        if let Ok(Look::New(Err(reason))) = read_once(credential, true, reads).await {
             tracing::warn!(credential = credential.tag(), %reason, "credential unavailable");
         }
     }
-    log(credential.tag(), &outcome);
+    log_refresh(credential.tag(), &outcome);
     credential.refresh_ended(&due, &outcome, Timestamp::now());
 }
 
-fn log(credential: &str, outcome: &Outcome) {
+fn log_refresh(credential: &str, outcome: &Outcome) {
     match outcome {
         Outcome::Refreshed { .. } => tracing::info!(credential, "tokens refreshed"),
-        Outcome::Newer => tracing::info!(credential, "another process refreshed the tokens"),
+        Outcome::Newer => tracing::info!(credential, "tokens refreshed by another process"),
         Outcome::LoginNeeded { reason } => {
-            tracing::error!(
-                credential,
-                reason,
-                "log in again: tokens cannot be refreshed"
-            )
+            tracing::error!(credential, reason, "refresh rejected: log in again");
         }
-        Outcome::Failed { reason, .. } => {
-            tracing::warn!(credential, reason, "tokens were not refreshed")
-        }
+        Outcome::Failed { reason, .. } => tracing::warn!(credential, reason, "refresh failed"),
         Outcome::NotWritable { reason } => {
             tracing::error!(
                 credential,
                 reason,
-                "tokens are not refreshed: the new ones could not be kept"
+                "refresh skipped: file cannot be replaced"
             );
         }
-        Outcome::Busy => tracing::debug!(credential, "another process holds the lock"),
+        Outcome::Busy => tracing::debug!(credential, "refresh skipped: file is locked"),
     }
 }

@@ -1,222 +1,258 @@
-//! Usage files as views of the ledger: every minute what is new is added, and the file replaced.
+//! Usage files as views of the ledger: every minute the new rows are added and the file is replaced.
+//!
+//! Owns which rows a file holds. Does not know its format. Invariant: the ledger knows what a file holds before the file is
+//! replaced, so that a kill in between neither loses nor doubles a row.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use super::StartError;
-use crate::config::{CredentialConfig, ServiceConfig};
+use super::error::StartError;
+use crate::config::ServiceConfig;
 use crate::files::plain;
-use crate::ledger::{Ledger, Reader, UsageRow, ViewState};
+use crate::ledger::{Ledger, LedgerError, Reader, UsageRow, ViewState};
 use crate::usage_file::{self, Found, Sums, Usage};
 use crate::values::clock::Timestamp;
 
 /// How often the files are written.
-const INTERVAL: Duration = Duration::from_secs(60);
+const WRITE_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Rows that are read at a time.
+/// Rows that are read from the ledger at a time.
 const ROWS: u32 = 10_000;
 
-/// A usage file: whose rows it holds.
+/// A usage file, and the credential whose rows it holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct ViewOf {
+struct UsageFileTarget {
     path: PathBuf,
     service: String,
     credential: String,
 }
 
-/// The usage files that `services` name.
-pub(super) fn wanted<'a>(services: impl IntoIterator<Item = &'a ServiceConfig>) -> Vec<ViewOf> {
-    let of = |service: &ServiceConfig| {
-        let view = |credential: &CredentialConfig| {
-            let (service, credential, path) = (
-                service.tag.clone(),
-                credential.tag.clone(),
-                credential.usages_path.clone()?,
-            );
-            Some(ViewOf {
+/// Returns the usage files that `services` name.
+fn targets<'a>(services: impl IntoIterator<Item = &'a ServiceConfig>) -> Vec<UsageFileTarget> {
+    let mut targets = Vec::new();
+    for service in services {
+        for credential in &service.credentials {
+            targets.extend(credential.usages_path.clone().map(|path| UsageFileTarget {
                 path,
-                service,
-                credential,
-            })
-        };
-        service
-            .credentials
-            .iter()
-            .filter_map(view)
-            .collect::<Vec<ViewOf>>()
-    };
-    services.into_iter().flat_map(of).collect()
+                service: service.tag.clone(),
+                credential: credential.tag.clone(),
+            }));
+        }
+    }
+    targets
+}
+
+/// Why a usage file is not read or written.
+#[derive(Debug, thiserror::Error)]
+enum UsageFileError {
+    #[error("{0}")]
+    Ledger(#[from] LedgerError),
+    #[error("ledger: {0}")]
+    Query(#[from] rusqlite::Error),
+    #[error("the ledger cannot be written")]
+    LedgerFailing,
+    #[error("{}", plain(.0))]
+    File(#[from] io::Error),
 }
 
 /// The usage files of all services.
-pub(super) struct Views {
+pub(super) struct UsageFiles {
     ledger: Arc<Ledger>,
     reader: Option<Reader>,
-    views: Vec<View>,
+    files: Vec<UsageFile>,
 }
 
-struct View {
-    of: ViewOf,
+struct UsageFile {
+    target: UsageFileTarget,
     sums: Sums,
     /// The last row in `sums`.
     added: u64,
-    /// What the file has.
+    /// What the file on disk holds.
     state: ViewState,
 }
 
-impl View {
-    fn key(&self) -> String {
-        self.of.path.to_string_lossy().into_owned()
+/// Tells the writing thread which files to write. The thread writes them once more and ends when the last clone is
+/// dropped.
+#[derive(Clone)]
+pub(super) struct UsageFilesWriter(Sender<Vec<UsageFileTarget>>);
+
+impl UsageFilesWriter {
+    /// Writes the files that `services` name from now on, and the others for the last time.
+    pub(super) fn follow<'a>(&self, services: impl IntoIterator<Item = &'a ServiceConfig>) {
+        // The thread outlives all senders.
+        let _ = self.0.send(targets(services));
     }
 }
 
-impl Views {
-    /// Takes in the files that are there, as opening balances.
-    pub(super) fn open(ledger: &Arc<Ledger>, wanted: Vec<ViewOf>) -> Result<Self, StartError> {
-        let mut views = Self {
+impl UsageFiles {
+    /// Reads the files that `services` name; what they hold is the opening balance.
+    ///
+    /// # Errors
+    /// A file or the ledger cannot be read.
+    pub(super) fn open(
+        ledger: &Arc<Ledger>,
+        services: &[ServiceConfig],
+    ) -> Result<Self, StartError> {
+        let mut files = Self {
             ledger: Arc::clone(ledger),
             reader: None,
-            views: Vec::new(),
+            files: Vec::new(),
         };
-        for of in wanted {
-            let path = of.path.display().to_string();
-            views
-                .add(of)
-                .map_err(|reason| StartError::UsageFile { path, reason })?;
+        for target in targets(services) {
+            let path = target.path.display().to_string();
+            files.add(target).map_err(|error| StartError::UsageFile {
+                path,
+                reason: error.to_string(),
+            })?;
         }
-        Ok(views)
+        Ok(files)
     }
 
-    fn add(&mut self, of: ViewOf) -> Result<(), String> {
-        let reader = match self.reader.take() {
-            Some(reader) => reader,
-            None => self.ledger.reader().map_err(|error| error.to_string())?,
-        };
-        let view = open(&reader, of);
-        self.reader = Some(reader);
-        let view = view?;
-        self.ledger
-            .save_view(&view.key(), view.state.clone())
-            .wait();
-        self.views.push(view);
-        Ok(())
-    }
-
-    /// Writes the files from now on, in a thread of its own. The sender tells which, where others are wanted; dropping it
-    /// writes them once more and ends the thread.
-    pub(super) fn start(mut self) -> std::io::Result<(Sender<Vec<ViewOf>>, JoinHandle<()>)> {
-        let (messages, received) = mpsc::channel();
+    /// Starts a thread that writes the files.
+    ///
+    /// # Errors
+    /// The thread cannot be started.
+    pub(super) fn start(mut self) -> io::Result<(UsageFilesWriter, JoinHandle<()>)> {
+        let (changes, received) = mpsc::channel();
         let run = move || {
             loop {
-                match received.recv_timeout(INTERVAL) {
-                    Err(RecvTimeoutError::Timeout) => self.update(),
-                    Ok(wanted) => self.change(wanted),
+                match received.recv_timeout(WRITE_INTERVAL) {
+                    Err(RecvTimeoutError::Timeout) => self.write_all(),
+                    Ok(targets) => self.follow(targets),
                     Err(RecvTimeoutError::Disconnected) => break,
                 }
             }
-            self.update();
+            self.write_all();
         };
         let thread = thread::Builder::new()
             .name("usage-files".to_owned())
             .spawn(run)?;
-        Ok((messages, thread))
+        Ok((UsageFilesWriter(changes), thread))
     }
 
-    fn update(&mut self) {
+    fn add(&mut self, target: UsageFileTarget) -> Result<(), UsageFileError> {
+        let reader = match self.reader.take() {
+            Some(reader) => reader,
+            None => self.ledger.reader()?,
+        };
+        let file = UsageFile::open(&reader, target);
+        self.reader = Some(reader);
+        let file = file?;
+        self.ledger
+            .save_view(&file.key(), file.state.clone())
+            .wait();
+        self.files.push(file);
+        Ok(())
+    }
+
+    fn write_all(&mut self) {
         let Some(reader) = &self.reader else { return };
-        for view in &mut self.views {
-            if let Err(reason) = update(view, reader, &self.ledger) {
-                tracing::error!(path = %view.of.path.display(), reason, "the usage file was not written");
+        for file in &mut self.files {
+            if let Err(error) = file.write(reader, &self.ledger) {
+                let path = file.target.path.display();
+                tracing::error!(%path, reason = %error, "usage file not written");
             }
         }
     }
 
-    /// Goes on with those that are wanted still, and writes the others for the last time.
-    fn change(&mut self, wanted: Vec<ViewOf>) {
-        self.update();
-        self.views.retain(|view| wanted.contains(&view.of));
-        for of in wanted {
-            if self.views.iter().any(|view| view.of == of) {
+    fn follow(&mut self, targets: Vec<UsageFileTarget>) {
+        self.write_all();
+        self.files.retain(|file| targets.contains(&file.target));
+        for target in targets {
+            if self.files.iter().any(|file| file.target == target) {
                 continue;
             }
-            let path = of.path.clone();
-            if let Err(reason) = self.add(of) {
-                tracing::error!(path = %path.display(), reason, "the usage file cannot be used");
+            let path = target.path.clone();
+            if let Err(error) = self.add(target) {
+                tracing::error!(path = %path.display(), reason = %error, "usage file cannot be used");
             }
         }
     }
 }
 
-fn open(reader: &Reader, of: ViewOf) -> Result<View, String> {
-    let path = &of.path;
-    let failed = |error: rusqlite::Error| error.to_string();
-    let noted = reader.view(&path.to_string_lossy()).map_err(failed)?;
-    let last_row = reader.last_row().map_err(failed)?;
-    let found = usage_file::read(path, Timestamp::now()).map_err(|error| plain(&error))?;
-    let (sums, through, digest) = match (found, noted) {
-        (Found::Missing, None) => (Sums::default(), last_row, None),
-        // Noted, and then killed before the first writing.
-        (Found::Missing, Some(noted)) if noted.digest_before.is_none() => {
-            (Sums::default(), noted.through_before, None)
-        }
-        // Somebody removed it, to begin anew.
-        (Found::Missing, Some(noted)) => (Sums::default(), noted.through, None),
-        (Found::Sums(sums, digest), Some(noted))
-            if noted.digest_before.as_ref() == Some(&digest) =>
-        {
-            (*sums, noted.through_before, Some(digest))
-        }
-        // Ours; or another program's, which added its own to what we had written.
-        (Found::Sums(sums, digest), Some(noted)) => (*sums, noted.through, Some(digest)),
-        (Found::Sums(sums, digest), None) => (*sums, last_row, Some(digest)),
-        (Found::Broken { kept, reason }, noted) => {
-            tracing::warn!(kept = %kept.display(), reason, "a broken usage file was kept aside");
-            // What the ledger has can be told again.
-            (Sums::default(), noted.map_or(last_row, |_| 0), None)
-        }
-    };
-    let state = ViewState {
-        through,
-        digest: digest.clone(),
-        through_before: through,
-        digest_before: digest,
-    };
-    Ok(View {
-        of,
-        sums,
-        added: through,
-        state,
-    })
-}
+impl UsageFile {
+    fn open(reader: &Reader, target: UsageFileTarget) -> Result<Self, UsageFileError> {
+        let path = &target.path;
+        let noted = reader.view(&path.to_string_lossy())?;
+        let last_row = reader.last_row()?;
+        let found = usage_file::read(path, Timestamp::now())?;
+        let (sums, through, digest) = match (found, noted) {
+            (Found::Missing, None) => (Sums::default(), last_row, None),
+            // The gateway was killed between the note and the first write.
+            (Found::Missing, Some(noted)) if noted.digest_before.is_none() => {
+                (Sums::default(), noted.through_before, None)
+            }
+            // An operator removed it to start from zero.
+            (Found::Missing, Some(noted)) => (Sums::default(), noted.through, None),
+            (Found::Sums(sums, digest), Some(noted))
+                if noted.digest_before.as_ref() == Some(&digest) =>
+            {
+                (*sums, noted.through_before, Some(digest))
+            }
+            // As it was written, or continued by another program.
+            (Found::Sums(sums, digest), Some(noted)) => (*sums, noted.through, Some(digest)),
+            (Found::Sums(sums, digest), None) => (*sums, last_row, Some(digest)),
+            (Found::Broken { kept, reason }, noted) => {
+                tracing::warn!(kept = %kept.display(), reason, "broken usage file set aside");
+                // The rows of the ledger are summed again.
+                (Sums::default(), noted.map_or(last_row, |_| 0), None)
+            }
+        };
+        let state = ViewState {
+            through,
+            digest: digest.clone(),
+            through_before: through,
+            digest_before: digest,
+        };
+        Ok(Self {
+            target,
+            sums,
+            added: through,
+            state,
+        })
+    }
 
-fn update(view: &mut View, reader: &Reader, ledger: &Ledger) -> Result<(), String> {
-    loop {
-        let rows = reader.rows_after(view.added, &view.of.service, &view.of.credential, ROWS);
-        let rows = rows.map_err(|error| error.to_string())?;
-        let Some(last) = rows.last() else { break };
-        view.added = last.id;
-        rows.iter().for_each(|row| view.sums.add(&usage(row)));
+    /// The file's name in the ledger.
+    fn key(&self) -> String {
+        self.target.path.to_string_lossy().into_owned()
     }
-    if view.added == view.state.through {
-        return Ok(());
+
+    fn write(&mut self, reader: &Reader, ledger: &Ledger) -> Result<(), UsageFileError> {
+        self.add_new_rows(reader)?;
+        if self.added == self.state.through {
+            return Ok(());
+        }
+        let text = self.sums.to_json(Timestamp::now());
+        let state = ViewState {
+            through: self.added,
+            digest: Some(usage_file::digest(text.as_bytes())),
+            through_before: self.state.through,
+            digest_before: self.state.digest.clone(),
+        };
+        // Noted before it is written: a kill in between leaves the old file, whose digest is in the note, too.
+        if !ledger.save_view(&self.key(), state.clone()).wait() {
+            return Err(UsageFileError::LedgerFailing);
+        }
+        usage_file::write(&self.target.path, &text)?;
+        self.state = state;
+        Ok(())
     }
-    let text = view.sums.to_json(Timestamp::now());
-    let state = ViewState {
-        through: view.added,
-        digest: Some(usage_file::digest(text.as_bytes())),
-        through_before: view.state.through,
-        digest_before: view.state.digest.clone(),
-    };
-    // Noted before it is written: a kill in between leaves the file of before, which is noted, too.
-    if !ledger.save_view(&view.key(), state.clone()).wait() {
-        return Err("the ledger cannot be written".to_owned());
+
+    fn add_new_rows(&mut self, reader: &Reader) -> Result<(), UsageFileError> {
+        let (service, credential) = (&self.target.service, &self.target.credential);
+        loop {
+            let rows = reader.rows_after(self.added, service, credential, ROWS)?;
+            let Some(last) = rows.last() else {
+                return Ok(());
+            };
+            self.added = last.id;
+            rows.iter().for_each(|row| self.sums.add(&usage(row)));
+        }
     }
-    usage_file::write(&view.of.path, &text).map_err(|error| plain(&error))?;
-    view.state = state;
-    Ok(())
 }
 
 fn usage(row: &UsageRow) -> Usage<'_> {

@@ -1,217 +1,240 @@
-//! What is looked at when somebody asks for metrics: how everything is at that moment.
+//! Metrics that are read from the gateway's state when an operator scrapes them. What is counted per request is in
+//! `metrics`.
 
 use crate::metrics::Seen;
 use crate::policy::FaultKind;
-use crate::server::policies::PolicyStatus;
-use crate::server::status::Board;
+use crate::server::policies::{PolicyEntry, PolicyState, PolicyStatus};
+use crate::server::status::GatewayStatus;
 use crate::values::clock::Timestamp;
 
-/// All metrics, as text.
-pub(super) fn text(board: &Board) -> String {
-    let mut seen = Seen::default();
-    let build = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
-    seen.gauge(
-        "tollgate_build_info",
-        "The version that runs",
-        [(build, 1.0)],
-    );
-    services(board, &mut seen);
-    ledger(board, &mut seen);
-    policies(board, &mut seen);
-    board.world.metrics.text(&seen)
+type MetricLabels = Vec<(&'static str, String)>;
+type MetricSamples = Vec<(MetricLabels, f64)>;
+
+/// Returns all metrics in Prometheus' text format.
+pub(super) fn text(status: &GatewayStatus) -> String {
+    let mut metrics = Seen::default();
+    let version = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
+    metrics.gauge("tollgate_build_info", "Running version", [(version, 1.0)]);
+    services(status, &mut metrics);
+    ledger(status, &mut metrics);
+    policies(status, &mut metrics);
+    configurations(status, &mut metrics);
+    status.metrics().text(&metrics)
 }
 
-fn services(board: &Board, seen: &mut Seen) {
+fn services(status: &GatewayStatus, metrics: &mut Seen) {
     let now = Timestamp::now();
-    let (mut used, mut caps, mut resets, mut usable, mut in_flight, mut sockets) = (
-        Vec::new(),
-        Vec::new(),
-        Vec::new(),
-        Vec::new(),
-        Vec::new(),
-        Vec::new(),
+    let (mut used, mut caps, mut resets) = (
+        MetricSamples::new(),
+        MetricSamples::new(),
+        MetricSamples::new(),
     );
-    for service in board.services() {
+    let (mut usable, mut in_flight, mut sockets) = (
+        MetricSamples::new(),
+        MetricSamples::new(),
+        MetricSamples::new(),
+    );
+    for service in status.services() {
         let tag = service.tag().to_owned();
         sockets.push((vec![("service", tag.clone())], service.sockets() as f64));
         for (health, _) in service.health(now) {
-            let labels = || {
-                vec![
-                    ("service", tag.clone()),
-                    ("credential", health.credential.clone()),
-                ]
-            };
-            usable.push((labels(), f64::from(u8::from(health.usable))));
-            in_flight.push((labels(), f64::from(health.in_flight)));
+            let labels = vec![
+                ("service", tag.clone()),
+                ("credential", health.credential.clone()),
+            ];
+            usable.push((labels.clone(), as_number(health.usable)));
+            in_flight.push((labels.clone(), f64::from(health.in_flight)));
             for (name, window) in [("five_hour", &health.five_hour), ("weekly", &health.weekly)] {
-                let of_window = || [labels(), vec![("window", name.to_owned())]].concat();
-                caps.push((of_window(), window.cap / 100.0));
-                used.extend(window.used.map(|used| (of_window(), used / 100.0)));
-                resets.extend(window.resets_at.map(|at| (of_window(), at as f64 / 1e3)));
+                let labels = with(&labels, "window", name);
+                caps.push((labels.clone(), window.cap / 100.0));
+                used.extend(window.used.map(|used| (labels.clone(), used / 100.0)));
+                resets.extend(window.resets_at.map(|at| (labels, at as f64 / 1e3)));
             }
         }
     }
-    seen.gauge(
-        "tollgate_credential_used_ratio",
-        "The used part of a credential's window",
-        used,
-    );
-    seen.gauge(
-        "tollgate_credential_cap_ratio",
-        "The part of a window at which the credential pauses",
-        caps,
-    );
-    let help = "When a window starts anew, in Unix seconds";
-    seen.gauge("tollgate_credential_reset_timestamp_seconds", help, resets);
-    seen.gauge(
-        "tollgate_credential_usable",
-        "Whether a request can be sent with it now",
-        usable,
-    );
-    seen.gauge(
-        "http_client_active_requests",
-        "Requests and responses under way to upstream",
-        in_flight,
-    );
-    seen.gauge("tollgate_websockets", "WebSockets that are open", sockets);
+    let gauges = [
+        (
+            "tollgate_credential_used_ratio",
+            "Used part of a credential's rate-limit window",
+            used,
+        ),
+        (
+            "tollgate_credential_cap_ratio",
+            "Part of a window at which the credential is no longer used",
+            caps,
+        ),
+        (
+            "tollgate_credential_reset_timestamp_seconds",
+            "Unix time at which a window resets",
+            resets,
+        ),
+        (
+            "tollgate_credential_usable",
+            "Whether the credential can be used now",
+            usable,
+        ),
+        (
+            "http_client_active_requests",
+            "Requests to upstream in flight",
+            in_flight,
+        ),
+        ("tollgate_websockets", "Open WebSockets", sockets),
+    ];
+    for (name, help, samples) in gauges {
+        metrics.gauge(name, help, samples);
+    }
 }
 
-fn ledger(board: &Board, seen: &mut Seen) {
-    let Some(ledger) = board.world.ledger.upgrade() else {
+fn ledger(status: &GatewayStatus, metrics: &mut Seen) {
+    let Some(ledger) = status.ledger() else {
         return;
     };
-    seen.gauge(
+    metrics.gauge(
         "tollgate_ledger_queue",
         "Requests whose rows are not committed yet",
         [(vec![], ledger.waiting() as f64)],
     );
-    let failing = f64::from(u8::from(ledger.is_failing()));
-    seen.gauge(
+    metrics.gauge(
         "tollgate_ledger_failing",
         "Whether the ledger cannot be written",
-        [(vec![], failing)],
+        [(vec![], as_number(ledger.is_failing()))],
     );
-    seen.durations(
+    metrics.durations(
         "tollgate_ledger_commit_duration",
-        "A commit of rows",
+        "Duration of a commit",
         [(vec![], ledger.commit_time())],
     );
 }
 
-fn policies(board: &Board, seen: &mut Seen) {
-    let policies = board.policies();
-    let status = policies.status();
-    let of = |policy: &PolicyStatus| {
-        vec![
-            ("policy", policy.tag.clone()),
-            ("kind", policy.kind.to_owned()),
-        ]
-    };
-    let each = |value: fn(&PolicyStatus) -> f64| {
-        status.iter().map(move |policy| (of(policy), value(policy)))
-    };
-    seen.counter(
+fn policies(status: &GatewayStatus, metrics: &mut Seen) {
+    let policies = status.policies();
+    let entries = policies.entries();
+    let reports: Vec<PolicyStatus> = entries.iter().map(PolicyStatus::of).collect();
+    policy_calls(&reports, metrics);
+    policy_shadows(&reports, metrics);
+    policy_reloads(entries, &reports, metrics);
+    let durations = entries
+        .iter()
+        .zip(&reports)
+        .map(|(entry, report)| (labels(report), entry.slot().stats().time()));
+    metrics.durations(
+        "tollgate_policy_call_duration",
+        "Duration of a policy's call",
+        durations,
+    );
+}
+
+fn policy_calls(reports: &[PolicyStatus], metrics: &mut Seen) {
+    metrics.counter(
         "tollgate_policy_calls",
         "Calls of a policy",
-        each(|policy| policy.calls as f64),
+        each(reports, |policy| policy.calls as f64),
     );
-    seen.counter(
+    metrics.counter(
         "tollgate_policy_refusals",
-        "Requests that a policy refused",
-        each(|policy| policy.refusals as f64),
+        "Requests that a policy rejected",
+        each(reports, |policy| policy.refusals as f64),
     );
-    seen.gauge(
+    metrics.gauge(
         "tollgate_policy_generation",
-        "The generation that serves",
-        each(|policy| policy.generation as f64),
+        "Generation that serves",
+        each(reports, |policy| policy.generation as f64),
     );
-    seen.gauge(
+    metrics.gauge(
         "tollgate_policy_instances",
         "Warm instances",
-        each(|policy| policy.instances as f64),
+        each(reports, |policy| policy.instances as f64),
     );
-    seen.gauge(
+    metrics.gauge(
         "tollgate_policy_memory_bytes",
-        "Their linear memory",
-        each(|policy| policy.memory_bytes as f64),
+        "Linear memory of the warm instances",
+        each(reports, |policy| policy.memory_bytes as f64),
     );
-    let quarantined = |policy: &PolicyStatus| f64::from(u8::from(policy.state == "quarantined"));
-    seen.gauge(
+    metrics.gauge(
         "tollgate_policy_quarantined",
-        "Whether a policy failed too often",
-        each(quarantined),
+        "Whether a policy's circuit breaker is open",
+        each(reports, |policy| {
+            as_number(policy.state == PolicyState::Quarantined)
+        }),
     );
-    let faults = status.iter().flat_map(|policy| {
+    let faults = reports.iter().flat_map(|policy| {
         FaultKind::ALL.into_iter().map(|kind| {
-            let count = policy
-                .faults
-                .get(kind.as_str())
-                .copied()
-                .unwrap_or_default();
-            (
-                [of(policy), vec![("fault", kind.as_str().to_owned())]].concat(),
-                count as f64,
-            )
+            let name = kind.as_str();
+            let count = policy.faults.get(name).copied().unwrap_or_default();
+            (with(&labels(policy), "fault", name), count as f64)
         })
     });
-    seen.counter(
-        "tollgate_policy_faults",
-        "Calls of a policy that failed",
-        faults,
-    );
-    let disagreed = status
-        .iter()
-        .filter_map(|policy| Some((of(policy), policy.shadow.as_ref()?.disagreed as f64)));
-    seen.counter(
+    metrics.counter("tollgate_policy_faults", "Failed calls of a policy", faults);
+}
+
+fn policy_shadows(reports: &[PolicyStatus], metrics: &mut Seen) {
+    let shadows = || {
+        reports
+            .iter()
+            .filter_map(|policy| Some((labels(policy), policy.shadow.as_ref()?)))
+    };
+    metrics.counter(
         "tollgate_policy_shadow_disagreements",
-        "Calls where a shadow said something else",
-        disagreed,
+        "Calls for which a shadow gave another result",
+        shadows().map(|(labels, shadow)| (labels, shadow.disagreed as f64)),
     );
-    let compared = status
-        .iter()
-        .filter_map(|policy| Some((of(policy), policy.shadow.as_ref()?.compared as f64)));
-    seen.counter(
+    metrics.counter(
         "tollgate_policy_shadow_compared",
-        "Calls that a shadow was asked, too",
-        compared,
+        "Calls that a shadow repeated",
+        shadows().map(|(labels, shadow)| (labels, shadow.compared as f64)),
     );
-    let reloads = policies
-        .entries
-        .iter()
-        .zip(&status)
-        .flat_map(|(entry, policy)| {
-            let outcome = |name: &str, count: u64| {
-                (
-                    [of(policy), vec![("outcome", name.to_owned())]].concat(),
-                    count as f64,
-                )
-            };
-            [
-                outcome("ok", entry.reloads.ok),
-                outcome("failed", entry.reloads.failed),
-                outcome("back", entry.reloads.back),
-            ]
-        });
-    seen.counter(
+}
+
+fn policy_reloads(entries: &[PolicyEntry], reports: &[PolicyStatus], metrics: &mut Seen) {
+    let reloads = entries.iter().zip(reports).flat_map(|(entry, report)| {
+        let counts = entry.reloads();
+        [
+            ("ok", counts.ok),
+            ("failed", counts.failed),
+            ("back", counts.back),
+        ]
+        .map(|(outcome, count)| (with(&labels(report), "outcome", outcome), count as f64))
+    });
+    metrics.counter(
         "tollgate_policy_reloads",
-        "Reloads of a policy by what came of them",
+        "Reloads of a policy by outcome",
         reloads,
     );
-    let times = policies
-        .entries
-        .iter()
-        .zip(&status)
-        .map(|(entry, policy)| (of(policy), entry.slot.stats().time()));
-    seen.durations("tollgate_policy_call_duration", "A call of a policy", times);
-    let configured = board.configured();
-    let outcome = |name: &str| vec![("outcome", name.to_owned())];
-    let reloads = [
-        (outcome("ok"), configured.taken_up as f64),
-        (outcome("failed"), configured.refused as f64),
+}
+
+fn configurations(status: &GatewayStatus, metrics: &mut Seen) {
+    let configurations = status.configurations();
+    let counts = [
+        ("ok", configurations.applied),
+        ("failed", configurations.rejected),
     ];
-    seen.counter(
+    metrics.counter(
         "tollgate_config_reloads",
-        "Changes of the configuration by what came of them",
-        reloads,
+        "Reloads of the configuration by outcome",
+        counts.map(|(outcome, count)| (vec![("outcome", outcome.to_owned())], count as f64)),
     );
+}
+
+fn each(
+    reports: &[PolicyStatus],
+    value: impl Fn(&PolicyStatus) -> f64,
+) -> impl Iterator<Item = (MetricLabels, f64)> {
+    reports
+        .iter()
+        .map(move |policy| (labels(policy), value(policy)))
+}
+
+fn labels(policy: &PolicyStatus) -> MetricLabels {
+    vec![
+        ("policy", policy.tag.clone()),
+        ("kind", policy.kind.to_owned()),
+    ]
+}
+
+fn with(labels: &MetricLabels, name: &'static str, value: &str) -> MetricLabels {
+    [labels.as_slice(), &[(name, value.to_owned())]].concat()
+}
+
+fn as_number(is_so: bool) -> f64 {
+    f64::from(u8::from(is_so))
 }

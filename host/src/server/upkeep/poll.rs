@@ -1,4 +1,4 @@
-//! Polls: what upstream tells of a credential's use when it is asked. Never on the way of a request.
+//! Polls of a credential's usage. They run beside requests and delay none.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::values::clock::Timestamp;
 use crate::values::limits::ANSWER_BYTES;
 use crate::values::windows::Reading;
 
-/// Asks once, and tells the credential what came of it.
+/// Polls once, and passes the result to the credential.
 pub(super) async fn poll(
     credential: &Credential,
     identity: &Identity,
@@ -24,43 +24,39 @@ pub(super) async fn poll(
     limit: Duration,
 ) {
     match ask(credential, identity, upstream, chatgpt, limit).await {
-        Ok(told) => {
+        Ok(usage) => {
             credential.polled(
                 begun,
                 identity,
-                &told.reading,
-                told.plan.as_deref(),
-                told.own_weight,
+                &usage.reading,
+                usage.plan.as_deref(),
+                usage.own_weight,
                 Timestamp::now(),
             );
         }
-        Err(Failure {
+        Err(PollFailure {
             reason,
             retry_after,
         }) => {
-            tracing::debug!(
-                credential = credential.tag(),
-                reason,
-                "the poll of its use told nothing"
-            );
+            tracing::debug!(credential = credential.tag(), reason, "poll failed");
             credential.poll_failed(begun, reason, retry_after, Timestamp::now());
         }
     }
 }
 
-/// What an answer tells.
-struct Told {
+/// What a response reports.
+struct PolledUsage {
     reading: Reading,
     plan: Option<String>,
     own_weight: Option<f64>,
 }
 
-struct Failure {
+struct PollFailure {
     reason: String,
     retry_after: Option<Duration>,
 }
 
-impl Failure {
+impl PollFailure {
     fn new(reason: impl Into<String>) -> Self {
         Self {
             reason: reason.into(),
@@ -75,7 +71,7 @@ async fn ask(
     upstream: &Upstream,
     chatgpt: &str,
     limit: Duration,
-) -> Result<Told, Failure> {
+) -> Result<PolledUsage, PollFailure> {
     let gateway = credential.gateway().map(|url| url.to_string());
     let uri = match &gateway {
         Some(url) => format!("{}/ocm/v1/status", url.trim_end_matches('/')),
@@ -91,47 +87,47 @@ async fn ask(
     }
     let request = request
         .body(RequestBody::kept([].into()))
-        .map_err(|error| Failure::new(error.to_string()))?;
-    let answer = upstream.exchange(request, ANSWER_BYTES, limit).await;
-    let answer = answer.map_err(|error| Failure::new(error.to_string()))?;
-    let value = json(&answer)?;
+        .map_err(|error| PollFailure::new(error.to_string()))?;
+    let response = upstream.exchange(request, ANSWER_BYTES, limit).await;
+    let response = response.map_err(|error| PollFailure::new(error.to_string()))?;
+    let value = json(&response)?;
     match gateway {
         Some(_) => status(&value),
         None => usage(&value),
     }
 }
 
-fn json(answer: &Response<Bytes>) -> Result<Value, Failure> {
-    let status = answer.status();
+fn json(response: &Response<Bytes>) -> Result<Value, PollFailure> {
+    let status = response.status();
     if !status.is_success() {
         let is_limited = status == StatusCode::TOO_MANY_REQUESTS;
         let retry_after = is_limited
-            .then(|| retry_after(answer.headers().get(RETRY_AFTER)))
+            .then(|| retry_after(response.headers().get(RETRY_AFTER)))
             .flatten();
-        return Err(Failure {
+        return Err(PollFailure {
             reason: format!("answered {}", status.as_u16()),
             retry_after,
         });
     }
-    let value = serde_json::from_slice(answer.body())
+    let value = serde_json::from_slice(response.body())
         .ok()
         .filter(Value::is_object);
-    value.ok_or_else(|| Failure::new("expected a JSON object, found something else"))
+    value.ok_or_else(|| PollFailure::new("expected a JSON object, found something else"))
 }
 
-/// `wham/usage` of the ChatGPT backend.
-fn usage(usage: &Value) -> Result<Told, Failure> {
+/// Reads `wham/usage` of the ChatGPT backend.
+fn usage(usage: &Value) -> Result<PolledUsage, PollFailure> {
     let plan = usage
         .get("plan_type")
         .and_then(Value::as_str)
         .filter(|plan| is_name(plan));
     let rate_limit = usage.get("rate_limit").unwrap_or(&Value::Null);
     let reading = Reading::from_usage(rate_limit);
-    // A plan without limits tells so by a null.
+    // A plan without limits has `null` here.
     if reading.is_empty() && !(rate_limit.is_null() && plan.is_some()) {
-        return Err(Failure::new("expected windows, found none"));
+        return Err(PollFailure::new("expected rate-limit windows, found none"));
     }
-    Ok(Told {
+    Ok(PolledUsage {
         reading,
         plan: plan.map(str::to_owned),
         own_weight: None,
@@ -142,8 +138,8 @@ fn is_name(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-/// `ocm/v1/status` of another gateway.
-fn status(status: &Value) -> Result<Told, Failure> {
+/// Reads `ocm/v1/status` of another gateway.
+fn status(status: &Value) -> Result<PolledUsage, PollFailure> {
     let number = |name: &str| {
         status
             .get(name)
@@ -154,12 +150,12 @@ fn status(status: &Value) -> Result<Told, Failure> {
         number("five_hour_utilization"),
         number("weekly_utilization"),
     ) else {
-        return Err(Failure::new(
-            "expected five_hour_utilization and weekly_utilization, found others",
+        return Err(PollFailure::new(
+            "expected five_hour_utilization and weekly_utilization",
         ));
     };
     let own_weight = number("plan_weight").filter(|weight| *weight > 0.0 && weight.is_finite());
-    Ok(Told {
+    Ok(PolledUsage {
         reading: Reading::of_use(five_hour, weekly),
         plan: None,
         own_weight,

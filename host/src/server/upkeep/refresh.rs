@@ -1,10 +1,11 @@
-//! Refreshes, put together: the transaction of `credentials`, the request of `upstream`, and where both run.
+//! Refreshes of tokens: the transaction of `credentials`, the request of `upstream`, and the process in which both run.
 //!
-//! `tollgate run` has each refresh done by a process of its own: a gateway that is killed between the token endpoint's
-//! answer and its writing would have spent a token for nothing, and the refreshing process lives on and writes it.
+//! `tollgate run` has each refresh done by a child process: a gateway that is killed between the token endpoint's response
+//! and the write to disk would have spent the refresh token for nothing. The child survives the gateway and writes it.
 
-use std::path::PathBuf;
-use std::process::Stdio;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -20,52 +21,53 @@ use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use crate::credentials::{Answer, Job, NoAnswer, Outcome, refresh};
+use crate::files::plain;
 use crate::upstream::{RequestBody, Trust, Upstream, UpstreamError};
 use crate::values::limits::{ANSWER_BYTES, Limits};
 
-/// What this gateway calls itself.
-pub(super) const AGENT: HeaderValue =
+/// The `User-Agent` of the gateway's own requests.
+pub(crate) const AGENT: HeaderValue =
     HeaderValue::from_static(concat!("tollgate/", env!("CARGO_PKG_VERSION")));
 
-/// What a refreshing process may take beyond its time-outs, before it is not waited for any more. It is never killed.
-const SLACK: Duration = Duration::from_secs(15);
+/// How much longer than its own timeouts a child process may take before its outcome counts as unknown. It is not killed.
+const CHILD_SLACK: Duration = Duration::from_secs(15);
 
-/// The lock is held meanwhile, and Codex waits for it for five seconds.
+/// Bounds connecting, because Codex waits five seconds for the lock that is held meanwhile.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// The command by which the gateway's own program refreshes one file, as an [`Errand`] on its input says.
+/// The hidden command that does one refresh, as a [`RefreshRequest`] on its standard input says.
 pub const COMMAND: &str = "refresh-credential";
 
-/// Where refreshes are done.
+/// The process in which refreshes run.
 #[derive(Debug, Clone)]
-pub enum RefreshIn {
-    /// In this process. If it is killed in the middle of one, the credential may need a new login.
+pub enum RefreshPlace {
+    /// This process. If it is killed during a refresh, the credential may need a new login.
     ThisProcess,
-    /// Each in a process of its own: this program with [`COMMAND`].
-    Child(PathBuf),
+    /// A child process for each refresh: this program with [`COMMAND`].
+    ChildProcess(PathBuf),
 }
 
-/// One refresh, as it is handed to the process that does it. It has no secret.
+/// One refresh, as it is handed to the process that does it. It contains no secret.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Errand {
+pub struct RefreshRequest {
     job: Job,
     endpoint: String,
     connect_timeout: Duration,
     refresh_timeout: Duration,
 }
 
-/// Does refreshes.
+/// Refreshes tokens.
 #[derive(Debug)]
-pub(super) struct Refresher {
-    place: RefreshIn,
+pub(super) struct TokenRefresher {
+    place: RefreshPlace,
     endpoint: Uri,
     limits: Arc<Limits>,
     trust: Trust,
 }
 
-impl Refresher {
+impl TokenRefresher {
     pub(super) fn new(
-        place: RefreshIn,
+        place: RefreshPlace,
         endpoint: Uri,
         limits: &Arc<Limits>,
         trust: &Trust,
@@ -78,27 +80,27 @@ impl Refresher {
         }
     }
 
-    /// Does one.
+    /// Does one refresh, and returns its outcome.
     pub(super) async fn refresh(&self, job: Job) -> Outcome {
-        let errand = Errand {
+        let limits = &self.limits;
+        let request = RefreshRequest {
             job,
             endpoint: self.endpoint.to_string(),
-            // What was not sent within half the time can be told from what was not answered.
-            connect_timeout: self
-                .limits
+            // Half the time at most: only then can "not sent" be told from "not answered".
+            connect_timeout: limits
                 .connect_timeout
                 .min(CONNECT_TIMEOUT)
-                .min(self.limits.refresh_timeout / 2),
-            refresh_timeout: self.limits.refresh_timeout,
+                .min(limits.refresh_timeout / 2),
+            refresh_timeout: limits.refresh_timeout,
         };
         match &self.place {
-            RefreshIn::ThisProcess => run(errand, &self.trust, &self.limits).await,
-            RefreshIn::Child(program) => {
-                let patience = self.limits.lock_timeout + self.limits.refresh_timeout + SLACK;
-                match timeout(patience, by_child(program, &errand)).await {
+            RefreshPlace::ThisProcess => run(request, &self.trust, limits).await,
+            RefreshPlace::ChildProcess(program) => {
+                let limit = limits.lock_timeout + limits.refresh_timeout + CHILD_SLACK;
+                match timeout(limit, run_in_child(program, &request)).await {
                     Ok(Ok(outcome)) => outcome,
-                    Ok(Err(reason)) => failed(format!("the refreshing process: {reason}")),
-                    Err(_) => failed("the refreshing process takes too long".to_owned()),
+                    Ok(Err(error)) => failed(format!("refresh process: {error}")),
+                    Err(_) => failed("refresh process: timed out".to_owned()),
                 }
             }
         }
@@ -112,58 +114,64 @@ fn failed(reason: String) -> Outcome {
     }
 }
 
-async fn by_child(program: &PathBuf, errand: &Errand) -> Result<Outcome, String> {
-    let said = |error: std::io::Error| crate::files::plain(&error);
+/// The child process did not report an outcome.
+#[derive(Debug, thiserror::Error)]
+enum ChildError {
+    #[error("{}", plain(.0))]
+    Io(#[from] io::Error),
+    #[error("no pipes")]
+    NoPipes,
+    #[error("{0}")]
+    Json(#[from] serde_json::Error),
+    #[error("ended without an outcome ({0})")]
+    Ended(ExitStatus),
+}
+
+async fn run_in_child(program: &Path, request: &RefreshRequest) -> Result<Outcome, ChildError> {
     let mut child = Command::new(program)
         .arg(COMMAND)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())
-        // A signal to the gateway's group must not end it.
+        // A signal to the gateway's process group must not end the child.
         .process_group(0)
-        .spawn()
-        .map_err(said)?;
+        .spawn()?;
     let (Some(mut input), Some(mut output)) = (child.stdin.take(), child.stdout.take()) else {
-        return Err("it has no pipes".to_owned());
+        return Err(ChildError::NoPipes);
     };
-    let text = serde_json::to_vec(errand).map_err(|error| error.to_string())?;
-    input.write_all(&text).await.map_err(said)?;
+    input.write_all(&serde_json::to_vec(request)?).await?;
     drop(input);
-    let mut answer = Vec::new();
-    output.read_to_end(&mut answer).await.map_err(said)?;
-    let status = child.wait().await.map_err(said)?;
-    serde_json::from_slice(&answer).map_err(|_| format!("it ended with {status}"))
+    let mut text = Vec::new();
+    output.read_to_end(&mut text).await?;
+    let status = child.wait().await?;
+    serde_json::from_slice(&text).map_err(|_| ChildError::Ended(status))
 }
 
 /// Runs one refresh in this process, to its end.
-pub async fn run_errand(errand: Errand) -> Outcome {
+pub async fn run_refresh(request: RefreshRequest) -> Outcome {
     let limits = Limits {
-        connect_timeout: errand.connect_timeout,
+        connect_timeout: request.connect_timeout,
         ..Limits::default()
     };
-    run(errand, &Trust::of_the_platform(), &limits).await
+    run(request, &Trust::of_the_platform(), &limits).await
 }
 
-async fn run(errand: Errand, trust: &Trust, limits: &Limits) -> Outcome {
-    // A connection of its own: one that upstream closes at the same moment would leave open whether it was sent.
+async fn run(request: RefreshRequest, trust: &Trust, limits: &Limits) -> Outcome {
+    // A new connection: if upstream closed an idle one at this moment, it would be unknown whether the token was sent.
     let upstream = Upstream::new(trust, limits);
     let handle = Handle::current();
     let refreshing = spawn_blocking(move || {
-        let Errand {
-            job,
-            endpoint,
-            refresh_timeout,
-            ..
-        } = errand;
-        refresh(&job, |body| {
-            handle.block_on(ask(&upstream, &endpoint, body, refresh_timeout))
+        let limit = request.refresh_timeout;
+        refresh(&request.job, |body| {
+            handle.block_on(ask(&upstream, &request.endpoint, body, limit))
         })
     });
     refreshing
         .await
-        .unwrap_or_else(|_| failed("it panicked".to_owned()))
+        .unwrap_or_else(|_| failed("the refresh panicked".to_owned()))
 }
 
+/// Sends the one request of a refresh to the token endpoint.
 async fn ask(
     upstream: &Upstream,
     endpoint: &str,
@@ -185,7 +193,7 @@ async fn ask(
         }
         Err(error) => {
             return Err(NoAnswer::Lost(format!(
-                "the token endpoint gave no answer ({error})"
+                "the token endpoint did not respond ({error})"
             )));
         }
     };
@@ -196,7 +204,7 @@ async fn ask(
     })
 }
 
-/// `Retry-After` (RFC 9110, section 10.2.3): seconds, or a date.
+/// Parses `Retry-After` (RFC 9110, section 10.2.3): seconds, or a date.
 pub(super) fn retry_after(value: Option<&HeaderValue>) -> Option<Duration> {
     let text = value?.to_str().ok()?.trim();
     if let Ok(seconds) = text.parse() {

@@ -1,0 +1,151 @@
+//! Connections of operators, bounded in number and duration.
+
+use std::convert::Infallible;
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use crate::files::{plain, remove};
+
+/// Open connections of each listener.
+const CONNECTIONS: usize = 16;
+
+/// A connection is one request and its response. Loading a policy may take a while.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// For the request's head.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The pause after a failed accept.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Answers one request of an operator.
+pub(super) trait AdminHandler: Clone + Send + Sync + 'static {
+    fn handle(
+        &self,
+        request: &Request<Incoming>,
+    ) -> impl Future<Output = Response<Full<Bytes>>> + Send;
+}
+
+pub(super) trait AdminStream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> AdminStream for T {}
+
+/// A source of operators' connections.
+pub(super) trait AdminListener: Sync {
+    type Stream: AdminStream;
+
+    /// Accepts the next connection; `None` if its peer has no access.
+    fn next(&self) -> impl Future<Output = io::Result<Option<Self::Stream>>> + Send;
+}
+
+impl AdminListener for UnixListener {
+    type Stream = UnixStream;
+
+    async fn next(&self) -> io::Result<Option<UnixStream>> {
+        let (stream, _) = self.accept().await?;
+        if is_ours(&stream) {
+            return Ok(Some(stream));
+        }
+        tracing::warn!("admin connection of another user rejected");
+        Ok(None)
+    }
+}
+
+impl AdminListener for TcpListener {
+    type Stream = TcpStream;
+
+    async fn next(&self) -> io::Result<Option<TcpStream>> {
+        let (stream, _) = self.accept().await?;
+        Ok(Some(stream))
+    }
+}
+
+/// Accepts connections for ever.
+pub(super) async fn accept(listener: &impl AdminListener, handler: &impl AdminHandler) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut connections = JoinSet::new();
+    loop {
+        while connections.try_join_next().is_some() {}
+        let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
+            return;
+        };
+        match listener.next().await {
+            Ok(Some(stream)) => {
+                let handler = handler.clone();
+                connections.spawn(async move {
+                    // The operator sees a timeout as a closed connection.
+                    let _ = timeout(CONNECTION_TIMEOUT, serve(stream, handler)).await;
+                    drop(permit);
+                });
+            }
+            Ok(None) => {}
+            Err(error) => {
+                tracing::debug!(error = plain(&error), "admin accept failed");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn serve(stream: impl AdminStream, handler: impl AdminHandler) {
+    let respond = service_fn(|request: Request<Incoming>| {
+        let handler = handler.clone();
+        async move { Ok::<_, Infallible>(handler.handle(&request).await) }
+    });
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), respond);
+    if let Err(error) = served.await {
+        tracing::debug!(%error, "admin connection failed");
+    }
+}
+
+/// The socket's file, which is removed when this is dropped.
+pub(super) struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if let Err(error) = remove(&self.0) {
+            tracing::debug!(error = plain(&error), "admin socket not removed");
+        }
+    }
+}
+
+/// Listens on a Unix socket at `path`.
+///
+/// A socket that is there belongs to a process that is gone: the ledger's lock guards the folder.
+///
+/// # Errors
+/// The socket cannot be created.
+pub(super) fn bind_unix(path: PathBuf) -> io::Result<(UnixListener, SocketFile)> {
+    remove(&path)?;
+    let listener = UnixListener::bind(&path)?;
+    let file = SocketFile(path);
+    fs::set_permissions(&file.0, Permissions::from_mode(0o600))?;
+    Ok((listener, file))
+}
+
+/// Whether the peer is the gateway's own user or root. The socket's mode says the same, but not before it is set.
+fn is_ours(stream: &UnixStream) -> bool {
+    stream
+        .peer_cred()
+        .is_ok_and(|peer| peer.uid() == 0 || peer.uid() == rustix::process::geteuid().as_raw())
+}

@@ -1,0 +1,150 @@
+//! What operators see of policies and their reloads. The field names are those of the admin API.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::generations::PolicyEntry;
+use super::last_reload::LastReload;
+use crate::config::{PolicyKind, PolicySource};
+use crate::policy::{FaultKind, ShadowStatus};
+
+/// A policy's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum PolicyState {
+    Serving,
+    /// The first generation is being loaded.
+    Loading,
+    /// The first generation cannot be loaded.
+    Failed,
+    /// The circuit breaker is open.
+    Quarantined,
+    /// A generation that failed too often serves again.
+    OnProbation,
+}
+
+/// A policy as operators see it.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct PolicyStatus {
+    pub(crate) tag: String,
+    pub(crate) kind: &'static str,
+    /// Its file, or `builtin:NAME`.
+    pub(crate) source: String,
+    /// The component's own name.
+    pub(crate) name: String,
+    /// The component's own version.
+    pub(crate) version: String,
+    /// The SHA-256 of the component, in hexadecimal.
+    pub(crate) digest: String,
+    /// The generation that serves; 0 if none does yet.
+    pub(crate) generation: u64,
+    /// The generation that a rollback returns to.
+    pub(crate) generation_before: Option<u64>,
+    pub(crate) state: PolicyState,
+    /// The stage of the load in progress, and its age in milliseconds.
+    pub(crate) loading: Option<(&'static str, u64)>,
+    /// Calls of all generations.
+    pub(crate) calls: u64,
+    /// Requests that the policy refused.
+    pub(crate) refusals: u64,
+    /// Faults by kind; kinds without any are left out.
+    pub(crate) faults: BTreeMap<&'static str, u64>,
+    pub(crate) call_us: CallDurations,
+    /// Whether calls run on policy threads.
+    pub(crate) slow: bool,
+    /// Warm instances.
+    pub(crate) instances: u64,
+    /// The instances' linear memory.
+    pub(crate) memory_bytes: u64,
+    /// Log lines that exceeded the limit.
+    pub(crate) unlogged: u64,
+    /// Calls that were not recorded because the disk was too slow.
+    pub(crate) unrecorded: u64,
+    pub(crate) last_reload: Option<LastReload>,
+    pub(crate) shadow: Option<ShadowStatus>,
+}
+
+/// How long calls took, in microseconds; `None` without any calls.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct CallDurations {
+    p50: Option<f64>,
+    p99: Option<f64>,
+    max: Option<f64>,
+}
+
+impl PolicyStatus {
+    pub(crate) fn of(entry: &PolicyEntry) -> Self {
+        let (config, slot) = (entry.config(), entry.slot());
+        let (conduct, stamp) = (entry.current().conduct(), entry.current().stamp());
+        let stats = slot.stats();
+        Self {
+            tag: config.tag.clone(),
+            kind: kind_name(config.kind),
+            source: match &config.source {
+                PolicySource::Shipped(name) => format!("builtin:{name}"),
+                PolicySource::File(path) => path.display().to_string(),
+            },
+            name: stamp.name.clone(),
+            version: stamp.version.clone(),
+            digest: stamp.digest.clone(),
+            generation: conduct.generation,
+            generation_before: entry.previous_generation(),
+            state: state(entry),
+            loading: entry.load_progress().map(|progress| {
+                let (stage, age) = progress.stage();
+                (stage, age.as_millis() as u64)
+            }),
+            calls: stats.calls(),
+            refusals: stats.refusals(),
+            faults: FaultKind::ALL
+                .into_iter()
+                .map(|kind| (kind.as_str(), stats.faults(kind)))
+                .filter(|(_, count)| *count > 0)
+                .collect(),
+            call_us: call_durations(entry),
+            slow: conduct.is_slow,
+            instances: stats.instances(),
+            memory_bytes: stats.memory_bytes(),
+            unlogged: stats.unlogged(),
+            unrecorded: slot.unrecorded(),
+            last_reload: entry.last_reload().cloned(),
+            shadow: slot.shadow().map(|shadow| shadow.status()),
+        }
+    }
+}
+
+fn kind_name(kind: PolicyKind) -> &'static str {
+    match kind {
+        PolicyKind::Balancer => "balancer",
+        PolicyKind::Rewriter => "rewriter",
+        PolicyKind::Pricer => "pricer",
+    }
+}
+
+fn state(entry: &PolicyEntry) -> PolicyState {
+    let conduct = entry.current().conduct();
+    let is_absent = conduct.generation == 0;
+    if conduct.barred_for.is_some() {
+        PolicyState::Quarantined
+    } else if is_absent && entry.load_progress().is_some() {
+        PolicyState::Loading
+    } else if is_absent && entry.last_reload().is_some_and(LastReload::is_failure) {
+        PolicyState::Failed
+    } else if entry.is_on_probation() {
+        PolicyState::OnProbation
+    } else {
+        PolicyState::Serving
+    }
+}
+
+fn call_durations(entry: &PolicyEntry) -> CallDurations {
+    let micros = |span: Duration| span.as_nanos() as f64 / 1e3;
+    let time = entry.slot().stats().time();
+    CallDurations {
+        p50: time.quantile(0.5).map(micros),
+        p99: time.quantile(0.99).map(micros),
+        max: (time.count() > 0).then(|| micros(time.max())),
+    }
+}

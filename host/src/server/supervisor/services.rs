@@ -1,0 +1,192 @@
+//! The services that clients reach.
+//!
+//! Owns which [`Service`] requests find, and the upkeep of its credentials. Does not load anything. Invariant: requests find
+//! a complete service at any time; a change swaps it as a whole.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Weak};
+
+use tokio::sync::watch;
+
+use super::configure::LoadedService;
+use crate::config::ServiceConfig;
+use crate::credentials::Credential;
+use crate::pipeline::{Live, Service};
+use crate::server::build::{SharedResources, assemble};
+use crate::server::policies::PolicyTable;
+use crate::server::upkeep::{CredentialUpkeep, RunningTasks, Upkeep};
+use crate::tls::Tls;
+use crate::values::limits::Limits;
+
+/// A service with a listener.
+pub(crate) struct RunningService {
+    config: ServiceConfig,
+    live: watch::Sender<Arc<Service>>,
+    tls: watch::Sender<Option<Tls>>,
+    upkeep: Vec<CredentialUpkeep>,
+    /// Whether the configuration still has it. If not, it stays as it is until a restart.
+    is_configured: bool,
+}
+
+/// What services are put together from, beside their credentials.
+#[derive(Clone, Copy)]
+pub(crate) struct ServiceInputs<'a> {
+    pub(crate) shared: &'a SharedResources,
+    pub(crate) policies: &'a PolicyTable,
+    pub(crate) limits: &'a Arc<Limits>,
+}
+
+impl RunningService {
+    /// Starts the upkeep of the credentials of `service`.
+    pub(crate) fn start(
+        config: ServiceConfig,
+        service: Arc<Service>,
+        tls: Option<Tls>,
+        upkeep: &Upkeep,
+    ) -> Self {
+        let upkeep = upkeep.start(&service, Vec::new(), RunningTasks::Restart);
+        Self {
+            config,
+            live: watch::Sender::new(service),
+            tls: watch::Sender::new(tls),
+            upkeep,
+            is_configured: true,
+        }
+    }
+
+    /// The service as requests find it.
+    pub(crate) fn live(&self) -> Live {
+        Live::of(&self.live)
+    }
+
+    pub(crate) fn tls(&self) -> watch::Receiver<Option<Tls>> {
+        self.tls.subscribe()
+    }
+
+    fn current(&self) -> Arc<Service> {
+        Arc::clone(&self.live.borrow())
+    }
+
+    /// Puts the service together again, from the current generations of its policies.
+    fn rebuild(&self, inputs: ServiceInputs<'_>) -> Weak<Service> {
+        let current = self.current();
+        if !self.is_configured {
+            return Arc::downgrade(&current);
+        }
+        self.replace(inputs, current.credentials().to_vec(), &current)
+    }
+
+    fn reconfigure(
+        &mut self,
+        loaded: LoadedService,
+        inputs: ServiceInputs<'_>,
+        upkeep: &Upkeep,
+        tasks: RunningTasks,
+    ) -> Weak<Service> {
+        self.is_configured = true;
+        // The listener stays where it is.
+        self.config = ServiceConfig {
+            listen: self.config.listen,
+            ..loaded.config
+        };
+        self.tls.send_replace(loaded.tls);
+        for (credential, config) in loaded.credentials.iter().zip(&self.config.credentials) {
+            credential.change_terms(config);
+        }
+        let previous = self.current();
+        let service = self.replace(inputs, loaded.credentials, &previous);
+        let current = self.current();
+        // Running tasks hold the old endpoints.
+        let tasks = if previous.endpoints() == current.endpoints() {
+            tasks
+        } else {
+            RunningTasks::Restart
+        };
+        self.upkeep = upkeep.start(&current, std::mem::take(&mut self.upkeep), tasks);
+        service
+    }
+
+    fn replace(
+        &self,
+        inputs: ServiceInputs<'_>,
+        credentials: Vec<Arc<Credential>>,
+        previous: &Service,
+    ) -> Weak<Service> {
+        let service = Arc::new(assemble(
+            inputs.shared,
+            &self.config,
+            inputs.policies,
+            inputs.limits,
+            credentials,
+            Some(previous),
+        ));
+        let weak = Arc::downgrade(&service);
+        self.live.send_replace(service);
+        weak
+    }
+}
+
+/// All services of the gateway: those that it started with.
+pub(crate) struct RunningServices(Vec<RunningService>);
+
+impl RunningServices {
+    pub(crate) fn new(services: Vec<RunningService>) -> Self {
+        Self(services)
+    }
+
+    pub(crate) fn configs(&self) -> impl Iterator<Item = &ServiceConfig> {
+        self.0.iter().map(|service| &service.config)
+    }
+
+    pub(crate) fn addresses(&self) -> Vec<(String, SocketAddr)> {
+        self.configs()
+            .map(|config| (config.tag.clone(), config.listen))
+            .collect()
+    }
+
+    /// The credentials of each service, by its tag.
+    pub(crate) fn credentials(&self) -> HashMap<String, Vec<Arc<Credential>>> {
+        self.0
+            .iter()
+            .map(|service| {
+                let credentials = service.current().credentials().to_vec();
+                (service.config.tag.clone(), credentials)
+            })
+            .collect()
+    }
+
+    /// Puts all services together again.
+    pub(crate) fn rebuild(&self, inputs: ServiceInputs<'_>) -> Vec<Weak<Service>> {
+        self.0
+            .iter()
+            .map(|service| service.rebuild(inputs))
+            .collect()
+    }
+
+    /// Applies a changed configuration, of which `loaded` has all services. Services that are not among them stay as they
+    /// are.
+    pub(crate) fn reconfigure(
+        &mut self,
+        loaded: Vec<LoadedService>,
+        inputs: ServiceInputs<'_>,
+        upkeep: &Upkeep,
+        tasks: RunningTasks,
+    ) -> Vec<Weak<Service>> {
+        let mut loaded: HashMap<String, LoadedService> = loaded
+            .into_iter()
+            .map(|service| (service.config.tag.clone(), service))
+            .collect();
+        let mut services = Vec::new();
+        for running in &mut self.0 {
+            services.push(match loaded.remove(&running.config.tag) {
+                Some(loaded) => running.reconfigure(loaded, inputs, upkeep, tasks),
+                None => {
+                    running.is_configured = false;
+                    Arc::downgrade(&running.current())
+                }
+            });
+        }
+        services
+    }
+}
