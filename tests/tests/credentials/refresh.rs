@@ -573,7 +573,7 @@ async fn whatever_the_token_endpoint_answers_is_told_and_not_asked_for_again_at_
     }
     read += &program.log();
     assert!(
-        read.contains("log in again: tokens cannot be refreshed"),
+        read.contains("refresh rejected: log in again"),
         "the log is there"
     );
     program.kill();

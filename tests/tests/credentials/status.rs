@@ -414,7 +414,7 @@ async fn where_no_gateway_runs_its_socket_is_named_and_the_code_is_1() {
     rig.write("config.json", config.to_string());
     let socket = rig.socket();
     let parts = [
-        "no gateway answers",
+        "cannot connect to",
         socket.to_str().expect("a plain name"),
         "data_dir",
     ];

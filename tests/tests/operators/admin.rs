@@ -229,7 +229,7 @@ async fn a_gateway_that_drains_is_well_and_not_ready() {
     check(&answer, 503, "draining");
     assert_eq!(
         answer.json(),
-        json!({ "status": "not ready", "reason": "the gateway stops" })
+        json!({ "status": "not ready", "reason": "the gateway is shutting down" })
     );
     check(&admin.get("/healthz").await, 200, "draining");
     check(

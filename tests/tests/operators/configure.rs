@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tollgate_tests::upstream::{Standing, Upstream, WAIT_MAX};
 use tollgate_tests::{Client, Rig, component, oauth_file, read_json, turn, wait_for_rows};
 
-const TAKEN_UP: &str = "the configuration is taken up";
+const APPLIED: &str = "configuration applied";
 
 /// A running gateway and the configuration that it runs by.
 struct Scene {
@@ -40,7 +40,7 @@ impl Scene {
         edit(&mut self.config);
         assert_eq!(
             self.rig.configure(&self.config).await.as_deref(),
-            Ok(TAKEN_UP)
+            Ok(APPLIED)
         );
     }
 

@@ -178,7 +178,7 @@ async fn a_broken_file_is_told_of_once_and_nothing_changes_until_it_is_mended() 
             "{what}"
         );
         assert!(
-            program.log().contains("the configuration is not taken up"),
+            program.log().contains("configuration rejected"),
             "{what}: {}",
             program.log()
         );

@@ -5,8 +5,8 @@ use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use tollgate_tests::{Rig, ask_socket, turn};
 
-const TAKEN_UP: &str = "the configuration is taken up";
-const LEFT: &str = "the configuration is taken up, but for what needs a start: ";
+const APPLIED: &str = "configuration applied";
+const NEEDS_RESTART: &str = "configuration applied; restart to change ";
 
 /// Two services, `one` with a team and `two` with an account and no users.
 fn base(rig: &Rig) -> Value {
@@ -60,8 +60,8 @@ fn changes(rig: &Rig, base: &Value) -> Vec<(&'static str, Value)> {
         ),
         ("log", with(base.clone(), "/log/level", json!("debug"))),
         ("admin", admin),
-        ("services[2] (a new one)", more),
-        ("service \"two\" (one that goes)", fewer),
+        ("services[2] (added)", more),
+        ("service \"two\" (removed)", fewer),
         ("limits.connections", limit("connections", json!(5))),
         ("limits.settle_queue", limit("settle_queue", json!(5))),
         ("limits.ledger_bytes", limit("ledger_bytes", json!(1 << 30))),
@@ -89,7 +89,10 @@ async fn what_needs_a_start_is_named_and_left_and_the_rest_is_taken_up() {
     for (place, (name, mut config)) in changes(&rig, &base).into_iter().enumerate() {
         let token = format!("token-{place}");
         config["services"][0]["users"][0]["token"] = json!(token);
-        assert_eq!(rig.configure(&config).await, Ok(format!("{LEFT}{name}")));
+        assert_eq!(
+            rig.configure(&config).await,
+            Ok(format!("{NEEDS_RESTART}{name}"))
+        );
         let answer = client.token(&token).turn(&turn("one")).await;
         assert_eq!(answer.status, StatusCode::OK, "{name}: {}", answer.text());
         assert!(!rig.path("elsewhere").exists());
@@ -108,13 +111,13 @@ async fn what_needs_a_start_is_named_as_long_as_it_is_not_so() {
         for time in ["first", "second"] {
             assert_eq!(
                 rig.configure(&config).await,
-                Ok(format!("{LEFT}{name}")),
+                Ok(format!("{NEEDS_RESTART}{name}")),
                 "{name}, the {time} time"
             );
         }
         assert_eq!(
             rig.configure(&base).await.as_deref(),
-            Ok(TAKEN_UP),
+            Ok(APPLIED),
             "{name}: it is as it was at the start"
         );
     }
@@ -142,7 +145,7 @@ async fn a_limit_that_is_neither_taken_up_nor_named_is_none() {
         config["limits"] = json!({ name: value });
         assert_eq!(
             rig.configure(&config).await,
-            Ok(format!("{LEFT}limits.{name}"))
+            Ok(format!("{NEEDS_RESTART}limits.{name}"))
         );
         rig.configure(&base).await.expect("it is taken up");
     }
@@ -189,7 +192,7 @@ async fn configurations_that_come_at_once_are_taken_up_one_after_the_other() {
         let (first, second) = tokio::join!(rig.configure(&bare), rig.configure(&whole));
         assert_eq!(
             (first.as_deref(), second.as_deref()),
-            (Ok(TAKEN_UP), Ok(TAKEN_UP))
+            (Ok(APPLIED), Ok(APPLIED))
         );
         assert_eq!(
             rig.policy("mine").await["state"],
@@ -319,7 +322,7 @@ async fn a_configuration_that_cannot_be_taken_up_leaves_everything_as_it_was_and
             .value("tollgate_config_reloads_total", &[("outcome", "failed")]);
         assert_eq!(failed, (place + 1) as f64, "{what}");
     }
-    assert_eq!(rig.configure(&base).await.as_deref(), Ok(TAKEN_UP));
+    assert_eq!(rig.configure(&base).await.as_deref(), Ok(APPLIED));
     assert_eq!(rig.policies().await["last_configuration"]["outcome"], "ok");
     assert_eq!(
         rig.metrics()

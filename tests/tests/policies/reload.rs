@@ -239,7 +239,7 @@ async fn an_operator_reloads_and_rolls_back_over_the_socket() {
     let refused = rig.change_policy(OWN, "rollback").await;
     assert_eq!(refused.status, StatusCode::CONFLICT);
     assert!(
-        refused.text().contains("no generation before"),
+        refused.text().contains("no earlier generation"),
         "{}",
         refused.text()
     );
@@ -264,10 +264,10 @@ async fn an_operator_reloads_and_rolls_back_over_the_socket() {
     assert_eq!(costs(&rig, 3).await, [Some(2), Some(1), Some(2)]);
     // What an operator asks for is done, though the file is the same.
     let done = change(&rig, "reload").await;
-    assert!(done.contains("generation 3 serves"), "{done}");
+    assert!(done.contains("reloaded: generation 3"), "{done}");
     let unknown = rig.change_policy("nobody", "reload").await;
     assert!(
-        unknown.text().contains("there is no policy"),
+        unknown.text().contains("no policy has the tag"),
         "{}",
         unknown.text()
     );
@@ -305,14 +305,14 @@ async fn an_operator_reloads_and_rolls_back_and_lists_on_the_command_line() {
     client.turn(&turn("old")).await;
     let reloaded = stdout(&run(&rig, &["reload", OWN]).await);
     assert!(
-        reloaded.contains("generation 2 serves: marked-pricer 0.1.0"),
+        reloaded.contains("reloaded: generation 2 (marked-pricer 0.1.0)"),
         "{reloaded}"
     );
     rig.replace_own(&fine(2));
     rig.wait_for_generation(OWN, 3).await;
     client.turn(&turn("new")).await;
     let back = stdout(&run(&rig, &["rollback", OWN]).await);
-    assert!(back.contains("generation 2 serves"), "{back}");
+    assert!(back.contains("rolled back to generation 2"), "{back}");
     client.turn(&turn("old again")).await;
     assert_eq!(costs(&rig, 3).await, [Some(1), Some(2), Some(1)]);
     let listed = stdout(&run(&rig, &["list"]).await);
