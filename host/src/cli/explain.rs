@@ -1,10 +1,10 @@
-//! `tollgate explain`: why a request went where it went, from its row and the records of its policies.
+//! `tollgate explain`: how a request was handled, from its row in the ledger and the records of its policies.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::configuration::load;
 use super::error::CommandFailure;
@@ -19,9 +19,9 @@ use crate::values::money::NanoUsd;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct ExplainArgs {
-    /// The request's id: its response has it in x-tollgate-request-id, its log event and its row in request_id.
+    /// The request's id, as in its response header x-tollgate-request-id, in the log and in the ledger.
     request_id: String,
-    /// The configuration, for its data_dir and its policies' records.
+    /// The configuration file, which names the data_dir and the policies' records.
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
@@ -35,41 +35,38 @@ pub(super) fn explain(args: &ExplainArgs) -> Result<(), CommandFailure> {
         .map_err(|error| format!("ledger: {error}"))?;
     let calls = calls(&config, &args.request_id);
     if row.is_none() && calls.is_empty() {
-        return Err(format!(
-            "request {:?}: neither the ledger nor a record has it",
-            args.request_id
-        ));
+        let id = &args.request_id;
+        return Err(
+            format!("request {id:?}: not found in the ledger or in a policy's record").into(),
+        );
     }
     let mut text = vec![format!("request {}", args.request_id)];
     match &row {
-        Some(row) => text.extend(told_by_row(row)),
-        None => text
-            .push("  it has no row: it was refused at the door, or is still under way".to_owned()),
+        Some(row) => text.extend(explain_row(row)),
+        None => text.push(
+            "  no row in the ledger: it was rejected before admission, or is still in flight"
+                .to_owned(),
+        ),
     }
     for call in &calls {
         text.push(String::new());
-        text.extend(told_by_call(call));
+        text.extend(explain_call(call));
     }
     if calls.is_empty() {
         text.push(String::new());
         text.push(
-            "What its policies were asked was not recorded: a policy's \"record\" names a file for that.".to_owned(),
+            "No policy call was recorded. To record calls, set \"record\" on a policy.".to_owned(),
         );
     }
     print(&text.join("\n"))
 }
 
-fn told_by_row(row: &serde_json::Map<String, Value>) -> Vec<String> {
-    let text = |name: &str| {
-        row.get(name)
-            .and_then(Value::as_str)
-            .unwrap_or("-")
-            .to_owned()
-    };
+fn explain_row(row: &Map<String, Value>) -> Vec<String> {
+    let text = |name: &str| row.get(name).and_then(Value::as_str).unwrap_or("-");
     let number = |name: &str| row.get(name).and_then(Value::as_u64);
     let shown = |name: &str| number(name).map_or("-".to_owned(), |number| number.to_string());
     let began = number("started_at").map_or("-".to_owned(), |at| Timestamp(at).rfc3339());
-    let mut told = vec![
+    let mut lines = vec![
         format!(
             "  {} by {} at {began}, service {:?}",
             text("path"),
@@ -83,120 +80,108 @@ fn told_by_row(row: &serde_json::Map<String, Value>) -> Vec<String> {
             text("transport")
         ),
         format!(
-            "  status {}, {} after {} ms, the first byte after {} ms",
+            "  status {}, {} after {} ms, first byte after {} ms",
             shown("status"),
             text("end").replace('_', " "),
             shown("duration_ms"),
             shown("ttfb_ms")
         ),
-        format!("  attempts: {}", attempts(&text("attempts"))),
+        format!("  attempts: {}", attempts(text("attempts"))),
         format!(
-            "  session {}, continues {}",
+            "  session {}, previous response {}",
             text("session"),
             text("previous_response_id")
         ),
     ];
     if let Some(input) = number("input_tokens") {
-        told.push(format!(
-            "  tokens: {input} in ({} cached, {} written to a cache), {} out ({} reasoning)",
+        lines.push(format!(
+            "  tokens: {input} in ({} cached, {} written to the cache), {} out ({} reasoning)",
             shown("cached_tokens"),
             shown("cache_write_tokens"),
             shown("output_tokens"),
             shown("reasoning_tokens")
         ));
     }
-    told.push(
-        match (
-            number("cost_nanousd"),
-            row.get("unpriced_reason").and_then(Value::as_str),
-        ) {
-            (Some(cost), _) => format!("  cost: {} by {}", NanoUsd(cost), text("priced_by")),
-            (None, Some(reason)) => format!("  not priced: {reason}"),
-            (None, None) => "  nothing to price".to_owned(),
-        },
-    );
-    told
+    let unpriced = row.get("unpriced_reason").and_then(Value::as_str);
+    lines.push(match (number("cost_nanousd"), unpriced) {
+        (Some(cost), _) => format!("  cost: {} by {}", NanoUsd(cost), text("priced_by")),
+        (None, Some(reason)) => format!("  unpriced: {reason}"),
+        (None, None) => "  no usage, no cost".to_owned(),
+    });
+    lines
 }
 
-/// `a: 429, then b: 200`.
+/// Formats the attempts of a row: `a: 429, then b: 200`.
 fn attempts(json: &str) -> String {
-    let list: Vec<Value> = serde_json::from_str(json).unwrap_or_default();
-    let one = |attempt: &Value| {
-        let part = |name: &str| attempt[name].as_str().unwrap_or("-").replace('_', " ");
-        format!(
-            "{}: {}",
-            attempt["credential"].as_str().unwrap_or("-"),
-            part("outcome")
-        )
-    };
-    if list.is_empty() {
-        "none".to_owned()
-    } else {
-        list.iter().map(one).collect::<Vec<_>>().join(", then ")
+    let attempts: Vec<Value> = serde_json::from_str(json).unwrap_or_default();
+    if attempts.is_empty() {
+        return "none".to_owned();
     }
+    let one = |attempt: &Value| {
+        let credential = attempt["credential"].as_str().unwrap_or("-");
+        let outcome = attempt["outcome"].as_str().unwrap_or("-").replace('_', " ");
+        format!("{credential}: {outcome}")
+    };
+    attempts.iter().map(one).collect::<Vec<_>>().join(", then ")
 }
 
-fn told_by_call(call: &Call) -> Vec<String> {
-    let digest = call.digest.get(..12).unwrap_or(&call.digest);
-    let took = call.took_ns as f64 / 1e3;
-    let (asked, more) = match &call.asked {
+fn explain_call(call: &Call) -> Vec<String> {
+    let (task, details) = match &call.asked {
         Asked::Pick {
             columns,
             members,
             table,
             home,
-        } => ("who serves it", pick(columns, members, table, *home)),
-        Asked::RewriteRequest { headers } => ("how its head is rewritten", fields(headers)),
-        Asked::RewriteResponse { headers, .. } => {
-            ("how the head of its response is rewritten", fields(headers))
-        }
+        } => ("pick a credential", pick(columns, members, table, *home)),
+        Asked::RewriteRequest { headers } => ("edit the request's headers", fields(headers)),
+        Asked::RewriteResponse { headers, .. } => ("edit the response's headers", fields(headers)),
         Asked::Price { columns, counts } => {
-            let counts = columns
-                .iter()
-                .zip(counts)
-                .map(|(name, count)| format!("{count} {name}"));
-            (
-                "what it costs",
-                vec![format!(
-                    "  tokens: {}",
-                    counts.collect::<Vec<_>>().join(", ")
-                )],
-            )
+            ("price the usage", vec![token_counts(columns, counts)])
         }
     };
     let (policy, generation) = (&call.policy, call.generation);
-    let mut told = vec![format!(
-        "policy {policy:?}, generation {generation} (sha256:{digest}), was asked {asked}; it took {took:.1} us"
+    let digest = call.digest.get(..12).unwrap_or(&call.digest);
+    let took = call.took_ns as f64 / 1e3;
+    let mut lines = vec![format!(
+        "policy {policy:?}, generation {generation} (sha256:{digest}): {task}, {took:.1} us"
     )];
-    told.extend(more);
-    told.push(format!("  it said: {}", said(&call.said, &call.asked)));
-    told
+    lines.extend(details);
+    lines.push(format!("  result: {}", result(&call.said, &call.asked)));
+    lines
 }
 
+fn token_counts(columns: &[String], counts: &[f64]) -> String {
+    let counts: Vec<String> = columns
+        .iter()
+        .zip(counts)
+        .map(|(name, count)| format!("{count} {name}"))
+        .collect();
+    format!("  tokens: {}", counts.join(", "))
+}
+
+/// The columns of a pick that are shown, with their heads.
+const PICK_COLUMNS: [(&str, &str); 6] = [
+    ("usable", "usable"),
+    ("five-hour-used", "5-hour"),
+    ("weekly-used", "weekly"),
+    ("limited", "limited for"),
+    ("in-flight", "in flight"),
+    ("continues", "continues"),
+];
+
 fn pick(columns: &[String], members: &[(String, String)], table: &[f64], home: i32) -> Vec<String> {
-    let name = |index: i32| {
-        usize::try_from(index)
-            .ok()
-            .and_then(|index| members.get(index))
-            .map(|(tag, _)| tag.as_str())
-    };
-    let mut told = vec![match name(home) {
-        Some(home) => format!("  the session lives on {home:?}"),
+    let home = usize::try_from(home)
+        .ok()
+        .and_then(|index| members.get(index));
+    let mut text = vec![match home {
+        Some((tag, _)) => format!("  the session's home is {tag:?}"),
         None => "  the session has no home yet".to_owned(),
     }];
-    const SHOWN: [(&str, &str); 6] = [
-        ("usable", "usable"),
-        ("five-hour-used", "5-hour"),
-        ("weekly-used", "weekly"),
-        ("limited", "refused for"),
-        ("in-flight", "in flight"),
-        ("continues", "continues"),
-    ];
-    let mut rows: Vec<[String; SHOWN.len() + 2]> =
+    let mut rows: Vec<[String; PICK_COLUMNS.len() + 2]> =
         vec![std::array::from_fn(|column| match column {
             0 => "member".to_owned(),
             1 => "plan".to_owned(),
-            column => SHOWN[column - 2].1.to_owned(),
+            column => PICK_COLUMNS[column - 2].1.to_owned(),
         })];
     for (place, (tag, plan)) in members.iter().enumerate() {
         let value = |name: &str| {
@@ -205,28 +190,12 @@ fn pick(columns: &[String], members: &[(String, String)], table: &[f64], home: i
         };
         rows.push(std::array::from_fn(|column| match column {
             0 => tag.clone(),
-            1 => {
-                if plan.is_empty() {
-                    "-".to_owned()
-                } else {
-                    plan.clone()
-                }
+            1 if plan.is_empty() => "-".to_owned(),
+            1 => plan.clone(),
+            column => {
+                let name = PICK_COLUMNS[column - 2].0;
+                value(name).map_or("-".to_owned(), |value| pick_cell(name, value))
             }
-            column => match (SHOWN[column - 2].0, value(SHOWN[column - 2].0)) {
-                (_, None) => "-".to_owned(),
-                ("usable" | "continues", Some(value)) => {
-                    if value == 0.0 { "no" } else { "yes" }.to_owned()
-                }
-                ("five-hour-used" | "weekly-used", Some(value)) => format!("{value:.0}%"),
-                ("limited", Some(value)) => {
-                    if value == 0.0 {
-                        "-".to_owned()
-                    } else {
-                        format!("{value:.0}m")
-                    }
-                }
-                (_, Some(value)) => format!("{value:.0}"),
-            },
         }));
     }
     let side = |column: usize| {
@@ -236,12 +205,23 @@ fn pick(columns: &[String], members: &[(String, String)], table: &[f64], home: i
             CellSide::Right
         }
     };
-    told.extend(
+    text.extend(
         lines(&rows, side)
             .into_iter()
             .map(|line| format!("    {line}")),
     );
-    told
+    text
+}
+
+fn pick_cell(column: &str, value: f64) -> String {
+    match column {
+        "usable" | "continues" if value == 0.0 => "no".to_owned(),
+        "usable" | "continues" => "yes".to_owned(),
+        "five-hour-used" | "weekly-used" => format!("{value:.0}%"),
+        "limited" if value == 0.0 => "-".to_owned(),
+        "limited" => format!("{value:.0}m"),
+        _ => format!("{value:.0}"),
+    }
 }
 
 fn fields(headers: &[(String, String)]) -> Vec<String> {
@@ -251,26 +231,26 @@ fn fields(headers: &[(String, String)]) -> Vec<String> {
         .collect()
 }
 
-fn said(said: &Said, asked: &Asked) -> String {
+fn result(said: &Said, asked: &Asked) -> String {
     match said {
         Said::Member { index, move_home } => {
             let tag = match asked {
                 Asked::Pick { members, .. } => {
                     members.get(*index).map_or("?", |(tag, _)| tag.as_str())
                 }
-                _ => "?",
+                Asked::RewriteRequest { .. }
+                | Asked::RewriteResponse { .. }
+                | Asked::Price { .. } => "?",
             };
-            format!(
-                "{tag:?}{}",
-                if *move_home {
-                    ", and the session lives there from now on"
-                } else {
-                    ""
-                }
-            )
+            let moved = if *move_home {
+                ", the session's new home"
+            } else {
+                ""
+            };
+            format!("{tag:?}{moved}")
         }
-        Said::Nobody { reason } => format!("nobody: {reason}"),
-        Said::Edits { edits } if edits.is_empty() => "nothing is edited".to_owned(),
+        Said::Nobody { reason } => format!("no credential: {reason}"),
+        Said::Edits { edits } if edits.is_empty() => "no edits".to_owned(),
         Said::Edits { edits } => {
             let edits: Vec<String> = edits
                 .iter()
@@ -278,24 +258,22 @@ fn said(said: &Said, asked: &Asked) -> String {
                 .collect();
             edits.join(", ")
         }
-        Said::Refused { status, message } => format!("it is refused with {status}: {message}"),
+        Said::Refused { status, message } => format!("rejected with {status}: {message}"),
         Said::Priced {
             nanousd,
             context_window,
-        } => {
-            format!(
-                "{} in a context window of {context_window}",
-                NanoUsd(*nanousd)
-            )
-        }
-        Said::Unpriced { reason } => format!("no price: {reason}"),
+        } => format!(
+            "{} in a context window of {context_window}",
+            NanoUsd(*nanousd)
+        ),
+        Said::Unpriced { reason } => format!("unpriced: {reason}"),
         Said::Failed { fault, detail } => {
-            format!("nothing: {detail} ({})", fault.replace('_', " "))
+            format!("failed ({}): {detail}", fault.replace('_', " "))
         }
     }
 }
 
-/// The recorded calls of a request, in the order of the policies and their records.
+/// Returns the recorded calls of a request, in the order of the policies and of each record.
 fn calls(config: &Config, request_id: &str) -> Vec<Call> {
     let records = config
         .policies

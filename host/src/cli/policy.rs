@@ -1,7 +1,7 @@
 //! `tollgate policy`: the policies of the running gateway, and records of their calls.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader};
+mod replay;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,62 +15,73 @@ use super::configuration::load;
 use super::error::CommandFailure;
 use super::output::print;
 use super::table::{CellSide, lines};
-use crate::config::{POLICY_MEMORY, PolicyConfig, PolicyKind, PolicySource};
-use crate::files::{plain, read_regular};
-use crate::policy::{Call, Engine, kind_of, load_alone};
-use crate::values::limits::COMPONENT_BYTES;
+use crate::config::Config;
 
-/// Differences that are printed; all are counted.
-const SHOWN: usize = 20;
-
-/// What is being done is told so often.
-const TELL: Duration = Duration::from_secs(2);
+/// How often the stage of a running load is printed.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Subcommand)]
 pub(super) enum PolicyCommand {
-    /// Print the policies of the running gateway.
+    /// Show the policies of the running gateway.
     List {
-        /// The configuration, for its data_dir.
+        /// The configuration file, which names the data_dir.
         #[arg(short, long, value_name = "FILE")]
         config: Option<PathBuf>,
-        /// Print JSON.
+        /// Print JSON instead of a table.
         #[arg(long)]
         json: bool,
     },
     /// Load a policy's component again.
     ///
-    /// That happens by itself when its file changes. Requests under way keep the generation that they began with; where
-    /// the component cannot be used, what serves goes on.
+    /// The gateway does this by itself when the component's file changes. Requests in flight finish with the generation that
+    /// they started with. If the new component cannot be used, the current generation keeps serving.
     Reload {
         /// The policy's tag.
         tag: String,
-        /// The configuration, for its data_dir.
+        /// The configuration file, which names the data_dir.
         #[arg(short, long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
-    /// Go back to the generation of a policy before the one that serves.
+    /// Return to a policy's previous generation.
     Rollback {
         /// The policy's tag.
         tag: String,
-        /// The configuration, for its data_dir.
+        /// The configuration file, which names the data_dir.
         #[arg(short, long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
-    /// Run a component over recorded calls, and print where it says something else.
+    /// Repeat recorded calls with a component, and print the results that differ.
     ///
-    /// Exits with 1 where it does.
+    /// Exits with 1 if any result differs.
     Replay {
-        /// The component, or `builtin:NAME` for a shipped one.
+        /// The component's file, or `builtin:NAME` for a shipped policy.
         component: String,
-        /// A record, as a policy's `record` names it.
+        /// A record: the file that a policy's `record` names.
         record: PathBuf,
-        /// The configuration of the component, as JSON.
+        /// The component's configuration.
         #[arg(long, value_name = "JSON", default_value = "{}")]
         policy_config: String,
-        /// Only calls of the policy of this tag.
+        /// Repeat only the calls of the policy with this tag.
         #[arg(long)]
         tag: Option<String>,
     },
+}
+
+/// A change that the running gateway makes to a policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PolicyChange {
+    Reload,
+    Rollback,
+}
+
+impl PolicyChange {
+    /// The last part of the change's path in the admin API.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Reload => "reload",
+            Self::Rollback => "rollback",
+        }
+    }
 }
 
 pub(super) fn policy(command: &PolicyCommand) -> Result<(), CommandFailure> {
@@ -84,36 +95,31 @@ pub(super) fn policy(command: &PolicyCommand) -> Result<(), CommandFailure> {
                 as_text(&policies)
             })
         }
-        PolicyCommand::Reload { tag, config } => change(tag, "reload", config.as_deref()),
-        PolicyCommand::Rollback { tag, config } => change(tag, "rollback", config.as_deref()),
+        PolicyCommand::Reload { tag, config } => {
+            change(tag, PolicyChange::Reload, config.as_deref())
+        }
+        PolicyCommand::Rollback { tag, config } => {
+            change(tag, PolicyChange::Rollback, config.as_deref())
+        }
         PolicyCommand::Replay {
             component,
             record,
             policy_config,
             tag,
-        } => replay(component, record, policy_config, tag.as_deref()),
+        } => replay::replay(component, record, policy_config, tag.as_deref()),
     }
 }
 
-fn change(tag: &str, what: &str, config: Option<&Path>) -> Result<(), CommandFailure> {
+fn change(tag: &str, change: PolicyChange, config: Option<&Path>) -> Result<(), CommandFailure> {
     let config = load(config)?.config;
     let done = in_runtime(async {
-        let path = format!(
-            "/api/policies/{}/{what}",
-            utf8_percent_encode(tag, NON_ALPHANUMERIC)
-        );
+        let encoded = utf8_percent_encode(tag, NON_ALPHANUMERIC);
+        let path = format!("/api/policies/{encoded}/{}", change.as_str());
         let mut done = std::pin::pin!(post(&config, &path));
         loop {
             tokio::select! {
                 done = done.as_mut() => return done,
-                () = sleep(TELL) => {
-                    // Whoever waits wants to know for what.
-                    let policies = get(&config, "/api/policies").await?;
-                    let found = list(&policies, "policies").iter().find(|policy| text(policy, "tag") == tag);
-                    if let Some((stage, since)) = found.and_then(loading) {
-                        eprintln!("tollgate: policy {tag:?}: {stage} for {}", span(since));
-                    }
-                }
+                () = sleep(PROGRESS_INTERVAL) => print_progress(&config, tag).await?,
             }
         }
     });
@@ -121,13 +127,25 @@ fn change(tag: &str, what: &str, config: Option<&Path>) -> Result<(), CommandFai
     print(&format!("policy {tag:?}: {}", text(&done, "done")))
 }
 
-/// What is being loaded of a policy, and for how long already.
+/// Prints the stage of a policy's load, if one is running.
+async fn print_progress(config: &Config, tag: &str) -> Result<(), CommandFailure> {
+    let policies = get(config, "/api/policies").await?;
+    let policy = list(&policies, "policies")
+        .iter()
+        .find(|policy| text(policy, "tag") == tag);
+    if let Some((stage, age)) = policy.and_then(loading) {
+        eprintln!("tollgate: policy {tag:?}: {stage} for {}", span(age));
+    }
+    Ok(())
+}
+
+/// Returns the stage of a policy's load, and its age in milliseconds.
 fn loading(policy: &Value) -> Option<(&str, u64)> {
     let loading = policy["loading"].as_array()?;
     Some((loading.first()?.as_str()?, loading.get(1)?.as_u64()?))
 }
 
-const HEAD: [&str; 10] = [
+const POLICY_COLUMNS: [&str; 10] = [
     "policy",
     "kind",
     "component",
@@ -143,7 +161,7 @@ const HEAD: [&str; 10] = [
 fn as_text(answer: &Value) -> String {
     let at = number(answer, "at");
     let policies = list(answer, "policies");
-    let mut rows = vec![HEAD.map(str::to_owned)];
+    let mut rows = vec![POLICY_COLUMNS.map(str::to_owned)];
     rows.extend(policies.iter().map(|policy| cells(policy, at)));
     let side = |column: usize| {
         if matches!(column, 3 | 5..=8) {
@@ -180,11 +198,11 @@ fn cells(policy: &Value, at: u64) -> [String; 10] {
         None => "-".to_owned(),
     };
     let state = match loading(policy) {
-        Some((stage, since)) if text(policy, "state") == "loading" => {
-            format!("{stage} for {}", span(since))
+        Some((stage, age)) if text(policy, "state") == "loading" => {
+            format!("{stage} for {}", span(age))
         }
         Some((stage, _)) => format!(
-            "{}, {stage} the next",
+            "{}, {stage} a new one",
             text(policy, "state").replace('_', " ")
         ),
         None => text(policy, "state").replace('_', " "),
@@ -205,7 +223,7 @@ fn cells(policy: &Value, at: u64) -> [String; 10] {
     ]
 }
 
-/// `850 ns`, `3.2 us`, `4.1 ms`.
+/// Formats a duration: `850 ns`, `3.2 us`, `4.1 ms`.
 fn micros(micros: f64) -> String {
     match micros {
         micros if micros < 1.0 => format!("{:.0} ns", micros * 1e3),
@@ -214,7 +232,7 @@ fn micros(micros: f64) -> String {
     }
 }
 
-/// What does not fit into a column, one line each.
+/// Returns what does not fit into a column, one line each.
 fn notes(policy: &Value) -> Vec<String> {
     let tag = text(policy, "tag");
     let mut notes = Vec::new();
@@ -239,97 +257,8 @@ fn notes(policy: &Value) -> Vec<String> {
         let (name, version) = (text(shadow, "name"), text(shadow, "version"));
         let (compared, disagreed) = (number(shadow, "compared"), number(shadow, "disagreed"));
         notes.push(format!(
-            "{tag}: shadow {name} {version}: {disagreed} of {compared} calls say something else"
+            "{tag}: shadow {name} {version}: {disagreed} of {compared} results differ"
         ));
     }
     notes
-}
-
-fn replay(
-    component: &str,
-    record: &Path,
-    config: &str,
-    tag: Option<&str>,
-) -> Result<(), CommandFailure> {
-    let config = serde_json::from_str(config)
-        .map_err(|error| format!("--policy-config: expected JSON: {error}"))?;
-    let (source, kind) = component_of(component)?;
-    let shown = PolicyConfig {
-        tag: component.to_owned(),
-        source,
-        ..PolicyConfig::shipped("", kind, config)
-    };
-    let engine = Engine::of_the_process(POLICY_MEMORY).map_err(|error| error.to_string())?;
-    let policy = load_alone(&engine, &shown).map_err(|error| error.to_string())?;
-    let failed = |error: &std::io::Error| format!("{}: {}", record.display(), plain(error));
-    let file = BufReader::new(File::open(record).map_err(|error| failed(&error))?);
-    let (mut repeated, mut others, mut differ) = (0_u64, 0_u64, 0_usize);
-    for (number, line) in file.lines().enumerate() {
-        let line = line.map_err(|error| failed(&error))?;
-        if line.trim().is_empty() {
-            continue;
-        }
-        let call: Call = serde_json::from_str(&line).map_err(|error| {
-            format!(
-                "{} line {}: expected a recorded call: {error}",
-                record.display(),
-                number + 1
-            )
-        })?;
-        let wanted = tag.is_none_or(|tag| tag == call.policy);
-        let Some(said) = wanted.then(|| policy.repeat(&call)).flatten() else {
-            others += 1;
-            continue;
-        };
-        repeated += 1;
-        if said.agrees_with(&call.said) {
-            continue;
-        }
-        differ += 1;
-        if differ <= SHOWN {
-            let json =
-                |value: &crate::policy::Said| serde_json::to_string(value).unwrap_or_default();
-            print(&format!(
-                "line {}, request {}, policy {:?}\n  said: {}\n  says: {}",
-                number + 1,
-                call.request.request_id,
-                call.policy,
-                json(&call.said),
-                json(&said)
-            ))?;
-        }
-    }
-    if differ > SHOWN {
-        print(&format!("... and {} more", differ - SHOWN))?;
-    }
-    print(&format!(
-        "{repeated} calls repeated, {differ} differ, {others} of other policies left out"
-    ))?;
-    match (repeated, differ) {
-        (0, _) => Err(format!(
-            "{}: no call that {component:?} could repeat",
-            record.display()
-        )),
-        (_, 0) => Ok(()),
-        _ => Err(format!(
-            "{component:?} says something else in {differ} of {repeated} calls"
-        )),
-    }
-}
-
-/// The component of that name, and what it decides.
-fn component_of(component: &str) -> Result<(PolicySource, PolicyKind), CommandFailure> {
-    if let Some(name) = component.strip_prefix("builtin:") {
-        let shipped = crate::config::resolve::shipped_policy(name);
-        let (name, kind) = shipped
-            .ok_or_else(|| format!("{component:?}: there is no shipped policy of that name"))?;
-        return Ok((PolicySource::Shipped(name), kind));
-    }
-    let path = PathBuf::from(component);
-    let bytes =
-        read_regular(&path, COMPONENT_BYTES).map_err(|reason| format!("{component}: {reason}"))?;
-    let kind = kind_of(&bytes).ok_or_else(|| {
-        format!("{component}: expected a balancer, a rewriter or a pricer of this contract, found something else")
-    })?;
-    Ok((PolicySource::File(path), kind))
 }

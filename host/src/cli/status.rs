@@ -1,4 +1,4 @@
-//! `tollgate status`: how the credentials of the running gateway are.
+//! `tollgate status`: the credentials of the running gateway.
 
 use std::path::PathBuf;
 
@@ -12,10 +12,10 @@ use super::table::{CellSide, lines};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct StatusArgs {
-    /// The configuration, for its data_dir.
+    /// The configuration file, which names the data_dir.
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Print JSON.
+    /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
 }
@@ -30,7 +30,7 @@ pub(super) fn status(args: &StatusArgs) -> Result<(), CommandFailure> {
     })
 }
 
-const HEAD: [&str; 10] = [
+const CREDENTIAL_COLUMNS: [&str; 10] = [
     "credential",
     "state",
     "5-hour",
@@ -45,7 +45,7 @@ const HEAD: [&str; 10] = [
 
 fn as_text(status: &Value) -> String {
     let at = number(status, "at");
-    let mut rows = vec![HEAD.map(str::to_owned)];
+    let mut rows = vec![CREDENTIAL_COLUMNS.map(str::to_owned)];
     let mut notes = Vec::new();
     let services = list(status, "services");
     for service in services {
@@ -77,7 +77,7 @@ fn as_text(status: &Value) -> String {
 fn cells(name: String, credential: &Value, at: u64) -> [String; 10] {
     let window = |name: &str| {
         let window = &credential[name];
-        // Rounded down: what is just below its cap is not at it.
+        // Rounded down: use just below a cap has not reached it.
         let used = window["used"].as_f64().map(f64::floor);
         let cap = window["cap"].as_f64().unwrap_or(100.0);
         let resets = window["resets_at"]
@@ -85,7 +85,7 @@ fn cells(name: String, credential: &Value, at: u64) -> [String; 10] {
             .map_or("-".to_owned(), |resets| span(resets.saturating_sub(at)));
         match used {
             Some(used) => (format!("{used:.0}% of {cap:.0}%"), resets),
-            // An API key has none, and those of others may not be told yet.
+            // API keys have no windows, and those of a new credential are not known yet.
             None => ("-".to_owned(), "-".to_owned()),
         }
     };
@@ -139,7 +139,7 @@ fn state(credential: &Value, at: u64) -> String {
     }
 }
 
-/// What does not fit into a column: a reason, one line each.
+/// Returns the reasons that do not fit into a column, one line each.
 fn note(name: &str, credential: &Value) -> Vec<String> {
     let state = text(credential, "state");
     let what = if state == "login_needed" {
@@ -147,7 +147,7 @@ fn note(name: &str, credential: &Value) -> Vec<String> {
     } else {
         ""
     };
-    // That is the reason already.
+    // For `cannot_refresh`, this is the reason already.
     let refresh = if state == "cannot_refresh" {
         ""
     } else {
@@ -171,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_person_reads_states_and_spans() {
+    fn the_table_shows_states_and_durations() {
         let window = json!({"used": 41.6, "cap": 80.0, "resets_at": 7_500_000});
         let credential = |more: Value| {
             let mut whole = json!({"credential": "a", "kind": "oauth", "state": "ready", "five_hour": window,

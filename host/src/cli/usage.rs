@@ -14,29 +14,29 @@ use crate::values::money::NanoUsd;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct UsageArgs {
-    /// The configuration, for its data_dir.
+    /// The configuration file, which names the data_dir.
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// What to sum by.
-    #[arg(long, value_enum, default_value_t = ByName::User)]
-    by: ByName,
-    /// Print JSON.
+    /// Group the sums by this.
+    #[arg(long, value_enum, default_value_t = GroupBy::User)]
+    by: GroupBy,
+    /// Print JSON instead of a table.
     #[arg(long, conflicts_with = "csv")]
     json: bool,
-    /// Print CSV.
+    /// Print CSV instead of a table.
     #[arg(long)]
     csv: bool,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum ByName {
+enum GroupBy {
     User,
     Model,
     Credential,
     Day,
 }
 
-impl ByName {
+impl GroupBy {
     fn by(self) -> By {
         match self {
             Self::User => By::User,
@@ -56,7 +56,7 @@ impl ByName {
     }
 }
 
-const NUMBERS: [&str; 8] = [
+const NUMBER_COLUMNS: [&str; 8] = [
     "requests",
     "not_complete",
     "input",
@@ -72,9 +72,10 @@ pub(super) fn usage(args: &UsageArgs) -> Result<(), CommandFailure> {
     let path = config.data_dir.join(FILE_NAME);
     if !path.exists() {
         return Err(format!(
-            "there is no ledger at {}: has the gateway run with this data_dir?",
+            "no ledger at {}: has the gateway run with this data_dir?",
             path.display()
-        ));
+        )
+        .into());
     }
     let reader = Reader::open(&path).map_err(|error| error.to_string())?;
     let summaries = reader
@@ -108,7 +109,7 @@ fn numbers(summary: &Summary) -> [u64; 6] {
     ]
 }
 
-fn as_json(by: ByName, summaries: &[Summary]) -> String {
+fn as_json(by: GroupBy, summaries: &[Summary]) -> String {
     let rows: Vec<_> = summaries
         .iter()
         .map(|summary| {
@@ -128,8 +129,8 @@ fn as_json(by: ByName, summaries: &[Summary]) -> String {
     format!("{:#}", json!(rows))
 }
 
-fn as_csv(by: ByName, summaries: &[Summary]) -> String {
-    let mut lines = vec![format!("{},{}", by.name(), NUMBERS.join(","))];
+fn as_csv(by: GroupBy, summaries: &[Summary]) -> String {
+    let mut lines = vec![format!("{},{}", by.name(), NUMBER_COLUMNS.join(","))];
     for summary in summaries {
         let numbers: Vec<String> = numbers(summary).iter().map(u64::to_string).collect();
         let cost = format!(
@@ -147,7 +148,7 @@ fn as_csv(by: ByName, summaries: &[Summary]) -> String {
     lines.join("\n")
 }
 
-/// A field of CSV (RFC 4180), quoted where it must be.
+/// Returns a field of CSV (RFC 4180), quoted if necessary.
 fn quoted(field: &str) -> String {
     if field.contains([',', '"', '\n', '\r']) {
         format!("\"{}\"", field.replace('"', "\"\""))
@@ -156,7 +157,7 @@ fn quoted(field: &str) -> String {
     }
 }
 
-fn as_table(by: ByName, summaries: &[Summary]) -> String {
+fn as_table(by: GroupBy, summaries: &[Summary]) -> String {
     if summaries.is_empty() {
         return "no requests yet".to_owned();
     }
@@ -225,7 +226,7 @@ fn total(summaries: &[Summary]) -> Summary {
     }
 }
 
-/// `1234567` as `1,234,567`.
+/// Formats `1234567` as `1,234,567`.
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut grouped = String::new();
@@ -258,7 +259,7 @@ mod tests {
 
     #[test]
     fn a_table_is_aligned_and_summed() {
-        let table = as_table(ByName::User, &[summary("alice"), summary("bob")]);
+        let table = as_table(GroupBy::User, &[summary("alice"), summary("bob")]);
         let lines: Vec<&str> = table.lines().collect();
         assert_eq!(lines.len(), 6);
         assert_eq!(
@@ -270,7 +271,7 @@ mod tests {
 
     #[test]
     fn csv_is_exact_and_quoted() {
-        let csv = as_csv(ByName::Model, &[summary("a,\"b\"")]);
+        let csv = as_csv(GroupBy::Model, &[summary("a,\"b\"")]);
         assert_eq!(
             csv,
             "model,requests,not_complete,input,cached,output,reasoning,cost_usd,unpriced\n\
@@ -279,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_yet_is_said() {
-        assert_eq!(as_table(ByName::Day, &[]), "no requests yet");
+    fn an_empty_ledger_has_no_table() {
+        assert_eq!(as_table(GroupBy::Day, &[]), "no requests yet");
     }
 }

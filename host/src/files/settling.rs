@@ -7,10 +7,10 @@
 use std::time::{Duration, Instant};
 
 /// The pause before a file is read again.
-pub const REREAD_PAUSE: Duration = Duration::from_millis(150);
+pub const REREAD_PAUSE: Duration = Duration::from_millis(125);
 
 /// Reads that find the same unusable content before the file counts as it is.
-const READS: u32 = 4;
+const READS: u32 = 5;
 
 /// The longest wait for a file that keeps changing.
 const UNSETTLED_MAX: Duration = Duration::from_secs(60);
@@ -56,8 +56,8 @@ mod tests {
     fn a_file_that_stays_the_same_settles() {
         let mut settling = Settling::new();
         let pauses: Vec<_> = (0..READS).map(|_| settling.pause_after("half")).collect();
-        assert_eq!(pauses[..3], [Some(REREAD_PAUSE); 3]);
-        assert_eq!(pauses[3], None);
+        assert_eq!(pauses[..4], [Some(REREAD_PAUSE); 4]);
+        assert_eq!(pauses[4], None);
     }
 
     #[test]

@@ -31,9 +31,7 @@ use self::services::ServiceInputs;
 use self::settled::{LoadedComponent, load_settled};
 use super::build::SharedResources;
 use super::error::StartError;
-use super::policies::{
-    GenerationChange, PendingPolicy, PolicyLoader, load_panicked, shadow_config,
-};
+use super::policies::{GenerationChange, PendingPolicy, PolicyLoader, shadow_config};
 use super::status::GatewayStatus;
 use super::upkeep::{RunningTasks, Upkeep};
 use super::usage_files::UsageFilesWriter;
