@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 /// The pause before a file is read again.
-pub const REREAD_PAUSE: Duration = Duration::from_millis(125);
+const REREAD_PAUSE: Duration = Duration::from_millis(125);
 
 /// Reads that find the same unusable content before the file counts as it is.
 const READS: u32 = 5;
