@@ -67,7 +67,7 @@ async fn the_same_component_says_the_same() {
         );
         assert_eq!(
             said.stdout,
-            "12 calls repeated, 0 differ, 0 of other policies left out\n"
+            "12 calls repeated, 0 differ, 0 of other policies skipped\n"
         );
     }
 }
@@ -93,10 +93,10 @@ async fn another_components_differences_are_printed_and_it_exits_with_1() {
     assert_eq!(said.code, Some(1), "{}", said.stdout);
     assert_eq!(
         last_line(&said),
-        "12 calls repeated, 2 differ, 0 of other policies left out"
+        "12 calls repeated, 2 differ, 0 of other policies skipped"
     );
     assert!(
-        said.stderr.contains("says something else in 2 of 12 calls"),
+        said.stderr.contains("gives other results in 2 of 12 calls"),
         "{}",
         said.stderr
     );
@@ -106,12 +106,12 @@ async fn another_components_differences_are_printed_and_it_exits_with_1() {
         format!("line 2, request {}, policy \"chooses\"", ids[1])
     );
     assert!(
-        printed[1].starts_with("  said: ") && printed[1].contains("\"index\":0"),
+        printed[1].starts_with("  recorded: ") && printed[1].contains("\"index\":0"),
         "{}",
         printed[1]
     );
     assert!(
-        printed[2].starts_with("  says: ") && printed[2].contains("\"index\":1"),
+        printed[2].starts_with("  replayed: ") && printed[2].contains("\"index\":1"),
         "{}",
         printed[2]
     );
@@ -120,7 +120,7 @@ async fn another_components_differences_are_printed_and_it_exits_with_1() {
         (said.code, last_line(&said)),
         (
             Some(1),
-            "12 calls repeated, 12 differ, 0 of other policies left out"
+            "12 calls repeated, 12 differ, 0 of other policies skipped"
         )
     );
 }
@@ -141,29 +141,29 @@ async fn settings_and_the_tag_decide_what_is_repeated() {
         (said.code, last_line(&said)),
         (
             Some(1),
-            "12 calls repeated, 12 differ, 12 of other policies left out"
+            "12 calls repeated, 12 differ, 12 of other policies skipped"
         )
     );
     for (more, code, line) in [
         (
             &[][..],
             0,
-            "12 calls repeated, 0 differ, 12 of other policies left out",
+            "12 calls repeated, 0 differ, 12 of other policies skipped",
         ),
         (
             &["--tag", "prices"],
             0,
-            "12 calls repeated, 0 differ, 12 of other policies left out",
+            "12 calls repeated, 0 differ, 12 of other policies skipped",
         ),
         (
             &["--tag", "chooses"],
             1,
-            "0 calls repeated, 0 differ, 24 of other policies left out",
+            "0 calls repeated, 0 differ, 24 of other policies skipped",
         ),
         (
             &["--tag", "unknown"],
             1,
-            "0 calls repeated, 0 differ, 24 of other policies left out",
+            "0 calls repeated, 0 differ, 24 of other policies skipped",
         ),
     ] {
         let said = replay("builtin:openai-pricing", &both, more);
@@ -196,7 +196,7 @@ async fn only_twenty_differences_are_printed_and_all_are_counted() {
     );
     assert_eq!(
         last_line(&said),
-        "120 calls repeated, 120 differ, 0 of other policies left out"
+        "120 calls repeated, 120 differ, 0 of other policies skipped"
     );
 }
 
@@ -317,7 +317,7 @@ async fn a_request_is_explained_by_its_row_and_what_its_policies_said() {
         "  tokens: 1200 in",
         "policy \"chooses\", generation 1 (sha256:",
         "  the session has no home yet",
-        "  it said: \"b\"",
+        "  result: \"b\"",
         "policy \"prices\", generation 1 (sha256:",
     ] {
         assert!(
@@ -352,7 +352,7 @@ async fn a_request_that_nobody_knows_is_said_to_be_so() {
         assert_eq!((said.code, said.stdout.as_str()), (Some(1), ""), "{id}");
         assert!(
             said.stderr
-                .contains("neither the ledger nor a record has it"),
+                .contains("not found in the ledger or in a policy's record"),
             "{id}: {}",
             said.stderr
         );
@@ -372,7 +372,10 @@ async fn a_request_that_went_on_and_was_not_recorded_is_explained_by_its_row() {
     rig.stop().await;
     let said = explain(&rig, &answer.request_id());
     assert_eq!((said.code, said.stderr.as_str()), (Some(0), ""));
-    for text in ["attempts: a: 429, then b: 200", "was not recorded"] {
+    for text in [
+        "attempts: a: 429, then b: 200",
+        "No policy call was recorded",
+    ] {
         assert!(
             said.stdout.contains(text),
             "no {text:?} in\n{}",
