@@ -50,7 +50,7 @@ use self::usage_files::{UsageFiles, UsageFilesWriter};
 use crate::config::{Config, ServiceConfig};
 use crate::ledger::{KnownMaker, KnownSession, Ledger};
 use crate::listener::ClientListener;
-use crate::pipeline::Service;
+use crate::pipeline::{Service, restore_affinity};
 use crate::tls::Tls;
 use crate::upstream::Trust;
 use crate::values::clock::Timestamp;
@@ -487,7 +487,7 @@ fn restore_sessions(ledger: &Ledger, services: &[(Arc<Service>, Option<Tls>)], l
     match read_sessions(ledger, limits) {
         Ok((sessions, issuers)) => {
             for (service, _) in services {
-                service.restore(&sessions, &issuers);
+                restore_affinity(service, &sessions, &issuers);
             }
         }
         Err(error) => tracing::warn!(%error, "sessions not restored"),

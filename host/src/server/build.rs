@@ -13,7 +13,7 @@ use crate::config::{Config, CredentialConfig, CredentialSource, Problem, Service
 use crate::credentials::{Credential, IdentityKind, take_up};
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
-use crate::pipeline::{Parts, Service};
+use crate::pipeline::{Service, ServiceParts};
 use crate::policy::Balancer;
 use crate::tls::Tls;
 use crate::upstream::{Trust, Upstream};
@@ -123,14 +123,14 @@ pub(super) fn assemble(
                 .unwrap_or_else(|| Upstream::new(&shared.trust, limits))
         })
         .collect();
-    let parts = Parts {
+    let parts = ServiceParts {
         upstreams,
         balancers: config
             .pools
             .iter()
             .map(|pool| policies.balancer(pool.balancer))
             .collect(),
-        fallback: Arc::clone(&shared.stand_in),
+        stand_in: Arc::clone(&shared.stand_in),
         rewriters: config
             .rewriters
             .iter()

@@ -23,7 +23,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::listener::{AcceptedConnection, ClientListener};
-use crate::pipeline::{AnswerBody, Live, Wanted, handle, is_upgrade};
+use crate::pipeline::{AnswerBody, LiveService, SocketUpgrade, handle, is_upgrade};
 use crate::tls::{Tls, is_http2};
 use crate::values::limits::Limits;
 use crate::values::phase::Phase;
@@ -43,7 +43,7 @@ const HEADER_FIELDS: usize = 256;
 /// What the connections of one listener share.
 #[derive(Clone)]
 pub(super) struct ConnectionContext {
-    pub(super) live: Live,
+    pub(super) live: LiveService,
     pub(super) tls: watch::Receiver<Option<Tls>>,
     pub(super) phases: watch::Receiver<Phase>,
 }
@@ -229,7 +229,7 @@ fn requests(
         let open = ConnectionActivity::begin(&activity);
         let websocket = is_upgrade(&request).then(|| {
             let keeps = (Arc::clone(&permit), ConnectionActivity::begin(&activity));
-            Wanted::new(&mut request, Box::new(keeps))
+            SocketUpgrade::new(&mut request, Box::new(keeps))
         });
         async move {
             let response = handle(&live, request, address, websocket).await;

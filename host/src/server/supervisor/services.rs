@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use super::configure::LoadedService;
 use crate::config::ServiceConfig;
 use crate::credentials::Credential;
-use crate::pipeline::{Live, Service};
+use crate::pipeline::{LiveService, Service};
 use crate::server::build::{SharedResources, assemble};
 use crate::server::policies::PolicyTable;
 use crate::server::upkeep::{CredentialUpkeep, RunningTasks, Upkeep};
@@ -56,8 +56,8 @@ impl RunningService {
     }
 
     /// The service as requests find it.
-    pub(crate) fn live(&self) -> Live {
-        Live::of(&self.live)
+    pub(crate) fn live(&self) -> LiveService {
+        LiveService::subscribe(&self.live)
     }
 
     pub(crate) fn tls(&self) -> watch::Receiver<Option<Tls>> {
