@@ -3,6 +3,8 @@
 //! The stages before (`Received`, `Authenticated`, `Selected`, ...) live with the code that makes them, so that
 //! nobody else can.
 
+use http::Method;
+
 use super::clock::Timestamp;
 use super::counts::TokenCounts;
 use super::money::Cost;
@@ -144,6 +146,8 @@ pub struct Row {
     pub service: String,
     /// The model that answered, or else was asked for.
     pub model: Option<String>,
+    /// The model that the request named.
+    pub requested_model: Option<String>,
     /// The tier that was charged, or else was asked for.
     pub service_tier: Option<String>,
     /// How the client speaks.
@@ -152,6 +156,8 @@ pub struct Row {
     pub prewarm: bool,
     /// The response that the request continues.
     pub previous_response_id: Option<String>,
+    /// The request's method; that of the handshake for a turn on a WebSocket.
+    pub method: Method,
     /// The path, without the query.
     pub path: String,
     /// The status that the client got; 0 where it got none.

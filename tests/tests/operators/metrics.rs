@@ -24,12 +24,15 @@ async fn scraped(rig: &Rig) -> Metrics {
 }
 
 /// All families: what is added is named here, too.
-pub(crate) const FAMILIES: [(&str, &str); 29] = [
+pub(crate) const FAMILIES: [(&str, &str); 32] = [
     ("tollgate_build_info", "gauge"),
     ("tollgate_requests_total", "counter"),
     ("http_server_request_duration_seconds", "histogram"),
     ("tollgate_time_to_first_byte_seconds", "histogram"),
-    ("gen_ai_client_token_usage_total", "counter"),
+    ("gen_ai_client_token_usage", "histogram"),
+    ("tollgate_cached_input_tokens_total", "counter"),
+    ("tollgate_cache_write_input_tokens_total", "counter"),
+    ("tollgate_reasoning_output_tokens_total", "counter"),
     ("tollgate_cost_usd_total", "counter"),
     ("tollgate_unpriced_total", "counter"),
     ("tollgate_upstream_errors_total", "counter"),
@@ -138,21 +141,43 @@ async fn counts_agree_with_what_was_sent_and_recorded() {
             .filter_map(|row| row.number(column))
             .sum::<i64>() as f64
     };
-    for (kind, column) in [
-        ("input", "input_tokens"),
-        ("cached", "cached_tokens"),
-        ("output", "output_tokens"),
-        ("reasoning", "reasoning_tokens"),
-    ] {
+    for (token_type, column) in [("input", "input_tokens"), ("output", "output_tokens")] {
         let labels = [
+            ("gen_ai_operation_name", "chat"),
+            ("gen_ai_provider_name", "openai"),
+            ("gen_ai_request_model", "gpt-5.4"),
             ("gen_ai_response_model", "gpt-5.4"),
-            ("gen_ai_token_type", kind),
+            ("gen_ai_token_type", token_type),
         ];
         assert_eq!(
-            found.value("gen_ai_client_token_usage_total", &labels),
+            found.value("gen_ai_client_token_usage_sum", &labels),
             sum(column),
-            "{kind}"
+            "{token_type}"
         );
+        assert_eq!(
+            found.value("gen_ai_client_token_usage_count", &labels),
+            5.0,
+            "{token_type}"
+        );
+    }
+    // Every token once: no further token type is in the family.
+    assert_eq!(
+        found
+            .values("gen_ai_client_token_usage_sum", &[])
+            .iter()
+            .sum::<f64>(),
+        sum("input_tokens") + sum("output_tokens")
+    );
+    for (name, column) in [
+        ("tollgate_cached_input_tokens_total", "cached_tokens"),
+        (
+            "tollgate_cache_write_input_tokens_total",
+            "cache_write_tokens",
+        ),
+        ("tollgate_reasoning_output_tokens_total", "reasoning_tokens"),
+    ] {
+        let labels = [("gen_ai_response_model", "gpt-5.4")];
+        assert_eq!(found.value(name, &labels), sum(column), "{name}");
     }
     let cost: f64 = found.values("tollgate_cost_usd_total", &[]).iter().sum();
     assert!((cost - sum("cost_nanousd") / 1e9).abs() < 1e-9, "{cost}");
@@ -164,12 +189,25 @@ async fn counts_agree_with_what_was_sent_and_recorded() {
             "{error}"
         );
     }
-    for name in [
-        "http_server_request_duration_seconds_count",
-        "tollgate_time_to_first_byte_seconds_count",
-    ] {
-        assert_eq!(found.value(name, &[("service", "ocm")]), 6.0, "{name}");
+    for (status, count) in [("200", 5.0), ("400", 1.0)] {
+        let labels = [
+            ("service", "ocm"),
+            ("http_request_method", "POST"),
+            ("http_response_status_code", status),
+        ];
+        assert_eq!(
+            found.value("http_server_request_duration_seconds_count", &labels),
+            count,
+            "{status}"
+        );
     }
+    assert_eq!(
+        found.value(
+            "tollgate_time_to_first_byte_seconds_count",
+            &[("service", "ocm")]
+        ),
+        6.0
+    );
     let policy = |name: &str, policy: &str| found.value(name, &[("policy", policy)]);
     assert_eq!(policy("tollgate_policy_calls_total", "openai-pricing"), 5.0);
     for name in [
@@ -249,8 +287,16 @@ async fn labels_have_a_bound_and_take_any_text() {
     client.turn(&of_model("x".repeat(100_000))).await;
     wait_for_rows(&rig.ledger(), 101).await;
     let found = scraped(&rig).await;
-    for name in ["gen_ai_client_token_usage_total", "tollgate_unpriced_total"] {
-        let models = found.labels(name, "gen_ai_response_model");
+    for (name, label) in [
+        ("gen_ai_client_token_usage_count", "gen_ai_request_model"),
+        ("gen_ai_client_token_usage_count", "gen_ai_response_model"),
+        (
+            "tollgate_cached_input_tokens_total",
+            "gen_ai_response_model",
+        ),
+        ("tollgate_unpriced_total", "gen_ai_response_model"),
+    ] {
+        let models = found.labels(name, label);
         assert!(
             models.len() <= 66 && models.contains("other"),
             "{}: {models:?}",

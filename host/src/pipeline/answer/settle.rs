@@ -197,7 +197,7 @@ fn report(service: &Service, row: &mut Row) {
         ));
     }
     log(row);
-    service.parts().metrics.ended(row);
+    service.parts().metrics.record(row);
 }
 
 /// Logs one event per request, at its end.

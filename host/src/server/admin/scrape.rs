@@ -1,7 +1,7 @@
 //! Metrics that are read from the gateway's state when an operator scrapes them. What is counted per request is in
 //! `metrics`.
 
-use crate::metrics::Seen;
+use crate::metrics::ObservedMetrics;
 use crate::policy::FaultKind;
 use crate::server::policies::{PolicyEntry, PolicyState, PolicyStatus};
 use crate::server::status::GatewayStatus;
@@ -12,17 +12,17 @@ type MetricSamples = Vec<(MetricLabels, f64)>;
 
 /// Returns all metrics in Prometheus' text format.
 pub(super) fn text(status: &GatewayStatus) -> String {
-    let mut metrics = Seen::default();
+    let mut metrics = ObservedMetrics::default();
     let version = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
     metrics.gauge("tollgate_build_info", "Running version", [(version, 1.0)]);
     services(status, &mut metrics);
     ledger(status, &mut metrics);
     policies(status, &mut metrics);
     configurations(status, &mut metrics);
-    status.metrics().text(&metrics)
+    status.metrics().to_text(&metrics)
 }
 
-fn services(status: &GatewayStatus, metrics: &mut Seen) {
+fn services(status: &GatewayStatus, metrics: &mut ObservedMetrics) {
     let now = Timestamp::now();
     let (mut used, mut caps, mut resets) = (
         MetricSamples::new(),
@@ -85,7 +85,7 @@ fn services(status: &GatewayStatus, metrics: &mut Seen) {
     }
 }
 
-fn ledger(status: &GatewayStatus, metrics: &mut Seen) {
+fn ledger(status: &GatewayStatus, metrics: &mut ObservedMetrics) {
     let Some(ledger) = status.ledger() else {
         return;
     };
@@ -106,7 +106,7 @@ fn ledger(status: &GatewayStatus, metrics: &mut Seen) {
     );
 }
 
-fn policies(status: &GatewayStatus, metrics: &mut Seen) {
+fn policies(status: &GatewayStatus, metrics: &mut ObservedMetrics) {
     let policies = status.policies();
     let entries = policies.entries();
     let reports: Vec<PolicyStatus> = entries.iter().map(PolicyStatus::of).collect();
@@ -124,7 +124,7 @@ fn policies(status: &GatewayStatus, metrics: &mut Seen) {
     );
 }
 
-fn policy_calls(reports: &[PolicyStatus], metrics: &mut Seen) {
+fn policy_calls(reports: &[PolicyStatus], metrics: &mut ObservedMetrics) {
     metrics.counter(
         "tollgate_policy_calls",
         "Calls of a policy",
@@ -167,7 +167,7 @@ fn policy_calls(reports: &[PolicyStatus], metrics: &mut Seen) {
     metrics.counter("tollgate_policy_faults", "Failed calls of a policy", faults);
 }
 
-fn policy_shadows(reports: &[PolicyStatus], metrics: &mut Seen) {
+fn policy_shadows(reports: &[PolicyStatus], metrics: &mut ObservedMetrics) {
     let shadows = || {
         reports
             .iter()
@@ -185,7 +185,11 @@ fn policy_shadows(reports: &[PolicyStatus], metrics: &mut Seen) {
     );
 }
 
-fn policy_reloads(entries: &[PolicyEntry], reports: &[PolicyStatus], metrics: &mut Seen) {
+fn policy_reloads(
+    entries: &[PolicyEntry],
+    reports: &[PolicyStatus],
+    metrics: &mut ObservedMetrics,
+) {
     let reloads = entries.iter().zip(reports).flat_map(|(entry, report)| {
         let counts = entry.reloads();
         [
@@ -202,7 +206,7 @@ fn policy_reloads(entries: &[PolicyEntry], reports: &[PolicyStatus], metrics: &m
     );
 }
 
-fn configurations(status: &GatewayStatus, metrics: &mut Seen) {
+fn configurations(status: &GatewayStatus, metrics: &mut ObservedMetrics) {
     let configurations = status.configurations();
     let counts = [
         ("ok", configurations.applied),
