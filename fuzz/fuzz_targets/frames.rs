@@ -1,8 +1,10 @@
-//! The frame reader: whatever is sent, in whatever pieces, is read the same, and what it lets through is sound.
+//! The frame reader: whatever is sent, in whatever pieces, is read the same, and what it lets through is valid_bytes.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tollgate::frames::{Broken, Frames, Next, Part, Sender, Violation};
+use tollgate::frames::{
+    BrokenInput, FramePart, FrameReader, FrameSender, MessageKind, ProtocolViolation, ReadControl,
+};
 
 /// Small, so that the bound is met often.
 const MESSAGE_BYTES_MAX: u64 = 1024;
@@ -10,7 +12,7 @@ const MESSAGE_BYTES_MAX: u64 = 1024;
 /// What was read, with a message's pieces put together.
 #[derive(Debug, PartialEq)]
 enum Found {
-    Begun { text: bool },
+    Begun(MessageKind),
     Data(Vec<u8>),
     Ended,
     Ping,
@@ -18,8 +20,8 @@ enum Found {
     Closed(Option<u16>),
 }
 
-fn read(sender: Sender, input: &[u8], size: usize) -> (Vec<Found>, Option<Violation>) {
-    let mut frames = Frames::new(sender, MESSAGE_BYTES_MAX);
+fn read(sender: FrameSender, input: &[u8], size: usize) -> (Vec<Found>, Option<ProtocolViolation>) {
+    let mut frames = FrameReader::new(sender, MESSAGE_BYTES_MAX);
     let mut found = Vec::new();
     for piece in input.chunks(size) {
         let mut rest = piece;
@@ -27,8 +29,8 @@ fn read(sender: Sender, input: &[u8], size: usize) -> (Vec<Found>, Option<Violat
         while !rest.is_empty() && !frames.is_closed() {
             let progress = match frames.read(rest, |part| note(&mut found, part)) {
                 Ok(progress) => progress,
-                Err(Broken { sound, violation }) => {
-                    assert!(sound < rest.len(), "{sound} of {}", rest.len());
+                Err(BrokenInput { valid_bytes, violation }) => {
+                    assert!(valid_bytes < rest.len(), "{valid_bytes} of {}", rest.len());
                     return (found, Some(violation));
                 }
             };
@@ -44,22 +46,22 @@ fn read(sender: Sender, input: &[u8], size: usize) -> (Vec<Found>, Option<Violat
     (found, None)
 }
 
-fn note(found: &mut Vec<Found>, part: Part<'_>) -> Next {
+fn note(found: &mut Vec<Found>, part: FramePart<'_>) -> ReadControl {
     match part {
-        Part::Begin { text } => found.push(Found::Begun { text }),
-        Part::Data(piece) => match found.last_mut() {
+        FramePart::Begin(kind) => found.push(Found::Begun(kind)),
+        FramePart::Data(piece) => match found.last_mut() {
             Some(Found::Data(data)) => data.extend_from_slice(piece),
             _ if piece.is_empty() => {}
             _ => found.push(Found::Data(piece.to_vec())),
         },
-        Part::End => found.push(Found::Ended),
-        Part::Ping => found.push(Found::Ping),
-        Part::Pong => found.push(Found::Pong),
-        Part::Close { code } => found.push(Found::Closed(code)),
+        FramePart::End => found.push(Found::Ended),
+        FramePart::Ping => found.push(Found::Ping),
+        FramePart::Pong => found.push(Found::Pong),
+        FramePart::Close { code } => found.push(Found::Closed(code)),
     }
     match part {
-        Part::End | Part::Close { .. } => Next::Pause,
-        Part::Begin { .. } | Part::Data(_) | Part::Ping | Part::Pong => Next::Go,
+        FramePart::End | FramePart::Close { .. } => ReadControl::Pause,
+        FramePart::Begin(_) | FramePart::Data(_) | FramePart::Ping | FramePart::Pong => ReadControl::Continue,
     }
 }
 
@@ -96,9 +98,9 @@ fuzz_target!(|input: &[u8]| {
         return;
     };
     let sender = if choice & 1 == 0 {
-        Sender::Client
+        FrameSender::Client
     } else {
-        Sender::Server
+        FrameSender::Server
     };
     let whole = read(sender, frames, usize::MAX);
     check(&whole.0);

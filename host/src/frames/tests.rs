@@ -1,37 +1,37 @@
 use proptest::prelude::*;
 
+use super::mask::apply_mask;
 use super::*;
 
-/// What a side's bytes are read as, fed in pieces of `size`.
-fn read(sender: Sender, bytes: &[u8], size: usize) -> Result<Vec<String>, Violation> {
-    let mut frames = Frames::new(sender, 1 << 20);
-    let mut told: Vec<String> = Vec::new();
+/// Reads the bytes of one side in pieces of `size`, and returns what the reader found.
+fn read(sender: FrameSender, bytes: &[u8], size: usize) -> Result<Vec<String>, ProtocolViolation> {
+    let mut frames = FrameReader::new(sender, 1 << 20);
+    let mut found: Vec<String> = Vec::new();
     let mut text = Vec::new();
     for piece in bytes.chunks(size.max(1)) {
         let mut at = 0;
         while at < piece.len() && !frames.is_closed() {
             let progress = frames.read(&piece[at..], |part| {
                 match part {
-                    Part::Begin { text } => {
-                        told.push(if text { "text" } else { "binary" }.to_owned())
+                    FramePart::Begin(MessageKind::Text) => found.push("text".to_owned()),
+                    FramePart::Begin(MessageKind::Binary) => found.push("binary".to_owned()),
+                    FramePart::Data(data) => text.extend_from_slice(data),
+                    FramePart::End => {
+                        found.push(String::from_utf8_lossy(&std::mem::take(&mut text)).into_owned())
                     }
-                    Part::Data(data) => text.extend_from_slice(data),
-                    Part::End => {
-                        told.push(String::from_utf8_lossy(&std::mem::take(&mut text)).into_owned())
-                    }
-                    Part::Ping => told.push("ping".to_owned()),
-                    Part::Pong => told.push("pong".to_owned()),
-                    Part::Close { code } => told.push(format!("close {code:?}")),
+                    FramePart::Ping => found.push("ping".to_owned()),
+                    FramePart::Pong => found.push("pong".to_owned()),
+                    FramePart::Close { code } => found.push(format!("close {code:?}")),
                 }
-                Next::Go
+                ReadControl::Continue
             })?;
             at += progress.read;
         }
     }
-    Ok(told)
+    Ok(found)
 }
 
-/// A frame of a server's.
+/// Returns a frame from a server.
 fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![first];
     match payload.len() {
@@ -49,12 +49,12 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// The same frame of a client's.
+/// Returns the same frame from a client.
 fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = frame(first, payload);
     let at = frame.len() - payload.len();
     let mask = [0x12, 0x34, 0x56, 0x78];
-    unmask(&mut frame[at..], mask, 0);
+    apply_mask(&mut frame[at..], mask, 0);
     frame[1] |= 0x80;
     frame.splice(at..at, mask);
     frame
@@ -64,7 +64,7 @@ fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
 fn check(bytes: &[u8], expected: &[&str]) {
     for size in [1, 2, 3, 7, 64, 1 << 20] {
         assert_eq!(
-            read(Sender::Server, bytes, size).expect("sound frames"),
+            read(FrameSender::Server, bytes, size).expect("valid frames"),
             expected,
             "in pieces of {size}"
         );
@@ -72,7 +72,7 @@ fn check(bytes: &[u8], expected: &[&str]) {
 }
 
 #[track_caller]
-fn check_wrong(sender: Sender, bytes: &[u8], code: u16) {
+fn check_wrong(sender: FrameSender, bytes: &[u8], code: u16) {
     for size in [1, 3, 1 << 20] {
         let violation = read(sender, bytes, size).expect_err("a violation");
         assert_eq!(violation.code, code, "{violation}, in pieces of {size}");
@@ -80,7 +80,7 @@ fn check_wrong(sender: Sender, bytes: &[u8], code: u16) {
 }
 
 #[test]
-fn messages_are_whole_and_in_order_whatever_the_pieces() {
+fn messages_are_complete_and_in_order_in_any_pieces() {
     let long = "x".repeat(70_000);
     let all = [
         frame(0x81, b"hello"),
@@ -118,7 +118,7 @@ fn messages_are_whole_and_in_order_whatever_the_pieces() {
 }
 
 #[test]
-fn a_clients_frames_are_unmasked() {
+fn frames_from_a_client_are_unmasked() {
     let text = "masked, and longer than one piece: ".repeat(100);
     let all = [
         masked(0x01, text.as_bytes()),
@@ -127,9 +127,9 @@ fn a_clients_frames_are_unmasked() {
     ]
     .concat();
     for size in [1, 5, 1000, 1 << 20] {
-        let told = read(Sender::Client, &all, size).expect("sound frames");
+        let found = read(FrameSender::Client, &all, size).expect("valid frames");
         assert_eq!(
-            told,
+            found,
             [
                 "text".to_owned(),
                 format!("{text}!"),
@@ -140,8 +140,8 @@ fn a_clients_frames_are_unmasked() {
 }
 
 #[test]
-fn whoever_breaks_the_protocol_is_told_how() {
-    let server = Sender::Server;
+fn a_violation_has_the_code_that_the_rfc_demands() {
+    let server = FrameSender::Server;
     check_wrong(server, &frame(0xc1, b""), 1002);
     check_wrong(server, &frame(0x83, b""), 1002);
     check_wrong(server, &frame(0x8b, b""), 1002);
@@ -154,7 +154,7 @@ fn whoever_breaks_the_protocol_is_told_how() {
     check_wrong(server, &frame(0x89, &[0; 126]), 1002);
     check_wrong(server, &frame(0x09, b""), 1002);
     check_wrong(server, &masked(0x81, b"x"), 1002);
-    check_wrong(Sender::Client, &frame(0x81, b"x"), 1002);
+    check_wrong(FrameSender::Client, &frame(0x81, b"x"), 1002);
     check_wrong(server, &[0x81, 126, 0, 125], 1002);
     check_wrong(server, &[0x81, 127, 0, 0, 0, 0, 0, 0, 0xff, 0xff], 1002);
     check_wrong(server, &[0x82, 127, 0x80, 0, 0, 0, 0, 0, 0, 0], 1002);
@@ -176,32 +176,37 @@ fn whoever_breaks_the_protocol_is_told_how() {
 }
 
 #[test]
-fn a_message_at_its_bound_passes() {
-    let told = read(Sender::Server, &frame(0x82, &vec![b'x'; 1 << 20]), 4096).expect("not too big");
-    assert_eq!(told[1].len(), 1 << 20);
+fn a_message_at_its_limit_passes() {
+    let found = read(
+        FrameSender::Server,
+        &frame(0x82, &vec![b'x'; 1 << 20]),
+        4096,
+    )
+    .expect("not too big");
+    assert_eq!(found[1].len(), 1 << 20);
 }
 
 #[test]
-fn a_pause_leaves_the_rest_and_tells_where_the_message_began() {
+fn a_pause_leaves_the_rest_and_reports_where_the_message_began() {
     let input = [
         frame(0x81, b"one"),
         frame(0x81, b"two"),
         frame(0x81, b"three"),
     ]
     .concat();
-    let mut frames = Frames::new(Sender::Server, 100);
+    let mut frames = FrameReader::new(FrameSender::Server, 100);
     let mut ends = 0;
     let progress = frames.read(&input, |part| {
-        ends += usize::from(part == Part::End);
-        if part == Part::End && ends == 2 {
-            Next::Pause
+        ends += usize::from(part == FramePart::End);
+        if part == FramePart::End && ends == 2 {
+            ReadControl::Pause
         } else {
-            Next::Go
+            ReadControl::Continue
         }
     });
     assert_eq!(
         progress,
-        Ok(Progress {
+        Ok(FrameProgress {
             read: 10,
             message_at: 5
         })
@@ -210,9 +215,9 @@ fn a_pause_leaves_the_rest_and_tells_where_the_message_began() {
 }
 
 #[test]
-fn the_frames_that_the_gateway_makes_are_sound() {
-    for sender in [Sender::Client, Sender::Server] {
-        let told = read(
+fn the_frames_of_the_gateway_are_valid() {
+    for sender in [FrameSender::Client, FrameSender::Server] {
+        let found = read(
             sender,
             &[
                 ping_frame(sender),
@@ -221,12 +226,12 @@ fn the_frames_that_the_gateway_makes_are_sound() {
             .concat(),
             64,
         );
-        assert_eq!(told.expect("sound frames"), ["ping", "close Some(1012)"]);
+        assert_eq!(found.expect("valid frames"), ["ping", "close Some(1012)"]);
     }
 }
 
 #[test]
-fn the_answer_to_a_key_is_that_of_the_rfc() {
+fn the_accept_value_of_a_key_is_that_of_the_rfc() {
     assert_eq!(
         accept_of(b"dGhlIHNhbXBsZSBub25jZQ=="),
         "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
@@ -235,7 +240,7 @@ fn the_answer_to_a_key_is_that_of_the_rfc() {
     assert!(!is_key(b"short") && !is_key(b"dGhlIHNhbXBsZSBub25jZQ"));
 }
 
-/// Bytes that look like frames more often than chance would have it.
+/// Bytes that resemble frames more often than random bytes do.
 fn frame_like() -> impl Strategy<Value = Vec<u8>> {
     let first = prop_oneof![
         Just(0x81_u8),
@@ -251,22 +256,22 @@ fn frame_like() -> impl Strategy<Value = Vec<u8>> {
         prop::collection::vec(any::<u8>(), 0..20),
         "[a-zé𝄞]{0,90}".prop_map(String::into_bytes)
     ];
-    let sound = (first, payload, any::<bool>()).prop_map(|(first, payload, by_client)| {
-        if by_client {
+    let valid = (first, payload, any::<bool>()).prop_map(|(first, payload, is_masked)| {
+        if is_masked {
             masked(first, &payload)
         } else {
             frame(first, &payload)
         }
     });
     let any_bytes = prop::collection::vec(any::<u8>(), 0..30);
-    prop::collection::vec(prop_oneof![4 => sound, 1 => any_bytes], 0..12)
+    prop::collection::vec(prop_oneof![4 => valid, 1 => any_bytes], 0..12)
         .prop_map(|parts| parts.concat())
 }
 
 proptest! {
     #[test]
-    fn whatever_is_sent_reads_the_same_in_any_pieces(bytes in frame_like(), size in 1_usize..9) {
-        for sender in [Sender::Client, Sender::Server] {
+    fn any_bytes_read_the_same_in_any_pieces(bytes in frame_like(), size in 1_usize..9) {
+        for sender in [FrameSender::Client, FrameSender::Server] {
             let whole = read(sender, &bytes, usize::MAX).map_err(|violation| violation.code);
             let pieces = read(sender, &bytes, size).map_err(|violation| violation.code);
             prop_assert_eq!(whole, pieces);
@@ -275,19 +280,22 @@ proptest! {
 }
 
 #[test]
-fn what_comes_before_a_violation_is_sound_and_nothing_after_it_is_read() {
+fn bytes_before_a_violation_are_valid_and_nothing_after_it_is_read() {
     let input = [
         frame(0x81, b"one"),
         frame(0xf1, b"two"),
         frame(0x81, b"three"),
     ]
     .concat();
-    let mut frames = Frames::new(Sender::Server, 100);
+    let mut frames = FrameReader::new(FrameSender::Server, 100);
     let broken = frames
-        .read(&input, |_| Next::Go)
+        .read(&input, |_| ReadControl::Continue)
         .expect_err("reserved bits");
-    assert_eq!((broken.sound, broken.violation.code), (5, PROTOCOL_ERROR));
+    assert_eq!(
+        (broken.valid_bytes, broken.violation.code),
+        (5, PROTOCOL_ERROR)
+    );
     frames
-        .read(&frame(0x81, b"x"), |_| panic!("it is broken"))
-        .expect_err("still");
+        .read(&frame(0x81, b"x"), |_| panic!("the reader is broken"))
+        .expect_err("still broken");
 }

@@ -1,35 +1,35 @@
-//! Whether a text that arrives in pieces is UTF-8.
+//! The check that a text in pieces is UTF-8.
 
-/// The longest beginning of a character that can be cut off.
-const CUT_BYTES: usize = 3;
+/// The longest incomplete character.
+const INCOMPLETE_BYTES_MAX: usize = 3;
 
-/// What is known of a text so far.
+/// A check of one text.
 #[derive(Debug, Default)]
-pub(super) struct Utf8 {
-    /// The beginning of a character whose rest is to come.
-    cut: [u8; CUT_BYTES],
-    have: usize,
+pub(super) struct Utf8Check {
+    /// The first bytes of a character whose rest has not arrived.
+    incomplete: [u8; INCOMPLETE_BYTES_MAX],
+    len: usize,
 }
 
-impl Utf8 {
-    /// Reads a piece. Answers whether it can be part of a text.
+impl Utf8Check {
+    /// Reads a piece. Returns `false` if no valid text contains it at this place.
     pub(super) fn feed(&mut self, mut piece: &[u8]) -> bool {
-        while self.have > 0 {
+        while self.len > 0 {
             let Some((next, rest)) = piece.split_first() else {
                 return true;
             };
-            let mut character = [0; CUT_BYTES + 1];
-            character[..self.have].copy_from_slice(&self.cut[..self.have]);
-            character[self.have] = *next;
+            let mut character = [0; INCOMPLETE_BYTES_MAX + 1];
+            character[..self.len].copy_from_slice(&self.incomplete[..self.len]);
+            character[self.len] = *next;
             piece = rest;
-            match std::str::from_utf8(&character[..=self.have]) {
-                Ok(_) => self.have = 0,
-                Err(error) if error.error_len().is_some() || self.have == CUT_BYTES => {
+            match std::str::from_utf8(&character[..=self.len]) {
+                Ok(_) => self.len = 0,
+                Err(error) if error.error_len().is_some() || self.len == INCOMPLETE_BYTES_MAX => {
                     return false;
                 }
                 Err(_) => {
-                    self.cut[self.have] = *next;
-                    self.have += 1;
+                    self.incomplete[self.len] = *next;
+                    self.len += 1;
                 }
             }
         }
@@ -37,17 +37,17 @@ impl Utf8 {
             Ok(_) => true,
             Err(error) if error.error_len().is_some() => false,
             Err(error) => {
-                let cut = &piece[error.valid_up_to()..];
-                self.cut[..cut.len()].copy_from_slice(cut);
-                self.have = cut.len();
+                let incomplete = &piece[error.valid_up_to()..];
+                self.incomplete[..incomplete.len()].copy_from_slice(incomplete);
+                self.len = incomplete.len();
                 true
             }
         }
     }
 
-    /// Whether no character is cut off.
-    pub(super) fn is_whole(&self) -> bool {
-        self.have == 0
+    /// Whether the last character is complete.
+    pub(super) fn is_complete(&self) -> bool {
+        self.len == 0
     }
 }
 
@@ -58,10 +58,10 @@ mod tests {
     #[track_caller]
     fn check(text: &[u8], expected: bool) {
         for size in 1..=text.len().max(1) {
-            let mut utf8 = Utf8::default();
+            let mut utf8 = Utf8Check::default();
             let fed = text.chunks(size).all(|piece| utf8.feed(piece));
             assert_eq!(
-                fed && utf8.is_whole(),
+                fed && utf8.is_complete(),
                 expected,
                 "{text:?} in pieces of {size}"
             );
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_are_judged_as_the_whole() {
+    fn pieces_are_checked_as_one_text() {
         check("κόσμε 𝄞 x".as_bytes(), true);
         check(b"", true);
         for wrong in [

@@ -10,7 +10,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::timeout;
 
 use super::side::SocketSide;
-use crate::frames::{Broken, Frames, Next, Part, Sender, Violation};
+use crate::frames::{
+    BrokenInput, FramePart, FrameReader, FrameSender, MessageKind, ProtocolViolation, ReadControl,
+};
 use crate::ledger::Commit;
 
 /// What is read at once. The buffer is its thread's: a socket that is idle has none.
@@ -33,7 +35,7 @@ pub(super) enum FlowEnd {
     /// The receiver is.
     ReceiverGone,
     /// The sender broke the protocol, or a bound.
-    Violation(Violation),
+    Violation(ProtocolViolation),
     /// A row could not be committed.
     NotRecorded,
 }
@@ -42,7 +44,7 @@ pub(super) enum FlowEnd {
 pub(super) trait FlowWatcher {
     /// # Errors
     /// A bound is broken.
-    fn begin(&mut self, text: bool) -> Result<(), Violation>;
+    fn begin(&mut self, kind: MessageKind) -> Result<(), ProtocolViolation>;
     fn data(&mut self, piece: &[u8]);
     /// A message is whole. Its last byte waits for the commit, where there is one.
     fn end(&mut self) -> Option<Commit>;
@@ -52,7 +54,7 @@ pub(super) trait FlowWatcher {
 
 /// One direction.
 pub(super) struct SocketFlow {
-    frames: Frames,
+    frames: FrameReader,
     /// What waits to be written, from `written` on.
     pending: Vec<u8>,
     written: usize,
@@ -72,9 +74,9 @@ pub(super) struct SocketFlow {
 }
 
 impl SocketFlow {
-    pub(super) fn new(sender: Sender, message_bytes_max: u64) -> Self {
+    pub(super) fn new(sender: FrameSender, message_bytes_max: u64) -> Self {
         Self {
-            frames: Frames::new(sender, message_bytes_max),
+            frames: FrameReader::new(sender, message_bytes_max),
             pending: Vec::new(),
             written: 0,
             unflushed: false,
@@ -142,7 +144,7 @@ impl SocketFlow {
                 _ => return,
             };
             // One that broke the protocol is not understood any more, and read all the same.
-            let _ = self.frames.read(&buffer[..read], |_| Next::Go);
+            let _ = self.frames.read(&buffer[..read], |_| ReadControl::Continue);
         }
     }
 
@@ -226,26 +228,29 @@ impl SocketFlow {
         input: &[u8],
         to: Pin<&mut SocketSide>,
         watcher: &mut impl FlowWatcher,
-    ) -> Result<(), Violation> {
+    ) -> Result<(), ProtocolViolation> {
         let mut commit = None;
         let mut broken = None;
         let read = self.frames.read(input, |part| {
             match part {
-                Part::Begin { text } => broken = watcher.begin(text).err(),
-                Part::Data(piece) => watcher.data(piece),
-                Part::End => commit = watcher.end(),
-                Part::Ping | Part::Pong | Part::Close { .. } => watcher.control(),
+                FramePart::Begin(kind) => broken = watcher.begin(kind).err(),
+                FramePart::Data(piece) => watcher.data(piece),
+                FramePart::End => commit = watcher.end(),
+                FramePart::Ping | FramePart::Pong | FramePart::Close { .. } => watcher.control(),
             }
             if commit.is_some() || broken.is_some() {
-                Next::Pause
+                ReadControl::Pause
             } else {
-                Next::Go
+                ReadControl::Continue
             }
         });
         let read = match read {
             Ok(read) => read,
-            Err(Broken { sound, violation }) => {
-                self.forward_whole(cx, &input[..sound], to);
+            Err(BrokenInput {
+                valid_bytes,
+                violation,
+            }) => {
+                self.forward_whole(cx, &input[..valid_bytes], to);
                 return Err(violation);
             }
         };
@@ -327,5 +332,5 @@ impl SocketFlow {
 
 enum ReadStop {
     Gone,
-    Violation(Violation),
+    Violation(ProtocolViolation),
 }

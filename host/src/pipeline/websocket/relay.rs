@@ -20,7 +20,7 @@ use super::turns::SocketTurns;
 use super::waking::WakeablePart;
 use super::watching::{ClientWatcher, UpstreamWatcher};
 use crate::credentials::{Credential, Identity};
-use crate::frames::{GOING_AWAY, Sender, Violation, close_frame, ping_frame};
+use crate::frames::{FrameSender, GOING_AWAY, ProtocolViolation, close_frame, ping_frame};
 use crate::pipeline::attempt::select::choice_for_session;
 use crate::pipeline::exchange::Exchange;
 use crate::pipeline::service::Service;
@@ -122,8 +122,8 @@ impl SocketRelay {
         Self {
             turns: SocketTurns::new(socket, credential, presented),
             live,
-            up: SocketFlow::new(Sender::Client, bytes_max),
-            down: SocketFlow::new(Sender::Server, bytes_max),
+            up: SocketFlow::new(FrameSender::Client, bytes_max),
+            down: SocketFlow::new(FrameSender::Server, bytes_max),
             closed: ClosedDirections::default(),
             leaving: None,
             heard: LastHeard::new(Instant::now()),
@@ -224,7 +224,7 @@ impl SocketRelay {
         upstream: &mut SocketSide,
     ) {
         let closing = async {
-            let told = close_frame(Sender::Server, reason.code, reason.text);
+            let told = close_frame(FrameSender::Server, reason.code, reason.text);
             if self.closed.down || self.down.finish(client, &told).await.is_err() {
                 return;
             }
@@ -232,7 +232,7 @@ impl SocketRelay {
                 // Upstream may be gone; the client's own close frame goes nowhere then.
                 let _ = self
                     .up
-                    .finish(upstream, &close_frame(Sender::Client, GOING_AWAY, ""))
+                    .finish(upstream, &close_frame(FrameSender::Client, GOING_AWAY, ""))
                     .await;
             }
             if !self.closed.up || self.closed.upstream_broke {
@@ -358,8 +358,8 @@ impl SocketRelay {
                 self.closed.upstream_broke = true;
                 None
             }
-            FlowEnd::Violation(Violation { code, what }) => Some(RelayOutcome::Close(
-                CloseReason { code, text: what },
+            FlowEnd::Violation(ProtocolViolation { code, reason }) => Some(RelayOutcome::Close(
+                CloseReason { code, text: reason },
                 End::ClientGone,
             )),
         }
@@ -385,7 +385,7 @@ impl SocketRelay {
             FlowEnd::SenderGone => Some(RelayOutcome::Close(BROKE, End::UpstreamGone)),
             FlowEnd::Violation(violation) => {
                 tracing::warn!(
-                    what = violation.what,
+                    what = violation.reason,
                     "upstream broke the WebSocket protocol"
                 );
                 Some(RelayOutcome::Close(BROKE, End::UpstreamGone))
@@ -454,7 +454,7 @@ impl SocketRelay {
                 return Some(RelayOutcome::Over(End::ClientGone));
             }
             self.heard.pinged = true;
-            self.down.send_own(&ping_frame(Sender::Server));
+            self.down.send_own(&ping_frame(FrameSender::Server));
         }
         None
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use http::StatusCode;
 
 use crate::credentials::{Credential, Identity, IdentityKind};
-use crate::frames::{POLICY_VIOLATION, TRY_LATER, Violation};
+use crate::frames::{MessageKind, POLICY_VIOLATION, ProtocolViolation, TRY_LATER};
 use crate::ledger::{Commit, Room};
 use crate::meter::{CreateScan, Event, EventScan};
 use crate::pipeline::answer::settle::settle;
@@ -88,21 +88,21 @@ impl SocketTurns {
     ///
     /// # Errors
     /// There is none, or as many responses as may be are waited for.
-    pub(super) fn client_begins(&mut self, text: bool) -> Result<(), Violation> {
-        self.in_text[UP] = text;
-        if !text {
+    pub(super) fn client_begins(&mut self, kind: MessageKind) -> Result<(), ProtocolViolation> {
+        self.in_text[UP] = kind == MessageKind::Text;
+        if kind != MessageKind::Text {
             return Ok(());
         }
         if self.open.len() >= OPEN_MAX {
-            return Err(Violation {
+            return Err(ProtocolViolation {
                 code: POLICY_VIOLATION,
-                what: "too many responses are waited for",
+                reason: "too many responses are waited for",
             });
         }
         let room = self.service().parts().ledger.reserve();
-        self.room = Some(room.map_err(|_| Violation {
+        self.room = Some(room.map_err(|_| ProtocolViolation {
             code: TRY_LATER,
-            what: "the gateway has no room for a response",
+            reason: "the gateway has no room for a response",
         })?);
         self.create.begin();
         Ok(())
@@ -126,9 +126,9 @@ impl SocketTurns {
         }
     }
 
-    pub(super) fn upstream_begins(&mut self, text: bool) {
-        self.in_text[DOWN] = text;
-        if text {
+    pub(super) fn upstream_begins(&mut self, kind: MessageKind) {
+        self.in_text[DOWN] = kind == MessageKind::Text;
+        if kind == MessageKind::Text {
             self.event.begin();
         }
         if let Some(turn) = self.open.front_mut() {

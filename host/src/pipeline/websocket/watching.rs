@@ -3,7 +3,7 @@
 use super::flow::FlowWatcher;
 use super::timing::LastHeard;
 use super::turns::SocketTurns;
-use crate::frames::Violation;
+use crate::frames::{MessageKind, ProtocolViolation};
 use crate::ledger::Commit;
 
 /// Reads what the client sends.
@@ -13,10 +13,10 @@ pub(super) struct ClientWatcher<'a> {
 }
 
 impl FlowWatcher for ClientWatcher<'_> {
-    fn begin(&mut self, text: bool) -> Result<(), Violation> {
+    fn begin(&mut self, kind: MessageKind) -> Result<(), ProtocolViolation> {
         self.heard.now.message = true;
         self.control();
-        self.turns.client_begins(text)
+        self.turns.client_begins(kind)
     }
 
     fn data(&mut self, piece: &[u8]) {
@@ -44,10 +44,10 @@ pub(super) struct UpstreamWatcher<'a> {
 }
 
 impl FlowWatcher for UpstreamWatcher<'_> {
-    fn begin(&mut self, text: bool) -> Result<(), Violation> {
+    fn begin(&mut self, kind: MessageKind) -> Result<(), ProtocolViolation> {
         self.control();
         self.heard.now.message = true;
-        self.turns.upstream_begins(text);
+        self.turns.upstream_begins(kind);
         Ok(())
     }
 
