@@ -1,18 +1,20 @@
-//! The scanners of messages: whatever is sent, in whatever pieces, means the same, message after message.
+//! The scanners of messages: any input means the same in any pieces, message after message.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tollgate::meter::{Create, CreateScan, Event, EventScan};
+use tollgate::meter::{
+    ClientMessageScan, ResponseCreate, UpstreamMessage, UpstreamMessageScan,
+};
 use tollgate::values::clock::Timestamp;
 use tollgate::values::exchange::Metered;
 
 const NOW: Timestamp = Timestamp(1_000_000_000);
 
-/// Stands between messages; no UTF-8 has it.
+/// Separates messages; UTF-8 does not contain it.
 const BETWEEN: u8 = 0xff;
 
-fn read(messages: &[u8], size: usize) -> Vec<(Event, Option<Metered>, Option<Create>)> {
-    let (mut events, mut creates) = (EventScan::default(), CreateScan::default());
+fn read(messages: &[u8], size: usize) -> Vec<(UpstreamMessage, Option<Metered>, Option<ResponseCreate>)> {
+    let (mut events, mut creates) = (UpstreamMessageScan::default(), ClientMessageScan::default());
     let each = messages.split(|byte| *byte == BETWEEN).map(|message| {
         events.begin();
         creates.begin();
@@ -21,8 +23,8 @@ fn read(messages: &[u8], size: usize) -> Vec<(Event, Option<Metered>, Option<Cre
             creates.feed(piece);
         }
         let event = events.end(|| NOW);
-        // As the relay does: with what ends a response goes what was found of it.
-        let ended = matches!(event, Event::Ended(_) | Event::Error { .. });
+        // As the relay does: the end of a response takes what was found out about it.
+        let ended = matches!(event, UpstreamMessage::Ended(_) | UpstreamMessage::Error { .. });
         (event, ended.then(|| events.take_metered()), creates.end())
     });
     each.collect()

@@ -48,7 +48,7 @@ use self::supervisor::{
 use self::upkeep::Upkeep;
 use self::usage_files::{UsageFiles, UsageFilesWriter};
 use crate::config::{Config, ServiceConfig};
-use crate::ledger::{KnownMaker, KnownSession, Ledger};
+use crate::ledger::{Ledger, ResponseIssuer, StoredSession};
 use crate::listener::ClientListener;
 use crate::pipeline::{Service, restore_affinity};
 use crate::tls::Tls;
@@ -497,11 +497,11 @@ fn restore_sessions(ledger: &Ledger, services: &[(Arc<Service>, Option<Tls>)], l
 fn read_sessions(
     ledger: &Ledger,
     limits: &Limits,
-) -> Result<(Vec<KnownSession>, Vec<KnownMaker>), Box<dyn std::error::Error>> {
+) -> Result<(Vec<StoredSession>, Vec<ResponseIssuer>), Box<dyn std::error::Error>> {
     let reader = ledger.reader()?;
     let since = Timestamp::now().before(limits.session_lifetime);
     let sessions = reader.sessions(limits.sessions)?;
-    let issuers = reader.makers(since, limits.sessions)?;
+    let issuers = reader.issuers(since, limits.sessions)?;
     Ok((sessions, issuers))
 }
 

@@ -12,7 +12,7 @@ use super::output::print;
 use super::table::{CellSide, lines};
 use crate::config::Config;
 use crate::files::beside;
-use crate::ledger::{FILE_NAME, Reader};
+use crate::ledger::{FILE_NAME, LedgerReader};
 use crate::policy::{Asked, Call, Said};
 use crate::values::clock::Timestamp;
 use crate::values::money::NanoUsd;
@@ -29,7 +29,7 @@ pub(super) struct ExplainArgs {
 pub(super) fn explain(args: &ExplainArgs) -> Result<(), CommandFailure> {
     let config = load(args.config.as_deref())?.config;
     let reader =
-        Reader::open(&config.data_dir.join(FILE_NAME)).map_err(|error| error.to_string())?;
+        LedgerReader::open(&config.data_dir.join(FILE_NAME)).map_err(|error| error.to_string())?;
     let row = reader
         .row(&args.request_id)
         .map_err(|error| format!("ledger: {error}"))?;

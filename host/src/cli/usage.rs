@@ -9,7 +9,7 @@ use super::configuration::load;
 use super::error::CommandFailure;
 use super::output::print;
 use super::table::{CellSide, lines as table_lines};
-use crate::ledger::{By, FILE_NAME, Reader, Summary};
+use crate::ledger::{FILE_NAME, LedgerReader, UsageGrouping, UsageSummary};
 use crate::values::money::NanoUsd;
 
 #[derive(Debug, clap::Args)]
@@ -37,12 +37,12 @@ enum GroupBy {
 }
 
 impl GroupBy {
-    fn by(self) -> By {
+    fn by(self) -> UsageGrouping {
         match self {
-            Self::User => By::User,
-            Self::Model => By::Model,
-            Self::Credential => By::Credential,
-            Self::Day => By::Day,
+            Self::User => UsageGrouping::User,
+            Self::Model => UsageGrouping::Model,
+            Self::Credential => UsageGrouping::Credential,
+            Self::Day => UsageGrouping::Day,
         }
     }
 
@@ -77,7 +77,7 @@ pub(super) fn usage(args: &UsageArgs) -> Result<(), CommandFailure> {
         )
         .into());
     }
-    let reader = Reader::open(&path).map_err(|error| error.to_string())?;
+    let reader = LedgerReader::open(&path).map_err(|error| error.to_string())?;
     let summaries = reader
         .summary(args.by.by())
         .map_err(|error| format!("{}: {error}", path.display()))?;
@@ -89,8 +89,8 @@ pub(super) fn usage(args: &UsageArgs) -> Result<(), CommandFailure> {
     print(&text)
 }
 
-fn numbers(summary: &Summary) -> [u64; 6] {
-    let Summary {
+fn numbers(summary: &UsageSummary) -> [u64; 6] {
+    let UsageSummary {
         requests,
         not_complete,
         input,
@@ -109,7 +109,7 @@ fn numbers(summary: &Summary) -> [u64; 6] {
     ]
 }
 
-fn as_json(by: GroupBy, summaries: &[Summary]) -> String {
+fn as_json(by: GroupBy, summaries: &[UsageSummary]) -> String {
     let rows: Vec<_> = summaries
         .iter()
         .map(|summary| {
@@ -129,7 +129,7 @@ fn as_json(by: GroupBy, summaries: &[Summary]) -> String {
     format!("{:#}", json!(rows))
 }
 
-fn as_csv(by: GroupBy, summaries: &[Summary]) -> String {
+fn as_csv(by: GroupBy, summaries: &[UsageSummary]) -> String {
     let mut lines = vec![format!("{},{}", by.name(), NUMBER_COLUMNS.join(","))];
     for summary in summaries {
         let numbers: Vec<String> = numbers(summary).iter().map(u64::to_string).collect();
@@ -157,7 +157,7 @@ fn quoted(field: &str) -> String {
     }
 }
 
-fn as_table(by: GroupBy, summaries: &[Summary]) -> String {
+fn as_table(by: GroupBy, summaries: &[UsageSummary]) -> String {
     if summaries.is_empty() {
         return "no requests yet".to_owned();
     }
@@ -195,7 +195,7 @@ fn as_table(by: GroupBy, summaries: &[Summary]) -> String {
     lines.join("\n")
 }
 
-fn cells(name: &str, summary: &Summary) -> [String; 9] {
+fn cells(name: &str, summary: &UsageSummary) -> [String; 9] {
     let [requests, not_complete, input, cached, output, reasoning] = numbers(summary).map(grouped);
     let cost = summary.cost.to_string();
     [
@@ -211,9 +211,9 @@ fn cells(name: &str, summary: &Summary) -> [String; 9] {
     ]
 }
 
-fn total(summaries: &[Summary]) -> Summary {
-    let sum = |of: fn(&Summary) -> u64| summaries.iter().map(of).sum();
-    Summary {
+fn total(summaries: &[UsageSummary]) -> UsageSummary {
+    let sum = |of: fn(&UsageSummary) -> u64| summaries.iter().map(of).sum();
+    UsageSummary {
         name: String::new(),
         requests: sum(|summary| summary.requests),
         not_complete: sum(|summary| summary.not_complete),
@@ -243,8 +243,8 @@ fn grouped(number: u64) -> String {
 mod tests {
     use super::*;
 
-    fn summary(name: &str) -> Summary {
-        Summary {
+    fn summary(name: &str) -> UsageSummary {
+        UsageSummary {
             name: name.to_owned(),
             requests: 1234,
             not_complete: 1,

@@ -1,4 +1,4 @@
-//! The ledger's file: whether it is one, which version it is, and how it is opened.
+//! The ledger's file: its schema, its identification, and how it is opened and locked.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read};
@@ -16,7 +16,7 @@ const APPLICATION_ID_AT: usize = 68;
 const HEADER_BYTES: usize = 100;
 const SQLITE_MAGIC: &[u8] = b"SQLite format 3\0";
 
-/// What makes each version of the schema from the one before. Released steps are never changed.
+/// The steps from each version of the schema to the next. Released steps are never changed.
 const MIGRATIONS: [&str; 5] = [
     "CREATE TABLE usage (
         id INTEGER PRIMARY KEY,
@@ -55,7 +55,7 @@ const MIGRATIONS: [&str; 5] = [
         through_before INTEGER NOT NULL,
         digest_before TEXT
     ) STRICT;",
-    // The user is empty where a service has none: a key must be no NULL.
+    // The user is empty if the service has no users: a key must not be NULL.
     "CREATE TABLE session_home (
         service TEXT NOT NULL,
         pool TEXT NOT NULL,
@@ -69,47 +69,49 @@ const MIGRATIONS: [&str; 5] = [
     "ALTER TABLE usage ADD COLUMN previous_response_id TEXT;",
 ];
 
-/// The ledger cannot be used.
+/// Why the ledger cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
-    /// The file system is at fault.
+    /// The file system reports an error.
     #[error("cannot use {path}: {reason}")]
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// Why.
+        /// The error.
         reason: String,
     },
-    /// The file is no ledger.
-    #[error("{path}: expected a Tollgate ledger, found {found}; it was left alone")]
+    /// The file is not a ledger.
+    #[error("{path}: expected a Tollgate ledger, found {found}; the file was not changed")]
     Foreign {
         /// The file.
         path: PathBuf,
-        /// What it is.
+        /// A description of it.
         found: &'static str,
     },
-    /// A newer version made the file.
-    #[error("{path}: made by a newer version of Tollgate (schema {found}, this one knows {known})")]
+    /// A newer version of Tollgate created the file.
+    #[error(
+        "{path}: expected a schema of version {known} or older, found {found}; use the newer version of Tollgate that created it"
+    )]
     Newer {
         /// The file.
         path: PathBuf,
-        /// Its version.
+        /// The version of its schema.
         found: usize,
-        /// The newest that is known.
+        /// The newest version that this build knows.
         known: usize,
     },
     /// Another process writes it.
-    #[error("{path}: in use by another process; each gateway needs a data_dir of its own")]
+    #[error("{path}: in use by another process; give each gateway its own data_dir")]
     InUse {
         /// The folder.
         path: PathBuf,
     },
-    /// SQLite says why.
+    /// SQLite reports an error.
     #[error("{path}: {source}")]
     Sqlite {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The error.
         source: rusqlite::Error,
     },
 }
@@ -130,7 +132,7 @@ impl LedgerError {
     }
 }
 
-/// Makes the folder, and takes the lock that one process holds.
+/// Creates the folder and locks it for this process.
 pub(super) fn lock(data_dir: &Path) -> Result<File, LedgerError> {
     let failed = |error: io::Error| LedgerError::io(data_dir, &error);
     DirBuilder::new()
@@ -155,7 +157,7 @@ pub(super) fn lock(data_dir: &Path) -> Result<File, LedgerError> {
     }
 }
 
-/// Opens the ledger at `path` for writing, made or brought up to date where needed.
+/// Opens the ledger at `path` for writing. Creates or migrates it if necessary.
 pub(super) fn open(path: &Path, bytes_max: u64) -> Result<Connection, LedgerError> {
     check(path)?;
     let failed = LedgerError::sqlite(path);
@@ -174,7 +176,7 @@ pub(super) fn open(path: &Path, bytes_max: u64) -> Result<Connection, LedgerErro
         .busy_timeout(Duration::from_secs(5))
         .map_err(&failed)?;
     if is_new {
-        // Before the log is ahead of the file: at whatever instant the process is killed, the header says what it is.
+        // Before SQLite writes to its log: whenever the process is killed, the header identifies the file.
         connection
             .pragma_update(None, "application_id", APPLICATION_ID)
             .map_err(&failed)?;
@@ -208,13 +210,13 @@ pub(super) fn open_to_read(path: &Path) -> Result<Connection, LedgerError> {
     if version == 0 {
         return Err(LedgerError::Foreign {
             path: path.to_owned(),
-            found: "an empty one that no gateway has opened",
+            found: "an empty file that no gateway has opened",
         });
     }
     Ok(connection)
 }
 
-/// Looks at the file before SQLite does: what is no ledger is not touched.
+/// Checks the file before SQLite opens it, so that a file that is not a ledger is not changed.
 fn check(path: &Path) -> Result<(), LedgerError> {
     let foreign = |found: &'static str| {
         Err(LedgerError::Foreign {
@@ -228,7 +230,7 @@ fn check(path: &Path) -> Result<(), LedgerError> {
         Err(error) => return Err(LedgerError::io(path, &error)),
     };
     if !meta.is_file() {
-        return foreign("something that is no file");
+        return foreign("something that is not a file");
     }
     if meta.len() == 0 {
         return Ok(());

@@ -1,4 +1,4 @@
-//! Reading the ledger: sums for a person, and rows for the usage files.
+//! Reads of the ledger: sums for the command line, and rows for the usage files.
 
 use std::path::Path;
 
@@ -9,20 +9,20 @@ use serde_json::{Map, Value};
 use super::file::{self, LedgerError};
 use crate::values::money::NanoUsd;
 
-/// What to sum by.
+/// What the sums are grouped by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum By {
-    /// The user.
+pub enum UsageGrouping {
+    /// The user's name.
     User,
-    /// The model.
+    /// The model that answered.
     Model,
-    /// The credential.
+    /// The credential's tag.
     Credential,
     /// The day on which the request began, in local time.
     Day,
 }
 
-impl By {
+impl UsageGrouping {
     fn column(self) -> &'static str {
         match self {
             Self::User => "coalesce(user, '-')",
@@ -35,111 +35,118 @@ impl By {
 
 /// The sums of a group of rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Summary {
-    /// The user, model, credential or day; `-` for none.
+pub struct UsageSummary {
+    /// The user, model, credential or day; `-` if the rows have none.
     pub name: String,
-    /// Requests.
+    /// The number of requests.
     pub requests: u64,
-    /// Requests that ended otherwise than complete.
+    /// Requests whose end is not `complete`.
     pub not_complete: u64,
-    /// Input tokens.
+    /// Input tokens, including the cached ones.
     pub input: u64,
-    /// Of those, cached.
+    /// Input tokens that were read from a prompt cache.
     pub cached: u64,
-    /// Output tokens.
+    /// Output tokens, including those for reasoning.
     pub output: u64,
-    /// Of those, reasoning.
+    /// Output tokens for reasoning.
     pub reasoning: u64,
-    /// The cost of what was priced.
+    /// The cost of the priced requests.
     pub cost: NanoUsd,
-    /// Requests with usage that was not priced.
+    /// Requests with usage but without a price.
     pub unpriced: u64,
 }
 
-/// A row as a usage file counts it.
+/// The columns of a row that a usage file needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UsageRow {
-    /// Its number.
+pub struct UsageFileRow {
+    /// The row's number.
     pub id: u64,
-    /// The model.
+    /// The model that answered.
     pub model: String,
-    /// The service tier.
+    /// The service tier as upstream names it.
     pub service_tier: String,
-    /// The context window; none where it was not priced.
+    /// The context window of the price; none without a price.
     pub context_window: Option<u64>,
-    /// The start of the credential's week.
+    /// The start of the credential's week, in Unix seconds.
     pub week_start_unix: Option<u64>,
-    /// The user.
+    /// The user's name, if the service has users.
     pub user: Option<String>,
-    /// Input tokens.
+    /// Input tokens, including the cached ones.
     pub input: u64,
-    /// Of those, cached.
+    /// Input tokens that were read from a prompt cache.
     pub cached: u64,
-    /// Output tokens.
+    /// Output tokens of the response.
     pub output: u64,
-    /// The cost.
+    /// The cost; 0 without a price.
     pub cost: NanoUsd,
 }
 
-/// How far a usage file was written, and how far before that: a kill can come between noting and writing.
+/// Which rows a usage file contains, now and before: the process may be killed between saving this and replacing the
+/// file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ViewState {
+pub struct UsageFileState {
     /// The last row in the file.
     pub through: u64,
-    /// The file's SHA-256; none where it has not been written.
+    /// The file's SHA-256; none if it has not been written.
     pub digest: Option<String>,
-    /// The last row in the file before.
+    /// The last row in the previous file.
     pub through_before: u64,
-    /// The SHA-256 of the file before.
+    /// The SHA-256 of the previous file.
     pub digest_before: Option<String>,
 }
 
-/// A connection that reads the ledger.
+/// A connection that only reads the ledger.
 #[derive(Debug)]
-pub struct Reader {
-    pub(super) connection: Connection,
+pub struct LedgerReader {
+    connection: Connection,
 }
 
-impl Reader {
+impl LedgerReader {
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// Opens the ledger at `path`.
+    ///
     /// # Errors
-    /// The file is missing or no ledger.
+    /// The file is missing or not a ledger.
     pub fn open(path: &Path) -> Result<Self, LedgerError> {
         Ok(Self {
             connection: file::open_to_read(path)?,
         })
     }
 
-    /// The sums of all rows, grouped.
+    /// Returns the sums of all rows, grouped.
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn summary(&self, by: By) -> rusqlite::Result<Vec<Summary>> {
+    pub fn summary(&self, by: UsageGrouping) -> rusqlite::Result<Vec<UsageSummary>> {
         let sql = format!(
             "SELECT {column} AS name, count(*), sum(end <> 'complete'), sum(coalesce(input_tokens, 0)),
                 sum(coalesce(cached_tokens, 0)), sum(coalesce(output_tokens, 0)), sum(coalesce(reasoning_tokens, 0)),
                 sum(coalesce(cost_nanousd, 0)), sum(unpriced_reason IS NOT NULL)
             FROM usage GROUP BY name ORDER BY {order}",
             column = by.column(),
-            order = if by == By::Day { "name" } else { "sum(coalesce(cost_nanousd, 0)) DESC, name" },
+            order = if by == UsageGrouping::Day { "name" } else { "sum(coalesce(cost_nanousd, 0)) DESC, name" },
         );
         let mut query = self.connection.prepare(&sql)?;
         let rows = query.query_map([], |row| {
-            Ok(Summary {
+            Ok(UsageSummary {
                 name: row.get(0)?,
-                requests: whole(row.get(1)?),
-                not_complete: whole(row.get(2)?),
-                input: whole(row.get(3)?),
-                cached: whole(row.get(4)?),
-                output: whole(row.get(5)?),
-                reasoning: whole(row.get(6)?),
-                cost: NanoUsd(whole(row.get(7)?)),
-                unpriced: whole(row.get(8)?),
+                requests: unsigned(row.get(1)?),
+                not_complete: unsigned(row.get(2)?),
+                input: unsigned(row.get(3)?),
+                cached: unsigned(row.get(4)?),
+                output: unsigned(row.get(5)?),
+                reasoning: unsigned(row.get(6)?),
+                cost: NanoUsd(unsigned(row.get(7)?)),
+                unpriced: unsigned(row.get(8)?),
             })
         })?;
         rows.collect()
     }
 
-    /// The rows with usage of a credential after row `after`, in order, at most `most`.
+    /// Returns the first `rows_max` rows with usage of a credential after row `after`.
     ///
     /// # Errors
     /// The file cannot be read.
@@ -148,36 +155,39 @@ impl Reader {
         after: u64,
         service: &str,
         credential: &str,
-        most: u32,
-    ) -> rusqlite::Result<Vec<UsageRow>> {
+        rows_max: u32,
+    ) -> rusqlite::Result<Vec<UsageFileRow>> {
         let mut query = self.connection.prepare_cached(
             "SELECT id, coalesce(model, ''), coalesce(service_tier, ''), context_window, week_start_unix, user,
                 input_tokens, coalesce(cached_tokens, 0), coalesce(output_tokens, 0), coalesce(cost_nanousd, 0)
             FROM usage WHERE id > ?1 AND service = ?2 AND credential = ?3 AND input_tokens IS NOT NULL
             ORDER BY id LIMIT ?4",
         )?;
-        let rows = query.query_map(params![signed(after), service, credential, most], |row| {
-            let optional = |column: usize| {
-                row.get::<_, Option<i64>>(column)
-                    .map(|number| number.map(whole))
-            };
-            Ok(UsageRow {
-                id: whole(row.get(0)?),
-                model: row.get(1)?,
-                service_tier: row.get(2)?,
-                context_window: optional(3)?,
-                week_start_unix: optional(4)?,
-                user: row.get(5)?,
-                input: whole(row.get(6)?),
-                cached: whole(row.get(7)?),
-                output: whole(row.get(8)?),
-                cost: NanoUsd(whole(row.get(9)?)),
-            })
-        })?;
+        let rows = query.query_map(
+            params![signed(after), service, credential, rows_max],
+            |row| {
+                let optional = |column: usize| {
+                    row.get::<_, Option<i64>>(column)
+                        .map(|number| number.map(unsigned))
+                };
+                Ok(UsageFileRow {
+                    id: unsigned(row.get(0)?),
+                    model: row.get(1)?,
+                    service_tier: row.get(2)?,
+                    context_window: optional(3)?,
+                    week_start_unix: optional(4)?,
+                    user: row.get(5)?,
+                    input: unsigned(row.get(6)?),
+                    cached: unsigned(row.get(7)?),
+                    output: unsigned(row.get(8)?),
+                    cost: NanoUsd(unsigned(row.get(9)?)),
+                })
+            },
+        )?;
         rows.collect()
     }
 
-    /// The row of that request: its columns, by their names.
+    /// Returns the columns of a request's row by their names.
     ///
     /// # Errors
     /// The file cannot be read.
@@ -187,8 +197,8 @@ impl Reader {
             .prepare_cached("SELECT * FROM usage WHERE request_id = ?1")?;
         let names: Vec<String> = query.column_names().map(str::to_owned).collect();
         let row = query.query_row([request_id], |row| {
-            let value = |place: usize| -> rusqlite::Result<Value> {
-                Ok(match row.get_ref(place)? {
+            let value = |column: usize| -> rusqlite::Result<Value> {
+                Ok(match row.get_ref(column)? {
                     ValueRef::Null | ValueRef::Blob(_) => Value::Null,
                     ValueRef::Integer(number) => number.into(),
                     ValueRef::Real(number) => number.into(),
@@ -198,47 +208,49 @@ impl Reader {
             names
                 .iter()
                 .enumerate()
-                .map(|(place, name)| Ok((name.clone(), value(place)?)))
+                .map(|(column, name)| Ok((name.clone(), value(column)?)))
                 .collect()
         });
         row.optional()
     }
 
-    /// The number of the last row.
+    /// Returns the number of the last row, 0 if there is none.
     ///
     /// # Errors
     /// The file cannot be read.
     pub fn last_row(&self) -> rusqlite::Result<u64> {
         self.connection
             .query_row("SELECT coalesce(max(id), 0) FROM usage", [], |row| {
-                row.get(0).map(whole)
+                row.get(0).map(unsigned)
             })
     }
 
-    /// How far the usage file at `path` was written; none where it never was.
+    /// Returns which rows the usage file at `path` contains, if one was written.
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn view(&self, path: &str) -> rusqlite::Result<Option<ViewState>> {
+    pub fn usage_file(&self, path: &str) -> rusqlite::Result<Option<UsageFileState>> {
         let sql =
             "SELECT through, digest, through_before, digest_before FROM usage_view WHERE path = ?1";
         let mut query = self.connection.prepare_cached(sql)?;
-        let view = query.query_row([path], |row| {
-            Ok(ViewState {
-                through: whole(row.get(0)?),
+        let state = query.query_row([path], |row| {
+            Ok(UsageFileState {
+                through: unsigned(row.get(0)?),
                 digest: row.get(1)?,
-                through_before: whole(row.get(2)?),
+                through_before: unsigned(row.get(2)?),
                 digest_before: row.get(3)?,
             })
         });
-        view.optional()
+        state.optional()
     }
 }
 
-pub(super) fn whole(number: i64) -> u64 {
+/// Returns a number of the ledger, which stores no negative ones.
+pub(super) fn unsigned(number: i64) -> u64 {
     number.unsigned_abs()
 }
 
+/// Returns `number` as SQLite stores it.
 pub(super) fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }

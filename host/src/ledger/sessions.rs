@@ -1,55 +1,55 @@
-//! Where sessions live, kept across a restart: noted with a row, in its commit, and read once at start.
+//! The home of each session, stored with a row in its commit, and read once after a restart.
 
 use rusqlite::{Connection, Transaction, params};
 
-use super::query::{Reader, signed, whole};
+use super::query::{LedgerReader, signed, unsigned};
 use crate::values::clock::Timestamp;
 use crate::values::exchange::Row;
 
-/// A session's home.
+/// A session and the credential that is its home.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KnownSession {
+pub struct StoredSession {
     /// The service's tag.
     pub service: String,
     /// The pool's tag.
     pub pool: String,
-    /// The user's name; empty where the service has no users.
+    /// The user's name; empty if the service has no users.
     pub user: String,
     /// The session's key.
     pub session: String,
     /// The credential's tag.
     pub credential: String,
-    /// Its last noted use.
+    /// Its last stored use.
     pub used_at: Timestamp,
 }
 
-/// Who made a response.
+/// The credential that issued a response.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KnownMaker {
+pub struct ResponseIssuer {
     /// The service's tag.
     pub service: String,
-    /// The user's name; empty where the service has no users.
+    /// The user's name; empty if the service has no users.
     pub user: String,
     /// The response's id.
     pub response_id: String,
     /// The credential's tag.
     pub credential: String,
-    /// When it was made.
-    pub made_at: Timestamp,
+    /// When the response was issued.
+    pub issued_at: Timestamp,
 }
 
-const NOTE: &str = "INSERT INTO session_home (service, pool, user, session, credential, used_at)
+const STORE: &str = "INSERT INTO session_home (service, pool, user, session, credential, used_at)
     VALUES (?1, ?2, ?3, ?4, ?5, ?6)
     ON CONFLICT (service, pool, user, session) DO UPDATE SET credential = ?5, used_at = ?6";
 
-/// Notes the home that `row` tells.
-pub(super) fn note(transaction: &Transaction<'_>, row: &Row) -> rusqlite::Result<()> {
+/// Stores the home of the row's session, if the row has a new one.
+pub(super) fn store(transaction: &Transaction<'_>, row: &Row) -> rusqlite::Result<()> {
     let (Some(home), Some(session)) = (&row.home, &row.session) else {
         return Ok(());
     };
     let user = row.user.as_deref().unwrap_or_default();
     let used_at = signed(row.finished_at.0);
-    transaction.prepare_cached(NOTE)?.execute(params![
+    transaction.prepare_cached(STORE)?.execute(params![
         row.service,
         home.pool,
         user,
@@ -60,55 +60,62 @@ pub(super) fn note(transaction: &Transaction<'_>, row: &Row) -> rusqlite::Result
     Ok(())
 }
 
-/// Forgets sessions that were used last before `end`.
-pub(super) fn forget(connection: &Connection, end: Timestamp) -> rusqlite::Result<()> {
+/// Deletes the sessions that were not used since `time`.
+pub(super) fn delete_unused_since(
+    connection: &Connection,
+    time: Timestamp,
+) -> rusqlite::Result<()> {
     connection
         .execute(
             "DELETE FROM session_home WHERE used_at < ?1",
-            [signed(end.0)],
+            [signed(time.0)],
         )
         .map(drop)
 }
 
-impl Reader {
-    /// The sessions that are known, at most `most`, the one that was idle longest first.
+impl LedgerReader {
+    /// Returns the `sessions_max` sessions that were used last, in the order of their use.
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn sessions(&self, most: u64) -> rusqlite::Result<Vec<KnownSession>> {
+    pub fn sessions(&self, sessions_max: u64) -> rusqlite::Result<Vec<StoredSession>> {
         let sql = "SELECT service, pool, user, session, credential, used_at FROM session_home
             ORDER BY used_at DESC LIMIT ?1";
-        let mut query = self.connection.prepare(sql)?;
-        let rows = query.query_map([signed(most)], |row| {
-            Ok(KnownSession {
+        let mut query = self.connection().prepare(sql)?;
+        let rows = query.query_map([signed(sessions_max)], |row| {
+            Ok(StoredSession {
                 service: row.get(0)?,
                 pool: row.get(1)?,
                 user: row.get(2)?,
                 session: row.get(3)?,
                 credential: row.get(4)?,
-                used_at: Timestamp(whole(row.get(5)?)),
+                used_at: Timestamp(unsigned(row.get(5)?)),
             })
         })?;
         oldest_first(rows)
     }
 
-    /// The responses that were made since `begin`, at most `most`, the oldest first.
+    /// Returns the issuers of the responses in the last `rows_max` rows that ended since `begin`, the oldest first.
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn makers(&self, begin: Timestamp, most: u64) -> rusqlite::Result<Vec<KnownMaker>> {
+    pub fn issuers(
+        &self,
+        begin: Timestamp,
+        rows_max: u64,
+    ) -> rusqlite::Result<Vec<ResponseIssuer>> {
         // By number, from the end: times are not indexed, and only the last rows count.
         let sql = "SELECT service, coalesce(user, ''), response_id, credential, finished_at FROM
             (SELECT * FROM usage ORDER BY id DESC LIMIT ?1)
             WHERE response_id IS NOT NULL AND credential IS NOT NULL AND finished_at >= ?2 ORDER BY id DESC";
-        let mut query = self.connection.prepare(sql)?;
-        let rows = query.query_map([signed(most), signed(begin.0)], |row| {
-            Ok(KnownMaker {
+        let mut query = self.connection().prepare(sql)?;
+        let rows = query.query_map([signed(rows_max), signed(begin.0)], |row| {
+            Ok(ResponseIssuer {
                 service: row.get(0)?,
                 user: row.get(1)?,
                 response_id: row.get(2)?,
                 credential: row.get(3)?,
-                made_at: Timestamp(whole(row.get(4)?)),
+                issued_at: Timestamp(unsigned(row.get(4)?)),
             })
         })?;
         oldest_first(rows)

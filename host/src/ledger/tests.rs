@@ -5,7 +5,7 @@ use rusqlite::Connection;
 use super::*;
 use crate::values::clock::Timestamp;
 use crate::values::counts::TokenCounts;
-use crate::values::exchange::End;
+use crate::values::exchange::{End, Transport};
 use crate::values::money::{Cost, NanoUsd};
 
 struct Folder(PathBuf);
@@ -35,7 +35,7 @@ fn row(id: &str) -> Row {
         model: Some("gpt-5.4".to_owned()),
         requested_model: None,
         service_tier: None,
-        transport: "http",
+        transport: Transport::Http,
         prewarm: false,
         previous_response_id: None,
         method: http::Method::POST,
@@ -65,7 +65,7 @@ fn row(id: &str) -> Row {
 
 fn committed(ledger: &Ledger, id: &str) -> bool {
     let room = ledger.reserve().expect("room");
-    ledger.write(room, row(id)).done.blocking_recv().is_ok()
+    ledger.write(room, row(id)).wait()
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn a_row_is_on_the_file_once_it_is_committed() {
     let summary = ledger
         .reader()
         .expect("a reader")
-        .summary(By::User)
+        .summary(UsageGrouping::User)
         .expect("sums");
     assert_eq!(
         (
@@ -89,7 +89,7 @@ fn a_row_is_on_the_file_once_it_is_committed() {
 }
 
 #[test]
-fn room_is_given_back_with_the_commit_and_not_before() {
+fn room_is_released_with_the_commit_and_not_before() {
     let folder = Folder::new("room");
     let limits = Limits {
         settle_queue: 1,
@@ -97,26 +97,21 @@ fn room_is_given_back_with_the_commit_and_not_before() {
     };
     let ledger = Ledger::open(&folder.0, &limits).expect("a new ledger");
     let room = ledger.reserve().expect("room");
-    assert_eq!(ledger.reserve().expect_err("no more room"), NoRoom::Busy);
-    ledger
-        .write(room, row("one"))
-        .done
-        .blocking_recv()
-        .expect("committed");
+    assert_eq!(
+        ledger.reserve().expect_err("no more room"),
+        ReservationError::Busy
+    );
+    assert!(ledger.write(room, row("one")).wait());
     for number in 0..200 {
         let room = ledger
             .reserve()
             .expect("room again, as soon as the commit is known");
-        ledger
-            .write(room, row(&format!("{number}")))
-            .done
-            .blocking_recv()
-            .expect("committed");
+        assert!(ledger.write(room, row(&format!("{number}"))).wait());
     }
 }
 
 #[test]
-fn what_is_no_ledger_is_refused_and_left_alone() {
+fn a_file_that_is_no_ledger_is_rejected_and_not_changed() {
     let folder = Folder::new("foreign");
     let path = folder.0.join(FILE_NAME);
     fs::write(
@@ -146,7 +141,7 @@ fn what_is_no_ledger_is_refused_and_left_alone() {
 }
 
 #[test]
-fn an_old_file_is_brought_up_to_date_and_keeps_its_rows() {
+fn an_old_file_is_migrated_and_keeps_its_rows() {
     let folder = Folder::new("old");
     let old = Connection::open(folder.0.join(FILE_NAME)).expect("opens");
     old.execute_batch(file::FIRST_SCHEMA)
@@ -161,23 +156,23 @@ fn an_old_file_is_brought_up_to_date_and_keeps_its_rows() {
     )
     .expect("a row");
     drop(old);
-    let ledger = Ledger::open(&folder.0, &Limits::default()).expect("brought up to date");
+    let ledger = Ledger::open(&folder.0, &Limits::default()).expect("a migrated ledger");
     assert!(committed(&ledger, "new"));
     let reader = ledger.reader().expect("a reader");
     assert_eq!(
         reader
-            .summary(By::Day)
+            .summary(UsageGrouping::Day)
             .expect("sums")
             .iter()
             .map(|day| day.requests)
             .sum::<u64>(),
         2
     );
-    assert_eq!(reader.view("p").expect("the new table"), None);
+    assert_eq!(reader.usage_file("p").expect("the new table"), None);
 }
 
 #[test]
-fn a_newer_file_and_one_in_use_are_refused() {
+fn a_newer_file_and_a_file_in_use_are_rejected() {
     let folder = Folder::new("newer");
     let ledger = Ledger::open(&folder.0, &Limits::default()).expect("a new ledger");
     assert!(matches!(
@@ -197,7 +192,7 @@ fn a_newer_file_and_one_in_use_are_refused() {
 }
 
 #[test]
-fn a_full_ledger_refuses_requests_and_loses_nothing() {
+fn a_full_ledger_rejects_requests_and_loses_no_row() {
     let folder = Folder::new("full");
     let limits = Limits {
         ledger_bytes: 64 * 1024,
@@ -211,22 +206,25 @@ fn a_full_ledger_refuses_requests_and_loses_nothing() {
         };
         let mut commit = ledger.write(room, row(&format!("row {on_file}")));
         let end = std::time::Instant::now() + std::time::Duration::from_millis(500);
-        while std::time::Instant::now() < end && commit.done.try_recv().is_err() {
+        while std::time::Instant::now() < end && !commit.has_ended() {
             std::thread::yield_now();
         }
-        if ledger.state.failing.load(Ordering::Relaxed) {
+        if ledger.is_failing() {
             break Some(commit);
         }
         on_file += 1;
-        assert!(on_file < 10_000, "the bound was never reached");
+        assert!(on_file < 10_000, "the limit was never reached");
     };
     assert!(on_file > 10);
-    assert_eq!(ledger.reserve().expect_err("full"), NoRoom::Failing);
+    assert_eq!(
+        ledger.reserve().expect_err("full"),
+        ReservationError::Failing
+    );
     drop(waiting);
     let kept: u64 = ledger
         .reader()
         .expect("reads")
-        .summary(By::User)
+        .summary(UsageGrouping::User)
         .expect("sums")[0]
         .requests;
     assert_eq!(kept, on_file);
@@ -247,19 +245,15 @@ fn a_full_ledger_that_may_serve_keeps_the_rows_in_memory() {
             std::thread::yield_now();
             continue;
         };
-        // Nobody waits for ever, though most of these rows find no place.
-        ledger
-            .write(room, row(&format!("row {number}")))
-            .done
-            .blocking_recv()
-            .expect("released");
+        // Every commit ends, though most of these rows find no room on the file.
+        assert!(ledger.write(room, row(&format!("row {number}"))).wait());
     }
-    assert!(ledger.state.failing.load(Ordering::Relaxed));
+    assert!(ledger.is_failing());
     assert!(ledger.reserve().is_ok());
 }
 
 #[test]
-fn a_note_does_not_wait_for_a_full_ledger_and_is_not_told_to_be_written() {
+fn a_usage_file_state_does_not_wait_for_a_full_ledger_and_is_not_committed() {
     let folder = Folder::new("note");
     let limits = Limits {
         ledger_bytes: 64 * 1024,
@@ -268,11 +262,15 @@ fn a_note_does_not_wait_for_a_full_ledger_and_is_not_told_to_be_written() {
     };
     let ledger = Ledger::open(&folder.0, &limits).expect("a new ledger");
     let mut number = 0;
-    while !ledger.state.failing.load(Ordering::Relaxed) {
+    while !ledger.is_failing() {
         let room = ledger.reserve().expect("room");
         ledger.write(room, row(&format!("row {number}"))).wait();
         number += 1;
-        assert!(number < 10_000, "the bound was never reached");
+        assert!(number < 10_000, "the limit was never reached");
     }
-    assert!(!ledger.save_view("p", ViewState::default()).wait());
+    assert!(
+        !ledger
+            .save_usage_file("p", UsageFileState::default())
+            .wait()
+    );
 }

@@ -1,8 +1,8 @@
-//! What is looked for in an event or body, and what it means.
+//! The values that are read from an event or body, and what they say about the response.
 
 use crate::values::counts::TokenCounts;
 use crate::values::exchange::{End, Metered};
-use crate::values::json_scan::{Flow, Scalar, Wanted};
+use crate::values::json_scan::{JsonScalar, ScanFlow, WantedKey};
 
 pub(super) const TYPE: u8 = 0;
 pub(super) const ID: u8 = 1;
@@ -14,54 +14,63 @@ const CACHED: u8 = 6;
 const CACHE_WRITE: u8 = 7;
 const OUTPUT: u8 = 8;
 const REASONING: u8 = 9;
-/// Names from here on are free for who reads more.
-pub(super) const FREE: u8 = 10;
+/// The first number that a list with further keys may use.
+pub(super) const FIRST_FREE: u8 = 10;
 
-const INPUT_DETAILS: &[Wanted] = &[
-    Wanted::scalar("cached_tokens", CACHED),
-    Wanted::scalar("cache_write_tokens", CACHE_WRITE),
+const INPUT_DETAILS: &[WantedKey] = &[
+    WantedKey::scalar("cached_tokens", CACHED),
+    WantedKey::scalar("cache_write_tokens", CACHE_WRITE),
 ];
-const OUTPUT_DETAILS: &[Wanted] = &[Wanted::scalar("reasoning_tokens", REASONING)];
+const OUTPUT_DETAILS: &[WantedKey] = &[WantedKey::scalar("reasoning_tokens", REASONING)];
 
-/// The usage of the Responses API and that of chat completions.
-pub(super) const USAGE: &[Wanted] = &[
-    Wanted::scalar("input_tokens", INPUT),
-    Wanted::within("input_tokens_details", INPUT_DETAILS),
-    Wanted::scalar("output_tokens", OUTPUT),
-    Wanted::within("output_tokens_details", OUTPUT_DETAILS),
-    Wanted::scalar("prompt_tokens", INPUT),
-    Wanted::within("prompt_tokens_details", INPUT_DETAILS),
-    Wanted::scalar("completion_tokens", OUTPUT),
-    Wanted::within("completion_tokens_details", OUTPUT_DETAILS),
+/// The usage of the Responses API and of chat completions.
+pub(super) const USAGE_KEYS: &[WantedKey] = &[
+    WantedKey::scalar("input_tokens", INPUT),
+    WantedKey::within("input_tokens_details", INPUT_DETAILS),
+    WantedKey::scalar("output_tokens", OUTPUT),
+    WantedKey::within("output_tokens_details", OUTPUT_DETAILS),
+    WantedKey::scalar("prompt_tokens", INPUT),
+    WantedKey::within("prompt_tokens_details", INPUT_DETAILS),
+    WantedKey::scalar("completion_tokens", OUTPUT),
+    WantedKey::within("completion_tokens_details", OUTPUT_DETAILS),
 ];
 
-/// What is looked for: at the top for a body and for chat completions, under `response` for an event.
-pub(super) const KEYS: &[Wanted] = &[
-    Wanted::scalar("type", TYPE),
-    Wanted::scalar("id", ID),
-    Wanted::scalar("model", MODEL),
-    Wanted::scalar("service_tier", TIER),
-    Wanted::scalar("status", STATUS),
-    Wanted::within("usage", USAGE),
-    Wanted::within(
+/// The keys of a response: at the top in a body and in chat completions, under `response` in an event.
+pub(super) const RESPONSE_KEYS: &[WantedKey] = &[
+    WantedKey::scalar("type", TYPE),
+    WantedKey::scalar("id", ID),
+    WantedKey::scalar("model", MODEL),
+    WantedKey::scalar("service_tier", TIER),
+    WantedKey::scalar("status", STATUS),
+    WantedKey::within("usage", USAGE_KEYS),
+    WantedKey::within(
         "response",
         &[
-            Wanted::scalar("id", ID),
-            Wanted::scalar("model", MODEL),
-            Wanted::scalar("service_tier", TIER),
-            Wanted::within("usage", USAGE),
+            WantedKey::scalar("id", ID),
+            WantedKey::scalar("model", MODEL),
+            WantedKey::scalar("service_tier", TIER),
+            WantedKey::within("usage", USAGE_KEYS),
         ],
     ),
 ];
 
-/// What an event is, by its `type`.
+/// Whether a body continues after a piece, as far as its content says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// It has none: a chunk of chat completions.
+pub enum BodyProgress {
+    /// There is more to come.
+    Open,
+    /// The piece completes the response: its client may take it as complete.
+    Complete,
+}
+
+/// The kind of an event, by its `type`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum EventKind {
+    /// It has no type: a chunk of chat completions.
     Untyped,
-    /// `response.created`: it names the response.
+    /// `response.created`, which names the response.
     Created,
-    /// The last one, and how the response ended.
+    /// The last event, and how the response ended.
     Last(End),
     /// An error in the stream.
     Error,
@@ -69,24 +78,26 @@ enum Kind {
 
 /// What is known of a response so far.
 #[derive(Debug)]
-pub(super) struct Reading {
+pub(super) struct ResponseReading {
     pub(super) metered: Metered,
-    /// How it ended, once its content has told so.
+    /// How the response ended, once its content has said so.
     pub(super) ended: Option<End>,
-    /// An `error` event came by.
-    pub(super) error_seen: bool,
-    kind: Kind,
+    /// Whether the stream contained an `error` event.
+    pub(super) has_error: bool,
+    /// The kind of the current event.
+    kind: EventKind,
+    /// The counts of the current event, valid if `has_counts`.
     counts: TokenCounts,
-    counted: bool,
+    has_counts: bool,
 }
 
-impl Default for Reading {
+impl Default for ResponseReading {
     fn default() -> Self {
         Self::EMPTY
     }
 }
 
-impl Reading {
+impl ResponseReading {
     const EMPTY: Self = Self {
         metered: Metered {
             response_id: None,
@@ -96,8 +107,8 @@ impl Reading {
             unknown: None,
         },
         ended: None,
-        error_seen: false,
-        kind: Kind::Untyped,
+        has_error: false,
+        kind: EventKind::Untyped,
         counts: TokenCounts {
             input: 0,
             cached: 0,
@@ -105,58 +116,61 @@ impl Reading {
             output: 0,
             reasoning: 0,
         },
-        counted: false,
+        has_counts: false,
     };
 
-    /// A reading of nothing.
-    pub(super) const NOTHING: &'static Self = &Self::EMPTY;
+    pub(super) const EMPTY_REF: &'static Self = &Self::EMPTY;
 
-    /// Takes a value of the event under way.
-    pub(super) fn take(&mut self, name: u8, scalar: Scalar<'_>) -> Flow {
+    /// Records a value of the current event.
+    pub(super) fn record(&mut self, name: u8, scalar: JsonScalar<'_>) -> ScanFlow {
         match name {
-            TYPE => return self.take_type(scalar),
-            ID => fill(&mut self.metered.response_id, scalar),
-            MODEL => fill(&mut self.metered.model, scalar),
-            // Upstream may charge another tier than the first event said: the last word counts.
+            TYPE => return self.record_type(scalar),
+            ID => set_once(&mut self.metered.response_id, scalar),
+            MODEL => set_once(&mut self.metered.model, scalar),
+            // Upstream may charge another tier than the first event names: the last one counts.
             TIER => {
                 self.metered.service_tier =
                     scalar.text().or_else(|| self.metered.service_tier.take())
             }
-            STATUS => self.take_status(scalar),
-            _ => self.take_count(name, scalar),
+            STATUS => self.record_status(scalar),
+            _ => self.record_count(name, scalar),
         }
-        Flow::Continue
+        ScanFlow::Continue
     }
 
-    fn take_type(&mut self, scalar: Scalar<'_>) -> Flow {
-        let Scalar::Text(name) = scalar else {
-            return Flow::Continue;
+    fn record_type(&mut self, scalar: JsonScalar<'_>) -> ScanFlow {
+        let JsonScalar::Text(name) = scalar else {
+            return ScanFlow::Continue;
         };
         self.kind = match name {
-            b"response.created" => Kind::Created,
-            b"response.completed" => Kind::Last(End::Complete),
-            b"response.incomplete" => Kind::Last(End::Incomplete),
-            b"response.failed" => Kind::Last(End::Failed),
-            // The ends of the API's other streams, which tell usage at the top.
-            b"image_generation.completed" | b"image_edit.completed" => Kind::Last(End::Complete),
-            b"speech.audio.done" | b"transcript.text.done" => Kind::Last(End::Complete),
-            b"error" => Kind::Error,
-            // All others: deltas and the like. They carry no usage, and are most of a stream.
-            _ => return Flow::Stop,
+            b"response.created" => EventKind::Created,
+            b"response.completed" => EventKind::Last(End::Complete),
+            b"response.incomplete" => EventKind::Last(End::Incomplete),
+            b"response.failed" => EventKind::Last(End::Failed),
+            // The last events of the other streams of the API, which have the usage at the top.
+            b"image_generation.completed" | b"image_edit.completed" => {
+                EventKind::Last(End::Complete)
+            }
+            b"speech.audio.done" | b"transcript.text.done" => EventKind::Last(End::Complete),
+            b"error" => EventKind::Error,
+            // Deltas and the like carry no usage and are most of a stream.
+            _ => return ScanFlow::Stop,
         };
-        Flow::Continue
+        ScanFlow::Continue
     }
 
-    /// How the event that is whole ended the response.
-    pub(super) fn last(&self) -> Option<End> {
+    /// Returns how the current event ends the response, if it is the last one.
+    pub(super) fn end_of_event(&self) -> Option<End> {
         match self.kind {
-            Kind::Last(end) => Some(end),
-            Kind::Untyped | Kind::Created | Kind::Error => None,
+            EventKind::Last(end) => Some(end),
+            EventKind::Untyped | EventKind::Created | EventKind::Error => None,
         }
     }
 
-    fn take_status(&mut self, scalar: Scalar<'_>) {
-        let Scalar::Text(status) = scalar else { return };
+    fn record_status(&mut self, scalar: JsonScalar<'_>) {
+        let JsonScalar::Text(status) = scalar else {
+            return;
+        };
         match status {
             b"incomplete" => self.ended = Some(End::Incomplete),
             b"failed" | b"cancelled" => self.ended = Some(End::Failed),
@@ -164,9 +178,9 @@ impl Reading {
         }
     }
 
-    fn take_count(&mut self, name: u8, scalar: Scalar<'_>) {
+    fn record_count(&mut self, name: u8, scalar: JsonScalar<'_>) {
         let Some(count) = scalar.count() else { return };
-        self.counted = true;
+        self.has_counts = true;
         match name {
             INPUT => self.counts.input = count,
             CACHED => self.counts.cached = count,
@@ -177,36 +191,39 @@ impl Reading {
         }
     }
 
-    /// The event under way is whole. Answers whether the response is, too.
-    pub(super) fn event_whole(&mut self) -> bool {
-        if self.counted && !matches!(self.kind, Kind::Created) {
+    /// Ends the current event.
+    pub(super) fn end_event(&mut self) -> BodyProgress {
+        if self.has_counts && self.kind != EventKind::Created {
             self.metered.counts = Some(self.counts);
         }
         match self.kind {
-            Kind::Last(end) => self.ended = Some(end),
-            Kind::Error => self.error_seen = true,
-            Kind::Untyped | Kind::Created => {}
+            EventKind::Last(end) => {
+                self.ended = Some(end);
+                return BodyProgress::Complete;
+            }
+            EventKind::Error => self.has_error = true,
+            EventKind::Untyped | EventKind::Created => {}
         }
-        matches!(self.kind, Kind::Last(_))
+        BodyProgress::Open
     }
 
-    /// A body that is one JSON object is whole.
-    pub(super) fn whole_body(&mut self) {
-        if self.counted {
+    /// Ends a body that is one JSON object.
+    pub(super) fn end_body(&mut self) {
+        if self.has_counts {
             self.metered.counts = Some(self.counts);
         }
     }
 
-    /// An event begins.
-    pub(super) fn next_event(&mut self) {
-        self.kind = Kind::Untyped;
+    /// Begins the next event.
+    pub(super) fn begin_event(&mut self) {
+        self.kind = EventKind::Untyped;
         self.counts = TokenCounts::default();
-        self.counted = false;
+        self.has_counts = false;
     }
 }
 
-/// Fills what is not known yet. A stream's chunks all repeat it.
-fn fill(known: &mut Option<String>, scalar: Scalar<'_>) {
+/// Sets a value that is not known yet. Every chunk of a stream repeats it, and only the first allocates.
+fn set_once(known: &mut Option<String>, scalar: JsonScalar<'_>) {
     if known.is_none() {
         *known = scalar.text().filter(|text| !text.is_empty());
     }

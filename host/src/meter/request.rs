@@ -1,58 +1,60 @@
-//! What a request asks for, read from its body on the side. The body itself is never changed, and one that is no JSON
-//! is upstream's to refuse.
+//! The scanner of a request's body: the fields that decide about its routing and price.
+//!
+//! The body itself is never changed. A body that is not JSON yields no fields; rejecting it is left to upstream.
 
 use std::io::{self, Write};
 
-use super::decode::{Chosen, Decoder};
-use crate::values::json_scan::{Flow, JsonScan, Scalar, Wanted};
+use super::decode::{BodyDecoder, DecoderChoice};
+use crate::values::json_scan::{JsonScalar, JsonScan, ScanFlow, WantedKey};
 
 pub(super) const MODEL: u8 = 0;
 pub(super) const TIER: u8 = 1;
 pub(super) const CACHE_KEY: u8 = 2;
 pub(super) const PREVIOUS: u8 = 3;
 const STREAM: u8 = 4;
-/// Names from here on are free for who reads more.
-pub(super) const FREE: u8 = 5;
+/// The first number that a list with further keys may use.
+pub(super) const FIRST_FREE: u8 = 5;
 
-const KEYS: &[Wanted] = &[
-    Wanted::scalar("model", MODEL),
-    Wanted::scalar("service_tier", TIER),
-    Wanted::scalar("prompt_cache_key", CACHE_KEY),
-    Wanted::scalar("previous_response_id", PREVIOUS),
-    Wanted::scalar("stream", STREAM),
+const KEYS: &[WantedKey] = &[
+    WantedKey::scalar("model", MODEL),
+    WantedKey::scalar("service_tier", TIER),
+    WantedKey::scalar("prompt_cache_key", CACHE_KEY),
+    WantedKey::scalar("previous_response_id", PREVIOUS),
+    WantedKey::scalar("stream", STREAM),
 ];
 
-/// What a request's body asks for.
+/// The fields of a request's body that the gateway reads.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Asked {
-    /// The model.
+pub struct RequestFields {
+    /// The requested model.
     pub model: Option<String>,
-    /// The service tier.
+    /// The requested service tier.
     pub service_tier: Option<String>,
-    /// The key of its prompt cache: the same over a session.
+    /// The key of the prompt cache, which is the same throughout a session.
     pub prompt_cache_key: Option<String>,
-    /// The response that it continues.
+    /// The response that the request continues.
     pub previous_response_id: Option<String>,
-    /// Whether the answer shall be streamed.
+    /// Whether the response should be streamed.
     pub stream: bool,
 }
 
 /// A scan of a request's body.
 pub struct RequestScan {
-    source: Source,
+    source: RequestSource,
 }
 
-enum Source {
-    Plain(Tap),
-    Encoded(Box<Decoder<Tap>>),
-    /// Not to be read any further; what was read stays.
-    Closed(Asked),
+enum RequestSource {
+    Plain(DecodedRequest),
+    Encoded(Box<BodyDecoder<DecodedRequest>>),
+    /// The rest of the body cannot be read; these fields were read before.
+    Closed(RequestFields),
 }
 
-struct Tap {
+/// The output of a decoder: scans the decoded bytes, up to a limit.
+struct DecodedRequest {
     scan: JsonScan,
-    asked: Asked,
-    left: u64,
+    fields: RequestFields,
+    bytes_left: u64,
 }
 
 impl std::fmt::Debug for RequestScan {
@@ -62,52 +64,52 @@ impl std::fmt::Debug for RequestScan {
 }
 
 impl RequestScan {
-    /// A scan of a body with that content encoding, that decodes up to `decoded_bytes` of it.
+    /// Creates a scan of a body with this content encoding. Of the body it reads at most `decoded_bytes`, decoded.
     pub fn new(encoding: Option<&str>, decoded_bytes: u64) -> Self {
-        let tap = Tap {
+        let request = DecodedRequest {
             scan: JsonScan::new(KEYS),
-            asked: Asked::default(),
-            left: decoded_bytes,
+            fields: RequestFields::default(),
+            bytes_left: decoded_bytes,
         };
-        let source = match Decoder::choose(encoding.unwrap_or_default(), tap) {
-            Chosen::Identity(tap) => Source::Plain(tap),
-            Chosen::Decoder(decoder) => Source::Encoded(decoder),
-            Chosen::Unknown(_) => Source::Closed(Asked::default()),
+        let source = match BodyDecoder::choose(encoding.unwrap_or_default(), request) {
+            DecoderChoice::Identity(request) => RequestSource::Plain(request),
+            DecoderChoice::Decoder(decoder) => RequestSource::Encoded(decoder),
+            DecoderChoice::Unknown(_) => RequestSource::Closed(RequestFields::default()),
         };
         Self { source }
     }
 
-    /// Reads a piece of the body, as it is on the wire.
+    /// Reads a piece of the body, as it was received.
     pub fn feed(&mut self, piece: &[u8]) {
         let read = match &mut self.source {
-            Source::Plain(tap) => tap.write_all(piece),
-            Source::Encoded(decoder) => decoder.feed(piece),
-            Source::Closed(_) => Ok(()),
+            RequestSource::Plain(request) => request.write_all(piece),
+            RequestSource::Encoded(decoder) => decoder.feed(piece),
+            RequestSource::Closed(_) => Ok(()),
         };
         if read.is_err() {
-            self.source = Source::Closed(self.asked().clone());
+            self.source = RequestSource::Closed(self.fields().clone());
         }
     }
 
-    /// What was found so far.
-    pub fn asked(&self) -> &Asked {
+    /// Returns the fields that were found so far.
+    pub fn fields(&self) -> &RequestFields {
         match &self.source {
-            Source::Plain(tap) => &tap.asked,
-            Source::Encoded(decoder) => &decoder.writer().asked,
-            Source::Closed(asked) => asked,
+            RequestSource::Plain(request) => &request.fields,
+            RequestSource::Encoded(decoder) => &decoder.writer().fields,
+            RequestSource::Closed(fields) => fields,
         }
     }
 }
 
-impl Write for Tap {
+impl Write for DecodedRequest {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.left = self
-            .left
+        self.bytes_left = self
+            .bytes_left
             .checked_sub(bytes.len() as u64)
             .ok_or(io::ErrorKind::FileTooLarge)?;
-        let asked = &mut self.asked;
+        let fields = &mut self.fields;
         self.scan
-            .feed(bytes, |name, scalar| asked.take(name, scalar));
+            .feed(bytes, |name, scalar| fields.record(name, scalar));
         Ok(bytes.len())
     }
 
@@ -116,8 +118,8 @@ impl Write for Tap {
     }
 }
 
-impl Asked {
-    pub(super) fn take(&mut self, name: u8, scalar: Scalar<'_>) -> Flow {
+impl RequestFields {
+    pub(super) fn record(&mut self, name: u8, scalar: JsonScalar<'_>) -> ScanFlow {
         let text = || scalar.text().filter(|text| !text.is_empty());
         match name {
             MODEL => self.model = text(),
@@ -126,7 +128,7 @@ impl Asked {
             PREVIOUS => self.previous_response_id = text(),
             _ => self.stream = scalar.is_true(),
         }
-        Flow::Continue
+        ScanFlow::Continue
     }
 }
 
@@ -144,17 +146,17 @@ mod tests {
             for piece in body.chunks(piece) {
                 scan.feed(piece);
             }
-            let asked = scan.asked();
-            assert_eq!(asked.model.as_deref(), Some("gpt-5.4"));
-            assert_eq!(asked.service_tier.as_deref(), Some("flex"));
-            assert_eq!(asked.prompt_cache_key.as_deref(), Some("key"));
-            assert_eq!(asked.previous_response_id.as_deref(), Some("resp_1"));
-            assert!(asked.stream);
+            let fields = scan.fields();
+            assert_eq!(fields.model.as_deref(), Some("gpt-5.4"));
+            assert_eq!(fields.service_tier.as_deref(), Some("flex"));
+            assert_eq!(fields.prompt_cache_key.as_deref(), Some("key"));
+            assert_eq!(fields.previous_response_id.as_deref(), Some("resp_1"));
+            assert!(fields.stream);
         }
     }
 
     #[test]
-    fn what_is_asked_is_read_plain_and_compressed() {
+    fn the_fields_are_read_from_plain_and_compressed_bodies() {
         check(None, BODY);
         check(
             Some("zstd"),
@@ -168,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_json_asks_for_nothing() {
+    fn a_body_that_is_not_json_has_no_fields() {
         for body in [
             &b""[..],
             b"hello",
@@ -179,12 +181,12 @@ mod tests {
         ] {
             let mut scan = RequestScan::new(None, 1 << 20);
             scan.feed(body);
-            assert_eq!(scan.asked(), &Asked::default(), "{body:?}");
+            assert_eq!(scan.fields(), &RequestFields::default(), "{body:?}");
         }
     }
 
     #[test]
-    fn a_body_that_expands_past_the_bound_is_read_no_further() {
+    fn a_body_that_expands_past_the_limit_is_read_no_further() {
         let huge = [
             br#"{"model":"m","input":""#.as_slice(),
             &vec![b'x'; 1 << 20],
@@ -198,6 +200,6 @@ mod tests {
         {
             scan.feed(piece);
         }
-        assert!(!scan.asked().stream);
+        assert!(!scan.fields().stream);
     }
 }

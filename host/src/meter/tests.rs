@@ -35,24 +35,25 @@ fn headers(content_type: &str, encoding: &str) -> HeaderMap {
     headers
 }
 
-fn meter(headers: &HeaderMap, body: &[u8], piece: usize) -> (Meter, Vec<Signal>) {
+fn meter(headers: &HeaderMap, body: &[u8], piece: usize) -> (Meter, Vec<BodyProgress>) {
     let mut meter = Meter::new(headers, 1 << 20);
-    let signals = body.chunks(piece).map(|piece| meter.feed(piece)).collect();
-    (meter, signals)
+    let progress = body.chunks(piece).map(|piece| meter.feed(piece)).collect();
+    (meter, progress)
 }
 
 #[track_caller]
 fn check_sse(body: &str, expected: Option<TokenCounts>, end: End) {
     for piece in [1, 2, 3, 5, 11, 64, 1 << 20] {
-        let (mut meter, signals) = meter(&headers("text/event-stream", ""), body.as_bytes(), piece);
+        let (mut meter, progress) =
+            meter(&headers("text/event-stream", ""), body.as_bytes(), piece);
         assert_eq!(meter.finish(), end, "in pieces of {piece}");
         assert_eq!(meter.metered().counts, expected, "in pieces of {piece}");
-        let whole = signals
+        let complete = progress
             .iter()
-            .filter(|signal| **signal == Signal::Whole)
+            .filter(|step| **step == BodyProgress::Complete)
             .count();
         assert_eq!(
-            whole,
+            complete,
             usize::from(end != End::UpstreamGone),
             "in pieces of {piece}"
         );
@@ -93,7 +94,7 @@ fn every_form_of_a_line_is_read() {
 }
 
 #[test]
-fn what_ends_early_says_so_and_is_counted() {
+fn a_stream_that_ends_early_is_counted_and_says_how() {
     check_sse(
         &LAST.replace("response.completed", "response.incomplete"),
         Some(COUNTS),
@@ -109,7 +110,7 @@ fn what_ends_early_says_so_and_is_counted() {
 }
 
 #[test]
-fn what_is_not_data_is_passed_over() {
+fn lines_without_data_are_skipped() {
     let line = "x".repeat(100_000);
     check_sse(
         &format!("{line}\ndata: \0\0\n\ndata: {line}\n\ndata: [1]\n\n{LAST}"),
@@ -119,7 +120,7 @@ fn what_is_not_data_is_passed_over() {
 }
 
 #[test]
-fn chat_completions_end_with_done_and_tell_usage_before() {
+fn chat_completions_have_the_usage_before_done() {
     let body = concat!(
         "data: {\"id\":\"c1\",\"model\":\"gpt-4o\",\"choices\":[{\"delta\":{\"content\":\"hi\"}}],\"usage\":null}\n\n",
         "data: {\"id\":\"c1\",\"model\":\"gpt-4o\",\"choices\":[],\"usage\":{\"prompt_tokens\":9,",
@@ -139,12 +140,12 @@ fn chat_completions_end_with_done_and_tell_usage_before() {
 }
 
 #[test]
-fn a_json_body_is_read_and_only_its_transport_says_where_it_ends() {
+fn a_json_body_is_read_and_only_its_transport_knows_where_it_ends() {
     let body = br#"{"id":"resp_1","status":"incomplete","model":"gpt-5","usage":{"input_tokens":5,"output_tokens":1}}"#;
     for piece in [1, 9, 1000] {
-        let (mut meter, signals) =
+        let (mut meter, progress) =
             meter(&headers("application/json; charset=utf-8", ""), body, piece);
-        assert!(signals.iter().all(|signal| *signal == Signal::More));
+        assert!(progress.iter().all(|step| *step == BodyProgress::Open));
         assert_eq!(meter.finish(), End::Incomplete);
         assert_eq!(
             meter.metered().counts,
@@ -158,7 +159,7 @@ fn a_json_body_is_read_and_only_its_transport_says_where_it_ends() {
 }
 
 #[test]
-fn a_missing_content_type_is_told_by_the_first_byte() {
+fn the_first_byte_stands_in_for_a_missing_content_type() {
     let (sse, _) = meter(&headers("", ""), LAST.as_bytes(), 3);
     assert_eq!(sse.metered().counts, Some(COUNTS));
     let (json, _) = meter(&headers("", ""), b"  {\"usage\":{\"input_tokens\":1}}", 3);
@@ -216,7 +217,7 @@ fn raw_deflate_is_read_too() {
 }
 
 #[test]
-fn a_body_that_expands_past_the_bound_is_left_with_the_reason() {
+fn a_body_that_expands_past_the_limit_is_abandoned_with_a_reason() {
     let body = ": ".repeat(1 << 20);
     for encoding in ["gzip", "deflate", "zstd"] {
         let (meter, _) = meter(
@@ -235,7 +236,7 @@ fn a_body_that_expands_past_the_bound_is_left_with_the_reason() {
 }
 
 #[test]
-fn an_encoding_that_is_not_known_or_not_kept_is_a_reason() {
+fn an_unknown_or_violated_encoding_is_a_reason() {
     let (unknown, _) = meter(
         &headers("text/event-stream", "compress"),
         LAST.as_bytes(),

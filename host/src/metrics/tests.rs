@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::values::clock::Timestamp;
-use crate::values::exchange::{Attempt, End};
+use crate::values::exchange::{Attempt, End, Transport};
 use crate::values::histogram::Histogram as DurationHistogram;
 use crate::values::money::NanoUsd;
 
@@ -21,7 +21,7 @@ fn row(model: &str) -> Row {
         model: Some(model.to_owned()),
         requested_model: Some("gpt-5".to_owned()),
         service_tier: None,
-        transport: "http",
+        transport: Transport::Http,
         prewarm: false,
         previous_response_id: None,
         method: Method::POST,

@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use super::exchange::Exchange;
 use super::service::Service;
 use crate::credentials::Credential;
-use crate::ledger::{KnownMaker, KnownSession};
+use crate::ledger::{ResponseIssuer, StoredSession};
 use crate::sessions::SessionOwner;
 use crate::values::clock::Timestamp;
 use crate::values::exchange::Home;
@@ -145,7 +145,7 @@ fn turn_state_key(state: &[u8]) -> String {
 
 /// Restores what the ledger recorded of `service`: homes and issuers whose user, pool and
 /// credential still exist. Both lists are expected oldest first.
-pub fn restore_affinity(service: &Service, sessions: &[KnownSession], issuers: &[KnownMaker]) {
+pub fn restore_affinity(service: &Service, sessions: &[StoredSession], issuers: &[ResponseIssuer]) {
     for known in sessions
         .iter()
         .filter(|known| known.service == service.tag())
@@ -160,7 +160,7 @@ pub fn restore_affinity(service: &Service, sessions: &[KnownSession], issuers: &
     }
 }
 
-fn restore_home(service: &Service, known: &KnownSession) {
+fn restore_home(service: &Service, known: &StoredSession) {
     let Some(user) = service.users().named(&known.user) else {
         return;
     };
@@ -180,7 +180,7 @@ fn restore_home(service: &Service, known: &KnownSession) {
         .restore_home(&owner, &known.session, credential.name(), known.used_at);
 }
 
-fn restore_issuer(service: &Service, known: &KnownMaker) {
+fn restore_issuer(service: &Service, known: &ResponseIssuer) {
     let Some(user) = service.users().named(&known.user) else {
         return;
     };
@@ -188,9 +188,12 @@ fn restore_issuer(service: &Service, known: &KnownMaker) {
         return;
     };
     let owner = service.owner(user.as_ref());
-    service
-        .sessions()
-        .record_issuer(&owner, &known.response_id, credential.name(), known.made_at);
+    service.sessions().record_issuer(
+        &owner,
+        &known.response_id,
+        credential.name(),
+        known.issued_at,
+    );
 }
 
 #[cfg(test)]

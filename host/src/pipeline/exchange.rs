@@ -15,8 +15,8 @@ use super::refusal::Refusal;
 use super::service::{CredentialPool, Service};
 use crate::authenticate::User;
 use crate::credentials::{Credential, InFlight};
-use crate::ledger::Room;
-use crate::meter::{Asked, Create};
+use crate::ledger::RowReservation;
+use crate::meter::{RequestFields, ResponseCreate};
 use crate::policy::Facts;
 use crate::sessions::SessionOwner;
 use crate::values::clock::Timestamp;
@@ -53,7 +53,7 @@ pub(crate) struct Exchange {
     pool: usize,
     owner: SessionOwner,
     sequence: u64,
-    asked: Asked,
+    asked: RequestFields,
     transport: Transport,
     /// The client only warms its connection: nothing is to be generated.
     prewarm: bool,
@@ -62,7 +62,7 @@ pub(crate) struct Exchange {
     status: Option<StatusCode>,
     ttfb_ms: Option<u64>,
     /// `None` once the row is made, or if there is to be none.
-    room: Option<Room>,
+    room: Option<RowReservation>,
 }
 
 /// A request that the gateway answers itself, and its exchange, which is still to be settled, if it
@@ -84,14 +84,18 @@ impl From<Refusal> for RefusedRequest {
 
 impl Exchange {
     /// Opens the exchange of a request. It is boxed because it passes through every stage.
-    pub(crate) fn open(service: Arc<Service>, room: Room, request: AdmittedRequest) -> Box<Self> {
+    pub(crate) fn open(
+        service: Arc<Service>,
+        room: RowReservation,
+        request: AdmittedRequest,
+    ) -> Box<Self> {
         Box::new(Self {
             sequence: service.next_request(),
             pool: service.pool_index(request.user.as_deref()),
             owner: service.owner(request.user.as_ref()),
             service,
             request,
-            asked: Asked::default(),
+            asked: RequestFields::default(),
             transport: Transport::Http,
             prewarm: false,
             attempts: Vec::new(),
@@ -137,7 +141,7 @@ impl Exchange {
     }
 
     /// Returns what the body asks for, as far as it was read.
-    pub(crate) fn asked(&self) -> &Asked {
+    pub(crate) fn asked(&self) -> &RequestFields {
         &self.asked
     }
 
@@ -151,7 +155,7 @@ impl Exchange {
 
     /// Takes what the body asks for. Its cache key is the session's key if no header named the
     /// session.
-    pub(crate) fn set_asked(&mut self, asked: Asked) {
+    pub(crate) fn set_asked(&mut self, asked: RequestFields) {
         if self.request.session.is_none() {
             self.request.session.clone_from(&asked.prompt_cache_key);
         }
@@ -268,9 +272,9 @@ impl Exchange {
     /// `credential`.
     pub(crate) fn open_turn(
         &mut self,
-        room: Room,
+        room: RowReservation,
         credential: &Arc<Credential>,
-        create: Create,
+        create: ResponseCreate,
     ) -> Box<Self> {
         let id = Uuid::now_v7();
         let request = AdmittedRequest {
@@ -283,7 +287,7 @@ impl Exchange {
         let mut turn = Self::open(Arc::clone(&self.service), room, request);
         turn.transport = self.transport;
         turn.prewarm = create.prewarm;
-        turn.set_asked(create.asked);
+        turn.set_asked(create.fields);
         turn.attempts = std::mem::take(&mut self.attempts);
         turn.begin_attempt(credential);
         turn.end_attempt(Outcome::Status(StatusCode::SWITCHING_PROTOCOLS.as_u16()));
@@ -307,7 +311,7 @@ impl Exchange {
 /// The end of an exchange, for `settle`.
 impl Exchange {
     /// Returns the room that is reserved for the row, once.
-    pub(crate) fn take_room(&mut self) -> Option<Room> {
+    pub(crate) fn take_room(&mut self) -> Option<RowReservation> {
         self.room.take()
     }
 
@@ -340,7 +344,7 @@ impl Exchange {
             model,
             requested_model: self.asked.model.clone(),
             service_tier,
-            transport: self.transport.as_str(),
+            transport: self.transport,
             prewarm: self.prewarm,
             previous_response_id: self.asked.previous_response_id.clone(),
             method: self.request.method.clone(),

@@ -14,7 +14,7 @@ use http::{Response, StatusCode};
 use serde_json::{Map, Value, json};
 
 use crate::authenticate::AuthError;
-use crate::ledger::NoRoom;
+use crate::ledger::ReservationError;
 use crate::policy::{Fault, Refused};
 use crate::upstream::RequestBodyError;
 use crate::values::clock::Timestamp;
@@ -131,10 +131,10 @@ impl Refusal {
             .with_field(RETRY_AFTER, "1")
     }
 
-    pub(crate) fn no_room(reason: NoRoom) -> Self {
+    pub(crate) fn no_room(reason: ReservationError) -> Self {
         let code = match reason {
-            NoRoom::Busy => "overloaded",
-            NoRoom::Failing => "ledger_unavailable",
+            ReservationError::Busy => "overloaded",
+            ReservationError::Failing => "ledger_unavailable",
         };
         Self::new(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -148,7 +148,7 @@ impl Refusal {
     /// The row of a response that was not committed: the client must not take the response as
     /// complete.
     pub(crate) fn not_recorded() -> Self {
-        Self::no_room(NoRoom::Failing)
+        Self::no_room(ReservationError::Failing)
     }
 
     pub(crate) fn request_body(error: RequestBodyError) -> Self {

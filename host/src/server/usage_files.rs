@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::error::StartError;
 use crate::config::ServiceConfig;
 use crate::files::plain;
-use crate::ledger::{Ledger, LedgerError, Reader, UsageRow, ViewState};
+use crate::ledger::{Ledger, LedgerError, LedgerReader, UsageFileRow, UsageFileState};
 use crate::usage_file::{self, Found, Sums, Usage};
 use crate::values::clock::Timestamp;
 
@@ -62,7 +62,7 @@ enum UsageFileError {
 /// The usage files of all services.
 pub(super) struct UsageFiles {
     ledger: Arc<Ledger>,
-    reader: Option<Reader>,
+    reader: Option<LedgerReader>,
     files: Vec<UsageFile>,
 }
 
@@ -72,7 +72,7 @@ struct UsageFile {
     /// The last row in `sums`.
     added: u64,
     /// What the file on disk holds.
-    state: ViewState,
+    state: UsageFileState,
 }
 
 /// Tells the writing thread which files to write. The thread writes them once more and ends when the last clone is
@@ -143,7 +143,7 @@ impl UsageFiles {
         self.reader = Some(reader);
         let file = file?;
         self.ledger
-            .save_view(&file.key(), file.state.clone())
+            .save_usage_file(&file.key(), file.state.clone())
             .wait();
         self.files.push(file);
         Ok(())
@@ -175,9 +175,9 @@ impl UsageFiles {
 }
 
 impl UsageFile {
-    fn open(reader: &Reader, target: UsageFileTarget) -> Result<Self, UsageFileError> {
+    fn open(reader: &LedgerReader, target: UsageFileTarget) -> Result<Self, UsageFileError> {
         let path = &target.path;
-        let noted = reader.view(&path.to_string_lossy())?;
+        let noted = reader.usage_file(&path.to_string_lossy())?;
         let last_row = reader.last_row()?;
         let found = usage_file::read(path, Timestamp::now())?;
         let (sums, through, digest) = match (found, noted) {
@@ -202,7 +202,7 @@ impl UsageFile {
                 (Sums::default(), noted.map_or(last_row, |_| 0), None)
             }
         };
-        let state = ViewState {
+        let state = UsageFileState {
             through,
             digest: digest.clone(),
             through_before: through,
@@ -221,20 +221,20 @@ impl UsageFile {
         self.target.path.to_string_lossy().into_owned()
     }
 
-    fn write(&mut self, reader: &Reader, ledger: &Ledger) -> Result<(), UsageFileError> {
+    fn write(&mut self, reader: &LedgerReader, ledger: &Ledger) -> Result<(), UsageFileError> {
         self.add_new_rows(reader)?;
         if self.added == self.state.through {
             return Ok(());
         }
         let text = self.sums.to_json(Timestamp::now());
-        let state = ViewState {
+        let state = UsageFileState {
             through: self.added,
             digest: Some(usage_file::digest(text.as_bytes())),
             through_before: self.state.through,
             digest_before: self.state.digest.clone(),
         };
         // Noted before it is written: a kill in between leaves the old file, whose digest is in the note, too.
-        if !ledger.save_view(&self.key(), state.clone()).wait() {
+        if !ledger.save_usage_file(&self.key(), state.clone()).wait() {
             return Err(UsageFileError::LedgerFailing);
         }
         usage_file::write(&self.target.path, &text)?;
@@ -242,7 +242,7 @@ impl UsageFile {
         Ok(())
     }
 
-    fn add_new_rows(&mut self, reader: &Reader) -> Result<(), UsageFileError> {
+    fn add_new_rows(&mut self, reader: &LedgerReader) -> Result<(), UsageFileError> {
         let (service, credential) = (&self.target.service, &self.target.credential);
         loop {
             let rows = reader.rows_after(self.added, service, credential, ROWS)?;
@@ -255,7 +255,7 @@ impl UsageFile {
     }
 }
 
-fn usage(row: &UsageRow) -> Usage<'_> {
+fn usage(row: &UsageFileRow) -> Usage<'_> {
     Usage {
         model: &row.model,
         service_tier: &row.service_tier,

@@ -151,7 +151,7 @@ pub struct Row {
     /// The tier that was charged, or else was asked for.
     pub service_tier: Option<String>,
     /// How the client speaks.
-    pub transport: &'static str,
+    pub transport: Transport,
     /// Nothing was to be generated: the client warmed its connection.
     pub prewarm: bool,
     /// The response that the request continues.

@@ -1,63 +1,62 @@
-//! Reads a few named values out of a JSON object that arrives in pieces, in place.
+//! A scanner that reads a few values of a JSON object in place, while the object arrives in pieces.
 //!
-//! It keeps no text but the value that it is in the middle of, so its memory does not grow with the input, and it
-//! allocates nothing. What it is not asked for it skips. It is no validator: what is not JSON yields fewer values,
-//! never a wrong place in memory and never a panic.
+//! It stores only the key or value that is incomplete, up to [`FIELD_BYTES`], and skips all others: its memory does not
+//! grow with the input, and it does not allocate. It does not validate: invalid JSON yields fewer values, never a panic.
 
 use memchr::memchr2;
 
 use super::limits::FIELD_BYTES;
 
-/// How deep objects that are asked for may lie in each other.
+/// How deep the wanted objects may be nested.
 const DEPTH_MAX: usize = 6;
 
-/// A key that is asked for.
+/// A key whose value is wanted.
 #[derive(Debug)]
-pub struct Wanted {
+pub struct WantedKey {
     /// The key, without escapes.
     pub key: &'static str,
-    /// What is wanted of its value.
-    pub what: What,
+    /// The wanted part of its value.
+    pub value: WantedValue,
 }
 
-/// What is wanted of a key's value.
+/// The wanted part of a key's value.
 #[derive(Debug)]
-pub enum What {
-    /// The value itself, where it is a string, number or literal; the number names it to the sink.
+pub enum WantedValue {
+    /// The value itself, if it is a string, number or literal. The sink receives it with this number.
     Scalar(u8),
-    /// Keys of the object that it is.
-    Within(&'static [Wanted]),
+    /// Values of these keys, if it is an object.
+    Within(&'static [WantedKey]),
 }
 
-impl Wanted {
-    /// Asks for the value of `key`, to be told as `name`.
+impl WantedKey {
+    /// Wants the value of `key`, under the number `name`.
     pub const fn scalar(key: &'static str, name: u8) -> Self {
         Self {
             key,
-            what: What::Scalar(name),
+            value: WantedValue::Scalar(name),
         }
     }
 
-    /// Asks for `keys` of the object under `key`.
-    pub const fn within(key: &'static str, keys: &'static [Wanted]) -> Self {
+    /// Wants the values of `keys` in the object under `key`.
+    pub const fn within(key: &'static str, keys: &'static [WantedKey]) -> Self {
         Self {
             key,
-            what: What::Within(keys),
+            value: WantedValue::Within(keys),
         }
     }
 }
 
-/// A value that was asked for.
+/// A wanted value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Scalar<'a> {
-    /// What stands between a string's quotes, escapes and all.
+pub enum JsonScalar<'a> {
+    /// The bytes between the quotes of a string, with its escapes.
     Text(&'a [u8]),
-    /// A number, `true`, `false` or `null`, as it stands there.
+    /// A number, `true`, `false` or `null`, as it is written.
     Bare(&'a [u8]),
 }
 
-impl Scalar<'_> {
-    /// The string, with its escapes resolved; none where it is not a valid string.
+impl JsonScalar<'_> {
+    /// Returns the string with its escapes resolved, if it is a valid one.
     pub fn text(&self) -> Option<String> {
         let Self::Text(raw) = *self else { return None };
         if !raw.contains(&b'\\') {
@@ -67,48 +66,48 @@ impl Scalar<'_> {
         serde_json::from_slice(&quoted).ok()
     }
 
-    /// The number, where it is a whole one from 0 to 2^53; `12.0` counts as 12.
+    /// Returns the number if it is an integer from 0 to 2^53. `12.0` counts as 12.
     pub fn count(&self) -> Option<u64> {
         let number = self.number()?;
         (number.fract() == 0.0 && (0.0..=9_007_199_254_740_992.0).contains(&number))
             .then_some(number as u64)
     }
 
-    /// The number, where it is a finite one.
+    /// Returns the number if it is finite.
     pub fn number(&self) -> Option<f64> {
         let Self::Bare(raw) = *self else { return None };
         let number: f64 = str::from_utf8(raw).ok()?.parse().ok()?;
         number.is_finite().then_some(number)
     }
 
-    /// Whether it is `true`.
+    /// Whether the value is `true`.
     pub fn is_true(&self) -> bool {
         *self == Self::Bare(b"true")
     }
 }
 
-/// What a sink says to a value.
+/// Whether a scan continues after a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Flow {
-    /// Go on.
+pub enum ScanFlow {
+    /// The scan continues.
     Continue,
-    /// The rest of this object is of no interest.
+    /// The scan stops: the rest of the object is not wanted.
     Stop,
 }
 
-/// Where a scan stands.
+/// How far a scan is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Progress {
-    /// The object is not at its end.
+pub enum ScanProgress {
+    /// The object is incomplete.
     Open,
-    /// The object is at its end.
+    /// The object is complete.
     Done,
-    /// The sink stopped it, or the input is not a JSON object. It reads nothing more.
+    /// The sink stopped the scan, or the input is not a JSON object. The scan reads nothing more.
     Stopped,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum ScanState {
     Start,
     BeforeKey,
     Key,
@@ -116,7 +115,7 @@ enum State {
     Value,
     Text,
     Bare,
-    /// Inside a container or string that nobody asked for; `nested` containers are open in it.
+    /// Inside an unwanted container or string, in which `nested` containers are open.
     Skip {
         nested: u32,
         in_string: bool,
@@ -128,24 +127,26 @@ enum State {
 /// A scan of one JSON object.
 #[derive(Debug)]
 pub struct JsonScan {
-    state: State,
-    /// A backslash was the last byte of a string so far.
+    state: ScanState,
+    /// The last byte was a backslash within a string.
     escaped: bool,
-    /// The keys asked for in each open object, the outermost first.
-    open: [&'static [Wanted]; DEPTH_MAX],
+    /// The wanted keys of each open object, the outermost first.
+    open: [&'static [WantedKey]; DEPTH_MAX],
     depth: usize,
-    /// What is wanted of the value that comes next or is under way.
-    current: Option<&'static What>,
+    /// The wanted part of the current or next value.
+    current: Option<&'static WantedValue>,
+    /// The first `held_len` bytes are those of the incomplete key or value.
     held: [u8; FIELD_BYTES],
     held_len: usize,
+    /// The key or value is longer than [`FIELD_BYTES`].
     overflow: bool,
 }
 
 impl JsonScan {
-    /// A scan for `keys` of an object.
-    pub fn new(keys: &'static [Wanted]) -> Self {
+    /// Creates a scan for the values of `keys`.
+    pub fn new(keys: &'static [WantedKey]) -> Self {
         Self {
-            state: State::Start,
+            state: ScanState::Start,
             escaped: false,
             open: [keys; DEPTH_MAX],
             depth: 0,
@@ -156,37 +157,44 @@ impl JsonScan {
         }
     }
 
-    /// Begins anew, with the same keys.
+    /// Starts over with the next object, for the same keys.
     pub fn reset(&mut self) {
-        self.state = State::Start;
+        self.state = ScanState::Start;
         self.escaped = false;
         self.depth = 0;
         self.current = None;
         self.clear_held();
     }
 
-    /// Where the scan stands.
-    pub fn progress(&self) -> Progress {
+    /// Returns how far the scan is.
+    pub fn progress(&self) -> ScanProgress {
         match self.state {
-            State::Done => Progress::Done,
-            State::Stopped => Progress::Stopped,
-            _ => Progress::Open,
+            ScanState::Done => ScanProgress::Done,
+            ScanState::Stopped => ScanProgress::Stopped,
+            ScanState::Start
+            | ScanState::BeforeKey
+            | ScanState::Key
+            | ScanState::Colon
+            | ScanState::Value
+            | ScanState::Text
+            | ScanState::Bare
+            | ScanState::Skip { .. } => ScanProgress::Open,
         }
     }
 
-    /// Reads on. Values that were asked for go to `sink` with their names, each once it is whole.
+    /// Reads a piece, and passes each wanted value to `sink` with its number once it is complete.
     pub fn feed(
         &mut self,
         mut input: &[u8],
-        mut sink: impl FnMut(u8, Scalar<'_>) -> Flow,
-    ) -> Progress {
+        mut sink: impl FnMut(u8, JsonScalar<'_>) -> ScanFlow,
+    ) -> ScanProgress {
         while !input.is_empty() {
             let read = match self.state {
-                State::Done | State::Stopped => break,
-                State::Key | State::Text => self.string(input, &mut sink),
-                State::Bare => self.bare(input, &mut sink),
-                State::Skip { nested, in_string } => self.skip(input, nested, in_string),
-                State::Start | State::BeforeKey | State::Colon | State::Value => {
+                ScanState::Done | ScanState::Stopped => break,
+                ScanState::Key | ScanState::Text => self.string(input, &mut sink),
+                ScanState::Bare => self.bare(input, &mut sink),
+                ScanState::Skip { nested, in_string } => self.skip(input, nested, in_string),
+                ScanState::Start | ScanState::BeforeKey | ScanState::Colon | ScanState::Value => {
                     self.structure(input)
                 }
             };
@@ -195,93 +203,97 @@ impl JsonScan {
         self.progress()
     }
 
-    /// Reads one byte between keys and values. Answers how many bytes it took.
+    /// Reads one byte between keys and values. Returns how many bytes it took.
     fn structure(&mut self, input: &[u8]) -> usize {
         let byte = input[0];
         if matches!(byte, b' ' | b'\t' | b'\n' | b'\r') {
             return 1;
         }
         self.state = match (self.state, byte) {
-            (State::Start, b'{') => {
+            (ScanState::Start, b'{') => {
                 self.depth = 1;
-                State::BeforeKey
+                ScanState::BeforeKey
             }
-            (State::BeforeKey, b'"') => {
+            (ScanState::BeforeKey, b'"') => {
                 self.clear_held();
-                State::Key
+                ScanState::Key
             }
-            (State::BeforeKey, b',') => State::BeforeKey,
-            (State::BeforeKey, b'}') => self.close_object(),
-            (State::Colon, b':') => State::Value,
-            (State::Value, b'{') => self.open_object(),
-            (State::Value, b'[') => State::Skip {
+            (ScanState::BeforeKey, b',') => ScanState::BeforeKey,
+            (ScanState::BeforeKey, b'}') => self.close_object(),
+            (ScanState::Colon, b':') => ScanState::Value,
+            (ScanState::Value, b'{') => self.open_object(),
+            (ScanState::Value, b'[') => ScanState::Skip {
                 nested: 1,
                 in_string: false,
             },
-            (State::Value, b'"') => self.open_string(),
-            (State::Value, _) => {
+            (ScanState::Value, b'"') => self.open_string(),
+            (ScanState::Value, _) => {
                 self.clear_held();
-                self.state = State::Bare;
+                self.state = ScanState::Bare;
                 return 0;
             }
-            _ => State::Stopped,
+            _ => ScanState::Stopped,
         };
         1
     }
 
-    fn open_object(&mut self) -> State {
+    fn open_object(&mut self) -> ScanState {
         match self.current {
-            Some(What::Within(keys)) if self.depth < DEPTH_MAX => {
+            Some(WantedValue::Within(keys)) if self.depth < DEPTH_MAX => {
                 self.open[self.depth] = keys;
                 self.depth += 1;
-                State::BeforeKey
+                ScanState::BeforeKey
             }
-            _ => State::Skip {
+            _ => ScanState::Skip {
                 nested: 1,
                 in_string: false,
             },
         }
     }
 
-    fn close_object(&mut self) -> State {
+    fn close_object(&mut self) -> ScanState {
         self.depth -= 1;
         if self.depth == 0 {
-            State::Done
+            ScanState::Done
         } else {
-            State::BeforeKey
+            ScanState::BeforeKey
         }
     }
 
-    fn open_string(&mut self) -> State {
+    fn open_string(&mut self) -> ScanState {
         match self.current {
-            Some(What::Scalar(_)) => {
+            Some(WantedValue::Scalar(_)) => {
                 self.clear_held();
-                State::Text
+                ScanState::Text
             }
-            _ => State::Skip {
+            _ => ScanState::Skip {
                 nested: 0,
                 in_string: true,
             },
         }
     }
 
-    /// Reads on within a key or a string that was asked for.
-    fn string(&mut self, input: &[u8], sink: &mut impl FnMut(u8, Scalar<'_>) -> Flow) -> usize {
+    /// Reads within a key or a wanted string. Returns how many bytes it took.
+    fn string(
+        &mut self,
+        input: &[u8],
+        sink: &mut impl FnMut(u8, JsonScalar<'_>) -> ScanFlow,
+    ) -> usize {
         let (length, ended) = self.string_end(input);
         self.hold(&input[..length]);
         if !ended {
             return length;
         }
-        if self.state == State::Key {
+        if self.state == ScanState::Key {
             self.current = self.find_key();
-            self.state = State::Colon;
+            self.state = ScanState::Colon;
         } else {
-            self.tell(sink, Scalar::Text);
+            self.emit(sink, JsonScalar::Text);
         }
         length + 1
     }
 
-    /// How many bytes of `input` belong to the string under way, and whether its closing quote follows them.
+    /// Returns how many bytes of `input` belong to the current string, and whether its closing quote follows them.
     fn string_end(&mut self, input: &[u8]) -> (usize, bool) {
         let mut at = 0;
         loop {
@@ -304,8 +316,12 @@ impl JsonScan {
         }
     }
 
-    /// Reads on within a number or literal.
-    fn bare(&mut self, input: &[u8], sink: &mut impl FnMut(u8, Scalar<'_>) -> Flow) -> usize {
+    /// Reads within a number or literal. Returns how many bytes it took.
+    fn bare(
+        &mut self,
+        input: &[u8],
+        sink: &mut impl FnMut(u8, JsonScalar<'_>) -> ScanFlow,
+    ) -> usize {
         let end = input
             .iter()
             .position(|byte| matches!(byte, b',' | b'}' | b']' | b' ' | b'\t' | b'\n' | b'\r'));
@@ -314,14 +330,14 @@ impl JsonScan {
             return input.len();
         };
         if end == 0 && self.held_len == 0 {
-            self.state = State::Stopped;
+            self.state = ScanState::Stopped;
             return 0;
         }
-        self.tell(sink, Scalar::Bare);
+        self.emit(sink, JsonScalar::Bare);
         end
     }
 
-    /// Reads on within what nobody asked for.
+    /// Reads within an unwanted value. Returns how many bytes it took.
     fn skip(&mut self, input: &[u8], mut nested: u32, mut in_string: bool) -> usize {
         let mut at = 0;
         while at < input.len() {
@@ -334,7 +350,7 @@ impl JsonScan {
                 in_string = false;
                 at += 1;
                 if nested == 0 {
-                    self.state = State::BeforeKey;
+                    self.state = ScanState::BeforeKey;
                     return at;
                 }
                 continue;
@@ -347,29 +363,29 @@ impl JsonScan {
             }
             at += 1;
             if nested == 0 {
-                self.state = State::BeforeKey;
+                self.state = ScanState::BeforeKey;
                 return at;
             }
         }
-        self.state = State::Skip { nested, in_string };
+        self.state = ScanState::Skip { nested, in_string };
         at
     }
 
-    fn tell<'a>(
+    fn emit<'a>(
         &'a mut self,
-        sink: &mut impl FnMut(u8, Scalar<'_>) -> Flow,
-        scalar: impl FnOnce(&'a [u8]) -> Scalar<'a>,
+        sink: &mut impl FnMut(u8, JsonScalar<'_>) -> ScanFlow,
+        scalar: impl FnOnce(&'a [u8]) -> JsonScalar<'a>,
     ) {
-        self.state = State::BeforeKey;
-        let Some(What::Scalar(name)) = self.current else {
+        self.state = ScanState::BeforeKey;
+        let Some(WantedValue::Scalar(name)) = self.current else {
             return;
         };
-        if !self.overflow && sink(*name, scalar(&self.held[..self.held_len])) == Flow::Stop {
-            self.state = State::Stopped;
+        if !self.overflow && sink(*name, scalar(&self.held[..self.held_len])) == ScanFlow::Stop {
+            self.state = ScanState::Stopped;
         }
     }
 
-    fn find_key(&self) -> Option<&'static What> {
+    fn find_key(&self) -> Option<&'static WantedValue> {
         if self.overflow {
             return None;
         }
@@ -377,7 +393,7 @@ impl JsonScan {
         self.open[self.depth - 1]
             .iter()
             .find(|wanted| wanted.key.as_bytes() == key)
-            .map(|wanted| &wanted.what)
+            .map(|wanted| &wanted.value)
     }
 
     fn clear_held(&mut self) {
@@ -400,32 +416,32 @@ impl JsonScan {
 mod tests {
     use super::*;
 
-    const KEYS: &[Wanted] = &[
-        Wanted::scalar("a", 1),
-        Wanted::within(
+    const KEYS: &[WantedKey] = &[
+        WantedKey::scalar("a", 1),
+        WantedKey::within(
             "b",
             &[
-                Wanted::scalar("c", 2),
-                Wanted::within("d", &[Wanted::scalar("e", 3)]),
+                WantedKey::scalar("c", 2),
+                WantedKey::within("d", &[WantedKey::scalar("e", 3)]),
             ],
         ),
     ];
 
-    fn values(json: &[u8], piece: usize) -> (Vec<(u8, String)>, Progress) {
+    fn values(json: &[u8], piece: usize) -> (Vec<(u8, String)>, ScanProgress) {
         let mut scan = JsonScan::new(KEYS);
         let mut found = Vec::new();
         for piece in json.chunks(piece) {
             scan.feed(piece, |name, scalar| {
-                let (Scalar::Text(raw) | Scalar::Bare(raw)) = scalar;
+                let (JsonScalar::Text(raw) | JsonScalar::Bare(raw)) = scalar;
                 found.push((name, String::from_utf8_lossy(raw).into_owned()));
-                Flow::Continue
+                ScanFlow::Continue
             });
         }
         (found, scan.progress())
     }
 
     #[track_caller]
-    fn check(json: &str, expected: &[(u8, &str)], progress: Progress) {
+    fn check(json: &str, expected: &[(u8, &str)], progress: ScanProgress) {
         let expected: Vec<_> = expected
             .iter()
             .map(|(name, value)| (*name, (*value).to_owned()))
@@ -440,11 +456,11 @@ mod tests {
     }
 
     #[test]
-    fn values_are_found_wherever_the_input_is_cut() {
+    fn values_are_found_in_any_pieces() {
         check(
             r#" { "x": [1, {"a": 2}, "]"], "a" : "one\"two", "b": {"c": -1.5e3, "y": null, "d": {"e": true}}} "#,
             &[(1, r#"one\"two"#), (2, "-1.5e3"), (3, "true")],
-            Progress::Done,
+            ScanProgress::Done,
         );
     }
 
@@ -453,7 +469,7 @@ mod tests {
         check(
             r#"{"c": 1, "b": {"a": 2}, "z": {"b": {"c": 3}}}"#,
             &[],
-            Progress::Done,
+            ScanProgress::Done,
         );
     }
 
@@ -462,31 +478,31 @@ mod tests {
         check(
             r#"{"a": {"x": "}"}, "b": "text", "a": [[]]}"#,
             &[],
-            Progress::Done,
+            ScanProgress::Done,
         );
     }
 
     #[test]
-    fn what_is_no_object_stops_the_scan() {
-        check("[1, 2]", &[], Progress::Stopped);
-        check("hello", &[], Progress::Stopped);
-        check(r#"{"a" 1}"#, &[], Progress::Stopped);
-        check(r#"{"a": }"#, &[], Progress::Stopped);
-        check("", &[], Progress::Open);
+    fn an_input_that_is_no_object_stops_the_scan() {
+        check("[1, 2]", &[], ScanProgress::Stopped);
+        check("hello", &[], ScanProgress::Stopped);
+        check(r#"{"a" 1}"#, &[], ScanProgress::Stopped);
+        check(r#"{"a": }"#, &[], ScanProgress::Stopped);
+        check("", &[], ScanProgress::Open);
     }
 
     #[test]
-    fn a_string_past_the_bound_counts_as_missing() {
+    fn a_string_past_the_limit_counts_as_missing() {
         let at = "x".repeat(FIELD_BYTES);
         check(
             &format!(r#"{{"a": "{at}"}}"#),
             &[(1, at.as_str())],
-            Progress::Done,
+            ScanProgress::Done,
         );
         check(
             &format!(r#"{{"a": "{at}x", "b": {{"c": 1}}}}"#),
             &[(2, "1")],
-            Progress::Done,
+            ScanProgress::Done,
         );
     }
 
@@ -507,11 +523,14 @@ mod tests {
     }
 
     #[test]
-    fn escapes_are_resolved_where_a_text_is_wanted() {
-        assert_eq!(Scalar::Text(br"a\u0062\n").text().as_deref(), Some("ab\n"));
-        assert_eq!(Scalar::Text(b"\xff").text(), None);
-        assert_eq!(Scalar::Bare(b"12.0").count(), Some(12));
-        assert_eq!(Scalar::Bare(b"-1").count(), None);
-        assert_eq!(Scalar::Bare(b"1e400").number(), None);
+    fn escapes_are_resolved_if_the_text_is_wanted() {
+        assert_eq!(
+            JsonScalar::Text(br"a\u0062\n").text().as_deref(),
+            Some("ab\n")
+        );
+        assert_eq!(JsonScalar::Text(b"\xff").text(), None);
+        assert_eq!(JsonScalar::Bare(b"12.0").count(), Some(12));
+        assert_eq!(JsonScalar::Bare(b"-1").count(), None);
+        assert_eq!(JsonScalar::Bare(b"1e400").number(), None);
     }
 }

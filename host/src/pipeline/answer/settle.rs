@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::time::timeout;
 
-use crate::ledger::{Commit, Promise, Room};
+use crate::ledger::{CommitPromise, RowCommit, RowReservation};
 use crate::pipeline::affinity;
 use crate::pipeline::exchange::{Exchange, RefusedRequest};
 use crate::pipeline::refusal::Refusal;
@@ -21,7 +21,7 @@ use crate::values::money::Cost;
 
 /// Settles an exchange. Returns the commit of its row, for a caller that must not go on before
 /// that, or `None` if the exchange is settled already.
-pub(crate) fn settle(exchange: &mut Exchange, end: End, metered: Metered) -> Option<Commit> {
+pub(crate) fn settle(exchange: &mut Exchange, end: End, metered: Metered) -> Option<RowCommit> {
     let room = exchange.take_room()?;
     let now = Timestamp::now();
     let credential = exchange.release_credential();
@@ -71,7 +71,7 @@ pub(crate) async fn settle_refused(refused: RefusedRequest) -> Refusal {
 
 /// Waits for the commit of a row, at most for `limits.commit_timeout`. Returns whether the row is
 /// committed.
-pub(crate) async fn is_committed(service: &Service, commit: Commit) -> bool {
+pub(crate) async fn is_committed(service: &Service, commit: RowCommit) -> bool {
     matches!(
         timeout(service.limits().commit_timeout, commit).await,
         Ok(true)
@@ -147,7 +147,12 @@ fn unpriced(request_id: &str, fault: &Fault) -> Cost {
 
 /// Prices the row on a policy thread and then writes it. If the threads' queue is full, writes the
 /// row unpriced.
-fn price_later(exchange: &Exchange, room: Room, row: Row, counts: TokenCounts) -> Commit {
+fn price_later(
+    exchange: &Exchange,
+    room: RowReservation,
+    row: Row,
+    counts: TokenCounts,
+) -> RowCommit {
     let service = exchange.service();
     let facts = OwnFacts::of(&pricing_facts(exchange, &row));
     let (promise, commit) = service.parts().ledger.promise();
@@ -178,12 +183,17 @@ fn take<T>(unwritten: &Mutex<Option<T>>) -> Option<T> {
 }
 
 /// Logs and counts a row that is complete, and hands it to the ledger.
-fn write(service: &Service, room: Room, mut row: Row) -> Commit {
+fn write(service: &Service, room: RowReservation, mut row: Row) -> RowCommit {
     report(service, &mut row);
     service.parts().ledger.write(room, row)
 }
 
-fn write_as_promised(service: &Service, room: Room, mut row: Row, promise: Promise) {
+fn write_as_promised(
+    service: &Service,
+    room: RowReservation,
+    mut row: Row,
+    promise: CommitPromise,
+) {
     report(service, &mut row);
     service.parts().ledger.write_as_promised(room, row, promise);
 }
@@ -230,7 +240,7 @@ fn log(row: &Row) {
         path = row.path,
         model = row.model,
         service_tier = row.service_tier,
-        transport = row.transport,
+        transport = row.transport.as_str(),
         prewarm = row.prewarm,
         status = row.status,
         end = row.end.as_str(),

@@ -16,8 +16,8 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::settle::settle;
-use crate::ledger::Commit;
-use crate::meter::{Meter, Signal};
+use crate::ledger::RowCommit;
+use crate::meter::{BodyProgress, Meter};
 use crate::pipeline::exchange::Exchange;
 use crate::upstream::ResponseBody;
 use crate::values::exchange::End;
@@ -81,7 +81,10 @@ enum StreamState {
     /// Parts pass as they come.
     Flowing,
     /// The response is complete with what is held here, which waits for the commit of the row.
-    Committing { commit: Commit, held: Option<Bytes> },
+    Committing {
+        commit: RowCommit,
+        held: Option<Bytes>,
+    },
     /// The row is committed; what upstream still sends passes.
     Recorded,
     /// Nothing follows.
@@ -159,7 +162,7 @@ impl StreamingBody {
             unreachable!("`poll_upstream` returns data frames only")
         };
         let signal = self.meter.feed(&data);
-        if signal == Signal::Whole || self.left == Some(0) {
+        if signal == BodyProgress::Complete || self.left == Some(0) {
             let end = match self.meter.ended() {
                 Some(end) => end,
                 None => self.meter.finish(),

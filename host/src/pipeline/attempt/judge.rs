@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use super::forward::{NoResponse, Sent};
 use super::reset_hint;
 use crate::credentials::{Credential, Identity, IdentityKind};
-use crate::meter::decoded;
+use crate::meter::decode_body;
 use crate::pipeline::exchange::Exchange;
 use crate::pipeline::refusal::Refusal;
 use crate::upstream::{ResponseBody, UpstreamError};
@@ -175,7 +175,7 @@ async fn judge_rate_limited(
     let until = sent
         .reading
         .refused_until()
-        .or_else(|| reset_hint::in_body(&decoded(encoding, &read, DECODED_BYTES), now))
+        .or_else(|| reset_hint::in_body(&decode_body(encoding, &read, DECODED_BYTES), now))
         .or_else(|| reset_hint::in_headers(headers, now));
     note_rate_limit(&sent.credential, &sent.presented, &sent.reading, until, now);
     if exchange.pool().is_single() || !exchange.service().limits().failover.rate_limited {

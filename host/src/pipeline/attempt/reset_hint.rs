@@ -5,32 +5,32 @@ use std::time::{Duration, UNIX_EPOCH};
 use http::header::{HeaderMap, RETRY_AFTER};
 
 use crate::values::clock::Timestamp;
-use crate::values::json_scan::{Flow, JsonScan, Scalar, Wanted};
+use crate::values::json_scan::{JsonScalar, JsonScan, ScanFlow, WantedKey};
 
 const RESETS_AT: u8 = 0;
 const RESETS_IN: u8 = 1;
-const HINT_KEYS: &[Wanted] = &[
-    Wanted::within(
+const HINT_KEYS: &[WantedKey] = &[
+    WantedKey::within(
         "error",
         &[
-            Wanted::scalar("resets_at", RESETS_AT),
-            Wanted::scalar("resets_in_seconds", RESETS_IN),
+            WantedKey::scalar("resets_at", RESETS_AT),
+            WantedKey::scalar("resets_in_seconds", RESETS_IN),
         ],
     ),
-    Wanted::scalar("resets_at", RESETS_AT),
-    Wanted::scalar("resets_in_seconds", RESETS_IN),
+    WantedKey::scalar("resets_at", RESETS_AT),
+    WantedKey::scalar("resets_in_seconds", RESETS_IN),
 ];
 
 /// Returns when a refusal ends according to its body: a time or a number of seconds.
 pub(super) fn in_body(body: &[u8], now: Timestamp) -> Option<Timestamp> {
     let (mut at, mut within) = (None, None);
     let mut scan = JsonScan::new(HINT_KEYS);
-    scan.feed(body, |name, scalar: Scalar<'_>| {
+    scan.feed(body, |name, scalar: JsonScalar<'_>| {
         match name {
             RESETS_AT => at = scalar.number(),
             _ => within = scalar.number(),
         }
-        Flow::Continue
+        ScanFlow::Continue
     });
     let positive = |number: &f64| *number > 0.0 && *number < 1e12;
     let at = at

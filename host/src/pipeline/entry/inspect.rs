@@ -77,7 +77,7 @@ async fn read(
             break;
         }
     }
-    exchange.set_asked(scan.asked().clone());
+    exchange.set_asked(scan.fields().clone());
     Ok(KeptBody::new(kept, rest, length))
 }
 

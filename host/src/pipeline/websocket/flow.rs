@@ -13,7 +13,7 @@ use super::side::SocketSide;
 use crate::frames::{
     BrokenInput, FramePart, FrameReader, FrameSender, MessageKind, ProtocolViolation, ReadControl,
 };
-use crate::ledger::Commit;
+use crate::ledger::RowCommit;
 
 /// What is read at once. The buffer is its thread's: a socket that is idle has none.
 const READ_BYTES: usize = 32 * 1024;
@@ -47,7 +47,7 @@ pub(super) trait FlowWatcher {
     fn begin(&mut self, kind: MessageKind) -> Result<(), ProtocolViolation>;
     fn data(&mut self, piece: &[u8]);
     /// A message is whole. Its last byte waits for the commit, where there is one.
-    fn end(&mut self) -> Option<Commit>;
+    fn end(&mut self) -> Option<RowCommit>;
     /// A frame passed that belongs to no message.
     fn control(&mut self);
 }
@@ -61,7 +61,7 @@ pub(super) struct SocketFlow {
     /// It was written, and is to be flushed.
     unflushed: bool,
     /// The end of a response, and the commit that it waits for.
-    held: Option<(Commit, Vec<u8>)>,
+    held: Option<(RowCommit, Vec<u8>)>,
     /// What was read behind it.
     unread: Vec<u8>,
     /// Frames of the gateway's own.

@@ -7,8 +7,8 @@ use http::StatusCode;
 
 use crate::credentials::{Credential, Identity, IdentityKind};
 use crate::frames::{MessageKind, POLICY_VIOLATION, ProtocolViolation, TRY_LATER};
-use crate::ledger::{Commit, Room};
-use crate::meter::{CreateScan, Event, EventScan};
+use crate::ledger::{RowCommit, RowReservation};
+use crate::meter::{ClientMessageScan, UpstreamMessage, UpstreamMessageScan};
 use crate::pipeline::answer::settle::settle;
 use crate::pipeline::attempt::judge::note_rate_limit;
 use crate::pipeline::exchange::Exchange;
@@ -29,10 +29,10 @@ pub(super) struct SocketTurns {
     presented: Arc<Identity>,
     /// The exchange of each response that was asked for and has not ended, in order.
     open: VecDeque<Box<Exchange>>,
-    create: CreateScan,
-    event: EventScan,
+    create: ClientMessageScan,
+    event: UpstreamMessageScan,
     /// For the message that the client is sending.
-    room: Option<Room>,
+    room: Option<RowReservation>,
     /// The message under way is text.
     in_text: [bool; 2],
 }
@@ -52,8 +52,8 @@ impl SocketTurns {
             credential,
             presented,
             open: VecDeque::new(),
-            create: CreateScan::default(),
-            event: EventScan::default(),
+            create: ClientMessageScan::default(),
+            event: UpstreamMessageScan::default(),
             room: None,
             in_text: [false; 2],
         }
@@ -143,18 +143,18 @@ impl SocketTurns {
     }
 
     /// Upstream's message is whole. Where it ends a response, its last byte waits for the row.
-    pub(super) fn upstream_ends(&mut self) -> Option<Commit> {
+    pub(super) fn upstream_ends(&mut self) -> Option<RowCommit> {
         if !std::mem::take(&mut self.in_text[DOWN]) {
             return None;
         }
         match self.event.end(Timestamp::now) {
-            Event::Other => None,
-            Event::RateLimits(reading) => {
+            UpstreamMessage::Other => None,
+            UpstreamMessage::RateLimits(reading) => {
                 self.account(&reading, Timestamp::now());
                 None
             }
-            Event::Ended(end) => self.settle(end, None),
-            Event::Error {
+            UpstreamMessage::Ended(end) => self.settle(end, None),
+            UpstreamMessage::Error {
                 status,
                 reading,
                 until,
@@ -183,7 +183,7 @@ impl SocketTurns {
         note_rate_limit(&self.credential, &self.presented, reading, until, now);
     }
 
-    fn settle(&mut self, end: End, status: Option<StatusCode>) -> Option<Commit> {
+    fn settle(&mut self, end: End, status: Option<StatusCode>) -> Option<RowCommit> {
         let metered = self.event.take_metered();
         let mut turn = match self.open.pop_front() {
             Some(turn) => turn,

@@ -4,7 +4,7 @@ use super::flow::FlowWatcher;
 use super::timing::LastHeard;
 use super::turns::SocketTurns;
 use crate::frames::{MessageKind, ProtocolViolation};
-use crate::ledger::Commit;
+use crate::ledger::RowCommit;
 
 /// Reads what the client sends.
 pub(super) struct ClientWatcher<'a> {
@@ -24,7 +24,7 @@ impl FlowWatcher for ClientWatcher<'_> {
         self.turns.client_sends(piece);
     }
 
-    fn end(&mut self) -> Option<Commit> {
+    fn end(&mut self) -> Option<RowCommit> {
         self.control();
         self.turns.client_ends();
         // Upstream's silence counts from here.
@@ -56,7 +56,7 @@ impl FlowWatcher for UpstreamWatcher<'_> {
         self.turns.upstream_sends(piece);
     }
 
-    fn end(&mut self) -> Option<Commit> {
+    fn end(&mut self) -> Option<RowCommit> {
         let commit = self.turns.upstream_ends();
         self.heard.turn_ended |= commit.is_some();
         commit
