@@ -22,7 +22,7 @@ use super::journal::{Entry, Journal, NewTokens};
 use super::write_back::with_tokens;
 use crate::files::{beside, plain, replace, try_replace};
 
-/// The client that Codex is registered as (`behaviour.md`; public in Codex's source).
+/// The client that Codex is registered as (public in the source of Codex).
 const CLIENT_ID: &str = "app_EMoamEEZ73f0CkXaXp7hrann";
 const SCOPE: &str = "openid profile email";
 

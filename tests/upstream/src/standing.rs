@@ -35,7 +35,7 @@ pub struct Window {
     pub used_percent_per_turn: f64,
 }
 
-/// Names of the rate-limit headers (see wire.md).
+/// Names of the rate-limit headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeaderForm {
     /// `x-codex-primary-…`, no active limit named.

@@ -1,0 +1,145 @@
+//! The shape of files and of their documentation.
+
+use std::collections::BTreeMap;
+
+use crate::ratchet::check_ratchet;
+use crate::source::{Source, host_sources};
+use crate::{check_known, check_none};
+
+/// The most lines of a file of the host.
+const LINES_MAX: usize = 700;
+
+/// Longer files of today. This list may only shrink.
+const KNOWN_LONG: &[&str] = &["config/raw.rs", "credentials.rs"];
+
+/// The words of a documentation comment that is noise if nothing else is in it.
+const WORDS_MAX: usize = 3;
+
+/// Articles and pronouns: a comment that adds only these to a name says nothing.
+const FILLERS: [&str; 8] = ["a", "an", "the", "its", "of", "this", "is", "for"];
+
+/// Returns the lines where a comment of few words repeats the name of the item below.
+fn repeated_names(source: &Source) -> Vec<String> {
+    let lines: Vec<&str> = source.text.lines().map(str::trim).collect();
+    let mut found = Vec::new();
+    for (at, line) in lines.iter().enumerate() {
+        let Some(comment) = line.strip_prefix("/// ") else {
+            continue;
+        };
+        let follows_comment = at > 0 && lines[at - 1].starts_with("///");
+        let item = lines[at + 1..]
+            .iter()
+            .find(|line| !line.starts_with("#["))
+            .copied()
+            .unwrap_or_default();
+        if follows_comment || item.starts_with("///") {
+            continue;
+        }
+        if repeats(comment, &item_name(item)) {
+            found.push(format!("{}:{}: {line}", source.path, at + 1));
+        }
+    }
+    found
+}
+
+/// Whether `comment` has at most [`WORDS_MAX`] words, all of them from `name` or without a meaning.
+fn repeats(comment: &str, name: &str) -> bool {
+    let words = words(comment);
+    let of_name = self::words(name);
+    words.len() <= WORDS_MAX
+        && words
+            .iter()
+            .all(|word| FILLERS.contains(&&**word) || of_name.contains(word))
+}
+
+/// Returns the name of the item, field or variant that a line declares.
+fn item_name(line: &str) -> String {
+    const BEFORE: [&str; 12] = [
+        "pub", "crate", "super", "fn", "struct", "enum", "const", "static", "async", "type", "mod",
+        "trait",
+    ];
+    line.split(|letter: char| !crate::source::is_of_word(letter))
+        .find(|word| !word.is_empty() && !BEFORE.contains(word))
+        .unwrap_or_default()
+        .to_owned()
+}
+
+/// Splits prose, `snake_case` and `CamelCase` into words in lower case, without the `s` of a plural.
+fn words(text: &str) -> Vec<String> {
+    let mut words: Vec<String> = Vec::new();
+    let mut after_lower = false;
+    let mut in_word = false;
+    for letter in text.chars() {
+        if !letter.is_alphanumeric() {
+            in_word = false;
+            continue;
+        }
+        if !in_word || (after_lower && letter.is_uppercase()) {
+            words.push(String::new());
+        }
+        in_word = true;
+        after_lower = letter.is_lowercase();
+        if let Some(word) = words.last_mut() {
+            word.extend(letter.to_lowercase());
+        }
+    }
+    // What is left of "user's".
+    words.retain(|word| word != "s");
+    for word in &mut words {
+        if word.len() > 3 && word.ends_with('s') {
+            word.pop();
+        }
+    }
+    words
+}
+
+#[test]
+fn no_file_of_the_host_is_too_long() {
+    let long: Vec<String> = host_sources()
+        .into_iter()
+        .filter(|source| source.text.lines().count() > LINES_MAX)
+        .map(|source| source.path)
+        .collect();
+    check_known(
+        long,
+        KNOWN_LONG.iter().map(|path| (*path).to_owned()).collect(),
+    );
+}
+
+#[test]
+fn comments_that_only_repeat_a_name_become_fewer() {
+    let mut counts = BTreeMap::new();
+    for source in host_sources() {
+        let found = repeated_names(&source);
+        if !found.is_empty() {
+            println!("{}", found.join("\n"));
+            counts.insert(source.path, found.len());
+        }
+    }
+    check_ratchet(
+        "repeated.txt",
+        "comments that repeat the name of their item",
+        &counts,
+    );
+}
+
+#[test]
+fn each_module_opens_with_what_it_owns() {
+    let silent: Vec<String> = host_sources()
+        .into_iter()
+        .filter(|source| !source.is_test() && !source.text.starts_with("//!"))
+        .map(|source| format!("{} opens without //!", source.path))
+        .collect();
+    check_none(&silent);
+}
+
+#[test]
+fn the_check_finds_comments_that_repeat_a_name() {
+    let text = "/// The user's tags.\npub user_tag: u8,\n/// The user.\n/// Two lines.\npub user: u8,\n\
+        /// In seconds.\nspan: u8,\n/// A service tier\n#[x]\npub(crate) enum ServiceTier {\n/// The user that pays.\nuser";
+    let found = repeated_names(&Source::new("a.rs", text));
+    assert_eq!(
+        found,
+        ["a.rs:1: /// The user's tags.", "a.rs:8: /// A service tier"]
+    );
+}
