@@ -1,7 +1,8 @@
 //! Who sends a request: users and their tokens.
 //!
-//! Owns the users' token hashes and the memory of failed attempts; refuses to know what a user may use. Invariant: a
-//! token is neither kept nor shown; what is kept is a hash under a key that lives as long as the process.
+//! Owns the hashes of the users' tokens and the memory of failed attempts. Does not know what a
+//! user may use. Invariant: no token is stored; what is stored is a hash under a random key of the
+//! process.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -17,91 +18,79 @@ use subtle::ConstantTimeEq;
 
 use crate::config::UserConfig;
 use crate::values::clock::Timestamp;
+use crate::values::headers::bearer_token;
 use crate::values::limits::Limits;
 
-/// Failures of an address before its answers are delayed.
-const FREE_FAILURES: u32 = 5;
-/// The first delay; it doubles with each further failure up to the last.
-const DELAY_FIRST: Duration = Duration::from_millis(100);
-const DELAY_LAST: Duration = Duration::from_secs(5);
-/// An address that was quiet for so long starts anew.
+/// How many failures of an address are answered without a delay.
+const UNDELAYED_FAILURES: u32 = 5;
+/// The first delay, which doubles with each further failure, and the longest one.
+const DELAY_MIN: Duration = Duration::from_millis(100);
+const DELAY_MAX: Duration = Duration::from_secs(5);
+/// How long after its last failure an address is forgiven.
 const FORGIVEN_AFTER: Duration = Duration::from_secs(15 * 60);
 
-/// A user, as a service's list has it.
+/// A user of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
     /// Its name.
     pub name: Arc<str>,
-    /// Its pool: a place in the service's pools.
+    /// Its pool: an index into the service's pools.
     pub pool: usize,
-    /// Whether other gateways may serve it.
+    /// Whether its requests may be sent to external credentials.
     pub allow_external_usage: bool,
 }
 
-/// Who sends a request: proof that it was asked for. Only this module makes one.
+/// Proof that a request was authenticated, and by whom it was sent. Only this module creates one.
 #[derive(Debug)]
-pub struct Authenticated {
+pub struct AuthenticationProof {
     user: Option<Arc<User>>,
 }
 
-impl Authenticated {
-    /// The user; none where the service has no users.
+impl AuthenticationProof {
+    /// Returns the user; `None` if the service has no users.
     pub fn user(&self) -> Option<&Arc<User>> {
         self.user.as_ref()
     }
 }
 
-/// Why a request is not let in.
+/// Why a request is rejected. The client must act. The texts are public.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum AuthError {
-    /// No `Authorization`.
+    /// There is no `Authorization` field.
     #[error("missing api key")]
     Missing,
-    /// Not of the scheme `Bearer`.
+    /// The field is not `Bearer <token>`.
     #[error("invalid api key format")]
     Format,
-    /// Nobody's token.
+    /// No user has this token.
     #[error("invalid api key")]
     Unknown,
 }
 
 /// The users of a service.
-pub struct Users {
+pub struct UserDirectory {
     users: Vec<Arc<User>>,
-    key: [u8; 16],
+    hash_key: [u8; 16],
+    /// Indices into `users`, by the hash of each user's token under `hash_key`.
     by_hash: HashMap<[u8; 32], usize>,
 }
 
-/// The memory of failed attempts. It outlives the users of a configuration.
-pub struct Attempts(Mutex<LruCache<IpAddr, Failures>>);
-
-impl std::fmt::Debug for Attempts {
+impl std::fmt::Debug for UserDirectory {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Attempts")
-    }
-}
-
-struct Failures {
-    count: u32,
-    last: Timestamp,
-}
-
-impl std::fmt::Debug for Users {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Users")
+        f.debug_struct("UserDirectory")
             .field("count", &self.users.len())
             .finish_non_exhaustive()
     }
 }
 
-impl Users {
-    /// The users of `configs`.
+impl UserDirectory {
+    /// Creates the directory of the configured users.
     pub fn new(configs: &[UserConfig]) -> Self {
-        let key = *uuid::Uuid::new_v4().as_bytes();
+        let hash_key = *uuid::Uuid::new_v4().as_bytes();
         let by_hash = configs
             .iter()
             .enumerate()
-            .map(|(index, user)| (hash(&key, user.token.expose()), index));
+            .map(|(index, user)| (hash(&hash_key, user.token.expose()), index));
         let users = configs.iter().map(|user| {
             Arc::new(User {
                 name: user.name.as_str().into(),
@@ -112,17 +101,17 @@ impl Users {
         Self {
             users: users.collect(),
             by_hash: by_hash.collect(),
-            key,
+            hash_key,
         }
     }
 
-    /// Whether everybody is let in.
+    /// Whether there are no users: every request is accepted.
     pub fn is_empty(&self) -> bool {
         self.users.is_empty()
     }
 
-    /// The user of that name: none for the empty name where there are no users, and an outer none where there is no
-    /// such user.
+    /// Returns the user of that name. The outer `None` means that there is no such user;
+    /// `Some(None)` is the answer to the empty name if the service has no users.
     pub fn named(&self, name: &str) -> Option<Option<Arc<User>>> {
         if self.users.is_empty() {
             return name.is_empty().then_some(None);
@@ -133,51 +122,60 @@ impl Users {
             .map(|user| Some(Arc::clone(user)))
     }
 
-    /// Who sends a request with these headers.
+    /// Returns who sends a request with these headers.
     ///
     /// # Errors
-    /// Nobody who may.
-    pub fn authenticate(&self, headers: &HeaderMap) -> Result<Authenticated, AuthError> {
+    /// The request carries no user's token.
+    pub fn authenticate(&self, headers: &HeaderMap) -> Result<AuthenticationProof, AuthError> {
         if self.users.is_empty() {
-            return Ok(Authenticated { user: None });
+            return Ok(AuthenticationProof { user: None });
         }
         let value = headers.get(AUTHORIZATION).ok_or(AuthError::Missing)?;
-        let token = value
-            .to_str()
-            .ok()
-            .and_then(bearer)
-            .ok_or(AuthError::Format)?;
-        let found = hash(&self.key, token);
-        // Which bucket is looked at depends on a hash under a key that nobody outside knows.
+        let token = bearer_token(value).ok_or(AuthError::Format)?;
+        let presented = hash(&self.hash_key, token);
+        // The time of the look-up depends on a hash under a key that no client knows.
         let (known, index) = self
             .by_hash
-            .get_key_value(&found)
+            .get_key_value(&presented)
             .ok_or(AuthError::Unknown)?;
-        if bool::from(known.ct_eq(&found)) {
-            Ok(Authenticated {
-                user: Some(Arc::clone(&self.users[*index])),
-            })
-        } else {
-            Err(AuthError::Unknown)
+        if !bool::from(known.ct_eq(&presented)) {
+            return Err(AuthError::Unknown);
         }
+        Ok(AuthenticationProof {
+            user: Some(Arc::clone(&self.users[*index])),
+        })
     }
 }
 
-impl Attempts {
-    /// None yet, and room for the addresses of `limits`.
+/// The memory of failed attempts, by address. It outlives the users of one configuration.
+pub struct FailedAttempts(Mutex<LruCache<IpAddr, AddressFailures>>);
+
+struct AddressFailures {
+    count: u32,
+    last: Timestamp,
+}
+
+impl std::fmt::Debug for FailedAttempts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("FailedAttempts")
+    }
+}
+
+impl FailedAttempts {
+    /// Creates an empty memory of at most `limits.auth_addresses` addresses.
     pub fn new(limits: &Limits) -> Self {
-        let room = usize::try_from(limits.auth_addresses)
+        let addresses_max = usize::try_from(limits.auth_addresses)
             .ok()
             .and_then(NonZeroUsize::new);
         let mut failures = LruCache::unbounded();
-        failures.resize(room.unwrap_or(NonZeroUsize::MIN));
+        failures.resize(addresses_max.unwrap_or(NonZeroUsize::MIN));
         Self(Mutex::new(failures))
     }
 
-    /// Takes in a failed attempt of `address`. Answers for how long its answer is to be held back.
-    pub fn failed(&self, address: IpAddr, now: Timestamp) -> Duration {
+    /// Records a failed attempt of `address`, and returns how long its response is delayed.
+    pub fn record(&self, address: IpAddr, now: Timestamp) -> Duration {
         let mut addresses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let failures = addresses.get_or_insert_mut(address, || Failures {
+        let failures = addresses.get_or_insert_mut(address, || AddressFailures {
             count: 0,
             last: now,
         });
@@ -191,17 +189,10 @@ impl Attempts {
 }
 
 fn delay(failures: u32) -> Duration {
-    match failures.checked_sub(FREE_FAILURES + 1) {
+    match failures.checked_sub(UNDELAYED_FAILURES + 1) {
         None => Duration::ZERO,
-        Some(further) => (DELAY_FIRST * 2_u32.saturating_pow(further.min(16))).min(DELAY_LAST),
+        Some(doublings) => (DELAY_MIN * 2_u32.saturating_pow(doublings.min(16))).min(DELAY_MAX),
     }
-}
-
-/// The token of `Bearer <token>` (RFC 6750); the scheme's case does not matter.
-fn bearer(value: &str) -> Option<&str> {
-    let (scheme, token) = value.split_once(' ')?;
-    let token = token.trim();
-    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
 }
 
 fn hash(key: &[u8; 16], token: &str) -> [u8; 32] {
@@ -217,14 +208,14 @@ mod tests {
     use super::*;
     use crate::values::secret::Secret;
 
-    fn users() -> Users {
+    fn users() -> UserDirectory {
         let user = |name: &str, token: &str| UserConfig {
             name: name.to_owned(),
             token: Secret::new(token.to_owned()),
             pool: 0,
             allow_external_usage: false,
         };
-        Users::new(&[user("alice", "sk-a"), user("bob", "sk-b")])
+        UserDirectory::new(&[user("alice", "sk-a"), user("bob", "sk-b")])
     }
 
     #[track_caller]
@@ -247,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_else_is_told_apart() {
+    fn other_requests_are_rejected_with_their_reason() {
         check(None, Err(AuthError::Missing));
         check(Some("Basic sk-a"), Err(AuthError::Format));
         check(Some("Bearer"), Err(AuthError::Format));
@@ -259,15 +250,15 @@ mod tests {
 
     #[test]
     fn repeated_failures_are_delayed_up_to_a_bound_and_forgiven() {
-        let users = Attempts::new(&Limits::default());
+        let attempts = FailedAttempts::new(&Limits::default());
         let address: IpAddr = "192.0.2.1".parse().expect("an address");
         let delays: Vec<u128> = (0..20)
-            .map(|_| users.failed(address, Timestamp(0)).as_millis())
+            .map(|_| attempts.record(address, Timestamp(0)).as_millis())
             .collect();
         assert_eq!(&delays[..8], &[0, 0, 0, 0, 0, 100, 200, 400]);
         assert_eq!(delays[19], 5000);
         assert_eq!(
-            users.failed(address, Timestamp(0).after(FORGIVEN_AFTER)),
+            attempts.record(address, Timestamp(0).after(FORGIVEN_AFTER)),
             Duration::ZERO
         );
     }

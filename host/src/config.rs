@@ -162,7 +162,7 @@ pub enum CredentialSource {
     /// An auth.json.
     File(PathBuf),
     /// Another gateway.
-    Gateway {
+    External {
         /// Where it listens, without a slash at its end.
         url: Uri,
         /// What it knows this gateway by.

@@ -1,5 +1,7 @@
-//! Floor 0: how files are read and replaced: never more than is expected, and never half. Knows nothing of what stands in
-//! them.
+//! Reads and replaces files: never more than the caller expects, and never half.
+//!
+//! Owns the rules for opening, bounding and durably replacing a file. Knows nothing of what a file
+//! contains.
 
 mod settling;
 
@@ -13,78 +15,134 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
 use rustix::process::geteuid;
 
-/// The mode of a file that nobody but its owner may read.
-const PRIVATE: u32 = 0o600;
+/// The mode of a file that only its owner may read.
+const PRIVATE_MODE: u32 = 0o600;
 
-/// The bit of a folder in which each may replace their own files alone.
-const STICKY: u32 = 0o1000;
+/// The mode bit of a folder in which each user may replace only their own files.
+const STICKY_BIT: u32 = 0o1000;
 
-/// What the name of a new file has more than that of the one whose place it takes.
-const TEMPORARY: &str = ".tollgate-new";
+/// The suffix of a new file until it is renamed to the name of the file that it replaces.
+const TEMPORARY_SUFFIX: &str = ".tollgate-new";
 
-/// Reads a file of at most `bytes_max`, which may be a pipe.
-///
-/// # Errors
-/// Why it cannot be read, without its name.
-pub fn read_bounded(path: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
-    if fs::metadata(path).is_ok_and(|meta| meta.is_dir()) {
-        return Err("expected a file, found a folder".to_owned());
-    }
-    read_all(File::open(path).map_err(|error| plain(&error))?, bytes_max)
+/// Why a file cannot be read. Does not name the file: the caller knows it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FileReadError {
+    /// The operating system refused, for this reason.
+    #[error("{0}")]
+    Io(String),
+    /// The path leads to a folder.
+    #[error("expected a file, found a folder")]
+    Folder,
+    /// The path leads to a folder, a FIFO, a socket or a device.
+    #[error("expected a file, found something else")]
+    NotRegular,
+    /// The file is larger than the caller expects.
+    #[error("expected at most {bytes_max} bytes, found more")]
+    TooLarge {
+        /// What the caller expects.
+        bytes_max: u64,
+    },
 }
 
-/// Reads a file of at most `bytes_max`, and nothing that is no file: opening a FIFO could block for ever.
+impl From<io::Error> for FileReadError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(io_reason(&error))
+    }
+}
+
+/// Why a file could not be replaced. Does not name the file: the caller knows it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FileReplaceError {
+    /// The operating system refused, for this reason.
+    #[error("{0}")]
+    Io(String),
+    /// The new file could not be written beside the old one.
+    #[error("{}: {reason}", path.display())]
+    Temporary {
+        /// The new file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The file itself is a mount point.
+    #[error("it is mounted by itself and cannot be replaced: mount its folder")]
+    Mounted,
+    /// The file is immutable or append-only.
+    #[error("it is marked as immutable or append-only: see lsattr and chattr")]
+    Immutable,
+    /// The file belongs to another user, and its folder is sticky.
+    #[error("it belongs to another user, and only they may replace it in this folder")]
+    Sticky,
+}
+
+impl From<io::Error> for FileReplaceError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(io_reason(&error))
+    }
+}
+
+/// Reads a file of at most `bytes_max` bytes, which may be a pipe.
 ///
 /// # Errors
-/// Why it cannot be read, without its name.
-pub fn read_regular(path: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
-    if fs::metadata(path).map_err(|error| plain(&error))?.is_dir() {
-        return Err("expected a file, found something else".to_owned());
+/// The file cannot be read, or is larger.
+pub fn read_bounded(path: &Path, bytes_max: u64) -> Result<Vec<u8>, FileReadError> {
+    if fs::metadata(path).is_ok_and(|meta| meta.is_dir()) {
+        return Err(FileReadError::Folder);
     }
-    // What it is is asked of what was opened: another could take its place in between.
-    let opened = OpenOptions::new()
+    read_all(File::open(path)?, bytes_max)
+}
+
+/// Reads a regular file of at most `bytes_max` bytes. Anything else is refused: opening a FIFO
+/// could block for ever.
+///
+/// # Errors
+/// The file cannot be read, is not a regular file, or is larger.
+pub fn read_regular(path: &Path, bytes_max: u64) -> Result<Vec<u8>, FileReadError> {
+    if fs::metadata(path)?.is_dir() {
+        return Err(FileReadError::NotRegular);
+    }
+    let file = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NONBLOCK)
-        .open(path);
-    let file = opened.map_err(|error| plain(&error))?;
-    if !file.metadata().map_err(|error| plain(&error))?.is_file() {
-        return Err("expected a file, found something else".to_owned());
+        .open(path)?;
+    // The opened file decides, not the path: another file could replace it between the two looks.
+    if !file.metadata()?.is_file() {
+        return Err(FileReadError::NotRegular);
     }
     read_all(file, bytes_max)
 }
 
-fn read_all(file: File, bytes_max: u64) -> Result<Vec<u8>, String> {
+fn read_all(file: File, bytes_max: u64) -> Result<Vec<u8>, FileReadError> {
     let mut bytes = Vec::new();
-    file.take(bytes_max + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|error| plain(&error))?;
+    file.take(bytes_max + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > bytes_max {
-        return Err(format!("expected at most {bytes_max} bytes, found more"));
+        return Err(FileReadError::TooLarge { bytes_max });
     }
     Ok(bytes)
 }
 
-/// Replaces the file at `path`: at any instant, and after a power cut, there is the old one or the new one. A new file
-/// is its owner's alone; one that is replaced keeps owner and mode. Whoever calls this twice at once for one path must
-/// hold a lock.
+/// Replaces the file at `path`: at any instant, and after a power cut, the path holds the old file
+/// or the new one. A new file is readable by its owner alone; a file that replaces another keeps
+/// its owner and mode. Callers that could replace one path at the same time must hold a lock.
 ///
 /// # Errors
-/// It cannot be written, or not with its owner; the old one is as it was.
+/// The file cannot be written, or not with the old one's owner; the old file is unchanged.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     replace_like(path, bytes, fs::metadata(path).ok().as_ref())
 }
 
-/// The same, with a file that is its owner's alone, whatever was there: for one that is the gateway's own.
+/// Replaces the file at `path` as [`replace`] does, with a file that is readable by its owner
+/// alone, whatever the old file's mode was: for files that only the gateway uses.
 ///
 /// # Errors
-/// It cannot be written; the old one is as it was.
+/// The file cannot be written; the old file is unchanged.
 pub fn replace_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     replace_like(path, bytes, None)
 }
 
 fn replace_like(path: &Path, bytes: &[u8], like: Option<&Metadata>) -> io::Result<()> {
-    let temporary = beside(path, TEMPORARY);
-    // One that a killed process left is nobody's.
+    let temporary = path_with_suffix(path, TEMPORARY_SUFFIX);
+    // A killed process may have left one.
     remove(&temporary)?;
     let replaced = write_new(&temporary, bytes, like)
         .and_then(|()| fs::rename(&temporary, path))
@@ -95,48 +153,49 @@ fn replace_like(path: &Path, bytes: &[u8], like: Option<&Metadata>) -> io::Resul
     replaced
 }
 
-/// Whether the file at `path` could be replaced by one of `length` bytes, as far as can be told without doing it: there is
-/// room, the owner can be kept, and nothing holds the old one in its place.
+/// Checks whether the file at `path` could be replaced by one of `length` bytes, as far as that can
+/// be known without doing it: there is room, the owner can be kept, and nothing holds the old file
+/// in its place.
 ///
 /// # Errors
-/// Why it could not, without its name.
-pub fn try_replace(path: &Path, length: usize) -> Result<(), String> {
-    let old = fs::metadata(path).map_err(|error| plain(&error))?;
-    is_held(path, &old)?;
-    let temporary = beside(path, TEMPORARY);
-    let tried = remove(&temporary)
-        .and_then(|()| write_new(&temporary, &vec![b' '; length], Some(&old)))
-        .map_err(|error| format!("{}: {}", temporary.display(), plain(&error)));
-    match (tried, fs::remove_file(&temporary)) {
-        (Err(error), _) => Err(error),
-        (Ok(()), removed) => {
-            removed.map_err(|error| format!("{}: {}", temporary.display(), plain(&error)))
-        }
-    }
+/// The file could not be replaced.
+pub fn check_replaceable(path: &Path, length: usize) -> Result<(), FileReplaceError> {
+    let old = fs::metadata(path)?;
+    check_attributes(path)?;
+    check_sticky_folder(path, &old)?;
+    let temporary = path_with_suffix(path, TEMPORARY_SUFFIX);
+    let written =
+        remove(&temporary).and_then(|()| write_new(&temporary, &vec![b' '; length], Some(&old)));
+    let removed = fs::remove_file(&temporary);
+    written
+        .and(removed)
+        .map_err(|error| FileReplaceError::Temporary {
+            reason: io_reason(&error),
+            path: temporary,
+        })
 }
 
-/// Whether something keeps another file from taking the place of the one at `path`.
-fn is_held(path: &Path, old: &Metadata) -> Result<(), String> {
-    if let Ok(found) = statx(CWD, path, AtFlags::empty(), StatxFlags::BASIC_STATS) {
-        let has = |attribute: StatxAttributes| {
-            (found.stx_attributes & found.stx_attributes_mask).contains(attribute)
-        };
-        if has(StatxAttributes::MOUNT_ROOT) {
-            return Err(
-                "it is mounted by itself and cannot be replaced: mount its folder".to_owned(),
-            );
-        }
-        if has(StatxAttributes::IMMUTABLE) || has(StatxAttributes::APPEND) {
-            return Err("it is marked as one that may not be replaced (chattr)".to_owned());
-        }
+/// A mount point, an immutable file and an append-only file cannot be replaced by a rename.
+fn check_attributes(path: &Path) -> Result<(), FileReplaceError> {
+    let Ok(found) = statx(CWD, path, AtFlags::empty(), StatxFlags::BASIC_STATS) else {
+        return Ok(());
+    };
+    let attributes = found.stx_attributes & found.stx_attributes_mask;
+    if attributes.contains(StatxAttributes::MOUNT_ROOT) {
+        return Err(FileReplaceError::Mounted);
     }
-    let within = fs::metadata(folder(path)).map_err(|error| plain(&error))?;
+    if attributes.intersects(StatxAttributes::IMMUTABLE | StatxAttributes::APPEND) {
+        return Err(FileReplaceError::Immutable);
+    }
+    Ok(())
+}
+
+fn check_sticky_folder(path: &Path, old: &Metadata) -> Result<(), FileReplaceError> {
+    let folder = fs::metadata(parent_folder(path))?;
+    let is_sticky = folder.mode() & STICKY_BIT != 0;
     let user = geteuid().as_raw();
-    let is_sticky = within.mode() & STICKY != 0;
-    if is_sticky && user != 0 && user != within.uid() && user != old.uid() {
-        return Err(
-            "it is another user's, in a folder in which only they may replace it".to_owned(),
-        );
+    if is_sticky && user != 0 && user != folder.uid() && user != old.uid() {
+        return Err(FileReplaceError::Sticky);
     }
     Ok(())
 }
@@ -145,7 +204,7 @@ fn write_new(path: &Path, bytes: &[u8], like: Option<&Metadata>) -> io::Result<(
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)
-        .mode(PRIVATE)
+        .mode(PRIVATE_MODE)
         .open(path)?;
     if let Some(like) = like {
         let own = file.metadata()?;
@@ -153,7 +212,7 @@ fn write_new(path: &Path, bytes: &[u8], like: Option<&Metadata>) -> io::Result<(
             fchown(&file, Some(like.uid()), None)?;
         }
         let same_group = own.gid() == like.gid() || fchown(&file, None, Some(like.gid())).is_ok();
-        // What another group must not read, this one must not either.
+        // With another group, the old mode's group bits would let that group read it.
         let mode = like.mode() & if same_group { 0o777 } else { 0o700 };
         file.set_permissions(Permissions::from_mode(mode))?;
     }
@@ -161,10 +220,10 @@ fn write_new(path: &Path, bytes: &[u8], like: Option<&Metadata>) -> io::Result<(
     file.sync_all()
 }
 
-/// Removes the file at `path`, where there is one, for good.
+/// Removes the file at `path`, durably. Succeeds if there is none.
 ///
 /// # Errors
-/// It is still there.
+/// The file is still there.
 pub fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Ok(()) => sync_folder(path),
@@ -174,25 +233,25 @@ pub fn remove(path: &Path) -> io::Result<()> {
 }
 
 fn sync_folder(path: &Path) -> io::Result<()> {
-    File::open(folder(path))?.sync_all()
+    File::open(parent_folder(path))?.sync_all()
 }
 
-/// The folder that `path` lies in.
-pub fn folder(path: &Path) -> &Path {
+/// Returns the folder that contains `path`.
+pub fn parent_folder(path: &Path) -> &Path {
     path.parent()
         .filter(|folder| !folder.as_os_str().is_empty())
         .unwrap_or(Path::new("."))
 }
 
-/// The path beside `path` whose name is longer by `suffix`.
-pub fn beside(path: &Path, suffix: &str) -> PathBuf {
+/// Returns `path` with `suffix` appended to its file name.
+pub fn path_with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     PathBuf::from(name)
 }
 
-/// An error of the file system in plain words, without the number.
-pub fn plain(error: &io::Error) -> String {
+/// Returns the reason of a file system error in words, without the error number.
+pub fn io_reason(error: &io::Error) -> String {
     let text = error.to_string();
     let text = text.split(" (os error").next().unwrap_or_default();
     let mut letters = text.chars();

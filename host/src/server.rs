@@ -51,8 +51,8 @@ use crate::config::{Config, ServiceConfig};
 use crate::ledger::{Ledger, ResponseIssuer, StoredSession};
 use crate::listener::ClientListener;
 use crate::pipeline::{Service, restore_affinity};
-use crate::tls::Tls;
-use crate::upstream::Trust;
+use crate::tls::TlsServer;
+use crate::upstream::TrustRoots;
 use crate::values::clock::Timestamp;
 use crate::values::limits::Limits;
 use crate::values::phase::Phase;
@@ -285,7 +285,7 @@ struct BuiltGateway {
     loader: PolicyLoader,
     pending: Vec<PendingPolicy>,
     status: Arc<GatewayStatus>,
-    services: Vec<(Arc<Service>, Option<Tls>)>,
+    services: Vec<(Arc<Service>, Option<TlsServer>)>,
     usage_files: UsageFiles,
 }
 
@@ -319,7 +319,7 @@ impl BuiltGateway {
         } = load_initial(&config, &StartWait::OfLimits(runtime))?;
         let certificates = read_certificates(&config)?;
         let ledger = Arc::new(Ledger::open(&config.data_dir, &limits)?);
-        let trust = Trust::of_the_platform();
+        let trust = TrustRoots::from_platform();
         if trust.is_empty() {
             tracing::warn!(
                 "no trusted certificates found: set SSL_CERT_FILE to reach https upstreams"
@@ -410,7 +410,7 @@ impl BoundListeners {
     fn accept(
         self,
         context: &AcceptContext<'_>,
-        services: Vec<(Arc<Service>, Option<Tls>)>,
+        services: Vec<(Arc<Service>, Option<TlsServer>)>,
         upkeep: &Upkeep,
         ledger: &Ledger,
     ) -> (Vec<ServiceAddress>, Vec<RunningService>) {
@@ -460,7 +460,7 @@ impl AcceptContext<'_> {
         listener: ClientListener,
         config: &ServiceConfig,
         service: Arc<Service>,
-        tls: Option<Tls>,
+        tls: Option<TlsServer>,
         upkeep: &Upkeep,
     ) -> RunningService {
         let running = RunningService::start(config.clone(), service, tls, upkeep);
@@ -478,12 +478,16 @@ fn bind_error(service: &str, address: SocketAddr, error: &std::io::Error) -> Sta
     StartError::Listen {
         service: service.to_owned(),
         address,
-        reason: crate::files::plain(error),
+        reason: crate::files::io_reason(error),
     }
 }
 
 /// Restores sessions and the issuers of responses from the ledger. Without them, sessions start without a home.
-fn restore_sessions(ledger: &Ledger, services: &[(Arc<Service>, Option<Tls>)], limits: &Limits) {
+fn restore_sessions(
+    ledger: &Ledger,
+    services: &[(Arc<Service>, Option<TlsServer>)],
+    limits: &Limits,
+) {
     match read_sessions(ledger, limits) {
         Ok((sessions, issuers)) => {
             for (service, _) in services {

@@ -1,6 +1,6 @@
 //! TLS towards clients.
 //!
-//! Owns the server's rustls settings and its handshakes; refuses to know what is spoken inside.
+//! Owns the server's rustls settings and its handshakes. Does not know what is spoken inside.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,72 +16,52 @@ use tokio_rustls::server::TlsStream;
 
 use crate::config::{Problem, TlsConfig, TlsVersion};
 
-/// A client's connection, once hands were shaken.
-pub type Connection = TlsStream<TcpStream>;
+/// A client's connection after its handshake.
+pub type TlsConnection = TlsStream<TcpStream>;
 
-/// A handshake that did not come to its end.
+/// Why a handshake did not complete.
 #[derive(Debug, thiserror::Error)]
 pub enum HandshakeError {
     /// It took longer than `limits.handshake_timeout`.
     #[error("tls handshake: timed out")]
     TimedOut,
-    /// The client and the gateway did not agree.
+    /// The client and the gateway did not agree, or the connection broke.
     #[error("tls handshake: {0}")]
     Failed(std::io::Error),
 }
 
-/// Makes TLS out of connections.
+/// Accepts TLS handshakes.
 #[derive(Clone)]
-pub struct Tls {
+pub struct TlsServer {
     acceptor: TlsAcceptor,
     handshake_timeout: Duration,
 }
 
-impl std::fmt::Debug for Tls {
+impl std::fmt::Debug for TlsServer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tls").finish_non_exhaustive()
+        f.debug_struct("TlsServer").finish_non_exhaustive()
     }
 }
 
-impl Tls {
+impl TlsServer {
+    /// Creates a server with the certificate, the key and the versions of `config`.
+    ///
     /// # Errors
-    /// The certificate or the key cannot be used, at its place in the configuration.
+    /// The certificate or the key cannot be used; the problem names its place in the configuration.
     pub fn new(config: &TlsConfig, handshake_timeout: Duration) -> Result<Self, Problem> {
-        let chain: Vec<CertificateDer<'static>> =
-            CertificateDer::pem_slice_iter(&config.certificate)
-                .collect::<Result<_, _>>()
-                .map_err(|_| {
-                    Problem::new(
-                        &config.certificate_from,
-                        "expected certificates in PEM, found something else",
-                    )
-                })?;
-        if chain.is_empty() {
-            return Err(Problem::new(
-                &config.certificate_from,
-                "expected certificates in PEM, found none",
-            ));
-        }
+        let chain = certificate_chain(config)?;
         let key = PrivateKeyDer::from_pem_slice(config.key.expose().as_bytes()).map_err(|_| {
             Problem::new(
                 &config.key_from,
                 "expected a private key in PEM, found none",
             )
         })?;
-        let versions: Vec<&'static rustls::SupportedProtocolVersion> = [
-            (TlsVersion::V1_2, &rustls::version::TLS12),
-            (TlsVersion::V1_3, &rustls::version::TLS13),
-        ]
-        .into_iter()
-        .filter(|(version, _)| (config.min_version..=config.max_version).contains(version))
-        .map(|(_, version)| version)
-        .collect();
         let mut server = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_protocol_versions(&versions)
+            .with_protocol_versions(&protocol_versions(config))
             .map_err(|error| Problem::new(&config.certificate_from, error.to_string()))?
             .with_no_client_auth()
             .with_single_cert(chain, key)
-            .map_err(|error| unusable(config, &error))?;
+            .map_err(|error| certificate_problem(config, &error))?;
         server.alpn_protocols.clone_from(&config.alpn);
         Ok(Self {
             acceptor: TlsAcceptor::from(Arc::new(server)),
@@ -89,11 +69,11 @@ impl Tls {
         })
     }
 
-    /// Shakes hands.
+    /// Performs the handshake.
     ///
     /// # Errors
-    /// It failed, or took too long.
-    pub async fn accept(&self, stream: TcpStream) -> Result<Connection, HandshakeError> {
+    /// The handshake failed or timed out.
+    pub async fn accept(&self, stream: TcpStream) -> Result<TlsConnection, HandshakeError> {
         match timeout(self.handshake_timeout, self.acceptor.accept(stream)).await {
             Ok(Ok(stream)) => Ok(stream),
             Ok(Err(error)) => Err(HandshakeError::Failed(error)),
@@ -102,7 +82,38 @@ impl Tls {
     }
 }
 
-fn unusable(config: &TlsConfig, error: &rustls::Error) -> Problem {
+/// Whether the client and the gateway negotiated HTTP/2.
+pub fn is_http2(connection: &TlsConnection) -> bool {
+    connection.get_ref().1.alpn_protocol() == Some(b"h2")
+}
+
+fn certificate_chain(config: &TlsConfig) -> Result<Vec<CertificateDer<'static>>, Problem> {
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&config.certificate).collect();
+    let problem = |found: &str| {
+        Problem::new(
+            &config.certificate_from,
+            format!("expected certificates in PEM, found {found}"),
+        )
+    };
+    match chain {
+        Ok(chain) if chain.is_empty() => Err(problem("none")),
+        Ok(chain) => Ok(chain),
+        Err(_) => Err(problem("something else")),
+    }
+}
+
+fn protocol_versions(config: &TlsConfig) -> Vec<&'static rustls::SupportedProtocolVersion> {
+    [
+        (TlsVersion::V1_2, &rustls::version::TLS12),
+        (TlsVersion::V1_3, &rustls::version::TLS13),
+    ]
+    .into_iter()
+    .filter(|(version, _)| (config.min_version..=config.max_version).contains(version))
+    .map(|(_, version)| version)
+    .collect()
+}
+
+fn certificate_problem(config: &TlsConfig, error: &rustls::Error) -> Problem {
     match error {
         rustls::Error::InvalidCertificate(_) => Problem::new(
             &config.certificate_from,
@@ -117,9 +128,4 @@ fn unusable(config: &TlsConfig, error: &rustls::Error) -> Problem {
             format!("cannot be used with the certificate: {other}"),
         ),
     }
-}
-
-/// Whether the client and the gateway agreed on HTTP/2.
-pub fn is_http2(stream: &Connection) -> bool {
-    stream.get_ref().1.alpn_protocol() == Some(b"h2")
 }

@@ -22,12 +22,12 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::time::timeout;
 
 pub use body::{BodyPart, ClientBody, RequestBody, RequestBodyError};
-pub use connect::{Connection, without_tls};
+pub use connect::{UpstreamConnection, without_tls};
 pub use response_body::ResponseBody;
 
 use crate::values::limits::{Limits, RESET_STREAMS};
 
-use connect::Bounded;
+use connect::TimedConnector;
 use response_body::DrainRoom;
 
 /// Idle connections that are kept for one credential.
@@ -52,22 +52,22 @@ pub enum UpstreamError {
 
 /// The certificates that upstream's are checked against: the platform's, or those of `SSL_CERT_FILE`.
 #[derive(Clone)]
-pub struct Trust {
+pub struct TrustRoots {
     config: ClientConfig,
     roots: usize,
 }
 
-impl std::fmt::Debug for Trust {
+impl std::fmt::Debug for TrustRoots {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Trust")
+        f.debug_struct("TrustRoots")
             .field("roots", &self.roots)
             .finish_non_exhaustive()
     }
 }
 
-impl Trust {
+impl TrustRoots {
     /// Reads the platform's certificates. One that cannot be read is left out.
-    pub fn of_the_platform() -> Self {
+    pub fn from_platform() -> Self {
         let mut roots = RootCertStore::empty();
         let found = rustls_native_certs::load_native_certs();
         roots.add_parsable_certificates(found.certs);
@@ -91,22 +91,22 @@ impl Trust {
 
 /// The connections of one credential.
 #[derive(Clone)]
-pub struct Upstream {
-    client: Client<Bounded, RequestBody>,
+pub struct UpstreamClient {
+    client: Client<TimedConnector, RequestBody>,
     /// Speaks HTTP/1.1 alone, and keeps no connection: each becomes a WebSocket.
-    sockets: Client<Bounded, RequestBody>,
+    sockets: Client<TimedConnector, RequestBody>,
     drains: DrainRoom,
 }
 
-impl std::fmt::Debug for Upstream {
+impl std::fmt::Debug for UpstreamClient {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Upstream").finish_non_exhaustive()
     }
 }
 
-impl Upstream {
+impl UpstreamClient {
     /// No connections yet.
-    pub fn new(trust: &Trust, limits: &Limits) -> Self {
+    pub fn new(trust: &TrustRoots, limits: &Limits) -> Self {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
@@ -123,10 +123,10 @@ impl Upstream {
             .pool_idle_timeout(limits.upstream_keep_alive)
             .pool_max_idle_per_host(IDLE_CONNECTIONS)
             .http2_max_concurrent_reset_streams(RESET_STREAMS)
-            .build(Bounded::new(https, limits.connect_timeout));
+            .build(TimedConnector::new(https, limits.connect_timeout));
         let sockets = Client::builder(TokioExecutor::new())
             .pool_max_idle_per_host(0)
-            .build(Bounded::new(for_sockets, limits.connect_timeout));
+            .build(TimedConnector::new(for_sockets, limits.connect_timeout));
         Self {
             client,
             sockets,
@@ -162,7 +162,7 @@ impl Upstream {
     ///
     /// # Errors
     /// There is none, or it is larger.
-    pub async fn exchange(
+    pub async fn fetch(
         &self,
         request: Request<RequestBody>,
         bytes_max: usize,

@@ -10,8 +10,9 @@ use std::{fs, io};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::files::{folder, replace};
+use crate::files::{parent_folder, replace};
 use crate::values::clock::Timestamp;
+use crate::values::hex::hex;
 use crate::values::money::NanoUsd;
 
 /// The context window of what was not priced.
@@ -332,10 +333,7 @@ pub fn read(path: &Path, now: Timestamp) -> io::Result<Found> {
 
 /// The SHA-256 of a file's bytes, in hexadecimal.
 pub fn digest(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hex(&Sha256::digest(bytes))
 }
 
 /// Replaces the file at `path` by `text`: at any instant there is the old one or the new one.
@@ -343,7 +341,7 @@ pub fn digest(bytes: &[u8]) -> String {
 /// # Errors
 /// It cannot be written; the old one is as it was.
 pub fn write(path: &Path, text: &str) -> io::Result<()> {
-    fs::create_dir_all(folder(path))?;
+    fs::create_dir_all(parent_folder(path))?;
     replace(path, text.as_bytes())
 }
 

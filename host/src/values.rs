@@ -5,6 +5,7 @@ pub mod clock;
 pub mod counts;
 pub mod exchange;
 pub mod headers;
+pub mod hex;
 pub mod histogram;
 pub mod json_scan;
 pub mod limits;

@@ -16,7 +16,7 @@ use notify::event::{AccessKind, AccessMode};
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::Notify;
 
-use crate::files::folder;
+use crate::files::parent_folder;
 
 /// How long changes are collected after the first: replacing a file causes several.
 const COLLECT_FOR: Duration = Duration::from_millis(2);
@@ -227,7 +227,7 @@ impl WatchedFile {
         let is_name = path.file_name().is_some_and(|name| {
             self.names
                 .iter()
-                .any(|(within, known)| known == name && within.as_path() == folder(path))
+                .any(|(within, known)| known == name && within.as_path() == parent_folder(path))
         });
         // Or a watched folder itself was moved or removed.
         is_name || self.names.iter().any(|(within, _)| within == path)
@@ -254,7 +254,7 @@ fn names(path: &Path) -> BTreeSet<(PathBuf, OsString)> {
     let mut next = Some(path.to_owned());
     for _ in 0..LINKS_MAX {
         let Some(path) = next.take() else { break };
-        let mut within = folder(&path).to_owned();
+        let mut within = parent_folder(&path).to_owned();
         let mut name = path.file_name().map(OsString::from);
         while !within.is_dir() {
             name = within.file_name().map(OsString::from);

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use super::error::CommandFailure;
 use crate::config::Config;
-use crate::files::plain;
+use crate::files::io_reason;
 use crate::server::SOCKET;
 
 /// For requests that only read.
@@ -31,7 +31,7 @@ pub(super) fn in_runtime<T>(
 ) -> Result<T, CommandFailure> {
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
     runtime
-        .map_err(|error| format!("cannot start: {}", plain(&error)))?
+        .map_err(|error| format!("cannot start: {}", io_reason(&error)))?
         .block_on(command)
 }
 
@@ -65,7 +65,7 @@ async fn send(socket: &Path, method: Method, path: &str) -> Result<Value, Comman
         format!(
             "cannot connect to {}: {}: is the gateway running, with this data_dir and as this user?",
             socket.display(),
-            plain(&error)
+            io_reason(&error)
         )
     })?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream))

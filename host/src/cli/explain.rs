@@ -11,7 +11,7 @@ use super::error::CommandFailure;
 use super::output::print;
 use super::table::{CellSide, lines};
 use crate::config::Config;
-use crate::files::beside;
+use crate::files::path_with_suffix;
 use crate::ledger::{FILE_NAME, LedgerReader};
 use crate::policy::{Asked, Call, Said};
 use crate::values::clock::Timestamp;
@@ -284,7 +284,7 @@ fn calls(config: &Config, request_id: &str) -> Vec<Call> {
         let mut files = vec![record.to_owned()];
         files.extend(
             (1..=config.limits.policy_record_files)
-                .map(|number| beside(record, &format!(".{number}"))),
+                .map(|number| path_with_suffix(record, &format!(".{number}"))),
         );
         for file in files.iter().rev() {
             found.extend(calls_in(file, request_id));

@@ -13,7 +13,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, fmt};
 
 use crate::config::{LogConfig, LogFormat, LogLevel, LogOutput};
-use crate::files::plain;
+use crate::files::io_reason;
 
 /// Starts the log of this process.
 ///
@@ -67,7 +67,7 @@ fn writer(output: &LogOutput) -> Result<(BoxMakeWriter, bool), String> {
                 format!(
                     "log.output: cannot open {}: {}",
                     path.display(),
-                    plain(&error)
+                    io_reason(&error)
                 )
             })?;
             (BoxMakeWriter::new(Mutex::new(file)), false)

@@ -20,7 +20,7 @@ use super::error::CommandFailure;
 use super::logging;
 use super::output::print;
 use crate::config::{Config, Loaded};
-use crate::files::{Settling, beside, plain, read_regular};
+use crate::files::{Settling, io_reason, path_with_suffix, read_regular};
 use crate::server::{Gateway, RefreshPlace, run_refresh};
 use crate::values::limits::CONFIG_FILE_BYTES;
 use crate::watch::FileWatcher;
@@ -37,7 +37,7 @@ pub(super) fn run(path: Option<&Path>, ready_file: Option<&Path>) -> Result<(), 
     }
     raise_file_limit();
     let runtime = runtime::Builder::new_multi_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| format!("cannot start: {}", plain(&error)))?;
+    let runtime = runtime.map_err(|error| format!("cannot start: {}", io_reason(&error)))?;
     runtime.block_on(run_gateway(config, path, digest, ready_file))
 }
 
@@ -48,7 +48,7 @@ async fn run_gateway(
     ready_file: Option<&Path>,
 ) -> Result<(), CommandFailure> {
     // Before anything starts: a signal that comes early must not be lost.
-    let failed = |error: io::Error| format!("cannot handle signals: {}", plain(&error));
+    let failed = |error: io::Error| format!("cannot handle signals: {}", io_reason(&error));
     let mut signals = StopSignals::new().map_err(failed)?;
     let mut hang_ups = signal(SignalKind::hangup()).map_err(failed)?;
     let refresh_place = RefreshPlace::ChildProcess(this_program());
@@ -108,11 +108,11 @@ pub(super) fn refresh_credential() -> Result<(), CommandFailure> {
     let mut text = String::new();
     io::stdin()
         .read_to_string(&mut text)
-        .map_err(|error| format!("standard input: {}", plain(&error)))?;
+        .map_err(|error| format!("standard input: {}", io_reason(&error)))?;
     let request = serde_json::from_str(&text)
         .map_err(|_| "standard input: expected a refresh request of the gateway")?;
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| format!("cannot start: {}", plain(&error)))?;
+    let runtime = runtime.map_err(|error| format!("cannot start: {}", io_reason(&error)))?;
     let outcome = runtime.block_on(async {
         // Received and ignored.
         let _signals = StopSignals::new();
@@ -251,7 +251,8 @@ fn write_ready_file(path: &Path, gateway: &Gateway) -> Result<(), CommandFailure
         .collect();
     let admin = gateway.admin().map(|address| address.to_string());
     let text = json!({"services": services, "admin": admin}).to_string();
-    let temporary = beside(path, ".tmp");
+    let temporary = path_with_suffix(path, ".tmp");
     let written = fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, path));
-    written.map_err(|error| format!("cannot write {}: {}", path.display(), plain(&error)).into())
+    written
+        .map_err(|error| format!("cannot write {}: {}", path.display(), io_reason(&error)).into())
 }

@@ -1,239 +1,229 @@
-//! auth.json, as Codex writes it: from its text to what upstream is shown. No error quotes what stands in it.
+//! auth.json, as Codex writes it: from its text to what the credential presents to upstream.
+//!
+//! Owns the format's rules. Does not know when the file is read. Invariant: no error quotes the
+//! file's content.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use http::HeaderValue;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
+use super::identity::{OAuthFacts, UpstreamIdentity};
 use crate::config::shape::kind_of;
-use crate::files::read_regular;
+use crate::files::{FileReadError, read_regular};
 use crate::values::clock::Timestamp;
 use crate::values::limits::AUTH_FILE_BYTES;
 use crate::values::secret::Secret;
 
-/// The claims of OpenAI's tokens that name account and plan.
-const CLAIMS: &str = "https://api.openai.com/auth";
+/// The claim of OpenAI's tokens that contains the account and its plan.
+const OPENAI_CLAIM: &str = "https://api.openai.com/auth";
 
-/// What upstream is shown of a credential.
-#[derive(Debug)]
-pub struct Identity {
-    /// Whose it is.
-    pub kind: IdentityKind,
-    pub(super) authorization: HeaderValue,
-    pub(super) account_id: Option<HeaderValue>,
-    pub(super) plan: Option<String>,
-    /// When the access token expires, where it is a JWT that tells.
-    pub(super) expires_at: Option<Timestamp>,
-    /// When its tokens were made.
-    pub(super) refreshed_at: Option<Timestamp>,
-    /// Whether there is a refresh token.
-    pub(super) refreshable: bool,
+/// Expiry times beyond this, in Unix seconds, are nonsense.
+const EXPIRY_MAX_S: f64 = 1e12;
+
+/// Why an auth.json cannot be used. The operator must act: log in again, or repair the file.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AuthFileError {
+    /// The file cannot be read.
+    #[error("cannot read {}: {reason}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: FileReadError,
+    },
+    /// The file has no text.
+    #[error("expected a JSON object, found an empty file")]
+    Empty,
+    /// The text is not JSON. The parser's own message could quote a secret, so only the position is
+    /// kept.
+    #[error("expected JSON, found something else at line {line} column {column}")]
+    NotJson {
+        /// The line, from 1.
+        line: usize,
+        /// The column, from 1; 0 is the end of the line before.
+        column: usize,
+    },
+    /// The JSON, or a value in it, has another type.
+    #[error("{}expected {expected}, found {found}", prefix(place))]
+    WrongType {
+        /// The value's path; empty for the whole text.
+        place: &'static str,
+        /// The expected type, with its article.
+        expected: &'static str,
+        /// The type that was found, with its article.
+        found: &'static str,
+    },
+    /// The file has neither tokens nor an API key.
+    #[error("tokens: missing, and there is no OPENAI_API_KEY")]
+    NoSecret,
+    /// The tokens have no access token.
+    #[error("tokens.access_token: missing")]
+    NoAccessToken,
+    /// A value has characters that no header field may hold.
+    #[error("{place}: expected visible ASCII characters, found others")]
+    NotSendable {
+        /// The value's path.
+        place: &'static str,
+    },
 }
 
-impl Identity {
-    /// Whether its access token is of no use any more.
-    pub fn is_expired(&self, now: Timestamp) -> bool {
-        self.expires_at.is_some_and(|expires| expires <= now)
+fn prefix(place: &str) -> String {
+    if place.is_empty() {
+        String::new()
+    } else {
+        format!("{place}: ")
     }
-
-    /// Which access token it is, for whoever must tell it from another without having it.
-    pub fn fingerprint(&self) -> Fingerprint {
-        Fingerprint::of(self.authorization.as_bytes())
-    }
 }
 
-/// The SHA-256 of a secret, in hexadecimal: tells it from another, and tells nothing of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Fingerprint(String);
-
-impl Fingerprint {
-    pub(super) fn of(secret: &[u8]) -> Self {
-        Self(
-            Sha256::digest(secret)
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect(),
-        )
-    }
-}
-
-/// What a credential is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum IdentityKind {
-    /// A ChatGPT account, by OAuth 2.0 tokens.
-    OAuth,
-    /// An API key.
-    ApiKey,
-    /// Another gateway.
-    External,
-}
-
-/// The text of the file at `path`.
+/// Returns the text of the file at `path`.
 ///
 /// # Errors
-/// Why it cannot be read.
-pub(super) fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
-    let read = read_regular(path, AUTH_FILE_BYTES).map(Zeroizing::new);
-    read.map_err(|reason| format!("cannot read {}: {reason}", path.display()))
+/// The file cannot be read.
+pub(super) fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, AuthFileError> {
+    let text = read_regular(path, AUTH_FILE_BYTES).map(Zeroizing::new);
+    text.map_err(|reason| AuthFileError::Unreadable {
+        path: path.to_owned(),
+        reason,
+    })
 }
 
+/// Returns what a file with this text presents to upstream.
+///
 /// # Errors
-/// What is wrong with the text, and where in it.
-pub(super) fn parse(bytes: &[u8]) -> Result<Identity, String> {
-    if bytes.iter().all(u8::is_ascii_whitespace) {
-        return Err("expected a JSON object, found an empty file".to_owned());
+/// The text is not a usable auth.json.
+pub(super) fn parse(text: &[u8]) -> Result<UpstreamIdentity, AuthFileError> {
+    if text.iter().all(u8::is_ascii_whitespace) {
+        return Err(AuthFileError::Empty);
     }
-    let value: Value = serde_json::from_slice(bytes).map_err(|error| {
-        // Only the place: the parser's own message can quote what stands there.
-        format!(
-            "expected JSON, found something else at line {} column {}",
-            error.line(),
-            error.column()
-        )
+    let value: Value = serde_json::from_slice(text).map_err(|error| AuthFileError::NotJson {
+        line: error.line(),
+        column: error.column(),
     })?;
-    let object = value
-        .as_object()
-        .ok_or_else(|| format!("expected a JSON object, found {}", kind_of(&value)))?;
-    let mode = text(object, "auth_mode", "auth_mode")?;
-    let key = text(object, "OPENAI_API_KEY", "OPENAI_API_KEY")?.filter(|key| !key.is_empty());
-    let by_key = mode.is_none_or(|mode| !mode.eq_ignore_ascii_case("chatgpt"));
+    let Value::Object(object) = &value else {
+        return Err(wrong_type("", "a JSON object", &value));
+    };
+    let mode = string(object, "auth_mode", "auth_mode")?;
+    let key = string(object, "OPENAI_API_KEY", "OPENAI_API_KEY")?.filter(|key| !key.is_empty());
+    let allows_key = mode.is_none_or(|mode| !mode.eq_ignore_ascii_case("chatgpt"));
     match key {
-        Some(key) if by_key => api_key(key),
-        _ => oauth(object),
+        Some(key) if allows_key => {
+            UpstreamIdentity::api_key(&secret(key)).ok_or(AuthFileError::NotSendable {
+                place: "OPENAI_API_KEY",
+            })
+        }
+        _ => parse_tokens(object),
     }
 }
 
-fn api_key(key: &str) -> Result<Identity, String> {
-    Ok(Identity {
-        kind: IdentityKind::ApiKey,
-        authorization: bearer(key, "OPENAI_API_KEY")?,
-        account_id: None,
-        plan: None,
-        expires_at: None,
-        refreshed_at: None,
-        refreshable: false,
-    })
-}
-
-/// Another gateway, by the token that it gave its user.
-pub(super) fn external(token: &Secret) -> Option<Identity> {
-    Some(Identity {
-        kind: IdentityKind::External,
-        authorization: token.bearer()?,
-        account_id: None,
-        plan: None,
-        expires_at: None,
-        refreshed_at: None,
-        refreshable: false,
-    })
-}
-
-fn oauth(object: &Map<String, Value>) -> Result<Identity, String> {
+fn parse_tokens(object: &Map<String, Value>) -> Result<UpstreamIdentity, AuthFileError> {
     let tokens = match object.get("tokens") {
         Some(Value::Object(tokens)) => tokens,
-        None | Some(Value::Null) => {
-            return Err("tokens: missing, and there is no OPENAI_API_KEY".to_owned());
-        }
-        Some(other) => {
-            return Err(format!(
-                "tokens: expected an object, found {}",
-                kind_of(other)
-            ));
-        }
+        None | Some(Value::Null) => return Err(AuthFileError::NoSecret),
+        Some(other) => return Err(wrong_type("tokens", "an object", other)),
     };
-    let access =
-        text(tokens, "access_token", "tokens.access_token")?.filter(|token| !token.is_empty());
-    let access = access.ok_or("tokens.access_token: missing")?;
-    let id_token = text(tokens, "id_token", "tokens.id_token")?;
-    let refresh = text(tokens, "refresh_token", "tokens.refresh_token")?;
+    let access_token = string(tokens, "access_token", "tokens.access_token")?
+        .filter(|token| !token.is_empty())
+        .ok_or(AuthFileError::NoAccessToken)?;
+    let id_token = string(tokens, "id_token", "tokens.id_token")?;
+    let refresh_token = string(tokens, "refresh_token", "tokens.refresh_token")?;
     let refreshed_at =
-        text(object, "last_refresh", "last_refresh")?.and_then(Timestamp::from_rfc3339);
-    let claim = |name: &str| {
-        id_token
-            .into_iter()
-            .chain([access])
-            .find_map(|token| claim(token, name))
-    };
-    let account = text(tokens, "account_id", "tokens.account_id")?.map(str::to_owned);
-    let account = account
-        .filter(|account| !account.is_empty())
-        .or_else(|| claim("chatgpt_account_id"));
-    let account_id = account
-        .map(|account| HeaderValue::from_str(&account))
-        .transpose()
-        .map_err(|_| "tokens.account_id: expected visible ASCII characters, found others")?;
-    Ok(Identity {
-        kind: IdentityKind::OAuth,
-        authorization: bearer(access, "tokens.access_token")?,
-        account_id,
-        plan: claim("chatgpt_plan_type"),
-        expires_at: expiry(access),
+        string(object, "last_refresh", "last_refresh")?.and_then(Timestamp::from_rfc3339);
+    let facts = OAuthFacts {
+        account_id: account_id(tokens, id_token, access_token)?,
+        plan: openai_claim(id_token, access_token, "chatgpt_plan_type"),
+        expires_at: jwt_expiry(access_token),
         refreshed_at,
-        refreshable: refresh.is_some_and(|token| !token.is_empty()),
+        has_refresh_token: refresh_token.is_some_and(|token| !token.is_empty()),
+    };
+    UpstreamIdentity::oauth(&secret(access_token), facts).ok_or(AuthFileError::NotSendable {
+        place: "tokens.access_token",
     })
 }
 
-/// The refresh token, where the text has one.
-pub(super) fn refresh_token(bytes: &[u8]) -> Option<Zeroizing<String>> {
+fn account_id(
+    tokens: &Map<String, Value>,
+    id_token: Option<&str>,
+    access_token: &str,
+) -> Result<Option<HeaderValue>, AuthFileError> {
+    let account = string(tokens, "account_id", "tokens.account_id")?
+        .filter(|account| !account.is_empty())
+        .map(str::to_owned)
+        .or_else(|| openai_claim(id_token, access_token, "chatgpt_account_id"));
+    account
+        .map(|account| HeaderValue::from_str(&account))
+        .transpose()
+        .map_err(|_| AuthFileError::NotSendable {
+            place: "tokens.account_id",
+        })
+}
+
+/// Returns the refresh token in the text of an auth.json, if there is one.
+pub(super) fn refresh_token(text: &[u8]) -> Option<Zeroizing<String>> {
     #[derive(Deserialize)]
-    struct File {
-        tokens: Tokens,
+    struct AuthFile {
+        tokens: AuthFileTokens,
     }
     #[derive(Deserialize)]
-    struct Tokens {
+    struct AuthFileTokens {
         refresh_token: Zeroizing<String>,
     }
-    let file: File = serde_json::from_slice(bytes).ok()?;
+    let file: AuthFile = serde_json::from_slice(text).ok()?;
     Some(file.tokens.refresh_token).filter(|token| !token.is_empty())
 }
 
-fn bearer(token: &str, place: &str) -> Result<HeaderValue, String> {
-    let secret = Secret::new(token.to_owned());
-    secret
-        .bearer()
-        .ok_or_else(|| format!("{place}: expected visible ASCII characters, found others"))
+fn secret(text: &str) -> Secret {
+    Secret::new(text.to_owned())
 }
 
-/// The string under `key`; none where it is missing or null.
-fn text<'a>(
+/// Returns the string under `key`; `None` if it is missing or null.
+fn string<'a>(
     object: &'a Map<String, Value>,
     key: &str,
-    place: &str,
-) -> Result<Option<&'a str>, String> {
+    place: &'static str,
+) -> Result<Option<&'a str>, AuthFileError> {
     match object.get(key) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),
-        Some(other) => Err(format!(
-            "{place}: expected a string, found {}",
-            kind_of(other)
-        )),
+        Some(other) => Err(wrong_type(place, "a string", other)),
     }
 }
 
-/// A claim of a JWT (RFC 7519) of OpenAI's. The signature is upstream's business: nothing is granted by it here.
-fn claim(token: &str, name: &str) -> Option<String> {
-    claims(token)?
-        .get(CLAIMS)?
-        .get(name)?
-        .as_str()
-        .map(str::to_owned)
+fn wrong_type(place: &'static str, expected: &'static str, found: &Value) -> AuthFileError {
+    AuthFileError::WrongType {
+        place,
+        expected,
+        found: kind_of(found),
+    }
 }
 
-/// When a JWT expires (RFC 7519, section 4.1.4). A token that is none does not tell.
-fn expiry(token: &str) -> Option<Timestamp> {
-    let seconds = claims(token)?
+/// Returns one of OpenAI's claims, from the id token or else the access token (JWTs, RFC 7519).
+/// Signatures are not checked: upstream does that, and these claims grant nothing here.
+fn openai_claim(id_token: Option<&str>, access_token: &str, name: &str) -> Option<String> {
+    let of_token = |token: &str| {
+        let claims = jwt_claims(token)?;
+        Some(claims.get(OPENAI_CLAIM)?.get(name)?.as_str()?.to_owned())
+    };
+    id_token
+        .and_then(of_token)
+        .or_else(|| of_token(access_token))
+}
+
+/// Returns when a JWT expires (RFC 7519, section 4.1.4); `None` if the token is not a JWT or does
+/// not say.
+fn jwt_expiry(token: &str) -> Option<Timestamp> {
+    let seconds = jwt_claims(token)?
         .get("exp")?
         .as_f64()
-        .filter(|seconds| (0.0..1e12).contains(seconds))?;
+        .filter(|seconds| (0.0..EXPIRY_MAX_S).contains(seconds))?;
     Some(Timestamp((seconds * 1e3) as u64))
 }
 
-fn claims(token: &str) -> Option<Value> {
+fn jwt_claims(token: &str) -> Option<Value> {
     let payload = token.split('.').nth(1)?;
     let payload = BASE64_URL_SAFE_NO_PAD
         .decode(payload.trim_end_matches('='))
@@ -243,13 +233,16 @@ fn claims(token: &str) -> Option<Value> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::identity::CredentialKind;
     use super::*;
 
     const CANARY: &str = "canary-secret";
 
     #[track_caller]
     fn check_error(text: &str, expected: &str) {
-        let error = parse(text.as_bytes()).expect_err("not a usable file");
+        let error = parse(text.as_bytes())
+            .expect_err("not a usable file")
+            .to_string();
         assert!(error.contains(expected), "{error:?} has no {expected:?}");
         assert!(!error.contains(CANARY), "{error:?}");
     }
@@ -274,7 +267,7 @@ mod tests {
         check_error(r#"{"tokens": {}}"#, "tokens.access_token: missing");
         check_error(
             &format!(r#"{{"tokens": {{"access_token": ["{CANARY}"]}}}}"#),
-            "found an array",
+            "tokens.access_token: expected a string, found an array",
         );
         check_error(
             &format!(r#"{{"OPENAI_API_KEY": "{CANARY}\n"}}"#),
@@ -283,11 +276,11 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_a_key_unless_the_mode_says_chatgpt() {
+    fn a_key_is_used_unless_the_mode_is_chatgpt() {
         let key = parse(br#"{"OPENAI_API_KEY": "sk-1"}"#).expect("a key");
-        assert_eq!(key.kind, IdentityKind::ApiKey);
+        assert_eq!(key.kind(), CredentialKind::ApiKey);
         let both = br#"{"auth_mode": "chatgpt", "OPENAI_API_KEY": "sk-1", "tokens": {"access_token": "t"}}"#;
-        assert_eq!(parse(both).expect("tokens").kind, IdentityKind::OAuth);
+        assert_eq!(parse(both).expect("tokens").kind(), CredentialKind::OAuth);
     }
 
     #[test]
@@ -296,19 +289,19 @@ mod tests {
             .encode(br#"{"https://api.openai.com/auth":{"chatgpt_plan_type":"pro","chatgpt_account_id":"acc"}}"#);
         let file = format!(r#"{{"tokens": {{"access_token": "x.{claims}.y"}}}}"#);
         let identity = parse(file.as_bytes()).expect("tokens");
-        assert_eq!(identity.plan.as_deref(), Some("pro"));
-        assert_eq!(identity.account_id.expect("an account"), "acc");
+        assert_eq!(identity.plan(), Some("pro"));
+        assert_eq!(identity.account_id().expect("an account"), "acc");
     }
 
     #[test]
-    fn a_jwt_tells_its_end_and_another_token_does_not() {
-        let end = |access: &str| {
+    fn expiry_is_read_from_a_jwt_and_unknown_for_other_tokens() {
+        let expiry = |access: &str| {
             let file = format!(r#"{{"tokens": {{"access_token": "{access}"}}}}"#);
-            parse(file.as_bytes()).expect("tokens").expires_at
+            parse(file.as_bytes()).expect("tokens").expires_at()
         };
         let jwt = |claims: &str| format!("x.{}.y", BASE64_URL_SAFE_NO_PAD.encode(claims));
         assert_eq!(
-            end(&jwt(r#"{"exp": 1700000000}"#)),
+            expiry(&jwt(r#"{"exp": 1700000000}"#)),
             Some(Timestamp(1_700_000_000_000))
         );
         for none in [
@@ -319,14 +312,14 @@ mod tests {
             &jwt(r#"{"exp": "soon"}"#),
             &jwt(r#"{"exp": -1}"#),
         ] {
-            assert_eq!(end(none), None, "{none}");
+            assert_eq!(expiry(none), None, "{none}");
         }
     }
 
     #[test]
     fn debug_shows_no_token() {
-        let identity = parse(format!(r#"{{"tokens": {{"access_token": "{CANARY}"}}}}"#).as_bytes())
-            .expect("tokens");
+        let file = format!(r#"{{"tokens": {{"access_token": "{CANARY}"}}}}"#);
+        let identity = parse(file.as_bytes()).expect("tokens");
         assert!(!format!("{identity:?}").contains(CANARY));
     }
 }

@@ -1,43 +1,45 @@
-//! How a credential is, as a person reads it.
+//! A credential's condition, as `tollgate status` and the admin API report it.
 
 use std::path::Path;
 
 use serde::Serialize;
 
-use super::{Credential, Identity, IdentityKind};
+use super::credential::Credential;
+use super::identity::{CredentialKind, UpstreamIdentity};
+use super::state::{CredentialLoadError, CredentialState};
 use crate::values::clock::Timestamp;
 use crate::values::windows::Span;
 
-/// The one thing that matters most about a credential.
+/// The most important thing to know about a credential.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
-pub enum Condition {
+pub enum CredentialCondition {
     /// Its file was not read yet.
     Loading,
-    /// It serves.
+    /// Requests can be sent with it.
     Ready,
     /// Its tokens are being refreshed.
     Refreshing,
     /// Upstream refuses it (429).
     RateLimited {
-        /// Until then, in Unix milliseconds.
+        /// The end, in Unix milliseconds.
         until: u64,
-        /// Because of this window, where that is known.
+        /// The window that is exhausted, if upstream says which.
         window: Option<&'static str>,
     },
-    /// Its use reached its cap: the rest is its owner's.
+    /// Its use reached a cap: the rest is its owner's.
     Paused {
-        /// In this window.
+        /// The window that reached its cap.
         window: &'static str,
-        /// Until then, in Unix milliseconds, where that is known.
+        /// The end, in Unix milliseconds, if it is known.
         until: Option<u64>,
     },
-    /// Somebody must log in again.
+    /// The operator must log in again.
     LoginNeeded {
         /// Why.
         reason: String,
     },
-    /// Its tokens are of no use and could not be refreshed; it is tried again.
+    /// Its access token has expired and the last refresh failed; another attempt follows.
     CannotRefresh {
         /// Why.
         reason: String,
@@ -52,24 +54,24 @@ pub enum Condition {
 /// A window, in percent.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct WindowHealth {
-    /// The used part; none where it is not known.
+    /// The used share, if it is known.
     pub used: Option<f64>,
-    /// Where it ends for this credential.
+    /// The share at which the credential is not used any more.
     pub cap: f64,
-    /// When it starts anew, in Unix milliseconds, where that is known.
+    /// When the window resets, in Unix milliseconds, if it is known.
     pub resets_at: Option<u64>,
 }
 
-/// How a credential is.
+/// A credential's condition and the figures behind it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Health {
+pub struct CredentialHealth {
     /// The credential's tag.
     pub credential: String,
-    /// `oauth`, `api_key` or `external`; none while it is not loaded.
-    pub kind: Option<&'static str>,
-    /// What matters most.
+    /// What it is; `None` while it is not loaded.
+    pub kind: Option<CredentialKind>,
+    /// The most important thing to know.
     #[serde(flatten)]
-    pub condition: Condition,
+    pub condition: CredentialCondition,
     /// Whether a request can be sent with it now.
     pub usable: bool,
     /// Its plan; empty while unknown.
@@ -78,141 +80,130 @@ pub struct Health {
     pub five_hour: WindowHealth,
     /// The weekly window.
     pub weekly: WindowHealth,
-    /// When upstream last told its use on asking, in Unix milliseconds.
+    /// When the last poll succeeded, in Unix milliseconds.
     pub polled_at: Option<u64>,
-    /// Why the last poll told nothing.
+    /// Why the last poll failed, if it did.
     pub poll_failure: Option<String>,
-    /// When its access token expires, in Unix milliseconds, where that is known.
+    /// When its access token expires, in Unix milliseconds, if it says so.
     pub expires_at: Option<u64>,
-    /// When its tokens were made, in Unix milliseconds.
+    /// When its tokens were issued, in Unix milliseconds.
     pub refreshed_at: Option<u64>,
-    /// Why the last refresh failed.
+    /// Why the last refresh failed, if it did.
     pub refresh_failure: Option<String>,
-    /// Requests under way.
+    /// Requests in flight.
     pub in_flight: u32,
 }
 
 impl Credential {
-    /// How it is at `now`.
-    pub fn health(&self, now: Timestamp) -> Health {
-        let candidate = self.candidate(now, false);
+    /// Returns its condition at `now`.
+    pub fn health(&self, now: Timestamp) -> CredentialHealth {
+        let candidate = self.candidate(now);
         let state = self.state();
-        let identity = state.identity.as_ref().ok();
-        let windows = &state.standing.windows;
-        let window = |span: Span, cap: f64| WindowHealth {
-            used: windows.is_known(span).then(|| windows.used(span, now)),
-            cap,
-            resets_at: windows.reset_at(span, now).map(|at| at.0),
-        };
-        Health {
+        let identity = state.identity().ok();
+        CredentialHealth {
             credential: self.tag().to_owned(),
-            kind: identity.map(|identity| match identity.kind {
-                IdentityKind::OAuth => "oauth",
-                IdentityKind::ApiKey => "api_key",
-                IdentityKind::External => "external",
-            }),
-            condition: state.condition(
-                self.path(),
-                candidate.five_hour_cap,
-                candidate.weekly_cap,
-                now,
-            ),
+            kind: identity.map(|identity| identity.kind()),
+            condition: condition(&state, self.path(), now),
             usable: candidate.usable,
-            plan: state.standing.plan.clone(),
-            five_hour: window(Span::FiveHour, candidate.five_hour_cap),
-            weekly: window(Span::Weekly, candidate.weekly_cap),
-            polled_at: state.polling.told_at.map(|at| at.0),
-            poll_failure: state.polling.failure.clone(),
+            plan: state.usage().plan().to_owned(),
+            five_hour: window_health(&state, Span::FiveHour, now),
+            weekly: window_health(&state, Span::Weekly, now),
+            polled_at: state.polls().succeeded_at().map(|at| at.0),
+            poll_failure: state.polls().failure().map(str::to_owned),
             expires_at: identity
-                .and_then(|identity| identity.expires_at)
+                .and_then(|identity| identity.expires_at())
                 .map(|at| at.0),
             refreshed_at: identity
-                .and_then(|identity| identity.refreshed_at)
+                .and_then(|identity| identity.refreshed_at())
                 .map(|at| at.0),
-            refresh_failure: state.renewal.failure().map(str::to_owned),
+            refresh_failure: state.refreshes().failure().map(str::to_owned),
             in_flight: candidate.in_flight,
         }
     }
 }
 
-impl super::State {
-    /// Why expired tokens are not refreshed.
-    fn cannot_serve(&self, identity: &Identity) -> Condition {
-        if !identity.refreshable {
-            let reason =
-                "its access token has expired, and the file has no refresh token".to_owned();
-            return Condition::LoginNeeded { reason };
-        }
-        let reason = self
-            .renewal
-            .failure()
-            .unwrap_or("its access token has expired")
-            .to_owned();
-        Condition::CannotRefresh { reason }
-    }
-
-    /// What keeps it from serving goes before what will.
-    fn condition(
-        &self,
-        path: Option<&Path>,
-        five_hour_cap: f64,
-        weekly_cap: f64,
-        now: Timestamp,
-    ) -> Condition {
-        let identity = match &self.identity {
-            Ok(identity) => identity,
-            Err(_) if self.read_at.is_none() => return Condition::Loading,
-            Err(reason) => {
-                return Condition::Unreadable {
-                    reason: in_file(path, &reason.to_string()),
-                };
-            }
-        };
-        if let Some(reason) = self.renewal.login_reason(identity) {
-            return Condition::LoginNeeded {
-                reason: reason.to_owned(),
-            };
-        }
-        if self.renewal.is_running() {
-            return Condition::Refreshing;
-        }
-        if !self.can_serve(now) {
-            return self.cannot_serve(identity);
-        }
-        if let Some(until) = self.standing.limited_until.filter(|until| *until > now) {
-            let window = self.standing.limited_by.map(name);
-            return Condition::RateLimited {
-                until: until.0,
-                window,
-            };
-        }
-        let windows = &self.standing.windows;
-        let over = [(Span::Weekly, weekly_cap), (Span::FiveHour, five_hour_cap)];
-        match over
-            .into_iter()
-            .find(|(span, cap)| windows.used(*span, now) >= *cap)
-        {
-            Some((span, _)) => Condition::Paused {
-                window: name(span),
-                until: windows.reset_at(span, now).map(|at| at.0),
-            },
-            None => Condition::Ready,
-        }
+fn window_health(state: &CredentialState, span: Span, now: Timestamp) -> WindowHealth {
+    let windows = state.usage().windows();
+    WindowHealth {
+        used: windows.is_known(span).then(|| windows.used(span, now)),
+        cap: cap(state, span),
+        resets_at: windows.reset_at(span, now).map(|at| at.0),
     }
 }
 
-/// A reason that names the file.
-fn in_file(path: Option<&Path>, reason: &str) -> String {
-    match path
+/// What prevents requests now comes before what will prevent them later.
+fn condition(state: &CredentialState, path: Option<&Path>, now: Timestamp) -> CredentialCondition {
+    let identity = match state.identity() {
+        Ok(identity) => identity,
+        Err(CredentialLoadError::NotRead) => return CredentialCondition::Loading,
+        Err(error) => {
+            let reason = with_path(path, &error.to_string());
+            return CredentialCondition::Unreadable { reason };
+        }
+    };
+    if let Some(reason) = state.refreshes().login_reason(identity) {
+        let reason = reason.to_owned();
+        return CredentialCondition::LoginNeeded { reason };
+    }
+    if state.refreshes().is_running() {
+        return CredentialCondition::Refreshing;
+    }
+    if !state.is_presentable(now) {
+        return expired_condition(state, identity);
+    }
+    if let Some(limit) = state.usage().rate_limit(now) {
+        return CredentialCondition::RateLimited {
+            until: limit.until.0,
+            window: limit.window.map(window_name),
+        };
+    }
+    match window_over_cap(state, now) {
+        Some(span) => CredentialCondition::Paused {
+            window: window_name(span),
+            until: state.usage().windows().reset_at(span, now).map(|at| at.0),
+        },
+        None => CredentialCondition::Ready,
+    }
+}
+
+/// Returns the condition of a credential whose access token has expired and is not being refreshed.
+fn expired_condition(state: &CredentialState, identity: &UpstreamIdentity) -> CredentialCondition {
+    if !identity.is_refreshable() {
+        return CredentialCondition::LoginNeeded {
+            reason: "the access token has expired, and the file has no refresh token".to_owned(),
+        };
+    }
+    let failure = state.refreshes().failure();
+    CredentialCondition::CannotRefresh {
+        reason: failure.unwrap_or("the access token has expired").to_owned(),
+    }
+}
+
+fn window_over_cap(state: &CredentialState, now: Timestamp) -> Option<Span> {
+    [Span::Weekly, Span::FiveHour]
+        .into_iter()
+        .find(|span| state.usage().windows().used(*span, now) >= cap(state, *span))
+}
+
+fn cap(state: &CredentialState, span: Span) -> f64 {
+    match span {
+        Span::FiveHour => state.caps().five_hour,
+        Span::Weekly => state.caps().weekly,
+    }
+}
+
+/// Returns `reason`, prefixed with the file's path unless it contains that.
+fn with_path(path: Option<&Path>, reason: &str) -> String {
+    let path = path
         .map(|path| path.display().to_string())
-        .filter(|path| !reason.contains(path.as_str()))
-    {
+        .filter(|path| !reason.contains(path.as_str()));
+    match path {
         Some(path) => format!("{path}: {reason}"),
         None => reason.to_owned(),
     }
 }
 
-fn name(span: Span) -> &'static str {
+fn window_name(span: Span) -> &'static str {
     match span {
         Span::FiveHour => "5-hour",
         Span::Weekly => "weekly",

@@ -1,96 +1,90 @@
-//! A refresh: one refresh token is spent for new tokens (RFC 6749, section 6), and none is ever spent twice.
+//! A refresh: one refresh token is spent for new tokens (RFC 6749, section 6).
 //!
-//! Refresh tokens of OpenAI's are used once, and showing a spent one revokes its whole family. So whoever refreshes
-//! holds the file's lock, looks at the file again under it, and notes in the journal what it is about to spend, before
-//! it asks. Blocks; the request itself is given from above.
+//! OpenAI's refresh tokens can be used once, and presenting a spent one revokes its whole family. A
+//! refresh is therefore a transaction: lock the file, read it again, note in the journal which
+//! token is about to be spent, present it, note the new tokens in the journal, write them to
+//! auth.json, remove the journal. Owns that order and its recovery; does not know how the request
+//! is sent. Invariant: no refresh token is presented twice, and its successor is on disk before it
+//! is used. Blocks.
 
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+mod error;
+mod journal;
+mod lock;
+mod new_tokens;
+mod token_response;
+mod write_back;
+
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use zeroize::Zeroizing;
 
-use super::auth_file::{self, Fingerprint};
-use super::journal::{Entry, Journal, NewTokens};
-use super::write_back::with_tokens;
-use crate::files::{beside, plain, replace, try_replace};
+use super::auth_file::{self, AuthFileError};
+use super::identity::SecretFingerprint;
+use crate::files::{check_replaceable, io_reason, replace};
+use journal::RefreshJournal;
+use lock::AuthFileLock;
+use new_tokens::NewTokens;
+use token_response::TokenVerdict;
+use write_back::with_tokens;
 
-/// The client that Codex is registered as (public in the source of Codex).
+pub use error::RefreshFileError;
+pub use token_response::{TokenRequestError, TokenResponse};
+
+/// The client id that Codex is registered with (public in Codex's source).
 const CLIENT_ID: &str = "app_EMoamEEZ73f0CkXaXp7hrann";
 const SCOPE: &str = "openid profile email";
 
-/// An auth.json with new tokens is not larger than this, as far as is known: there must be room for so much.
+/// An auth.json with new tokens is assumed not to be larger than this: so much room is required
+/// before a token is spent.
 const ROOM_BYTES: usize = 64 * 1024;
 
-/// How often a lock that another process holds is tried.
-const LOCK_STEP: Duration = Duration::from_millis(20);
+/// How often, and how far apart, a file that another process is writing is read again after the
+/// response.
+const REREAD_TRIES: u32 = 10;
+const REREAD_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How often, and how far apart, a file that somebody else is writing is read again after a refresh.
-const SETTLE_TRIES: u32 = 10;
-const SETTLE_STEP: Duration = Duration::from_millis(100);
-
-/// What is to be refreshed.
+/// One refresh to be done.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Job {
+pub struct RefreshJob {
     /// The auth.json.
     pub path: PathBuf,
-    /// The access token that is due. Where the file has another, nothing is spent.
-    pub due: Fingerprint,
-    /// For how long another process may hold the lock.
+    /// The access token that is due. If the file has another one, nothing is spent.
+    pub due: SecretFingerprint,
+    /// How long another process may hold the lock.
     pub lock_timeout: Duration,
 }
 
-/// What the token endpoint answered.
-#[derive(Debug)]
-pub struct Answer {
-    /// The status.
-    pub status: u16,
-    /// `Retry-After`.
-    pub retry_after: Option<Duration>,
-    /// The body, in a bound.
-    pub body: Zeroizing<Vec<u8>>,
-}
-
-/// The token endpoint did not answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum NoAnswer {
-    /// The request was not sent: nothing is spent.
-    NotSent(String),
-    /// It may have been: the token may be spent.
-    Lost(String),
-}
-
-/// What came of a refresh.
+/// How a refresh ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
-pub enum Outcome {
+pub enum RefreshOutcome {
     /// The file has new tokens.
     Refreshed {
-        /// The access token among them.
-        token: Fingerprint,
+        /// The new access token.
+        token: SecretFingerprint,
     },
-    /// The file has other tokens than those that were due: somebody else was there first.
+    /// The file has other tokens than those that were due: another process refreshed them or logged
+    /// in.
     Newer,
-    /// Nothing can be refreshed until somebody logs in again.
+    /// Nothing can be refreshed until the operator logs in again.
     LoginNeeded {
         /// Why.
         reason: String,
     },
-    /// Nothing was spent, and it is worth trying again.
+    /// Nothing was spent, or the new tokens are safe in the journal: a later attempt can succeed.
     Failed {
         /// Why.
         reason: String,
-        /// Not before.
+        /// How long to wait before the next attempt.
         retry_after: Option<Duration>,
     },
-    /// New tokens could not be kept, so none were asked for.
+    /// New tokens could not have been stored, so none were requested.
     NotWritable {
         /// Why.
         reason: String,
@@ -99,8 +93,8 @@ pub enum Outcome {
     Busy,
 }
 
-impl Outcome {
-    fn login(reason: impl Into<String>) -> Self {
+impl RefreshOutcome {
+    fn login_needed(reason: impl Into<String>) -> Self {
         Self::LoginNeeded {
             reason: reason.into(),
         }
@@ -114,151 +108,268 @@ impl Outcome {
     }
 }
 
-/// Refreshes the tokens of a file. `post` sends a JSON body to the token endpoint, once.
-pub fn refresh(
-    job: &Job,
-    post: impl FnOnce(Zeroizing<Vec<u8>>) -> Result<Answer, NoAnswer>,
-) -> Outcome {
-    // Past links: the file itself is replaced, and whoever else uses it locks the same name.
-    let Ok(file) = job.path.canonicalize() else {
-        return Outcome::failed("the file is not there");
-    };
-    let _lock = match lock(&file, job.lock_timeout) {
-        Ok(Some(lock)) => lock,
-        Ok(None) => return Outcome::Busy,
-        Err(reason) => return Outcome::NotWritable { reason },
-    };
-    if let Err(reason) = take_up_locked(&file) {
-        return Outcome::NotWritable { reason };
-    }
-    let tokens = match Tokens::read(&file) {
-        Ok(tokens) => tokens,
-        Err(reason) => return Outcome::failed(reason),
-    };
-    if tokens.access != job.due {
-        return Outcome::Newer;
-    }
-    let Some(refresh_token) = &tokens.refresh else {
-        return Outcome::login("the file has no refresh token");
-    };
-    let journal = Journal::of(&file);
-    let spent = Fingerprint::of(refresh_token.as_bytes());
-    if journal.read().is_some_and(|entry| entry.spent == spent) {
-        return uncertain(&journal, "a refresh was cut off");
-    }
-    // Before anything is spent: what is given must have a place to go.
-    if let Err(reason) = try_replace(&file, ROOM_BYTES) {
-        return Outcome::NotWritable {
-            reason: format!("cannot write {}: {reason}", file.display()),
-        };
-    }
-    let intent = Entry {
-        spent: spent.clone(),
-        at: now(),
-        tokens: None,
-    };
-    if let Err(error) = journal.write(&intent) {
-        return Outcome::NotWritable {
-            reason: format!(
-                "cannot write {}: {}",
-                journal.path().display(),
-                plain(&error)
-            ),
-        };
-    }
-    match post(request(refresh_token)) {
-        Ok(answer) => settle(&file, &journal, spent, &answer),
-        Err(NoAnswer::NotSent(reason)) => unspent(&journal, Outcome::failed(reason)),
-        Err(NoAnswer::Lost(reason)) => uncertain(&journal, &reason),
-    }
-}
-
-/// Takes up what a refresh left that was killed between the token endpoint's answer and its writing. Whoever holds the
-/// lock at the moment takes it up itself.
-///
-/// # Errors
-/// It cannot be written.
-pub fn take_up(path: &Path) -> Result<(), String> {
-    let Ok(file) = path.canonicalize() else {
-        return Ok(());
-    };
-    if !Journal::of(&file).exists() {
-        return Ok(());
-    }
-    match lock(&file, Duration::ZERO)? {
-        Some(_lock) => take_up_locked(&file),
-        None => Ok(()),
-    }
-}
-
-fn take_up_locked(file: &Path) -> Result<(), String> {
-    let journal = Journal::of(file);
-    let Some(entry) = journal.read() else {
-        return Ok(());
-    };
-    let Ok(tokens) = Tokens::read(file) else {
-        return Ok(());
-    };
-    let is_current = tokens
-        .refresh
-        .is_some_and(|token| Fingerprint::of(token.as_bytes()) == entry.spent);
-    match &entry.tokens {
-        Some(new) if is_current => write(file, new, &entry.at)?,
-        // It may be spent: that stays noted until the file has another.
-        None if is_current => return Ok(()),
-        _ => {}
-    }
-    journal.remove().map_err(|error| {
-        format!(
-            "cannot remove {}: {}",
-            journal.path().display(),
-            plain(&error)
-        )
-    })
-}
-
-/// The lock that Codex takes, too. None where another process holds it for longer than `limit`.
-fn lock(file: &Path, limit: Duration) -> Result<Option<File>, String> {
-    let path = beside(file, ".lock");
-    let failed = |error: io::Error| format!("cannot lock {}: {}", path.display(), plain(&error));
-    // Nobody waits for the other end of a FIFO.
-    let mut open = OpenOptions::new();
-    open.create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .custom_flags(libc::O_NONBLOCK);
-    let lock = open.open(&path).map_err(failed)?;
-    let begun = Instant::now();
-    loop {
-        match lock.try_lock() {
-            Ok(()) => return Ok(Some(lock)),
-            Err(TryLockError::Error(error)) => return Err(failed(error)),
-            Err(TryLockError::WouldBlock) if begun.elapsed() >= limit => return Ok(None),
-            Err(TryLockError::WouldBlock) => sleep(LOCK_STEP),
+impl From<RefreshFileError> for RefreshOutcome {
+    fn from(error: RefreshFileError) -> Self {
+        Self::NotWritable {
+            reason: error.to_string(),
         }
     }
 }
 
-/// What an auth.json holds that a refresh needs.
-struct Tokens {
-    access: Fingerprint,
-    refresh: Option<Zeroizing<String>>,
-}
-
-impl Tokens {
-    fn read(file: &Path) -> Result<Self, String> {
-        let text = auth_file::read(file)?;
-        let identity = auth_file::parse(&text)?;
-        let refresh = auth_file::refresh_token(&text);
-        Ok(Self {
-            access: identity.fingerprint(),
-            refresh,
-        })
+/// Refreshes the tokens of a file. `post` sends a JSON body to the token endpoint, once.
+pub fn refresh_tokens(
+    job: &RefreshJob,
+    post: impl FnOnce(Zeroizing<Vec<u8>>) -> Result<TokenResponse, TokenRequestError>,
+) -> RefreshOutcome {
+    let transaction = match RefreshTransaction::begin(job) {
+        Ok(transaction) => transaction,
+        Err(outcome) => return outcome,
+    };
+    if let Err(error) = transaction.record_intent() {
+        return error.into();
+    }
+    match post(request_body(&transaction.refresh_token)) {
+        Ok(response) => transaction.apply(&response),
+        Err(TokenRequestError::NotSent(reason)) => transaction.end(RefreshOutcome::failed(reason)),
+        Err(TokenRequestError::Lost(reason)) => transaction.leave_uncertain(&reason),
     }
 }
 
-fn request(refresh_token: &str) -> Zeroizing<Vec<u8>> {
+/// Completes a refresh whose process was killed after the token endpoint had issued tokens. If
+/// another process holds the lock, it does so itself.
+///
+/// # Errors
+/// A file cannot be locked or written.
+pub fn recover_tokens(path: &Path) -> Result<(), RefreshFileError> {
+    let Ok(auth_file) = path.canonicalize() else {
+        return Ok(());
+    };
+    if !RefreshJournal::of(&auth_file).exists() {
+        return Ok(());
+    }
+    match AuthFileLock::acquire(&auth_file, Duration::ZERO)? {
+        Some(lock) => recover_locked(&auth_file, &lock),
+        None => Ok(()),
+    }
+}
+
+fn recover_locked(auth_file: &Path, _lock: &AuthFileLock) -> Result<(), RefreshFileError> {
+    let journal = RefreshJournal::of(auth_file);
+    let Some(entry) = journal.read() else {
+        return Ok(());
+    };
+    let Ok(stored) = StoredTokens::read(auth_file) else {
+        return Ok(());
+    };
+    if stored.refresh_fingerprint().as_ref() == Some(&entry.spent) {
+        let Some(tokens) = &entry.tokens else {
+            // The token may be spent: the journal says so until the file has another one.
+            return Ok(());
+        };
+        write_tokens(auth_file, tokens, &entry.at)?;
+    }
+    journal.remove()
+}
+
+/// A refresh between its lock and its end.
+struct RefreshTransaction {
+    /// The file itself, past all links.
+    auth_file: PathBuf,
+    journal: RefreshJournal,
+    refresh_token: Zeroizing<String>,
+    /// The fingerprint of `refresh_token`.
+    spent: SecretFingerprint,
+    _lock: AuthFileLock,
+}
+
+impl RefreshTransaction {
+    /// Locks the file and checks, under the lock, that its token is still due, unspent and
+    /// replaceable.
+    fn begin(job: &RefreshJob) -> Result<Self, RefreshOutcome> {
+        // Past links: the file itself is replaced, and other processes that use it lock the same
+        // name.
+        let auth_file = job
+            .path
+            .canonicalize()
+            .map_err(|_| RefreshOutcome::failed("the file does not exist"))?;
+        let lock = AuthFileLock::acquire(&auth_file, job.lock_timeout)?;
+        let lock = lock.ok_or(RefreshOutcome::Busy)?;
+        recover_locked(&auth_file, &lock)?;
+        let stored = StoredTokens::read(&auth_file)
+            .map_err(|error| RefreshOutcome::failed(error.to_string()))?;
+        if stored.access != job.due {
+            return Err(RefreshOutcome::Newer);
+        }
+        let Some(refresh_token) = stored.refresh else {
+            return Err(RefreshOutcome::login_needed(
+                "the file has no refresh token",
+            ));
+        };
+        let transaction = Self {
+            journal: RefreshJournal::of(&auth_file),
+            spent: SecretFingerprint::of(refresh_token.as_bytes()),
+            auth_file,
+            refresh_token,
+            _lock: lock,
+        };
+        transaction.check_unspent()?;
+        transaction.check_replaceable()?;
+        Ok(transaction)
+    }
+
+    fn check_unspent(&self) -> Result<(), RefreshOutcome> {
+        match self.journal.read() {
+            Some(entry) if entry.spent == self.spent => {
+                Err(self.leave_uncertain("an earlier refresh was interrupted"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Before anything is spent: the new tokens must have a place.
+    fn check_replaceable(&self) -> Result<(), RefreshFileError> {
+        check_replaceable(&self.auth_file, ROOM_BYTES).map_err(|error| RefreshFileError::Write {
+            path: self.auth_file.clone(),
+            reason: error.to_string(),
+        })
+    }
+
+    /// Notes that the token is about to be spent.
+    fn record_intent(&self) -> Result<(), RefreshFileError> {
+        self.journal.write_intent(&self.spent, &now_rfc3339())
+    }
+
+    fn apply(&self, response: &TokenResponse) -> RefreshOutcome {
+        match response.verdict() {
+            TokenVerdict::Issued(tokens) => self.store(&tokens),
+            TokenVerdict::Uncertain { reason } => self.leave_uncertain(&reason),
+            TokenVerdict::Rejected { reason } => self.end(RefreshOutcome::LoginNeeded { reason }),
+            TokenVerdict::Unspent { reason } => self.end(RefreshOutcome::Failed {
+                reason,
+                retry_after: response.retry_after,
+            }),
+        }
+    }
+
+    /// Stores new tokens. The old refresh token is spent: from here on the new ones must not be
+    /// lost.
+    fn store(&self, tokens: &NewTokens) -> RefreshOutcome {
+        let issued_at = now_rfc3339();
+        let journaled = self.journal.write_issued(&self.spent, &issued_at, tokens);
+        let written = match self.reread() {
+            Reread::SameToken => write_tokens(&self.auth_file, tokens, &issued_at),
+            Reread::OtherToken | Reread::Removed => return self.end(RefreshOutcome::Newer),
+            Reread::Unusable(error) => Err(error.into()),
+        };
+        let Err(error) = written else {
+            return self.end(RefreshOutcome::Refreshed {
+                token: tokens.access_fingerprint(),
+            });
+        };
+        // What prevented the journal's first write may be over.
+        let journaled =
+            journaled.or_else(|_| self.journal.write_issued(&self.spent, &issued_at, tokens));
+        match journaled {
+            Ok(()) => RefreshOutcome::failed(format!(
+                "the new tokens are still in {}: {error}",
+                self.journal.path().display()
+            )),
+            Err(_) => RefreshOutcome::login_needed(format!(
+                "the new tokens could not be written and are lost: {error}"
+            )),
+        }
+    }
+
+    /// Reads the file again, since it may have changed during the request; several times if it is
+    /// unusable, since another process may be writing it.
+    fn reread(&self) -> Reread {
+        let mut tries = 1;
+        loop {
+            match StoredTokens::read(&self.auth_file) {
+                Ok(stored) if stored.refresh_fingerprint().as_ref() == Some(&self.spent) => {
+                    return Reread::SameToken;
+                }
+                Ok(_) => return Reread::OtherToken,
+                Err(_) if tries < REREAD_TRIES => sleep(REREAD_INTERVAL),
+                // A file that cannot be seen at the moment is not gone.
+                Err(_) if matches!(self.auth_file.try_exists(), Ok(false)) => {
+                    return Reread::Removed;
+                }
+                Err(error) => return Reread::Unusable(error),
+            }
+            tries += 1;
+        }
+    }
+
+    /// Ends the transaction: the journal has nothing more to say.
+    fn end(&self, outcome: RefreshOutcome) -> RefreshOutcome {
+        if let Err(error) = self.journal.remove() {
+            tracing::warn!(%error, "refresh journal not removed");
+        }
+        outcome
+    }
+
+    /// Ends the transaction with a token that may be spent. The journal stays, so that the token is
+    /// not presented again: if it is spent, that would revoke its family.
+    fn leave_uncertain(&self, reason: &str) -> RefreshOutcome {
+        let journal = self.journal.path().display();
+        RefreshOutcome::login_needed(format!(
+            "{reason}, and the refresh token may be spent: log in again, or remove {journal} to try the token once more"
+        ))
+    }
+}
+
+/// What auth.json contains after the token endpoint's response.
+enum Reread {
+    /// The refresh token that was spent.
+    SameToken,
+    /// Another refresh token: the operator logged in during the refresh, perhaps with another
+    /// account.
+    OtherToken,
+    /// Nothing: the operator logged out during the refresh.
+    Removed,
+    /// Something that is not a usable auth.json.
+    Unusable(AuthFileError),
+}
+
+/// What a refresh needs of an auth.json.
+struct StoredTokens {
+    access: SecretFingerprint,
+    refresh: Option<Zeroizing<String>>,
+}
+
+impl StoredTokens {
+    fn read(auth_file: &Path) -> Result<Self, AuthFileError> {
+        let text = auth_file::read(auth_file)?;
+        let identity = auth_file::parse(&text)?;
+        Ok(Self {
+            access: identity.fingerprint(),
+            refresh: auth_file::refresh_token(&text),
+        })
+    }
+
+    fn refresh_fingerprint(&self) -> Option<SecretFingerprint> {
+        let token = self.refresh.as_ref()?;
+        Some(SecretFingerprint::of(token.as_bytes()))
+    }
+}
+
+/// Replaces the tokens in `auth_file`, and nothing else in it.
+fn write_tokens(
+    auth_file: &Path,
+    tokens: &NewTokens,
+    issued_at: &str,
+) -> Result<(), RefreshFileError> {
+    let text = auth_file::read(auth_file)?;
+    let text = std::str::from_utf8(&text).map_err(|_| RefreshFileError::Encoding)?;
+    let edited = with_tokens(text, tokens, issued_at).ok_or(RefreshFileError::NoTokens)?;
+    replace(auth_file, edited.as_bytes()).map_err(|error| RefreshFileError::Write {
+        path: auth_file.to_owned(),
+        reason: io_reason(&error),
+    })
+}
+
+fn request_body(refresh_token: &str) -> Zeroizing<Vec<u8>> {
     let body = json!({
         "client_id": CLIENT_ID,
         "grant_type": "refresh_token",
@@ -268,167 +379,8 @@ fn request(refresh_token: &str) -> Zeroizing<Vec<u8>> {
     Zeroizing::new(body.to_string().into_bytes())
 }
 
-fn settle(file: &Path, journal: &Journal, spent: Fingerprint, answer: &Answer) -> Outcome {
-    match judge(answer) {
-        Verdict::Tokens(tokens) => keep(
-            file,
-            journal,
-            Entry {
-                spent,
-                at: now(),
-                tokens: Some(tokens),
-            },
-        ),
-        Verdict::Useless(reason) => uncertain(journal, &reason),
-        Verdict::Refused(reason) => unspent(journal, Outcome::LoginNeeded { reason }),
-        Verdict::Again(reason) => unspent(
-            journal,
-            Outcome::Failed {
-                reason,
-                retry_after: answer.retry_after,
-            },
-        ),
-    }
-}
-
-/// The old refresh token is spent: from here on the new ones must not be lost.
-fn keep(file: &Path, journal: &Journal, entry: Entry) -> Outcome {
-    let mut noted = journal.write(&entry);
-    let Some(new) = &entry.tokens else {
-        return Outcome::Newer;
-    };
-    for attempt in 0..SETTLE_TRIES {
-        match Tokens::read(file) {
-            Ok(found)
-                if found
-                    .refresh
-                    .as_ref()
-                    .map(|token| Fingerprint::of(token.as_bytes()))
-                    == Some(entry.spent.clone()) =>
-            {
-                let written = write(file, new, &entry.at);
-                if written.is_err() && noted.is_err() {
-                    // What stood in the way of both may have gone.
-                    noted = journal.write(&entry);
-                }
-                return match (written, noted) {
-                    (Ok(()), _) => unspent(
-                        journal,
-                        Outcome::Refreshed {
-                            token: new.access(),
-                        },
-                    ),
-                    (Err(reason), Ok(())) => Outcome::failed(format!(
-                        "new tokens wait in {}: {reason}",
-                        journal.path().display()
-                    )),
-                    (Err(reason), Err(_)) => {
-                        Outcome::login(format!("new tokens could not be kept: {reason}"))
-                    }
-                };
-            }
-            // Somebody logged in meanwhile, perhaps with another account: that stays.
-            Ok(_) => return unspent(journal, Outcome::Newer),
-            // Removed: logged out. One that only cannot be seen at the moment is not gone.
-            Err(_) if attempt + 1 == SETTLE_TRIES && matches!(file.try_exists(), Ok(false)) => {
-                return unspent(journal, Outcome::Newer);
-            }
-            // Somebody else is writing it.
-            Err(_) if attempt + 1 < SETTLE_TRIES => sleep(SETTLE_STEP),
-            Err(_) => {}
-        }
-    }
-    match noted {
-        Ok(()) => Outcome::failed(format!(
-            "the file broke during the refresh; new tokens wait in {}",
-            journal.path().display()
-        )),
-        Err(_) => {
-            Outcome::login("the file broke during the refresh, and new tokens could not be kept")
-        }
-    }
-}
-
-fn write(file: &Path, new: &NewTokens, at: &str) -> Result<(), String> {
-    let text = auth_file::read(file)?;
-    let text = std::str::from_utf8(&text)
-        .map_err(|_| "expected UTF-8, found another encoding".to_owned())?;
-    let edited = with_tokens(text, new, at).ok_or("expected tokens, found none")?;
-    replace(file, edited.as_bytes())
-        .map_err(|error| format!("cannot write {}: {}", file.display(), plain(&error)))
-}
-
-/// Nothing more is to be noted.
-fn unspent(journal: &Journal, outcome: Outcome) -> Outcome {
-    if let Err(error) = journal.remove() {
-        tracing::warn!(path = %journal.path().display(), error = plain(&error), "the journal of a refresh is still there");
-    }
-    outcome
-}
-
-/// The token may be spent. It is not shown again: if it is spent, that would revoke its family.
-fn uncertain(journal: &Journal, what: &str) -> Outcome {
-    let path = journal.path().display();
-    Outcome::login(format!(
-        "{what}, and its token may be spent; log in again, or remove {path} to try it once more"
-    ))
-}
-
-enum Verdict {
-    Tokens(NewTokens),
-    /// An answer without tokens, which may have cost one.
-    Useless(String),
-    /// The refresh token is of no use.
-    Refused(String),
-    /// The endpoint failed, and told so.
-    Again(String),
-}
-
-fn judge(answer: &Answer) -> Verdict {
-    let status = answer.status;
-    let code = code(&answer.body);
-    let told = match &code {
-        Some(code) => format!("the token endpoint answered {status} {code}"),
-        None => format!("the token endpoint answered {status}"),
-    };
-    let is_final = code.as_deref().is_some_and(|code| {
-        code == "invalid_grant"
-            || ["_reused", "_expired", "_invalidated"]
-                .iter()
-                .any(|end| code.ends_with(end))
-    });
-    match status {
-        200..300 => NewTokens::parse(&answer.body).map_or_else(
-            || Verdict::Useless(format!("{told} without tokens")),
-            Verdict::Tokens,
-        ),
-        401 => Verdict::Refused(told),
-        400..500 if is_final => Verdict::Refused(told),
-        // Somebody in between answers: whether the endpoint itself saw the token, nobody tells.
-        502 | 504 => Verdict::Useless(told),
-        _ => Verdict::Again(told),
-    }
-}
-
-/// The code of an error, in the forms of OpenAI (`{"error": {"code"}}`) and of RFC 6749 (`{"error"}`). What does not
-/// look like a code is not passed on.
-fn code(body: &[u8]) -> Option<String> {
-    let value: Value = serde_json::from_slice(body).ok()?;
-    let error = value.get("error");
-    let code = error
-        .and_then(|error| error.get("code"))
-        .or(error)
-        .or_else(|| value.get("code"))?
-        .as_str()?;
-    let looks_like_one = code.len() <= 64
-        && code
-            .bytes()
-            .all(|byte| byte.is_ascii_lowercase() || byte == b'_');
-    (looks_like_one && !code.is_empty()).then(|| code.to_owned())
-}
-
-/// The time, in RFC 3339 with nanoseconds, as Codex writes it.
-fn now() -> String {
+/// Returns the time in RFC 3339 with nanoseconds, as Codex writes it.
+fn now_rfc3339() -> String {
     OffsetDateTime::now_utc()
         .format(&Rfc3339)
         .unwrap_or_default()

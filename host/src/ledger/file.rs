@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
 
-use crate::files::plain;
+use crate::files::io_reason;
 
 /// `TOLL`: the application id in the header of every ledger (SQLite's file format, section 1.3).
 const APPLICATION_ID: i32 = 0x544f_4c4c;
@@ -120,7 +120,7 @@ impl LedgerError {
     pub(super) fn io(path: &Path, error: &io::Error) -> Self {
         Self::Io {
             path: path.to_owned(),
-            reason: plain(error),
+            reason: io_reason(error),
         }
     }
 

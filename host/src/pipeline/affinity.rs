@@ -19,6 +19,7 @@ use crate::ledger::{ResponseIssuer, StoredSession};
 use crate::sessions::SessionOwner;
 use crate::values::clock::Timestamp;
 use crate::values::exchange::Home;
+use crate::values::hex::hex;
 use crate::values::limits::FIELD_BYTES;
 
 /// The headers that name a session, in the order of precedence. Codex CLI sends `session-id` (0.144
@@ -53,7 +54,7 @@ pub(crate) fn home(exchange: &Exchange, now: Timestamp) -> Option<usize> {
     exchange
         .pool()
         .credentials()
-        .position(|credential| *credential.name() == home)
+        .position(|credential| *credential.shared_tag() == home)
 }
 
 /// Makes `credential` the home of the request's session, unless upstream failed: then the session
@@ -65,7 +66,7 @@ pub(crate) fn move_home(exchange: &Exchange, credential: &Credential, status: St
         exchange.service().sessions().set_home(
             exchange.owner(),
             session,
-            credential.name(),
+            credential.shared_tag(),
             Timestamp::now(),
         );
     }
@@ -98,7 +99,7 @@ pub(crate) fn record_response(
     exchange.service().sessions().record_issuer(
         exchange.owner(),
         response_id,
-        credential.name(),
+        credential.shared_tag(),
         now,
     );
 }
@@ -130,17 +131,14 @@ pub(crate) fn remove_foreign_turn_state(
         .service()
         .sessions()
         .issuer(exchange.owner(), &key, now);
-    if issuer.as_ref() != Some(credential.name()) {
+    if issuer.as_ref() != Some(credential.shared_tag()) {
         headers.remove(TURN_STATE);
     }
 }
 
 /// Returns the key of a turn's state, whose length is unbounded. No response id looks like it.
 fn turn_state_key(state: &[u8]) -> String {
-    Sha256::digest(state)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hex(&Sha256::digest(state))
 }
 
 /// Restores what the ledger recorded of `service`: homes and issuers whose user, pool and
@@ -175,9 +173,12 @@ fn restore_home(service: &Service, known: &StoredSession) {
         pool: Arc::clone(pool.tag()),
         user: user.map(|user| Arc::clone(&user.name)),
     };
-    service
-        .sessions()
-        .restore_home(&owner, &known.session, credential.name(), known.used_at);
+    service.sessions().restore_home(
+        &owner,
+        &known.session,
+        credential.shared_tag(),
+        known.used_at,
+    );
 }
 
 fn restore_issuer(service: &Service, known: &ResponseIssuer) {
@@ -191,7 +192,7 @@ fn restore_issuer(service: &Service, known: &ResponseIssuer) {
     service.sessions().record_issuer(
         &owner,
         &known.response_id,
-        credential.name(),
+        credential.shared_tag(),
         known.issued_at,
     );
 }

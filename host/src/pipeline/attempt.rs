@@ -1,4 +1,4 @@
-//! Attempts: the request is sent with one credential after another until an outcome is final.
+//! FailedAttempts: the request is sent with one credential after another until an outcome is final.
 //!
 //! ```text
 //! [ select -> rewrite -> forward -> judge ]   again, with another credential
@@ -26,7 +26,7 @@ use super::entry::body::KeptBody;
 use super::entry::inspect::Inspected;
 use super::exchange::{Exchange, RefusedRequest};
 use super::refusal::Refusal;
-use crate::credentials::{Identity, IdentityKind};
+use crate::credentials::{CredentialKind, UpstreamIdentity};
 use crate::values::clock::Timestamp;
 
 use forward::{NoResponse, Sent, forward};
@@ -200,7 +200,7 @@ impl AttemptLoop {
         }
     }
 
-    fn refreshed(&mut self, selected: Selected, identity: Arc<Identity>) {
+    fn refreshed(&mut self, selected: Selected, identity: Arc<UpstreamIdentity>) {
         self.refresh = RefreshUse::Refreshed(Selected {
             identity,
             ..selected
@@ -261,7 +261,7 @@ impl AttemptLoop {
                 .pool()
                 .credentials()
                 .filter_map(|credential| credential.identity())
-                .any(|identity| identity.kind == IdentityKind::OAuth)
+                .any(|identity| identity.kind() == CredentialKind::OAuth)
         };
         if self.uri.path() == CHAT_COMPLETIONS && has_login() {
             return Err(Refusal::api_key_only());
@@ -273,7 +273,8 @@ impl AttemptLoop {
     /// As [`Self::check_pool_has_endpoint`], for the chosen credential: its file may have appeared
     /// in the meantime.
     fn check_credential_has_endpoint(&self, selected: &Selected) -> Result<(), Refusal> {
-        if self.uri.path() == CHAT_COMPLETIONS && selected.identity.kind == IdentityKind::OAuth {
+        if self.uri.path() == CHAT_COMPLETIONS && selected.identity.kind() == CredentialKind::OAuth
+        {
             return Err(Refusal::api_key_only());
         }
         Ok(())

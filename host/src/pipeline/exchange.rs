@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::refusal::Refusal;
 use super::service::{CredentialPool, Service};
 use crate::authenticate::User;
-use crate::credentials::{Credential, InFlight};
+use crate::credentials::{Credential, InFlightGuard};
 use crate::ledger::RowReservation;
 use crate::meter::{RequestFields, ResponseCreate};
 use crate::policy::Facts;
@@ -42,7 +42,7 @@ pub(crate) struct AdmittedRequest {
 /// The credential of the latest attempt, which counts as in flight on it.
 struct UsedCredential {
     credential: Arc<Credential>,
-    _in_flight: InFlight,
+    _in_flight: InFlightGuard,
 }
 
 /// A request that was admitted, until its row is written.
@@ -198,7 +198,7 @@ impl Exchange {
     pub(crate) fn begin_attempt(&mut self, credential: &Arc<Credential>) {
         self.used = Some(UsedCredential {
             credential: Arc::clone(credential),
-            _in_flight: credential.begin(),
+            _in_flight: credential.track_request(),
         });
         self.attempts.push(Attempt {
             credential: credential.tag().to_owned(),

@@ -18,11 +18,11 @@ pub use parts::ServiceParts;
 pub(crate) use pool::{CredentialPool, PoolMember};
 pub(crate) use sockets::SocketPermit;
 
-use crate::authenticate::{Attempts, User, Users};
+use crate::authenticate::{FailedAttempts, User, UserDirectory};
 use crate::config::{Endpoints, ServiceConfig};
-use crate::credentials::{Credential, Health};
+use crate::credentials::{Credential, CredentialHealth};
 use crate::sessions::{SessionOwner, Sessions};
-use crate::upstream::Upstream;
+use crate::upstream::UpstreamClient;
 use crate::values::clock::Timestamp;
 use crate::values::limits::Limits;
 
@@ -32,7 +32,7 @@ use sockets::OpenSockets;
 #[derive(Debug, Clone)]
 struct ServiceState {
     sessions: Arc<Sessions>,
-    failed_attempts: Arc<Attempts>,
+    failed_attempts: Arc<FailedAttempts>,
     requests: Arc<AtomicU64>,
     sockets: Arc<OpenSockets>,
 }
@@ -41,7 +41,7 @@ struct ServiceState {
 #[derive(Debug)]
 pub struct Service {
     tag: String,
-    users: Users,
+    users: UserDirectory,
     pools: Vec<CredentialPool>,
     /// An index into `pools`.
     default_pool: usize,
@@ -57,7 +57,7 @@ impl Service {
         let state = before.map_or_else(
             || ServiceState {
                 sessions: Arc::new(Sessions::new(&parts.limits)),
-                failed_attempts: Arc::new(Attempts::new(&parts.limits)),
+                failed_attempts: Arc::new(FailedAttempts::new(&parts.limits)),
                 requests: Arc::default(),
                 sockets: Arc::default(),
             },
@@ -75,7 +75,7 @@ impl Service {
             });
         Self {
             tag: config.tag.clone(),
-            users: Users::new(&config.users),
+            users: UserDirectory::new(&config.users),
             pools: pools.collect(),
             default_pool: config.default_pool,
             endpoints: config.endpoints.clone(),
@@ -105,7 +105,7 @@ impl Service {
     }
 
     /// Returns the connections of each credential, in the order of [`Service::credentials`].
-    pub fn upstreams(&self) -> &[Upstream] {
+    pub fn upstreams(&self) -> &[UpstreamClient] {
         &self.parts.upstreams
     }
 
@@ -114,7 +114,7 @@ impl Service {
         &self.endpoints
     }
 
-    pub(crate) fn users(&self) -> &Users {
+    pub(crate) fn users(&self) -> &UserDirectory {
         &self.users
     }
 
@@ -122,7 +122,7 @@ impl Service {
         &self.state.sessions
     }
 
-    pub(crate) fn failed_attempts(&self) -> &Attempts {
+    pub(crate) fn failed_attempts(&self) -> &FailedAttempts {
         &self.state.failed_attempts
     }
 
@@ -160,7 +160,7 @@ impl Service {
 
     /// Returns the state of each credential, with the number of sessions that have their home on
     /// it.
-    pub fn health(&self, now: Timestamp) -> Vec<(Health, usize)> {
+    pub fn health(&self, now: Timestamp) -> Vec<(CredentialHealth, usize)> {
         let health = |known: &Arc<Credential>| {
             let sessions = self.sessions().homes_on(known.tag(), now);
             (known.health(now), sessions)

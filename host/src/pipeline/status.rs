@@ -103,7 +103,7 @@ async fn remaining_capacity(
 }
 
 fn is_available(credential: &Credential, user: Option<&User>, now: Timestamp) -> bool {
-    credential.can_serve(now) && is_allowed(user, credential)
+    credential.is_presentable(now) && is_allowed(user, credential)
 }
 
 async fn weights(

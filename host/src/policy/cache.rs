@@ -14,7 +14,8 @@ use rustix::process::geteuid;
 use sha2::{Digest, Sha256};
 use wasmtime::component::Component;
 
-use crate::files::{plain, replace_private};
+use crate::files::{io_reason, replace_private};
+use crate::values::hex::hex;
 
 /// How a file begins: what it is, and the version of this form.
 const MAGIC: &[u8; 8] = b"TOLLCWA1";
@@ -42,7 +43,7 @@ impl Cache {
     /// # Errors
     /// It cannot be used, or others could write there.
     pub(super) fn open(folder: &Path, bytes_max: u64) -> Result<Self, String> {
-        let failed = |error: io::Error| format!("{}: {}", folder.display(), plain(&error));
+        let failed = |error: io::Error| format!("{}: {}", folder.display(), io_reason(&error));
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -107,7 +108,7 @@ impl Cache {
                 bytes.extend_from_slice(MAGIC);
                 bytes.extend_from_slice(&Sha256::digest(&code));
                 bytes.extend_from_slice(&code);
-                replace_private(&path, &bytes).map_err(|error| plain(&error))
+                replace_private(&path, &bytes).map_err(|error| io_reason(&error))
             });
         match stored {
             Ok(()) => self.clean_up(Some(&path)),
@@ -122,7 +123,7 @@ impl Cache {
         let mut hasher = DefaultHasher::new();
         engine.precompile_compatibility_hash().hash(&mut hasher);
         std::env::consts::ARCH.hash(&mut hasher);
-        let component: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let component = hex(digest);
         self.folder
             .join(format!("{component}-{:016x}{SUFFIX}", hasher.finish()))
     }

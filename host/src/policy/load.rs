@@ -15,6 +15,7 @@ use super::slot::Slot;
 use super::{Field, imports, shipped};
 use crate::config::{PolicyConfig, PolicySource, Problem, Shape};
 use crate::files::read_regular;
+use crate::values::hex::hex;
 use crate::values::limits::COMPONENT_BYTES;
 
 /// Calls by which a component is tried before it serves: the first is cold.
@@ -149,10 +150,7 @@ impl Source {
 
     /// The SHA-256 in hexadecimal.
     pub fn digest(&self) -> String {
-        self.digest
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
+        hex(&self.digest)
     }
 }
 

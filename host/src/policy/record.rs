@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 
 use super::repeat::Call;
-use crate::files::{beside, plain};
+use crate::files::{io_reason, path_with_suffix};
 use crate::values::limits::Limits;
 
 /// Calls that wait to be written. Past it a call is left out, and counted.
@@ -27,8 +27,9 @@ impl Recorder {
     /// # Errors
     /// The file cannot be written; the text names it.
     pub(super) fn start(path: &Path, limits: &Limits) -> Result<Self, String> {
-        let failed =
-            |error: io::Error| format!("cannot record to {}: {}", path.display(), plain(&error));
+        let failed = |error: io::Error| {
+            format!("cannot record to {}: {}", path.display(), io_reason(&error))
+        };
         let left_out = Arc::new(AtomicU64::new(0));
         let writing = Writing::open(path, limits, &left_out).map_err(failed)?;
         let (calls, received) = sync_channel(QUEUE);
@@ -147,7 +148,7 @@ impl Writing {
         match done {
             Err(error) if !self.failing => {
                 self.failing = true;
-                tracing::warn!(path = %self.path.display(), error = plain(&error), "policy calls are not recorded");
+                tracing::warn!(path = %self.path.display(), error = io_reason(&error), "policy calls are not recorded");
             }
             Err(_) => {}
             Ok(()) => self.failing = false,
@@ -157,7 +158,7 @@ impl Writing {
     /// `record` becomes `record.1`, that `record.2`, and so on; the oldest goes.
     fn rotate(&mut self) -> io::Result<()> {
         self.file.flush()?;
-        let numbered = |number: u64| beside(&self.path, &format!(".{number}"));
+        let numbered = |number: u64| path_with_suffix(&self.path, &format!(".{number}"));
         if self.files_max == 0 {
             fs::remove_file(&self.path)?;
         } else {

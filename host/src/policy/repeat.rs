@@ -10,6 +10,7 @@ use super::fault::Fault;
 use super::{Facts, balancer, pricer, rewriter};
 use crate::values::clock::Timestamp;
 use crate::values::exchange::Transport;
+use crate::values::hex::hex;
 
 /// A request as policies may know it, for itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -201,13 +202,7 @@ pub struct EditSaid {
 
 impl EditSaid {
     pub(super) fn of(edit: &str, name: &str, value: Option<&[u8]>) -> Self {
-        let digest = |value: &[u8]| {
-            Sha256::digest(value)
-                .iter()
-                .take(8)
-                .map(|byte| format!("{byte:02x}"))
-                .collect()
-        };
+        let digest = |value: &[u8]| hex(&Sha256::digest(value)[..8]);
         Self {
             edit: edit.to_owned(),
             name: name.to_owned(),

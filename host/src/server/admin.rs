@@ -28,8 +28,8 @@ use super::background::BackgroundTasks;
 use super::policies::PolicyStatus;
 use super::status::GatewayStatus;
 use super::supervisor::{CommandError, CommandSender, PolicyReply, SupervisorCommand};
-use crate::credentials::Health;
-use crate::files::plain;
+use crate::credentials::CredentialHealth;
+use crate::files::io_reason;
 use crate::metrics::CONTENT_TYPE as METRICS_CONTENT_TYPE;
 use crate::values::clock::Timestamp;
 use crate::values::phase::Phase;
@@ -57,7 +57,7 @@ struct ServiceReport {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 struct CredentialReport {
     #[serde(flatten)]
-    health: Health,
+    health: CredentialHealth,
     /// Sessions whose home it is.
     sessions: usize,
 }
@@ -135,7 +135,7 @@ impl AdminApi {
         let (listener, socket_file) = match bind_unix(path.clone()) {
             Ok(bound) => bound,
             Err(error) => {
-                let (path, error) = (path.display(), plain(&error));
+                let (path, error) = (path.display(), io_reason(&error));
                 return tracing::warn!(%path, error, "no admin socket, `tollgate status` will not work");
             }
         };

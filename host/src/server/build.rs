@@ -10,13 +10,13 @@ use tokio::sync::{mpsc, watch};
 use super::error::{StartError, reject_problems};
 use super::policies::{PolicyTable, StartWait, load_initial};
 use crate::config::{Config, CredentialConfig, CredentialSource, Problem, ServiceConfig};
-use crate::credentials::{Credential, IdentityKind, take_up};
+use crate::credentials::{Credential, CredentialKind, recover_tokens};
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::pipeline::{Service, ServiceParts};
 use crate::policy::Balancer;
-use crate::tls::Tls;
-use crate::upstream::{Trust, Upstream};
+use crate::tls::TlsServer;
+use crate::upstream::{TrustRoots, UpstreamClient};
 use crate::values::clock::Timestamp;
 use crate::values::limits::Limits;
 use crate::values::phase::Phase;
@@ -26,7 +26,7 @@ use crate::values::phase::Phase;
 pub(super) struct SharedResources {
     pub(super) ledger: Arc<Ledger>,
     pub(super) metrics: Arc<Metrics>,
-    pub(super) trust: Trust,
+    pub(super) trust: TrustRoots,
     pub(super) stand_in: Arc<Balancer>,
     pub(super) phases: watch::Receiver<Phase>,
     /// Held by every service: its receiver ends with the last one.
@@ -48,7 +48,7 @@ pub fn check(mut config: Config) -> Result<Vec<Problem>, StartError> {
         let credentials = open_credentials(service, &[]);
         problems.extend(api_keys_in_pools(service, &credentials));
         for credential in &credentials {
-            if let Some(reason) = credential.unavailable() {
+            if let Some(reason) = credential.load_error() {
                 let place = format!(
                     "service {:?}, credential {:?}",
                     service.tag,
@@ -75,14 +75,14 @@ pub fn check(mut config: Config) -> Result<Vec<Problem>, StartError> {
 ///
 /// # Errors
 /// Every certificate that cannot be used.
-pub(super) fn read_certificates(config: &Config) -> Result<Vec<Option<Tls>>, StartError> {
+pub(super) fn read_certificates(config: &Config) -> Result<Vec<Option<TlsServer>>, StartError> {
     let mut problems = Vec::new();
     let mut certificates = Vec::new();
     for service in &config.services {
         let tls = service
             .tls
             .as_ref()
-            .map(|tls| Tls::new(tls, config.limits.handshake_timeout));
+            .map(|tls| TlsServer::new(tls, config.limits.handshake_timeout));
         match tls.transpose() {
             Ok(tls) => certificates.push(tls),
             Err(problem) => problems.push(problem),
@@ -120,7 +120,7 @@ pub(super) fn assemble(
         .iter()
         .map(|credential| {
             known_upstream(reusable, credential)
-                .unwrap_or_else(|| Upstream::new(&shared.trust, limits))
+                .unwrap_or_else(|| UpstreamClient::new(&shared.trust, limits))
         })
         .collect();
     let parts = ServiceParts {
@@ -148,7 +148,10 @@ pub(super) fn assemble(
 }
 
 /// The connections that `previous` has for `credential`.
-fn known_upstream(previous: Option<&Service>, credential: &Arc<Credential>) -> Option<Upstream> {
+fn known_upstream(
+    previous: Option<&Service>,
+    credential: &Arc<Credential>,
+) -> Option<UpstreamClient> {
     let previous = previous?;
     let place = previous
         .credentials()
@@ -167,12 +170,12 @@ fn has_same_connections(one: &Limits, other: &Limits) -> bool {
 fn recover_refreshes(config: &ServiceConfig, known: &[Arc<Credential>]) {
     for credential in &config.credentials {
         if let CredentialSource::File(path) = &credential.source
-            && !known.iter().any(|known| known.is_of(credential))
-            && let Err(reason) = take_up(path)
+            && !known.iter().any(|known| known.matches_config(credential))
+            && let Err(error) = recover_tokens(path)
         {
             tracing::error!(
                 credential = credential.tag,
-                reason,
+                %error,
                 "interrupted refresh not recovered"
             );
         }
@@ -189,11 +192,11 @@ fn open_credentials(config: &ServiceConfig, known: &[Arc<Credential>]) -> Vec<Ar
 }
 
 fn open_credential(config: &CredentialConfig, known: &[Arc<Credential>]) -> Arc<Credential> {
-    if let Some(known) = known.iter().find(|known| known.is_of(config)) {
+    if let Some(known) = known.iter().find(|known| known.matches_config(config)) {
         return Arc::clone(known);
     }
     let credential = Credential::new(config.clone());
-    match credential.read(Timestamp::now()) {
+    match credential.load(Timestamp::now()) {
         Ok(()) => tracing::debug!(credential = config.tag, "credential available"),
         Err(reason) => tracing::warn!(credential = config.tag, %reason, "credential unavailable"),
     }
@@ -207,7 +210,7 @@ fn api_keys_in_pools(config: &ServiceConfig, credentials: &[Arc<Credential>]) ->
             let credential = &credentials[*member];
             if credential
                 .identity()
-                .is_some_and(|identity| identity.kind == IdentityKind::ApiKey)
+                .is_some_and(|identity| identity.kind() == CredentialKind::ApiKey)
             {
                 let tag = credential.tag();
                 problems.push(Problem::new(

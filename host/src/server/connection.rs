@@ -24,7 +24,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::listener::{AcceptedConnection, ClientListener};
 use crate::pipeline::{AnswerBody, LiveService, SocketUpgrade, handle, is_upgrade};
-use crate::tls::{Tls, is_http2};
+use crate::tls::{TlsServer, is_http2};
 use crate::values::limits::Limits;
 use crate::values::phase::Phase;
 
@@ -44,7 +44,7 @@ const HEADER_FIELDS: usize = 256;
 #[derive(Clone)]
 pub(super) struct ConnectionContext {
     pub(super) live: LiveService,
-    pub(super) tls: watch::Receiver<Option<Tls>>,
+    pub(super) tls: watch::Receiver<Option<TlsServer>>,
     pub(super) phases: watch::Receiver<Phase>,
 }
 
@@ -98,7 +98,7 @@ struct ConnectedClient {
 type ConnectionError = Box<dyn std::error::Error + Send + Sync>;
 
 async fn serve_tls(
-    tls: &Tls,
+    tls: &TlsServer,
     stream: TcpStream,
     client: &ConnectedClient,
     context: &ConnectionContext,

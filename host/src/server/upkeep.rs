@@ -16,10 +16,10 @@ use tokio::time::{sleep, timeout};
 use self::poll::poll;
 use self::refresh::{RefreshPlace, TokenRefresher};
 use super::background::BackgroundTasks;
-use crate::credentials::{Credential, Job, Look, Outcome};
+use crate::credentials::{BrokenFile, Credential, FileCheck, RefreshJob, RefreshOutcome};
 use crate::files::Settling;
 use crate::pipeline::Service;
-use crate::upstream::{Trust, Upstream};
+use crate::upstream::{TrustRoots, UpstreamClient};
 use crate::values::clock::Timestamp;
 use crate::values::limits::Limits;
 use crate::values::phase::Phase;
@@ -74,7 +74,7 @@ impl StopSignal {
 #[derive(Clone)]
 pub(super) struct Upkeep {
     limits: Arc<Limits>,
-    trust: Trust,
+    trust: TrustRoots,
     refresh_place: RefreshPlace,
     watcher: FileWatcher,
     phases: watch::Receiver<Phase>,
@@ -87,7 +87,7 @@ pub(super) struct Upkeep {
 impl Upkeep {
     pub(super) fn new(
         limits: &Arc<Limits>,
-        trust: &Trust,
+        trust: &TrustRoots,
         refresh_place: RefreshPlace,
         watcher: &FileWatcher,
         phases: &watch::Receiver<Phase>,
@@ -146,7 +146,7 @@ impl Upkeep {
     fn start_credential(
         &self,
         credential: &Arc<Credential>,
-        upstream: &Upstream,
+        upstream: &UpstreamClient,
         refresher: &Arc<TokenRefresher>,
         chatgpt: &Arc<str>,
     ) -> CredentialUpkeep {
@@ -198,7 +198,7 @@ impl Upkeep {
         self.tasks.spawn(async move {
             loop {
                 tokio::select! {
-                    () = credential.refresh_may_be_due(CLOCK_INTERVAL) => {}
+                    () = credential.wait_until_refresh_due(CLOCK_INTERVAL) => {}
                     () = stop.received() => return,
                 }
                 let _turn = if credential.is_refresh_urgent(Timestamp::now()) {
@@ -207,7 +207,7 @@ impl Upkeep {
                     tokio::select! {
                         turn = turn.acquire() => turn.ok(),
                         // A request waits for it now.
-                        () = credential.refresh_is_wanted() => None,
+                        () = credential.wait_until_refresh_needed() => None,
                         () = stop.received() => return,
                     }
                 };
@@ -220,7 +220,7 @@ impl Upkeep {
     fn start_polling(
         &self,
         credential: &Arc<Credential>,
-        upstream: &Upstream,
+        upstream: &UpstreamClient,
         chatgpt: &Arc<str>,
         mut stop: StopSignal,
     ) {
@@ -229,8 +229,8 @@ impl Upkeep {
         self.tasks.spawn(async move {
             let polling = async {
                 loop {
-                    let (identity, begun) = credential.poll_is_due().await;
-                    poll(&credential, &identity, begun, &upstream, &chatgpt, limit).await;
+                    let started = credential.wait_until_poll_due().await;
+                    poll(&credential, &started, &upstream, &chatgpt, limit).await;
                 }
             };
             tokio::select! {
@@ -245,24 +245,26 @@ impl Upkeep {
 async fn read_settled(credential: &Arc<Credential>, reads: &Semaphore) {
     let tag = credential.tag();
     let mut settling = Settling::new();
-    let mut is_settled = false;
+    let mut broken = BrokenFile::Ignore;
     loop {
-        let unavailable_before = credential.unavailable();
+        let unavailable_before = credential.load_error();
         let is_refreshing = credential.is_refreshing();
-        match read_once(credential, is_settled, reads).await {
-            Ok(Look::Same) => return,
+        match read_once(credential, broken, reads).await {
+            Ok(FileCheck::Unchanged) => return,
             // The refresh logs its own outcome.
-            Ok(Look::New(Ok(()))) if is_refreshing => return,
-            Ok(Look::New(Ok(()))) if unavailable_before.is_some() => {
+            Ok(FileCheck::Loaded(Ok(()))) if is_refreshing => return,
+            Ok(FileCheck::Loaded(Ok(()))) if unavailable_before.is_some() => {
                 return tracing::info!(credential = tag, "credential available");
             }
-            Ok(Look::New(Ok(()))) => return tracing::info!(credential = tag, "credential changed"),
-            Ok(Look::New(Err(reason))) => {
+            Ok(FileCheck::Loaded(Ok(()))) => {
+                return tracing::info!(credential = tag, "credential changed");
+            }
+            Ok(FileCheck::Loaded(Err(reason))) => {
                 return tracing::warn!(credential = tag, %reason, "credential unavailable");
             }
-            Ok(Look::Unfinished) => match settling.pause_after(()) {
+            Ok(FileCheck::Incomplete) => match settling.pause_after(()) {
                 Some(pause) => sleep(pause).await,
-                None => is_settled = true,
+                None => broken = BrokenFile::Accept,
             },
             Err(error) => {
                 return tracing::error!(credential = tag, %error, "reading the credential panicked");
@@ -273,12 +275,12 @@ async fn read_settled(credential: &Arc<Credential>, reads: &Semaphore) {
 
 async fn read_once(
     credential: &Arc<Credential>,
-    is_settled: bool,
+    broken: BrokenFile,
     reads: &Semaphore,
-) -> Result<Look, JoinError> {
+) -> Result<FileCheck, JoinError> {
     let turn = reads.acquire().await;
     let reading = Arc::clone(credential);
-    let mut read = spawn_blocking(move || reading.look(is_settled, Timestamp::now()));
+    let mut read = spawn_blocking(move || reading.check_file(broken, Timestamp::now()));
     if let Ok(read) = timeout(READ_HANGS, &mut read).await {
         return read;
     }
@@ -293,42 +295,49 @@ async fn refresh_once(
     reads: &Semaphore,
 ) {
     let (Some(due), Some(path)) = (
-        credential.refresh_begins(Timestamp::now()),
+        credential.start_refresh(Timestamp::now()),
         credential.path(),
     ) else {
         return;
     };
-    let job = Job {
+    let job = RefreshJob {
         path: path.to_owned(),
         due: due.clone(),
         lock_timeout,
     };
     let outcome = refresher.refresh(job).await;
-    if matches!(outcome, Outcome::Refreshed { .. } | Outcome::Newer) {
-        // Before `refresh_ended`: requests that wait for it must find the new tokens.
-        if let Ok(Look::New(Err(reason))) = read_once(credential, true, reads).await {
+    if matches!(
+        outcome,
+        RefreshOutcome::Refreshed { .. } | RefreshOutcome::Newer
+    ) {
+        // Before `finish_refresh`: requests that wait for it must find the new tokens.
+        if let Ok(FileCheck::Loaded(Err(reason))) =
+            read_once(credential, BrokenFile::Accept, reads).await
+        {
             tracing::warn!(credential = credential.tag(), %reason, "credential unavailable");
         }
     }
     log_refresh(credential.tag(), &outcome);
-    credential.refresh_ended(&due, &outcome, Timestamp::now());
+    credential.finish_refresh(&due, &outcome, Timestamp::now());
 }
 
-fn log_refresh(credential: &str, outcome: &Outcome) {
+fn log_refresh(credential: &str, outcome: &RefreshOutcome) {
     match outcome {
-        Outcome::Refreshed { .. } => tracing::info!(credential, "tokens refreshed"),
-        Outcome::Newer => tracing::info!(credential, "tokens refreshed by another process"),
-        Outcome::LoginNeeded { reason } => {
+        RefreshOutcome::Refreshed { .. } => tracing::info!(credential, "tokens refreshed"),
+        RefreshOutcome::Newer => tracing::info!(credential, "tokens refreshed by another process"),
+        RefreshOutcome::LoginNeeded { reason } => {
             tracing::error!(credential, reason, "refresh rejected: log in again");
         }
-        Outcome::Failed { reason, .. } => tracing::warn!(credential, reason, "refresh failed"),
-        Outcome::NotWritable { reason } => {
+        RefreshOutcome::Failed { reason, .. } => {
+            tracing::warn!(credential, reason, "refresh failed")
+        }
+        RefreshOutcome::NotWritable { reason } => {
             tracing::error!(
                 credential,
                 reason,
                 "refresh skipped: file cannot be replaced"
             );
         }
-        Outcome::Busy => tracing::debug!(credential, "refresh skipped: file is locked"),
+        RefreshOutcome::Busy => tracing::debug!(credential, "refresh skipped: file is locked"),
     }
 }

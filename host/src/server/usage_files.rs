@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::error::StartError;
 use crate::config::ServiceConfig;
-use crate::files::plain;
+use crate::files::io_reason;
 use crate::ledger::{Ledger, LedgerError, LedgerReader, UsageFileRow, UsageFileState};
 use crate::usage_file::{self, Found, Sums, Usage};
 use crate::values::clock::Timestamp;
@@ -55,7 +55,7 @@ enum UsageFileError {
     Query(#[from] rusqlite::Error),
     #[error("the ledger cannot be written")]
     LedgerFailing,
-    #[error("{}", plain(.0))]
+    #[error("{}", io_reason(.0))]
     File(#[from] io::Error),
 }
 

@@ -18,13 +18,13 @@ type Https = HttpsConnector<HttpConnector>;
 type Failure = Box<dyn Error + Send + Sync>;
 
 /// A connection to upstream, with TLS or without.
-pub type Connection = MaybeHttpsStream<TokioIo<TcpStream>>;
+pub type UpstreamConnection = MaybeHttpsStream<TokioIo<TcpStream>>;
 
 /// What `connection` goes over, where it has no TLS.
 ///
 /// # Errors
 /// The connection, where it has.
-pub fn without_tls(connection: Connection) -> Result<TcpStream, Box<Connection>> {
+pub fn without_tls(connection: UpstreamConnection) -> Result<TcpStream, Box<UpstreamConnection>> {
     match connection {
         MaybeHttpsStream::Http(stream) => Ok(stream.into_inner()),
         connection => Err(Box::new(connection)),
@@ -33,18 +33,18 @@ pub fn without_tls(connection: Connection) -> Result<TcpStream, Box<Connection>>
 
 /// The connector.
 #[derive(Clone)]
-pub(super) struct Bounded {
+pub(super) struct TimedConnector {
     inner: Https,
     limit: Duration,
 }
 
-impl Bounded {
+impl TimedConnector {
     pub(super) fn new(inner: Https, limit: Duration) -> Self {
         Self { inner, limit }
     }
 }
 
-impl Service<Uri> for Bounded {
+impl Service<Uri> for TimedConnector {
     type Response = <Https as Service<Uri>>::Response;
     type Error = Failure;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Failure>> + Send>>;

@@ -1,6 +1,11 @@
-//! Which header fields pass a gateway (RFC 9110, section 7.6.1), and which nobody but the host may touch.
+//! Header fields: which of them a gateway forwards (RFC 9110, section 7.6.1), which only the host
+//! may read or edit, and how those are read that several stages need.
 
-use http::header::{CONNECTION, HeaderMap, HeaderName};
+use std::time::{Duration, UNIX_EPOCH};
+
+use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+
+use super::clock::Timestamp;
 
 /// Fields that belong to one connection, beside those that `Connection` names.
 const HOP_BY_HOP: [&str; 10] = [
@@ -75,9 +80,11 @@ const SECRET_SHAPES: [&str; 9] = [
     "secret",
 ];
 
-/// Whether `name` (in lower case) is that of a field that carries a secret. No component sees or sets it; an operator may.
+/// Whether `name` (in lower case) is that of a field that carries a secret. No component sees or
+/// sets it; an operator may.
 pub fn is_secret_shaped(name: &str) -> bool {
-    // Names are short: a search that first prepares itself for what it looks for takes longer than looking.
+    // Names are short: a search that first prepares itself for what it looks for takes longer than
+    // looking.
     let name = name.as_bytes();
     (0..name.len()).any(|at| {
         let rest = &name[at..];
@@ -87,13 +94,14 @@ pub fn is_secret_shaped(name: &str) -> bool {
     })
 }
 
-/// Removes from a client's request what must not reach upstream: hop-by-hop fields, what proxies add, and every
-/// credential of the client's.
+/// Removes from a client's request what must not reach upstream: hop-by-hop fields, what proxies
+/// add, and every credential of the client's.
 pub fn strip_request(headers: &mut HeaderMap) {
     strip(headers, |name| CLIENT_ONLY.contains(&name));
 }
 
-/// Removes from upstream's response what must not reach the client: hop-by-hop fields, what proxies add, and cookies.
+/// Removes from upstream's response what must not reach the client: hop-by-hop fields, what proxies
+/// add, and cookies.
 pub fn strip_response(headers: &mut HeaderMap) {
     strip(headers, |name| name == "set-cookie");
 }
@@ -124,9 +132,57 @@ fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
         .collect()
 }
 
+/// Returns the token of `Bearer <token>` (RFC 6750). The scheme's case does not matter.
+pub fn bearer_token(value: &HeaderValue) -> Option<&str> {
+    let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
+    let token = token.trim();
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
+}
+
+/// Returns how long the sender of `Retry-After` (RFC 9110, section 10.2.3: seconds, or a date) asks
+/// to be left alone. A date that has passed counts as no field.
+pub fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = value.parse::<u32>() {
+        return Some(Duration::from_secs(u64::from(seconds)));
+    }
+    let date = httpdate::parse_http_date(value).ok()?;
+    let since_epoch = date.duration_since(UNIX_EPOCH).ok()?;
+    let pause = Timestamp::default().after(since_epoch).since(now);
+    (!pause.is_zero()).then_some(pause)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[track_caller]
+    fn check_retry_after(value: &'static str, expected_s: Option<u64>) {
+        let mut headers = HeaderMap::new();
+        headers.insert(RETRY_AFTER, HeaderValue::from_static(value));
+        let found = retry_after(&headers, Timestamp(1_000_000));
+        assert_eq!(found, expected_s.map(Duration::from_secs), "{value}");
+    }
+
+    #[test]
+    fn retry_after_is_read_as_seconds_or_a_date() {
+        check_retry_after("30", Some(30));
+        check_retry_after("Thu, 01 Jan 1970 01:00:00 GMT", Some(2_600));
+        check_retry_after("Thu, 01 Jan 1970 00:00:01 GMT", None);
+        check_retry_after("soon", None);
+        check_retry_after("-1", None);
+    }
+
+    #[test]
+    fn a_bearer_token_is_read_whatever_the_schemes_case() {
+        let token =
+            |value: &'static str| bearer_token(&HeaderValue::from_static(value)).map(str::to_owned);
+        assert_eq!(token("Bearer sk-a").as_deref(), Some("sk-a"));
+        assert_eq!(token("bearer  sk-a ").as_deref(), Some("sk-a"));
+        for other in ["", "Bearer", "Bearer ", "Basic sk-a", "sk-a"] {
+            assert_eq!(token(other), None, "{other:?}");
+        }
+    }
 
     fn stripped(strip: fn(&mut HeaderMap), fields: &[(&str, &str)]) -> Vec<String> {
         let mut headers = HeaderMap::new();

@@ -75,7 +75,7 @@ pub struct Limits {
     pub websockets_per_user: u64,
     /// What to do with requests while the ledger cannot be written.
     pub ledger_full: LedgerFull,
-    /// Sessions whose home is remembered, and responses whose maker is.
+    /// Sessions whose home is remembered, and responses whose issuer is.
     pub sessions: u64,
     /// Addresses whose failed authentications are remembered.
     pub auth_addresses: u64,

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use tollgate::config::{
     Caps, CredentialConfig, CredentialSource, POLICY_TIMEOUT, PolicyConfig, PolicyKind,
 };
-use tollgate::credentials::{Credential, Identity, PollBegun};
+use tollgate::credentials::{Credential, StartedPoll, UpstreamIdentity, UsageReport};
 use tollgate::policy::{Balancer, Choice, Engine, Facts, Members, Policy, load_alone};
 use tollgate::values::candidate::Candidate;
 use tollgate::values::clock::Timestamp;
@@ -239,7 +239,7 @@ impl Message {
 
 struct Member {
     credential: Credential,
-    poll: Option<PollBegun>,
+    poll: Option<StartedPoll>,
     caps: (u8, u8),
     known: Known,
 }
@@ -257,7 +257,7 @@ impl Member {
             poll_interval: Duration::from_secs(60),
         };
         let credential = Credential::new(config);
-        credential.read(millis(BEGIN)).expect("the file is there");
+        credential.load(millis(BEGIN)).expect("the file is there");
         Self {
             credential,
             poll: None,
@@ -266,7 +266,7 @@ impl Member {
         }
     }
 
-    fn shown(&self) -> Arc<Identity> {
+    fn presented(&self) -> Arc<UpstreamIdentity> {
         self.credential.identity().expect("the file is there")
     }
 
@@ -275,13 +275,13 @@ impl Member {
         if now < before {
             self.known.refused_until = self.known.refused_until.map(|until| until - (before - now));
         }
-        self.credential.candidate(millis(now), false);
+        self.credential.candidate(millis(now));
     }
 
     fn hear(&mut self, message: &Message, now: Moment) {
         let at = millis(now);
         self.credential.observe(
-            &self.shown(),
+            &self.presented(),
             &Reading::from_headers(&message.as_headers(), at),
             at,
         );
@@ -291,8 +291,8 @@ impl Member {
         }
     }
 
-    fn poll_begins(&mut self) {
-        self.poll = Some(self.credential.poll_begins());
+    fn start_poll(&mut self) {
+        self.poll = self.credential.start_poll();
         self.known.overtaken = Some(false);
     }
 
@@ -301,12 +301,13 @@ impl Member {
             return;
         };
         let usage = message.as_usage();
-        self.credential.polled(
-            begun,
-            &self.shown(),
-            &Reading::from_usage(&usage),
-            Some("plus"),
-            None,
+        self.credential.record_poll(
+            &begun,
+            &UsageReport {
+                reading: Reading::from_usage(&usage),
+                plan: Some("plus".to_owned()),
+                own_weight: None,
+            },
             millis(now),
         );
         if overtaken {
@@ -319,7 +320,7 @@ impl Member {
     fn refused(&mut self, ends_in: Option<i64>, now: Moment) {
         let told = ends_in.map(|seconds| now + seconds);
         self.credential
-            .refused(&self.shown(), told.map(millis), None, millis(now));
+            .record_rate_limit(&self.presented(), told.map(millis), None, millis(now));
         self.known.refused_until = Some(told.filter(|until| *until > now).unwrap_or(now + REFUSED));
     }
 }
@@ -353,7 +354,7 @@ impl Course {
         let member = &mut self.members[whom.index(count)];
         match event {
             Event::Headers(message) => member.hear(message, now),
-            Event::PollBegins => member.poll_begins(),
+            Event::PollBegins => member.start_poll(),
             Event::PollEnds(message) => member.poll_ends(message, now),
             Event::Refused(ends_in) => member.refused(*ends_in, now),
             Event::Clock(seconds) => {
@@ -381,7 +382,7 @@ impl Course {
         let candidates: Vec<Candidate> = self
             .members
             .iter()
-            .map(|member| member.credential.candidate(now, false))
+            .map(|member| member.credential.candidate(now))
             .collect();
         let facts = Facts {
             now,
@@ -471,9 +472,9 @@ proptest! {
 /// A credential that was refused for ten minutes.
 fn refused_for_ten_minutes() -> Member {
     let member = Member::new(0, (99, 99));
-    assert!(member.credential.candidate(millis(BEGIN), false).usable);
-    member.credential.refused(
-        &member.shown(),
+    assert!(member.credential.candidate(millis(BEGIN)).usable);
+    member.credential.record_rate_limit(
+        &member.presented(),
         Some(millis(BEGIN + 600)),
         None,
         millis(BEGIN),
@@ -484,7 +485,7 @@ fn refused_for_ten_minutes() -> Member {
 #[test]
 fn a_clock_that_is_put_back_makes_no_refusal_longer() {
     let member = refused_for_ten_minutes();
-    let is_usable = |at: Moment| member.credential.candidate(millis(at), false).usable;
+    let is_usable = |at: Moment| member.credential.candidate(millis(at)).usable;
     assert!(!is_usable(BEGIN + 100));
     // Five hundred seconds are left, whatever the clock shows: it is put back by an hour, and then by half of one.
     let mut now = BEGIN + 100;
@@ -499,16 +500,6 @@ fn a_clock_that_is_put_back_makes_no_refusal_longer() {
 #[test]
 fn a_clock_that_is_put_forward_past_a_refusals_end_ends_it() {
     let member = refused_for_ten_minutes();
-    assert!(
-        !member
-            .credential
-            .candidate(millis(BEGIN + 599), false)
-            .usable
-    );
-    assert!(
-        member
-            .credential
-            .candidate(millis(BEGIN + 600), false)
-            .usable
-    );
+    assert!(!member.credential.candidate(millis(BEGIN + 599)).usable);
+    assert!(member.credential.candidate(millis(BEGIN + 600)).usable);
 }

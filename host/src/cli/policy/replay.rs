@@ -8,7 +8,7 @@ use crate::cli::error::CommandFailure;
 use crate::cli::output::print;
 use crate::config::resolve::shipped_policy;
 use crate::config::{POLICY_MEMORY, PolicyConfig, PolicyKind, PolicySource};
-use crate::files::{plain, read_regular};
+use crate::files::{io_reason, read_regular};
 use crate::policy::{Call, Engine, Policy, Said, kind_of, load_alone};
 use crate::values::limits::COMPONENT_BYTES;
 
@@ -35,7 +35,7 @@ pub(super) fn replay(
     tag: Option<&str>,
 ) -> Result<(), CommandFailure> {
     let policy = load_component(component, config)?;
-    let failed = |error: io::Error| format!("{}: {}", record.display(), plain(&error));
+    let failed = |error: io::Error| format!("{}: {}", record.display(), io_reason(&error));
     let file = BufReader::new(File::open(record).map_err(failed)?);
     let mut counts = ReplayCounts::default();
     for (place, line) in file.lines().enumerate() {

@@ -177,7 +177,7 @@ pub(super) fn several(
         let is_external = |member: &usize| {
             matches!(
                 credentials[*member].source,
-                CredentialSource::Gateway { .. }
+                CredentialSource::External { .. }
             )
         };
         pools.push(PoolConfig {
@@ -247,7 +247,7 @@ fn alone(credentials: &[CredentialConfig], balancer: PolicyId) -> Vec<PoolConfig
             members_from: String::new(),
             balancer,
             single: true,
-            only_external: matches!(credential.source, CredentialSource::Gateway { .. }),
+            only_external: matches!(credential.source, CredentialSource::External { .. }),
         })
         .collect()
 }
@@ -359,7 +359,7 @@ fn external(
         return None;
     }
     let url = endpoint(&url_path, &raw.url, findings)?;
-    let source = CredentialSource::Gateway {
+    let source = CredentialSource::External {
         url,
         token: Secret::new(raw.token.clone()),
     };

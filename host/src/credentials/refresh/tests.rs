@@ -1,6 +1,8 @@
 use std::cell::Cell;
 use std::fs;
 
+use serde_json::Value;
+
 use super::*;
 
 struct Folder(PathBuf);
@@ -24,8 +26,8 @@ impl Folder {
         fs::read_to_string(self.file()).expect("a file")
     }
 
-    fn job(&self, access: &str) -> Job {
-        Job {
+    fn job(&self, access: &str) -> RefreshJob {
+        RefreshJob {
             path: self.file(),
             due: due(access),
             lock_timeout: Duration::ZERO,
@@ -39,12 +41,12 @@ impl Drop for Folder {
     }
 }
 
-fn due(access: &str) -> Fingerprint {
-    Fingerprint::of(format!("Bearer {access}").as_bytes())
+fn due(access: &str) -> SecretFingerprint {
+    SecretFingerprint::of_access_token(access)
 }
 
-fn refreshed() -> Outcome {
-    Outcome::Refreshed { token: due("a2") }
+fn refreshed() -> RefreshOutcome {
+    RefreshOutcome::Refreshed { token: due("a2") }
 }
 
 fn tokens(access: &str, refresh: &str) -> String {
@@ -53,8 +55,8 @@ fn tokens(access: &str, refresh: &str) -> String {
     )
 }
 
-fn answer(status: u16, body: &str) -> Result<Answer, NoAnswer> {
-    Ok(Answer {
+fn answer(status: u16, body: &str) -> Result<TokenResponse, TokenRequestError> {
+    Ok(TokenResponse {
         status,
         retry_after: None,
         body: Zeroizing::new(body.as_bytes().to_vec()),
@@ -64,16 +66,16 @@ fn answer(status: u16, body: &str) -> Result<Answer, NoAnswer> {
 const NEW: &str = r#"{"access_token": "a2", "refresh_token": "r2"}"#;
 
 #[test]
-fn new_tokens_are_written_and_the_journal_goes() {
+fn new_tokens_are_written_and_the_journal_is_removed() {
     let folder = Folder::new();
     folder.write(&tokens("a1", "r1"));
-    let outcome = refresh(&folder.job("a1"), |body| {
+    let outcome = refresh_tokens(&folder.job("a1"), |body| {
         let body: Value = serde_json::from_slice(&body).expect("JSON");
         assert_eq!(body["refresh_token"], "r1");
         assert_eq!(body["grant_type"], "refresh_token");
-        let noted = Journal::of(&folder.file())
+        let noted = RefreshJournal::of(&folder.file())
             .read()
-            .expect("noted before it is spent");
+            .expect("a journal before the token is spent");
         assert!(noted.tokens.is_none());
         answer(200, NEW)
     });
@@ -85,7 +87,7 @@ fn new_tokens_are_written_and_the_journal_goes() {
         "{text}"
     );
     assert!(text.contains("last_refresh"));
-    assert!(!Journal::of(&folder.file()).exists());
+    assert!(!RefreshJournal::of(&folder.file()).exists());
 }
 
 #[test]
@@ -93,63 +95,65 @@ fn a_file_that_has_other_tokens_is_not_refreshed() {
     let folder = Folder::new();
     folder.write(&tokens("a2", "r2"));
     assert_eq!(
-        refresh(&folder.job("a1"), |_| panic!("nothing is asked")),
-        Outcome::Newer
+        refresh_tokens(&folder.job("a1"), |_| panic!("nothing is presented")),
+        RefreshOutcome::Newer
     );
 }
 
 #[test]
-fn a_lost_answer_is_never_asked_for_again() {
+fn a_token_whose_response_was_lost_is_not_presented_again() {
     let folder = Folder::new();
     folder.write(&tokens("a1", "r1"));
-    let lost = refresh(&folder.job("a1"), |_| {
-        Err(NoAnswer::Lost("timed out".to_owned()))
+    let lost = refresh_tokens(&folder.job("a1"), |_| {
+        Err(TokenRequestError::Lost("timed out".to_owned()))
     });
     assert!(
-        matches!(&lost, Outcome::LoginNeeded { reason } if reason.contains("timed out")),
+        matches!(&lost, RefreshOutcome::LoginNeeded { reason } if reason.contains("timed out")),
         "{lost:?}"
     );
-    let again = refresh(&folder.job("a1"), |_| panic!("it may be spent"));
-    assert!(matches!(again, Outcome::LoginNeeded { .. }));
+    let again = refresh_tokens(&folder.job("a1"), |_| panic!("it may be spent"));
+    assert!(matches!(again, RefreshOutcome::LoginNeeded { .. }));
     folder.write(&tokens("a1", "r9"));
     assert_eq!(
-        refresh(&folder.job("a1"), |_| answer(200, NEW)),
+        refresh_tokens(&folder.job("a1"), |_| answer(200, NEW)),
         refreshed(),
-        "another token may be spent"
+        "another refresh token is unspent"
     );
 }
 
 #[test]
-fn what_a_killed_refresh_was_given_is_taken_up() {
+fn tokens_issued_to_a_killed_refresh_are_recovered() {
     let folder = Folder::new();
     folder.write(&tokens("a1", "r1"));
-    let journal = Journal::of(&folder.file());
-    let entry = |spent: &str| Entry {
-        spent: Fingerprint::of(spent.as_bytes()),
-        at: "2026-11-24T00:00:00Z".to_owned(),
-        tokens: Some(NewTokens::of(None, "a2", Some("r2"))),
+    let journal = RefreshJournal::of(&folder.file());
+    let write_issued = || {
+        let spent = SecretFingerprint::of(b"r1");
+        let tokens = NewTokens::new(None, "a2", Some("r2"));
+        journal
+            .write_issued(&spent, "2026-11-24T00:00:00Z", &tokens)
+            .expect("writes");
     };
-    journal.write(&entry("r1")).expect("writes");
-    take_up(&folder.file()).expect("takes it up");
+    write_issued();
+    recover_tokens(&folder.file()).expect("completes it");
     assert!(folder.text().contains("\"a2\"") && !journal.exists());
-    journal.write(&entry("r1")).expect("writes");
+    write_issued();
     folder.write(&tokens("a3", "r3"));
-    take_up(&folder.file()).expect("leaves it");
+    recover_tokens(&folder.file()).expect("drops the journal");
     assert!(
         folder.text().contains("\"a3\"") && !journal.exists(),
-        "the file has moved on"
+        "the file has newer tokens"
     );
 }
 
 #[track_caller]
-fn check_answer(status: u16, body: &str, expected: fn(&Outcome) -> bool, noted: bool) {
+fn check_answer(status: u16, body: &str, expected: fn(&RefreshOutcome) -> bool, noted: bool) {
     let folder = Folder::new();
     folder.write(&tokens("a1", "r1"));
-    let outcome = refresh(&folder.job("a1"), |_| answer(status, body));
+    let outcome = refresh_tokens(&folder.job("a1"), |_| answer(status, body));
     assert!(expected(&outcome), "{status} {body}: {outcome:?}");
     assert!(!format!("{outcome:?}").contains("canary"), "{outcome:?}");
     assert_eq!(
-        Journal::of(&folder.file()).exists(),
+        RefreshJournal::of(&folder.file()).exists(),
         noted,
         "{status} {body}"
     );
@@ -157,9 +161,9 @@ fn check_answer(status: u16, body: &str, expected: fn(&Outcome) -> bool, noted: 
 }
 
 #[test]
-fn refusals_are_told_apart() {
-    let login = |outcome: &Outcome| matches!(outcome, Outcome::LoginNeeded { .. });
-    let failed = |outcome: &Outcome| matches!(outcome, Outcome::Failed { .. });
+fn rejections_and_failures_are_distinguished() {
+    let login = |outcome: &RefreshOutcome| matches!(outcome, RefreshOutcome::LoginNeeded { .. });
+    let failed = |outcome: &RefreshOutcome| matches!(outcome, RefreshOutcome::Failed { .. });
     for code in [
         "refresh_token_reused",
         "refresh_token_expired",
@@ -191,11 +195,11 @@ fn refusals_are_told_apart() {
 }
 
 #[test]
-fn an_answer_without_a_refresh_token_keeps_the_old_one() {
+fn a_response_without_a_refresh_token_keeps_the_old_one() {
     let folder = Folder::new();
     folder.write(&tokens("a1", "r1"));
     assert_eq!(
-        refresh(&folder.job("a1"), |_| answer(
+        refresh_tokens(&folder.job("a1"), |_| answer(
             200,
             r#"{"access_token": "a2"}"#
         )),
@@ -209,11 +213,11 @@ fn an_answer_without_a_refresh_token_keeps_the_old_one() {
 }
 
 #[test]
-fn a_file_that_changes_meanwhile_stays_as_it_is() {
+fn a_file_whose_tokens_change_during_the_refresh_is_not_overwritten() {
     for (other, left) in [(tokens("b", "rb"), true), (String::new(), false)] {
         let folder = Folder::new();
         folder.write(&tokens("a1", "r1"));
-        let outcome = refresh(&folder.job("a1"), |_| {
+        let outcome = refresh_tokens(&folder.job("a1"), |_| {
             if left {
                 folder.write(&other)
             } else {
@@ -221,18 +225,18 @@ fn a_file_that_changes_meanwhile_stays_as_it_is() {
             };
             answer(200, NEW)
         });
-        assert_eq!(outcome, Outcome::Newer);
+        assert_eq!(outcome, RefreshOutcome::Newer);
         assert_eq!(folder.file().exists(), left);
         assert!(!left || folder.text() == other);
-        assert!(!Journal::of(&folder.file()).exists());
+        assert!(!RefreshJournal::of(&folder.file()).exists());
     }
 }
 
 #[test]
-fn what_else_changes_meanwhile_is_kept() {
+fn other_changes_during_the_refresh_are_kept() {
     let folder = Folder::new();
     folder.write(&tokens("a1", "r1"));
-    let outcome = refresh(&folder.job("a1"), |_| {
+    let outcome = refresh_tokens(&folder.job("a1"), |_| {
         folder.write(&tokens("a1", "r1").replace("1.0", "\"changed\""));
         answer(200, NEW)
     });
@@ -241,19 +245,19 @@ fn what_else_changes_meanwhile_is_kept() {
 }
 
 #[test]
-fn a_lock_that_another_holds_is_respected() {
+fn a_lock_that_another_process_holds_is_respected() {
     let folder = Folder::new();
     folder.write(&tokens("a1", "r1"));
-    let held = lock(&folder.file(), Duration::ZERO)
+    let held = AuthFileLock::acquire(&folder.file(), Duration::ZERO)
         .expect("a lock")
-        .expect("free");
+        .expect("no other holder");
     assert_eq!(
-        refresh(&folder.job("a1"), |_| panic!("locked")),
-        Outcome::Busy
+        refresh_tokens(&folder.job("a1"), |_| panic!("locked")),
+        RefreshOutcome::Busy
     );
     drop(held);
     assert_eq!(
-        refresh(&folder.job("a1"), |_| answer(200, NEW)),
+        refresh_tokens(&folder.job("a1"), |_| answer(200, NEW)),
         refreshed()
     );
 }
@@ -265,7 +269,7 @@ fn through_a_link_the_file_itself_is_replaced() {
     fs::write(&target, tokens("a1", "r1")).expect("writes");
     std::os::unix::fs::symlink(&target, folder.file()).expect("links");
     assert_eq!(
-        refresh(&folder.job("a1"), |_| answer(200, NEW)),
+        refresh_tokens(&folder.job("a1"), |_| answer(200, NEW)),
         refreshed()
     );
     assert!(
@@ -283,18 +287,18 @@ fn through_a_link_the_file_itself_is_replaced() {
 }
 
 #[test]
-fn a_folder_that_cannot_be_written_asks_for_nothing() {
+fn no_token_is_presented_if_the_journal_cannot_be_written() {
     let folder = Folder::new();
     folder.write(&tokens("a1", "r1"));
-    // A folder in the journal's place: even root cannot write that.
-    fs::create_dir_all(Journal::of(&folder.file()).path()).expect("a folder");
+    // Not even root can write a file over a folder.
+    fs::create_dir_all(RefreshJournal::of(&folder.file()).path()).expect("a folder");
     let asked = Cell::new(false);
-    let outcome = refresh(&folder.job("a1"), |_| {
+    let outcome = refresh_tokens(&folder.job("a1"), |_| {
         asked.set(true);
         answer(200, NEW)
     });
     assert!(
-        matches!(outcome, Outcome::NotWritable { .. }),
+        matches!(outcome, RefreshOutcome::NotWritable { .. }),
         "{outcome:?}"
     );
     assert!(!asked.get());

@@ -10,10 +10,10 @@ use http::{HeaderValue, Request, Response, StatusCode};
 
 use super::rewrite::{Rewritten, SOCKET_KEY};
 use super::select::Selected;
-use crate::credentials::{Credential, Identity};
+use crate::credentials::{Credential, UpstreamIdentity};
 use crate::frames::accept_of;
 use crate::pipeline::exchange::Exchange;
-use crate::upstream::{RequestBody, ResponseBody, Upstream, UpstreamError};
+use crate::upstream::{RequestBody, ResponseBody, UpstreamClient, UpstreamError};
 use crate::values::clock::Timestamp;
 use crate::values::exchange::{Outcome, Transport};
 use crate::values::windows::Reading;
@@ -22,7 +22,7 @@ use crate::values::windows::Reading;
 pub(crate) struct Sent {
     pub(crate) credential: Arc<Credential>,
     /// What was presented to upstream.
-    pub(crate) presented: Arc<Identity>,
+    pub(crate) presented: Arc<UpstreamIdentity>,
     pub(crate) response: Response<ResponseBody>,
     /// What the head says of the credential's windows.
     pub(crate) reading: Reading,
@@ -55,7 +55,7 @@ pub(crate) async fn forward(
         // time.
         biased;
         sent = send(upstream, exchange.transport(), rewritten.request, limit) => sent,
-        () = credential.turns_unusable() => {
+        () = credential.until_unusable() => {
             exchange.end_attempt(Outcome::Withdrawn);
             return Err(NoResponse::Withdrawn);
         }
@@ -66,7 +66,7 @@ pub(crate) async fn forward(
             exchange.end_attempt(Outcome::Status(response.status().as_u16()));
             let reading = Reading::from_headers(response.headers(), now);
             credential.observe(&selected.identity, &reading, now);
-            credential.answered(begun.elapsed());
+            credential.record_latency(begun.elapsed());
             Ok(Sent {
                 credential: Arc::clone(credential),
                 presented: Arc::clone(&selected.identity),
@@ -77,7 +77,7 @@ pub(crate) async fn forward(
         Err(error) => {
             exchange.end_attempt(outcome_of(&error));
             if !matches!(error, UpstreamError::RequestBody(_)) {
-                credential.failed(now);
+                credential.record_failure(now);
                 tracing::warn!(credential = credential.tag(), %error, "no response from upstream");
             }
             Err(NoResponse::Upstream(error))
@@ -95,7 +95,7 @@ fn outcome_of(error: &UpstreamError) -> Outcome {
 }
 
 async fn send(
-    upstream: &Upstream,
+    upstream: &UpstreamClient,
     transport: Transport,
     request: Request<RequestBody>,
     limit: Duration,
@@ -107,7 +107,7 @@ async fn send(
 }
 
 async fn handshake(
-    upstream: &Upstream,
+    upstream: &UpstreamClient,
     request: Request<RequestBody>,
     limit: Duration,
 ) -> Result<Response<ResponseBody>, UpstreamError> {

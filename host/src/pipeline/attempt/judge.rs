@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use super::forward::{NoResponse, Sent};
 use super::reset_hint;
-use crate::credentials::{Credential, Identity, IdentityKind};
+use crate::credentials::{Credential, CredentialKind, UpstreamIdentity};
 use crate::meter::decode_body;
 use crate::pipeline::exchange::Exchange;
 use crate::pipeline::refusal::Refusal;
@@ -55,7 +55,7 @@ pub(crate) enum RefreshAllowance {
 pub(crate) struct UpstreamAnswer {
     pub(crate) credential: Arc<Credential>,
     /// What was presented to upstream.
-    pub(crate) presented: Arc<Identity>,
+    pub(crate) presented: Arc<UpstreamIdentity>,
     pub(crate) response: Response<ResponseBody>,
     pub(crate) read: Vec<Bytes>,
     /// The body broke off while it was read.
@@ -77,7 +77,7 @@ pub(crate) enum AttemptVerdict {
     /// The client gets this refusal.
     Refuse(Refusal),
     /// The same credential is tried again, with its new tokens.
-    AgainWith(Arc<Identity>),
+    AgainWith(Arc<UpstreamIdentity>),
     /// Another credential is tried.
     Next(FailedAttempt),
     /// Another credential would be tried, but the request cannot be sent again.
@@ -113,7 +113,7 @@ async fn judge_response(
         StatusCode::UNAUTHORIZED => judge_unauthorized(exchange, sent, others, refresh).await,
         // The limits of an API key are of seconds and its own: its client knows what to do, and the
         // key is not paused.
-        StatusCode::TOO_MANY_REQUESTS if sent.presented.kind != IdentityKind::ApiKey => {
+        StatusCode::TOO_MANY_REQUESTS if sent.presented.kind() != CredentialKind::ApiKey => {
             judge_rate_limited(exchange, sent, others).await
         }
         StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
@@ -147,12 +147,12 @@ async fn judge_unauthorized(
         (_, RefreshAllowance::Unused { limit }) => Some(limit),
     };
     let replacement = credential
-        .instead_of(&sent.presented, limit.unwrap_or(Duration::ZERO))
+        .replacement_identity(&sent.presented, limit.unwrap_or(Duration::ZERO))
         .await;
     match replacement {
         Some(identity) if limit.is_some() => return AttemptVerdict::AgainWith(identity),
         Some(_) => {}
-        None => credential.token_refused(&sent.presented, Timestamp::now()),
+        None => credential.record_rejected_token(&sent.presented, Timestamp::now()),
     }
     // In a pool this is no matter of the client: its own token is good, and a 401 would make it
     // discard that.
@@ -194,13 +194,13 @@ async fn judge_rate_limited(
 /// Notes that upstream refuses a credential by 429, until `until` if that is known.
 pub(crate) fn note_rate_limit(
     credential: &Credential,
-    presented: &Identity,
+    presented: &UpstreamIdentity,
     reading: &Reading,
     until: Option<Timestamp>,
     now: Timestamp,
 ) {
     let window: Option<Span> = reading.exhausted();
-    let until = credential.refused(presented, until, window, now);
+    let until = credential.record_rate_limit(presented, until, window, now);
     tracing::warn!(
         credential = credential.tag(),
         until = until.rfc3339(),
@@ -222,7 +222,7 @@ fn judge_upstream_failure(
     sent: Sent,
     others: OtherCredentials,
 ) -> AttemptVerdict {
-    sent.credential.failed(Timestamp::now());
+    sent.credential.record_failure(Timestamp::now());
     let switches = &exchange.service().limits().failover;
     let may_continue = match sent.response.status() {
         StatusCode::BAD_GATEWAY => switches.bad_gateway,

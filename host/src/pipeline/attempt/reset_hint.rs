@@ -1,10 +1,11 @@
 //! When a refusal by upstream ends, as far as its response says so.
 
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
-use http::header::{HeaderMap, RETRY_AFTER};
+use http::header::HeaderMap;
 
 use crate::values::clock::Timestamp;
+use crate::values::headers::retry_after;
 use crate::values::json_scan::{JsonScalar, JsonScan, ScanFlow, WantedKey};
 
 const RESETS_AT: u8 = 0;
@@ -43,20 +44,15 @@ pub(super) fn in_body(body: &[u8], now: Timestamp) -> Option<Timestamp> {
     })
 }
 
-/// Returns when a refusal ends according to `Retry-After` (RFC 9110, section 10.2.3): seconds or a
-/// date.
+/// Returns when a refusal ends according to `Retry-After`.
 pub(super) fn in_headers(headers: &HeaderMap, now: Timestamp) -> Option<Timestamp> {
-    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = value.parse::<u32>() {
-        return Some(now.after(Duration::from_secs(u64::from(seconds))));
-    }
-    let date = httpdate::parse_http_date(value).ok()?;
-    let since = date.duration_since(UNIX_EPOCH).ok()?;
-    Some(Timestamp(u64::try_from(since.as_millis()).ok()?))
+    retry_after(headers, now).map(|pause| now.after(pause))
 }
 
 #[cfg(test)]
 mod tests {
+    use http::header::RETRY_AFTER;
+
     use super::*;
 
     const NOW: Timestamp = Timestamp(1_000_000);

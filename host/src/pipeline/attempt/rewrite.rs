@@ -8,7 +8,7 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, Request, Uri};
 
 use super::select::Selected;
-use crate::credentials::{Identity, IdentityKind};
+use crate::credentials::{CredentialKind, UpstreamIdentity};
 use crate::frames::new_key;
 use crate::pipeline::affinity;
 use crate::pipeline::exchange::Exchange;
@@ -65,7 +65,7 @@ pub(crate) async fn rewrite(
     Ok(Rewritten { request })
 }
 
-fn attach(identity: &Identity, headers: &mut HeaderMap) {
+fn attach(identity: &UpstreamIdentity, headers: &mut HeaderMap) {
     headers.insert(AUTHORIZATION, identity.authorization().clone());
     if let Some(account) = identity.account_id() {
         headers.insert(ACCOUNT_ID, account.clone());
@@ -87,10 +87,10 @@ fn add_handshake(headers: &mut HeaderMap) {
 fn target(exchange: &Exchange, selected: &Selected, asked: &Uri) -> Option<Uri> {
     let endpoints = exchange.service().endpoints();
     let path = asked.path_and_query()?.as_str();
-    let (base, prefix, path) = match selected.identity.kind {
-        IdentityKind::OAuth => (&endpoints.chatgpt, "/codex", path.strip_prefix("/v1")?),
-        IdentityKind::ApiKey => (&endpoints.api, "", path),
-        IdentityKind::External => (selected.credential().gateway()?, "", path),
+    let (base, prefix, path) = match selected.identity.kind() {
+        CredentialKind::OAuth => (&endpoints.chatgpt, "/codex", path.strip_prefix("/v1")?),
+        CredentialKind::ApiKey => (&endpoints.api, "", path),
+        CredentialKind::External => (selected.credential().external_url()?, "", path),
     };
     let folder = base.path().trim_end_matches('/');
     let path: PathAndQuery = format!("{folder}{prefix}{path}").parse().ok()?;

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::authenticate::User;
-use crate::credentials::{Credential, Identity, IdentityKind};
+use crate::credentials::{Credential, CredentialKind, UpstreamIdentity};
 use crate::pipeline::affinity;
 use crate::pipeline::exchange::Exchange;
 use crate::pipeline::refusal::Refusal;
@@ -26,7 +26,7 @@ const FILE_TIMEOUT: Duration = Duration::from_secs(2);
 /// A credential that was chosen, and what is presented to upstream.
 pub(crate) struct Selected {
     pub(crate) member: Arc<PoolMember>,
-    pub(crate) identity: Arc<Identity>,
+    pub(crate) identity: Arc<UpstreamIdentity>,
     /// The credential becomes the home of the request's session once it has answered.
     pub(crate) moves_home: bool,
 }
@@ -78,7 +78,11 @@ pub(crate) async fn select(
         let member = &pool.members()[choice.index];
         tried.insert(member.credential());
         // Returns at once unless the tokens have expired: then the refresh is awaited.
-        if let Some(identity) = member.credential().present(refresh_limit).await {
+        if let Some(identity) = member
+            .credential()
+            .presentable_identity(refresh_limit)
+            .await
+        {
             return Ok(Selected {
                 member: Arc::clone(member),
                 identity,
@@ -128,7 +132,7 @@ pub(crate) fn refuse_unsendable(exchange: &Exchange, tried: &TriedCredentials) -
 async fn read_unavailable(pool: &CredentialPool, now: Timestamp) {
     let mut readings = JoinSet::new();
     for credential in pool.credentials() {
-        if credential.claim_reading(now) {
+        if credential.claim_reload(now) {
             let credential = Arc::clone(credential);
             readings.spawn_blocking(move || read(&credential, now));
         }
@@ -144,8 +148,8 @@ async fn read_unavailable(pool: &CredentialPool, now: Timestamp) {
 }
 
 fn read(credential: &Credential, now: Timestamp) {
-    let before = credential.unavailable();
-    match credential.read(now) {
+    let before = credential.load_error();
+    match credential.load(now) {
         Ok(()) if before.is_some() => {
             tracing::info!(credential = credential.tag(), "credential available");
         }
@@ -165,10 +169,10 @@ fn candidates(exchange: &Exchange, tried: &TriedCredentials, now: Timestamp) -> 
             || !may_be_member(pool, credential)
             || !is_allowed(exchange.user(), credential)
             || is_stepping_back(pool, credential, now);
-        Candidate {
-            continues: issuer.as_ref() == Some(credential.name()),
-            ..credential.candidate(now, is_excluded)
-        }
+        let mut candidate = credential.candidate(now);
+        candidate.usable &= !is_excluded;
+        candidate.continues = issuer.as_ref() == Some(credential.shared_tag());
+        candidate
     };
     pool.credentials().map(candidate).collect()
 }
@@ -179,19 +183,19 @@ fn may_be_member(pool: &CredentialPool, credential: &Credential) -> bool {
     pool.is_single()
         || credential
             .identity()
-            .is_none_or(|identity| identity.kind != IdentityKind::ApiKey)
+            .is_none_or(|identity| identity.kind() != CredentialKind::ApiKey)
 }
 
 /// Returns whether a user may use that credential: other gateways are only for users with
 /// `allow_external_usage`.
 pub(crate) fn is_allowed(user: Option<&User>, credential: &Credential) -> bool {
-    credential.gateway().is_none() || user.is_none_or(|user| user.allow_external_usage)
+    credential.external_url().is_none() || user.is_none_or(|user| user.allow_external_usage)
 }
 
 /// Returns whether a member of a pool steps back because upstream refused its token recently. A
 /// credential that is used alone is tried all the same.
 fn is_stepping_back(pool: &CredentialPool, credential: &Credential, now: Timestamp) -> bool {
-    !pool.is_single() && credential.is_suspect(now)
+    !pool.is_single() && credential.is_token_rejected(now)
 }
 
 /// A choice among the members of a pool.
@@ -262,7 +266,7 @@ enum RefreshResult {
 fn none_usable(exchange: &Exchange, refresh: RefreshResult, now: Timestamp) -> Refusal {
     let pool = exchange.pool();
     let is_loaded = |credential: &&Arc<Credential>| {
-        credential.can_serve(now)
+        credential.is_presentable(now)
             && (refresh == RefreshResult::Fine || credential.is_used_up(now))
             && may_be_member(pool, credential)
             && is_allowed(exchange.user(), credential)

@@ -15,7 +15,7 @@ use tokio::time::sleep;
 use uuid::Uuid;
 
 use super::body::GuardedBody;
-use crate::authenticate::{Authenticated, User};
+use crate::authenticate::{AuthenticationProof, User};
 use crate::pipeline::refusal::Refusal;
 use crate::pipeline::service::Service;
 use crate::values::clock::Timestamp;
@@ -110,7 +110,7 @@ fn stays_under_v1(path: &str) -> bool {
 #[derive(Debug)]
 pub(crate) struct AuthenticatedRequest {
     received: Received,
-    proof: Authenticated,
+    proof: AuthenticationProof,
 }
 
 impl AuthenticatedRequest {
@@ -133,12 +133,14 @@ pub(crate) async fn authenticate(routed: Routed) -> Result<AuthenticatedRequest,
 ///
 /// # Errors
 /// As [`authenticate`].
-pub(crate) async fn authenticate_sender(received: &Received) -> Result<Authenticated, Refusal> {
+pub(crate) async fn authenticate_sender(
+    received: &Received,
+) -> Result<AuthenticationProof, Refusal> {
     let service = &received.service;
     match service.users().authenticate(&received.head.headers) {
         Ok(proof) => Ok(proof),
         Err(error) => {
-            let delay = service.failed_attempts().failed(received.peer, received.at);
+            let delay = service.failed_attempts().record(received.peer, received.at);
             if !delay.is_zero() {
                 sleep(delay).await;
             }

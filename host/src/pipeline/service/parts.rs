@@ -8,7 +8,7 @@ use crate::credentials::Credential;
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::policy::{Balancer, Pricer, Rewriter};
-use crate::upstream::Upstream;
+use crate::upstream::UpstreamClient;
 use crate::values::limits::Limits;
 use crate::values::phase::Phase;
 
@@ -18,7 +18,7 @@ pub struct ServiceParts {
     /// The credentials, in the order of the configuration.
     pub credentials: Vec<Arc<Credential>>,
     /// The connections of each credential, in the same order.
-    pub upstreams: Vec<Upstream>,
+    pub upstreams: Vec<UpstreamClient>,
     /// The balancer of each pool, in the order of the configuration.
     pub balancers: Vec<Arc<Balancer>>,
     /// The balancer that chooses when a pool's own balancer fails.

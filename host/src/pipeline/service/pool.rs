@@ -7,13 +7,13 @@ use super::parts::ServiceParts;
 use crate::config::PoolConfig;
 use crate::credentials::Credential;
 use crate::policy::{Balancer, Members};
-use crate::upstream::Upstream;
+use crate::upstream::UpstreamClient;
 
 /// A credential of a pool, and the connections that are made with it.
 #[derive(Debug)]
 pub(crate) struct PoolMember {
     credential: Arc<Credential>,
-    upstream: Upstream,
+    upstream: UpstreamClient,
 }
 
 impl PoolMember {
@@ -21,7 +21,7 @@ impl PoolMember {
         &self.credential
     }
 
-    pub(crate) fn upstream(&self) -> &Upstream {
+    pub(crate) fn upstream(&self) -> &UpstreamClient {
         &self.upstream
     }
 }
@@ -68,7 +68,7 @@ impl CredentialPool {
         let members: Vec<Arc<PoolMember>> = config.members.iter().map(member).collect();
         let names: Vec<Arc<str>> = members
             .iter()
-            .map(|member| Arc::clone(member.credential.name()))
+            .map(|member| Arc::clone(member.credential.shared_tag()))
             .collect();
         let state = match before {
             Some(before) if before.state.members == names => Arc::clone(&before.state),

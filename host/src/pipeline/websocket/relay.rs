@@ -19,7 +19,7 @@ use super::timing::{LastHeard, SocketDeadlines};
 use super::turns::SocketTurns;
 use super::waking::WakeablePart;
 use super::watching::{ClientWatcher, UpstreamWatcher};
-use crate::credentials::{Credential, Identity};
+use crate::credentials::{Credential, UpstreamIdentity};
 use crate::frames::{FrameSender, GOING_AWAY, ProtocolViolation, close_frame, ping_frame};
 use crate::pipeline::attempt::select::choice_for_session;
 use crate::pipeline::exchange::Exchange;
@@ -116,7 +116,7 @@ impl SocketRelay {
         live: LiveService,
         socket: Box<Exchange>,
         credential: Arc<Credential>,
-        presented: Arc<Identity>,
+        presented: Arc<UpstreamIdentity>,
     ) -> Self {
         let bytes_max = socket.service().limits().websocket_message_bytes;
         Self {
@@ -165,8 +165,8 @@ impl SocketRelay {
             self.move_to(&live.now());
             let credential = Arc::clone(self.turns.credential());
             // Listened for before it is asked: what happens in between must not be missed.
-            let withdrawn = credential.turns_unusable();
-            if !credential.candidate(Timestamp::now(), false).usable {
+            let withdrawn = credential.until_unusable();
+            if !credential.candidate(Timestamp::now()).usable {
                 self.leave(USED_UP);
             }
             let wake = self.wake_at();

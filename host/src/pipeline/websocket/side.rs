@@ -20,9 +20,9 @@ pub(super) enum SocketSide {
     /// A connection without TLS.
     Clear(TcpStream),
     /// A client's with TLS.
-    FromClient(Box<tls::Connection>),
+    FromClient(Box<tls::TlsConnection>),
     /// Upstream's with TLS.
-    ToUpstream(TokioIo<Box<upstream::Connection>>),
+    ToUpstream(TokioIo<Box<upstream::UpstreamConnection>>),
     /// A stream of HTTP/2.
     Stream(TokioIo<Upgraded>),
 }
@@ -34,13 +34,13 @@ impl SocketSide {
             Ok(Parts { io, read_buf, .. }) => return (Self::Clear(io.into_inner()), read_buf),
             Err(upgraded) => upgraded,
         };
-        let upgraded = match upgraded.downcast::<TokioIo<tls::Connection>>() {
+        let upgraded = match upgraded.downcast::<TokioIo<tls::TlsConnection>>() {
             Ok(Parts { io, read_buf, .. }) => {
                 return (Self::FromClient(Box::new(io.into_inner())), read_buf);
             }
             Err(upgraded) => upgraded,
         };
-        match upgraded.downcast::<upstream::Connection>() {
+        match upgraded.downcast::<upstream::UpstreamConnection>() {
             Ok(Parts { io, read_buf, .. }) => match upstream::without_tls(io) {
                 Ok(stream) => (Self::Clear(stream), read_buf),
                 Err(connection) => (Self::ToUpstream(TokioIo::new(connection)), read_buf),

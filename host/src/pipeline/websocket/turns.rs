@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use http::StatusCode;
 
-use crate::credentials::{Credential, Identity, IdentityKind};
+use crate::credentials::{Credential, CredentialKind, UpstreamIdentity};
 use crate::frames::{MessageKind, POLICY_VIOLATION, ProtocolViolation, TRY_LATER};
 use crate::ledger::{RowCommit, RowReservation};
 use crate::meter::{ClientMessageScan, UpstreamMessage, UpstreamMessageScan};
@@ -26,7 +26,7 @@ pub(super) struct SocketTurns {
     socket: Box<Exchange>,
     credential: Arc<Credential>,
     /// What was presented to upstream in the handshake: what upstream says is about that account.
-    presented: Arc<Identity>,
+    presented: Arc<UpstreamIdentity>,
     /// The exchange of each response that was asked for and has not ended, in order.
     open: VecDeque<Box<Exchange>>,
     create: ClientMessageScan,
@@ -45,7 +45,7 @@ impl SocketTurns {
     pub(super) fn new(
         socket: Box<Exchange>,
         credential: Arc<Credential>,
-        presented: Arc<Identity>,
+        presented: Arc<UpstreamIdentity>,
     ) -> Self {
         Self {
             socket,
@@ -175,7 +175,7 @@ impl SocketTurns {
     }
 
     fn refused(&self, reading: &Reading, until: Option<Timestamp>, now: Timestamp) {
-        if self.presented.kind == IdentityKind::ApiKey {
+        if self.presented.kind() == CredentialKind::ApiKey {
             // A key's limits are of seconds and of its own: its client knows what to do.
             return;
         }

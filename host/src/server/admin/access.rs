@@ -2,6 +2,7 @@
 
 use http::header::{AUTHORIZATION, HeaderMap};
 
+use crate::values::headers::bearer_token;
 use crate::values::secret::Secret;
 
 /// Who may use a listener.
@@ -41,10 +42,6 @@ impl AdminAccess {
 
 /// Whether the headers carry `token`. [`Secret`] compares in constant time.
 fn presents(headers: &HeaderMap, token: &Secret) -> bool {
-    let presented = headers
-        .get(AUTHORIZATION)
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.split_once(' '))
-        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
-    presented.is_some_and(|(_, presented)| Secret::new(presented.trim().to_owned()) == *token)
+    let presented = headers.get(AUTHORIZATION).and_then(bearer_token);
+    presented.is_some_and(|presented| Secret::new(presented.to_owned()) == *token)
 }

@@ -21,7 +21,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use crate::files::{plain, remove};
+use crate::files::{io_reason, remove};
 
 /// Open connections of each listener.
 const CONNECTIONS: usize = 16;
@@ -96,7 +96,7 @@ pub(super) async fn accept(listener: &impl AdminListener, handler: &impl AdminHa
             }
             Ok(None) => {}
             Err(error) => {
-                tracing::debug!(error = plain(&error), "admin accept failed");
+                tracing::debug!(error = io_reason(&error), "admin accept failed");
                 sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -124,7 +124,7 @@ pub(super) struct SocketFile(PathBuf);
 impl Drop for SocketFile {
     fn drop(&mut self) {
         if let Err(error) = remove(&self.0) {
-            tracing::debug!(error = plain(&error), "admin socket not removed");
+            tracing::debug!(error = io_reason(&error), "admin socket not removed");
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::policy::{LoadError, Slot, Source, Urgency};
 use crate::server::build::{read_certificates, read_credentials};
 use crate::server::error::{StartError, reject_problems};
 use crate::server::policies::{LoadProgress, PolicyEntry, PolicyLoader, PolicyTable};
-use crate::tls::Tls;
+use crate::tls::TlsServer;
 use crate::values::limits::Limits;
 
 /// Settings that take effect only at the start, as they were then.
@@ -98,7 +98,7 @@ pub(crate) struct ConfigurationChange {
 pub(crate) struct LoadedService {
     pub(crate) config: ServiceConfig,
     pub(crate) credentials: Vec<Arc<Credential>>,
-    pub(crate) tls: Option<Tls>,
+    pub(crate) tls: Option<TlsServer>,
 }
 
 /// Loads what is new in `config`. Blocks.

@@ -16,14 +16,14 @@ use crate::pipeline::{LiveService, Service};
 use crate::server::build::{SharedResources, assemble};
 use crate::server::policies::PolicyTable;
 use crate::server::upkeep::{CredentialUpkeep, RunningTasks, Upkeep};
-use crate::tls::Tls;
+use crate::tls::TlsServer;
 use crate::values::limits::Limits;
 
 /// A service with a listener.
 pub(crate) struct RunningService {
     config: ServiceConfig,
     live: watch::Sender<Arc<Service>>,
-    tls: watch::Sender<Option<Tls>>,
+    tls: watch::Sender<Option<TlsServer>>,
     upkeep: Vec<CredentialUpkeep>,
     /// Whether the configuration still has it. If not, it stays as it is until a restart.
     is_configured: bool,
@@ -42,7 +42,7 @@ impl RunningService {
     pub(crate) fn start(
         config: ServiceConfig,
         service: Arc<Service>,
-        tls: Option<Tls>,
+        tls: Option<TlsServer>,
         upkeep: &Upkeep,
     ) -> Self {
         let upkeep = upkeep.start(&service, Vec::new(), RunningTasks::Restart);
@@ -60,7 +60,7 @@ impl RunningService {
         LiveService::subscribe(&self.live)
     }
 
-    pub(crate) fn tls(&self) -> watch::Receiver<Option<Tls>> {
+    pub(crate) fn tls(&self) -> watch::Receiver<Option<TlsServer>> {
         self.tls.subscribe()
     }
 
@@ -92,7 +92,7 @@ impl RunningService {
         };
         self.tls.send_replace(loaded.tls);
         for (credential, config) in loaded.credentials.iter().zip(&self.config.credentials) {
-            credential.change_terms(config);
+            credential.reconfigure(config);
         }
         let previous = self.current();
         let service = self.replace(inputs, loaded.credentials, &previous);

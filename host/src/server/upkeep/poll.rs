@@ -3,52 +3,36 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, AUTHORIZATION, RETRY_AFTER, USER_AGENT};
+use http::header::{ACCEPT, AUTHORIZATION, USER_AGENT};
 use http::{Request, Response, StatusCode};
 use serde_json::Value;
 
-use super::refresh::{AGENT, retry_after};
-use crate::credentials::{Credential, Identity, PollBegun};
-use crate::upstream::{RequestBody, Upstream};
+use super::refresh::AGENT;
+use crate::credentials::{Credential, StartedPoll, UpstreamIdentity, UsageReport};
+use crate::upstream::{RequestBody, UpstreamClient};
 use crate::values::clock::Timestamp;
+use crate::values::headers::retry_after;
 use crate::values::limits::ANSWER_BYTES;
 use crate::values::windows::Reading;
 
 /// Polls once, and passes the result to the credential.
 pub(super) async fn poll(
     credential: &Credential,
-    identity: &Identity,
-    begun: PollBegun,
-    upstream: &Upstream,
+    poll: &StartedPoll,
+    upstream: &UpstreamClient,
     chatgpt: &str,
     limit: Duration,
 ) {
-    match ask(credential, identity, upstream, chatgpt, limit).await {
-        Ok(usage) => {
-            credential.polled(
-                begun,
-                identity,
-                &usage.reading,
-                usage.plan.as_deref(),
-                usage.own_weight,
-                Timestamp::now(),
-            );
-        }
+    match ask(credential, poll.presented(), upstream, chatgpt, limit).await {
+        Ok(report) => credential.record_poll(poll, &report, Timestamp::now()),
         Err(PollFailure {
             reason,
             retry_after,
         }) => {
             tracing::debug!(credential = credential.tag(), reason, "poll failed");
-            credential.poll_failed(begun, reason, retry_after, Timestamp::now());
+            credential.record_poll_failure(poll, reason, retry_after, Timestamp::now());
         }
     }
-}
-
-/// What a response reports.
-struct PolledUsage {
-    reading: Reading,
-    plan: Option<String>,
-    own_weight: Option<f64>,
 }
 
 struct PollFailure {
@@ -67,12 +51,12 @@ impl PollFailure {
 
 async fn ask(
     credential: &Credential,
-    identity: &Identity,
-    upstream: &Upstream,
+    identity: &UpstreamIdentity,
+    upstream: &UpstreamClient,
     chatgpt: &str,
     limit: Duration,
-) -> Result<PolledUsage, PollFailure> {
-    let gateway = credential.gateway().map(|url| url.to_string());
+) -> Result<UsageReport, PollFailure> {
+    let gateway = credential.external_url().map(|url| url.to_string());
     let uri = match &gateway {
         Some(url) => format!("{}/ocm/v1/status", url.trim_end_matches('/')),
         None => format!("{}/wham/usage", chatgpt.trim_end_matches('/')),
@@ -88,7 +72,7 @@ async fn ask(
     let request = request
         .body(RequestBody::kept([].into()))
         .map_err(|error| PollFailure::new(error.to_string()))?;
-    let response = upstream.exchange(request, ANSWER_BYTES, limit).await;
+    let response = upstream.fetch(request, ANSWER_BYTES, limit).await;
     let response = response.map_err(|error| PollFailure::new(error.to_string()))?;
     let value = json(&response)?;
     match gateway {
@@ -102,7 +86,7 @@ fn json(response: &Response<Bytes>) -> Result<Value, PollFailure> {
     if !status.is_success() {
         let is_limited = status == StatusCode::TOO_MANY_REQUESTS;
         let retry_after = is_limited
-            .then(|| retry_after(response.headers().get(RETRY_AFTER)))
+            .then(|| retry_after(response.headers(), Timestamp::now()))
             .flatten();
         return Err(PollFailure {
             reason: format!("answered {}", status.as_u16()),
@@ -116,7 +100,7 @@ fn json(response: &Response<Bytes>) -> Result<Value, PollFailure> {
 }
 
 /// Reads `wham/usage` of the ChatGPT backend.
-fn usage(usage: &Value) -> Result<PolledUsage, PollFailure> {
+fn usage(usage: &Value) -> Result<UsageReport, PollFailure> {
     let plan = usage
         .get("plan_type")
         .and_then(Value::as_str)
@@ -127,7 +111,7 @@ fn usage(usage: &Value) -> Result<PolledUsage, PollFailure> {
     if reading.is_empty() && !(rate_limit.is_null() && plan.is_some()) {
         return Err(PollFailure::new("expected rate-limit windows, found none"));
     }
-    Ok(PolledUsage {
+    Ok(UsageReport {
         reading,
         plan: plan.map(str::to_owned),
         own_weight: None,
@@ -139,7 +123,7 @@ fn is_name(text: &str) -> bool {
 }
 
 /// Reads `ocm/v1/status` of another gateway.
-fn status(status: &Value) -> Result<PolledUsage, PollFailure> {
+fn status(status: &Value) -> Result<UsageReport, PollFailure> {
     let number = |name: &str| {
         status
             .get(name)
@@ -155,7 +139,7 @@ fn status(status: &Value) -> Result<PolledUsage, PollFailure> {
         ));
     };
     let own_weight = number("plan_weight").filter(|weight| *weight > 0.0 && weight.is_finite());
-    Ok(PolledUsage {
+    Ok(UsageReport {
         reading: Reading::of_use(five_hour, weekly),
         plan: None,
         own_weight,

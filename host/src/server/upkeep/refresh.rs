@@ -7,10 +7,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, CONTENT_TYPE, HeaderValue, RETRY_AFTER, USER_AGENT};
+use http::header::{ACCEPT, CONTENT_TYPE, HeaderValue, USER_AGENT};
 use http::{Method, Request, Uri};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -20,9 +20,13 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
-use crate::credentials::{Answer, Job, NoAnswer, Outcome, refresh};
-use crate::files::plain;
-use crate::upstream::{RequestBody, Trust, Upstream, UpstreamError};
+use crate::credentials::{
+    RefreshJob, RefreshOutcome, TokenRequestError, TokenResponse, refresh_tokens,
+};
+use crate::files::io_reason;
+use crate::upstream::{RequestBody, TrustRoots, UpstreamClient, UpstreamError};
+use crate::values::clock::Timestamp;
+use crate::values::headers::retry_after;
 use crate::values::limits::{ANSWER_BYTES, Limits};
 
 /// The `User-Agent` of the gateway's own requests.
@@ -50,7 +54,7 @@ pub enum RefreshPlace {
 /// One refresh, as it is handed to the process that does it. It contains no secret.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RefreshRequest {
-    job: Job,
+    job: RefreshJob,
     endpoint: String,
     connect_timeout: Duration,
     refresh_timeout: Duration,
@@ -62,7 +66,7 @@ pub(super) struct TokenRefresher {
     place: RefreshPlace,
     endpoint: Uri,
     limits: Arc<Limits>,
-    trust: Trust,
+    trust: TrustRoots,
 }
 
 impl TokenRefresher {
@@ -70,7 +74,7 @@ impl TokenRefresher {
         place: RefreshPlace,
         endpoint: Uri,
         limits: &Arc<Limits>,
-        trust: &Trust,
+        trust: &TrustRoots,
     ) -> Self {
         Self {
             place,
@@ -81,7 +85,7 @@ impl TokenRefresher {
     }
 
     /// Does one refresh, and returns its outcome.
-    pub(super) async fn refresh(&self, job: Job) -> Outcome {
+    pub(super) async fn refresh(&self, job: RefreshJob) -> RefreshOutcome {
         let limits = &self.limits;
         let request = RefreshRequest {
             job,
@@ -107,8 +111,8 @@ impl TokenRefresher {
     }
 }
 
-fn failed(reason: String) -> Outcome {
-    Outcome::Failed {
+fn failed(reason: String) -> RefreshOutcome {
+    RefreshOutcome::Failed {
         reason,
         retry_after: None,
     }
@@ -117,7 +121,7 @@ fn failed(reason: String) -> Outcome {
 /// The child process did not report an outcome.
 #[derive(Debug, thiserror::Error)]
 enum ChildError {
-    #[error("{}", plain(.0))]
+    #[error("{}", io_reason(.0))]
     Io(#[from] io::Error),
     #[error("no pipes")]
     NoPipes,
@@ -127,7 +131,10 @@ enum ChildError {
     Ended(ExitStatus),
 }
 
-async fn run_in_child(program: &Path, request: &RefreshRequest) -> Result<Outcome, ChildError> {
+async fn run_in_child(
+    program: &Path,
+    request: &RefreshRequest,
+) -> Result<RefreshOutcome, ChildError> {
     let mut child = Command::new(program)
         .arg(COMMAND)
         .stdin(Stdio::piped())
@@ -148,21 +155,21 @@ async fn run_in_child(program: &Path, request: &RefreshRequest) -> Result<Outcom
 }
 
 /// Runs one refresh in this process, to its end.
-pub async fn run_refresh(request: RefreshRequest) -> Outcome {
+pub async fn run_refresh(request: RefreshRequest) -> RefreshOutcome {
     let limits = Limits {
         connect_timeout: request.connect_timeout,
         ..Limits::default()
     };
-    run(request, &Trust::of_the_platform(), &limits).await
+    run(request, &TrustRoots::from_platform(), &limits).await
 }
 
-async fn run(request: RefreshRequest, trust: &Trust, limits: &Limits) -> Outcome {
+async fn run(request: RefreshRequest, trust: &TrustRoots, limits: &Limits) -> RefreshOutcome {
     // A new connection: if upstream closed an idle one at this moment, it would be unknown whether the token was sent.
-    let upstream = Upstream::new(trust, limits);
+    let upstream = UpstreamClient::new(trust, limits);
     let handle = Handle::current();
     let refreshing = spawn_blocking(move || {
         let limit = request.refresh_timeout;
-        refresh(&request.job, |body| {
+        refresh_tokens(&request.job, |body| {
             handle.block_on(ask(&upstream, &request.endpoint, body, limit))
         })
     });
@@ -173,11 +180,11 @@ async fn run(request: RefreshRequest, trust: &Trust, limits: &Limits) -> Outcome
 
 /// Sends the one request of a refresh to the token endpoint.
 async fn ask(
-    upstream: &Upstream,
+    upstream: &UpstreamClient,
     endpoint: &str,
     body: Zeroizing<Vec<u8>>,
     limit: Duration,
-) -> Result<Answer, NoAnswer> {
+) -> Result<TokenResponse, TokenRequestError> {
     let request = Request::builder()
         .method(Method::POST)
         .uri(endpoint)
@@ -185,33 +192,23 @@ async fn ask(
         .header(ACCEPT, "application/json")
         .header(USER_AGENT, AGENT)
         .body(RequestBody::kept([Bytes::from_owner(body)].into()))
-        .map_err(|error| NoAnswer::NotSent(error.to_string()))?;
-    let response = match upstream.exchange(request, ANSWER_BYTES, limit).await {
+        .map_err(|error| TokenRequestError::NotSent(error.to_string()))?;
+    let response = match upstream.fetch(request, ANSWER_BYTES, limit).await {
         Ok(response) => response,
         Err(error @ UpstreamError::Unreachable(_)) => {
-            return Err(NoAnswer::NotSent(format!("the token endpoint: {error}")));
+            return Err(TokenRequestError::NotSent(format!(
+                "the token endpoint: {error}"
+            )));
         }
         Err(error) => {
-            return Err(NoAnswer::Lost(format!(
+            return Err(TokenRequestError::Lost(format!(
                 "the token endpoint did not respond ({error})"
             )));
         }
     };
-    Ok(Answer {
+    Ok(TokenResponse {
         status: response.status().as_u16(),
-        retry_after: retry_after(response.headers().get(RETRY_AFTER)),
+        retry_after: retry_after(response.headers(), Timestamp::now()),
         body: Zeroizing::new(response.into_body().to_vec()),
     })
-}
-
-/// Parses `Retry-After` (RFC 9110, section 10.2.3): seconds, or a date.
-pub(super) fn retry_after(value: Option<&HeaderValue>) -> Option<Duration> {
-    let text = value?.to_str().ok()?.trim();
-    if let Ok(seconds) = text.parse() {
-        return Some(Duration::from_secs(seconds));
-    }
-    httpdate::parse_http_date(text)
-        .ok()?
-        .duration_since(SystemTime::now())
-        .ok()
 }

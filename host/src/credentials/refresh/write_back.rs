@@ -1,4 +1,5 @@
-//! New tokens into the text of an auth.json. Everything else in it stays as it is, byte for byte.
+//! Writes new tokens into the text of an auth.json. Everything else in it stays as it is, byte for
+//! byte.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,21 +9,21 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use zeroize::Zeroizing;
 
-use super::journal::NewTokens;
+use super::new_tokens::NewTokens;
 
-/// `text` with the tokens of `new`, and with `last_refresh` (RFC 3339) as the time of their making. None where it is no
-/// auth.json with tokens.
+/// Returns `text` with the tokens of `new` and with `last_refresh` (RFC 3339), the time when they
+/// were issued. Returns `None` if `text` is not an auth.json with tokens.
 pub(super) fn with_tokens(
     text: &str,
     new: &NewTokens,
     last_refresh: &str,
 ) -> Option<Zeroizing<String>> {
-    let object: Members<'_> = serde_json::from_str(text).ok()?;
-    // As parsers do: of a name that stands there twice, the last counts.
+    let object: ObjectMembers<'_> = serde_json::from_str(text).ok()?;
+    // As parsers do: of duplicate names, the last counts.
     let tokens = object.named("tokens").last()?;
-    let inner: Members<'_> = serde_json::from_str(tokens.get()).ok()?;
-    let mut edits = Edits::default();
-    for (name, value) in new.fields() {
+    let inner: ObjectMembers<'_> = serde_json::from_str(tokens.get()).ok()?;
+    let mut edits = TextEdits::default();
+    for (name, value) in new.members() {
         edits.set(text, &inner, tokens, name, value)?;
     }
     let whole: &RawValue = serde_json::from_str(text).ok()?;
@@ -30,10 +31,10 @@ pub(super) fn with_tokens(
     Some(edits.apply(text))
 }
 
-/// The members of an object, in their order, as they are written.
-struct Members<'a>(Vec<(String, &'a RawValue)>);
+/// The members of an object, in their order and as they are written.
+struct ObjectMembers<'a>(Vec<(String, &'a RawValue)>);
 
-impl<'a> Members<'a> {
+impl<'a> ObjectMembers<'a> {
     fn named(&self, name: &str) -> impl Iterator<Item = &'a RawValue> {
         self.0
             .iter()
@@ -42,10 +43,10 @@ impl<'a> Members<'a> {
     }
 }
 
-impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
+impl<'de: 'a, 'a> Deserialize<'de> for ObjectMembers<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct InOrder;
-        impl<'de> Visitor<'de> for InOrder {
+        struct MemberVisitor;
+        impl<'de> Visitor<'de> for MemberVisitor {
             type Value = Vec<(String, &'de RawValue)>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -60,20 +61,22 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
                 Ok(members)
             }
         }
-        deserializer.deserialize_map(InOrder).map(Members)
+        deserializer
+            .deserialize_map(MemberVisitor)
+            .map(ObjectMembers)
     }
 }
 
-/// Replacements, by the place where each begins.
+/// Replacements, by the position where each begins.
 #[derive(Default)]
-struct Edits(BTreeMap<usize, (Range<usize>, Zeroizing<String>)>);
+struct TextEdits(BTreeMap<usize, (Range<usize>, Zeroizing<String>)>);
 
-impl Edits {
+impl TextEdits {
     /// Sets the member `name` of `object`, whose members are `members`, to the string `value`.
     fn set(
         &mut self,
         text: &str,
-        members: &Members<'_>,
+        members: &ObjectMembers<'_>,
         object: &RawValue,
         name: &str,
         value: &str,
@@ -82,18 +85,18 @@ impl Edits {
         let mut found = false;
         for known in members.named(name) {
             found = true;
-            self.put(place(text, known)?, &value);
+            self.insert(range_in(text, known)?, &value);
         }
         if !found {
-            // Before the object's first member: there is one, or there would be nothing to refresh with.
-            let begin = place(text, object)?.start + 1;
+            // Before the object's first member. An object without members has no tokens to replace.
             members.0.first()?;
-            self.put(begin..begin, &format!("\"{name}\": {}, ", value.as_str()));
+            let begin = range_in(text, object)?.start + 1;
+            self.insert(begin..begin, &format!("\"{name}\": {}, ", value.as_str()));
         }
         Some(())
     }
 
-    fn put(&mut self, range: Range<usize>, value: &str) {
+    fn insert(&mut self, range: Range<usize>, value: &str) {
         let (_, text) = self
             .0
             .entry(range.start)
@@ -103,7 +106,7 @@ impl Edits {
 
     fn apply(&self, text: &str) -> Zeroizing<String> {
         let room = text.len() + self.0.values().map(|(_, value)| value.len()).sum::<usize>();
-        // With room for all of it: text that is moved as it grows leaves copies behind.
+        // Allocated once: a string that moves while it grows leaves copies of the tokens behind.
         let mut edited = Zeroizing::new(String::with_capacity(room));
         let mut from = 0;
         for (range, value) in self.0.values() {
@@ -116,8 +119,8 @@ impl Edits {
     }
 }
 
-/// Where `value`, which was borrowed from `text`, stands in it.
-fn place(text: &str, value: &RawValue) -> Option<Range<usize>> {
+/// Returns the range of `value` in `text`, from which it was borrowed.
+fn range_in(text: &str, value: &RawValue) -> Option<Range<usize>> {
     let start = (value.get().as_ptr() as usize).checked_sub(text.as_ptr() as usize)?;
     let range = start..start + value.get().len();
     (text.get(range.clone())? == value.get()).then_some(range)
@@ -129,7 +132,7 @@ mod tests {
 
     #[track_caller]
     fn check(text: &str, expected: &str) {
-        let new = NewTokens::of(Some("i2"), "a2", Some("r2"));
+        let new = NewTokens::new(Some("i2"), "a2", Some("r2"));
         let edited = with_tokens(text, &new, "now").expect("an auth.json");
         assert_eq!(edited.as_str(), expected);
         serde_json::from_str::<serde_json::Value>(&edited).expect("still JSON");
@@ -146,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_there_is_added() {
+    fn missing_members_are_added() {
         check(
             r#"{"tokens": {"access_token": "a"}}"#,
             r#"{"last_refresh": "now", "tokens": {"id_token": "i2", "refresh_token": "r2", "access_token": "a2"}}"#,
@@ -154,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_stands_there_twice_is_set_twice() {
+    fn duplicate_names_are_all_replaced() {
         check(
             r#"{"last_refresh": 1, "tokens": {"access_token": "a", "access_token": "b", "refresh_token": null, "id_token": ""}, "last_refresh": 2}"#,
             r#"{"last_refresh": "now", "tokens": {"access_token": "a2", "access_token": "a2", "refresh_token": "r2", "id_token": "i2"}, "last_refresh": "now"}"#,
@@ -162,8 +165,8 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_tokens_is_left_alone() {
-        let new = NewTokens::of(None, "a2", None);
+    fn text_without_tokens_is_rejected() {
+        let new = NewTokens::new(None, "a2", None);
         for text in [
             "",
             "[]",

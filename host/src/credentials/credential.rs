@@ -1,0 +1,193 @@
+//! One credential: its state behind a lock, and those that wait for changes of it.
+//!
+//! Owns the lock and the notifications. Does not decide anything: `state` does. Invariant: no
+//! notification is sent, and nothing is waited for, while the lock is held.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use http::Uri;
+use tokio::sync::futures::Notified;
+use tokio::sync::{Notify, watch};
+
+use super::state::{CredentialState, StateChange, Traffic};
+use crate::config::{Caps, CredentialConfig, CredentialSource};
+use crate::values::clock::Timestamp;
+
+/// A credential: what upstream accepts, and how much of its account is used.
+pub struct Credential {
+    tag: Arc<str>,
+    source: CredentialSource,
+    in_flight: AtomicU32,
+    /// Counts the changes of its plan and weight.
+    plan_version: AtomicU64,
+    /// Whether there were requests since the last poll.
+    has_traffic: AtomicBool,
+    unusable: Notify,
+    refresh_needed: Notify,
+    poll_needed: Notify,
+    /// Counts the refreshes that have ended.
+    refreshes: watch::Sender<u64>,
+    state: Mutex<CredentialState>,
+}
+
+impl std::fmt::Debug for Credential {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credential")
+            .field("tag", &self.tag)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Credential {
+    /// Creates a credential that is not loaded yet.
+    pub fn new(config: CredentialConfig) -> Self {
+        Self {
+            tag: config.tag.into(),
+            source: config.source,
+            in_flight: AtomicU32::new(0),
+            plan_version: AtomicU64::new(0),
+            has_traffic: AtomicBool::new(false),
+            unusable: Notify::new(),
+            refresh_needed: Notify::new(),
+            poll_needed: Notify::new(),
+            refreshes: watch::Sender::new(0),
+            state: Mutex::new(CredentialState::new(config.caps, config.poll_interval)),
+        }
+    }
+
+    /// Returns its name in the configuration.
+    pub fn tag(&self) -> &str {
+        &self.tag
+    }
+
+    /// Returns its name in the configuration, for values that outlive the credential.
+    pub fn shared_tag(&self) -> &Arc<str> {
+        &self.tag
+    }
+
+    /// Whether it has the name and the source of `config`, whatever the caps and the poll interval.
+    pub fn matches_config(&self, config: &CredentialConfig) -> bool {
+        *self.tag == *config.tag && self.source == config.source
+    }
+
+    /// Applies the caps and the poll interval of `config`.
+    pub fn reconfigure(&self, config: &CredentialConfig) {
+        self.state().reconfigure(config.caps, config.poll_interval);
+        self.poll_needed.notify_one();
+    }
+
+    /// Returns the path of its auth.json, if it has one.
+    pub fn path(&self) -> Option<&Path> {
+        match &self.source {
+            CredentialSource::File(path) => Some(path),
+            CredentialSource::External { .. } => None,
+        }
+    }
+
+    /// Returns the address of the other gateway, if it is an external credential.
+    pub fn external_url(&self) -> Option<&Uri> {
+        match &self.source {
+            CredentialSource::File(_) => None,
+            CredentialSource::External { url, .. } => Some(url),
+        }
+    }
+
+    /// Returns the shares of its windows, in percent, at which it is not used any more.
+    pub fn caps(&self) -> Caps {
+        self.state().caps()
+    }
+
+    /// Returns a number that changes whenever its plan or weight does.
+    pub fn plan_version(&self) -> u64 {
+        self.plan_version.load(Ordering::Acquire)
+    }
+
+    /// Counts a request as in flight until the guard is dropped.
+    pub fn track_request(self: &Arc<Self>) -> InFlightGuard {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        if !self.has_traffic.swap(true, Ordering::Relaxed) {
+            self.poll_needed.notify_one();
+        }
+        InFlightGuard {
+            credential: Arc::clone(self),
+        }
+    }
+
+    /// Waits until it becomes unusable: upstream rate-limits it, its use reaches a cap, or its file
+    /// is removed or broken. Changes after this call count, whether the returned future was polled
+    /// before them or not.
+    pub fn until_unusable(&self) -> Notified<'_> {
+        self.unusable.notified()
+    }
+
+    pub(super) fn source(&self) -> &CredentialSource {
+        &self.source
+    }
+
+    /// Returns the number of requests in flight.
+    pub(super) fn in_flight(&self) -> u32 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn traffic(&self) -> Traffic {
+        if self.has_traffic.load(Ordering::Relaxed) {
+            Traffic::Some
+        } else {
+            Traffic::None
+        }
+    }
+
+    /// Forgets the requests until now: later ones ask for the next poll.
+    pub(super) fn reset_traffic(&self) {
+        self.has_traffic.store(false, Ordering::Relaxed);
+    }
+
+    pub(super) fn refresh_needed(&self) -> &Notify {
+        &self.refresh_needed
+    }
+
+    pub(super) fn poll_needed(&self) -> &Notify {
+        &self.poll_needed
+    }
+
+    pub(super) fn refreshes(&self) -> &watch::Sender<u64> {
+        &self.refreshes
+    }
+
+    /// Notifies those that watch the credential. The lock must not be held.
+    pub(super) fn publish(&self, change: StateChange) {
+        if change.plan_changed {
+            self.plan_version.fetch_add(1, Ordering::Release);
+        }
+        if change.became_unusable {
+            self.unusable.notify_waiters();
+        }
+    }
+
+    /// Locks the state.
+    pub(super) fn state(&self) -> MutexGuard<'_, CredentialState> {
+        // A panic elsewhere cannot leave these plain figures half-written.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Locks the state, as it is at `now`.
+    pub(super) fn state_at(&self, now: Timestamp) -> MutexGuard<'_, CredentialState> {
+        let mut state = self.state();
+        state.advance_clock(now);
+        state
+    }
+}
+
+/// Counts a request as in flight on a credential.
+#[derive(Debug)]
+pub struct InFlightGuard {
+    credential: Arc<Credential>,
+}
+
+impl Drop for InFlightGuard {
+    fn drop(&mut self) {
+        self.credential.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}

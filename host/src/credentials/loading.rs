@@ -1,0 +1,111 @@
+//! Loads a credential from its source, and again when its file changes. Blocks on the disk.
+//!
+//! Does not know when a file changed. Invariant: a file that may be half-written does not replace a
+//! usable one.
+
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use super::auth_file;
+use super::credential::Credential;
+use super::identity::UpstreamIdentity;
+use super::state::{CredentialLoadError, LoadedSource};
+use crate::config::CredentialSource;
+use crate::values::clock::Timestamp;
+
+/// What a file that exists and cannot be used means for a credential that is loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BrokenFile {
+    /// Nothing yet: another process may still be writing it.
+    Ignore,
+    /// The credential is unavailable.
+    Accept,
+}
+
+/// What a check of a credential's file found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FileCheck {
+    /// What is known already.
+    Unchanged,
+    /// Something else, which was loaded.
+    Loaded(Result<(), CredentialLoadError>),
+    /// A file that cannot be used, perhaps because another process is writing it: the known
+    /// identity stays.
+    Incomplete,
+}
+
+impl Credential {
+    /// Loads it.
+    ///
+    /// # Errors
+    /// It is unavailable.
+    pub fn load(&self, now: Timestamp) -> Result<(), CredentialLoadError> {
+        self.apply_load(read_source(self.source()), now)
+    }
+
+    /// Loads it again if its file changed.
+    pub fn check_file(&self, broken: BrokenFile, now: Timestamp) -> FileCheck {
+        let loaded = read_source(self.source());
+        let state = self.state();
+        let is_current = state.is_current(&loaded);
+        let is_known_usable = state.identity().is_ok();
+        drop(state);
+        if is_current {
+            return FileCheck::Unchanged;
+        }
+        let is_broken = loaded.identity.is_err() && loaded.digest.is_some();
+        if is_broken && is_known_usable && broken == BrokenFile::Ignore {
+            return FileCheck::Incomplete;
+        }
+        FileCheck::Loaded(self.apply_load(loaded, now))
+    }
+
+    fn apply_load(&self, loaded: LoadedSource, now: Timestamp) -> Result<(), CredentialLoadError> {
+        let result = loaded.identity.as_ref().map(drop).map_err(Clone::clone);
+        let change = self.state().apply_load(loaded, now);
+        self.publish(change);
+        self.refresh_needed().notify_one();
+        self.poll_needed().notify_one();
+        result
+    }
+
+    /// Returns `true` to one caller per interval if the file should be read again for requests: the
+    /// credential is unavailable or upstream rejected its token. That caller reads the file.
+    pub fn claim_reload(&self, now: Timestamp) -> bool {
+        self.state().claim_reload(now)
+    }
+
+    /// Returns what it presents to upstream, if it is loaded.
+    pub fn identity(&self) -> Option<Arc<UpstreamIdentity>> {
+        self.state().identity().ok().cloned()
+    }
+
+    /// Returns why it is not loaded, if it is not.
+    pub fn load_error(&self) -> Option<CredentialLoadError> {
+        self.state().identity().err().cloned()
+    }
+}
+
+fn read_source(source: &CredentialSource) -> LoadedSource {
+    match source {
+        CredentialSource::File(path) => match auth_file::read(path) {
+            Ok(text) => LoadedSource {
+                identity: auth_file::parse(&text)
+                    .map(Arc::new)
+                    .map_err(CredentialLoadError::from),
+                digest: Some(Sha256::digest(&*text).into()),
+            },
+            Err(error) => LoadedSource {
+                identity: Err(error.into()),
+                digest: None,
+            },
+        },
+        CredentialSource::External { token, .. } => LoadedSource {
+            identity: UpstreamIdentity::external(token)
+                .map(Arc::new)
+                .ok_or(CredentialLoadError::ExternalToken),
+            digest: None,
+        },
+    }
+}

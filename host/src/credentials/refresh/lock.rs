@@ -1,0 +1,60 @@
+//! The lock of an auth.json, which Codex takes, too.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use super::error::RefreshFileError;
+use crate::files::{io_reason, path_with_suffix};
+
+/// The suffix that the lock file's name adds to that of its auth.json.
+const LOCK_SUFFIX: &str = ".lock";
+
+/// How often a lock that another process holds is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Holds the lock until it is dropped.
+pub(super) struct AuthFileLock {
+    _file: File,
+}
+
+impl AuthFileLock {
+    /// Locks `auth_file`. Returns `None` if another process still holds the lock after `timeout`.
+    /// Blocks.
+    ///
+    /// # Errors
+    /// The lock file cannot be opened or locked.
+    pub(super) fn acquire(
+        auth_file: &Path,
+        timeout: Duration,
+    ) -> Result<Option<Self>, RefreshFileError> {
+        let path = path_with_suffix(auth_file, LOCK_SUFFIX);
+        try_until(&path, timeout).map_err(|error| RefreshFileError::Lock {
+            reason: io_reason(&error),
+            path,
+        })
+    }
+}
+
+fn try_until(path: &Path, timeout: Duration) -> io::Result<Option<AuthFileLock>> {
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        // Opening a FIFO would wait for its reader.
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)?;
+    let begun = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(Some(AuthFileLock { _file: file })),
+            Err(TryLockError::Error(error)) => return Err(error),
+            Err(TryLockError::WouldBlock) if begun.elapsed() >= timeout => return Ok(None),
+            Err(TryLockError::WouldBlock) => sleep(RETRY_INTERVAL),
+        }
+    }
+}

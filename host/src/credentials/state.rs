@@ -1,0 +1,466 @@
+//! What is known about a credential, and how events change it.
+//!
+//! Owns the transitions; every one takes the time as an argument. Does not know about locks, files
+//! or waiting. Invariant: usage and polls are about the account of the last identity that was
+//! loaded; another account starts anew.
+
+mod account_usage;
+mod poll_schedule;
+mod refresh_schedule;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderValue;
+
+use super::auth_file::AuthFileError;
+use super::identity::{CredentialKind, SecretFingerprint, UpstreamIdentity};
+use super::refresh::RefreshOutcome;
+use crate::config::Caps;
+use crate::values::candidate::Candidate;
+use crate::values::clock::Timestamp;
+use crate::values::windows::{Reading, Span};
+use account_usage::{AccountUsage, rate_limit_end};
+use poll_schedule::PollSchedule;
+use refresh_schedule::RefreshSchedule;
+
+pub(super) use poll_schedule::Traffic;
+
+/// How often a file is read again for requests that find its credential unavailable.
+const RELOAD_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How long a credential whose token upstream rejected is avoided, unless its file gets another
+/// token.
+const TOKEN_REJECTED_PAUSE: Duration = Duration::from_secs(60);
+
+/// Threads see slightly different times; a step back by more than this means that the clock was set
+/// back.
+const CLOCK_STEP_MIN: Duration = Duration::from_secs(1);
+
+/// Why a credential is not loaded. The operator must act.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CredentialLoadError {
+    /// Its file was not read yet.
+    #[error("not read yet")]
+    NotRead,
+    /// Its auth.json cannot be used.
+    #[error(transparent)]
+    AuthFile(#[from] AuthFileError),
+    /// The token of another gateway has characters that no header field may hold.
+    #[error("token: expected visible ASCII characters, found others")]
+    ExternalToken,
+}
+
+/// The SHA-256 of a file's text.
+pub(super) type FileDigest = [u8; 32];
+
+/// What a credential's source contained when it was read.
+pub(super) struct LoadedSource {
+    pub(super) identity: Result<Arc<UpstreamIdentity>, CredentialLoadError>,
+    /// `None` if there is no text.
+    pub(super) digest: Option<FileDigest>,
+}
+
+/// What a change means for those that watch the credential.
+#[derive(Debug, Clone, Copy, Default)]
+#[must_use]
+pub(super) struct StateChange {
+    /// Balancers weight the credential anew.
+    pub(super) plan_changed: bool,
+    /// Requests that wait for its response can be sent with another credential.
+    pub(super) became_unusable: bool,
+}
+
+/// What a request can present to upstream.
+pub(super) enum IdentityAvailability {
+    Ready(Arc<UpstreamIdentity>),
+    /// A refresh that is due or running can give an identity.
+    AwaitingRefresh,
+    Unavailable,
+}
+
+/// A poll that has begun, and what was known then.
+#[derive(Debug)]
+pub struct StartedPoll {
+    presented: Arc<UpstreamIdentity>,
+    observations: u64,
+    account_generation: u64,
+}
+
+impl StartedPoll {
+    /// Returns what the poll presents to upstream.
+    pub fn presented(&self) -> &UpstreamIdentity {
+        &self.presented
+    }
+}
+
+/// What a poll reports.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct UsageReport {
+    /// The windows.
+    pub reading: Reading,
+    /// The plan, if it is named.
+    pub plan: Option<String>,
+    /// The weight of the capacity, if the account reports one: another gateway does.
+    pub own_weight: Option<f64>,
+}
+
+/// What is known about a credential.
+pub(super) struct CredentialState {
+    caps: Caps,
+    poll_interval: Duration,
+    /// The last identity, or why there is none.
+    identity: Result<Arc<UpstreamIdentity>, CredentialLoadError>,
+    /// The account that `usage` and `polls` are about: that of the last identity.
+    account_id: Option<HeaderValue>,
+    /// Counts the changes of `account_id`, so that a poll of an earlier account is recognised.
+    account_generation: u64,
+    /// The digest of the text that `identity` was read from.
+    digest: Option<FileDigest>,
+    read_at: Option<Timestamp>,
+    /// Upstream rejected the token: the credential is avoided until then.
+    rejected_until: Option<Timestamp>,
+    /// The latest time that was seen, to notice a clock that is set back.
+    seen_at: Timestamp,
+    usage: AccountUsage,
+    polls: PollSchedule,
+    refreshes: RefreshSchedule,
+}
+
+impl CredentialState {
+    pub(super) fn new(caps: Caps, poll_interval: Duration) -> Self {
+        Self {
+            caps,
+            poll_interval,
+            identity: Err(CredentialLoadError::NotRead),
+            account_id: None,
+            account_generation: 0,
+            digest: None,
+            read_at: None,
+            rejected_until: None,
+            seen_at: Timestamp::default(),
+            usage: AccountUsage::default(),
+            polls: PollSchedule::default(),
+            refreshes: RefreshSchedule::new(),
+        }
+    }
+
+    pub(super) fn reconfigure(&mut self, caps: Caps, poll_interval: Duration) {
+        self.caps = caps;
+        self.poll_interval = poll_interval;
+    }
+
+    /// Notices a clock that was set back: pauses must not get longer by that. Windows end when
+    /// upstream says.
+    pub(super) fn advance_clock(&mut self, now: Timestamp) {
+        let step_back = self.seen_at.since(now);
+        if step_back >= CLOCK_STEP_MIN {
+            self.usage.set_clock_back(step_back);
+            self.rejected_until = self.rejected_until.map(|until| until.before(step_back));
+        }
+        if step_back >= CLOCK_STEP_MIN || now > self.seen_at {
+            self.seen_at = now;
+        }
+    }
+
+    pub(super) fn caps(&self) -> Caps {
+        self.caps
+    }
+
+    pub(super) fn identity(&self) -> Result<&Arc<UpstreamIdentity>, &CredentialLoadError> {
+        self.identity.as_ref()
+    }
+
+    pub(super) fn usage(&self) -> &AccountUsage {
+        &self.usage
+    }
+
+    pub(super) fn polls(&self) -> &PollSchedule {
+        &self.polls
+    }
+
+    pub(super) fn refreshes(&self) -> &RefreshSchedule {
+        &self.refreshes
+    }
+}
+
+/// Loading.
+impl CredentialState {
+    /// Whether `loaded` is what is known already.
+    pub(super) fn is_current(&self, loaded: &LoadedSource) -> bool {
+        match (&loaded.identity, &self.identity) {
+            (Ok(_), Ok(_)) => loaded.digest == self.digest,
+            (Err(new), Err(known)) => new == known,
+            (Ok(_), Err(_)) | (Err(_), Ok(_)) => false,
+        }
+    }
+
+    /// Replaces what is known about the source.
+    pub(super) fn apply_load(&mut self, loaded: LoadedSource, now: Timestamp) -> StateChange {
+        self.read_at = Some(now);
+        self.digest = loaded.digest;
+        let plan_changed = match &loaded.identity {
+            Ok(identity) => self.apply_identity(identity, now),
+            Err(_) => false,
+        };
+        let became_unusable = self.identity.is_ok() && loaded.identity.is_err();
+        self.identity = loaded.identity;
+        StateChange {
+            plan_changed,
+            became_unusable,
+        }
+    }
+
+    /// Updates what depends on the identity, before it replaces the known one. Returns whether the
+    /// plan changed.
+    fn apply_identity(&mut self, new: &Arc<UpstreamIdentity>, now: Timestamp) -> bool {
+        // Also after a logout: a new login does not inherit the failures of the tokens before it.
+        let has_known_token = matches!(&self.identity, Ok(known) if known.has_token_of(new));
+        if !has_known_token {
+            self.rejected_until = None;
+            self.refreshes.file_changed(new, now);
+        }
+        let is_other_account = self.account_id.is_some() && !self.is_about(new);
+        if is_other_account {
+            self.usage = AccountUsage::default();
+            self.polls = PollSchedule::default();
+            self.account_generation += 1;
+        }
+        self.account_id = new.account_id().cloned();
+        // A poll knows the plan better than the tokens, which were issued earlier.
+        let plan_changed = match new.plan() {
+            Some(plan) if self.polls.succeeded_at().is_none() => self.usage.set_plan(plan),
+            Some(_) | None => false,
+        };
+        is_other_account || plan_changed
+    }
+
+    /// Whether `usage` is about the account that `presented` belongs to.
+    fn is_about(&self, presented: &UpstreamIdentity) -> bool {
+        self.account_id.as_ref() == presented.account_id()
+    }
+
+    /// Returns `true` to one caller per interval if the file should be read again for requests: the
+    /// credential is unavailable or its token was rejected. That caller reads the file.
+    pub(super) fn claim_reload(&mut self, now: Timestamp) -> bool {
+        let is_due = self
+            .read_at
+            .is_none_or(|read_at| read_at > now || now.since(read_at) >= RELOAD_INTERVAL);
+        let is_wanted = self.identity.is_err() || self.is_token_rejected(now);
+        if is_due && is_wanted {
+            self.read_at = Some(now);
+        }
+        is_due && is_wanted
+    }
+}
+
+/// Presenting.
+impl CredentialState {
+    pub(super) fn availability(&self, now: Timestamp) -> IdentityAvailability {
+        match &self.identity {
+            Ok(identity) if !self.refreshes.is_expired(identity, now) => {
+                IdentityAvailability::Ready(Arc::clone(identity))
+            }
+            Ok(identity) if self.refreshes.may_help(identity, now) => {
+                IdentityAvailability::AwaitingRefresh
+            }
+            Ok(_) | Err(_) => IdentityAvailability::Unavailable,
+        }
+    }
+
+    /// Returns what can be presented in place of `rejected`, which upstream rejected.
+    pub(super) fn replace(
+        &mut self,
+        rejected: &UpstreamIdentity,
+        now: Timestamp,
+    ) -> IdentityAvailability {
+        let Ok(known) = &self.identity else {
+            return IdentityAvailability::Unavailable;
+        };
+        if !known.has_token_of(rejected) {
+            return IdentityAvailability::Ready(Arc::clone(known));
+        }
+        self.refreshes.reject(known);
+        if self.refreshes.may_help(known, now) {
+            IdentityAvailability::AwaitingRefresh
+        } else {
+            IdentityAvailability::Unavailable
+        }
+    }
+
+    /// Whether a request can be sent with it, at once or after a refresh.
+    pub(super) fn is_presentable(&self, now: Timestamp) -> bool {
+        match self.availability(now) {
+            IdentityAvailability::Ready(_) | IdentityAvailability::AwaitingRefresh => true,
+            IdentityAvailability::Unavailable => false,
+        }
+    }
+
+    pub(super) fn is_token_rejected(&self, now: Timestamp) -> bool {
+        self.rejected_until.is_some_and(|until| until > now)
+    }
+
+    pub(super) fn reject_token(&mut self, presented: &UpstreamIdentity, now: Timestamp) {
+        // A late response to an old token says nothing about the new one.
+        if matches!(&self.identity, Ok(known) if known.has_token_of(presented)) {
+            self.rejected_until = Some(now.after(TOKEN_REJECTED_PAUSE));
+        }
+    }
+
+    /// Starts a refresh if one is due, and returns which token it refreshes.
+    pub(super) fn start_refresh(&mut self, now: Timestamp) -> Option<SecretFingerprint> {
+        let identity = self.identity.as_ref().ok()?;
+        if !self.refreshes.is_due(identity, now) {
+            return None;
+        }
+        self.refreshes.start();
+        Some(identity.fingerprint())
+    }
+
+    pub(super) fn finish_refresh(
+        &mut self,
+        token: &SecretFingerprint,
+        outcome: &RefreshOutcome,
+        now: Timestamp,
+    ) {
+        let found = self.identity.as_deref().ok();
+        self.refreshes.finish(token, outcome, found, now);
+    }
+
+    pub(super) fn refresh_due_at(&self, now: Timestamp) -> Option<Timestamp> {
+        let identity = self.identity.as_ref().ok()?;
+        self.refreshes.due_at(identity, now)
+    }
+
+    /// Whether requests wait for a refresh: the token is of no use as it is.
+    pub(super) fn is_refresh_urgent(&self, now: Timestamp) -> bool {
+        self.identity.as_ref().is_ok_and(|identity| {
+            self.refreshes.is_expired(identity, now) || self.refreshes.is_rejected(identity)
+        })
+    }
+}
+
+/// Usage.
+impl CredentialState {
+    /// Returns what a balancer sees of it, except what concerns one request.
+    pub(super) fn candidate(&self, now: Timestamp) -> Candidate {
+        let mut candidate = self.usage.candidate(self.caps, now);
+        candidate.usable &= self.is_presentable(now);
+        candidate
+    }
+
+    /// Whether upstream refuses it, or its use reached a cap.
+    pub(super) fn is_used_up(&self, now: Timestamp) -> bool {
+        !self.usage.candidate(self.caps, now).usable
+    }
+
+    /// Returns when it is usable again, if it is loaded and rate-limited or over a cap.
+    pub(super) fn usable_again_at(&self, now: Timestamp) -> Option<Timestamp> {
+        self.identity.as_ref().ok()?;
+        self.usage.usable_again_at(self.caps, now)
+    }
+
+    pub(super) fn observe(
+        &mut self,
+        presented: &UpstreamIdentity,
+        reading: &Reading,
+        now: Timestamp,
+    ) -> StateChange {
+        if !self.is_about(presented) {
+            return StateChange::default();
+        }
+        let was_used_up = self.is_used_up(now);
+        self.usage.observe(reading, now);
+        StateChange {
+            plan_changed: false,
+            became_unusable: !was_used_up && self.is_used_up(now),
+        }
+    }
+
+    /// Records a refusal of `presented` by 429. Returns when it ends.
+    pub(super) fn limit(
+        &mut self,
+        presented: &UpstreamIdentity,
+        until: Option<Timestamp>,
+        window: Option<Span>,
+        now: Timestamp,
+    ) -> (Timestamp, StateChange) {
+        let until = rate_limit_end(until, now);
+        if !self.is_about(presented) {
+            return (until, StateChange::default());
+        }
+        self.usage.limit(until, window);
+        let change = StateChange {
+            plan_changed: false,
+            became_unusable: true,
+        };
+        (until, change)
+    }
+
+    pub(super) fn record_failure(&mut self, now: Timestamp) {
+        self.usage.record_failure(now);
+    }
+
+    pub(super) fn record_latency(&mut self, latency: Duration) {
+        self.usage.record_latency(latency);
+    }
+
+    /// Returns when the next poll is due; `None` if not before something changes.
+    pub(super) fn poll_due_at(&self, traffic: Traffic, now: Timestamp) -> Option<Timestamp> {
+        let identity = self.identity.as_ref().ok()?;
+        if identity.kind() == CredentialKind::ApiKey || self.refreshes.is_expired(identity, now) {
+            return None;
+        }
+        // A credential that is used up until an unknown time gets no traffic: only a poll shows
+        // that it has room again.
+        let is_stuck = self.is_used_up(now) && self.usage.usable_again_at(self.caps, now).is_none();
+        let traffic = if is_stuck { Traffic::Some } else { traffic };
+        self.polls.due_at(traffic, self.poll_interval, now)
+    }
+
+    /// Starts a poll, if the credential is loaded.
+    pub(super) fn start_poll(&self) -> Option<StartedPoll> {
+        Some(StartedPoll {
+            presented: Arc::clone(self.identity.as_ref().ok()?),
+            observations: self.usage.observations(),
+            account_generation: self.account_generation,
+        })
+    }
+
+    pub(super) fn record_poll(
+        &mut self,
+        poll: &StartedPoll,
+        report: &UsageReport,
+        now: Timestamp,
+    ) -> StateChange {
+        if self.account_generation != poll.account_generation {
+            return StateChange::default();
+        }
+        let was_used_up = self.is_used_up(now);
+        if self.is_about(&poll.presented) {
+            self.usage
+                .apply_poll(&report.reading, poll.observations, now);
+        }
+        let became_unusable = !was_used_up && self.is_used_up(now);
+        self.polls.succeed(now);
+        let plan = report.plan.as_deref();
+        let plan_changed = plan.is_some_and(|plan| self.usage.set_plan(plan));
+        let weight_changed = self.usage.set_own_weight(report.own_weight);
+        StateChange {
+            plan_changed: plan_changed || weight_changed,
+            became_unusable,
+        }
+    }
+
+    pub(super) fn record_poll_failure(
+        &mut self,
+        poll: &StartedPoll,
+        reason: String,
+        retry_after: Option<Duration>,
+        now: Timestamp,
+    ) {
+        if self.account_generation == poll.account_generation {
+            self.polls.fail(reason, retry_after, now);
+        }
+    }
+}

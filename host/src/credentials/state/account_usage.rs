@@ -1,0 +1,222 @@
+//! What an account has used, as upstream reports it, and how its recent requests went.
+//!
+//! Does not know which credential presents the account, nor that account's tokens. Invariant:
+//! everything in it is about one account; another account starts with a new value.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::config::Caps;
+use crate::values::candidate::Candidate;
+use crate::values::clock::Timestamp;
+use crate::values::windows::{Reading, Span, Windows};
+
+/// How long a failure counts as recent, and how many are remembered.
+const FAILURE_MEMORY: Duration = Duration::from_secs(5 * 60);
+const FAILURES_MAX: usize = 64;
+
+/// The weight of a new latency in the moving average.
+const LATENCY_WEIGHT: f64 = 0.2;
+
+/// A rate limit whose end upstream does not say, or says is over already, lasts this long.
+const RATE_LIMIT_DEFAULT: Duration = Duration::from_secs(5 * 60);
+
+/// The longest rate limit that is believed: no window is longer than a month.
+const RATE_LIMIT_MAX: Duration = Duration::from_secs(31 * 24 * 60 * 60);
+
+/// What is known about an account's usage.
+#[derive(Debug, Default)]
+pub(crate) struct AccountUsage {
+    /// Empty while unknown.
+    plan: String,
+    /// The weight of its capacity, if it reports one: another gateway does.
+    own_weight: Option<f64>,
+    windows: Windows,
+    rate_limit: Option<RateLimit>,
+    /// Counts the responses that reported windows.
+    observations: u64,
+    failures: VecDeque<Timestamp>,
+    latency_ms: Option<f64>,
+}
+
+/// A refusal by 429.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RateLimit {
+    pub(crate) until: Timestamp,
+    /// The window that is exhausted, if upstream says which.
+    pub(crate) window: Option<Span>,
+}
+
+impl AccountUsage {
+    pub(crate) fn plan(&self) -> &str {
+        &self.plan
+    }
+
+    pub(crate) fn own_weight(&self) -> Option<f64> {
+        self.own_weight
+    }
+
+    pub(crate) fn windows(&self) -> &Windows {
+        &self.windows
+    }
+
+    pub(crate) fn observations(&self) -> u64 {
+        self.observations
+    }
+
+    /// Returns the rate limit that is in force at `now`.
+    pub(crate) fn rate_limit(&self, now: Timestamp) -> Option<RateLimit> {
+        self.rate_limit.filter(|limit| limit.until > now)
+    }
+
+    /// Returns what a balancer sees of it, except what concerns one request or the credential's
+    /// tokens.
+    pub(crate) fn candidate(&self, caps: Caps, now: Timestamp) -> Candidate {
+        let five_hour_used = self.windows.used(Span::FiveHour, now);
+        let weekly_used = self.windows.used(Span::Weekly, now);
+        let limit = self.rate_limit(now);
+        let minutes_to = |moment: Timestamp| moment.since(now).as_secs_f64() / 60.0;
+        Candidate {
+            usable: limit.is_none() && five_hour_used < caps.five_hour && weekly_used < caps.weekly,
+            five_hour_used,
+            five_hour_cap: caps.five_hour,
+            five_hour_reset: self.windows.reset_at(Span::FiveHour, now).map(minutes_to),
+            weekly_used,
+            weekly_cap: caps.weekly,
+            weekly_reset: self.windows.reset_at(Span::Weekly, now).map(minutes_to),
+            limited: limit.map_or(0.0, |limit| minutes_to(limit.until)),
+            in_flight: 0,
+            recent_failures: self.recent_failures(now),
+            recent_latency: self.latency_ms,
+            continues: false,
+            own_weight: self.own_weight,
+        }
+    }
+
+    /// Returns when it is neither rate-limited nor over a cap any more; `None` if it is neither
+    /// now, or the time is unknown.
+    pub(crate) fn usable_again_at(&self, caps: Caps, now: Timestamp) -> Option<Timestamp> {
+        let limited_until = self.rate_limit(now).map(|limit| limit.until);
+        [
+            limited_until,
+            self.reset_if_over(Span::FiveHour, caps.five_hour, now),
+            self.reset_if_over(Span::Weekly, caps.weekly, now),
+        ]
+        .into_iter()
+        .flatten()
+        .max()
+    }
+
+    fn reset_if_over(&self, span: Span, cap: f64, now: Timestamp) -> Option<Timestamp> {
+        (self.windows.used(span, now) >= cap)
+            .then(|| self.windows.reset_at(span, now))
+            .flatten()
+    }
+
+    /// Records the windows that a response reports.
+    pub(crate) fn observe(&mut self, reading: &Reading, now: Timestamp) {
+        self.windows.observe(reading, now);
+        self.observations += 1;
+    }
+
+    /// Records the windows that a poll reports: they replace the known ones, unless a response
+    /// reported windows since the poll began, at `observations`.
+    pub(crate) fn apply_poll(&mut self, reading: &Reading, observations: u64, now: Timestamp) {
+        if self.observations == observations {
+            self.windows.replace(reading);
+        } else {
+            self.windows.observe(reading, now);
+        }
+    }
+
+    /// Records a refusal by 429.
+    pub(crate) fn limit(&mut self, until: Timestamp, window: Option<Span>) {
+        self.rate_limit = Some(RateLimit { until, window });
+    }
+
+    /// Moves the end of a rate limit with a clock that was set back by `step`.
+    pub(crate) fn set_clock_back(&mut self, step: Duration) {
+        if let Some(limit) = &mut self.rate_limit {
+            limit.until = limit.until.before(step);
+        }
+    }
+
+    /// Sets the plan, and returns whether it changed.
+    pub(crate) fn set_plan(&mut self, plan: &str) -> bool {
+        let changed = self.plan != plan;
+        if changed {
+            plan.clone_into(&mut self.plan);
+        }
+        changed
+    }
+
+    /// Sets the weight, and returns whether it changed.
+    pub(crate) fn set_own_weight(&mut self, weight: Option<f64>) -> bool {
+        let changed = self.own_weight != weight;
+        self.own_weight = weight;
+        changed
+    }
+
+    pub(crate) fn record_failure(&mut self, now: Timestamp) {
+        if self.failures.len() >= FAILURES_MAX {
+            self.failures.pop_front();
+        }
+        self.failures.push_back(now);
+    }
+
+    pub(crate) fn record_latency(&mut self, latency: Duration) {
+        let latency_ms = latency.as_secs_f64() * 1e3;
+        let average = self.latency_ms.map_or(latency_ms, |average| {
+            average + (latency_ms - average) * LATENCY_WEIGHT
+        });
+        self.latency_ms = Some(average);
+    }
+
+    fn recent_failures(&self, now: Timestamp) -> u32 {
+        let recent = self
+            .failures
+            .iter()
+            .filter(|failed_at| now.since(**failed_at) < FAILURE_MEMORY);
+        recent.count() as u32
+    }
+}
+
+/// Returns when a refusal ends that upstream says ends at `until`.
+pub(crate) fn rate_limit_end(until: Option<Timestamp>, now: Timestamp) -> Timestamp {
+    until
+        .filter(|until| *until > now)
+        .unwrap_or_else(|| now.after(RATE_LIMIT_DEFAULT))
+        .min(now.after(RATE_LIMIT_MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp(1_000_000);
+    const CAPS: Caps = Caps {
+        five_hour: 99.0,
+        weekly: 99.0,
+    };
+
+    #[test]
+    fn a_rate_limit_ends_by_itself() {
+        let mut usage = AccountUsage::default();
+        usage.limit(Timestamp(1_060_000), None);
+        assert!(!usage.candidate(CAPS, NOW).usable);
+        assert_eq!(usage.candidate(CAPS, NOW).limited, 1.0);
+        assert_eq!(usage.usable_again_at(CAPS, NOW), Some(Timestamp(1_060_000)));
+        assert!(usage.candidate(CAPS, Timestamp(1_060_000)).usable);
+    }
+
+    #[test]
+    fn failures_are_forgotten_and_bounded() {
+        let mut usage = AccountUsage::default();
+        for _ in 0..100 {
+            usage.record_failure(NOW);
+        }
+        assert_eq!(usage.candidate(CAPS, NOW).recent_failures, 64);
+        let later = NOW.after(FAILURE_MEMORY);
+        assert_eq!(usage.candidate(CAPS, later).recent_failures, 0);
+    }
+}

@@ -1,0 +1,136 @@
+//! When upstream is asked for a credential's usage next, and how the last poll ended.
+//!
+//! Does not know what a poll returns. Invariant: a failed poll changes nothing but the time of the
+//! next one.
+
+use std::time::Duration;
+
+use crate::values::clock::Timestamp;
+
+/// The pauses after consecutive failures; the last one repeats.
+const BACK_OFF: [Duration; 4] = [
+    Duration::from_secs(60),
+    Duration::from_secs(120),
+    Duration::from_secs(240),
+    Duration::from_secs(300),
+];
+
+/// The bounds of the pause that a usage API's `Retry-After` can ask for.
+const RETRY_AFTER_MIN: Duration = Duration::from_secs(1);
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(60 * 60);
+
+/// Whether a credential had requests since its last poll.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Traffic {
+    Some,
+    None,
+}
+
+/// What is known about the polls of a credential.
+#[derive(Debug, Default)]
+pub(crate) struct PollSchedule {
+    succeeded_at: Option<Timestamp>,
+    /// Why the last poll failed, if it did.
+    failure: Option<String>,
+    polled_at: Option<Timestamp>,
+    /// No poll before this; set after a failure.
+    paused_until: Option<Timestamp>,
+    /// Consecutive failures.
+    failures: usize,
+}
+
+impl PollSchedule {
+    /// Returns when the next poll is due: once at start, and once an `interval` while there is
+    /// traffic. `None` if not before there is traffic.
+    pub(crate) fn due_at(
+        &self,
+        traffic: Traffic,
+        interval: Duration,
+        now: Timestamp,
+    ) -> Option<Timestamp> {
+        // Times further ahead than any that were ever set: the clock was set back.
+        let polled_at = self.polled_at.filter(|at| *at <= now);
+        let paused_until = self
+            .paused_until
+            .filter(|until| until.since(now) <= RETRY_AFTER_MAX);
+        match (polled_at, &self.failure, traffic) {
+            (None, _, _) => Some(now),
+            (Some(_), Some(_), _) => Some(paused_until.unwrap_or(now)),
+            (Some(polled_at), None, Traffic::Some) => Some(polled_at.after(interval)),
+            (Some(_), None, Traffic::None) => None,
+        }
+    }
+
+    pub(crate) fn succeed(&mut self, now: Timestamp) {
+        *self = Self {
+            succeeded_at: Some(now),
+            polled_at: Some(now),
+            ..Self::default()
+        };
+    }
+
+    pub(crate) fn fail(&mut self, reason: String, retry_after: Option<Duration>, now: Timestamp) {
+        let pause = match retry_after {
+            Some(pause) => pause.clamp(RETRY_AFTER_MIN, RETRY_AFTER_MAX),
+            None => BACK_OFF[self.failures.min(BACK_OFF.len() - 1)],
+        };
+        self.failures += 1;
+        self.polled_at = Some(now);
+        self.paused_until = Some(now.after(pause));
+        self.failure = Some(reason);
+    }
+
+    /// Returns when the last poll succeeded.
+    pub(crate) fn succeeded_at(&self) -> Option<Timestamp> {
+        self.succeeded_at
+    }
+
+    /// Returns why the last poll failed, if it did.
+    pub(crate) fn failure(&self) -> Option<&str> {
+        self.failure.as_deref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp(2_000_000_000_000);
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_poll_is_due_once_at_start_and_then_while_there_is_traffic() {
+        let mut schedule = PollSchedule::default();
+        assert_eq!(schedule.due_at(Traffic::None, MINUTE, NOW), Some(NOW));
+        schedule.succeed(NOW);
+        assert_eq!(schedule.due_at(Traffic::None, MINUTE, NOW), None);
+        assert_eq!(
+            schedule.due_at(Traffic::Some, MINUTE, NOW),
+            Some(NOW.after(MINUTE))
+        );
+        assert_eq!(
+            schedule.due_at(Traffic::None, MINUTE, Timestamp(5)),
+            Some(Timestamp(5)),
+            "the clock was set back"
+        );
+    }
+
+    #[test]
+    fn failures_back_off_to_five_minutes_or_for_the_time_that_upstream_asks_for() {
+        let mut schedule = PollSchedule::default();
+        for minutes in [1, 2, 4, 5, 5] {
+            schedule.fail("500".to_owned(), None, NOW);
+            assert_eq!(
+                schedule.due_at(Traffic::Some, MINUTE, NOW),
+                Some(NOW.after(MINUTE * minutes))
+            );
+        }
+        schedule.fail("429".to_owned(), Some(Duration::from_secs(7)), NOW);
+        assert_eq!(
+            schedule.due_at(Traffic::None, MINUTE, NOW),
+            Some(NOW.after(Duration::from_secs(7)))
+        );
+        schedule.succeed(NOW);
+        assert_eq!(schedule.failure(), None);
+    }
+}

@@ -1,0 +1,145 @@
+//! How much of a credential's account is used: from responses, refusals and polls to what balancers
+//! see.
+//!
+//! Does not know how a poll is sent. Invariant: what is reported about one account never changes
+//! what is known about another one.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::credential::Credential;
+use super::identity::UpstreamIdentity;
+use super::state::{StartedPoll, UsageReport};
+use crate::values::candidate::Candidate;
+use crate::values::clock::Timestamp;
+use crate::values::windows::{Reading, Span};
+
+/// What is known.
+impl Credential {
+    /// Returns what a balancer sees of it, except what concerns one request. The windows of an API
+    /// key are unknown.
+    pub fn candidate(&self, now: Timestamp) -> Candidate {
+        let mut candidate = self.state_at(now).candidate(now);
+        candidate.in_flight = self.in_flight();
+        candidate
+    }
+
+    /// Whether it has no room: upstream rate-limits it, or its use reached a cap.
+    pub fn is_used_up(&self, now: Timestamp) -> bool {
+        self.state_at(now).is_used_up(now)
+    }
+
+    /// Returns when it is usable again, if it is loaded and rate-limited or over a cap.
+    pub fn usable_again_at(&self, now: Timestamp) -> Option<Timestamp> {
+        self.state_at(now).usable_again_at(now)
+    }
+
+    /// Returns its plan; empty while unknown.
+    pub fn plan(&self) -> String {
+        self.state().usage().plan().to_owned()
+    }
+
+    /// Returns the weight of its capacity, if it reports one: another gateway does.
+    pub fn own_weight(&self) -> Option<f64> {
+        self.state().usage().own_weight()
+    }
+
+    /// Returns the start of its week, in Unix seconds.
+    pub fn week_start_unix(&self, now: Timestamp) -> Option<u64> {
+        self.state().usage().windows().week_start_unix(now)
+    }
+
+    /// Returns the used shares of its windows, in percent: 5-hour and weekly.
+    pub fn used(&self, now: Timestamp) -> (f64, f64) {
+        let windows = *self.state().usage().windows();
+        (
+            windows.used(Span::FiveHour, now),
+            windows.used(Span::Weekly, now),
+        )
+    }
+}
+
+/// Responses.
+impl Credential {
+    /// Records the windows that a response to `presented` reports. Those of another gateway are
+    /// ignored: they are about one of its credentials.
+    pub fn observe(&self, presented: &UpstreamIdentity, reading: &Reading, now: Timestamp) {
+        if self.external_url().is_some() || reading.is_empty() {
+            return;
+        }
+        let change = self.state_at(now).observe(presented, reading, now);
+        self.publish(change);
+    }
+
+    /// Records a refusal of `presented` by 429, and returns when it ends. An end that is past or
+    /// unknown counts as five minutes.
+    pub fn record_rate_limit(
+        &self,
+        presented: &UpstreamIdentity,
+        until: Option<Timestamp>,
+        window: Option<Span>,
+        now: Timestamp,
+    ) -> Timestamp {
+        let (until, change) = self.state_at(now).limit(presented, until, window, now);
+        self.publish(change);
+        until
+    }
+
+    /// Records a failed attempt.
+    pub fn record_failure(&self, now: Timestamp) {
+        self.state().record_failure(now);
+    }
+
+    /// Records how long a response's head took.
+    pub fn record_latency(&self, latency: Duration) {
+        self.state().record_latency(latency);
+    }
+}
+
+/// Polls.
+impl Credential {
+    /// Waits until a poll is due, and starts it: one is due at start, and one an interval while
+    /// there is traffic.
+    pub async fn wait_until_poll_due(&self) -> StartedPoll {
+        loop {
+            let now = Timestamp::now();
+            let due = self.state_at(now).poll_due_at(self.traffic(), now);
+            match due {
+                Some(due) if due <= now => {
+                    if let Some(poll) = self.start_poll() {
+                        return poll;
+                    }
+                }
+                Some(due) => drop(timeout(due.since(now), self.poll_needed().notified()).await),
+                None => self.poll_needed().notified().await,
+            }
+        }
+    }
+
+    /// Starts a poll, if the credential is loaded. Requests from now on ask for the next one.
+    pub fn start_poll(&self) -> Option<StartedPoll> {
+        let state = self.state();
+        self.reset_traffic();
+        state.start_poll()
+    }
+
+    /// Records what a poll reports. Its windows replace the known ones, unless a response reported
+    /// windows since the poll began.
+    pub fn record_poll(&self, poll: &StartedPoll, report: &UsageReport, now: Timestamp) {
+        let change = self.state_at(now).record_poll(poll, report, now);
+        self.publish(change);
+    }
+
+    /// Records that a poll failed.
+    pub fn record_poll_failure(
+        &self,
+        poll: &StartedPoll,
+        reason: String,
+        retry_after: Option<Duration>,
+        now: Timestamp,
+    ) {
+        self.state()
+            .record_poll_failure(poll, reason, retry_after, now);
+    }
+}
