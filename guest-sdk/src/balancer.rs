@@ -96,7 +96,7 @@ impl Decision {
     }
 }
 
-/// The columns for which this SDK has an accessor, in the order of [`Column`].
+/// The columns for which this SDK has an accessor, in the order of [`TableColumn`].
 const COLUMNS: [&str; 13] = [
     "usable",
     "five-hour-used",
@@ -114,7 +114,7 @@ const COLUMNS: [&str; 13] = [
 ];
 
 #[derive(Clone, Copy)]
-enum Column {
+enum TableColumn {
     Usable,
     FiveHourUsed,
     FiveHourCap,
@@ -132,21 +132,21 @@ enum Column {
 
 /// A pool's members and the position of each known column in the table.
 #[derive(Debug, Clone, Default)]
-pub struct Pool {
-    members: Vec<Member>,
+pub struct PoolLayout {
+    members: Vec<PoolMember>,
     width: usize,
     /// A column that the host does not supply has a position past the end of every row.
     places: [usize; COLUMNS.len()],
 }
 
 #[derive(Debug, Clone)]
-struct Member {
+struct PoolMember {
     tag: String,
     plan: String,
     weight: f64,
 }
 
-impl Pool {
+impl PoolLayout {
     pub(crate) fn new(
         columns: &[String],
         members: Vec<(String, String)>,
@@ -154,7 +154,7 @@ impl Pool {
     ) -> Self {
         let members = members
             .into_iter()
-            .map(|(tag, plan)| Member {
+            .map(|(tag, plan)| PoolMember {
                 weight: weights.of(&plan),
                 tag,
                 plan,
@@ -186,7 +186,7 @@ impl Pool {
 /// The members of a pool with their figures at the time of a request.
 #[derive(Debug, Clone, Copy)]
 pub struct Candidates<'a> {
-    pool: &'a Pool,
+    pool: &'a PoolLayout,
     table: &'a [f64],
     home: Option<usize>,
 }
@@ -195,7 +195,7 @@ impl<'a> Candidates<'a> {
     /// # Errors
     /// Returns an error if the table's size does not match the pool, which is a violation of the
     /// contract by the host.
-    pub(crate) fn new(pool: &'a Pool, table: &'a [f64], home: i32) -> Result<Self, String> {
+    pub(crate) fn new(pool: &'a PoolLayout, table: &'a [f64], home: i32) -> Result<Self, String> {
         let expected = pool.members.len() * pool.width;
         if table.len() != expected {
             return Err(format!(
@@ -289,7 +289,7 @@ impl<'a> Candidates<'a> {
 pub struct Candidate<'a> {
     index: usize,
     row: &'a [f64],
-    pool: &'a Pool,
+    pool: &'a PoolLayout,
 }
 
 impl<'a> Candidate<'a> {
@@ -311,72 +311,74 @@ impl<'a> Candidate<'a> {
     /// Returns the weight of the member's capacity: the weight it reports (another gateway does),
     /// else its plan's weight.
     pub fn weight(&self) -> f64 {
-        let own = self.known(Column::OwnWeight).filter(|weight| *weight > 0.0);
+        let own = self
+            .known(TableColumn::OwnWeight)
+            .filter(|weight| *weight > 0.0);
         own.unwrap_or(self.pool.members[self.index].weight)
     }
 
     /// Returns `true` if the member may be chosen.
     pub fn usable(&self) -> bool {
-        self.known(Column::Usable) == Some(1.0)
+        self.known(TableColumn::Usable) == Some(1.0)
     }
 
     /// Returns the used part of the 5-hour window, in percent.
     pub fn five_hour_used(&self) -> f64 {
-        self.known(Column::FiveHourUsed).unwrap_or(0.0)
+        self.known(TableColumn::FiveHourUsed).unwrap_or(0.0)
     }
 
     /// Returns the percentage of the 5-hour window at which the credential pauses.
     pub fn five_hour_cap(&self) -> f64 {
-        self.known(Column::FiveHourCap).unwrap_or(100.0)
+        self.known(TableColumn::FiveHourCap).unwrap_or(100.0)
     }
 
     /// Returns the minutes until the 5-hour window resets, if known.
     pub fn five_hour_reset(&self) -> Option<f64> {
-        self.known(Column::FiveHourReset)
+        self.known(TableColumn::FiveHourReset)
             .filter(|minutes| *minutes >= 0.0)
     }
 
     /// Returns the used part of the weekly window, in percent.
     pub fn weekly_used(&self) -> f64 {
-        self.known(Column::WeeklyUsed).unwrap_or(0.0)
+        self.known(TableColumn::WeeklyUsed).unwrap_or(0.0)
     }
 
     /// Returns the percentage of the weekly window at which the credential pauses.
     pub fn weekly_cap(&self) -> f64 {
-        self.known(Column::WeeklyCap).unwrap_or(100.0)
+        self.known(TableColumn::WeeklyCap).unwrap_or(100.0)
     }
 
     /// Returns the minutes until the weekly window resets, if known.
     pub fn weekly_reset(&self) -> Option<f64> {
-        self.known(Column::WeeklyReset)
+        self.known(TableColumn::WeeklyReset)
             .filter(|minutes| *minutes >= 0.0)
     }
 
     /// Returns the minutes for which the member remains rate-limited after a 429, or 0 if it is
     /// not.
     pub fn limited(&self) -> f64 {
-        self.known(Column::Limited).unwrap_or(0.0)
+        self.known(TableColumn::Limited).unwrap_or(0.0)
     }
 
     /// Returns the number of requests in flight.
     pub fn in_flight(&self) -> f64 {
-        self.known(Column::InFlight).unwrap_or(0.0)
+        self.known(TableColumn::InFlight).unwrap_or(0.0)
     }
 
     /// Returns the number of failed attempts within the last five minutes.
     pub fn recent_failures(&self) -> f64 {
-        self.known(Column::RecentFailures).unwrap_or(0.0)
+        self.known(TableColumn::RecentFailures).unwrap_or(0.0)
     }
 
     /// Returns the moving average of the time to the response head in milliseconds, if known.
     pub fn recent_latency(&self) -> Option<f64> {
-        self.known(Column::RecentLatency)
+        self.known(TableColumn::RecentLatency)
             .filter(|latency| *latency >= 0.0)
     }
 
     /// Returns `true` if the member issued the response that the request continues.
     pub fn continues(&self) -> bool {
-        self.known(Column::Continues) == Some(1.0)
+        self.known(TableColumn::Continues) == Some(1.0)
     }
 
     /// Returns `true` if the member is rate-limited, or a window is at its cap, for more than ten
@@ -407,7 +409,7 @@ impl<'a> Candidate<'a> {
         }
     }
 
-    fn known(&self, column: Column) -> Option<f64> {
+    fn known(&self, column: TableColumn) -> Option<f64> {
         self.row.get(self.pool.places[column as usize]).copied()
     }
 }

@@ -2,12 +2,12 @@
 
 use std::cell::OnceCell;
 
-use crate::balancer::{Balancer, Candidates, Pool, Weights};
+use crate::balancer::{Balancer, Candidates, PoolLayout, Weights};
 use crate::bindings::balancer::exports::tollgate::policy::balancer as balancer_world;
 use crate::bindings::lifecycle::tollgate::policy::types;
 use crate::bindings::pricer::exports::tollgate::policy::pricer as pricer_world;
 use crate::config;
-use crate::pricer::{Columns, Pricer};
+use crate::pricer::{Pricer, TokenColumns};
 use crate::request::Request;
 use crate::rewriter::{Edit, Headers, Refusal, Rewriter};
 
@@ -35,13 +35,13 @@ pub fn is_pricer<P: Pricer>() {}
 
 /// A configured instance of an author's type, with the pool or columns that the host passed to it
 /// last.
-pub struct Instance<P, Known> {
+pub struct ConfiguredPolicy<P, Known> {
     policy: OnceCell<P>,
     weights: OnceCell<Weights>,
     known: std::cell::RefCell<Known>,
 }
 
-impl<P, Known: Default> Default for Instance<P, Known> {
+impl<P, Known: Default> Default for ConfiguredPolicy<P, Known> {
     fn default() -> Self {
         Self {
             policy: OnceCell::new(),
@@ -51,7 +51,7 @@ impl<P, Known: Default> Default for Instance<P, Known> {
     }
 }
 
-impl<P, Known> Instance<P, Known> {
+impl<P, Known> ConfiguredPolicy<P, Known> {
     fn set_policy(&self, created: Result<P, String>) -> Result<(), Vec<types::Diagnostic>> {
         let policy = created.map_err(diagnostic)?;
         self.policy
@@ -61,13 +61,13 @@ impl<P, Known> Instance<P, Known> {
 }
 
 /// The instance of a balancer, with its pool.
-pub type BalancerInstance<P> = Instance<P, Pool>;
+pub type BalancerInstance<P> = ConfiguredPolicy<P, PoolLayout>;
 /// The instance of a rewriter.
-pub type RewriterInstance<P> = Instance<P, ()>;
+pub type RewriterInstance<P> = ConfiguredPolicy<P, ()>;
 /// The instance of a pricer, with the positions of its columns.
-pub type PricerInstance<P> = Instance<P, Columns>;
+pub type PricerInstance<P> = ConfiguredPolicy<P, TokenColumns>;
 
-impl<P: Balancer> Instance<P, Pool> {
+impl<P: Balancer> ConfiguredPolicy<P, PoolLayout> {
     /// Implements `lifecycle.describe`.
     pub fn describe(name: &str, version: &str) -> types::Manifest {
         types::Manifest {
@@ -95,7 +95,7 @@ impl<P: Balancer> Instance<P, Pool> {
             .into_iter()
             .map(|member| (member.tag, member.plan))
             .collect();
-        let pool = Pool::new(
+        let pool = PoolLayout::new(
             &columns,
             members,
             self.weights.get_or_init(Weights::default),
@@ -124,7 +124,7 @@ impl<P: Balancer> Instance<P, Pool> {
     }
 }
 
-impl<P: Rewriter> Instance<P, ()> {
+impl<P: Rewriter> ConfiguredPolicy<P, ()> {
     /// Implements `lifecycle.describe`.
     pub fn describe(name: &str, version: &str) -> types::Manifest {
         types::Manifest {
@@ -171,7 +171,7 @@ impl<P: Rewriter> Instance<P, ()> {
     }
 }
 
-impl<P: Pricer> Instance<P, Columns> {
+impl<P: Pricer> ConfiguredPolicy<P, TokenColumns> {
     /// Implements `lifecycle.describe`.
     pub fn describe(name: &str, version: &str) -> types::Manifest {
         types::Manifest {
@@ -191,7 +191,7 @@ impl<P: Pricer> Instance<P, Columns> {
 
     /// Implements `pricer.columns`.
     pub fn columns(&self, columns: &[String]) {
-        *self.known.borrow_mut() = Columns::new(columns);
+        *self.known.borrow_mut() = TokenColumns::new(columns);
     }
 
     /// Implements `pricer.price`.

@@ -72,12 +72,12 @@ const KINDS: [&str; 5] = ["input", "cached", "cache-write", "output", "reasoning
 
 /// The position of each known kind of token in the host's lists.
 #[derive(Debug, Clone, Default)]
-pub struct Columns {
+pub struct TokenColumns {
     width: usize,
     places: [Option<usize>; KINDS.len()],
 }
 
-impl Columns {
+impl TokenColumns {
     pub(crate) fn new(columns: &[String]) -> Self {
         let places = KINDS.map(|kind| columns.iter().position(|column| column == kind));
         Self {

@@ -1,6 +1,6 @@
 //! Pools and requests for testing a policy natively, without wasm.
 
-use crate::balancer::{Balancer, Candidates, Decision, Pool, Weights};
+use crate::balancer::{Balancer, Candidates, Decision, PoolLayout, Weights};
 use crate::bindings::lifecycle::tollgate::policy::types;
 use crate::request::Request;
 
@@ -36,7 +36,9 @@ impl Member {
     /// # Panics
     /// Panics if there is no such column.
     pub fn with(mut self, column: &str, value: f64) -> Self {
-        let place = Pool::column_names().iter().position(|name| name == column);
+        let place = PoolLayout::column_names()
+            .iter()
+            .position(|name| name == column);
         let place = place.unwrap_or_else(|| panic!("unknown column {column:?}"));
         self.row[place] = value;
         self
@@ -78,7 +80,7 @@ pub fn pick<P: Balancer>(
         .iter()
         .map(|member| (member.tag.clone(), member.plan.clone()))
         .collect();
-    let pool = Pool::new(&Pool::column_names(), named, &weights);
+    let pool = PoolLayout::new(&PoolLayout::column_names(), named, &weights);
     let table: Vec<f64> = members
         .iter()
         .flat_map(|member| member.row.clone())

@@ -12,7 +12,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use tollgate_policy::{Counts, Price, Pricer, Request};
 
-use table::{Family, Rates, Table};
+use table::{FamilyPrices, PriceTable, ServiceTier, TokenRates};
 
 /// Input beyond this many tokens is charged at the family's long-context price, if it has one.
 const SHORT_CONTEXT: u64 = 272_000;
@@ -30,7 +30,7 @@ struct Config {
     /// Prices by model family. They are added to the shipped prices and replace those of the same
     /// name.
     #[serde(default)]
-    prices: BTreeMap<String, Family>,
+    prices: BTreeMap<String, FamilyPrices>,
     /// Whether the shipped prices apply to models that `prices` does not name.
     #[serde(default = "yes")]
     shipped_prices: bool,
@@ -41,7 +41,7 @@ fn yes() -> bool {
 }
 
 struct OpenAiPricing {
-    table: Table,
+    table: PriceTable,
 }
 
 impl Pricer for OpenAiPricing {
@@ -51,9 +51,9 @@ impl Pricer for OpenAiPricing {
 
     fn new(config: Config) -> Result<Self, String> {
         let mut table = if config.shipped_prices {
-            Table::shipped()?
+            PriceTable::shipped()?
         } else {
-            Table::default()
+            PriceTable::default()
         };
         for (name, family) in config.prices {
             table.insert(name, &family)?;
@@ -70,10 +70,10 @@ impl Pricer for OpenAiPricing {
             .table
             .find(model)
             .ok_or_else(|| format!("model {model:?} has no price"))?;
-        let tier = tier(request.string(SERVICE_TIER));
+        let tier = ServiceTier::charged_for(request.string(SERVICE_TIER));
         let (rates, context_window) = prices
-            .rates(tier, counts.input > SHORT_CONTEXT)
-            .ok_or_else(|| format!("model {model:?} has no price for tier {tier:?}"))?;
+            .rates(tier, counts.input)
+            .ok_or_else(|| format!("model {model:?} has no price for tier {:?}", tier.as_str()))?;
         Ok(Price {
             context_window,
             ..cost(rates, counts)
@@ -81,15 +81,7 @@ impl Pricer for OpenAiPricing {
     }
 }
 
-/// Returns the tier to charge. `auto`, `scale`, unknown and missing tiers count as `default`.
-fn tier(named: &str) -> &str {
-    match named {
-        "flex" | "priority" => named,
-        _ => "default",
-    }
-}
-
-fn cost(rates: &Rates, counts: &Counts) -> Price {
+fn cost(rates: &TokenRates, counts: &Counts) -> Price {
     let plain = counts
         .input
         .saturating_sub(counts.cached)

@@ -24,7 +24,7 @@ const USD_PER_MILLION_MAX: f64 = 1_000_000.0;
         reason = "source and date are documentation for readers of the table"
     )
 )]
-pub(crate) struct Family {
+pub(crate) struct FamilyPrices {
     /// The source of the figures.
     #[serde(default)]
     source: String,
@@ -32,20 +32,20 @@ pub(crate) struct Family {
     #[serde(default)]
     date: String,
     /// Prices of the default tier.
-    default: Usd,
+    default: UsdPrices,
     /// Prices of the default tier beyond 272,000 input tokens.
-    long: Option<Usd>,
+    long: Option<UsdPrices>,
     /// Prices of the flex tier, or their ratio to the default tier's.
-    flex: Option<Tier>,
+    flex: Option<TierPrices>,
     /// Prices of the priority tier, or their ratio to the default tier's.
-    priority: Option<Tier>,
+    priority: Option<TierPrices>,
 }
 
 /// Prices in USD per million tokens.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(crate = "tollgate_policy::schemars")]
-struct Usd {
+struct UsdPrices {
     /// Input tokens.
     #[schemars(range(min = 0.0))]
     input: f64,
@@ -63,19 +63,19 @@ struct Usd {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(untagged)]
 #[schemars(crate = "tollgate_policy::schemars")]
-enum Tier {
+enum TierPrices {
     /// A multiple of the default tier's prices, including the long-context prices.
     Ratio(#[schemars(range(min = 0.0))] f64),
     /// Separate prices. A tier with separate prices has no long-context price.
-    Own(Usd),
+    Own(UsdPrices),
 }
 
 /// The cost of one token in pico-dollars (10^-12 USD), so that prices below a nano-dollar per token
 /// stay integers.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Rate(u64);
+pub(crate) struct TokenRate(u64);
 
-impl Rate {
+impl TokenRate {
     fn from_usd_per_million(usd: f64) -> Result<Self, String> {
         if !(0.0..=USD_PER_MILLION_MAX).contains(&usd) {
             return Err(format!(
@@ -99,94 +99,130 @@ impl Rate {
 
 /// The rates of one tier at one context length.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Rates {
-    pub(crate) input: Rate,
-    pub(crate) cached: Rate,
-    pub(crate) cache_write: Rate,
-    pub(crate) output: Rate,
+pub(crate) struct TokenRates {
+    pub(crate) input: TokenRate,
+    pub(crate) cached: TokenRate,
+    pub(crate) cache_write: TokenRate,
+    pub(crate) output: TokenRate,
 }
 
-impl Rates {
-    fn new(usd: &Usd, ratio: f64) -> Result<Self, String> {
+impl TokenRates {
+    fn new(usd: &UsdPrices, ratio: f64) -> Result<Self, String> {
         Ok(Self {
-            input: Rate::from_usd_per_million(usd.input * ratio)?,
-            cached: Rate::from_usd_per_million(usd.cached * ratio)?,
-            cache_write: Rate::from_usd_per_million(usd.cache_write.unwrap_or(usd.input) * ratio)?,
-            output: Rate::from_usd_per_million(usd.output * ratio)?,
+            input: TokenRate::from_usd_per_million(usd.input * ratio)?,
+            cached: TokenRate::from_usd_per_million(usd.cached * ratio)?,
+            cache_write: TokenRate::from_usd_per_million(
+                usd.cache_write.unwrap_or(usd.input) * ratio,
+            )?,
+            output: TokenRate::from_usd_per_million(usd.output * ratio)?,
         })
     }
 }
 
-/// The prices of one family, ready to charge.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Prices {
-    by_tier: [Option<TierRates>; 3],
+/// A service tier that is charged separately.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ServiceTier {
+    Default,
+    Flex,
+    Priority,
+}
+
+impl ServiceTier {
+    /// Returns the tier to charge. `auto`, `scale`, unknown and missing tiers count as `default`.
+    pub(crate) fn charged_for(name: &str) -> Self {
+        match name {
+            "flex" => Self::Flex,
+            "priority" => Self::Priority,
+            _ => Self::Default,
+        }
+    }
+
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Default => "default",
+            Self::Flex => "flex",
+            Self::Priority => "priority",
+        }
+    }
+}
+
+/// The rates of one family.
+#[derive(Debug, Clone)]
+pub(crate) struct FamilyRates {
+    default: RatesByContext,
+    flex: Option<RatesByContext>,
+    priority: Option<RatesByContext>,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct TierRates {
-    short: Rates,
-    long: Option<Rates>,
+struct RatesByContext {
+    short: TokenRates,
+    long: Option<TokenRates>,
 }
 
-impl Prices {
-    fn new(family: &Family) -> Result<Self, String> {
-        let scaled = |ratio: f64| -> Result<TierRates, String> {
-            let long = family
-                .long
-                .as_ref()
-                .map(|long| Rates::new(long, ratio))
-                .transpose()?;
-            Ok(TierRates {
-                short: Rates::new(&family.default, ratio)?,
-                long,
-            })
-        };
-        let tier = |tier: &Option<Tier>| match tier {
+impl FamilyRates {
+    fn new(family: &FamilyPrices) -> Result<Self, String> {
+        let tier = |prices: &Option<TierPrices>| match prices {
+            Some(prices) => RatesByContext::of_tier(family, prices).map(Some),
             None => Ok(None),
-            Some(Tier::Ratio(ratio)) => scaled(*ratio).map(Some),
-            Some(Tier::Own(usd)) => Ok(Some(TierRates {
-                short: Rates::new(usd, 1.0)?,
-                long: None,
-            })),
         };
         Ok(Self {
-            by_tier: [
-                Some(scaled(1.0)?),
-                tier(&family.flex)?,
-                tier(&family.priority)?,
-            ],
+            default: RatesByContext::scaled(family, 1.0)?,
+            flex: tier(&family.flex)?,
+            priority: tier(&family.priority)?,
         })
     }
 
-    /// Returns the rates of `tier` and the context window they apply to, or `None` if the tier has
-    /// no price.
-    pub(crate) fn rates(&self, tier: &str, beyond_short_context: bool) -> Option<(&Rates, u64)> {
-        let place = match tier {
-            "flex" => 1,
-            "priority" => 2,
-            _ => 0,
-        };
-        let rates = self.by_tier[place].as_ref()?;
+    /// Returns the rates for `input` tokens in `tier` and the context window they apply to, or
+    /// `None` if the tier has no price.
+    pub(crate) fn rates(&self, tier: ServiceTier, input: u64) -> Option<(&TokenRates, u64)> {
+        let rates = match tier {
+            ServiceTier::Default => Some(&self.default),
+            ServiceTier::Flex => self.flex.as_ref(),
+            ServiceTier::Priority => self.priority.as_ref(),
+        }?;
         match &rates.long {
-            Some(long) if beyond_short_context => Some((long, LONG_CONTEXT)),
+            Some(long) if input > SHORT_CONTEXT => Some((long, LONG_CONTEXT)),
             _ => Some((&rates.short, SHORT_CONTEXT)),
         }
     }
 }
 
-/// Prices by the name of the model family.
-#[derive(Debug, Default)]
-pub(crate) struct Table {
-    /// Keyed by names from the operator's configuration, so a hash that resists collisions is not
-    /// needed.
-    families: FxHashMap<String, Prices>,
+impl RatesByContext {
+    fn of_tier(family: &FamilyPrices, prices: &TierPrices) -> Result<Self, String> {
+        match prices {
+            TierPrices::Ratio(ratio) => Self::scaled(family, *ratio),
+            TierPrices::Own(usd) => Ok(Self {
+                short: TokenRates::new(usd, 1.0)?,
+                long: None,
+            }),
+        }
+    }
+
+    fn scaled(family: &FamilyPrices, ratio: f64) -> Result<Self, String> {
+        let long = match &family.long {
+            Some(long) => Some(TokenRates::new(long, ratio)?),
+            None => None,
+        };
+        Ok(Self {
+            short: TokenRates::new(&family.default, ratio)?,
+            long,
+        })
+    }
 }
 
-impl Table {
+/// Prices by the name of the model family.
+#[derive(Debug, Default)]
+pub(crate) struct PriceTable {
+    /// Keyed by names from the operator's configuration, so a hash that resists collisions is not
+    /// needed.
+    families: FxHashMap<String, FamilyRates>,
+}
+
+impl PriceTable {
     /// Creates the table from the embedded `prices.json`.
     pub(crate) fn shipped() -> Result<Self, String> {
-        let families: BTreeMap<String, Family> =
+        let families: BTreeMap<String, FamilyPrices> =
             serde_json::from_str(SHIPPED).map_err(|error| format!("shipped prices: {error}"))?;
         let mut table = Self::default();
         for (name, family) in families {
@@ -195,14 +231,14 @@ impl Table {
         Ok(table)
     }
 
-    pub(crate) fn insert(&mut self, name: String, family: &Family) -> Result<(), String> {
-        let prices = Prices::new(family).map_err(|error| format!("prices.{name}: {error}"))?;
+    pub(crate) fn insert(&mut self, name: String, family: &FamilyPrices) -> Result<(), String> {
+        let prices = FamilyRates::new(family).map_err(|error| format!("prices.{name}: {error}"))?;
         self.families.insert(name, prices);
         Ok(())
     }
 
     /// Returns the prices listed under `model`, or under its name without a trailing date.
-    pub(crate) fn find(&self, model: &str) -> Option<&Prices> {
+    pub(crate) fn find(&self, model: &str) -> Option<&FamilyRates> {
         self.families
             .get(model)
             .or_else(|| self.families.get(undated(model)?))
@@ -225,7 +261,7 @@ mod tests {
 
     #[test]
     fn every_shipped_price_names_its_source_and_date() {
-        let families: BTreeMap<String, Family> =
+        let families: BTreeMap<String, FamilyPrices> =
             serde_json::from_str(SHIPPED).expect("prices.json is well formed");
         assert!(families.len() > 20);
         for (name, family) in families {
@@ -250,7 +286,7 @@ mod tests {
             for tokens in [0, 1, 499, edge, edge + 1] {
                 let expected = (u128::from(rate) * u128::from(tokens) + 500) / 1000;
                 assert_eq!(
-                    u128::from(Rate(rate).of(tokens)),
+                    u128::from(TokenRate(rate).of(tokens)),
                     expected,
                     "{rate} times {tokens}"
                 );
@@ -260,7 +296,7 @@ mod tests {
 
     #[test]
     fn every_shipped_price_can_be_charged() {
-        let table = Table::shipped().expect("prices.json is within bounds");
+        let table = PriceTable::shipped().expect("prices.json is within bounds");
         assert!(table.find("gpt-5.3-codex").is_some());
     }
 }

@@ -28,9 +28,9 @@ struct Config {
 
 const BURN_STEPS: u32 = 1_200_000;
 
-struct Faulty(Fault);
+struct FaultyBalancer(Fault);
 
-impl Balancer for Faulty {
+impl Balancer for FaultyBalancer {
     type Config = Config;
 
     const STRINGS: &'static [&'static str] = &["service"];
@@ -91,4 +91,4 @@ fn burn() {
     std::hint::black_box(mixed);
 }
 
-tollgate_policy::export_balancer!(Faulty);
+tollgate_policy::export_balancer!(FaultyBalancer);

@@ -21,9 +21,9 @@ struct Config {
     fault: Fault,
 }
 
-struct Faulty(Fault);
+struct FaultyPricer(Fault);
 
-impl Pricer for Faulty {
+impl Pricer for FaultyPricer {
     type Config = Config;
 
     const STRINGS: &'static [&'static str] = &["service"];
@@ -50,4 +50,4 @@ impl Pricer for Faulty {
     }
 }
 
-tollgate_policy::export_pricer!(Faulty);
+tollgate_policy::export_pricer!(FaultyPricer);

@@ -31,9 +31,9 @@ struct Config {
     fault: Fault,
 }
 
-struct Faulty(Fault);
+struct FaultyRewriter(Fault);
 
-impl Rewriter for Faulty {
+impl Rewriter for FaultyRewriter {
     type Config = Config;
 
     const STRINGS: &'static [&'static str] = &["service"];
@@ -117,4 +117,4 @@ impl Rewriter for Faulty {
     }
 }
 
-tollgate_policy::export_rewriter!(Faulty);
+tollgate_policy::export_rewriter!(FaultyRewriter);

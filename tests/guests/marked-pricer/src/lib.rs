@@ -13,12 +13,12 @@ const CONDUCT: std::ops::Range<usize> = 25..29;
 
 const BURN_STEPS: u32 = 1_200_000;
 
-struct Marked {
+struct MarkedPricer {
     price: u64,
     conduct: [u8; 4],
 }
 
-impl Pricer for Marked {
+impl Pricer for MarkedPricer {
     type Config = NoConfig;
 
     const STRINGS: &'static [&'static str] = &["service", "user"];
@@ -65,4 +65,4 @@ fn burn() {
     std::hint::black_box(mixed);
 }
 
-tollgate_policy::export_pricer!(Marked);
+tollgate_policy::export_pricer!(MarkedPricer);
