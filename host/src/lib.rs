@@ -1,7 +1,10 @@
-//! Tollgate: a gateway for several OpenAI Codex credentials and API keys, whose choices (which credential, which
-//! header fields, which price) are made by WebAssembly policies.
+//! Tollgate: a gateway in front of several OpenAI Codex credentials and API keys.
 //!
-//! Modules stand on floors; each imports only from lower ones. `ARCHITECTURE.md` has the picture.
+//! WebAssembly policies choose a credential for each request, edit its header fields and price its usage. A ledger records
+//! what each user spent.
+//!
+//! Modules stand on floors, and each imports only from lower ones: `ARCHITECTURE.md` has the picture. The library serves the
+//! `tollgate` command, the tests, the benchmark and the fuzz targets; it promises no stable interface.
 
 // Floor 0
 pub mod files;

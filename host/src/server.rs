@@ -84,6 +84,15 @@ pub struct Gateway {
     limits: Arc<Limits>,
 }
 
+/// How the wait for requests in flight ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum DrainResult {
+    /// All requests ended, or `limits.drain_timeout` is over.
+    Over,
+    /// An operator aborted it.
+    Aborted,
+}
+
 struct UsageFilesThread {
     writer: UsageFilesWriter,
     thread: JoinHandle<()>,
@@ -230,20 +239,11 @@ impl Gateway {
 
     /// Shuts down, and aborts the requests in flight as soon as `abort` returns. Aborted requests are recorded, too.
     pub async fn shut_down_or_abort(mut self, abort: impl Future<Output = ()>) {
-        self.phase.send_replace(Phase::Draining);
         let mut abort = pin!(abort);
-        let drained = async { while self.alive.recv().await.is_some() {} };
-        let is_aborted = tokio::select! {
-            drained = timeout(self.limits.drain_timeout, drained) => {
-                if drained.is_err() {
-                    tracing::warn!("limits.drain_timeout exceeded, aborting requests in flight");
-                }
-                false
-            }
-            () = abort.as_mut() => true,
-        };
+        self.phase.send_replace(Phase::Draining);
+        let drain = self.drain(abort.as_mut()).await;
         self.phase.send_replace(Phase::Ending);
-        self.await_background(is_aborted, abort).await;
+        self.await_background(drain, abort).await;
         // Every connection hands its rows to the ledger before it drops its service.
         while self.alive.recv().await.is_some() {}
         let ledger = Arc::clone(&self.ledger);
@@ -260,17 +260,31 @@ impl Gateway {
         }
     }
 
+    /// Waits for the requests in flight.
+    async fn drain(&mut self, abort: impl Future<Output = ()>) -> DrainResult {
+        let ended = async { while self.alive.recv().await.is_some() {} };
+        tokio::select! {
+            ended = timeout(self.limits.drain_timeout, ended) => {
+                if ended.is_err() {
+                    tracing::warn!("limits.drain_timeout exceeded, aborting requests in flight");
+                }
+                DrainResult::Over
+            }
+            () = abort => DrainResult::Aborted,
+        }
+    }
+
     /// Waits for background tasks, above all for a refresh in progress: its refresh token is spent.
     ///
     /// A child process would complete its refresh alone, but not if this process is the first of a container, with which all
     /// others end.
-    async fn await_background(&mut self, is_aborted: bool, abort: impl Future<Output = ()>) {
+    async fn await_background(&mut self, drain: DrainResult, abort: impl Future<Output = ()>) {
         let background = &mut self.background;
         let ended = async { while background.recv().await.is_some() {} };
-        match self.refresh_place {
-            RefreshPlace::ThisProcess => ended.await,
-            RefreshPlace::ChildProcess(_) if is_aborted => {}
-            RefreshPlace::ChildProcess(_) => tokio::select! {
+        match (&self.refresh_place, drain) {
+            (RefreshPlace::ThisProcess, _) => ended.await,
+            (RefreshPlace::ChildProcess(_), DrainResult::Aborted) => {}
+            (RefreshPlace::ChildProcess(_), DrainResult::Over) => tokio::select! {
                 () = ended => {}
                 () = abort => {}
             },

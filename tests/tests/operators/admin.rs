@@ -1,4 +1,4 @@
-//! The listener for operators: who may ask what, and what is told.
+//! The admin API: who may do what, and what its responses contain.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ const ALICE: &str = "canary-token-of-alice";
 const HEADER: &str = "canary-header-value";
 const ACCESS: &str = "access-canary";
 
-/// What happens by itself happens within this.
+/// The longest wait for what the gateway does by itself.
 const SOON: Duration = Duration::from_secs(20);
 
 /// A team on a pool of `canary`, a policy `mine`, and an admin listener.
@@ -59,7 +59,7 @@ fn check(answer: &Answer, status: u16, what: &str) {
     }
 }
 
-// Who may ask what
+// Access
 
 const LOOKS: [&str; 5] = [
     "/metrics",
@@ -71,7 +71,7 @@ const LOOKS: [&str; 5] = [
 const CHANGES: [&str; 2] = ["/api/policies/mine/reload", "/api/policies/mine/rollback"];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_token_everybody_looks_and_nobody_changes() {
+async fn without_a_token_every_request_reads_and_none_changes() {
     let (mut rig, _, admin) = running(json!({})).await;
     for admin in [admin.clone(), admin.token("anything")] {
         for path in ["/healthz", "/readyz"].iter().chain(&LOOKS[..4]) {
@@ -87,7 +87,7 @@ async fn without_a_token_everybody_looks_and_nobody_changes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_a_token_its_holders_look_and_change_and_others_learn_of_health_alone() {
+async fn with_a_token_its_holders_read_and_change_and_others_see_health_alone() {
     let (mut rig, _, admin) = running(json!({ "token": ADMIN })).await;
     let longer = format!("{ADMIN}x");
     let others = [
@@ -159,7 +159,7 @@ async fn on_the_socket_its_owner_needs_no_token() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_there_is_404_and_what_cannot_be_done_405() {
+async fn unknown_paths_are_404_and_unknown_methods_405() {
     let (mut rig, _, admin) = running(json!({ "token": ADMIN })).await;
     let admin = admin.token(ADMIN);
     for (method, path, status) in [
@@ -189,7 +189,7 @@ async fn what_is_not_there_is_404_and_what_cannot_be_done_405() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn more_operators_than_may_be_wait_and_none_is_lost() {
+async fn operators_beyond_the_limit_wait_and_none_is_lost() {
     let (mut rig, _, admin) = running(json!({})).await;
     let asking = (0..100).map(|_| {
         let admin = admin.clone();
@@ -204,7 +204,7 @@ async fn more_operators_than_may_be_wait_and_none_is_lost() {
 // Health
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gateway_that_drains_is_well_and_not_ready() {
+async fn a_draining_gateway_is_healthy_and_not_ready() {
     let rig = Rig::new().await;
     let program = rig.spawn(&config(&rig, json!({ "token": ADMIN }))).await;
     let admin = program.admin();
@@ -224,7 +224,7 @@ async fn a_gateway_that_drains_is_well_and_not_ready() {
         if answer.status != StatusCode::OK {
             break answer;
         }
-        assert!(begun.elapsed() < SOON, "it is ready still");
+        assert!(begun.elapsed() < SOON, "still ready");
     };
     check(&answer, 503, "draining");
     assert_eq!(
@@ -248,7 +248,7 @@ async fn a_gateway_that_drains_is_well_and_not_ready() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gateway_whose_ledger_fails_is_well_and_not_ready() {
+async fn a_gateway_whose_ledger_fails_is_healthy_and_not_ready() {
     let mut rig = Rig::new().await;
     let mut config = config(&rig, json!({}));
     config["limits"] = json!({ "ledger_bytes": 96 * 1024, "settle_queue": 8, "commit_timeout": "200ms", "drain_timeout": "2s" });
@@ -257,7 +257,7 @@ async fn a_gateway_whose_ledger_fails_is_well_and_not_ready() {
     check(&admin.get("/readyz").await, 200, "before");
     let begun = Instant::now();
     while client.turn(&turn("one")).await.status != StatusCode::SERVICE_UNAVAILABLE {
-        assert!(begun.elapsed() < 2 * SOON, "the ledger takes everything");
+        assert!(begun.elapsed() < 2 * SOON, "the ledger never fills");
     }
     let answer = admin.get("/readyz").await;
     check(&answer, 503, "the ledger is full");
@@ -270,10 +270,10 @@ async fn a_gateway_whose_ledger_fails_is_well_and_not_ready() {
     rig.stop().await;
 }
 
-// What is told
+// Reports
 
 #[tokio::test(flavor = "multi_thread")]
-async fn credentials_and_policies_are_told_with_all_that_an_operator_needs() {
+async fn credentials_and_policies_are_reported_with_all_that_an_operator_needs() {
     let (mut rig, client, admin) = running(json!({})).await;
     for _ in 0..3 {
         assert_eq!(client.turn(&turn("one")).await.status, StatusCode::OK);
@@ -348,7 +348,7 @@ async fn credentials_and_policies_are_told_with_all_that_an_operator_needs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_answer_has_a_secret() {
+async fn no_response_contains_a_secret() {
     let (mut rig, client, admin) = running(json!({ "token": ADMIN })).await;
     assert_eq!(client.turn(&turn("one")).await.status, StatusCode::OK);
     let mut asked = Vec::new();
@@ -375,7 +375,7 @@ async fn no_answer_has_a_secret() {
 // The commands
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_list_of_policies_is_what_the_listener_tells() {
+async fn the_list_of_policies_is_that_of_the_admin_api() {
     let rig = Rig::new().await;
     let path = rig.write(
         "prices.wasm",
@@ -402,21 +402,21 @@ async fn the_list_of_policies_is_what_the_listener_tells() {
         )
     };
 
-    let mut told = program
+    let mut reported = program
         .admin()
         .token(ADMIN)
         .get("/api/policies")
         .await
         .json();
     let mut listed = list(&["--json"]).json();
-    for answer in [&mut told, &mut listed] {
+    for answer in [&mut reported, &mut listed] {
         answer["at"] = Value::Null;
-        // A gateway that has just started looks at its files once more.
+        // A gateway that has just started reads its files once more.
         for policy in answer["policies"].as_array_mut().expect("a list") {
             policy["loading"] = Value::Null;
         }
     }
-    assert_eq!(listed, told);
+    assert_eq!(listed, reported);
 
     let table = list(&[]);
     assert_eq!((table.code, table.stderr.as_str()), (Some(0), ""));
@@ -451,7 +451,7 @@ async fn the_list_of_policies_is_what_the_listener_tells() {
     );
     assert!(mine[4].starts_with("serving"), "{mine:?}");
 
-    // What fails is told below, with its reason.
+    // A failure is reported below the table, with its reason.
     rig.write("prices.wasm", b"\0asm\x01\0\0\0");
     let failed = tollgate([
         "policy",
@@ -472,7 +472,7 @@ async fn the_list_of_policies_is_what_the_listener_tells() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_policy_of_any_tag_can_be_reloaded_by_command() {
+async fn a_policy_with_any_tag_can_be_reloaded_by_command() {
     let rig = Rig::new().await;
     let tags = ["with a blank", "mit-Ümlaut", "of/two", "a?b", "per%cent"];
     let mut config = config(&rig, json!({}));

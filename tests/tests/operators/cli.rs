@@ -1,7 +1,7 @@
 //! The commands as a shell sees them: what they print and where, the codes they end with, and what `run` does with
 //! ports, folders, its ready file and signals.
 //!
-//! `UPDATE_CASES=1` writes the expected help texts (`tests/cases/help`) anew, and a person reads each before it is kept.
+//! `UPDATE_CASES=1` writes the expected help texts (`tests/cases/help`) again. Read each before you commit it.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -113,13 +113,13 @@ mod help {
     }
 
     #[test]
-    fn of_the_whole_is_as_it_was_read() {
+    fn of_the_program_is_as_expected() {
         check("tollgate.txt", &["--help"]);
         check("tollgate.txt", &["help"]);
     }
 
     #[test]
-    fn of_every_command_is_as_it_was_read() {
+    fn of_every_command_is_as_expected() {
         let commands = commands(&["--help"]);
         for wanted in [
             "run",
@@ -143,7 +143,7 @@ mod help {
     }
 
     #[test]
-    fn of_every_command_for_policies_is_as_it_was_read() {
+    fn of_every_policy_command_is_as_expected() {
         for name in commands(&["policy", "--help"]) {
             check(&format!("policy-{name}.txt"), &["policy", &name, "--help"]);
             check(&format!("policy-{name}.txt"), &["policy", "help", &name]);
@@ -177,7 +177,7 @@ fn the_version_is_that_of_the_workspace() {
 }
 
 #[test]
-fn a_wrong_use_ends_with_2_and_says_so_on_standard_error() {
+fn wrong_usage_ends_with_2_and_a_message_on_standard_error() {
     let uses: [&[&str]; 15] = [
         &[],
         &["rum"],
@@ -238,7 +238,7 @@ fn a_bad_configuration_ends_every_command_that_reads_it_with_1() {
 }
 
 #[test]
-fn output_that_nobody_reads_is_no_panic() {
+fn output_to_a_closed_pipe_does_not_panic() {
     for args in [&["config-schema"][..], &["version"], &["--help"]] {
         let mut command = Command::new(binary());
         let child = command
@@ -269,7 +269,7 @@ mod refresh_credential {
     const COMMAND: &str = "refresh-credential";
 
     #[test]
-    fn is_nothing_for_people() {
+    fn is_not_shown_in_help() {
         for args in [&["--help"][..], &["-h"], &["help"], &[]] {
             let said = tollgate(folder().path(), args);
             assert!(
@@ -280,7 +280,7 @@ mod refresh_credential {
     }
 
     #[test]
-    fn given_what_is_no_errand_ends_with_1_and_says_so() {
+    fn without_a_refresh_request_ends_with_1_and_a_message() {
         let canary =
             br#"{ "job": { "path": "auth.json", "due": "canary" }, "endpoint": "canary" }"#;
         let inputs: [&[u8]; 9] = [
@@ -355,7 +355,7 @@ mod config_schema {
         let printed = tollgate(folder().path(), &["config-schema"]).stdout;
         assert!(
             kept == printed,
-            "make it anew: cargo run -p tollgate -- config-schema > host/config.schema.json"
+            "write it again: cargo run -p tollgate -- config-schema > host/config.schema.json"
         );
     }
 
@@ -421,7 +421,7 @@ mod config_schema {
 mod run {
     use super::*;
 
-    /// A configuration in `folder` that starts, but for what is done to it. Answers its file's name.
+    /// Writes a configuration into `folder` that starts if the test leaves it as it is. Returns its file's name.
     fn config(folder: &Path, service: Value, more: Value) -> &'static str {
         let mut whole =
             json!({ "services": [{ "type": "ocm", "listen_port": 0 }], "data_dir": "data" });
@@ -624,7 +624,7 @@ mod run {
         program.kill();
     }
 
-    /// Whoever has the old file open, or reads at any instant, sees all of one or all of the other.
+    /// A reader sees all of the old file or all of the new one, at any instant.
     #[tokio::test(flavor = "multi_thread")]
     async fn replaces_the_ready_file_in_one_step() {
         let rig = Rig::new().await;
@@ -810,7 +810,7 @@ all           3             0  3,600   2,400     450        150  $0.0104        
         assert_eq!(
             found,
             json!([row("alice", 2), row("bob", 1)]),
-            "the dearest first"
+            "the most expensive first"
         );
 
         let csv = usage(&rig, &["--csv"]);
@@ -870,7 +870,7 @@ all           3             0  3,600   2,400     450        150  $0.0104        
         assert_eq!(
             client.turn(&turn("one")).await.status,
             200,
-            "and the gateway goes on"
+            "and the gateway keeps running"
         );
         rig.stop().await;
     }
@@ -911,8 +911,7 @@ all           3             0  3,600   2,400     450        150  $0.0104        
     #[test]
     fn of_a_missing_ledger_asks_whether_the_gateway_has_run() {
         let folder = with_config();
-        let expected =
-            "there is no ledger at data/ledger.db: has the gateway run with this data_dir?";
+        let expected = "no ledger at data/ledger.db: has the gateway run with this data_dir?";
         check_refused(folder.path(), expected);
         assert!(
             !folder.path().join("data").exists(),
@@ -942,7 +941,7 @@ all           3             0  3,600   2,400     450        150  $0.0104        
         let said = tollgate(folder.path(), &["usage", "-c", "case.json"]);
         assert!(
             !said.stderr.contains("no such table"),
-            "SQL is nobody's business: {}",
+            "SQL is shown: {}",
             said.stderr
         );
     }

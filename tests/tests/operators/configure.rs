@@ -10,7 +10,7 @@ use tollgate_tests::{Client, Rig, component, oauth_file, read_json, turn, wait_f
 
 const APPLIED: &str = "configuration applied";
 
-/// A running gateway and the configuration that it runs by.
+/// A running gateway and its configuration.
 struct Scene {
     rig: Rig,
     config: Value,
@@ -35,7 +35,7 @@ impl Scene {
         }
     }
 
-    /// Changes the configuration, which is taken up as a whole.
+    /// Changes the configuration, all of which is applied.
     async fn change(&mut self, edit: impl FnOnce(&mut Value)) {
         edit(&mut self.config);
         assert_eq!(
@@ -53,7 +53,7 @@ impl Scene {
             .as_u16()
     }
 
-    /// The account that serves a turn of alice's, in a session of its own.
+    /// Returns the account that serves a turn of alice in a new session.
     async fn account(&self, session: &str) -> String {
         let before = self.rig.upstream.turns().len();
         let answer = self.client.token("token-alice").turn(&turn(session)).await;
@@ -80,7 +80,7 @@ fn user(name: &str, token: &str) -> Value {
 // Users
 
 #[tokio::test(flavor = "multi_thread")]
-async fn users_who_come_go_or_change_their_token_do_so_at_once() {
+async fn added_and_removed_users_and_changed_tokens_take_effect_at_once() {
     let mut scene = Scene::new(&["a"]).await;
     for (token, status) in [
         ("token-alice", 200),
@@ -105,7 +105,7 @@ async fn users_who_come_go_or_change_their_token_do_so_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_user_of_another_name_is_recorded_by_that() {
+async fn a_renamed_user_is_recorded_by_the_new_name() {
     let mut scene = Scene::new(&["a"]).await;
     assert_eq!(scene.status("token-alice").await, 200);
     scene
@@ -119,7 +119,7 @@ async fn a_user_of_another_name_is_recorded_by_that() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_user_who_is_given_another_pool_is_served_by_that() {
+async fn a_user_moved_to_another_pool_is_served_by_it() {
     let mut scene = Scene::new(&["a", "b"]).await;
     assert_eq!(scene.account("one").await, "account-a");
     scene
@@ -163,7 +163,7 @@ async fn header_fields_are_those_of_the_newest_configuration() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn other_endpoints_are_asked_from_the_next_request_on() {
+async fn changed_endpoints_are_used_from_the_next_request_on() {
     let often =
         |config: &mut Value| service(config)["credentials"][1]["poll_interval"] = json!("50ms");
     let mut scene = Scene::of(&["a"], often).await;
@@ -185,7 +185,7 @@ async fn other_endpoints_are_asked_from_the_next_request_on() {
 // Credentials
 
 #[tokio::test(flavor = "multi_thread")]
-async fn credentials_that_come_and_go_are_chosen_or_not() {
+async fn added_credentials_are_chosen_and_removed_ones_are_not() {
     let mut scene = Scene::new(&["a"]).await;
     let b = scene.rig.oauth("b");
     scene
@@ -223,13 +223,13 @@ async fn credentials_that_come_and_go_are_chosen_or_not() {
     assert_eq!(
         scene.rig.account("a").poll_count(),
         1,
-        "what goes on is not begun anew"
+        "the tasks of a credential that stays are not restarted"
     );
     scene.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_credential_of_another_file_is_another_one_of_its_name() {
+async fn a_credential_with_another_file_is_another_one_of_the_same_name() {
     let mut scene = Scene::new(&["a"]).await;
     scene
         .rig
@@ -370,7 +370,7 @@ async fn a_policys_changed_settings_are_its_next_generation() {
         .change(|config| config["policies"][0]["timeout"] = json!("7ms"))
         .await;
     assert_eq!(scene.rig.policy("mine").await["generation"], 3);
-    // What is the same is not loaded anew.
+    // An unchanged policy is not loaded again.
     scene
         .change(|config| service(config)["headers"] = json!({ "x-new": "1" }))
         .await;
@@ -379,7 +379,7 @@ async fn a_policys_changed_settings_are_its_next_generation() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn policies_that_come_and_go_are_asked_or_not() {
+async fn added_policies_are_called_and_removed_ones_are_not() {
     let mut scene = Scene::new(&["a"]).await;
     let costs = async |scene: &Scene, count: usize| {
         scene.account("one").await;
@@ -464,7 +464,7 @@ fn requests(rig: &Rig, name: &str) -> Option<u64> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_usage_file_is_written_for_the_last_time_when_it_goes_and_counts_from_when_it_comes() {
+async fn a_removed_usage_file_is_written_once_more_and_an_added_one_counts_from_then() {
     let mut scene = Scene::new(&["a"]).await;
     scene.account("before").await;
     wait_for_rows(&scene.rig.ledger(), 1).await;
@@ -487,7 +487,7 @@ async fn a_usage_file_is_written_for_the_last_time_when_it_goes_and_counts_from_
             "{:?}",
             requests(&scene.rig, "usages.json")
         );
-        // The thread that writes it tells nobody.
+        // The writing thread sends no signal.
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let text = fs::read(&path).expect("it is there");
@@ -498,6 +498,6 @@ async fn a_usage_file_is_written_for_the_last_time_when_it_goes_and_counts_from_
     assert_eq!(
         fs::read(&path).expect("it is there"),
         text,
-        "nobody writes it any more"
+        "it is not written any more"
     );
 }

@@ -78,7 +78,7 @@ async fn wait_for_token(program: &Program, token: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_file_is_followed_however_it_is_written_and_a_stream_goes_on() {
+async fn the_file_is_followed_in_whatever_way_it_is_written_and_a_stream_continues() {
     let rig = Rig::new().await;
     let config = config(&rig);
     let program = following(&rig, &config).await;
@@ -127,8 +127,8 @@ async fn a_hang_up_takes_up_the_file_even_where_it_is_the_same() {
         wait_for_reloads(&program, "ok", count).await;
     }
     assert_eq!(status(&program, "token-alice").await, StatusCode::OK);
-    let told = program.admin().get("/api/policies").await.json();
-    assert_eq!(told["last_configuration"]["outcome"], "ok");
+    let reported = program.admin().get("/api/policies").await.json();
+    assert_eq!(reported["last_configuration"]["outcome"], "ok");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -163,14 +163,14 @@ async fn a_broken_file_is_told_of_once_and_nothing_changes_until_it_is_mended() 
         wait_for_reloads(&program, "failed", (place + 1) as f64).await;
         let last = program.admin().get("/api/policies").await.json()["last_configuration"].take();
         assert_eq!(last["outcome"], "failed", "{what}");
-        let told = last["reason"].as_str().expect("a reason");
+        let reported = last["reason"].as_str().expect("a reason");
         assert!(
-            told.contains(reason) || what == "an unknown key",
-            "{what}: {told}"
+            reported.contains(reason) || what == "an unknown key",
+            "{what}: {reported}"
         );
         assert!(
-            what == "an unknown key" || !told.contains("canary"),
-            "{what}: {told}"
+            what == "an unknown key" || !reported.contains("canary"),
+            "{what}: {reported}"
         );
         assert_eq!(
             status(&program, "token-alice").await,
@@ -189,7 +189,7 @@ async fn a_broken_file_is_told_of_once_and_nothing_changes_until_it_is_mended() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_is_seen_half_written_is_not_told_of() {
+async fn a_half_written_file_is_not_reported() {
     let rig = Rig::new().await;
     let config = config(&rig);
     let program = following(&rig, &config).await;
@@ -217,7 +217,7 @@ fn certificate(rig: &Rig, name: &str) -> (String, String) {
     (cert.pem(), rig.path("key.pem").display().to_string())
 }
 
-/// A configuration of which somebody who reads it waits for the certificate, until somebody writes that.
+/// A configuration whose certificate is a FIFO: reading it waits until something is written there.
 struct Held {
     config: Value,
     fifo: PathBuf,
@@ -284,7 +284,7 @@ async fn a_change_during_the_start_is_taken_up_too() {
 fn make_fifo(path: &std::path::Path) {
     let name = std::ffi::CString::new(path.to_str().expect("temporary folders have plain names"))
         .expect("no NUL");
-    // SAFETY: the path is a C string that lives longer than the call.
+    // SAFETY: the path is a C string that outlives the call.
     assert_eq!(
         unsafe { libc::mkfifo(name.as_ptr(), 0o600) },
         0,
@@ -294,7 +294,7 @@ fn make_fifo(path: &std::path::Path) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hang_up_does_not_load_anew_what_is_the_same() {
+async fn a_hang_up_does_not_reload_what_is_unchanged() {
     let rig = Rig::new().await;
     let mut config = config(&rig);
     let component = tollgate_tests::component("openai-pricing");
@@ -315,6 +315,6 @@ async fn a_hang_up_does_not_load_anew_what_is_the_same() {
     assert_eq!(
         mine.expect("it is there")["generation"],
         1,
-        "what is the same is not loaded anew"
+        "an unchanged policy is not loaded again"
     );
 }

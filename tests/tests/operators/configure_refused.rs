@@ -1,5 +1,4 @@
-//! A changed configuration on a running gateway: what cannot change is named and left, and one that cannot be taken up
-//! leaves everything as it was.
+//! A changed configuration on a running gateway: what needs a restart is named, and a rejected configuration changes nothing.
 
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -97,7 +96,7 @@ async fn what_needs_a_start_is_named_and_left_and_the_rest_is_taken_up() {
         assert_eq!(answer.status, StatusCode::OK, "{name}: {}", answer.text());
         assert!(!rig.path("elsewhere").exists());
         // Back to what it was.
-        rig.configure(&base).await.expect("it is taken up");
+        rig.configure(&base).await.expect("it is applied");
     }
     rig.stop().await;
 }
@@ -125,7 +124,7 @@ async fn what_needs_a_start_is_named_as_long_as_it_is_not_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_limit_that_is_neither_taken_up_nor_named_is_none() {
+async fn every_limit_is_either_applied_or_named() {
     let mut rig = Rig::new().await;
     let base = base(&rig);
     rig.start(base.clone()).await;
@@ -147,13 +146,13 @@ async fn a_limit_that_is_neither_taken_up_nor_named_is_none() {
             rig.configure(&config).await,
             Ok(format!("{NEEDS_RESTART}limits.{name}"))
         );
-        rig.configure(&base).await.expect("it is taken up");
+        rig.configure(&base).await.expect("it is applied");
     }
     rig.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_service_that_goes_serves_on_and_comes_back() {
+async fn a_removed_service_keeps_serving_and_can_come_back() {
     let mut rig = Rig::new().await;
     let base = base(&rig);
     let mut swapped = base.clone();
@@ -161,14 +160,14 @@ async fn a_service_that_goes_serves_on_and_comes_back() {
         .as_array_mut()
         .expect("a list")
         .reverse();
-    // The first listener of the rig's is that of the service that goes.
+    // The rig's first listener is that of the removed service.
     let two = rig.start(swapped.clone()).await;
     let mut fewer = swapped.clone();
     fewer["services"].as_array_mut().expect("a list").remove(0);
     for (config, headers, seen) in [(&fewer, "1", None), (&swapped, "2", Some("2"))] {
         let mut config = config.clone();
         config["services"][0]["headers"] = json!({ "x-new": headers });
-        rig.configure(&config).await.expect("it is taken up");
+        rig.configure(&config).await.expect("it is applied");
         let answer = two.turn(&turn("one")).await;
         assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
         assert_eq!(
@@ -203,9 +202,9 @@ async fn configurations_that_come_at_once_are_taken_up_one_after_the_other() {
     rig.stop().await;
 }
 
-// What cannot be taken up
+// Rejected configurations
 
-/// Configurations that cannot be, and what is said of them.
+/// Configurations that are rejected, each with a part of the reason.
 fn broken(rig: &Rig, base: &Value) -> Vec<(&'static str, Value, &'static str)> {
     let own = |kind: &str, path: &str, config: Value| {
         let mut whole = base.clone();
@@ -303,8 +302,8 @@ async fn a_configuration_that_cannot_be_taken_up_leaves_everything_as_it_was_and
             "{what}"
         );
 
-        let told = rig.policies().await;
-        let last = &told["last_configuration"];
+        let reported = rig.policies().await;
+        let last = &reported["last_configuration"];
         assert_eq!(
             (&last["outcome"], &last["reason"]),
             (&json!("failed"), &json!(reason)),
@@ -315,7 +314,7 @@ async fn a_configuration_that_cannot_be_taken_up_leaves_everything_as_it_was_and
             all.map(|policy| json!([policy["tag"], policy["generation"], policy["digest"]]))
                 .collect()
         };
-        assert_eq!(tags(&told["policies"]), tags(&before), "{what}");
+        assert_eq!(tags(&reported["policies"]), tags(&before), "{what}");
         let failed = rig
             .metrics()
             .await
@@ -360,9 +359,9 @@ async fn a_gateway_that_was_never_changed_has_no_last_configuration() {
     let mut rig = Rig::new().await;
     let base = base(&rig);
     rig.start(base).await;
-    let told = ask_socket(&rig.socket(), Method::GET, "/api/policies")
+    let reported = ask_socket(&rig.socket(), Method::GET, "/api/policies")
         .await
         .json();
-    assert_eq!(told["last_configuration"], Value::Null);
+    assert_eq!(reported["last_configuration"], Value::Null);
     rig.stop().await;
 }

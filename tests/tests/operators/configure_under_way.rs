@@ -1,5 +1,5 @@
-//! A changed configuration on a running gateway: what was begun before it goes on to its end as it began, and what lasts
-//! longer than a request stays where it lives.
+//! A changed configuration on a running gateway: requests in flight finish as they began, and what outlasts a request stays in
+//! place.
 
 use std::fs;
 use std::sync::Arc;
@@ -30,11 +30,11 @@ async fn team() -> (Rig, Value, Client) {
     (rig, config, client)
 }
 
-/// Takes up `config` with one thing changed.
+/// Applies `config` with one thing changed.
 async fn change(rig: &Rig, config: &Value, edit: impl FnOnce(&mut Value)) -> Value {
     let mut config = config.clone();
     edit(&mut config["services"][0]);
-    rig.configure(&config).await.expect("it is taken up");
+    rig.configure(&config).await.expect("it is applied");
     config
 }
 
@@ -56,11 +56,11 @@ fn priced_otherwise(service: &mut Value) {
 // Streams
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_goes_on_to_its_end_whatever_changes() {
+async fn a_stream_continues_to_its_end_whatever_changes() {
     for (what, edit) in [
-        ("its user goes", without_alice as fn(&mut Value)),
-        ("its credential goes", without_a),
-        ("its pool goes", |service: &mut Value| {
+        ("its user is removed", without_alice as fn(&mut Value)),
+        ("its credential is removed", without_a),
+        ("its pool is removed", |service: &mut Value| {
             service["credentials"]
                 .as_array_mut()
                 .expect("a list")
@@ -125,7 +125,7 @@ async fn a_response_is_priced_by_the_generation_that_it_began_with() {
     let stream = client.start_turn(&turn("held")).await;
     gate.wait_until_reached().await;
     config["policies"] = prices(10.0);
-    rig.configure(&config).await.expect("it is taken up");
+    rig.configure(&config).await.expect("it is applied");
     assert_eq!(client.turn(&turn("new")).await.status, StatusCode::OK);
     gate.open();
     assert!(stream.finish().await.whole);
@@ -156,8 +156,8 @@ async fn is_closed_to_connect_again(what: &str, socket: &mut Socket) {
 
 /// Changes that take an idle socket's place away.
 const GONE: [(&str, fn(&mut Value)); 4] = [
-    ("its user goes", without_alice),
-    ("its credential goes", without_a),
+    ("its user is removed", without_alice),
+    ("its credential is removed", without_a),
     ("its credential is no member any more", |service| {
         service["credentials"][2]["credentials"] = json!(["b"])
     }),
@@ -185,7 +185,7 @@ async fn an_idle_socket_without_a_place_is_closed_with_1012() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_socket_whose_place_goes_during_a_turn_ends_that_turn_first() {
+async fn a_socket_that_loses_its_place_during_a_turn_ends_that_turn_first() {
     for (what, edit) in GONE {
         let (mut rig, config, client) = team().await;
         let gate = Gate::new();
@@ -215,17 +215,17 @@ async fn a_socket_whose_place_goes_during_a_turn_ends_that_turn_first() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_socket_that_is_not_touched_stays_open_and_goes_on() {
+async fn a_socket_that_no_change_affects_stays_open() {
     for (what, edit) in [
         (
-            "another user goes",
+            "another user is removed",
             (|service| drop(service["users"].as_array_mut().expect("a list").remove(1)))
                 as fn(&mut Value),
         ),
         ("its user's token is another", |service| {
             service["users"][0]["token"] = json!("token-new")
         }),
-        ("another credential goes", |service| {
+        ("another credential is removed", |service| {
             service["credentials"]
                 .as_array_mut()
                 .expect("a list")
@@ -326,14 +326,14 @@ async fn sessions_stay_on_their_credentials() {
         },
     ] {
         change(&mut config);
-        rig.configure(&config).await.expect("it is taken up");
+        rig.configure(&config).await.expect("it is applied");
         assert_eq!(homes(&rig).await, first);
     }
     rig.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_of_both_sides_are_used_on() {
+async fn connections_to_clients_and_upstream_are_kept() {
     let (mut rig, config, client) = team().await;
     let stream = TcpStream::connect(client.address())
         .await
@@ -368,10 +368,10 @@ async fn connections_of_both_sides_are_used_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refresh_under_way_goes_to_its_end() {
+async fn a_refresh_in_progress_runs_to_its_end() {
     for (what, edit) in [
         (
-            "its credential goes",
+            "its credential is removed",
             (|config| {
                 config["services"][0]["credentials"]
                     .as_array_mut()
@@ -382,7 +382,7 @@ async fn a_refresh_under_way_goes_to_its_end() {
         ("its credential stays", |config| {
             config["services"][0]["headers"] = json!({ "x-new": "1" })
         }),
-        ("it begins anew under other limits", |config| {
+        ("its task restarts under other limits", |config| {
             config["limits"] = json!({ "refresh_timeout": "20s" })
         }),
     ] {
@@ -401,7 +401,7 @@ async fn a_refresh_under_way_goes_to_its_end() {
         let client = rig.start(config.clone()).await;
         gate.wait_until_reached().await;
         edit(&mut config);
-        rig.configure(&config).await.expect("it is taken up");
+        rig.configure(&config).await.expect("it is applied");
         assert_eq!(
             client.token("token-bob").turn(&turn("one")).await.status,
             StatusCode::OK,
@@ -435,7 +435,7 @@ fn connector(certificate: &str) -> TlsConnector {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_certificate_is_shown_to_new_connections_and_old_ones_go_on() {
+async fn new_connections_get_a_changed_certificate_and_old_ones_continue() {
     let made = || {
         let CertifiedKey { cert, signing_key } =
             rcgen::generate_simple_self_signed(["localhost".to_owned()])
@@ -460,7 +460,7 @@ async fn another_certificate_is_shown_to_new_connections_and_old_ones_go_on() {
             .expect("a connection");
     tokio::spawn(connection);
     config["services"][0]["tls"] = tls(&new);
-    rig.configure(&config).await.expect("it is taken up");
+    rig.configure(&config).await.expect("it is applied");
     connect(&old.0)
         .await
         .expect_err("the old one is not shown any more");

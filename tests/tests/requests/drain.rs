@@ -1,4 +1,4 @@
-//! A signal to stop: no new connections, what is under way ends or is recorded as cut, and the files are written.
+//! Shutdown by a signal: no new connections, requests in flight end or are recorded as aborted, and the files are written.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ fn config(rig: &Rig, limits: Value) -> Value {
     config
 }
 
-/// Waits until nobody listens on `address` any more.
+/// Waits until `address` refuses connections.
 async fn wait_until_closed(address: SocketAddr) {
     let begun = Instant::now();
     while TcpStream::connect(address).await.is_ok() {
@@ -30,7 +30,7 @@ async fn wait_until_closed(address: SocketAddr) {
     }
 }
 
-/// What the usage file says of requests and output tokens.
+/// Returns the requests and output tokens in the usage file.
 fn usage(rig: &Rig) -> (u64, u64) {
     let text = std::fs::read_to_string(rig.path("usages.json")).expect("the usage file is written");
     let file: Value = serde_json::from_str(&text).expect("the usage file is JSON");
@@ -84,17 +84,17 @@ fn log(rig: &Rig) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sigterm_lets_streams_under_way_end_and_takes_nothing_new() {
+async fn sigterm_lets_streams_end_and_accepts_nothing_new() {
     check_drain(libc::SIGTERM).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sigint_lets_streams_under_way_end_and_takes_nothing_new() {
+async fn sigint_lets_streams_end_and_accepts_nothing_new() {
     check_drain(libc::SIGINT).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kept_connection_takes_no_new_request_after_the_signal() {
+async fn a_kept_connection_accepts_no_new_request_after_the_signal() {
     let rig = Rig::new().await;
     let program = rig.spawn(&config(&rig, json!({}))).await;
     let idle = program.client().token("token-alice");
@@ -117,7 +117,7 @@ async fn a_kept_connection_takes_no_new_request_after_the_signal() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn streams_past_drain_timeout_are_cut_and_recorded() {
+async fn streams_past_drain_timeout_are_aborted_and_recorded() {
     let rig = Rig::new().await;
     let program = rig
         .spawn(&config(&rig, json!({ "drain_timeout": "300ms" })))
@@ -161,9 +161,9 @@ async fn streams_past_drain_timeout_are_cut_and_recorded() {
     gate.open();
 }
 
-/// With nothing under way there is nothing to wait for, whoever is connected.
+/// Without requests in flight there is nothing to wait for, even with open connections.
 #[tokio::test(flavor = "multi_thread")]
-async fn kept_connections_do_not_hold_up_the_end() {
+async fn kept_connections_do_not_delay_the_shutdown() {
     let rig = Rig::new().await;
     let program = rig
         .spawn(&config(&rig, json!({ "drain_timeout": "60s" })))
@@ -180,7 +180,7 @@ async fn kept_connections_do_not_hold_up_the_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_without_a_request_does_not_hold_up_the_end() {
+async fn a_connection_without_a_request_does_not_delay_the_shutdown() {
     let rig = Rig::new().await;
     let program = rig
         .spawn(&config(&rig, json!({ "drain_timeout": "60s" })))
@@ -197,7 +197,7 @@ async fn a_connection_without_a_request_does_not_hold_up_the_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_signal_cuts_at_once_and_what_is_cut_is_recorded() {
+async fn a_second_signal_aborts_at_once_and_aborted_requests_are_recorded() {
     let rig = Rig::new().await;
     let program = rig
         .spawn(&config(&rig, json!({ "drain_timeout": "60s" })))
@@ -221,14 +221,14 @@ async fn a_second_signal_cuts_at_once_and_what_is_cut_is_recorded() {
     gate.open();
 }
 
-/// It ends by itself, by whatever code, and not by a signal's default.
+/// It exits with a code, and is not killed by the signal.
 async fn ended(program: Program) {
     let status = program.wait(SOON).await;
     assert!(status.code().is_some(), "it died of the signal: {status}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gateway_that_was_stopped_starts_again_on_what_it_left() {
+async fn a_stopped_gateway_starts_again_with_its_files() {
     let rig = Rig::new().await;
     let config = config(&rig, json!({}));
     for round in 1..=2 {
