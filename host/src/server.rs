@@ -8,6 +8,7 @@ mod background;
 mod build;
 mod connection;
 mod error;
+mod listeners;
 mod policies;
 mod status;
 mod supervisor;
@@ -16,17 +17,16 @@ mod usage_files;
 
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use tokio::net::TcpListener;
-use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 pub use self::build::check;
 pub use self::error::StartError;
+pub use self::listeners::ServiceAddress;
 pub use self::supervisor::{AppliedConfiguration, CommandError};
 pub use self::upkeep::refresh::{
     COMMAND as REFRESH_COMMAND, RefreshPlace, RefreshRequest, run_refresh,
@@ -34,38 +34,21 @@ pub use self::upkeep::refresh::{
 
 pub(crate) use self::admin::SOCKET;
 
-use self::admin::{AdminAccess, AdminApi};
 use self::background::BackgroundTasks;
-use self::build::{SharedResources, assemble, read_certificates, read_credentials};
-use self::connection::{ConnectionContext, accept};
-use self::error::reject_problems;
-use self::policies::{InitialPolicies, PendingPolicy, PolicyLoader, StartWait, load_initial};
+use self::build::BuiltGateway;
+use self::listeners::{AcceptContext, BoundListeners};
 use self::status::GatewayStatus;
 use self::supervisor::{
-    COMMAND_QUEUE, CommandSender, RunningService, RunningServices, StartupSettings, Supervisor,
-    SupervisorCommand, SupervisorParts,
+    COMMAND_QUEUE, CommandSender, RunningServices, StartupSettings, Supervisor, SupervisorCommand,
+    SupervisorParts,
 };
 use self::upkeep::Upkeep;
-use self::usage_files::{UsageFiles, UsageFilesWriter};
-use crate::config::{Config, ServiceConfig};
-use crate::ledger::{Ledger, ResponseIssuer, StoredSession};
-use crate::listener::ClientListener;
-use crate::pipeline::{Service, restore_affinity};
-use crate::tls::TlsServer;
-use crate::upstream::TrustRoots;
-use crate::values::clock::Timestamp;
+use self::usage_files::UsageFilesWriter;
+use crate::config::Config;
+use crate::ledger::Ledger;
 use crate::values::limits::Limits;
 use crate::values::phase::Phase;
 use crate::watch::FileWatcher;
-
-/// The address of a service.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ServiceAddress {
-    /// The service's tag.
-    pub service: String,
-    /// The bound address. The port is the actual one, even if the configuration has port 0.
-    pub address: SocketAddr,
-}
 
 /// A running gateway.
 pub struct Gateway {
@@ -290,241 +273,4 @@ impl Gateway {
             },
         }
     }
-}
-
-/// A gateway that was put together and not started.
-struct BuiltGateway {
-    config: Config,
-    shared: SharedResources,
-    loader: PolicyLoader,
-    pending: Vec<PendingPolicy>,
-    status: Arc<GatewayStatus>,
-    services: Vec<(Arc<Service>, Option<TlsServer>)>,
-    usage_files: UsageFiles,
-}
-
-impl BuiltGateway {
-    /// Compiles policies and reads files, on a blocking thread.
-    async fn build(
-        config: Config,
-        phases: watch::Receiver<Phase>,
-        alive: mpsc::Sender<()>,
-    ) -> Result<Self, StartError> {
-        let runtime = Handle::current();
-        let build = move || Self::build_blocking(config, runtime, phases, alive);
-        match spawn_blocking(build).await {
-            Ok(built) => built,
-            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
-        }
-    }
-
-    fn build_blocking(
-        config: Config,
-        runtime: Handle,
-        phases: watch::Receiver<Phase>,
-        alive: mpsc::Sender<()>,
-    ) -> Result<Self, StartError> {
-        let limits = Arc::new(config.limits.clone());
-        let InitialPolicies {
-            table,
-            pending,
-            stand_in,
-            loader,
-        } = load_initial(&config, &StartWait::OfLimits(runtime))?;
-        let certificates = read_certificates(&config)?;
-        let ledger = Arc::new(Ledger::open(&config.data_dir, &limits)?);
-        let trust = TrustRoots::from_platform();
-        if trust.is_empty() {
-            tracing::warn!(
-                "no trusted certificates found: set SSL_CERT_FILE to reach https upstreams"
-            );
-        }
-        let shared = SharedResources {
-            ledger,
-            metrics: Arc::default(),
-            trust,
-            stand_in,
-            phases,
-            alive,
-        };
-        let mut problems = Vec::new();
-        let mut services = Vec::new();
-        for (service, tls) in config.services.iter().zip(certificates) {
-            match read_credentials(service, &[]) {
-                Ok(credentials) => {
-                    let service = assemble(&shared, service, &table, &limits, credentials, None);
-                    services.push((Arc::new(service), tls));
-                }
-                Err(StartError::Config(error)) => problems.extend(error.problems),
-                Err(error) => return Err(error),
-            }
-        }
-        reject_problems(problems)?;
-        restore_sessions(&shared.ledger, &services, &limits);
-        let usage_files = UsageFiles::open(&shared.ledger, &config.services)?;
-        let weak: Vec<Weak<Service>> = services
-            .iter()
-            .map(|(service, _)| Arc::downgrade(service))
-            .collect();
-        let status =
-            GatewayStatus::new(weak, table, &shared.ledger, &shared.metrics, &shared.phases);
-        Ok(Self {
-            config,
-            shared,
-            loader,
-            pending,
-            status: Arc::new(status),
-            services,
-            usage_files,
-        })
-    }
-}
-
-/// Listeners that are bound and do not accept yet.
-struct BoundListeners {
-    services: Vec<ClientListener>,
-    admin: Option<TcpListener>,
-}
-
-/// What accepting connections needs.
-struct AcceptContext<'a> {
-    config: &'a Config,
-    status: &'a Arc<GatewayStatus>,
-    commands: &'a CommandSender,
-    phases: &'a watch::Receiver<Phase>,
-    tasks: &'a BackgroundTasks,
-}
-
-impl BoundListeners {
-    async fn bind(config: &Config) -> Result<Self, StartError> {
-        let limits = &config.limits;
-        let room = Arc::new(Semaphore::new(connection_permits(limits)));
-        let mut services = Vec::new();
-        for service in &config.services {
-            let room = Arc::clone(&room);
-            let bound =
-                ClientListener::bind(service.listen, room, limits.client_stall_timeout).await;
-            services.push(bound.map_err(|error| bind_error(&service.tag, service.listen, &error))?);
-        }
-        let admin = match &config.admin {
-            Some(admin) => {
-                let bound = TcpListener::bind(admin.listen).await;
-                Some(bound.map_err(|error| bind_error("admin", admin.listen, &error))?)
-            }
-            None => None,
-        };
-        Ok(Self { services, admin })
-    }
-
-    fn admin_address(&self) -> Option<SocketAddr> {
-        self.admin.as_ref()?.local_addr().ok()
-    }
-
-    /// Accepts connections from now on. Operators are first, so that they can see a gateway that has just started.
-    fn accept(
-        self,
-        context: &AcceptContext<'_>,
-        services: Vec<(Arc<Service>, Option<TlsServer>)>,
-        upkeep: &Upkeep,
-        ledger: &Ledger,
-    ) -> (Vec<ServiceAddress>, Vec<RunningService>) {
-        context.accept_operators(ledger, self.admin);
-        let mut listening = Vec::new();
-        let mut running = Vec::new();
-        let parts = self
-            .services
-            .into_iter()
-            .zip(services)
-            .zip(&context.config.services);
-        for ((listener, (service, tls)), config) in parts {
-            listening.push(ServiceAddress {
-                service: config.tag.clone(),
-                address: listener.address(),
-            });
-            running.push(context.accept_clients(listener, config, service, tls, upkeep));
-        }
-        (listening, running)
-    }
-}
-
-impl AcceptContext<'_> {
-    fn accept_operators(&self, ledger: &Ledger, listener: Option<TcpListener>) {
-        let socket = ledger.path().with_file_name(SOCKET);
-        AdminApi::new(self.status, self.commands, AdminAccess::Owner).listen_unix(
-            socket,
-            self.phases,
-            self.tasks,
-        );
-        if let Some(listener) = listener {
-            let token = self
-                .config
-                .admin
-                .as_ref()
-                .and_then(|admin| admin.token.clone());
-            AdminApi::new(self.status, self.commands, AdminAccess::over_tcp(token)).listen_tcp(
-                listener,
-                self.phases,
-                self.tasks,
-            );
-        }
-    }
-
-    fn accept_clients(
-        &self,
-        listener: ClientListener,
-        config: &ServiceConfig,
-        service: Arc<Service>,
-        tls: Option<TlsServer>,
-        upkeep: &Upkeep,
-    ) -> RunningService {
-        let running = RunningService::start(config.clone(), service, tls, upkeep);
-        let connections = ConnectionContext {
-            live: running.live(),
-            tls: running.tls(),
-            phases: self.phases.clone(),
-        };
-        tokio::spawn(accept(listener, connections));
-        running
-    }
-}
-
-fn bind_error(service: &str, address: SocketAddr, error: &std::io::Error) -> StartError {
-    StartError::Listen {
-        service: service.to_owned(),
-        address,
-        reason: crate::files::io_reason(error),
-    }
-}
-
-/// Restores sessions and the issuers of responses from the ledger. Without them, sessions start without a home.
-fn restore_sessions(
-    ledger: &Ledger,
-    services: &[(Arc<Service>, Option<TlsServer>)],
-    limits: &Limits,
-) {
-    match read_sessions(ledger, limits) {
-        Ok((sessions, issuers)) => {
-            for (service, _) in services {
-                restore_affinity(service, &sessions, &issuers);
-            }
-        }
-        Err(error) => tracing::warn!(%error, "sessions not restored"),
-    }
-}
-
-fn read_sessions(
-    ledger: &Ledger,
-    limits: &Limits,
-) -> Result<(Vec<StoredSession>, Vec<ResponseIssuer>), Box<dyn std::error::Error>> {
-    let reader = ledger.reader()?;
-    let since = Timestamp::now().before(limits.session_lifetime);
-    let sessions = reader.sessions(limits.sessions)?;
-    let issuers = reader.issuers(since, limits.sessions)?;
-    Ok((sessions, issuers))
-}
-
-fn connection_permits(limits: &Limits) -> usize {
-    usize::try_from(limits.connections)
-        .unwrap_or(usize::MAX)
-        .min(Semaphore::MAX_PERMITS)
 }

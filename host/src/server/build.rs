@@ -3,17 +3,23 @@
 //! Does not know how policies are loaded or when a service changes. Invariant: all problems of a configuration are
 //! reported at once.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
+use tokio::task::spawn_blocking;
 
 use super::error::{StartError, reject_problems};
-use super::policies::{PolicyTable, StartWait, load_initial};
+use super::policies::{
+    InitialPolicies, PendingPolicy, PolicyLoader, PolicyTable, StartWait, load_initial,
+};
+use super::status::GatewayStatus;
+use super::usage_files::UsageFiles;
 use crate::config::{Config, CredentialConfig, CredentialSource, Problem, ServiceConfig};
 use crate::credentials::{Credential, CredentialKind, recover_tokens};
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, ResponseIssuer, StoredSession};
 use crate::metrics::Metrics;
-use crate::pipeline::{Service, ServiceParts};
+use crate::pipeline::{Service, ServiceParts, restore_affinity};
 use crate::policy::Balancer;
 use crate::tls::TlsServer;
 use crate::upstream::{TrustRoots, UpstreamClient};
@@ -31,6 +37,121 @@ pub(super) struct SharedResources {
     pub(super) phases: watch::Receiver<Phase>,
     /// Held by every service: its receiver ends with the last one.
     pub(super) alive: mpsc::Sender<()>,
+}
+
+/// A gateway that was put together and not started.
+pub(super) struct BuiltGateway {
+    pub(super) config: Config,
+    pub(super) shared: SharedResources,
+    pub(super) loader: PolicyLoader,
+    pub(super) pending: Vec<PendingPolicy>,
+    pub(super) status: Arc<GatewayStatus>,
+    pub(super) services: Vec<(Arc<Service>, Option<TlsServer>)>,
+    pub(super) usage_files: UsageFiles,
+}
+
+impl BuiltGateway {
+    /// Compiles policies and reads files, on a blocking thread.
+    pub(super) async fn build(
+        config: Config,
+        phases: watch::Receiver<Phase>,
+        alive: mpsc::Sender<()>,
+    ) -> Result<Self, StartError> {
+        let runtime = Handle::current();
+        let build = move || Self::build_blocking(config, runtime, phases, alive);
+        match spawn_blocking(build).await {
+            Ok(built) => built,
+            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+        }
+    }
+
+    fn build_blocking(
+        config: Config,
+        runtime: Handle,
+        phases: watch::Receiver<Phase>,
+        alive: mpsc::Sender<()>,
+    ) -> Result<Self, StartError> {
+        let limits = Arc::new(config.limits.clone());
+        let InitialPolicies {
+            table,
+            pending,
+            stand_in,
+            loader,
+        } = load_initial(&config, &StartWait::OfLimits(runtime))?;
+        let certificates = read_certificates(&config)?;
+        let ledger = Arc::new(Ledger::open(&config.data_dir, &limits)?);
+        let trust = TrustRoots::from_platform();
+        if trust.is_empty() {
+            tracing::warn!(
+                "no trusted certificates found: set SSL_CERT_FILE to reach https upstreams"
+            );
+        }
+        let shared = SharedResources {
+            ledger,
+            metrics: Arc::default(),
+            trust,
+            stand_in,
+            phases,
+            alive,
+        };
+        let mut problems = Vec::new();
+        let mut services = Vec::new();
+        for (service, tls) in config.services.iter().zip(certificates) {
+            match read_credentials(service, &[]) {
+                Ok(credentials) => {
+                    let service = assemble(&shared, service, &table, &limits, credentials, None);
+                    services.push((Arc::new(service), tls));
+                }
+                Err(StartError::Config(error)) => problems.extend(error.problems),
+                Err(error) => return Err(error),
+            }
+        }
+        reject_problems(problems)?;
+        restore_sessions(&shared.ledger, &services, &limits);
+        let usage_files = UsageFiles::open(&shared.ledger, &config.services)?;
+        let weak: Vec<Weak<Service>> = services
+            .iter()
+            .map(|(service, _)| Arc::downgrade(service))
+            .collect();
+        let status =
+            GatewayStatus::new(weak, table, &shared.ledger, &shared.metrics, &shared.phases);
+        Ok(Self {
+            config,
+            shared,
+            loader,
+            pending,
+            status: Arc::new(status),
+            services,
+            usage_files,
+        })
+    }
+}
+
+/// Restores sessions and the issuers of responses from the ledger. Without them, sessions start without a home.
+fn restore_sessions(
+    ledger: &Ledger,
+    services: &[(Arc<Service>, Option<TlsServer>)],
+    limits: &Limits,
+) {
+    match read_sessions(ledger, limits) {
+        Ok((sessions, issuers)) => {
+            for (service, _) in services {
+                restore_affinity(service, &sessions, &issuers);
+            }
+        }
+        Err(error) => tracing::warn!(%error, "sessions not restored"),
+    }
+}
+
+fn read_sessions(
+    ledger: &Ledger,
+    limits: &Limits,
+) -> Result<(Vec<StoredSession>, Vec<ResponseIssuer>), Box<dyn std::error::Error>> {
+    let reader = ledger.reader()?;
+    let since = Timestamp::now().before(limits.session_lifetime);
+    let sessions = reader.sessions(limits.sessions)?;
+    let issuers = reader.issuers(since, limits.sessions)?;
+    Ok((sessions, issuers))
 }
 
 /// Loads what `config` names without starting anything, and returns warnings.

@@ -21,19 +21,19 @@ pub enum StartError {
     /// A usage file cannot be read, or the ledger cannot say what it holds.
     #[error("usage file {path}: {reason}")]
     UsageFile {
-        /// The file.
+        /// The file's path.
         path: String,
-        /// Why.
+        /// Why it cannot be used.
         reason: String,
     },
     /// An address cannot be bound.
     #[error("service {service:?}: cannot listen on {address}: {reason}")]
     Listen {
-        /// The service's tag.
+        /// The tag of the service, or `admin`.
         service: String,
-        /// The address.
+        /// The address of the configuration.
         address: SocketAddr,
-        /// Why.
+        /// Why it cannot be bound.
         reason: String,
     },
     /// A thread cannot be started.

@@ -1,0 +1,153 @@
+//! The listeners of services and of the admin API: bound first, accepting once everything else is ready.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+
+use super::admin::{AdminAccess, AdminApi, SOCKET};
+use super::background::BackgroundTasks;
+use super::connection::{ConnectionContext, accept};
+use super::error::StartError;
+use super::status::GatewayStatus;
+use super::supervisor::{CommandSender, RunningService};
+use super::upkeep::Upkeep;
+use crate::config::{Config, ServiceConfig};
+use crate::ledger::Ledger;
+use crate::listener::ClientListener;
+use crate::pipeline::Service;
+use crate::tls::TlsServer;
+use crate::values::limits::Limits;
+use crate::values::phase::Phase;
+
+/// The address of a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceAddress {
+    /// The service's tag.
+    pub service: String,
+    /// The bound address. The port is the actual one, even if the configuration has port 0.
+    pub address: SocketAddr,
+}
+
+/// Listeners that are bound and do not accept yet.
+pub(super) struct BoundListeners {
+    services: Vec<ClientListener>,
+    admin: Option<TcpListener>,
+}
+
+/// What accepting connections needs.
+pub(super) struct AcceptContext<'a> {
+    pub(super) config: &'a Config,
+    pub(super) status: &'a Arc<GatewayStatus>,
+    pub(super) commands: &'a CommandSender,
+    pub(super) phases: &'a watch::Receiver<Phase>,
+    pub(super) tasks: &'a BackgroundTasks,
+}
+
+impl BoundListeners {
+    pub(super) async fn bind(config: &Config) -> Result<Self, StartError> {
+        let limits = &config.limits;
+        let room = Arc::new(Semaphore::new(connection_permits(limits)));
+        let mut services = Vec::new();
+        for service in &config.services {
+            let room = Arc::clone(&room);
+            let bound =
+                ClientListener::bind(service.listen, room, limits.client_stall_timeout).await;
+            services.push(bound.map_err(|error| bind_error(&service.tag, service.listen, &error))?);
+        }
+        let admin = match &config.admin {
+            Some(admin) => {
+                let bound = TcpListener::bind(admin.listen).await;
+                Some(bound.map_err(|error| bind_error("admin", admin.listen, &error))?)
+            }
+            None => None,
+        };
+        Ok(Self { services, admin })
+    }
+
+    pub(super) fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin.as_ref()?.local_addr().ok()
+    }
+
+    /// Accepts connections from now on. Operators are first, so that they can see a gateway that has just started.
+    pub(super) fn accept(
+        self,
+        context: &AcceptContext<'_>,
+        services: Vec<(Arc<Service>, Option<TlsServer>)>,
+        upkeep: &Upkeep,
+        ledger: &Ledger,
+    ) -> (Vec<ServiceAddress>, Vec<RunningService>) {
+        context.accept_operators(ledger, self.admin);
+        let mut listening = Vec::new();
+        let mut running = Vec::new();
+        let parts = self
+            .services
+            .into_iter()
+            .zip(services)
+            .zip(&context.config.services);
+        for ((listener, (service, tls)), config) in parts {
+            listening.push(ServiceAddress {
+                service: config.tag.clone(),
+                address: listener.address(),
+            });
+            running.push(context.accept_clients(listener, config, service, tls, upkeep));
+        }
+        (listening, running)
+    }
+}
+
+impl AcceptContext<'_> {
+    fn accept_operators(&self, ledger: &Ledger, listener: Option<TcpListener>) {
+        let socket = ledger.path().with_file_name(SOCKET);
+        AdminApi::new(self.status, self.commands, AdminAccess::Owner).listen_unix(
+            socket,
+            self.phases,
+            self.tasks,
+        );
+        if let Some(listener) = listener {
+            let token = self
+                .config
+                .admin
+                .as_ref()
+                .and_then(|admin| admin.token.clone());
+            AdminApi::new(self.status, self.commands, AdminAccess::over_tcp(token)).listen_tcp(
+                listener,
+                self.phases,
+                self.tasks,
+            );
+        }
+    }
+
+    fn accept_clients(
+        &self,
+        listener: ClientListener,
+        config: &ServiceConfig,
+        service: Arc<Service>,
+        tls: Option<TlsServer>,
+        upkeep: &Upkeep,
+    ) -> RunningService {
+        let running = RunningService::start(config.clone(), service, tls, upkeep);
+        let connections = ConnectionContext {
+            live: running.live(),
+            tls: running.tls(),
+            phases: self.phases.clone(),
+        };
+        tokio::spawn(accept(listener, connections));
+        running
+    }
+}
+
+fn bind_error(service: &str, address: SocketAddr, error: &std::io::Error) -> StartError {
+    StartError::Listen {
+        service: service.to_owned(),
+        address,
+        reason: crate::files::io_reason(error),
+    }
+}
+
+fn connection_permits(limits: &Limits) -> usize {
+    usize::try_from(limits.connections)
+        .unwrap_or(usize::MAX)
+        .min(Semaphore::MAX_PERMITS)
+}
