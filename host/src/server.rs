@@ -194,7 +194,7 @@ impl Gateway {
         done.await.map_err(|_| CommandError::ShuttingDown)?
     }
 
-    /// Reports a configuration that could not even be read, as one that was rejected.
+    /// Reports a configuration that could not be read, in the same way as a rejected one.
     pub fn reject_configuration(&self, reason: &str) {
         self.status.configuration_rejected(reason);
     }

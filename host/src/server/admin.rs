@@ -62,7 +62,7 @@ struct CredentialReport {
     sessions: usize,
 }
 
-/// Answers operators.
+/// Serves the requests of operators.
 #[derive(Clone)]
 pub(super) struct AdminApi {
     status: Arc<GatewayStatus>,

@@ -35,7 +35,7 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// The pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Answers one request of an operator.
+/// Serves one request of an operator.
 pub(super) trait AdminHandler: Clone + Send + Sync + 'static {
     fn handle(
         &self,

@@ -16,7 +16,7 @@ use crate::config::{Config, PolicyConfig, PolicyKind, PolicySource};
 use crate::policy::{Balancer, LoadError, Policy, Slot, Source, Urgency};
 use crate::server::error::{StartError, reject_problems};
 
-/// The balancer that stands in for one that fails.
+/// The balancer that stands in for a failing one.
 const STAND_IN: &str = "least-used";
 
 /// A component larger than this, in bytes, contains a language's interpreter and takes long to compile.

@@ -54,7 +54,7 @@ pub(crate) struct PolicyStatus {
     pub(crate) call_us: CallDurations,
     /// Whether calls run on policy threads.
     pub(crate) slow: bool,
-    /// Warm instances.
+    /// Warm instances in all threads.
     pub(crate) instances: u64,
     /// The instances' linear memory.
     pub(crate) memory_bytes: u64,

@@ -107,7 +107,7 @@ pub enum CommandError {
     ShuttingDown,
 }
 
-/// Answers all of `replies`.
+/// Sends `result` to all of `replies`.
 pub(crate) fn answer(replies: Vec<PolicyReply>, result: &Result<PolicyCommandDone, CommandError>) {
     for reply in replies {
         // The operator may have gone.

@@ -40,7 +40,7 @@ enum KnownPolicy {
         slot: Arc<Slot>,
         number: u64,
     },
-    /// A policy with counts and a record of its own.
+    /// A policy that starts with new counts and its own record.
     New {
         number: u64,
     },
