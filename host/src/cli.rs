@@ -72,7 +72,7 @@ enum TollgateCommand {
     /// Show, reload and test policies.
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
-    /// Explain how a request was handled: its attempts, its cost and its policies' decisions.
+    /// Explain the attempts, cost and policy decisions of a request.
     Explain(explain::ExplainArgs),
     /// Print the JSON Schema of the configuration.
     ConfigSchema,
