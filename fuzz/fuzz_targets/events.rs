@@ -6,14 +6,14 @@ use tollgate::meter::{
     ClientMessageScan, ResponseCreate, UpstreamMessage, UpstreamMessageScan,
 };
 use tollgate::values::clock::Timestamp;
-use tollgate::values::exchange::Metered;
+use tollgate::values::exchange::MeteredResponse;
 
 const NOW: Timestamp = Timestamp(1_000_000_000);
 
 /// Separates messages; UTF-8 does not contain it.
 const BETWEEN: u8 = 0xff;
 
-fn read(messages: &[u8], size: usize) -> Vec<(UpstreamMessage, Option<Metered>, Option<ResponseCreate>)> {
+fn read(messages: &[u8], size: usize) -> Vec<(UpstreamMessage, Option<MeteredResponse>, Option<ResponseCreate>)> {
     let (mut events, mut creates) = (UpstreamMessageScan::default(), ClientMessageScan::default());
     let each = messages.split(|byte| *byte == BETWEEN).map(|message| {
         events.begin();

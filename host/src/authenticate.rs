@@ -206,12 +206,12 @@ fn hash(key: &[u8; 16], token: &str) -> [u8; 32] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::values::secret::Secret;
+    use crate::values::secret::SecretString;
 
     fn users() -> UserDirectory {
         let user = |name: &str, token: &str| UserConfig {
             name: name.to_owned(),
-            token: Secret::new(token.to_owned()),
+            token: SecretString::new(token.to_owned()),
             pool: 0,
             allow_external_usage: false,
         };

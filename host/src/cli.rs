@@ -22,7 +22,7 @@ use clap::{Parser, Subcommand};
 use self::configuration::{in_file, load, summary};
 use self::error::CommandFailure;
 use self::output::print;
-use crate::config::{self, Loaded, Problem};
+use crate::config::{self, ConfigProblem, LoadedConfig};
 use crate::server;
 
 /// A gateway for several OpenAI Codex credentials and API keys.
@@ -108,7 +108,7 @@ pub fn main() -> ExitCode {
 }
 
 fn check(path: &Path) -> Result<(), CommandFailure> {
-    let Loaded { config, warnings } = load(Some(path))?;
+    let LoadedConfig { config, warnings } = load(Some(path))?;
     print_warnings(path, &warnings);
     let summary = summary(&config);
     let warnings = server::check(config).map_err(|error| in_file(path, &error.to_string()))?;
@@ -116,7 +116,7 @@ fn check(path: &Path) -> Result<(), CommandFailure> {
     print(&format!("{}: {summary}", path.display()))
 }
 
-fn print_warnings(path: &Path, warnings: &[Problem]) {
+fn print_warnings(path: &Path, warnings: &[ConfigProblem]) {
     for warning in warnings {
         eprintln!("tollgate: {}: warning: {warning}", path.display());
     }

@@ -17,11 +17,11 @@ use schemars::generate::SchemaSettings;
 use serde_json::Value;
 
 pub use raw::{LogFormat, LogLevel, OnFailure, PolicyKind};
-pub use shape::{Problem, Shape};
+pub use shape::{ConfigProblem, SchemaValidator};
 
 use crate::files::read_bounded;
 use crate::values::limits::{CONFIG_FILE_BYTES, Limits};
-use crate::values::secret::Secret;
+use crate::values::secret::SecretString;
 
 /// Top-level keys of sing-box that Tollgate skips.
 const SKIPPED_KEYS: [&str; 8] = [
@@ -58,7 +58,7 @@ pub struct AdminConfig {
     /// The address to listen on; port 0 takes a free one.
     pub listen: SocketAddr,
     /// What operators show; always there where the address is not loopback.
-    pub token: Option<Secret>,
+    pub token: Option<SecretString>,
 }
 
 /// A policy's place in [`Config::policies`].
@@ -121,7 +121,7 @@ pub struct ServiceConfig {
     /// The pool of requests without a user: the first entry of `credentials`.
     pub default_pool: usize,
     /// Where upstream is.
-    pub endpoints: Endpoints,
+    pub endpoints: UpstreamEndpoints,
     /// The pricing policy.
     pub pricer: PolicyId,
     /// The rewriting policies, in order.
@@ -134,7 +134,7 @@ pub struct UserConfig {
     /// Its name, unique.
     pub name: String,
     /// What its clients send, unique.
-    pub token: Secret,
+    pub token: SecretString,
     /// Its pool: an index into [`ServiceConfig::pools`].
     pub pool: usize,
     /// Whether other gateways may serve it.
@@ -151,7 +151,7 @@ pub struct CredentialConfig {
     /// Its usage file.
     pub usages_path: Option<PathBuf>,
     /// At how many percent of a window it pauses.
-    pub caps: Caps,
+    pub caps: WindowCaps,
     /// How often upstream is asked for its use.
     pub poll_interval: Duration,
 }
@@ -166,13 +166,13 @@ pub enum CredentialSource {
         /// Where it listens, without a slash at its end.
         url: Uri,
         /// What it knows this gateway by.
-        token: Secret,
+        token: SecretString,
     },
 }
 
 /// At how many percent of each window a credential pauses.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Caps {
+pub struct WindowCaps {
     /// Of the 5-hour window.
     pub five_hour: f64,
     /// Of the weekly window.
@@ -198,7 +198,7 @@ pub struct PoolConfig {
 
 /// Where upstream is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Endpoints {
+pub struct UpstreamEndpoints {
     /// The backend of ChatGPT, without a slash at its end.
     pub chatgpt: Uri,
     /// The API, without a slash at its end.
@@ -213,7 +213,7 @@ pub struct TlsConfig {
     /// The certificate chain, in PEM.
     pub certificate: Vec<u8>,
     /// The private key, in PEM.
-    pub key: Secret,
+    pub key: SecretString,
     /// The JSON path of each, for errors.
     pub certificate_from: String,
     /// The JSON path of the key.
@@ -317,20 +317,20 @@ pub(crate) type HeaderFields = Vec<(HeaderName, Vec<HeaderValue>)>;
 
 /// A configuration and what an operator should know about it.
 #[derive(Debug)]
-pub struct Loaded {
+pub struct LoadedConfig {
     /// The configuration.
     pub config: Config,
     /// What was skipped or is risky.
-    pub warnings: Vec<Problem>,
+    pub warnings: Vec<ConfigProblem>,
 }
 
 /// A configuration that cannot be used: every reason at once.
 #[derive(Debug)]
 pub struct ConfigError {
     /// What is wrong, each at its place.
-    pub problems: Vec<Problem>,
+    pub problems: Vec<ConfigProblem>,
     /// What was skipped or is risky besides.
-    pub warnings: Vec<Problem>,
+    pub warnings: Vec<ConfigProblem>,
     /// The rest of it, where that can be looked at further.
     pub rest: Option<Box<Config>>,
 }
@@ -338,7 +338,7 @@ pub struct ConfigError {
 impl ConfigError {
     fn whole(message: String) -> Self {
         Self {
-            problems: vec![Problem::new("", message)],
+            problems: vec![ConfigProblem::new("", message)],
             warnings: Vec::new(),
             rest: None,
         }
@@ -347,7 +347,7 @@ impl ConfigError {
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let lines: Vec<String> = self.problems.iter().map(Problem::to_string).collect();
+        let lines: Vec<String> = self.problems.iter().map(ConfigProblem::to_string).collect();
         f.write_str(&lines.join("\n"))
     }
 }
@@ -362,7 +362,7 @@ pub const DEFAULT_CONFIG: &str =
 ///
 /// # Errors
 /// Everything that is wrong with it.
-pub fn load(path: &Path) -> Result<Loaded, ConfigError> {
+pub fn load(path: &Path) -> Result<LoadedConfig, ConfigError> {
     let bytes = read_bounded(path, CONFIG_FILE_BYTES)
         .map_err(|what| ConfigError::whole(format!("cannot read it: {what}")))?;
     let text = String::from_utf8(bytes).map_err(|error| {
@@ -378,7 +378,7 @@ pub fn load(path: &Path) -> Result<Loaded, ConfigError> {
 ///
 /// # Errors
 /// Everything that is wrong with it.
-pub fn parse(mut text: String) -> Result<Loaded, ConfigError> {
+pub fn parse(mut text: String) -> Result<LoadedConfig, ConfigError> {
     if text.trim().is_empty() {
         return Err(ConfigError::whole(
             "expected a JSON object, found an empty file".to_owned(),
@@ -423,7 +423,7 @@ pub fn parse(mut text: String) -> Result<Loaded, ConfigError> {
             .filter(|problem| !follows_from(&problem.path, &known)),
     );
     match config {
-        Some(config) if problems.is_empty() => Ok(Loaded { config, warnings }),
+        Some(config) if problems.is_empty() => Ok(LoadedConfig { config, warnings }),
         rest => Err(ConfigError {
             problems,
             warnings,
@@ -510,17 +510,18 @@ pub fn schema() -> Value {
         .to_value()
 }
 
-fn shape() -> Shape {
+fn shape() -> SchemaValidator {
     let settings =
         SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
     let schema = settings
         .into_generator()
         .into_root_schema_for::<raw::RawConfig>()
         .to_value();
-    Shape::new(schema).unwrap_or_else(|error| unreachable!("the schema of our own types: {error}"))
+    SchemaValidator::new(schema)
+        .unwrap_or_else(|error| unreachable!("the schema of our own types: {error}"))
 }
 
-fn skip_known_keys(value: &mut Value) -> Vec<Problem> {
+fn skip_known_keys(value: &mut Value) -> Vec<ConfigProblem> {
     let Some(object) = value.as_object_mut() else {
         return Vec::new();
     };
@@ -531,7 +532,7 @@ fn skip_known_keys(value: &mut Value) -> Vec<Problem> {
     if skipped.is_empty() {
         return Vec::new();
     }
-    vec![Problem::new(
+    vec![ConfigProblem::new(
         "",
         format!(
             "skipped: {} (sing-box's, of no meaning here)",

@@ -24,8 +24,8 @@ pub use query::{LedgerReader, UsageFileRow, UsageFileState, UsageGrouping, Usage
 pub use sessions::{ResponseIssuer, StoredSession};
 
 use crate::values::clock::Timestamp;
-use crate::values::exchange::Row;
-use crate::values::histogram::Histogram;
+use crate::values::exchange::LedgerRow;
+use crate::values::histogram::DurationHistogram;
 use crate::values::limits::{LedgerFull, Limits};
 
 use command::{WriterCommand, WriterState};
@@ -120,7 +120,7 @@ impl Ledger {
     }
 
     /// Writes `row` into its reserved room.
-    pub fn write(&self, room: RowReservation, row: Row) -> RowCommit {
+    pub fn write(&self, room: RowReservation, row: LedgerRow) -> RowCommit {
         let (promise, commit) = self.promise();
         self.write_as_promised(room, row, promise);
         commit
@@ -137,7 +137,7 @@ impl Ledger {
     pub fn write_as_promised(
         &self,
         room: RowReservation,
-        row: Row,
+        row: LedgerRow,
         CommitPromise(done): CommitPromise,
     ) {
         let command = WriterCommand::Row {
@@ -162,7 +162,7 @@ impl Ledger {
     }
 
     /// Returns how long commits took.
-    pub fn commit_time(&self) -> &Histogram {
+    pub fn commit_time(&self) -> &DurationHistogram {
         &self.state.commit_time
     }
 

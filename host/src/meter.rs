@@ -15,7 +15,7 @@ use std::io::{self, Write};
 
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
 
-use crate::values::exchange::{End, Metered};
+use crate::values::exchange::{ExchangeEnd, MeteredResponse};
 
 use decode::{BodyDecoder, DecoderChoice};
 use scanner::BodyScanner;
@@ -78,33 +78,37 @@ impl Meter {
     }
 
     /// Ends the body. Returns how the response ended, as far as its content says.
-    pub fn finish(&mut self) -> End {
+    pub fn finish(&mut self) -> ExchangeEnd {
         match &mut self.source {
             MeterSource::Plain(scanner) => scanner.finish(),
             MeterSource::Encoded(decoder) => {
                 let response = decoder.writer_mut();
                 // Once decoding was abandoned, only the transport knows how the body ended.
                 if response.is_abandoned {
-                    response.scanner.reading().ended.unwrap_or(End::Complete)
+                    response
+                        .scanner
+                        .reading()
+                        .ended
+                        .unwrap_or(ExchangeEnd::Complete)
                 } else {
                     response.scanner.finish()
                 }
             }
-            MeterSource::Unreadable(_) => End::Complete,
+            MeterSource::Unreadable(_) => ExchangeEnd::Complete,
         }
     }
 
     /// Returns how the response ended, if its content has said so.
-    pub fn ended(&self) -> Option<End> {
+    pub fn ended(&self) -> Option<ExchangeEnd> {
         self.scanner().and_then(|scanner| scanner.reading().ended)
     }
 
     /// Returns what was found so far.
-    pub fn metered(&self) -> Metered {
+    pub fn metered(&self) -> MeteredResponse {
         match &self.source {
-            MeterSource::Unreadable(reason) => Metered {
+            MeterSource::Unreadable(reason) => MeteredResponse {
                 unknown: Some(reason),
-                ..Metered::default()
+                ..MeteredResponse::default()
             },
             MeterSource::Plain(scanner) => scanner.reading().metered.clone(),
             MeterSource::Encoded(decoder) => decoder.writer().scanner.reading().metered.clone(),

@@ -22,8 +22,8 @@ use prometheus_client::registry::{Registry, Unit};
 pub use observed::ObservedMetrics;
 
 use crate::values::counts::TokenCounts;
-use crate::values::exchange::{Outcome, Row};
-use crate::values::money::Cost;
+use crate::values::exchange::{AttemptOutcome, LedgerRow};
+use crate::values::money::ResponseCost;
 
 /// How many models have series of their own names.
 const MODELS_MAX: usize = 64;
@@ -167,7 +167,7 @@ impl Metrics {
     }
 
     /// Counts an exchange that has ended.
-    pub fn record(&self, row: &Row) {
+    pub fn record(&self, row: &LedgerRow) {
         self.record_request(row);
         self.record_attempts(row);
         let model = self.model_label(row.model.as_deref());
@@ -179,7 +179,7 @@ impl Metrics {
         }
     }
 
-    fn record_request(&self, row: &Row) {
+    fn record_request(&self, row: &LedgerRow) {
         let service = ("service", Cow::from(row.service.clone()));
         let labels = vec![
             service.clone(),
@@ -207,7 +207,7 @@ impl Metrics {
         }
     }
 
-    fn record_attempts(&self, row: &Row) {
+    fn record_attempts(&self, row: &LedgerRow) {
         for attempt in &row.attempts {
             let Some(error) = error_type(attempt.outcome) else {
                 continue;
@@ -220,7 +220,7 @@ impl Metrics {
         }
     }
 
-    fn record_tokens(&self, row: &Row, counts: &TokenCounts, model: &str) {
+    fn record_tokens(&self, row: &LedgerRow, counts: &TokenCounts, model: &str) {
         let requested = self.model_label(row.requested_model.as_deref());
         let mut labels = vec![
             ("gen_ai_operation_name", operation_label(&row.path).into()),
@@ -247,17 +247,17 @@ impl Metrics {
         }
     }
 
-    fn record_cost(&self, row: &Row, cost: &Cost, model: String) {
+    fn record_cost(&self, row: &LedgerRow, cost: &ResponseCost, model: String) {
         let labels = vec![
             ("user", or_absent(row.user.as_deref())),
             ("credential", or_absent(row.credential.as_deref())),
             ("gen_ai_response_model", model.into()),
         ];
         match cost {
-            Cost::Priced { amount, .. } => {
+            ResponseCost::Priced { amount, .. } => {
                 self.cost.get_or_create(&labels).inc_by(amount.usd());
             }
-            Cost::Unpriced { .. } => {
+            ResponseCost::Unpriced { .. } => {
                 self.unpriced.get_or_create(&labels).inc();
             }
         }
@@ -330,11 +330,13 @@ fn operation_label(path: &str) -> &'static str {
     }
 }
 
-fn error_type(outcome: Outcome) -> Option<String> {
+fn error_type(outcome: AttemptOutcome) -> Option<String> {
     match outcome {
-        Outcome::Status(status) => (status >= 400).then(|| status.to_string()),
-        Outcome::Unreachable | Outcome::TimedOut | Outcome::Broken => Some(outcome.name()),
-        Outcome::Abandoned | Outcome::Withdrawn => None,
+        AttemptOutcome::Status(status) => (status >= 400).then(|| status.to_string()),
+        AttemptOutcome::Unreachable | AttemptOutcome::TimedOut | AttemptOutcome::Broken => {
+            Some(outcome.name())
+        }
+        AttemptOutcome::Abandoned | AttemptOutcome::Withdrawn => None,
     }
 }
 

@@ -44,7 +44,7 @@ use std::time::Duration;
 
 use crate::config::{PolicyConfig, PolicyKind};
 use crate::values::clock::Timestamp;
-use crate::values::exchange::Transport;
+use crate::values::exchange::ClientTransport;
 
 /// A string of a request that a policy may ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -262,7 +262,7 @@ pub struct Facts<'a> {
     /// The chosen credential's tag.
     pub credential: &'a str,
     /// How the client speaks.
-    pub transport: Transport,
+    pub transport: ClientTransport,
     /// Attempts before this one.
     pub attempt: u32,
     /// The time.

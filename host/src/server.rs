@@ -47,14 +47,14 @@ use self::usage_files::UsageFilesWriter;
 use crate::config::Config;
 use crate::ledger::Ledger;
 use crate::values::limits::Limits;
-use crate::values::phase::Phase;
+use crate::values::phase::GatewayPhase;
 use crate::watch::FileWatcher;
 
 /// A running gateway.
 pub struct Gateway {
     listening: Vec<ServiceAddress>,
     admin: Option<SocketAddr>,
-    phase: watch::Sender<Phase>,
+    phase: watch::Sender<GatewayPhase>,
     status: Arc<GatewayStatus>,
     commands: CommandSender,
     /// Ends with the last background task.
@@ -107,7 +107,7 @@ impl Gateway {
         config: Config,
         refresh_place: RefreshPlace,
     ) -> Result<Self, StartError> {
-        let (phase, phases) = watch::channel(Phase::Serving);
+        let (phase, phases) = watch::channel(GatewayPhase::Running);
         let (alive_sender, alive) = mpsc::channel(1);
         let built = BuiltGateway::build(config, phases.clone(), alive_sender).await?;
         let listeners = BoundListeners::bind(&built.config).await?;
@@ -223,9 +223,9 @@ impl Gateway {
     /// Shuts down, and aborts the requests in flight as soon as `abort` returns. Aborted requests are recorded, too.
     pub async fn shut_down_or_abort(mut self, abort: impl Future<Output = ()>) {
         let mut abort = pin!(abort);
-        self.phase.send_replace(Phase::Draining);
+        self.phase.send_replace(GatewayPhase::Draining);
         let drain = self.drain(abort.as_mut()).await;
-        self.phase.send_replace(Phase::Ending);
+        self.phase.send_replace(GatewayPhase::Stopping);
         self.await_background(drain, abort).await;
         // Every connection hands its rows to the ledger before it drops its service.
         while self.alive.recv().await.is_some() {}

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use crate::config::{Problem, TlsConfig, TlsVersion};
+use crate::config::{ConfigProblem, TlsConfig, TlsVersion};
 
 /// A client's connection after its handshake.
 pub type TlsConnection = TlsStream<TcpStream>;
@@ -48,17 +48,17 @@ impl TlsServer {
     ///
     /// # Errors
     /// The certificate or the key cannot be used; the problem names its place in the configuration.
-    pub fn new(config: &TlsConfig, handshake_timeout: Duration) -> Result<Self, Problem> {
+    pub fn new(config: &TlsConfig, handshake_timeout: Duration) -> Result<Self, ConfigProblem> {
         let chain = certificate_chain(config)?;
         let key = PrivateKeyDer::from_pem_slice(config.key.expose().as_bytes()).map_err(|_| {
-            Problem::new(
+            ConfigProblem::new(
                 &config.key_from,
                 "expected a private key in PEM, found none",
             )
         })?;
         let mut server = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_protocol_versions(&protocol_versions(config))
-            .map_err(|error| Problem::new(&config.certificate_from, error.to_string()))?
+            .map_err(|error| ConfigProblem::new(&config.certificate_from, error.to_string()))?
             .with_no_client_auth()
             .with_single_cert(chain, key)
             .map_err(|error| certificate_problem(config, &error))?;
@@ -87,10 +87,10 @@ pub fn is_http2(connection: &TlsConnection) -> bool {
     connection.get_ref().1.alpn_protocol() == Some(b"h2")
 }
 
-fn certificate_chain(config: &TlsConfig) -> Result<Vec<CertificateDer<'static>>, Problem> {
+fn certificate_chain(config: &TlsConfig) -> Result<Vec<CertificateDer<'static>>, ConfigProblem> {
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&config.certificate).collect();
     let problem = |found: &str| {
-        Problem::new(
+        ConfigProblem::new(
             &config.certificate_from,
             format!("expected certificates in PEM, found {found}"),
         )
@@ -113,17 +113,17 @@ fn protocol_versions(config: &TlsConfig) -> Vec<&'static rustls::SupportedProtoc
     .collect()
 }
 
-fn certificate_problem(config: &TlsConfig, error: &rustls::Error) -> Problem {
+fn certificate_problem(config: &TlsConfig, error: &rustls::Error) -> ConfigProblem {
     match error {
-        rustls::Error::InvalidCertificate(_) => Problem::new(
+        rustls::Error::InvalidCertificate(_) => ConfigProblem::new(
             &config.certificate_from,
             "expected certificates in PEM, found one that cannot be read",
         ),
-        rustls::Error::InconsistentKeys(_) => Problem::new(
+        rustls::Error::InconsistentKeys(_) => ConfigProblem::new(
             &config.key_from,
             "expected the key of the certificate, found another's",
         ),
-        other => Problem::new(
+        other => ConfigProblem::new(
             &config.key_from,
             format!("cannot be used with the certificate: {other}"),
         ),

@@ -3,14 +3,14 @@
 use std::path::Path;
 
 use super::error::CommandFailure;
-use crate::config::{self, Config, ConfigError, Loaded, Problem};
+use crate::config::{self, Config, ConfigError, ConfigProblem, LoadedConfig};
 use crate::server::{self, StartError};
 
 /// Reads the configuration at `path`, or the default one.
 ///
 /// # Errors
 /// All its problems, those of the files that it names included.
-pub(super) fn load(path: Option<&Path>) -> Result<Loaded, CommandFailure> {
+pub(super) fn load(path: Option<&Path>) -> Result<LoadedConfig, CommandFailure> {
     match path {
         Some(path) => config::load(path).map_err(|error| failure(path, error)),
         None => config::parse(config::DEFAULT_CONFIG.to_owned())
@@ -30,7 +30,7 @@ fn failure(path: &Path, mut error: ConfigError) -> CommandFailure {
     in_file(path, &lines.join("\n"))
 }
 
-fn warning(problem: &Problem) -> String {
+fn warning(problem: &ConfigProblem) -> String {
     format!("warning: {problem}")
 }
 

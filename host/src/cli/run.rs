@@ -19,7 +19,7 @@ use super::configuration::{in_file, load};
 use super::error::CommandFailure;
 use super::logging;
 use super::output::print;
-use crate::config::{Config, Loaded};
+use crate::config::{Config, LoadedConfig};
 use crate::files::{Settling, io_reason, path_with_suffix, read_regular};
 use crate::server::{Gateway, RefreshPlace, run_refresh};
 use crate::values::limits::CONFIG_FILE_BYTES;
@@ -30,7 +30,7 @@ type FileDigest = [u8; 32];
 pub(super) fn run(path: Option<&Path>, ready_file: Option<&Path>) -> Result<(), CommandFailure> {
     // Before the file is read: a change from here on must be noticed.
     let digest = path.and_then(digest);
-    let Loaded { config, warnings } = load(path)?;
+    let LoadedConfig { config, warnings } = load(path)?;
     logging::start(&config.log).map_err(|error| about_file(path, error))?;
     for warning in &warnings {
         tracing::warn!("{warning}");
@@ -200,7 +200,7 @@ async fn follow(
         // Before it is read: a change from here on is noticed.
         digest_in_effect = found;
         match load_settled(path).await {
-            Ok(Loaded { config, warnings }) => {
+            Ok(LoadedConfig { config, warnings }) => {
                 for warning in &warnings {
                     tracing::warn!("{warning}");
                 }
@@ -213,7 +213,7 @@ async fn follow(
 }
 
 /// Reads the configuration, again and again while it has problems and may be half written.
-async fn load_settled(path: &Path) -> Result<Loaded, CommandFailure> {
+async fn load_settled(path: &Path) -> Result<LoadedConfig, CommandFailure> {
     let mut settling = Settling::new();
     loop {
         let digest = digest_off_thread(path).await;

@@ -11,10 +11,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::raw::{RawAdmin, RawConfig, RawDuration, RawLedgerFull, RawLimits, RawLog, RawService};
-use super::shape::{Problem, join};
+use super::shape::{ConfigProblem, join};
 use super::{AdminConfig, Config, LogConfig, LogLevel, LogOutput, duration};
 use crate::values::limits::{LedgerFull, Limits};
-use crate::values::secret::Secret;
+use crate::values::secret::SecretString;
 
 pub use policies::shipped_policy;
 
@@ -25,25 +25,25 @@ const ADMIN_PORT: u16 = 9090;
 
 /// What resolving has found so far.
 struct Findings<'a> {
-    problems: &'a mut Vec<Problem>,
-    warnings: &'a mut Vec<Problem>,
+    problems: &'a mut Vec<ConfigProblem>,
+    warnings: &'a mut Vec<ConfigProblem>,
 }
 
 impl Findings<'_> {
     fn problem(&mut self, path: impl Into<String>, message: impl Into<String>) {
-        self.problems.push(Problem::new(path, message));
+        self.problems.push(ConfigProblem::new(path, message));
     }
 
     fn warning(&mut self, path: impl Into<String>, message: impl Into<String>) {
-        self.warnings.push(Problem::new(path, message));
+        self.warnings.push(ConfigProblem::new(path, message));
     }
 }
 
 /// Resolves `raw`. None only where there is a problem.
 pub(super) fn resolve(
     raw: &RawConfig,
-    problems: &mut Vec<Problem>,
-    warnings: &mut Vec<Problem>,
+    problems: &mut Vec<ConfigProblem>,
+    warnings: &mut Vec<ConfigProblem>,
 ) -> Option<Config> {
     let mut findings = Findings { problems, warnings };
     let mut policies = Policies::configured(&raw.policies, &mut findings);
@@ -160,7 +160,7 @@ fn admin(
     }
     Some(AdminConfig {
         listen,
-        token: token.map(|token| Secret::new(token.to_owned())),
+        token: token.map(|token| SecretString::new(token.to_owned())),
     })
 }
 

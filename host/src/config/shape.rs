@@ -11,14 +11,14 @@ use serde_json::Value;
 
 /// One thing wrong with a configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
+pub struct ConfigProblem {
     /// Where: `services[0].credentials[2].reserve_5h`. Empty for the whole.
     pub path: String,
     /// What was expected and what was found.
     pub message: String,
 }
 
-impl Problem {
+impl ConfigProblem {
     /// A problem at `path`.
     pub fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
         Self {
@@ -28,7 +28,7 @@ impl Problem {
     }
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for ConfigProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.path.is_empty() {
             f.write_str(&self.message)
@@ -40,18 +40,18 @@ impl fmt::Display for Problem {
 
 /// A schema, ready to check values. Its sub-schemas must be in place, without `$ref`, for unknown keys to be matched
 /// with known ones.
-pub struct Shape {
+pub struct SchemaValidator {
     schema: Value,
     validator: Validator,
 }
 
-impl fmt::Debug for Shape {
+impl fmt::Debug for SchemaValidator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shape").finish_non_exhaustive()
     }
 }
 
-impl Shape {
+impl SchemaValidator {
     /// # Errors
     /// `schema` is no JSON Schema; the text says why.
     pub fn new(schema: Value) -> Result<Self, String> {
@@ -60,7 +60,7 @@ impl Shape {
     }
 
     /// Everything that is wrong with `value`, which stands at `root` of its file.
-    pub fn problems(&self, root: &str, value: &Value) -> Vec<Problem> {
+    pub fn problems(&self, root: &str, value: &Value) -> Vec<ConfigProblem> {
         let mut problems = Vec::new();
         for error in self.validator.iter_errors(value) {
             self.report(root, &error, &mut problems);
@@ -68,7 +68,7 @@ impl Shape {
         problems
     }
 
-    fn report(&self, root: &str, error: &ValidationError<'_>, problems: &mut Vec<Problem>) {
+    fn report(&self, root: &str, error: &ValidationError<'_>, problems: &mut Vec<ConfigProblem>) {
         let path = join(root, &path(error.instance_path()));
         match error.kind() {
             ValidationErrorKind::AnyOf { context }
@@ -78,16 +78,19 @@ impl Shape {
             ValidationErrorKind::AdditionalProperties { unexpected } => {
                 let known = self.known_keys(error.schema_path());
                 for key in unexpected {
-                    problems.push(Problem::new(join(&path, key), unknown_key(key, &known)));
+                    problems.push(ConfigProblem::new(
+                        join(&path, key),
+                        unknown_key(key, &known),
+                    ));
                 }
             }
             ValidationErrorKind::Required { property } => {
                 let property = property.as_str().unwrap_or_default();
-                problems.push(Problem::new(join(&path, property), "missing"));
+                problems.push(ConfigProblem::new(join(&path, property), "missing"));
             }
             kind => {
                 let expected = self.range(error).unwrap_or_else(|| expected(kind));
-                problems.push(Problem::new(
+                problems.push(ConfigProblem::new(
                     path,
                     format!(
                         "expected {expected}, found {}",
@@ -105,13 +108,13 @@ impl Shape {
         root: &str,
         error: &ValidationError<'_>,
         context: &[Vec<ValidationError<'static>>],
-        problems: &mut Vec<Problem>,
+        problems: &mut Vec<ConfigProblem>,
     ) {
         let here = error.instance_path();
         let place = join(root, &path(here));
         if let Some(expected) = choices(here, context) {
             let found = found_choice(error.instance());
-            problems.push(Problem::new(
+            problems.push(ConfigProblem::new(
                 place,
                 format!("expected one of {expected}, found {found}"),
             ));
@@ -119,7 +122,7 @@ impl Shape {
         }
         if let Some(expected) = json_types(here, context) {
             let found = kind_of(error.instance());
-            problems.push(Problem::new(
+            problems.push(ConfigProblem::new(
                 place,
                 format!("expected {expected}, found {found}"),
             ));
@@ -149,7 +152,7 @@ impl Shape {
             .get("type")
             .map_or("nothing".to_owned(), found_choice);
         let expected = names.join(", ");
-        problems.push(Problem::new(
+        problems.push(ConfigProblem::new(
             join(&place, "type"),
             format!("expected one of {expected}, found {found}"),
         ));

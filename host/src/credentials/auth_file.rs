@@ -17,7 +17,7 @@ use crate::config::shape::kind_of;
 use crate::files::{FileReadError, read_regular};
 use crate::values::clock::Timestamp;
 use crate::values::limits::AUTH_FILE_BYTES;
-use crate::values::secret::Secret;
+use crate::values::secret::SecretString;
 
 /// The claim of OpenAI's tokens that contains the account and its plan.
 const OPENAI_CLAIM: &str = "https://api.openai.com/auth";
@@ -176,8 +176,8 @@ pub(super) fn refresh_token(text: &[u8]) -> Option<Zeroizing<String>> {
     Some(file.tokens.refresh_token).filter(|token| !token.is_empty())
 }
 
-fn secret(text: &str) -> Secret {
-    Secret::new(text.to_owned())
+fn secret(text: &str) -> SecretString {
+    SecretString::new(text.to_owned())
 }
 
 /// Returns the string under `key`; `None` if it is missing or null.

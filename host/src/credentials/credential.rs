@@ -12,7 +12,7 @@ use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, watch};
 
 use super::state::{CredentialState, StateChange, Traffic};
-use crate::config::{Caps, CredentialConfig, CredentialSource};
+use crate::config::{CredentialConfig, CredentialSource, WindowCaps};
 use crate::values::clock::Timestamp;
 
 /// A credential: what upstream accepts, and how much of its account is used.
@@ -95,7 +95,7 @@ impl Credential {
     }
 
     /// Returns the shares of its windows, in percent, at which it is not used any more.
-    pub fn caps(&self) -> Caps {
+    pub fn caps(&self) -> WindowCaps {
         self.state().caps()
     }
 

@@ -8,7 +8,7 @@ use super::credential::Credential;
 use super::identity::{CredentialKind, UpstreamIdentity};
 use super::state::{CredentialLoadError, CredentialState};
 use crate::values::clock::Timestamp;
-use crate::values::windows::Span;
+use crate::values::windows::WindowKind;
 
 /// The most important thing to know about a credential.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -106,8 +106,8 @@ impl Credential {
             condition: condition(&state, self.path(), now),
             usable: candidate.usable,
             plan: state.usage().plan().to_owned(),
-            five_hour: window_health(&state, Span::FiveHour, now),
-            weekly: window_health(&state, Span::Weekly, now),
+            five_hour: window_health(&state, WindowKind::FiveHour, now),
+            weekly: window_health(&state, WindowKind::Weekly, now),
             polled_at: state.polls().succeeded_at().map(|at| at.0),
             poll_failure: state.polls().failure().map(str::to_owned),
             expires_at: identity
@@ -122,7 +122,7 @@ impl Credential {
     }
 }
 
-fn window_health(state: &CredentialState, span: Span, now: Timestamp) -> WindowHealth {
+fn window_health(state: &CredentialState, span: WindowKind, now: Timestamp) -> WindowHealth {
     let windows = state.usage().windows();
     WindowHealth {
         used: windows.is_known(span).then(|| windows.used(span, now)),
@@ -179,16 +179,16 @@ fn expired_condition(state: &CredentialState, identity: &UpstreamIdentity) -> Cr
     }
 }
 
-fn window_over_cap(state: &CredentialState, now: Timestamp) -> Option<Span> {
-    [Span::Weekly, Span::FiveHour]
+fn window_over_cap(state: &CredentialState, now: Timestamp) -> Option<WindowKind> {
+    [WindowKind::Weekly, WindowKind::FiveHour]
         .into_iter()
         .find(|span| state.usage().windows().used(*span, now) >= cap(state, *span))
 }
 
-fn cap(state: &CredentialState, span: Span) -> f64 {
+fn cap(state: &CredentialState, span: WindowKind) -> f64 {
     match span {
-        Span::FiveHour => state.caps().five_hour,
-        Span::Weekly => state.caps().weekly,
+        WindowKind::FiveHour => state.caps().five_hour,
+        WindowKind::Weekly => state.caps().weekly,
     }
 }
 
@@ -203,9 +203,9 @@ fn with_path(path: Option<&Path>, reason: &str) -> String {
     }
 }
 
-fn window_name(span: Span) -> &'static str {
+fn window_name(span: WindowKind) -> &'static str {
     match span {
-        Span::FiveHour => "5-hour",
-        Span::Weekly => "weekly",
+        WindowKind::FiveHour => "5-hour",
+        WindowKind::Weekly => "weekly",
     }
 }

@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use crate::values::clock::Timestamp;
 use crate::values::hex::hex;
-use crate::values::secret::Secret;
+use crate::values::secret::SecretString;
 
 /// What a credential presents to upstream, and what its tokens say about the account.
 #[derive(Debug)]
@@ -55,7 +55,7 @@ pub enum CredentialKind {
 
 impl UpstreamIdentity {
     /// Returns the identity of a ChatGPT account; `None` if no header field may hold the token.
-    pub(super) fn oauth(access_token: &Secret, facts: OAuthFacts) -> Option<Self> {
+    pub(super) fn oauth(access_token: &SecretString, facts: OAuthFacts) -> Option<Self> {
         Some(Self {
             kind: CredentialKind::OAuth,
             authorization: access_token.bearer()?,
@@ -68,17 +68,17 @@ impl UpstreamIdentity {
     }
 
     /// Returns the identity of an API key; `None` if no header field may hold it.
-    pub(super) fn api_key(key: &Secret) -> Option<Self> {
+    pub(super) fn api_key(key: &SecretString) -> Option<Self> {
         Self::without_facts(CredentialKind::ApiKey, key)
     }
 
     /// Returns the identity of a user of another gateway; `None` if no header field may hold the
     /// user's token.
-    pub(super) fn external(token: &Secret) -> Option<Self> {
+    pub(super) fn external(token: &SecretString) -> Option<Self> {
         Self::without_facts(CredentialKind::External, token)
     }
 
-    fn without_facts(kind: CredentialKind, secret: &Secret) -> Option<Self> {
+    fn without_facts(kind: CredentialKind, secret: &SecretString) -> Option<Self> {
         let oauth = Self::oauth(secret, OAuthFacts::default())?;
         Some(Self { kind, ..oauth })
     }

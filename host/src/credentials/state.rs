@@ -16,10 +16,10 @@ use http::HeaderValue;
 use super::auth_file::AuthFileError;
 use super::identity::{CredentialKind, SecretFingerprint, UpstreamIdentity};
 use super::refresh::RefreshOutcome;
-use crate::config::Caps;
-use crate::values::candidate::Candidate;
+use crate::config::WindowCaps;
+use crate::values::candidate::BalancerCandidate;
 use crate::values::clock::Timestamp;
-use crate::values::windows::{Reading, Span};
+use crate::values::windows::{WindowKind, WindowReading};
 use account_usage::{AccountUsage, rate_limit_end};
 use poll_schedule::PollSchedule;
 use refresh_schedule::RefreshSchedule;
@@ -98,7 +98,7 @@ impl StartedPoll {
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct UsageReport {
     /// The windows.
-    pub reading: Reading,
+    pub reading: WindowReading,
     /// The plan, if it is named.
     pub plan: Option<String>,
     /// The weight of the capacity, if the account reports one: another gateway does.
@@ -107,7 +107,7 @@ pub struct UsageReport {
 
 /// What is known about a credential.
 pub(super) struct CredentialState {
-    caps: Caps,
+    caps: WindowCaps,
     poll_interval: Duration,
     /// The last identity, or why there is none.
     identity: Result<Arc<UpstreamIdentity>, CredentialLoadError>,
@@ -128,7 +128,7 @@ pub(super) struct CredentialState {
 }
 
 impl CredentialState {
-    pub(super) fn new(caps: Caps, poll_interval: Duration) -> Self {
+    pub(super) fn new(caps: WindowCaps, poll_interval: Duration) -> Self {
         Self {
             caps,
             poll_interval,
@@ -145,7 +145,7 @@ impl CredentialState {
         }
     }
 
-    pub(super) fn reconfigure(&mut self, caps: Caps, poll_interval: Duration) {
+    pub(super) fn reconfigure(&mut self, caps: WindowCaps, poll_interval: Duration) {
         self.caps = caps;
         self.poll_interval = poll_interval;
     }
@@ -163,7 +163,7 @@ impl CredentialState {
         }
     }
 
-    pub(super) fn caps(&self) -> Caps {
+    pub(super) fn caps(&self) -> WindowCaps {
         self.caps
     }
 
@@ -343,7 +343,7 @@ impl CredentialState {
 /// Usage.
 impl CredentialState {
     /// Returns what a balancer sees of it, except what concerns one request.
-    pub(super) fn candidate(&self, now: Timestamp) -> Candidate {
+    pub(super) fn candidate(&self, now: Timestamp) -> BalancerCandidate {
         let mut candidate = self.usage.candidate(self.caps, now);
         candidate.usable &= self.is_presentable(now);
         candidate
@@ -363,7 +363,7 @@ impl CredentialState {
     pub(super) fn observe(
         &mut self,
         presented: &UpstreamIdentity,
-        reading: &Reading,
+        reading: &WindowReading,
         now: Timestamp,
     ) -> StateChange {
         if !self.is_about(presented) {
@@ -382,7 +382,7 @@ impl CredentialState {
         &mut self,
         presented: &UpstreamIdentity,
         until: Option<Timestamp>,
-        window: Option<Span>,
+        window: Option<WindowKind>,
         now: Timestamp,
     ) -> (Timestamp, StateChange) {
         let until = rate_limit_end(until, now);

@@ -11,15 +11,15 @@ use tokio::time::timeout;
 use super::credential::Credential;
 use super::identity::UpstreamIdentity;
 use super::state::{StartedPoll, UsageReport};
-use crate::values::candidate::Candidate;
+use crate::values::candidate::BalancerCandidate;
 use crate::values::clock::Timestamp;
-use crate::values::windows::{Reading, Span};
+use crate::values::windows::{WindowKind, WindowReading};
 
 /// What is known.
 impl Credential {
     /// Returns what a balancer sees of it, except what concerns one request. The windows of an API
     /// key are unknown.
-    pub fn candidate(&self, now: Timestamp) -> Candidate {
+    pub fn candidate(&self, now: Timestamp) -> BalancerCandidate {
         let mut candidate = self.state_at(now).candidate(now);
         candidate.in_flight = self.in_flight();
         candidate
@@ -54,8 +54,8 @@ impl Credential {
     pub fn used(&self, now: Timestamp) -> (f64, f64) {
         let windows = *self.state().usage().windows();
         (
-            windows.used(Span::FiveHour, now),
-            windows.used(Span::Weekly, now),
+            windows.used(WindowKind::FiveHour, now),
+            windows.used(WindowKind::Weekly, now),
         )
     }
 }
@@ -64,7 +64,7 @@ impl Credential {
 impl Credential {
     /// Records the windows that a response to `presented` reports. Those of another gateway are
     /// ignored: they are about one of its credentials.
-    pub fn observe(&self, presented: &UpstreamIdentity, reading: &Reading, now: Timestamp) {
+    pub fn observe(&self, presented: &UpstreamIdentity, reading: &WindowReading, now: Timestamp) {
         if self.external_url().is_some() || reading.is_empty() {
             return;
         }
@@ -78,7 +78,7 @@ impl Credential {
         &self,
         presented: &UpstreamIdentity,
         until: Option<Timestamp>,
-        window: Option<Span>,
+        window: Option<WindowKind>,
         now: Timestamp,
     ) -> Timestamp {
         let (until, change) = self.state_at(now).limit(presented, until, window, now);

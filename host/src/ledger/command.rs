@@ -7,15 +7,15 @@ use std::task::{Context, Poll};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::query::UsageFileState;
-use crate::values::exchange::Row;
-use crate::values::histogram::Histogram;
+use crate::values::exchange::LedgerRow;
+use crate::values::histogram::DurationHistogram;
 
 /// What the writer reports to the ledger.
 #[derive(Debug, Default)]
 pub(super) struct WriterState {
     /// Whether the last commit failed.
     failing: AtomicBool,
-    pub(super) commit_time: Histogram,
+    pub(super) commit_time: DurationHistogram,
 }
 
 impl WriterState {
@@ -31,7 +31,7 @@ impl WriterState {
 
 pub(super) enum WriterCommand {
     Row {
-        row: Box<Row>,
+        row: Box<LedgerRow>,
         room: RowReservation,
         done: oneshot::Sender<()>,
     },

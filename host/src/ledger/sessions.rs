@@ -4,7 +4,7 @@ use rusqlite::{Connection, Transaction, params};
 
 use super::query::{LedgerReader, signed, unsigned};
 use crate::values::clock::Timestamp;
-use crate::values::exchange::Row;
+use crate::values::exchange::LedgerRow;
 
 /// A session and the credential that is its home.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,7 +43,7 @@ const STORE: &str = "INSERT INTO session_home (service, pool, user, session, cre
     ON CONFLICT (service, pool, user, session) DO UPDATE SET credential = ?5, used_at = ?6";
 
 /// Stores the home of the row's session, if the row has a new one.
-pub(super) fn store(transaction: &Transaction<'_>, row: &Row) -> rusqlite::Result<()> {
+pub(super) fn store(transaction: &Transaction<'_>, row: &LedgerRow) -> rusqlite::Result<()> {
     let (Some(home), Some(session)) = (&row.home, &row.session) else {
         return Ok(());
     };

@@ -5,8 +5,8 @@ use rusqlite::Connection;
 use super::*;
 use crate::values::clock::Timestamp;
 use crate::values::counts::TokenCounts;
-use crate::values::exchange::{End, Transport};
-use crate::values::money::{Cost, NanoUsd};
+use crate::values::exchange::{ClientTransport, ExchangeEnd};
+use crate::values::money::{NanoUsd, ResponseCost};
 
 struct Folder(PathBuf);
 
@@ -24,8 +24,8 @@ impl Drop for Folder {
     }
 }
 
-fn row(id: &str) -> Row {
-    Row {
+fn row(id: &str) -> LedgerRow {
+    LedgerRow {
         request_id: id.to_owned(),
         started_at: Timestamp(1_000),
         finished_at: Timestamp(2_000),
@@ -35,13 +35,13 @@ fn row(id: &str) -> Row {
         model: Some("gpt-5.4".to_owned()),
         requested_model: None,
         service_tier: None,
-        transport: Transport::Http,
+        transport: ClientTransport::Http,
         prewarm: false,
         previous_response_id: None,
         method: http::Method::POST,
         path: "/v1/responses".to_owned(),
         status: 200,
-        end: End::Complete,
+        end: ExchangeEnd::Complete,
         attempts: Vec::new(),
         home: None,
         session: None,
@@ -52,7 +52,7 @@ fn row(id: &str) -> Row {
             output: 10,
             ..TokenCounts::default()
         }),
-        cost: Some(Cost::Priced {
+        cost: Some(ResponseCost::Priced {
             amount: NanoUsd(5),
             context_window: 272_000,
         }),

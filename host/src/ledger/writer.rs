@@ -14,7 +14,7 @@ use super::command::{RowReservation, WriterCommand, WriterState};
 use super::query::UsageFileState;
 use super::sessions;
 use crate::values::clock::Timestamp;
-use crate::values::exchange::Row;
+use crate::values::exchange::LedgerRow;
 use crate::values::limits::{LedgerFull, Limits};
 
 /// The most entries of one commit.
@@ -75,7 +75,7 @@ struct PendingEntry {
 }
 
 enum EntryContent {
-    Row(Box<Row>),
+    Row(Box<LedgerRow>),
     UsageFile(String, UsageFileState),
 }
 
@@ -203,7 +203,7 @@ impl LedgerWriter {
         let begun = Instant::now();
         match self.write() {
             Ok(()) => {
-                self.state.commit_time.count_in(begun.elapsed());
+                self.state.commit_time.record(begun.elapsed());
                 if self.state.set_failing(false) {
                     tracing::info!(rows = self.pending.len(), "ledger writable again");
                 }
@@ -251,6 +251,6 @@ fn release_while_failing(entry: &mut PendingEntry, full: LedgerFull) {
 }
 
 /// Logs a whole row that the ledger cannot store, so that it is not lost silently.
-pub(super) fn log_lost_row(row: &Row, reason: &str) {
+pub(super) fn log_lost_row(row: &LedgerRow, reason: &str) {
     tracing::error!(row = ?row, reason, "row not stored in the ledger");
 }

@@ -1,7 +1,7 @@
 //! The values that are read from an event or body, and what they say about the response.
 
 use crate::values::counts::TokenCounts;
-use crate::values::exchange::{End, Metered};
+use crate::values::exchange::{ExchangeEnd, MeteredResponse};
 use crate::values::json_scan::{JsonScalar, ScanFlow, WantedKey};
 
 pub(super) const TYPE: u8 = 0;
@@ -71,7 +71,7 @@ enum EventKind {
     /// `response.created`, which names the response.
     Created,
     /// The last event, and how the response ended.
-    Last(End),
+    Last(ExchangeEnd),
     /// An error in the stream.
     Error,
 }
@@ -79,9 +79,9 @@ enum EventKind {
 /// What is known of a response so far.
 #[derive(Debug)]
 pub(super) struct ResponseReading {
-    pub(super) metered: Metered,
+    pub(super) metered: MeteredResponse,
     /// How the response ended, once its content has said so.
-    pub(super) ended: Option<End>,
+    pub(super) ended: Option<ExchangeEnd>,
     /// Whether the stream contained an `error` event.
     pub(super) has_error: bool,
     /// The kind of the current event.
@@ -99,7 +99,7 @@ impl Default for ResponseReading {
 
 impl ResponseReading {
     const EMPTY: Self = Self {
-        metered: Metered {
+        metered: MeteredResponse {
             response_id: None,
             model: None,
             service_tier: None,
@@ -144,14 +144,16 @@ impl ResponseReading {
         };
         self.kind = match name {
             b"response.created" => EventKind::Created,
-            b"response.completed" => EventKind::Last(End::Complete),
-            b"response.incomplete" => EventKind::Last(End::Incomplete),
-            b"response.failed" => EventKind::Last(End::Failed),
+            b"response.completed" => EventKind::Last(ExchangeEnd::Complete),
+            b"response.incomplete" => EventKind::Last(ExchangeEnd::Incomplete),
+            b"response.failed" => EventKind::Last(ExchangeEnd::Failed),
             // The last events of the other streams of the API, which have the usage at the top.
             b"image_generation.completed" | b"image_edit.completed" => {
-                EventKind::Last(End::Complete)
+                EventKind::Last(ExchangeEnd::Complete)
             }
-            b"speech.audio.done" | b"transcript.text.done" => EventKind::Last(End::Complete),
+            b"speech.audio.done" | b"transcript.text.done" => {
+                EventKind::Last(ExchangeEnd::Complete)
+            }
             b"error" => EventKind::Error,
             // Deltas and the like carry no usage and are most of a stream.
             _ => return ScanFlow::Stop,
@@ -160,7 +162,7 @@ impl ResponseReading {
     }
 
     /// Returns how the current event ends the response, if it is the last one.
-    pub(super) fn end_of_event(&self) -> Option<End> {
+    pub(super) fn end_of_event(&self) -> Option<ExchangeEnd> {
         match self.kind {
             EventKind::Last(end) => Some(end),
             EventKind::Untyped | EventKind::Created | EventKind::Error => None,
@@ -172,8 +174,8 @@ impl ResponseReading {
             return;
         };
         match status {
-            b"incomplete" => self.ended = Some(End::Incomplete),
-            b"failed" | b"cancelled" => self.ended = Some(End::Failed),
+            b"incomplete" => self.ended = Some(ExchangeEnd::Incomplete),
+            b"failed" | b"cancelled" => self.ended = Some(ExchangeEnd::Failed),
             _ => {}
         }
     }

@@ -2,7 +2,7 @@
 
 use super::reading::{BodyProgress, RESPONSE_KEYS, ResponseReading};
 use super::sse::SseScanner;
-use crate::values::exchange::End;
+use crate::values::exchange::ExchangeEnd;
 use crate::values::json_scan::{JsonScan, ScanProgress};
 
 pub(super) enum BodyScanner {
@@ -82,11 +82,11 @@ impl BodyScanner {
         }
     }
 
-    pub(super) fn finish(&mut self) -> End {
+    pub(super) fn finish(&mut self) -> ExchangeEnd {
         match self {
             Self::Sse(sse) => sse.finish(),
-            Self::Json(json) => json.reading.ended.unwrap_or(End::Complete),
-            Self::Undecided | Self::Other(_) => End::Complete,
+            Self::Json(json) => json.reading.ended.unwrap_or(ExchangeEnd::Complete),
+            Self::Undecided | Self::Other(_) => ExchangeEnd::Complete,
         }
     }
 

@@ -5,7 +5,7 @@
 use memchr::memchr2;
 
 use super::reading::{BodyProgress, RESPONSE_KEYS, ResponseReading};
-use crate::values::exchange::End;
+use crate::values::exchange::ExchangeEnd;
 use crate::values::json_scan::{JsonScan, ScanProgress};
 
 const DATA: &[u8] = b"data:";
@@ -80,11 +80,11 @@ impl SseScanner {
     }
 
     /// Ends the stream. A stream without its last event is incomplete.
-    pub(super) fn finish(&mut self) -> End {
+    pub(super) fn finish(&mut self) -> ExchangeEnd {
         match self.reading.ended {
             Some(end) => end,
-            None if self.reading.has_error => End::Failed,
-            None => End::UpstreamGone,
+            None if self.reading.has_error => ExchangeEnd::Failed,
+            None => ExchangeEnd::UpstreamGone,
         }
     }
 
@@ -145,7 +145,7 @@ impl SseScanner {
             return Some(1);
         }
         self.line = LineState::Skip;
-        self.reading.ended.get_or_insert(End::Complete);
+        self.reading.ended.get_or_insert(ExchangeEnd::Complete);
         None
     }
 

@@ -42,7 +42,7 @@ fn meter(headers: &HeaderMap, body: &[u8], piece: usize) -> (Meter, Vec<BodyProg
 }
 
 #[track_caller]
-fn check_sse(body: &str, expected: Option<TokenCounts>, end: End) {
+fn check_sse(body: &str, expected: Option<TokenCounts>, end: ExchangeEnd) {
     for piece in [1, 2, 3, 5, 11, 64, 1 << 20] {
         let (mut meter, progress) =
             meter(&headers("text/event-stream", ""), body.as_bytes(), piece);
@@ -54,7 +54,7 @@ fn check_sse(body: &str, expected: Option<TokenCounts>, end: End) {
             .count();
         assert_eq!(
             complete,
-            usize::from(end != End::UpstreamGone),
+            usize::from(end != ExchangeEnd::UpstreamGone),
             "in pieces of {piece}"
         );
     }
@@ -62,7 +62,11 @@ fn check_sse(body: &str, expected: Option<TokenCounts>, end: End) {
 
 #[test]
 fn usage_is_found_in_the_last_event() {
-    check_sse(&[DELTA, DELTA, LAST].concat(), Some(COUNTS), End::Complete);
+    check_sse(
+        &[DELTA, DELTA, LAST].concat(),
+        Some(COUNTS),
+        ExchangeEnd::Complete,
+    );
     let (meter, _) = meter(&headers("text/event-stream", ""), LAST.as_bytes(), 7);
     let metered = meter.metered();
     assert_eq!(metered.model.as_deref(), Some("gpt-5.4"));
@@ -73,23 +77,31 @@ fn usage_is_found_in_the_last_event() {
 #[test]
 fn every_form_of_a_line_is_read() {
     let body = [DELTA, LAST].concat();
-    check_sse(&body.replace('\n', "\r\n"), Some(COUNTS), End::Complete);
-    check_sse(&body.replace('\n', "\r"), Some(COUNTS), End::Complete);
+    check_sse(
+        &body.replace('\n', "\r\n"),
+        Some(COUNTS),
+        ExchangeEnd::Complete,
+    );
+    check_sse(
+        &body.replace('\n', "\r"),
+        Some(COUNTS),
+        ExchangeEnd::Complete,
+    );
     check_sse(
         &body.replace("data: ", "data:"),
         Some(COUNTS),
-        End::Complete,
+        ExchangeEnd::Complete,
     );
     check_sse(
         &format!(": a comment\n\n{body}"),
         Some(COUNTS),
-        End::Complete,
+        ExchangeEnd::Complete,
     );
-    check_sse(body.trim_end(), Some(COUNTS), End::Complete);
+    check_sse(body.trim_end(), Some(COUNTS), ExchangeEnd::Complete);
     check_sse(
         &body.replace(",\"response\"", "\ndata: ,\"response\""),
         Some(COUNTS),
-        End::Complete,
+        ExchangeEnd::Complete,
     );
 }
 
@@ -98,15 +110,15 @@ fn a_stream_that_ends_early_is_counted_and_says_how() {
     check_sse(
         &LAST.replace("response.completed", "response.incomplete"),
         Some(COUNTS),
-        End::Incomplete,
+        ExchangeEnd::Incomplete,
     );
     check_sse(
         &LAST.replace("response.completed", "response.failed"),
         Some(COUNTS),
-        End::Failed,
+        ExchangeEnd::Failed,
     );
-    check_sse(DELTA, None, End::UpstreamGone);
-    check_sse("", None, End::UpstreamGone);
+    check_sse(DELTA, None, ExchangeEnd::UpstreamGone);
+    check_sse("", None, ExchangeEnd::UpstreamGone);
 }
 
 #[test]
@@ -115,7 +127,7 @@ fn lines_without_data_are_skipped() {
     check_sse(
         &format!("{line}\ndata: \0\0\n\ndata: {line}\n\ndata: [1]\n\n{LAST}"),
         Some(COUNTS),
-        End::Complete,
+        ExchangeEnd::Complete,
     );
 }
 
@@ -135,7 +147,7 @@ fn chat_completions_have_the_usage_before_done() {
             output: 3,
             ..TokenCounts::default()
         }),
-        End::Complete,
+        ExchangeEnd::Complete,
     );
 }
 
@@ -146,7 +158,7 @@ fn a_json_body_is_read_and_only_its_transport_knows_where_it_ends() {
         let (mut meter, progress) =
             meter(&headers("application/json; charset=utf-8", ""), body, piece);
         assert!(progress.iter().all(|step| *step == BodyProgress::Open));
-        assert_eq!(meter.finish(), End::Incomplete);
+        assert_eq!(meter.finish(), ExchangeEnd::Incomplete);
         assert_eq!(
             meter.metered().counts,
             Some(TokenCounts {
@@ -192,7 +204,7 @@ fn compressed_bodies_are_read() {
             let (mut meter, _) = meter(&headers("text/event-stream", encoding), &compressed, piece);
             assert_eq!(
                 meter.finish(),
-                End::Complete,
+                ExchangeEnd::Complete,
                 "{encoding} in pieces of {piece}"
             );
             assert_eq!(

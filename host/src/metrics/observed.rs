@@ -12,7 +12,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::values::histogram::Histogram as DurationHistogram;
+use crate::values::histogram::DurationHistogram;
 
 /// The buckets of durations that take microseconds, in seconds.
 const CALL_BUCKETS: [f64; 10] = [1e-6, 2e-6, 5e-6, 1e-5, 1e-4, 1e-3, 5e-3, 1e-2, 1e-1, 1.0];

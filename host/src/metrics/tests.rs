@@ -2,16 +2,16 @@ use std::time::Duration;
 
 use super::*;
 use crate::values::clock::Timestamp;
-use crate::values::exchange::{Attempt, End, Transport};
-use crate::values::histogram::Histogram as DurationHistogram;
+use crate::values::exchange::{ClientTransport, ExchangeEnd, UpstreamAttempt};
+use crate::values::histogram::DurationHistogram;
 use crate::values::money::NanoUsd;
 
-fn row(model: &str) -> Row {
-    let attempt = |outcome| Attempt {
+fn row(model: &str) -> LedgerRow {
+    let attempt = |outcome| UpstreamAttempt {
         credential: "a".to_owned(),
         outcome,
     };
-    Row {
+    LedgerRow {
         request_id: "r".to_owned(),
         started_at: Timestamp(0),
         finished_at: Timestamp(1500),
@@ -21,14 +21,17 @@ fn row(model: &str) -> Row {
         model: Some(model.to_owned()),
         requested_model: Some("gpt-5".to_owned()),
         service_tier: None,
-        transport: Transport::Http,
+        transport: ClientTransport::Http,
         prewarm: false,
         previous_response_id: None,
         method: Method::POST,
         path: "/v1/responses".to_owned(),
         status: 200,
-        end: End::Complete,
-        attempts: vec![attempt(Outcome::Status(429)), attempt(Outcome::Status(200))],
+        end: ExchangeEnd::Complete,
+        attempts: vec![
+            attempt(AttemptOutcome::Status(429)),
+            attempt(AttemptOutcome::Status(200)),
+        ],
         session: None,
         home: None,
         response_id: None,
@@ -39,7 +42,7 @@ fn row(model: &str) -> Row {
             output: 30,
             reasoning: 20,
         }),
-        cost: Some(Cost::Priced {
+        cost: Some(ResponseCost::Priced {
             amount: NanoUsd(2_500_000_000),
             context_window: 272_000,
         }),
@@ -50,7 +53,7 @@ fn row(model: &str) -> Row {
     }
 }
 
-fn text_of(rows: &[Row]) -> String {
+fn text_of(rows: &[LedgerRow]) -> String {
     let metrics = Metrics::default();
     rows.iter().for_each(|row| metrics.record(row));
     metrics.to_text(&ObservedMetrics::default())
@@ -128,7 +131,7 @@ fn token_usage_follows_opentelemetry_and_counts_no_token_twice() {
 
 #[test]
 fn a_request_without_a_response_has_no_status_label() {
-    let text = text_of(&[Row {
+    let text = text_of(&[LedgerRow {
         status: 0,
         ..row("gpt-5.4")
     }]);
@@ -140,7 +143,7 @@ fn a_request_without_a_response_has_no_status_label() {
 
 #[test]
 fn unknown_methods_share_one_label() {
-    let rows = ["BREW", "PROPFIND"].map(|method| Row {
+    let rows = ["BREW", "PROPFIND"].map(|method| LedgerRow {
         method: method.parse().expect("a method"),
         ..row("gpt-5.4")
     });
@@ -169,7 +172,7 @@ fn operations_have_the_names_of_the_convention() {
 
 #[test]
 fn models_beyond_the_limit_are_counted_as_other() {
-    let rows: Vec<Row> = (0..200)
+    let rows: Vec<LedgerRow> = (0..200)
         .map(|number| row(&format!("model-{number}")))
         .collect();
     let text = text_of(&rows);
@@ -189,7 +192,7 @@ fn models_beyond_the_limit_are_counted_as_other() {
 fn observed_metrics_are_part_of_the_text() {
     let histogram = DurationHistogram::default();
     for micros in [3, 700] {
-        histogram.count_in(Duration::from_micros(micros));
+        histogram.record(Duration::from_micros(micros));
     }
     let mut observed = ObservedMetrics::default();
     observed.durations(

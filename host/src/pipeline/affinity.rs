@@ -18,7 +18,7 @@ use crate::credentials::Credential;
 use crate::ledger::{ResponseIssuer, StoredSession};
 use crate::sessions::SessionOwner;
 use crate::values::clock::Timestamp;
-use crate::values::exchange::Home;
+use crate::values::exchange::SessionHome;
 use crate::values::hex::hex;
 use crate::values::limits::FIELD_BYTES;
 
@@ -73,10 +73,10 @@ pub(crate) fn move_home(exchange: &Exchange, credential: &Credential, status: St
 }
 
 /// Returns the home of the request's session if the ledger is to record it with the request's row.
-pub(crate) fn home_to_record(exchange: &Exchange, now: Timestamp) -> Option<Home> {
+pub(crate) fn home_to_record(exchange: &Exchange, now: Timestamp) -> Option<SessionHome> {
     let sessions = exchange.service().sessions();
     let credential = sessions.home_to_record(exchange.owner(), exchange.session()?, now)?;
-    Some(Home {
+    Some(SessionHome {
         pool: exchange.pool().tag().to_string(),
         credential: credential.to_string(),
     })

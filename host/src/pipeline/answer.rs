@@ -25,7 +25,7 @@ use super::refusal::Refusal;
 use super::rewriters::{EditedHead, edit_head};
 use crate::meter::Meter;
 use crate::upstream::ResponseBody;
-use crate::values::exchange::End;
+use crate::values::exchange::ExchangeEnd;
 use crate::values::headers::strip_response;
 
 pub use stream::AnswerBody;
@@ -64,7 +64,14 @@ pub(crate) async fn answer(answered: Answered) -> Result<Response<AnswerBody>, R
     if has_no_body(&exchange, &head)
         || (read.is_empty() && (body.is_end_stream() || length == Some(0)))
     {
-        return record(exchange, head, AnswerBody::empty(), End::Complete, &meter).await;
+        return record(
+            exchange,
+            head,
+            AnswerBody::empty(),
+            ExchangeEnd::Complete,
+            &meter,
+        )
+        .await;
     }
     if is_broken {
         return Err(exchange.refuse(Refusal::upstream_broken()));
@@ -137,7 +144,7 @@ async fn record(
     mut exchange: Box<Exchange>,
     head: Parts,
     body: AnswerBody,
-    end: End,
+    end: ExchangeEnd,
     meter: &Meter,
 ) -> Result<Response<AnswerBody>, RefusedRequest> {
     let Some(commit) = settle(&mut exchange, end_of(head.status, end), meter.metered()) else {

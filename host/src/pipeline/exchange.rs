@@ -20,7 +20,10 @@ use crate::meter::{RequestFields, ResponseCreate};
 use crate::policy::Facts;
 use crate::sessions::SessionOwner;
 use crate::values::clock::Timestamp;
-use crate::values::exchange::{Attempt, End, Home, Metered, Outcome, Row, Transport};
+use crate::values::exchange::{
+    AttemptOutcome, ClientTransport, ExchangeEnd, LedgerRow, MeteredResponse, SessionHome,
+    UpstreamAttempt,
+};
 
 /// What is known of a request when it is admitted.
 #[derive(Debug, Clone)]
@@ -54,10 +57,10 @@ pub(crate) struct Exchange {
     owner: SessionOwner,
     sequence: u64,
     asked: RequestFields,
-    transport: Transport,
+    transport: ClientTransport,
     /// The client only warms its connection: nothing is to be generated.
     prewarm: bool,
-    attempts: Vec<Attempt>,
+    attempts: Vec<UpstreamAttempt>,
     used: Option<UsedCredential>,
     status: Option<StatusCode>,
     ttfb_ms: Option<u64>,
@@ -96,7 +99,7 @@ impl Exchange {
             service,
             request,
             asked: RequestFields::default(),
-            transport: Transport::Http,
+            transport: ClientTransport::Http,
             prewarm: false,
             attempts: Vec::new(),
             used: None,
@@ -145,11 +148,11 @@ impl Exchange {
         &self.asked
     }
 
-    pub(crate) fn transport(&self) -> Transport {
+    pub(crate) fn transport(&self) -> ClientTransport {
         self.transport
     }
 
-    pub(crate) fn set_transport(&mut self, transport: Transport) {
+    pub(crate) fn set_transport(&mut self, transport: ClientTransport) {
         self.transport = transport;
     }
 
@@ -167,7 +170,7 @@ impl Exchange {
         self.request.method == Method::HEAD
     }
 
-    pub(crate) fn attempts(&self) -> &[Attempt] {
+    pub(crate) fn attempts(&self) -> &[UpstreamAttempt] {
         &self.attempts
     }
 
@@ -200,14 +203,14 @@ impl Exchange {
             credential: Arc::clone(credential),
             _in_flight: credential.track_request(),
         });
-        self.attempts.push(Attempt {
+        self.attempts.push(UpstreamAttempt {
             credential: credential.tag().to_owned(),
-            outcome: Outcome::Abandoned,
+            outcome: AttemptOutcome::Abandoned,
         });
     }
 
     /// Notes the outcome of the latest attempt.
-    pub(crate) fn end_attempt(&mut self, outcome: Outcome) {
+    pub(crate) fn end_attempt(&mut self, outcome: AttemptOutcome) {
         let number = self.attempts.len();
         let Some(attempt) = self.attempts.last_mut() else {
             return;
@@ -290,7 +293,9 @@ impl Exchange {
         turn.set_asked(create.fields);
         turn.attempts = std::mem::take(&mut self.attempts);
         turn.begin_attempt(credential);
-        turn.end_attempt(Outcome::Status(StatusCode::SWITCHING_PROTOCOLS.as_u16()));
+        turn.end_attempt(AttemptOutcome::Status(
+            StatusCode::SWITCHING_PROTOCOLS.as_u16(),
+        ));
         turn
     }
 
@@ -304,7 +309,7 @@ impl Exchange {
     /// Notes that upstream reports `status` as the failure of this response.
     pub(crate) fn fail_with(&mut self, status: StatusCode) {
         self.status = Some(status);
-        self.end_attempt(Outcome::Status(status.as_u16()));
+        self.end_attempt(AttemptOutcome::Status(status.as_u16()));
     }
 }
 
@@ -324,17 +329,17 @@ impl Exchange {
     /// Makes the row, which has no price yet.
     pub(crate) fn row(
         &self,
-        end: End,
-        metered: Metered,
+        end: ExchangeEnd,
+        metered: MeteredResponse,
         credential: Option<&Arc<Credential>>,
-        home: Option<Home>,
+        home: Option<SessionHome>,
         now: Timestamp,
-    ) -> Row {
+    ) -> LedgerRow {
         let model = metered.model.or_else(|| self.asked.model.clone());
         let service_tier = metered
             .service_tier
             .or_else(|| self.asked.service_tier.clone());
-        Row {
+        LedgerRow {
             request_id: self.request.id.clone(),
             started_at: self.request.started_at,
             finished_at: now,

@@ -18,7 +18,7 @@ use crate::ledger::ReservationError;
 use crate::policy::{Fault, Refused};
 use crate::upstream::RequestBodyError;
 use crate::values::clock::Timestamp;
-use crate::values::exchange::End;
+use crate::values::exchange::ExchangeEnd;
 
 /// How long a client is asked to wait if no credential's reset is known: as long as a refusal
 /// without an end counts.
@@ -33,7 +33,7 @@ pub(crate) struct Refusal {
     message: String,
     retry: Option<RetryTime>,
     field: Option<(HeaderName, HeaderValue)>,
-    end: End,
+    end: ExchangeEnd,
 }
 
 /// When it is worth trying again.
@@ -60,7 +60,7 @@ impl Refusal {
             message: message.into(),
             retry: None,
             field: None,
-            end: End::Failed,
+            end: ExchangeEnd::Failed,
         }
     }
 
@@ -78,7 +78,7 @@ impl Refusal {
         }
     }
 
-    fn with_end(self, end: End) -> Self {
+    fn with_end(self, end: ExchangeEnd) -> Self {
         Self { end, ..self }
     }
 
@@ -156,17 +156,17 @@ impl Refusal {
             RequestBodyError::TooLarge => (
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "the request body is larger than limits.request_body_bytes",
-                End::Failed,
+                ExchangeEnd::Failed,
             ),
             RequestBodyError::TimedOut => (
                 StatusCode::REQUEST_TIMEOUT,
                 "the request body timed out: nothing was received for limits.body_timeout",
-                End::Failed,
+                ExchangeEnd::Failed,
             ),
             RequestBodyError::Broken => (
                 StatusCode::BAD_REQUEST,
                 "the request body is incomplete",
-                End::ClientGone,
+                ExchangeEnd::ClientGone,
             ),
         };
         // The rest of the body is not part of a next request: the connection cannot be used again.
@@ -228,7 +228,7 @@ impl Refusal {
             "upstream cannot be reached",
         )
         .with_code("upstream_unreachable")
-        .with_end(End::UpstreamGone)
+        .with_end(ExchangeEnd::UpstreamGone)
     }
 
     pub(crate) fn upstream_broken() -> Self {
@@ -238,7 +238,7 @@ impl Refusal {
             "upstream closed the connection before its response was complete",
         )
         .with_code("upstream_broken")
-        .with_end(End::UpstreamGone)
+        .with_end(ExchangeEnd::UpstreamGone)
     }
 
     pub(crate) fn upstream_timed_out() -> Self {
@@ -248,7 +248,7 @@ impl Refusal {
             "upstream did not respond in time",
         )
         .with_code("upstream_timeout")
-        .with_end(End::UpstreamGone)
+        .with_end(ExchangeEnd::UpstreamGone)
     }
 
     pub(crate) fn by_policy(refused: Refused) -> Self {
@@ -289,7 +289,7 @@ impl Refusal {
     }
 
     /// Returns how the exchange counts as ended.
-    pub(crate) fn end(&self) -> End {
+    pub(crate) fn end(&self) -> ExchangeEnd {
         self.end
     }
 

@@ -19,7 +19,7 @@ pub(crate) use pool::{CredentialPool, PoolMember};
 pub(crate) use sockets::SocketPermit;
 
 use crate::authenticate::{FailedAttempts, User, UserDirectory};
-use crate::config::{Endpoints, ServiceConfig};
+use crate::config::{ServiceConfig, UpstreamEndpoints};
 use crate::credentials::{Credential, CredentialHealth};
 use crate::sessions::{SessionOwner, Sessions};
 use crate::upstream::UpstreamClient;
@@ -45,7 +45,7 @@ pub struct Service {
     pools: Vec<CredentialPool>,
     /// An index into `pools`.
     default_pool: usize,
-    endpoints: Endpoints,
+    endpoints: UpstreamEndpoints,
     parts: ServiceParts,
     state: ServiceState,
 }
@@ -110,7 +110,7 @@ impl Service {
     }
 
     /// Returns the addresses of upstream.
-    pub fn endpoints(&self) -> &Endpoints {
+    pub fn endpoints(&self) -> &UpstreamEndpoints {
         &self.endpoints
     }
 

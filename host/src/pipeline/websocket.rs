@@ -35,7 +35,7 @@ use super::rewriters::{EditedHead, edit_head};
 use super::service::SocketPermit;
 use super::service::live::LiveService;
 use crate::frames::{accept_of, is_key};
-use crate::values::exchange::Transport;
+use crate::values::exchange::ClientTransport;
 use crate::values::headers::strip_request;
 
 use relay::SocketRelay;
@@ -112,7 +112,7 @@ pub(super) async fn connect(
         mut head,
         body: _,
     } = admitted;
-    exchange.set_transport(Transport::WebSocket);
+    exchange.set_transport(ClientTransport::WebSocket);
     let handshake = match client_handshake(&head) {
         Ok(handshake) => handshake,
         Err(refusal) => return Err(exchange.refuse(refusal)),

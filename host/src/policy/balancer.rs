@@ -17,7 +17,7 @@ use super::seat::{Bad, Seat};
 use super::threads::Full;
 use super::{Facts, generation};
 use crate::config::{PolicyConfig, PolicyKind};
-use crate::values::candidate::Candidate;
+use crate::values::candidate::BalancerCandidate;
 
 world!(
     BalancerPolicy,
@@ -42,20 +42,20 @@ const COLUMNS: [&str; 13] = [
     "own-weight",
 ];
 
-fn row(candidate: &Candidate) -> [f64; COLUMNS.len()] {
+fn row(candidate: &BalancerCandidate) -> [f64; COLUMNS.len()] {
     let unknown = -1.0;
     [
         f64::from(u8::from(candidate.usable)),
         candidate.five_hour_used,
         candidate.five_hour_cap,
-        candidate.five_hour_reset.unwrap_or(unknown),
+        candidate.five_hour_reset_minutes.unwrap_or(unknown),
         candidate.weekly_used,
         candidate.weekly_cap,
-        candidate.weekly_reset.unwrap_or(unknown),
-        candidate.limited,
+        candidate.weekly_reset_minutes.unwrap_or(unknown),
+        candidate.limited_minutes,
         f64::from(candidate.in_flight),
         f64::from(candidate.recent_failures),
-        candidate.recent_latency.unwrap_or(unknown),
+        candidate.recent_latency_ms.unwrap_or(unknown),
         f64::from(u8::from(candidate.continues)),
         candidate.own_weight.unwrap_or(unknown),
     ]
@@ -146,11 +146,11 @@ impl Balancer {
                 .map(|plan| (plan.to_owned(), plan.to_owned()))
                 .into(),
         );
-        let room = Candidate {
+        let room = BalancerCandidate {
             usable: true,
             five_hour_cap: 99.0,
             weekly_cap: 99.0,
-            ..Candidate::default()
+            ..BalancerCandidate::default()
         };
         let table = table(&[room, room]);
         try_out(&seat, policy, |seat| {
@@ -168,7 +168,7 @@ impl Balancer {
         self: &Arc<Self>,
         facts: &Facts<'_>,
         members: &Members,
-        candidates: &[Candidate],
+        candidates: &[BalancerCandidate],
         home: Option<usize>,
     ) -> Result<Choice, Fault> {
         if !self.seat.is_slow() {
@@ -197,7 +197,7 @@ impl Balancer {
         &self,
         facts: &Facts<'_>,
         members: &Members,
-        candidates: &[Candidate],
+        candidates: &[BalancerCandidate],
         home: Option<usize>,
     ) -> Result<Choice, Fault> {
         let begun = Instant::now();
@@ -369,7 +369,7 @@ fn said(chosen: &Result<Choice, Fault>) -> Said {
     }
 }
 
-fn table(candidates: &[Candidate]) -> Vec<f64> {
+fn table(candidates: &[BalancerCandidate]) -> Vec<f64> {
     let mut table = Vec::with_capacity(candidates.len() * COLUMNS.len());
     for candidate in candidates {
         table.extend_from_slice(&row(candidate));

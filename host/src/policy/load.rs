@@ -13,7 +13,7 @@ use super::instance::{Guest, World, last_words, new_store, root_cause};
 use super::seat::{Known, Seat, Setting};
 use super::slot::Slot;
 use super::{Field, imports, shipped};
-use crate::config::{PolicyConfig, PolicySource, Problem, Shape};
+use crate::config::{ConfigProblem, PolicyConfig, PolicySource, SchemaValidator};
 use crate::files::read_regular;
 use crate::values::hex::hex;
 use crate::values::limits::COMPONENT_BYTES;
@@ -54,8 +54,8 @@ pub enum LoadError {
         reason: String,
     },
     /// Its configuration is at fault, each problem at its place in the file.
-    #[error("{}", .0.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n"))]
-    Config(Vec<Problem>),
+    #[error("{}", .0.iter().map(ConfigProblem::to_string).collect::<Vec<_>>().join("\n"))]
+    Config(Vec<ConfigProblem>),
 }
 
 impl LoadError {
@@ -71,16 +71,18 @@ impl LoadError {
     }
 
     /// The error as problems of the configuration, for a report of all of them at once.
-    pub fn problems(self, policy: &PolicyConfig) -> Vec<Problem> {
+    pub fn problems(self, policy: &PolicyConfig) -> Vec<ConfigProblem> {
         match self {
             Self::Config(problems) => problems,
             Self::Component { stage, reason, .. } if !policy.path_in_config.is_empty() => {
-                vec![Problem::new(
+                vec![ConfigProblem::new(
                     format!("{}.path", policy.path_in_config),
                     format!("cannot {stage}: {reason}"),
                 )]
             }
-            component @ Self::Component { .. } => vec![Problem::new("", component.to_string())],
+            component @ Self::Component { .. } => {
+                vec![ConfigProblem::new("", component.to_string())]
+            }
         }
     }
 }
@@ -316,7 +318,7 @@ fn check_config(manifest: &Manifest, policy: &PolicyConfig, place: &str) -> Resu
             "the schema of its configuration is no JSON: {error}"
         ))
     })?;
-    let shape = Shape::new(schema)
+    let shape = SchemaValidator::new(schema)
         .map_err(|error| failed(format!("the schema of its configuration: {error}")))?;
     let problems = shape.problems(place, &policy.config);
     if problems.is_empty() {
@@ -326,15 +328,15 @@ fn check_config(manifest: &Manifest, policy: &PolicyConfig, place: &str) -> Resu
     }
 }
 
-fn problems(place: &str, diagnostics: Vec<Diagnostic>) -> Vec<Problem> {
+fn problems(place: &str, diagnostics: Vec<Diagnostic>) -> Vec<ConfigProblem> {
     let problem = |diagnostic: Diagnostic| {
-        Problem::new(
+        ConfigProblem::new(
             format!("{place}{}", diagnostic.pointer.replace('/', ".")),
             diagnostic.message,
         )
     };
     if diagnostics.is_empty() {
-        return vec![Problem::new(
+        return vec![ConfigProblem::new(
             place,
             "refused by the policy, which does not say why",
         )];

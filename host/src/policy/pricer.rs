@@ -17,7 +17,7 @@ use super::threads::Full;
 use super::{Facts, generation};
 use crate::config::{PolicyConfig, PolicyKind};
 use crate::values::counts::{COLUMN_NAMES, TokenCounts};
-use crate::values::money::{Cost, NanoUsd};
+use crate::values::money::{NanoUsd, ResponseCost};
 
 /// Dearer than any response: a million dollars. A price past it is a fault, and no price.
 const NANO_USD_MAX: f64 = 1e15;
@@ -73,7 +73,7 @@ impl Pricer {
     ///
     /// # Errors
     /// The policy failed, or named an absurd price.
-    pub fn price(&self, facts: &Facts<'_>, counts: &TokenCounts) -> Result<Cost, Fault> {
+    pub fn price(&self, facts: &Facts<'_>, counts: &TokenCounts) -> Result<ResponseCost, Fault> {
         let begun = Instant::now();
         let counts = counts.columns();
         let cost = price(&self.seat, facts, &COLUMN_NAMES, &counts);
@@ -128,7 +128,7 @@ fn price(
     facts: &Facts<'_>,
     columns: &[&str],
     counts: &[f64],
-) -> Result<Cost, Fault> {
+) -> Result<ResponseCost, Fault> {
     let request = seat.request(facts);
     let ask = |store: &mut Store<Guest>, world: &PricerPolicy| {
         world
@@ -136,14 +136,14 @@ fn price(
             .call_price(store, &request, counts)
     };
     seat.call("price", facts, ask, |quote| match quote {
-        Err(reason) => Ok(Cost::Unpriced {
+        Err(reason) => Ok(ResponseCost::Unpriced {
             reason: cut(reason),
         }),
         Ok(quote) => check(&quote, columns.len()),
     })
 }
 
-fn check(quote: &Quote, kinds: usize) -> Result<Cost, Bad> {
+fn check(quote: &Quote, kinds: usize) -> Result<ResponseCost, Bad> {
     let whole = |number: f64, max: f64| (0.0..=max).contains(&number) && number.fract() == 0.0;
     let sum: f64 = quote.by_kind.iter().sum();
     let sound = quote.by_kind.len() == kinds
@@ -156,22 +156,22 @@ fn check(quote: &Quote, kinds: usize) -> Result<Cost, Bad> {
             "expected whole nano-dollars by kind and their sum",
         ));
     }
-    Ok(Cost::Priced {
+    Ok(ResponseCost::Priced {
         amount: NanoUsd(quote.total as u64),
         context_window: quote.context_window as u64,
     })
 }
 
-fn said(cost: &Result<Cost, Fault>) -> Said {
+fn said(cost: &Result<ResponseCost, Fault>) -> Said {
     match cost {
-        Ok(Cost::Priced {
+        Ok(ResponseCost::Priced {
             amount,
             context_window,
         }) => Said::Priced {
             nanousd: amount.0,
             context_window: *context_window,
         },
-        Ok(Cost::Unpriced { reason }) => Said::Unpriced {
+        Ok(ResponseCost::Unpriced { reason }) => Said::Unpriced {
             reason: reason.clone(),
         },
         Err(fault) => Said::failed(fault),

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use super::fault::Fault;
 use super::{Facts, balancer, pricer, rewriter};
 use crate::values::clock::Timestamp;
-use crate::values::exchange::Transport;
+use crate::values::exchange::ClientTransport;
 use crate::values::hex::hex;
 
 /// A request as policies may know it, for itself.
@@ -66,10 +66,10 @@ impl OwnFacts {
             method: &self.method,
             service: &self.service,
             credential: &self.credential,
-            transport: if self.transport == Transport::WebSocket.number() {
-                Transport::WebSocket
+            transport: if self.transport == ClientTransport::WebSocket.number() {
+                ClientTransport::WebSocket
             } else {
-                Transport::Http
+                ClientTransport::Http
             },
             attempt: self.attempt,
             now: Timestamp(self.now_ms),

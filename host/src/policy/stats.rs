@@ -4,14 +4,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::fault::FaultKind;
-use crate::values::histogram::Histogram;
+use crate::values::histogram::DurationHistogram;
 
 /// Counts of one policy. Each is told by itself: together they may be of slightly different moments.
 #[derive(Debug, Default)]
 pub struct Stats {
     refusals: AtomicU64,
     faults: [AtomicU64; FaultKind::ALL.len()],
-    time: Histogram,
+    time: DurationHistogram,
     instances: AtomicU64,
     memory_bytes: AtomicU64,
     unlogged: AtomicU64,
@@ -34,7 +34,7 @@ impl Stats {
     }
 
     /// How long calls took.
-    pub fn time(&self) -> &Histogram {
+    pub fn time(&self) -> &DurationHistogram {
         &self.time
     }
 
@@ -54,7 +54,7 @@ impl Stats {
     }
 
     pub(super) fn called(&self, took: Duration) {
-        self.time.count_in(took);
+        self.time.record(took);
     }
 
     pub(super) fn failed(&self, kind: FaultKind) {

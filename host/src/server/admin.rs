@@ -32,7 +32,7 @@ use crate::credentials::CredentialHealth;
 use crate::files::io_reason;
 use crate::metrics::CONTENT_TYPE as METRICS_CONTENT_TYPE;
 use crate::values::clock::Timestamp;
-use crate::values::phase::Phase;
+use crate::values::phase::GatewayPhase;
 
 pub(super) use self::access::AdminAccess;
 
@@ -129,7 +129,7 @@ impl AdminApi {
     pub(super) fn listen_unix(
         self,
         path: PathBuf,
-        phases: &watch::Receiver<Phase>,
+        phases: &watch::Receiver<GatewayPhase>,
         tasks: &BackgroundTasks,
     ) {
         let (listener, socket_file) = match bind_unix(path.clone()) {
@@ -145,7 +145,7 @@ impl AdminApi {
             tokio::select! {
                 () = accept(&listener, &self) => {}
                 // Not before: operators look at what is still in flight.
-                _ = phases.wait_for(|phase| *phase == Phase::Ending) => {}
+                _ = phases.wait_for(|phase| *phase == GatewayPhase::Stopping) => {}
             }
         });
     }
@@ -154,14 +154,14 @@ impl AdminApi {
     pub(super) fn listen_tcp(
         self,
         listener: TcpListener,
-        phases: &watch::Receiver<Phase>,
+        phases: &watch::Receiver<GatewayPhase>,
         tasks: &BackgroundTasks,
     ) {
         let mut phases = phases.clone();
         tasks.spawn(async move {
             tokio::select! {
                 () = accept(&listener, &self) => {}
-                _ = phases.wait_for(|phase| *phase == Phase::Ending) => {}
+                _ = phases.wait_for(|phase| *phase == GatewayPhase::Stopping) => {}
             }
         });
     }
@@ -258,11 +258,11 @@ impl AdminApi {
     fn ready(&self) -> AdminResponse {
         let ledger = self.status.ledger();
         let reason = match self.status.phase() {
-            Phase::Draining | Phase::Ending => Some("the gateway is shutting down"),
-            Phase::Serving if ledger.is_none_or(|ledger| ledger.is_failing()) => {
+            GatewayPhase::Draining | GatewayPhase::Stopping => Some("the gateway is shutting down"),
+            GatewayPhase::Running if ledger.is_none_or(|ledger| ledger.is_failing()) => {
                 Some("the ledger cannot be written")
             }
-            Phase::Serving => None,
+            GatewayPhase::Running => None,
         };
         match reason {
             None => AdminResponse::ok(&json!({ "status": "ready" })),

@@ -15,7 +15,7 @@ use super::policies::{
 };
 use super::status::GatewayStatus;
 use super::usage_files::UsageFiles;
-use crate::config::{Config, CredentialConfig, CredentialSource, Problem, ServiceConfig};
+use crate::config::{Config, ConfigProblem, CredentialConfig, CredentialSource, ServiceConfig};
 use crate::credentials::{Credential, CredentialKind, recover_tokens};
 use crate::ledger::{Ledger, ResponseIssuer, StoredSession};
 use crate::metrics::Metrics;
@@ -25,7 +25,7 @@ use crate::tls::TlsServer;
 use crate::upstream::{TrustRoots, UpstreamClient};
 use crate::values::clock::Timestamp;
 use crate::values::limits::Limits;
-use crate::values::phase::Phase;
+use crate::values::phase::GatewayPhase;
 
 /// What all services share, under every configuration.
 #[derive(Clone)]
@@ -34,7 +34,7 @@ pub(super) struct SharedResources {
     pub(super) metrics: Arc<Metrics>,
     pub(super) trust: TrustRoots,
     pub(super) stand_in: Arc<Balancer>,
-    pub(super) phases: watch::Receiver<Phase>,
+    pub(super) phases: watch::Receiver<GatewayPhase>,
     /// Held by every service: its receiver ends with the last one.
     pub(super) alive: mpsc::Sender<()>,
 }
@@ -54,7 +54,7 @@ impl BuiltGateway {
     /// Compiles policies and reads files, on a blocking thread.
     pub(super) async fn build(
         config: Config,
-        phases: watch::Receiver<Phase>,
+        phases: watch::Receiver<GatewayPhase>,
         alive: mpsc::Sender<()>,
     ) -> Result<Self, StartError> {
         let runtime = Handle::current();
@@ -68,7 +68,7 @@ impl BuiltGateway {
     fn build_blocking(
         config: Config,
         runtime: Handle,
-        phases: watch::Receiver<Phase>,
+        phases: watch::Receiver<GatewayPhase>,
         alive: mpsc::Sender<()>,
     ) -> Result<Self, StartError> {
         let limits = Arc::new(config.limits.clone());
@@ -158,7 +158,7 @@ fn read_sessions(
 ///
 /// # Errors
 /// Everything that cannot be used.
-pub fn check(mut config: Config) -> Result<Vec<Problem>, StartError> {
+pub fn check(mut config: Config) -> Result<Vec<ConfigProblem>, StartError> {
     // A check leaves no files behind.
     for policy in &mut config.policies {
         policy.record = None;
@@ -175,7 +175,7 @@ pub fn check(mut config: Config) -> Result<Vec<Problem>, StartError> {
                     service.tag,
                     credential.tag()
                 );
-                warnings.push(Problem::new(place, reason.to_string()));
+                warnings.push(ConfigProblem::new(place, reason.to_string()));
             }
         }
     }
@@ -324,7 +324,10 @@ fn open_credential(config: &CredentialConfig, known: &[Arc<Credential>]) -> Arc<
     Arc::new(credential)
 }
 
-fn api_keys_in_pools(config: &ServiceConfig, credentials: &[Arc<Credential>]) -> Vec<Problem> {
+fn api_keys_in_pools(
+    config: &ServiceConfig,
+    credentials: &[Arc<Credential>],
+) -> Vec<ConfigProblem> {
     let mut problems = Vec::new();
     for pool in config.pools.iter().filter(|pool| !pool.single) {
         for (place, member) in pool.members.iter().enumerate() {
@@ -334,7 +337,7 @@ fn api_keys_in_pools(config: &ServiceConfig, credentials: &[Arc<Credential>]) ->
                 .is_some_and(|identity| identity.kind() == CredentialKind::ApiKey)
             {
                 let tag = credential.tag();
-                problems.push(Problem::new(
+                problems.push(ConfigProblem::new(
                     format!("{}[{place}]", pool.members_from),
                     format!("expected an OAuth credential, found {tag:?}, an API key"),
                 ));

@@ -26,7 +26,7 @@ use crate::listener::{AcceptedConnection, ClientListener};
 use crate::pipeline::{AnswerBody, LiveService, SocketUpgrade, handle, is_upgrade};
 use crate::tls::{TlsServer, is_http2};
 use crate::values::limits::Limits;
-use crate::values::phase::Phase;
+use crate::values::phase::GatewayPhase;
 
 /// How a client that speaks HTTP/2 by prior knowledge starts (RFC 9113, section 3.4). No method of HTTP/1.1 starts so.
 const HTTP2_PREFACE: &[u8] = b"PRI ";
@@ -45,7 +45,7 @@ const HEADER_FIELDS: usize = 256;
 pub(super) struct ConnectionContext {
     pub(super) live: LiveService,
     pub(super) tls: watch::Receiver<Option<TlsServer>>,
-    pub(super) phases: watch::Receiver<Phase>,
+    pub(super) phases: watch::Receiver<GatewayPhase>,
 }
 
 impl ConnectionContext {
@@ -138,7 +138,7 @@ async fn before_draining<T>(
     let mut phases = context.phases.clone();
     tokio::select! {
         done = waiting => Some(done),
-        _ = phases.wait_for(|phase| *phase != Phase::Serving) => None,
+        _ = phases.wait_for(|phase| *phase != GatewayPhase::Running) => None,
     }
 }
 
@@ -336,9 +336,9 @@ where
     loop {
         let phase = *phases.borrow_and_update();
         match phase {
-            Phase::Serving => {}
-            Phase::Draining => shut_down(connection.as_mut()),
-            Phase::Ending => return Ok(()),
+            GatewayPhase::Running => {}
+            GatewayPhase::Draining => shut_down(connection.as_mut()),
+            GatewayPhase::Stopping => return Ok(()),
         }
         tokio::select! {
             ended = connection.as_mut() => return ended.map_err(Into::into),

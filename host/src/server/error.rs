@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use crate::config::{ConfigError, Problem};
+use crate::config::{ConfigError, ConfigProblem};
 use crate::ledger::LedgerError;
 use crate::policy::EngineError;
 
@@ -42,7 +42,7 @@ pub enum StartError {
 }
 
 impl StartError {
-    pub(crate) fn of_problems(problems: Vec<Problem>) -> Self {
+    pub(crate) fn of_problems(problems: Vec<ConfigProblem>) -> Self {
         Self::Config(ConfigError {
             problems,
             warnings: Vec::new(),
@@ -52,7 +52,7 @@ impl StartError {
 }
 
 /// Fails with all of `problems` if there are any.
-pub(crate) fn reject_problems(problems: Vec<Problem>) -> Result<(), StartError> {
+pub(crate) fn reject_problems(problems: Vec<ConfigProblem>) -> Result<(), StartError> {
     if problems.is_empty() {
         Ok(())
     } else {

@@ -19,7 +19,7 @@ use crate::listener::ClientListener;
 use crate::pipeline::Service;
 use crate::tls::TlsServer;
 use crate::values::limits::Limits;
-use crate::values::phase::Phase;
+use crate::values::phase::GatewayPhase;
 
 /// The address of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub(super) struct AcceptContext<'a> {
     pub(super) config: &'a Config,
     pub(super) status: &'a Arc<GatewayStatus>,
     pub(super) commands: &'a CommandSender,
-    pub(super) phases: &'a watch::Receiver<Phase>,
+    pub(super) phases: &'a watch::Receiver<GatewayPhase>,
     pub(super) tasks: &'a BackgroundTasks,
 }
 

@@ -12,7 +12,7 @@ use super::policies::{LastReload, PolicyTable, ReloadOutcome};
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::pipeline::Service;
-use crate::values::phase::Phase;
+use crate::values::phase::GatewayPhase;
 
 /// The state of the gateway that operators can ask for.
 pub(super) struct GatewayStatus {
@@ -22,7 +22,7 @@ pub(super) struct GatewayStatus {
     configurations: Mutex<ConfigurationReloads>,
     ledger: Weak<Ledger>,
     metrics: Arc<Metrics>,
-    phases: watch::Receiver<Phase>,
+    phases: watch::Receiver<GatewayPhase>,
 }
 
 /// Configuration changes by outcome.
@@ -39,7 +39,7 @@ impl GatewayStatus {
         policies: PolicyTable,
         ledger: &Arc<Ledger>,
         metrics: &Arc<Metrics>,
-        phases: &watch::Receiver<Phase>,
+        phases: &watch::Receiver<GatewayPhase>,
     ) -> Self {
         Self {
             services: RwLock::new(services),
@@ -80,7 +80,7 @@ impl GatewayStatus {
         &self.metrics
     }
 
-    pub(super) fn phase(&self) -> Phase {
+    pub(super) fn phase(&self) -> GatewayPhase {
         *self.phases.borrow()
     }
 

@@ -38,7 +38,7 @@ use super::usage_files::UsageFilesWriter;
 use crate::config::{Config, PolicyConfig};
 use crate::policy::{LoadError, Policy, Rules, Shadow, Source, Urgency};
 use crate::values::limits::Limits;
-use crate::values::phase::Phase;
+use crate::values::phase::GatewayPhase;
 use crate::watch::FileWatcher;
 
 /// How often the stage of a long load is logged.
@@ -161,7 +161,7 @@ impl Supervisor {
                         self.log_progress();
                     }
                 }
-                _ = phases.wait_for(|phase| *phase != Phase::Serving) => return,
+                _ = phases.wait_for(|phase| *phase != GatewayPhase::Running) => return,
             }
         }
     }

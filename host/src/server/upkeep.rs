@@ -22,7 +22,7 @@ use crate::pipeline::Service;
 use crate::upstream::{TrustRoots, UpstreamClient};
 use crate::values::clock::Timestamp;
 use crate::values::limits::Limits;
-use crate::values::phase::Phase;
+use crate::values::phase::GatewayPhase;
 use crate::watch::FileWatcher;
 
 /// How often a file is read without a change event: some file systems send none.
@@ -55,7 +55,7 @@ pub(super) enum RunningTasks {
 /// Tells a task when to end: the gateway shuts down, or its [`CredentialUpkeep`] was dropped.
 #[derive(Clone)]
 struct StopSignal {
-    phases: watch::Receiver<Phase>,
+    phases: watch::Receiver<GatewayPhase>,
     upkeep: watch::Receiver<()>,
 }
 
@@ -64,7 +64,7 @@ impl StopSignal {
         let dropped = async { while self.upkeep.changed().await.is_ok() {} };
         tokio::select! {
             // An error means that the gateway was dropped.
-            _ = self.phases.wait_for(|phase| *phase != Phase::Serving) => {}
+            _ = self.phases.wait_for(|phase| *phase != GatewayPhase::Running) => {}
             () = dropped => {}
         }
     }
@@ -77,7 +77,7 @@ pub(super) struct Upkeep {
     trust: TrustRoots,
     refresh_place: RefreshPlace,
     watcher: FileWatcher,
-    phases: watch::Receiver<Phase>,
+    phases: watch::Receiver<GatewayPhase>,
     /// Refreshes that no request waits for run one at a time, over all services.
     refresh_turn: Arc<Semaphore>,
     reads: Arc<Semaphore>,
@@ -90,7 +90,7 @@ impl Upkeep {
         trust: &TrustRoots,
         refresh_place: RefreshPlace,
         watcher: &FileWatcher,
-        phases: &watch::Receiver<Phase>,
+        phases: &watch::Receiver<GatewayPhase>,
         tasks: &BackgroundTasks,
     ) -> Self {
         Self {

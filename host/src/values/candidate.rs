@@ -2,7 +2,7 @@
 
 /// A member of a pool at the moment of a request. Windows are in percent and minutes.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Candidate {
+pub struct BalancerCandidate {
     /// Whether it may be chosen.
     pub usable: bool,
     /// Used part of the 5-hour window.
@@ -10,21 +10,21 @@ pub struct Candidate {
     /// Where the 5-hour window ends for this credential.
     pub five_hour_cap: f64,
     /// Minutes until the 5-hour window starts anew.
-    pub five_hour_reset: Option<f64>,
+    pub five_hour_reset_minutes: Option<f64>,
     /// Used part of the weekly window.
     pub weekly_used: f64,
     /// Where the weekly window ends for this credential.
     pub weekly_cap: f64,
     /// Minutes until the weekly window starts anew.
-    pub weekly_reset: Option<f64>,
+    pub weekly_reset_minutes: Option<f64>,
     /// Minutes for which upstream refuses it.
-    pub limited: f64,
+    pub limited_minutes: f64,
     /// Requests under way.
     pub in_flight: u32,
     /// Failed attempts of late.
     pub recent_failures: u32,
     /// Milliseconds to the response head, of late.
-    pub recent_latency: Option<f64>,
+    pub recent_latency_ms: Option<f64>,
     /// Whether it made the response that the request continues.
     pub continues: bool,
     /// The weight of its capacity, where it tells that itself.

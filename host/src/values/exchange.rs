@@ -7,11 +7,11 @@ use http::Method;
 
 use super::clock::Timestamp;
 use super::counts::TokenCounts;
-use super::money::Cost;
+use super::money::ResponseCost;
 
 /// How an exchange ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
+pub enum ExchangeEnd {
     /// The response came whole.
     Complete,
     /// The client left before that.
@@ -24,7 +24,7 @@ pub enum End {
     Incomplete,
 }
 
-impl End {
+impl ExchangeEnd {
     /// Its name in the ledger.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -39,7 +39,7 @@ impl End {
 
 /// How a client speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Transport {
+pub enum ClientTransport {
     /// HTTP.
     #[default]
     Http,
@@ -47,7 +47,7 @@ pub enum Transport {
     WebSocket,
 }
 
-impl Transport {
+impl ClientTransport {
     /// Its name in the ledger.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -67,16 +67,16 @@ impl Transport {
 
 /// One attempt to have a request served.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Attempt {
+pub struct UpstreamAttempt {
     /// The credential's tag.
     pub credential: String,
     /// What came of it: a status, or a word for a failure without one.
-    pub outcome: Outcome,
+    pub outcome: AttemptOutcome,
 }
 
 /// What came of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
+pub enum AttemptOutcome {
     /// Upstream answered with that status.
     Status(u16),
     /// Upstream could not be reached.
@@ -91,7 +91,7 @@ pub enum Outcome {
     Withdrawn,
 }
 
-impl Outcome {
+impl AttemptOutcome {
     /// Its name in the ledger and the log.
     pub fn name(self) -> String {
         match self {
@@ -107,7 +107,7 @@ impl Outcome {
 
 /// What metering found out about a response.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Metered {
+pub struct MeteredResponse {
     /// The response's id.
     pub response_id: Option<String>,
     /// The model that answered.
@@ -122,7 +122,7 @@ pub struct Metered {
 
 /// Where a session lives.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Home {
+pub struct SessionHome {
     /// The pool's tag.
     pub pool: String,
     /// The credential's tag.
@@ -131,7 +131,7 @@ pub struct Home {
 
 /// One row of the ledger: one admitted request. Times are as the columns have them.
 #[derive(Debug, Clone)]
-pub struct Row {
+pub struct LedgerRow {
     /// Unique.
     pub request_id: String,
     /// When its head was read.
@@ -151,7 +151,7 @@ pub struct Row {
     /// The tier that was charged, or else was asked for.
     pub service_tier: Option<String>,
     /// How the client speaks.
-    pub transport: Transport,
+    pub transport: ClientTransport,
     /// Nothing was to be generated: the client warmed its connection.
     pub prewarm: bool,
     /// The response that the request continues.
@@ -163,19 +163,19 @@ pub struct Row {
     /// The status that the client got; 0 where it got none.
     pub status: u16,
     /// How it ended.
-    pub end: End,
+    pub end: ExchangeEnd,
     /// Every attempt, in order.
-    pub attempts: Vec<Attempt>,
+    pub attempts: Vec<UpstreamAttempt>,
     /// The session's key.
     pub session: Option<String>,
     /// Where the session lives, where that is to be noted.
-    pub home: Option<Home>,
+    pub home: Option<SessionHome>,
     /// The response's id.
     pub response_id: Option<String>,
     /// The tokens, where they are known.
     pub counts: Option<TokenCounts>,
     /// The cost, where there is usage to price.
-    pub cost: Option<Cost>,
+    pub cost: Option<ResponseCost>,
     /// The pricing policy: name, version and digest.
     pub priced_by: Option<String>,
     /// The start of the credential's week, in Unix seconds.

@@ -15,13 +15,13 @@ const DOUBLINGS: u32 = 29;
 const BUCKETS: usize = (STEPS * DOUBLINGS) as usize + 1;
 
 /// Counts spans of time.
-pub struct Histogram {
+pub struct DurationHistogram {
     buckets: [AtomicU64; BUCKETS],
     sum_ns: AtomicU64,
     max_ns: AtomicU64,
 }
 
-impl std::fmt::Debug for Histogram {
+impl std::fmt::Debug for DurationHistogram {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Histogram")
             .field("count", &self.count())
@@ -29,7 +29,7 @@ impl std::fmt::Debug for Histogram {
     }
 }
 
-impl Default for Histogram {
+impl Default for DurationHistogram {
     fn default() -> Self {
         Self {
             buckets: [const { AtomicU64::new(0) }; BUCKETS],
@@ -39,9 +39,9 @@ impl Default for Histogram {
     }
 }
 
-impl Histogram {
+impl DurationHistogram {
     /// Counts one.
-    pub fn count_in(&self, span: Duration) {
+    pub fn record(&self, span: Duration) {
         let ns = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
         self.buckets[place(ns)].fetch_add(1, Ordering::Relaxed);
         self.sum_ns.fetch_add(ns, Ordering::Relaxed);
@@ -120,9 +120,9 @@ mod tests {
 
     #[test]
     fn a_quantile_is_told_within_a_quarter() {
-        let histogram = Histogram::default();
+        let histogram = DurationHistogram::default();
         for micros in 1..=1000 {
-            histogram.count_in(Duration::from_micros(micros));
+            histogram.record(Duration::from_micros(micros));
         }
         for (quantile, exact) in [(0.5, 500.0), (0.99, 990.0), (0.001, 1.0)] {
             let told = histogram
@@ -142,10 +142,10 @@ mod tests {
 
     #[test]
     fn what_is_out_of_range_counts_at_its_ends() {
-        let histogram = Histogram::default();
+        let histogram = DurationHistogram::default();
         assert_eq!(histogram.quantile(0.5), None);
-        histogram.count_in(Duration::ZERO);
-        histogram.count_in(Duration::from_secs(100_000));
+        histogram.record(Duration::ZERO);
+        histogram.record(Duration::from_secs(100_000));
         assert_eq!(
             (histogram.count(), histogram.max()),
             (2, Duration::from_secs(100_000))

@@ -17,7 +17,7 @@ pub enum LedgerFull {
 /// When a request goes on to the next credential of its pool. Fields are named as in the configuration's
 /// `limits.failover`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Failover {
+pub struct FailoverSwitches {
     /// Upstream answers 429.
     pub rate_limited: bool,
     /// Upstream refuses the credential's token (401), and a refresh does not help.
@@ -34,7 +34,7 @@ pub struct Failover {
     pub gateway_timeout: bool,
 }
 
-impl Default for Failover {
+impl Default for FailoverSwitches {
     fn default() -> Self {
         Self {
             rate_limited: true,
@@ -102,7 +102,7 @@ pub struct Limits {
     /// From a request's first attempt to the head of its last one's response.
     pub failover_timeout: Duration,
     /// When a request goes on to the next credential.
-    pub failover: Failover,
+    pub failover: FailoverSwitches,
     /// For how long the token endpoint may take to answer.
     pub refresh_timeout: Duration,
     /// For how long another process may hold the lock of an auth.json.
@@ -173,7 +173,7 @@ impl Default for Limits {
             commit_timeout: Duration::from_secs(10),
             drain_timeout: Duration::from_secs(30),
             failover_timeout: Duration::from_secs(15 * 60),
-            failover: Failover::default(),
+            failover: FailoverSwitches::default(),
             refresh_timeout: Duration::from_secs(30),
             lock_timeout: Duration::from_secs(20),
             poll_timeout: Duration::from_secs(5),

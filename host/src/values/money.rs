@@ -34,7 +34,7 @@ impl fmt::Display for NanoUsd {
 
 /// What a response cost, or why that is not known. Unknown is never nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Cost {
+pub enum ResponseCost {
     /// Priced by a policy.
     Priced {
         /// The amount.

@@ -1,12 +1,12 @@
 //! How far the gateway is from its end.
 
-/// What the gateway does.
+/// What the gateway does with connections and requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    /// It serves.
-    Serving,
-    /// No new connections and requests; those under way go on.
+pub enum GatewayPhase {
+    /// It accepts them.
+    Running,
+    /// It accepts no new ones; in-flight requests may finish.
     Draining,
-    /// Everything ends now.
-    Ending,
+    /// It aborts what is left.
+    Stopping,
 }

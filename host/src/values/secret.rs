@@ -9,9 +9,9 @@ use zeroize::Zeroizing;
 /// A token or key. It has no `Display` and no `Serialize`, its `Debug` shows nothing, and its memory is cleared when
 /// it goes.
 #[derive(Clone)]
-pub struct Secret(Zeroizing<String>);
+pub struct SecretString(Zeroizing<String>);
 
-impl Secret {
+impl SecretString {
     /// Takes `text` as a secret.
     pub fn new(text: String) -> Self {
         Self(Zeroizing::new(text))
@@ -33,7 +33,7 @@ impl Secret {
 }
 
 /// In a time that depends on their lengths alone.
-impl PartialEq for Secret {
+impl PartialEq for SecretString {
     fn eq(&self, other: &Self) -> bool {
         self.expose()
             .as_bytes()
@@ -42,7 +42,7 @@ impl PartialEq for Secret {
     }
 }
 
-impl fmt::Debug for Secret {
+impl fmt::Debug for SecretString {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret")
     }
@@ -54,13 +54,13 @@ mod tests {
 
     #[test]
     fn debug_shows_nothing() {
-        let secret = Secret::new("sk-canary".to_owned());
+        let secret = SecretString::new("sk-canary".to_owned());
         assert_eq!(format!("{secret:?}"), "Secret");
         assert_eq!(format!("{:?}", secret.bearer()), "Some(Sensitive)");
     }
 
     #[test]
     fn a_secret_that_no_header_may_hold_is_not_sent() {
-        assert!(Secret::new("a\r\nb: c".to_owned()).bearer().is_none());
+        assert!(SecretString::new("a\r\nb: c".to_owned()).bearer().is_none());
     }
 }

@@ -13,7 +13,7 @@ const DEFAULT_LIMIT: &str = "codex";
 
 /// One of the windows.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Window {
+pub struct RateLimitWindow {
     /// The used part, in percent, 0 to 100.
     pub used: f64,
     /// When it starts anew.
@@ -24,14 +24,14 @@ pub struct Window {
 
 /// Which of a credential's windows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Span {
+pub enum WindowKind {
     /// About 300 minutes.
     FiveHour,
     /// About 10080 minutes.
     Weekly,
 }
 
-impl Span {
+impl WindowKind {
     /// Its length in minutes.
     pub const fn minutes(self) -> u32 {
         match self {
@@ -50,15 +50,15 @@ impl Span {
 
 /// A credential's windows, as far as they are known.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Windows {
-    five_hour: Option<Window>,
-    weekly: Option<Window>,
+pub struct RateLimitWindows {
+    five_hour: Option<RateLimitWindow>,
+    weekly: Option<RateLimitWindow>,
 }
 
-impl Windows {
+impl RateLimitWindows {
     /// The used part of a window at `now`, in percent. A window that started anew since is unused, and one that is
     /// not known counts as unused.
-    pub fn used(&self, span: Span, now: Timestamp) -> f64 {
+    pub fn used(&self, span: WindowKind, now: Timestamp) -> f64 {
         match self.window(span) {
             Some(window) if window.reset_at.is_none_or(|reset| reset > now) => window.used,
             _ => 0.0,
@@ -66,12 +66,12 @@ impl Windows {
     }
 
     /// Whether upstream has told a window.
-    pub fn is_known(&self, span: Span) -> bool {
+    pub fn is_known(&self, span: WindowKind) -> bool {
         self.window(span).is_some()
     }
 
     /// When a window starts anew, where that is known and to come.
-    pub fn reset_at(&self, span: Span, now: Timestamp) -> Option<Timestamp> {
+    pub fn reset_at(&self, span: WindowKind, now: Timestamp) -> Option<Timestamp> {
         self.window(span)
             .and_then(|window| window.reset_at)
             .filter(|reset| *reset > now)
@@ -84,23 +84,23 @@ impl Windows {
         reset.unix().checked_sub(u64::from(window.minutes) * 60)
     }
 
-    fn window(&self, span: Span) -> Option<&Window> {
+    fn window(&self, span: WindowKind) -> Option<&RateLimitWindow> {
         match span {
-            Span::FiveHour => self.five_hour.as_ref(),
-            Span::Weekly => self.weekly.as_ref(),
+            WindowKind::FiveHour => self.five_hour.as_ref(),
+            WindowKind::Weekly => self.weekly.as_ref(),
         }
     }
 
     /// Takes in what a response's headers say. Within one window, use never falls: responses overtake each other.
-    pub fn observe(&mut self, reading: &Reading, now: Timestamp) {
+    pub fn observe(&mut self, reading: &WindowReading, now: Timestamp) {
         for (span, window) in reading.windows() {
             let slot = match span {
-                Span::FiveHour => &mut self.five_hour,
-                Span::Weekly => &mut self.weekly,
+                WindowKind::FiveHour => &mut self.five_hour,
+                WindowKind::Weekly => &mut self.weekly,
             };
             *slot = Some(match slot {
                 Some(known) if is_earlier(known, &window, now) => *known,
-                Some(known) if is_same(known, &window, now) => Window {
+                Some(known) if is_same(known, &window, now) => RateLimitWindow {
                     used: window.used.max(known.used),
                     reset_at: window.reset_at.or(known.reset_at),
                     ..window
@@ -111,22 +111,22 @@ impl Windows {
     }
 }
 
-impl Windows {
+impl RateLimitWindows {
     /// Takes in what upstream tells when it is asked: that replaces what is known.
-    pub fn replace(&mut self, reading: &Reading) {
+    pub fn replace(&mut self, reading: &WindowReading) {
         // One that is not told any more goes when it ends; where nobody knows when that is, now.
-        let ends = |window: &Window| window.reset_at.is_some();
+        let ends = |window: &RateLimitWindow| window.reset_at.is_some();
         self.five_hour = reading.five_hour.or(self.five_hour.filter(ends));
         self.weekly = reading.weekly.or(self.weekly.filter(ends));
     }
 }
 
 /// Whether `new` tells of a window that is over, while the known one is known to go on.
-fn is_earlier(known: &Window, new: &Window, now: Timestamp) -> bool {
+fn is_earlier(known: &RateLimitWindow, new: &RateLimitWindow, now: Timestamp) -> bool {
     known.reset_at.is_some_and(|known| known > now) && new.reset_at.is_some_and(|new| new <= now)
 }
 
-fn is_same(known: &Window, new: &Window, now: Timestamp) -> bool {
+fn is_same(known: &RateLimitWindow, new: &RateLimitWindow, now: Timestamp) -> bool {
     match (known.reset_at, new.reset_at) {
         (Some(known), _) if known <= now => false,
         (Some(known), Some(new)) => new.0 <= known.0.saturating_add(SAME_WINDOW_MS),
@@ -136,7 +136,7 @@ fn is_same(known: &Window, new: &Window, now: Timestamp) -> bool {
 
 /// What is told of one of a limit's two slots.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct SlotTold {
+pub struct SlotReading {
     /// The used part, in percent.
     pub used_percent: Option<f64>,
     /// The window's length.
@@ -147,32 +147,35 @@ pub struct SlotTold {
 
 /// What one response's headers say of the windows.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Reading {
-    five_hour: Option<Window>,
-    weekly: Option<Window>,
+pub struct WindowReading {
+    five_hour: Option<RateLimitWindow>,
+    weekly: Option<RateLimitWindow>,
     /// The window that upstream enforces by this limit resets then; for a 429.
     first_reset: Option<Timestamp>,
 }
 
-impl Reading {
+impl WindowReading {
     /// Reads the `x-<limit>-{primary,secondary}-*` headers. Windows are told apart by their length, whatever slot they
     /// stand in; a slot without a length is taken by its name. What is no number is left out.
     pub fn from_headers(headers: &HeaderMap, now: Timestamp) -> Self {
         let limit = active_limit(headers);
         let mut reading = Self::default();
-        for (slot, by_name) in [(&PRIMARY, Span::FiveHour), (&SECONDARY, Span::Weekly)] {
+        for (slot, by_name) in [
+            (&PRIMARY, WindowKind::FiveHour),
+            (&SECONDARY, WindowKind::Weekly),
+        ] {
             let number = |field: usize| number(headers, limit.as_deref(), slot, field);
             let Some(used) = number(USED_PERCENT) else {
                 continue;
             };
             let minutes = number(WINDOW_MINUTES).map(|minutes| minutes as u32);
-            let Some(span) = minutes.map_or(Some(by_name), Span::of) else {
+            let Some(span) = minutes.map_or(Some(by_name), WindowKind::of) else {
                 continue;
             };
             let at = number(RESET_AT).map(|seconds| Timestamp::from_unix(seconds as u64));
             let after = number(RESET_AFTER_SECONDS)
                 .map(|seconds| Timestamp(now.0.saturating_add((seconds * 1e3) as u64)));
-            let window = Window {
+            let window = RateLimitWindow {
                 used: used.clamp(0.0, 100.0),
                 reset_at: at.or(after),
                 minutes: minutes.unwrap_or(span.minutes()),
@@ -187,7 +190,7 @@ impl Reading {
     pub fn from_usage(rate_limit: &Value) -> Self {
         let slot = |name: &str| {
             let number = |field: &str| rate_limit.get(name)?.get(field)?.as_f64();
-            SlotTold {
+            SlotReading {
                 used_percent: number("used_percent"),
                 window_minutes: number("limit_window_seconds").map(|seconds| seconds / 60.0),
                 reset_at: number("reset_at"),
@@ -197,19 +200,22 @@ impl Reading {
     }
 
     /// A reading of the primary and the secondary slot. What is no number of 0 or more is left out.
-    pub fn from_slots(slots: [SlotTold; 2]) -> Self {
+    pub fn from_slots(slots: [SlotReading; 2]) -> Self {
         let mut reading = Self::default();
-        for (slot, by_name) in slots.into_iter().zip([Span::FiveHour, Span::Weekly]) {
+        for (slot, by_name) in slots
+            .into_iter()
+            .zip([WindowKind::FiveHour, WindowKind::Weekly])
+        {
             let sound =
                 |number: Option<f64>| number.filter(|number| number.is_finite() && *number >= 0.0);
             let Some(used) = sound(slot.used_percent) else {
                 continue;
             };
             let minutes = sound(slot.window_minutes).map(|minutes| minutes as u32);
-            let Some(span) = minutes.map_or(Some(by_name), Span::of) else {
+            let Some(span) = minutes.map_or(Some(by_name), WindowKind::of) else {
                 continue;
             };
-            let window = Window {
+            let window = RateLimitWindow {
                 used: used.min(100.0),
                 reset_at: sound(slot.reset_at).map(|seconds| Timestamp::from_unix(seconds as u64)),
                 minutes: minutes.unwrap_or(span.minutes()),
@@ -221,38 +227,38 @@ impl Reading {
     }
 
     /// A reading of both windows, in percent, that never start anew by themselves: of a gateway as upstream.
-    pub fn of_use(five_hour: f64, weekly: f64) -> Self {
-        let window = |span: Span, used: f64| {
-            Some(Window {
+    pub fn from_percentages(five_hour: f64, weekly: f64) -> Self {
+        let window = |span: WindowKind, used: f64| {
+            Some(RateLimitWindow {
                 used: used.clamp(0.0, 100.0),
                 reset_at: None,
                 minutes: span.minutes(),
             })
         };
         Self {
-            five_hour: window(Span::FiveHour, five_hour),
-            weekly: window(Span::Weekly, weekly),
+            five_hour: window(WindowKind::FiveHour, five_hour),
+            weekly: window(WindowKind::Weekly, weekly),
             first_reset: None,
         }
     }
 
-    fn put(&mut self, span: Span, window: Window) {
+    fn put(&mut self, span: WindowKind, window: RateLimitWindow) {
         match span {
-            Span::FiveHour => self.five_hour = Some(window),
-            Span::Weekly => self.weekly = Some(window),
+            WindowKind::FiveHour => self.five_hour = Some(window),
+            WindowKind::Weekly => self.weekly = Some(window),
         }
     }
 
-    fn windows(&self) -> impl Iterator<Item = (Span, Window)> {
-        let five_hour = self.five_hour.map(|window| (Span::FiveHour, window));
+    fn windows(&self) -> impl Iterator<Item = (WindowKind, RateLimitWindow)> {
+        let five_hour = self.five_hour.map(|window| (WindowKind::FiveHour, window));
         five_hour
             .into_iter()
-            .chain(self.weekly.map(|window| (Span::Weekly, window)))
+            .chain(self.weekly.map(|window| (WindowKind::Weekly, window)))
     }
 
     /// When the exhausted window resets: the later one where both are.
     fn enforced_reset(&self) -> Option<Timestamp> {
-        let full = |window: &Window| window.used >= 100.0;
+        let full = |window: &RateLimitWindow| window.used >= 100.0;
         self.windows()
             .map(|(_, window)| window)
             .filter(full)
@@ -266,8 +272,8 @@ impl Reading {
     }
 
     /// The window that is exhausted: the one that resets later where both are.
-    pub fn exhausted(&self) -> Option<Span> {
-        let full = |(_, window): &(Span, Window)| window.used >= 100.0;
+    pub fn exhausted(&self) -> Option<WindowKind> {
+        let full = |(_, window): &(WindowKind, RateLimitWindow)| window.used >= 100.0;
         self.windows()
             .filter(full)
             .max_by_key(|(_, window)| window.reset_at)
@@ -295,22 +301,27 @@ const RESET_AT: usize = 2;
 const RESET_AFTER_SECONDS: usize = 3;
 
 /// The fields of a slot under the usual limit: no name needs to be put together for them.
-type Slot = [HeaderName; 4];
+type SlotHeaders = [HeaderName; 4];
 
-static PRIMARY: Slot = [
+static PRIMARY: SlotHeaders = [
     HeaderName::from_static("x-codex-primary-used-percent"),
     HeaderName::from_static("x-codex-primary-window-minutes"),
     HeaderName::from_static("x-codex-primary-reset-at"),
     HeaderName::from_static("x-codex-primary-reset-after-seconds"),
 ];
-static SECONDARY: Slot = [
+static SECONDARY: SlotHeaders = [
     HeaderName::from_static("x-codex-secondary-used-percent"),
     HeaderName::from_static("x-codex-secondary-window-minutes"),
     HeaderName::from_static("x-codex-secondary-reset-at"),
     HeaderName::from_static("x-codex-secondary-reset-after-seconds"),
 ];
 
-fn number(headers: &HeaderMap, limit: Option<&str>, slot: &Slot, field: usize) -> Option<f64> {
+fn number(
+    headers: &HeaderMap,
+    limit: Option<&str>,
+    slot: &SlotHeaders,
+    field: usize,
+) -> Option<f64> {
     let usual = &slot[field];
     let under_limit = || {
         let name = usual.as_str().strip_prefix("x-codex-")?;
@@ -331,24 +342,24 @@ mod tests {
 
     const NOW: Timestamp = Timestamp(1_000_000_000);
 
-    fn reading(fields: &[(&'static str, &str)]) -> Reading {
+    fn reading(fields: &[(&'static str, &str)]) -> WindowReading {
         let mut headers = HeaderMap::new();
         for (name, value) in fields {
             headers.insert(*name, value.parse().expect("a value"));
         }
-        Reading::from_headers(&headers, NOW)
+        WindowReading::from_headers(&headers, NOW)
     }
 
-    fn used(windows: &Windows) -> (f64, f64) {
+    fn used(windows: &RateLimitWindows) -> (f64, f64) {
         (
-            windows.used(Span::FiveHour, NOW),
-            windows.used(Span::Weekly, NOW),
+            windows.used(WindowKind::FiveHour, NOW),
+            windows.used(WindowKind::Weekly, NOW),
         )
     }
 
     #[test]
     fn windows_are_told_apart_by_their_length() {
-        let mut windows = Windows::default();
+        let mut windows = RateLimitWindows::default();
         windows.observe(
             &reading(&[
                 ("x-codex-primary-used-percent", "12.5"),
@@ -363,7 +374,7 @@ mod tests {
 
     #[test]
     fn the_active_limit_goes_before_codex_and_falls_back_to_it() {
-        let mut windows = Windows::default();
+        let mut windows = RateLimitWindows::default();
         windows.observe(
             &reading(&[
                 ("x-codex-active-limit", "codex_bengalfox"),
@@ -384,14 +395,14 @@ mod tests {
                 ("x-codex-primary-reset-at", reset),
             ])
         };
-        let mut windows = Windows::default();
+        let mut windows = RateLimitWindows::default();
         windows.observe(&at("50", "1010000"), NOW);
         windows.observe(&at("40", "1010000"), NOW);
         assert_eq!(used(&windows).0, 50.0);
         windows.observe(&at("3", "1028000"), NOW);
         assert_eq!(used(&windows).0, 3.0);
         assert_eq!(
-            windows.used(Span::FiveHour, Timestamp::from_unix(1_028_000)),
+            windows.used(WindowKind::FiveHour, Timestamp::from_unix(1_028_000)),
             0.0,
             "after its reset"
         );
@@ -402,20 +413,21 @@ mod tests {
         for wrong in ["", "many", "NaN", "inf", "-5"] {
             assert_eq!(
                 reading(&[("x-codex-primary-used-percent", wrong)]),
-                Reading::default(),
+                WindowReading::default(),
                 "{wrong:?}"
             );
         }
-        let mut windows = Windows::default();
+        let mut windows = RateLimitWindows::default();
         windows.observe(&reading(&[("x-codex-primary-used-percent", "250")]), NOW);
         assert_eq!(used(&windows).0, 100.0);
     }
 
     #[test]
     fn a_poll_replaces_what_is_known_and_leaves_out_what_is_wrong() {
-        let mut windows = Windows::default();
+        let mut windows = RateLimitWindows::default();
         windows.observe(&reading(&[("x-codex-primary-used-percent", "50")]), NOW);
-        let usage = |text: &str| Reading::from_usage(&serde_json::from_str(text).expect("JSON"));
+        let usage =
+            |text: &str| WindowReading::from_usage(&serde_json::from_str(text).expect("JSON"));
         let slots = r#"{"primary_window": {"used_percent": 9, "limit_window_seconds": 604800, "reset_at": 1500000},
             "secondary_window": {"used_percent": 4.5, "limit_window_seconds": 18000, "reset_at": 1005000}}"#;
         windows.replace(&usage(slots));
@@ -441,7 +453,7 @@ mod tests {
 
     #[test]
     fn the_week_starts_a_window_before_its_reset() {
-        let mut windows = Windows::default();
+        let mut windows = RateLimitWindows::default();
         windows.observe(
             &reading(&[
                 ("x-codex-secondary-used-percent", "1"),

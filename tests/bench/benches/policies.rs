@@ -6,7 +6,7 @@ use std::path::Path;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tollgate::config::{self, PolicyConfig, PolicyKind};
 use tollgate::policy::{Engine, Facts, Members, Policy, load_alone};
-use tollgate::values::candidate::Candidate;
+use tollgate::values::candidate::BalancerCandidate;
 use tollgate::values::clock::Timestamp;
 use tollgate::values::counts::TokenCounts;
 use tollgate_bench::timing::{Figure, Timer};
@@ -36,16 +36,16 @@ fn facts() -> Facts<'static> {
     }
 }
 
-fn candidates(count: usize) -> Vec<Candidate> {
-    let candidate = |index: usize| Candidate {
+fn candidates(count: usize) -> Vec<BalancerCandidate> {
+    let candidate = |index: usize| BalancerCandidate {
         usable: index % 7 != 3,
         five_hour_used: index as f64,
         five_hour_cap: 99.0,
-        five_hour_reset: Some(120.0),
+        five_hour_reset_minutes: Some(120.0),
         weekly_used: (index * 13 % 90) as f64,
         weekly_cap: 99.0,
-        weekly_reset: Some(4000.0),
-        ..Candidate::default()
+        weekly_reset_minutes: Some(4000.0),
+        ..BalancerCandidate::default()
     };
     (0..count).map(candidate).collect()
 }

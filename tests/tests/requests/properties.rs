@@ -10,13 +10,13 @@ use proptest::sample::Index;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tollgate::config::{
-    Caps, CredentialConfig, CredentialSource, POLICY_TIMEOUT, PolicyConfig, PolicyKind,
+    CredentialConfig, CredentialSource, POLICY_TIMEOUT, PolicyConfig, PolicyKind, WindowCaps,
 };
 use tollgate::credentials::{Credential, StartedPoll, UpstreamIdentity, UsageReport};
 use tollgate::policy::{Balancer, Choice, Engine, Facts, Members, Policy, load_alone};
-use tollgate::values::candidate::Candidate;
+use tollgate::values::candidate::BalancerCandidate;
 use tollgate::values::clock::Timestamp;
-use tollgate::values::windows::Reading;
+use tollgate::values::windows::WindowReading;
 use tollgate_tests::oauth_file;
 
 const MINUTE: i64 = 60;
@@ -250,7 +250,7 @@ impl Member {
             tag: format!("credential-{place}"),
             source: CredentialSource::File(FOLDER.path().join("auth.json")),
             usages_path: None,
-            caps: Caps {
+            caps: WindowCaps {
                 five_hour: caps.0.into(),
                 weekly: caps.1.into(),
             },
@@ -282,7 +282,7 @@ impl Member {
         let at = millis(now);
         self.credential.observe(
             &self.presented(),
-            &Reading::from_headers(&message.as_headers(), at),
+            &WindowReading::from_headers(&message.as_headers(), at),
             at,
         );
         self.known.hear(message, now);
@@ -304,7 +304,7 @@ impl Member {
         self.credential.record_poll(
             &begun,
             &UsageReport {
-                reading: Reading::from_usage(&usage),
+                reading: WindowReading::from_usage(&usage),
                 plan: Some("plus".to_owned()),
                 own_weight: None,
             },
@@ -379,7 +379,7 @@ impl Course {
 
     fn pick(&self, home: Option<usize>) -> Choice {
         let now = millis(self.now);
-        let candidates: Vec<Candidate> = self
+        let candidates: Vec<BalancerCandidate> = self
             .members
             .iter()
             .map(|member| member.credential.candidate(now))

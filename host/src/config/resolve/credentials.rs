@@ -13,8 +13,10 @@ use crate::config::raw::{
     RawBalancer, RawCredential, RawDefault, RawDuration, RawExternal, RawOcm,
 };
 use crate::config::shape::join;
-use crate::config::{Caps, CredentialConfig, CredentialSource, PolicyId, PolicyKind, PoolConfig};
-use crate::values::secret::Secret;
+use crate::config::{
+    CredentialConfig, CredentialSource, PolicyId, PolicyKind, PoolConfig, WindowCaps,
+};
+use crate::values::secret::SecretString;
 
 /// The tag of the credential of a service that configures only one.
 const SINGLE_TAG: &str = "default";
@@ -87,7 +89,7 @@ pub(super) fn single(
             usages: raw.usages_path.as_deref(),
             detour: raw.detour.as_deref(),
         },
-        Caps {
+        WindowCaps {
             five_hour: 100.0 - RESERVE,
             weekly: 100.0 - RESERVE,
         },
@@ -283,7 +285,7 @@ fn default_credential(
         path,
         &raw.tag,
         paths,
-        Caps { five_hour, weekly },
+        WindowCaps { five_hour, weekly },
         files,
         findings,
     )
@@ -294,7 +296,7 @@ fn file_credential(
     path: &str,
     tag: &str,
     paths: Paths<'_>,
-    caps: Caps,
+    caps: WindowCaps,
     files: &mut Files,
     findings: &mut Findings<'_>,
 ) -> Option<CredentialConfig> {
@@ -361,10 +363,10 @@ fn external(
     let url = endpoint(&url_path, &raw.url, findings)?;
     let source = CredentialSource::External {
         url,
-        token: Secret::new(raw.token.clone()),
+        token: SecretString::new(raw.token.clone()),
     };
     // Its own gateway keeps what its owner reserved.
-    let caps = Caps {
+    let caps = WindowCaps {
         five_hour: 100.0,
         weekly: 100.0,
     };

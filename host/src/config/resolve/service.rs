@@ -14,13 +14,13 @@ use super::policies::Policies;
 use crate::config::raw::{OneOrMany, RawConfig, RawEndpoints, RawOcm, RawTls, RawUser};
 use crate::config::shape::join;
 use crate::config::{
-    Endpoints, HeaderFields, PolicyId, PolicyKind, PoolConfig, ServiceConfig, TlsConfig,
-    TlsVersion, UserConfig,
+    HeaderFields, PolicyId, PolicyKind, PoolConfig, ServiceConfig, TlsConfig, TlsVersion,
+    UpstreamEndpoints, UserConfig,
 };
 use crate::files::read_bounded;
 use crate::values::headers::is_reserved;
 use crate::values::limits::CONFIG_FILE_BYTES;
-use crate::values::secret::Secret;
+use crate::values::secret::SecretString;
 
 const PORT: u16 = 8080;
 const CHATGPT: &str = "https://chatgpt.com/backend-api";
@@ -171,7 +171,7 @@ fn users(
         }
         users.push(UserConfig {
             name: user.name.clone(),
-            token: Secret::new(user.token.clone()),
+            token: SecretString::new(user.token.clone()),
             pool,
             allow_external_usage: user.allow_external_usage,
         });
@@ -311,7 +311,11 @@ pub(super) fn check_detour(
     }
 }
 
-fn endpoints(path: &str, raw: &RawEndpoints, findings: &mut Findings<'_>) -> Option<Endpoints> {
+fn endpoints(
+    path: &str,
+    raw: &RawEndpoints,
+    findings: &mut Findings<'_>,
+) -> Option<UpstreamEndpoints> {
     let chatgpt = endpoint(
         &join(path, "chatgpt"),
         raw.chatgpt.as_deref().unwrap_or(CHATGPT),
@@ -327,7 +331,7 @@ fn endpoints(path: &str, raw: &RawEndpoints, findings: &mut Findings<'_>) -> Opt
         raw.token.as_deref().unwrap_or(TOKEN),
         findings,
     );
-    Some(Endpoints {
+    Some(UpstreamEndpoints {
         chatgpt: chatgpt?,
         api: api?,
         token: token?,
@@ -388,7 +392,7 @@ fn tls(path: &str, raw: &RawTls, findings: &mut Findings<'_>) -> Option<TlsConfi
     let (key_from, key) = key?;
     Some(TlsConfig {
         certificate,
-        key: Secret::new(String::from_utf8(key).unwrap_or_default()),
+        key: SecretString::new(String::from_utf8(key).unwrap_or_default()),
         certificate_from,
         key_from,
         alpn: alpn(&join(path, "alpn"), raw.alpn.as_slice(), findings),

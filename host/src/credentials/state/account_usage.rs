@@ -6,10 +6,10 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::config::Caps;
-use crate::values::candidate::Candidate;
+use crate::config::WindowCaps;
+use crate::values::candidate::BalancerCandidate;
 use crate::values::clock::Timestamp;
-use crate::values::windows::{Reading, Span, Windows};
+use crate::values::windows::{RateLimitWindows, WindowKind, WindowReading};
 
 /// How long a failure counts as recent, and how many are remembered.
 const FAILURE_MEMORY: Duration = Duration::from_secs(5 * 60);
@@ -31,7 +31,7 @@ pub(crate) struct AccountUsage {
     plan: String,
     /// The weight of its capacity, if it reports one: another gateway does.
     own_weight: Option<f64>,
-    windows: Windows,
+    windows: RateLimitWindows,
     rate_limit: Option<RateLimit>,
     /// Counts the responses that reported windows.
     observations: u64,
@@ -44,7 +44,7 @@ pub(crate) struct AccountUsage {
 pub(crate) struct RateLimit {
     pub(crate) until: Timestamp,
     /// The window that is exhausted, if upstream says which.
-    pub(crate) window: Option<Span>,
+    pub(crate) window: Option<WindowKind>,
 }
 
 impl AccountUsage {
@@ -56,7 +56,7 @@ impl AccountUsage {
         self.own_weight
     }
 
-    pub(crate) fn windows(&self) -> &Windows {
+    pub(crate) fn windows(&self) -> &RateLimitWindows {
         &self.windows
     }
 
@@ -71,23 +71,29 @@ impl AccountUsage {
 
     /// Returns what a balancer sees of it, except what concerns one request or the credential's
     /// tokens.
-    pub(crate) fn candidate(&self, caps: Caps, now: Timestamp) -> Candidate {
-        let five_hour_used = self.windows.used(Span::FiveHour, now);
-        let weekly_used = self.windows.used(Span::Weekly, now);
+    pub(crate) fn candidate(&self, caps: WindowCaps, now: Timestamp) -> BalancerCandidate {
+        let five_hour_used = self.windows.used(WindowKind::FiveHour, now);
+        let weekly_used = self.windows.used(WindowKind::Weekly, now);
         let limit = self.rate_limit(now);
         let minutes_to = |moment: Timestamp| moment.since(now).as_secs_f64() / 60.0;
-        Candidate {
+        BalancerCandidate {
             usable: limit.is_none() && five_hour_used < caps.five_hour && weekly_used < caps.weekly,
             five_hour_used,
             five_hour_cap: caps.five_hour,
-            five_hour_reset: self.windows.reset_at(Span::FiveHour, now).map(minutes_to),
+            five_hour_reset_minutes: self
+                .windows
+                .reset_at(WindowKind::FiveHour, now)
+                .map(minutes_to),
             weekly_used,
             weekly_cap: caps.weekly,
-            weekly_reset: self.windows.reset_at(Span::Weekly, now).map(minutes_to),
-            limited: limit.map_or(0.0, |limit| minutes_to(limit.until)),
+            weekly_reset_minutes: self
+                .windows
+                .reset_at(WindowKind::Weekly, now)
+                .map(minutes_to),
+            limited_minutes: limit.map_or(0.0, |limit| minutes_to(limit.until)),
             in_flight: 0,
             recent_failures: self.recent_failures(now),
-            recent_latency: self.latency_ms,
+            recent_latency_ms: self.latency_ms,
             continues: false,
             own_weight: self.own_weight,
         }
@@ -95,33 +101,38 @@ impl AccountUsage {
 
     /// Returns when it is neither rate-limited nor over a cap any more; `None` if it is neither
     /// now, or the time is unknown.
-    pub(crate) fn usable_again_at(&self, caps: Caps, now: Timestamp) -> Option<Timestamp> {
+    pub(crate) fn usable_again_at(&self, caps: WindowCaps, now: Timestamp) -> Option<Timestamp> {
         let limited_until = self.rate_limit(now).map(|limit| limit.until);
         [
             limited_until,
-            self.reset_if_over(Span::FiveHour, caps.five_hour, now),
-            self.reset_if_over(Span::Weekly, caps.weekly, now),
+            self.reset_if_over(WindowKind::FiveHour, caps.five_hour, now),
+            self.reset_if_over(WindowKind::Weekly, caps.weekly, now),
         ]
         .into_iter()
         .flatten()
         .max()
     }
 
-    fn reset_if_over(&self, span: Span, cap: f64, now: Timestamp) -> Option<Timestamp> {
+    fn reset_if_over(&self, span: WindowKind, cap: f64, now: Timestamp) -> Option<Timestamp> {
         (self.windows.used(span, now) >= cap)
             .then(|| self.windows.reset_at(span, now))
             .flatten()
     }
 
     /// Records the windows that a response reports.
-    pub(crate) fn observe(&mut self, reading: &Reading, now: Timestamp) {
+    pub(crate) fn observe(&mut self, reading: &WindowReading, now: Timestamp) {
         self.windows.observe(reading, now);
         self.observations += 1;
     }
 
     /// Records the windows that a poll reports: they replace the known ones, unless a response
     /// reported windows since the poll began, at `observations`.
-    pub(crate) fn apply_poll(&mut self, reading: &Reading, observations: u64, now: Timestamp) {
+    pub(crate) fn apply_poll(
+        &mut self,
+        reading: &WindowReading,
+        observations: u64,
+        now: Timestamp,
+    ) {
         if self.observations == observations {
             self.windows.replace(reading);
         } else {
@@ -130,7 +141,7 @@ impl AccountUsage {
     }
 
     /// Records a refusal by 429.
-    pub(crate) fn limit(&mut self, until: Timestamp, window: Option<Span>) {
+    pub(crate) fn limit(&mut self, until: Timestamp, window: Option<WindowKind>) {
         self.rate_limit = Some(RateLimit { until, window });
     }
 
@@ -194,7 +205,7 @@ mod tests {
     use super::*;
 
     const NOW: Timestamp = Timestamp(1_000_000);
-    const CAPS: Caps = Caps {
+    const CAPS: WindowCaps = WindowCaps {
         five_hour: 99.0,
         weekly: 99.0,
     };
@@ -204,7 +215,7 @@ mod tests {
         let mut usage = AccountUsage::default();
         usage.limit(Timestamp(1_060_000), None);
         assert!(!usage.candidate(CAPS, NOW).usable);
-        assert_eq!(usage.candidate(CAPS, NOW).limited, 1.0);
+        assert_eq!(usage.candidate(CAPS, NOW).limited_minutes, 1.0);
         assert_eq!(usage.usable_again_at(CAPS, NOW), Some(Timestamp(1_060_000)));
         assert!(usage.candidate(CAPS, Timestamp(1_060_000)).usable);
     }

@@ -3,8 +3,8 @@
 use rusqlite::{Transaction, params};
 
 use crate::ledger::query::{UsageFileState, signed};
-use crate::values::exchange::{Attempt, Row};
-use crate::values::money::Cost;
+use crate::values::exchange::{LedgerRow, UpstreamAttempt};
+use crate::values::money::ResponseCost;
 
 const INSERT_ROW: &str = "INSERT INTO usage (
     request_id, started_at, finished_at, user, credential, service, model, service_tier, transport, path, status, end,
@@ -19,14 +19,14 @@ const SAVE_USAGE_FILE: &str =
     VALUES (?1, ?2, ?3, ?4, ?5)
     ON CONFLICT (path) DO UPDATE SET through = ?2, digest = ?3, through_before = ?4, digest_before = ?5";
 
-pub(super) fn row(transaction: &Transaction<'_>, row: &Row) -> rusqlite::Result<()> {
+pub(super) fn row(transaction: &Transaction<'_>, row: &LedgerRow) -> rusqlite::Result<()> {
     let counts = row.counts;
     let (context_window, cost, unpriced_reason) = match &row.cost {
-        Some(Cost::Priced {
+        Some(ResponseCost::Priced {
             amount,
             context_window,
         }) => (Some(signed(*context_window)), Some(signed(amount.0)), None),
-        Some(Cost::Unpriced { reason }) => (None, None, Some(reason)),
+        Some(ResponseCost::Unpriced { reason }) => (None, None, Some(reason)),
         None => (None, None, None),
     };
     transaction.prepare_cached(INSERT_ROW)?.execute(params![
@@ -80,7 +80,7 @@ pub(super) fn usage_file(
     Ok(())
 }
 
-fn attempts_json(attempts: &[Attempt]) -> String {
+fn attempts_json(attempts: &[UpstreamAttempt]) -> String {
     let list: Vec<serde_json::Value> = attempts
         .iter()
         .map(|attempt| {

@@ -2,12 +2,12 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::values::clock::Timestamp;
-use crate::values::exchange::{End, Metered};
-use crate::values::windows::{Span, Windows};
+use crate::values::exchange::{ExchangeEnd, MeteredResponse};
+use crate::values::windows::{RateLimitWindows, WindowKind};
 
 const NOW: Timestamp = Timestamp(1_000_000_000);
 
-fn event(text: &str) -> (UpstreamMessage, Metered) {
+fn event(text: &str) -> (UpstreamMessage, MeteredResponse) {
     let mut found = None;
     for size in [1, 7, 4096] {
         let mut scan = UpstreamMessageScan::default();
@@ -33,17 +33,17 @@ fn the_last_event_has_the_usage_wherever_its_type_is() {
         format!(r#"{{{response}, "type": "response.completed"}}"#),
     ] {
         let (event, metered) = event(&text);
-        assert_eq!(event, UpstreamMessage::Ended(End::Complete));
+        assert_eq!(event, UpstreamMessage::Ended(ExchangeEnd::Complete));
         assert_eq!(metered.response_id.as_deref(), Some("r1"));
         assert_eq!(metered.counts.expect("usage").output, 7);
     }
     assert_eq!(
         event(r#"{"type": "response.incomplete"}"#).0,
-        UpstreamMessage::Ended(End::Incomplete)
+        UpstreamMessage::Ended(ExchangeEnd::Incomplete)
     );
     assert_eq!(
         event(r#"{"type": "response.failed"}"#).0,
-        UpstreamMessage::Ended(End::Failed)
+        UpstreamMessage::Ended(ExchangeEnd::Failed)
     );
 }
 
@@ -71,12 +71,12 @@ fn rate_limits_contain_both_windows() {
     let UpstreamMessage::RateLimits(reading) = event else {
         panic!("{event:?}")
     };
-    let mut windows = Windows::default();
+    let mut windows = RateLimitWindows::default();
     windows.observe(&reading, NOW);
     assert_eq!(
         (
-            windows.used(Span::FiveHour, NOW),
-            windows.used(Span::Weekly, NOW)
+            windows.used(WindowKind::FiveHour, NOW),
+            windows.used(WindowKind::Weekly, NOW)
         ),
         (34.5, 12.0)
     );

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use crate::meter::reading::{self, ResponseReading, USAGE_KEYS};
 use crate::values::clock::Timestamp;
-use crate::values::exchange::{End, Metered};
+use crate::values::exchange::{ExchangeEnd, MeteredResponse};
 use crate::values::json_scan::{JsonScalar, JsonScan, ScanFlow, WantedKey};
-use crate::values::windows::{self, SlotTold};
+use crate::values::windows::{self, SlotReading};
 
 const PRIMARY: u8 = reading::FIRST_FREE;
 const SECONDARY: u8 = PRIMARY + SLOT_FIELDS;
@@ -70,15 +70,15 @@ pub enum UpstreamMessage {
     /// A message without a meaning to the gateway.
     Other,
     /// The last event of a response.
-    Ended(End),
+    Ended(ExchangeEnd),
     /// The account's rate-limit windows.
-    RateLimits(windows::Reading),
+    RateLimits(windows::WindowReading),
     /// Upstream rejects the response.
     Error {
         /// The status, if the message has one.
         status: Option<u16>,
         /// The account's rate-limit windows, as far as the message has them.
-        reading: windows::Reading,
+        reading: windows::WindowReading,
         /// The end of the rejection, if the message has one.
         until: Option<Timestamp>,
     },
@@ -97,7 +97,7 @@ pub struct UpstreamMessageScan {
 #[derive(Debug, Default)]
 struct MessageFields {
     subject: MessageSubject,
-    slots: [SlotTold; 2],
+    slots: [SlotReading; 2],
     status: Option<u16>,
     resets_at: Option<f64>,
     resets_in: Option<f64>,
@@ -147,18 +147,18 @@ impl UpstreamMessageScan {
                     .map_or(UpstreamMessage::Other, UpstreamMessage::Ended)
             }
             MessageSubject::RateLimits => {
-                UpstreamMessage::RateLimits(windows::Reading::from_slots(self.fields.slots))
+                UpstreamMessage::RateLimits(windows::WindowReading::from_slots(self.fields.slots))
             }
             MessageSubject::Error => UpstreamMessage::Error {
                 status: self.fields.status,
-                reading: windows::Reading::from_slots(self.fields.slots),
+                reading: windows::WindowReading::from_slots(self.fields.slots),
                 until: self.fields.until(now()),
             },
         }
     }
 
     /// Returns what was found out about the current response, and begins the next one.
-    pub fn take_metered(&mut self) -> Metered {
+    pub fn take_metered(&mut self) -> MeteredResponse {
         std::mem::take(&mut self.reading).metered
     }
 }

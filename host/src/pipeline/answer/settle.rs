@@ -16,12 +16,18 @@ use crate::pipeline::service::Service;
 use crate::policy::{Facts, Fault, OwnFacts, Pricer};
 use crate::values::clock::Timestamp;
 use crate::values::counts::TokenCounts;
-use crate::values::exchange::{Attempt, End, Metered, Outcome, Row};
-use crate::values::money::Cost;
+use crate::values::exchange::{
+    AttemptOutcome, ExchangeEnd, LedgerRow, MeteredResponse, UpstreamAttempt,
+};
+use crate::values::money::ResponseCost;
 
 /// Settles an exchange. Returns the commit of its row, for a caller that must not go on before
 /// that, or `None` if the exchange is settled already.
-pub(crate) fn settle(exchange: &mut Exchange, end: End, metered: Metered) -> Option<RowCommit> {
+pub(crate) fn settle(
+    exchange: &mut Exchange,
+    end: ExchangeEnd,
+    metered: MeteredResponse,
+) -> Option<RowCommit> {
     let room = exchange.take_room()?;
     let now = Timestamp::now();
     let credential = exchange.release_credential();
@@ -36,7 +42,7 @@ pub(crate) fn settle(exchange: &mut Exchange, end: End, metered: Metered) -> Opt
     match bill {
         Billable::Nothing => {}
         Billable::Unknown(reason) => {
-            row.cost = Some(Cost::Unpriced {
+            row.cost = Some(ResponseCost::Unpriced {
                 reason: reason.to_owned(),
             });
         }
@@ -59,7 +65,7 @@ pub(crate) async fn settle_refused(refused: RefusedRequest) -> Refusal {
     };
     // Whatever upstream answered: this is what the client gets.
     exchange.set_status(refusal.status());
-    let Some(commit) = settle(&mut exchange, refusal.end(), Metered::default()) else {
+    let Some(commit) = settle(&mut exchange, refusal.end(), MeteredResponse::default()) else {
         return refusal;
     };
     if is_committed(exchange.service(), commit).await {
@@ -82,7 +88,11 @@ impl Drop for Exchange {
     /// An exchange that is dropped before its end is that of a client that left: nothing waits for
     /// the commit.
     fn drop(&mut self) {
-        drop(settle(self, End::ClientGone, Metered::default()));
+        drop(settle(
+            self,
+            ExchangeEnd::ClientGone,
+            MeteredResponse::default(),
+        ));
     }
 }
 
@@ -96,7 +106,7 @@ enum Billable {
 
 /// Returns what the response can have cost: nothing if upstream refused it, or if it was no turn of
 /// a model.
-fn bill(exchange: &Exchange, metered: &Metered) -> Billable {
+fn bill(exchange: &Exchange, metered: &MeteredResponse) -> Billable {
     if let Some(counts) = metered.counts {
         return Billable::Counts(counts);
     }
@@ -110,18 +120,21 @@ fn bill(exchange: &Exchange, metered: &Metered) -> Billable {
 }
 
 /// Returns whether upstream may have done work in this attempt, whatever happened to its response.
-fn may_have_worked(attempt: &Attempt) -> bool {
+fn may_have_worked(attempt: &UpstreamAttempt) -> bool {
     match attempt.outcome {
         // 101 is the outcome of every turn over a WebSocket.
-        Outcome::Status(status) => status == 101 || (200..300).contains(&status),
-        Outcome::Abandoned | Outcome::TimedOut | Outcome::Broken | Outcome::Withdrawn => true,
-        Outcome::Unreachable => false,
+        AttemptOutcome::Status(status) => status == 101 || (200..300).contains(&status),
+        AttemptOutcome::Abandoned
+        | AttemptOutcome::TimedOut
+        | AttemptOutcome::Broken
+        | AttemptOutcome::Withdrawn => true,
+        AttemptOutcome::Unreachable => false,
     }
 }
 
 /// Returns the request as its pricer may know it: with the model that answered and the tier that
 /// was charged.
-fn pricing_facts<'a>(exchange: &'a Exchange, row: &'a Row) -> Facts<'a> {
+fn pricing_facts<'a>(exchange: &'a Exchange, row: &'a LedgerRow) -> Facts<'a> {
     Facts {
         model: row.model.as_deref().unwrap_or_default(),
         service_tier: row.service_tier.as_deref().unwrap_or_default(),
@@ -132,15 +145,15 @@ fn pricing_facts<'a>(exchange: &'a Exchange, row: &'a Row) -> Facts<'a> {
     }
 }
 
-fn price(pricer: &Pricer, facts: &Facts<'_>, counts: &TokenCounts) -> Cost {
+fn price(pricer: &Pricer, facts: &Facts<'_>, counts: &TokenCounts) -> ResponseCost {
     pricer
         .price(facts, counts)
         .unwrap_or_else(|fault| unpriced(facts.request_id, &fault))
 }
 
-fn unpriced(request_id: &str, fault: &Fault) -> Cost {
+fn unpriced(request_id: &str, fault: &Fault) -> ResponseCost {
     tracing::warn!(request_id, %fault, "row left unpriced");
-    Cost::Unpriced {
+    ResponseCost::Unpriced {
         reason: fault.to_string(),
     }
 }
@@ -150,7 +163,7 @@ fn unpriced(request_id: &str, fault: &Fault) -> Cost {
 fn price_later(
     exchange: &Exchange,
     room: RowReservation,
-    row: Row,
+    row: LedgerRow,
     counts: TokenCounts,
 ) -> RowCommit {
     let service = exchange.service();
@@ -183,7 +196,7 @@ fn take<T>(unwritten: &Mutex<Option<T>>) -> Option<T> {
 }
 
 /// Logs and counts a row that is complete, and hands it to the ledger.
-fn write(service: &Service, room: RowReservation, mut row: Row) -> RowCommit {
+fn write(service: &Service, room: RowReservation, mut row: LedgerRow) -> RowCommit {
     report(service, &mut row);
     service.parts().ledger.write(room, row)
 }
@@ -191,14 +204,14 @@ fn write(service: &Service, room: RowReservation, mut row: Row) -> RowCommit {
 fn write_as_promised(
     service: &Service,
     room: RowReservation,
-    mut row: Row,
+    mut row: LedgerRow,
     promise: CommitPromise,
 ) {
     report(service, &mut row);
     service.parts().ledger.write_as_promised(room, row, promise);
 }
 
-fn report(service: &Service, row: &mut Row) {
+fn report(service: &Service, row: &mut LedgerRow) {
     if row.cost.is_some() {
         let stamp = service.parts().pricer.stamp();
         row.priced_by = Some(format!(
@@ -211,17 +224,17 @@ fn report(service: &Service, row: &mut Row) {
 }
 
 /// Logs one event per request, at its end.
-fn log(row: &Row) {
+fn log(row: &LedgerRow) {
     if !tracing::enabled!(tracing::Level::INFO) {
         return;
     }
     let counts = row.counts.unwrap_or_default();
     let (cost_nanousd, context_window, unpriced_reason) = match &row.cost {
-        Some(Cost::Priced {
+        Some(ResponseCost::Priced {
             amount,
             context_window,
         }) => (Some(amount.0), Some(*context_window), None),
-        Some(Cost::Unpriced { reason }) => (None, None, Some(reason.as_str())),
+        Some(ResponseCost::Unpriced { reason }) => (None, None, Some(reason.as_str())),
         None => (None, None, None),
     };
     let attempts: Vec<String> = row

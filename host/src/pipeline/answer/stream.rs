@@ -20,7 +20,7 @@ use crate::ledger::RowCommit;
 use crate::meter::{BodyProgress, Meter};
 use crate::pipeline::exchange::Exchange;
 use crate::upstream::ResponseBody;
-use crate::values::exchange::End;
+use crate::values::exchange::ExchangeEnd;
 
 /// A response's body.
 pub enum AnswerBody {
@@ -146,7 +146,7 @@ impl StreamingBody {
             Some(Err(error)) => {
                 drop(settle(
                     &mut self.exchange,
-                    End::UpstreamGone,
+                    ExchangeEnd::UpstreamGone,
                     self.meter.metered(),
                 ));
                 self.state = StreamState::Over;
@@ -174,7 +174,7 @@ impl StreamingBody {
     }
 
     /// The response is complete with `held`: its row is made.
-    fn complete(&mut self, end: End, held: Option<Bytes>) {
+    fn complete(&mut self, end: ExchangeEnd, held: Option<Bytes>) {
         self.timer = None;
         let end = end_of(self.status, end);
         let commit = settle(&mut self.exchange, end, self.meter.metered());
@@ -279,9 +279,9 @@ impl StreamingBody {
 
 /// Returns how a response ended that came to `end`: a response whose status says that it failed did
 /// not end well, however complete it is.
-pub(super) fn end_of(status: StatusCode, end: End) -> End {
+pub(super) fn end_of(status: StatusCode, end: ExchangeEnd) -> ExchangeEnd {
     if status.is_client_error() || status.is_server_error() {
-        End::Failed
+        ExchangeEnd::Failed
     } else {
         end
     }
@@ -296,7 +296,7 @@ impl Drop for StreamingBody {
             self.body.cancel();
         }
         let metered = self.meter.metered();
-        drop(settle(&mut self.exchange, End::ClientGone, metered));
+        drop(settle(&mut self.exchange, ExchangeEnd::ClientGone, metered));
     }
 }
 

@@ -15,8 +15,8 @@ use crate::frames::accept_of;
 use crate::pipeline::exchange::Exchange;
 use crate::upstream::{RequestBody, ResponseBody, UpstreamClient, UpstreamError};
 use crate::values::clock::Timestamp;
-use crate::values::exchange::{Outcome, Transport};
-use crate::values::windows::Reading;
+use crate::values::exchange::{AttemptOutcome, ClientTransport};
+use crate::values::windows::WindowReading;
 
 /// The head of upstream's response, whose body is still to come.
 pub(crate) struct Sent {
@@ -25,7 +25,7 @@ pub(crate) struct Sent {
     pub(crate) presented: Arc<UpstreamIdentity>,
     pub(crate) response: Response<ResponseBody>,
     /// What the head says of the credential's windows.
-    pub(crate) reading: Reading,
+    pub(crate) reading: WindowReading,
 }
 
 /// Why an attempt has no response.
@@ -56,15 +56,15 @@ pub(crate) async fn forward(
         biased;
         sent = send(upstream, exchange.transport(), rewritten.request, limit) => sent,
         () = credential.until_unusable() => {
-            exchange.end_attempt(Outcome::Withdrawn);
+            exchange.end_attempt(AttemptOutcome::Withdrawn);
             return Err(NoResponse::Withdrawn);
         }
     };
     let now = Timestamp::now();
     match sent {
         Ok(response) => {
-            exchange.end_attempt(Outcome::Status(response.status().as_u16()));
-            let reading = Reading::from_headers(response.headers(), now);
+            exchange.end_attempt(AttemptOutcome::Status(response.status().as_u16()));
+            let reading = WindowReading::from_headers(response.headers(), now);
             credential.observe(&selected.identity, &reading, now);
             credential.record_latency(begun.elapsed());
             Ok(Sent {
@@ -85,24 +85,24 @@ pub(crate) async fn forward(
     }
 }
 
-fn outcome_of(error: &UpstreamError) -> Outcome {
+fn outcome_of(error: &UpstreamError) -> AttemptOutcome {
     match error {
-        UpstreamError::Unreachable(_) => Outcome::Unreachable,
-        UpstreamError::TimedOut => Outcome::TimedOut,
-        UpstreamError::RequestBody(_) => Outcome::Abandoned,
-        UpstreamError::Broken(_) => Outcome::Broken,
+        UpstreamError::Unreachable(_) => AttemptOutcome::Unreachable,
+        UpstreamError::TimedOut => AttemptOutcome::TimedOut,
+        UpstreamError::RequestBody(_) => AttemptOutcome::Abandoned,
+        UpstreamError::Broken(_) => AttemptOutcome::Broken,
     }
 }
 
 async fn send(
     upstream: &UpstreamClient,
-    transport: Transport,
+    transport: ClientTransport,
     request: Request<RequestBody>,
     limit: Duration,
 ) -> Result<Response<ResponseBody>, UpstreamError> {
     match transport {
-        Transport::Http => upstream.send(request, limit).await,
-        Transport::WebSocket => handshake(upstream, request, limit).await,
+        ClientTransport::Http => upstream.send(request, limit).await,
+        ClientTransport::WebSocket => handshake(upstream, request, limit).await,
     }
 }
 

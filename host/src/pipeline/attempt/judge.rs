@@ -22,7 +22,7 @@ use crate::pipeline::refusal::Refusal;
 use crate::upstream::{ResponseBody, UpstreamError};
 use crate::values::clock::Timestamp;
 use crate::values::limits::ERROR_BODY_BYTES;
-use crate::values::windows::{Reading, Span};
+use crate::values::windows::{WindowKind, WindowReading};
 
 /// How far the body of a refusal is decoded.
 const DECODED_BYTES: usize = 4 * ERROR_BODY_BYTES;
@@ -195,11 +195,11 @@ async fn judge_rate_limited(
 pub(crate) fn note_rate_limit(
     credential: &Credential,
     presented: &UpstreamIdentity,
-    reading: &Reading,
+    reading: &WindowReading,
     until: Option<Timestamp>,
     now: Timestamp,
 ) {
-    let window: Option<Span> = reading.exhausted();
+    let window: Option<WindowKind> = reading.exhausted();
     let until = credential.record_rate_limit(presented, until, window, now);
     tracing::warn!(
         credential = credential.tag(),

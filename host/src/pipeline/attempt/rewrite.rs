@@ -16,7 +16,7 @@ use crate::pipeline::refusal::Refusal;
 use crate::pipeline::rewriters::{EditedHead, edit_head};
 use crate::upstream::RequestBody;
 use crate::values::clock::Timestamp;
-use crate::values::exchange::Transport;
+use crate::values::exchange::ClientTransport;
 
 /// The key of a WebSocket's handshake, which upstream must answer in `Sec-WebSocket-Accept`.
 pub(crate) const SOCKET_KEY: HeaderName = HeaderName::from_static("sec-websocket-key");
@@ -55,7 +55,7 @@ pub(crate) async fn rewrite(
     edit_head(exchange, credential, EditedHead::Request, &mut headers).await?;
     // After rewriting: a policy must never see the upstream secret.
     attach(&selected.identity, &mut headers);
-    if exchange.transport() == Transport::WebSocket {
+    if exchange.transport() == ClientTransport::WebSocket {
         add_handshake(&mut headers);
     }
     let mut request = Request::new(body);

@@ -17,7 +17,7 @@ use crate::pipeline::exchange::Exchange;
 use crate::pipeline::refusal::Refusal;
 use crate::pipeline::service::{CredentialPool, PoolMember};
 use crate::policy::{Choice, Facts, Fault};
-use crate::values::candidate::Candidate;
+use crate::values::candidate::BalancerCandidate;
 use crate::values::clock::Timestamp;
 
 /// How long a request waits for the file of an unavailable credential to be read.
@@ -161,7 +161,11 @@ fn read(credential: &Credential, now: Timestamp) {
     }
 }
 
-fn candidates(exchange: &Exchange, tried: &TriedCredentials, now: Timestamp) -> Vec<Candidate> {
+fn candidates(
+    exchange: &Exchange,
+    tried: &TriedCredentials,
+    now: Timestamp,
+) -> Vec<BalancerCandidate> {
     let pool = exchange.pool();
     let issuer = affinity::issuer_of_previous(exchange, now);
     let candidate = |credential: &Arc<Credential>| {
@@ -206,7 +210,7 @@ struct MemberChoice {
 
 async fn choose(
     exchange: &Exchange,
-    candidates: &[Candidate],
+    candidates: &[BalancerCandidate],
     home: Option<usize>,
     now: Timestamp,
 ) -> Option<MemberChoice> {

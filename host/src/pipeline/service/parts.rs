@@ -10,7 +10,7 @@ use crate::metrics::Metrics;
 use crate::policy::{Balancer, Pricer, Rewriter};
 use crate::upstream::UpstreamClient;
 use crate::values::limits::Limits;
-use crate::values::phase::Phase;
+use crate::values::phase::GatewayPhase;
 
 /// What the stages use: credentials, policies, and where rows and counts are written.
 #[derive(Debug, Clone)]
@@ -34,7 +34,7 @@ pub struct ServiceParts {
     /// The configured limits.
     pub limits: Arc<Limits>,
     /// Whether the gateway is serving, draining or ending.
-    pub phases: watch::Receiver<Phase>,
+    pub phases: watch::Receiver<GatewayPhase>,
     /// Held as long as anything holds the service, so that the receiver learns when all of its
     /// requests have ended.
     pub alive: mpsc::Sender<()>,

@@ -26,8 +26,8 @@ use crate::pipeline::exchange::Exchange;
 use crate::pipeline::service::Service;
 use crate::pipeline::service::live::LiveService;
 use crate::values::clock::Timestamp;
-use crate::values::exchange::End;
-use crate::values::phase::Phase;
+use crate::values::exchange::ExchangeEnd;
+use crate::values::phase::GatewayPhase;
 
 /// After a close frame, the other side's is waited for so long (RFC 6455, section 7.1.1 leaves it open).
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -94,16 +94,16 @@ enum RelayWake {
     Flows(RelayOutcome),
     /// The credential or the service is to be looked at.
     Look,
-    Phase(Phase),
+    Phase(GatewayPhase),
     Time,
 }
 
 /// What the two directions came to.
 enum RelayOutcome {
     /// Nothing is left to relay.
-    Over(End),
+    Over(ExchangeEnd),
     /// The client is to be told why it ends.
-    Close(CloseReason, End),
+    Close(CloseReason, ExchangeEnd),
     /// Something has begun that must not go on for ever.
     DeadlinesChanged,
     /// A response has ended, and none is waited for: it is time to look whether the session should move.
@@ -176,7 +176,7 @@ impl SocketRelay {
                     () = live.changed() => RelayWake::Look,
                     changed = phases.changed() => match changed {
                         Ok(()) => RelayWake::Phase(*phases.borrow_and_update()),
-                        Err(_) => RelayWake::Phase(Phase::Ending),
+                        Err(_) => RelayWake::Phase(GatewayPhase::Stopping),
                     },
                     () = sleep_until(wake) => RelayWake::Time,
                 }
@@ -194,7 +194,9 @@ impl SocketRelay {
                     }
                 }
                 RelayWake::Flows(outcome) => return outcome,
-                RelayWake::Phase(Phase::Ending) => return RelayOutcome::Over(End::ClientGone),
+                RelayWake::Phase(GatewayPhase::Stopping) => {
+                    return RelayOutcome::Over(ExchangeEnd::ClientGone);
+                }
                 RelayWake::Phase(phase) => self.phase(phase),
                 RelayWake::Time => {
                     if let Some(outcome) = self.wake(Instant::now()) {
@@ -205,8 +207,8 @@ impl SocketRelay {
         }
     }
 
-    fn phase(&mut self, phase: Phase) {
-        if phase != Phase::Serving {
+    fn phase(&mut self, phase: GatewayPhase) {
+        if phase != GatewayPhase::Running {
             self.leave(STOPS);
         }
     }
@@ -282,11 +284,11 @@ impl SocketRelay {
         }
         self.heard.take_in();
         if self.closed.up && self.closed.down {
-            return Poll::Ready(RelayOutcome::Over(End::ClientGone));
+            return Poll::Ready(RelayOutcome::Over(ExchangeEnd::ClientGone));
         }
         if self.is_between_turns() {
             if let Some(reason) = self.leaving {
-                return Poll::Ready(RelayOutcome::Close(reason, End::ClientGone));
+                return Poll::Ready(RelayOutcome::Close(reason, ExchangeEnd::ClientGone));
             }
             if std::mem::take(&mut self.heard.turn_ended) {
                 return Poll::Ready(RelayOutcome::Between);
@@ -351,7 +353,7 @@ impl SocketRelay {
                 self.closed.up = true;
                 None
             }
-            FlowEnd::SenderGone => Some(RelayOutcome::Over(End::ClientGone)),
+            FlowEnd::SenderGone => Some(RelayOutcome::Over(ExchangeEnd::ClientGone)),
             FlowEnd::ReceiverGone => {
                 // Why may be on its way: an error, or the end of a response, reaches the client before anything is closed.
                 self.closed.up = true;
@@ -360,7 +362,7 @@ impl SocketRelay {
             }
             FlowEnd::Violation(ProtocolViolation { code, reason }) => Some(RelayOutcome::Close(
                 CloseReason { code, text: reason },
-                End::ClientGone,
+                ExchangeEnd::ClientGone,
             )),
         }
     }
@@ -371,26 +373,26 @@ impl SocketRelay {
                 // It may be the answer to the client's.
                 let answers_client = self.closed.up && !self.closed.upstream_broke;
                 self.turns.over(if answers_client {
-                    End::ClientGone
+                    ExchangeEnd::ClientGone
                 } else {
-                    End::UpstreamGone
+                    ExchangeEnd::UpstreamGone
                 });
                 self.closed.down = true;
                 None
             }
-            FlowEnd::ReceiverGone => Some(RelayOutcome::Over(End::ClientGone)),
+            FlowEnd::ReceiverGone => Some(RelayOutcome::Over(ExchangeEnd::ClientGone)),
             FlowEnd::SenderGone if self.closed.up && !self.closed.upstream_broke => {
-                Some(RelayOutcome::Over(End::ClientGone))
+                Some(RelayOutcome::Over(ExchangeEnd::ClientGone))
             }
-            FlowEnd::SenderGone => Some(RelayOutcome::Close(BROKE, End::UpstreamGone)),
+            FlowEnd::SenderGone => Some(RelayOutcome::Close(BROKE, ExchangeEnd::UpstreamGone)),
             FlowEnd::Violation(violation) => {
                 tracing::warn!(
                     what = violation.reason,
                     "upstream broke the WebSocket protocol"
                 );
-                Some(RelayOutcome::Close(BROKE, End::UpstreamGone))
+                Some(RelayOutcome::Close(BROKE, ExchangeEnd::UpstreamGone))
             }
-            FlowEnd::NotRecorded => Some(RelayOutcome::Close(NOT_RECORDED, End::Failed)),
+            FlowEnd::NotRecorded => Some(RelayOutcome::Close(NOT_RECORDED, ExchangeEnd::Failed)),
         }
     }
 
@@ -433,25 +435,25 @@ impl SocketRelay {
     fn wake(&mut self, now: Instant) -> Option<RelayOutcome> {
         let is_over = |end: Option<Instant>| end.is_some_and(|end| end <= now);
         if is_over(self.waits.for_close) && self.closed.upstream_broke && !self.closed.down {
-            return Some(RelayOutcome::Close(BROKE, End::UpstreamGone));
+            return Some(RelayOutcome::Close(BROKE, ExchangeEnd::UpstreamGone));
         }
         if is_over(self.waits.for_close) {
-            return Some(RelayOutcome::Over(End::ClientGone));
+            return Some(RelayOutcome::Over(ExchangeEnd::ClientGone));
         }
         if is_over(self.waits.for_commit) {
-            return Some(RelayOutcome::Close(NOT_RECORDED, End::Failed));
+            return Some(RelayOutcome::Close(NOT_RECORDED, ExchangeEnd::Failed));
         }
         if is_over(self.silent_at()) {
-            return Some(RelayOutcome::Close(SILENT, End::UpstreamGone));
+            return Some(RelayOutcome::Close(SILENT, ExchangeEnd::UpstreamGone));
         }
         let idle_limit = self.service().limits().websocket_idle_timeout;
         if !self.turns.is_waiting() && self.heard.message + idle_limit <= now {
-            return Some(RelayOutcome::Close(IDLE, End::ClientGone));
+            return Some(RelayOutcome::Close(IDLE, ExchangeEnd::ClientGone));
         }
         if self.ping_at() <= now {
             if self.heard.pinged {
                 // Nothing came back, not even an answer to a ping.
-                return Some(RelayOutcome::Over(End::ClientGone));
+                return Some(RelayOutcome::Over(ExchangeEnd::ClientGone));
             }
             self.heard.pinged = true;
             self.down.send_own(&ping_frame(FrameSender::Server));

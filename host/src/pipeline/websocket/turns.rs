@@ -14,8 +14,8 @@ use crate::pipeline::attempt::judge::note_rate_limit;
 use crate::pipeline::exchange::Exchange;
 use crate::pipeline::service::Service;
 use crate::values::clock::Timestamp;
-use crate::values::exchange::End;
-use crate::values::windows::Reading;
+use crate::values::exchange::ExchangeEnd;
+use crate::values::windows::WindowReading;
 
 /// Responses that a client may wait for at a time on one socket. Upstream makes one after another.
 const OPEN_MAX: usize = 16;
@@ -165,16 +165,16 @@ impl SocketTurns {
                     self.refused(&reading, until, now);
                 }
                 let status = status.and_then(|status| StatusCode::from_u16(status).ok());
-                self.settle(End::Failed, status)
+                self.settle(ExchangeEnd::Failed, status)
             }
         }
     }
 
-    fn account(&self, reading: &Reading, now: Timestamp) {
+    fn account(&self, reading: &WindowReading, now: Timestamp) {
         self.credential.observe(&self.presented, reading, now);
     }
 
-    fn refused(&self, reading: &Reading, until: Option<Timestamp>, now: Timestamp) {
+    fn refused(&self, reading: &WindowReading, until: Option<Timestamp>, now: Timestamp) {
         if self.presented.kind() == CredentialKind::ApiKey {
             // A key's limits are of seconds and of its own: its client knows what to do.
             return;
@@ -183,7 +183,7 @@ impl SocketTurns {
         note_rate_limit(&self.credential, &self.presented, reading, until, now);
     }
 
-    fn settle(&mut self, end: End, status: Option<StatusCode>) -> Option<RowCommit> {
+    fn settle(&mut self, end: ExchangeEnd, status: Option<StatusCode>) -> Option<RowCommit> {
         let metered = self.event.take_metered();
         let mut turn = match self.open.pop_front() {
             Some(turn) => turn,
@@ -209,7 +209,7 @@ impl SocketTurns {
     }
 
     /// The socket is over: what is still waited for ends so.
-    pub(super) fn over(&mut self, end: End) {
+    pub(super) fn over(&mut self, end: ExchangeEnd) {
         let mut metered = self.event.take_metered();
         for mut turn in self.open.drain(..) {
             // What is known belongs to the one that upstream was answering.

@@ -3,7 +3,7 @@
 use http::header::{AUTHORIZATION, HeaderMap};
 
 use crate::values::headers::bearer_token;
-use crate::values::secret::Secret;
+use crate::values::secret::SecretString;
 
 /// Who may use a listener.
 #[derive(Debug, Clone)]
@@ -11,7 +11,7 @@ pub(crate) enum AdminAccess {
     /// Every connection may change things: the socket's mode has let in only its owner.
     Owner,
     /// Requests with this token may change things, others may do nothing.
-    Token(Secret),
+    Token(SecretString),
     /// Every request may read.
     ReadOnly,
 }
@@ -26,7 +26,7 @@ pub(super) enum AdminPermissions {
 
 impl AdminAccess {
     /// The access over TCP, with the `admin.token` of the configuration.
-    pub(crate) fn over_tcp(token: Option<Secret>) -> Self {
+    pub(crate) fn over_tcp(token: Option<SecretString>) -> Self {
         token.map_or(Self::ReadOnly, Self::Token)
     }
 
@@ -40,8 +40,8 @@ impl AdminAccess {
     }
 }
 
-/// Whether the headers carry `token`. [`Secret`] compares in constant time.
-fn presents(headers: &HeaderMap, token: &Secret) -> bool {
+/// Whether the headers carry `token`. [`SecretString`] compares in constant time.
+fn presents(headers: &HeaderMap, token: &SecretString) -> bool {
     let presented = headers.get(AUTHORIZATION).and_then(bearer_token);
-    presented.is_some_and(|presented| Secret::new(presented.to_owned()) == *token)
+    presented.is_some_and(|presented| SecretString::new(presented.to_owned()) == *token)
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::task::JoinError;
 
-use crate::config::{Config, PolicyConfig, PolicySource, Problem};
+use crate::config::{Config, ConfigProblem, PolicyConfig, PolicySource};
 use crate::policy::{
     Engine, EngineError, LoadError, Loading, Policy, Shadow, Slot, Source, Threads, Urgency,
 };
@@ -120,7 +120,7 @@ impl PolicyLoader {
                 "expected at most {}, found {}: restart the gateway to raise it",
                 self.memory_max, policy.memory
             );
-            return Err(LoadError::Config(vec![Problem::new(path, message)]));
+            return Err(LoadError::Config(vec![ConfigProblem::new(path, message)]));
         }
         let started = Instant::now();
         let loading = Loading {

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::config::{AdminConfig, Config, LogConfig, PolicyConfig, Problem, ServiceConfig};
+use crate::config::{AdminConfig, Config, ConfigProblem, LogConfig, PolicyConfig, ServiceConfig};
 use crate::credentials::Credential;
 use crate::policy::{LoadError, Slot, Source, Urgency};
 use crate::server::build::{read_certificates, read_credentials};
@@ -149,7 +149,7 @@ pub(crate) fn load_change(
 /// Moves problems of the configuration into `problems`, so that all are reported at once. Other errors pass.
 fn collect<T>(
     loaded: Result<T, StartError>,
-    problems: &mut Vec<Problem>,
+    problems: &mut Vec<ConfigProblem>,
 ) -> Result<Option<T>, StartError> {
     match loaded {
         Ok(loaded) => Ok(Some(loaded)),

@@ -13,7 +13,7 @@ use crate::upstream::{RequestBody, UpstreamClient};
 use crate::values::clock::Timestamp;
 use crate::values::headers::retry_after;
 use crate::values::limits::ANSWER_BYTES;
-use crate::values::windows::Reading;
+use crate::values::windows::WindowReading;
 
 /// Polls once, and passes the result to the credential.
 pub(super) async fn poll(
@@ -106,7 +106,7 @@ fn usage(usage: &Value) -> Result<UsageReport, PollFailure> {
         .and_then(Value::as_str)
         .filter(|plan| is_name(plan));
     let rate_limit = usage.get("rate_limit").unwrap_or(&Value::Null);
-    let reading = Reading::from_usage(rate_limit);
+    let reading = WindowReading::from_usage(rate_limit);
     // A plan without limits has `null` here.
     if reading.is_empty() && !(rate_limit.is_null() && plan.is_some()) {
         return Err(PollFailure::new("expected rate-limit windows, found none"));
@@ -140,7 +140,7 @@ fn status(status: &Value) -> Result<UsageReport, PollFailure> {
     };
     let own_weight = number("plan_weight").filter(|weight| *weight > 0.0 && weight.is_finite());
     Ok(UsageReport {
-        reading: Reading::of_use(five_hour, weekly),
+        reading: WindowReading::from_percentages(five_hour, weekly),
         plan: None,
         own_weight,
     })
