@@ -46,6 +46,7 @@ use self::upkeep::Upkeep;
 use self::usage_files::UsageFilesWriter;
 use crate::config::Config;
 use crate::ledger::Ledger;
+use crate::upstream::TrustRoots;
 use crate::values::limits::Limits;
 use crate::values::phase::GatewayPhase;
 use crate::watch::FileWatcher;
@@ -107,9 +108,21 @@ impl Gateway {
         config: Config,
         refresh_place: RefreshPlace,
     ) -> Result<Self, StartError> {
+        Self::start_trusting(config, refresh_place, None).await
+    }
+
+    /// Starts what `config` describes, and checks upstream's certificates against `trust` instead of the platform's.
+    ///
+    /// # Errors
+    /// As [`Gateway::start`].
+    pub async fn start_trusting(
+        config: Config,
+        refresh_place: RefreshPlace,
+        trust: Option<TrustRoots>,
+    ) -> Result<Self, StartError> {
         let (phase, phases) = watch::channel(GatewayPhase::Running);
         let (alive_sender, alive) = mpsc::channel(1);
-        let built = BuiltGateway::build(config, phases.clone(), alive_sender).await?;
+        let built = BuiltGateway::build(config, trust, phases.clone(), alive_sender).await?;
         let listeners = BoundListeners::bind(&built.config).await?;
         let (writer, thread) = built.usage_files.start().map_err(StartError::Thread)?;
         let BuiltGateway {

@@ -18,6 +18,8 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::{Client, ResponseFuture};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::crypto::ring;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::time::timeout;
 
@@ -68,9 +70,17 @@ impl std::fmt::Debug for TrustRoots {
 impl TrustRoots {
     /// Reads the platform's certificates. One that cannot be read is left out.
     pub fn from_platform() -> Self {
+        Self::new(rustls_native_certs::load_native_certs().certs)
+    }
+
+    /// Trusts only the certificates in `pem`. Certificates that cannot be parsed are left out.
+    pub fn from_pem(pem: &[u8]) -> Self {
+        Self::new(CertificateDer::pem_slice_iter(pem).flatten())
+    }
+
+    fn new(certificates: impl IntoIterator<Item = CertificateDer<'static>>) -> Self {
         let mut roots = RootCertStore::empty();
-        let found = rustls_native_certs::load_native_certs();
-        roots.add_parsable_certificates(found.certs);
+        roots.add_parsable_certificates(certificates);
         let count = roots.len();
         let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()

@@ -54,11 +54,12 @@ impl BuiltGateway {
     /// Compiles policies and reads files, on a blocking thread.
     pub(super) async fn build(
         config: Config,
+        trust: Option<TrustRoots>,
         phases: watch::Receiver<GatewayPhase>,
         alive: mpsc::Sender<()>,
     ) -> Result<Self, StartError> {
         let runtime = Handle::current();
-        let build = move || Self::build_blocking(config, runtime, phases, alive);
+        let build = move || Self::build_blocking(config, trust, runtime, phases, alive);
         match spawn_blocking(build).await {
             Ok(built) => built,
             Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
@@ -67,6 +68,7 @@ impl BuiltGateway {
 
     fn build_blocking(
         config: Config,
+        trust: Option<TrustRoots>,
         runtime: Handle,
         phases: watch::Receiver<GatewayPhase>,
         alive: mpsc::Sender<()>,
@@ -80,7 +82,7 @@ impl BuiltGateway {
         } = load_initial(&config, &StartWait::OfLimits(runtime))?;
         let certificates = read_certificates(&config)?;
         let ledger = Arc::new(Ledger::open(&config.data_dir, &limits)?);
-        let trust = TrustRoots::from_platform();
+        let trust = trust.unwrap_or_else(TrustRoots::from_platform);
         if trust.is_empty() {
             tracing::warn!(
                 "no trusted certificates found: set SSL_CERT_FILE to reach https upstreams"

@@ -1,13 +1,13 @@
 //! A response's body on its way from upstream.
 //!
-//! Owns reading a body to its end after its reader has what it wants. Knows nothing of what the body says. Invariant:
-//! a body that is dropped unread is drained in the background, within bounds, and only [`ResponseBody::cancel`] resets
-//! its stream.
+//! Owns reading a body to its end after its reader has what it wants. Knows nothing of what the
+//! body says. Invariant: a body that is dropped unread is drained in the background, within bounds,
+//! and only [`ResponseBody::cancel`] resets its stream.
 //!
-//! Over HTTP/2 the last byte of a body and the end of its stream are two events: a server may announce the end in an
-//! empty DATA frame that arrives later. Dropping the body in between is a RST_STREAM. The h2 library remembers only so
-//! many of the streams that it reset; a frame for any other counts as an error, and enough of these end the whole
-//! connection with all its requests.
+//! Over HTTP/2 the last byte of a body and the end of its stream are two events: a server may
+//! announce the end in an empty DATA frame that arrives later. Dropping the body in between is a
+//! RST_STREAM. The h2 library remembers only so many of the streams that it reset; a frame for any
+//! other counts as an error, and enough of these end the whole connection with all its requests.
 
 use std::fmt;
 use std::pin::Pin;
@@ -96,7 +96,8 @@ impl Drop for ResponseBody {
         let Some(inner) = self.inner.take().filter(|inner| !inner.is_end_stream()) else {
             return;
         };
-        // Past the room, and outside of a runtime, the stream is reset: that is always correct, only less kind.
+        // Past the room, and outside of a runtime, the stream is reset: that is always correct,
+        // only less kind.
         let (Ok(permit), Ok(runtime)) = (
             Arc::clone(&self.room.0).try_acquire_owned(),
             Handle::try_current(),
