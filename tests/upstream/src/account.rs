@@ -1,4 +1,4 @@
-//! One account: its standing, the replies it has been told to give, and how many requests came with its tokens.
+//! One account: its standing, its scripted replies, and how many requests came with its tokens.
 
 use std::sync::{Arc, Mutex};
 
@@ -36,7 +36,7 @@ struct State {
     socket_turn_count: Count,
 }
 
-/// The standing and the headers that tell it; the headers are always those of the standing.
+/// The standing and its headers, which always match it.
 #[derive(Debug)]
 struct Told {
     standing: Standing,
@@ -72,30 +72,31 @@ impl Account {
         &self.state.id
     }
 
-    /// Where the account stands now.
+    /// Returns the current standing.
     pub fn standing(&self) -> Standing {
         self.told().standing.clone()
     }
 
-    /// Replaces the standing; responses whose head is not out yet tell the new one.
+    /// Replaces the standing. Responses whose head was not sent yet report the new one.
     pub fn set_standing(&self, standing: Standing) {
         let headers = standing.headers();
         *self.told() = Told { standing, headers };
     }
 
-    /// Queues the reply to one turn (a POST to a model route). The queue goes before [`always`](Self::always).
+    /// Queues the reply to one turn (a POST to a model route). Queued replies precede
+    /// [`always`](Self::always).
     pub fn then(&self, reply: Reply) -> &Self {
         self.state.turns.push(Prepared::new(reply));
         self
     }
 
-    /// The reply to every turn for which nothing is queued.
+    /// Sets the reply to every turn for which nothing is queued.
     pub fn always(&self, reply: Reply) -> &Self {
         self.state.turns.set_always(Prepared::new(reply));
         self
     }
 
-    /// Forgets queued and standing replies: turns are answered well again.
+    /// Removes all scripted replies: turns succeed again.
     pub fn clear_script(&self) -> &Self {
         self.state.turns.clear();
         self.state.polls.clear();
@@ -105,28 +106,28 @@ impl Account {
         self
     }
 
-    /// Queues the answer to one WebSocket handshake: a [`Reply`], or an [`Upgrade`] with something odd about it. The
-    /// queue goes before [`always_handshake`](Self::always_handshake).
+    /// Queues the answer to one WebSocket handshake: a [`Reply`], or an [`Upgrade`] with something
+    /// unusual about it. Queued answers precede [`always_handshake`](Self::always_handshake).
     pub fn then_handshake(&self, handshake: impl Into<Handshake>) -> &Self {
         self.state.handshakes.push(handshake.into());
         self
     }
 
-    /// The answer to every handshake for which nothing is queued.
+    /// Sets the answer to every handshake for which nothing is queued.
     pub fn always_handshake(&self, handshake: impl Into<Handshake>) -> &Self {
         self.state.handshakes.set_always(handshake.into());
         self
     }
 
-    /// Queues the reply to one `response.create`, on whichever of the account's sockets the next comes. Prewarms are
-    /// not among them. The queue goes before [`always_socket`](Self::always_socket).
+    /// Queues the reply to one `response.create`, on any of the account's sockets; prewarms do not
+    /// count. Queued replies precede [`always_socket`](Self::always_socket).
     pub fn then_socket(&self, reply: impl Into<SocketReply>) -> &Self {
         self.state.socket_turns.push(reply.into());
         self
     }
 
-    /// The reply to every `response.create` for which nothing is queued. A scripted reply does not look at the
-    /// previous response id.
+    /// Sets the reply to every `response.create` for which nothing is queued. A scripted reply
+    /// ignores the previous response id.
     pub fn always_socket(&self, reply: impl Into<SocketReply>) -> &Self {
         self.state.socket_turns.set_always(reply.into());
         self
@@ -138,7 +139,7 @@ impl Account {
         self
     }
 
-    /// The reply to every prewarm for which nothing is queued.
+    /// Sets the reply to every prewarm for which nothing is queued.
     pub fn always_for_prewarm(&self, reply: impl Into<SocketReply>) -> &Self {
         self.state.prewarms.set_always(reply.into());
         self
@@ -150,18 +151,19 @@ impl Account {
         self
     }
 
-    /// The reply to every poll for which nothing is queued.
+    /// Sets the reply to every poll for which nothing is queued.
     pub fn always_for_poll(&self, reply: Reply) -> &Self {
         self.state.polls.set_always(Prepared::new(reply));
         self
     }
 
-    /// How many turns came with a token of this account, refused ones too.
+    /// Returns how many turns came with a token of this account, rejected ones included.
     pub fn turn_count(&self) -> usize {
         self.state.turn_count.now()
     }
 
-    /// How many polls (`GET /backend-api/wham/usage`) came with a token of this account, refused ones too.
+    /// Returns how many polls (`GET /backend-api/wham/usage`) came with a token of this account,
+    /// rejected ones included.
     pub fn poll_count(&self) -> usize {
         self.state.poll_count.now()
     }
@@ -169,7 +171,7 @@ impl Account {
     /// Waits until `count` polls came with a token of this account.
     ///
     /// # Panics
-    /// After [`WAIT_MAX`](crate::WAIT_MAX), with what was seen instead.
+    /// Panics after [`WAIT_MAX`](crate::WAIT_MAX), with what was seen instead.
     pub async fn wait_for_polls(&self, count: usize) {
         self.state
             .poll_count
@@ -177,17 +179,18 @@ impl Account {
             .await;
     }
 
-    /// How many WebSocket handshakes came with a token of this account, refused ones too.
+    /// Returns how many WebSocket handshakes came with a token of this account, rejected ones
+    /// included.
     pub fn handshake_count(&self) -> usize {
         self.state.handshake_count.now()
     }
 
-    /// How many of its handshakes were accepted, whatever became of the sockets.
+    /// Returns how many of its handshakes were accepted.
     pub fn socket_count(&self) -> usize {
         self.state.socket_count.now()
     }
 
-    /// How many `response.create` came on its sockets, prewarms left out.
+    /// Returns how many `response.create` came on its sockets, without prewarms.
     pub fn socket_turn_count(&self) -> usize {
         self.state.socket_turn_count.now()
     }
@@ -237,7 +240,7 @@ impl Account {
         self.state.socket_count.add_one();
     }
 
-    /// Counts a `response.create`, and takes the reply scripted for it.
+    /// Counts a `response.create` and returns the reply scripted for it.
     pub(crate) fn next_on_socket(&self, create: &Create) -> Option<Arc<SocketReply>> {
         if create.is_prewarm {
             return self.state.prewarms.next();

@@ -1,4 +1,4 @@
-//! From a wish ([`Reply`]) to bytes: the head and the steps of the body.
+//! Turns a [`Reply`] into bytes: the head and the steps of the body.
 //! Invariant: what does not depend on the request is built once, when the reply is scripted.
 
 use std::collections::VecDeque;
@@ -18,11 +18,12 @@ use crate::standing::unix_now;
 const JSON: &str = "application/json";
 const EVENT_STREAM: &str = "text/event-stream";
 const MODEL: &str = "scripted-model";
-/// The events before a stream's first delta: created, in_progress, output_item.added, content_part.added.
+/// The events before a stream's first delta: created, in_progress, output_item.added,
+/// content_part.added.
 const EVENTS_BEFORE_DELTAS: usize = 4;
 const MODELS: [&str; 3] = ["gpt-5.4", "gpt-5.3-codex", "gpt-4.1-mini"];
 
-/// Where a request goes.
+/// The endpoint of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Route {
     Responses,
@@ -37,7 +38,7 @@ pub(crate) enum Route {
 }
 
 impl Route {
-    /// Whether a model runs there.
+    /// Returns `true` if a model runs there.
     pub(crate) fn is_turn(self) -> bool {
         match self {
             Route::Responses | Route::Compact | Route::ChatCompletions => true,
@@ -48,12 +49,12 @@ impl Route {
     }
 }
 
-/// What an answer is made from beside the reply.
+/// What an answer is made from besides the reply.
 #[derive(Debug)]
 pub(crate) struct Call {
     pub(crate) route: Route,
     pub(crate) asked: Asked,
-    /// What a usage poll or a refresh is told when all goes well.
+    /// The body of a successful usage poll or refresh.
     pub(crate) body: Option<Value>,
     pub(crate) rate_limits: HeaderMap,
     pub(crate) number: u64,
@@ -110,7 +111,7 @@ impl Prepared {
         }
     }
 
-    /// The head and the body for one request.
+    /// Builds the head and the body for one request.
     pub(crate) fn answer(&self, call: Call) -> Answer {
         let whole = self.whole(&call);
         let mut headers = match self.reply.rate_limits {
@@ -180,8 +181,9 @@ impl Prepared {
         }
     }
 
-    /// The events of a Responses stream. Where somebody waits between parts, they are: the events before the first
-    /// delta, each delta, the events that end the message, the last event. Else all is one part.
+    /// Builds the events of a Responses stream. If something waits between parts, the parts are:
+    /// the events before the first delta, each delta, the events that end the message, the last
+    /// event. Otherwise all is one part.
     fn events(&self, turn: &Turn, call: &Call) -> Vec<Bytes> {
         self.response(turn, call, |response| {
             let begun = std::iter::once(response.created()).chain(response.message_begun());
@@ -202,7 +204,7 @@ impl Prepared {
         })
     }
 
-    /// The events as they go out, numbered from `sequence`.
+    /// Encodes events, numbered from `sequence`.
     fn numbered(&self, sequence: usize, events: impl IntoIterator<Item = Event>) -> Bytes {
         let mut out = Vec::new();
         for (number, event) in (sequence..).zip(events) {
@@ -225,7 +227,7 @@ impl Prepared {
         }
     }
 
-    /// What `tell` makes of the response.
+    /// Calls `tell` with the response.
     fn response<T>(&self, turn: &Turn, call: &Call, tell: impl FnOnce(TurnResponse<'_>) -> T) -> T {
         tell(TurnResponse {
             id: &call.response_id(turn),
@@ -304,12 +306,12 @@ impl Prepared {
 }
 
 impl Reply {
-    /// Whether something happens between one part and the next.
+    /// Returns `true` if something happens between one part and the next.
     fn is_in_parts(&self) -> bool {
         !self.gates.is_empty() || self.pause.is_some()
     }
 
-    /// The parts as they go out: encoded, and in the chunks that were asked for.
+    /// Encodes the parts and cuts them into the configured chunks.
     fn cut_up(&self, parts: Vec<Bytes>) -> Vec<Bytes> {
         let parts = match self.encoding {
             Some(encoding) => encoding.encode(parts),

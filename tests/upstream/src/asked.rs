@@ -1,4 +1,5 @@
-//! What upstream reads from a request's body or a socket's message, on the side; both are kept as they came.
+//! What upstream parses from a request's body or a socket's message. Both are recorded as they
+//! came.
 
 use std::borrow::Cow;
 use std::io::Read;
@@ -6,7 +7,7 @@ use std::io::Read;
 use http::HeaderMap;
 use serde::Deserialize;
 
-/// What decides the answer.
+/// The fields of a request that decide its answer.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Asked {
     pub(crate) model: Option<String>,
@@ -33,11 +34,11 @@ struct StreamOptions {
     include_usage: Option<bool>,
 }
 
-/// A `response.create` that came on a socket.
+/// A `response.create` received on a socket.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Create {
     pub(crate) asked: Asked,
-    /// `generate` is false: the model is not to run.
+    /// `generate` is false: the model must not run.
     pub(crate) is_prewarm: bool,
     pub(crate) previous_response_id: Option<String>,
 }
@@ -57,7 +58,7 @@ struct CreateFields<'a> {
 }
 
 impl Create {
-    /// None where the message is another one.
+    /// Returns `None` if the message is another one.
     pub(crate) fn read(text: &[u8]) -> Option<Self> {
         let fields: CreateFields<'_> = serde_json::from_slice(text).ok()?;
         (fields.kind == "response.create").then(|| Create {
@@ -72,11 +73,11 @@ impl Create {
     }
 }
 
-/// Decoded request bodies may be this long.
+/// The longest decoded request body.
 const DECODED_BYTES_MAX: u64 = 256 << 20;
 
 impl Asked {
-    /// None where the body is no JSON object of the right types.
+    /// Returns `None` if the body is not a JSON object of the right types.
     pub(crate) fn read(headers: &HeaderMap, body: &[u8]) -> Option<Self> {
         let body = decode(headers, body)?;
         let fields: Fields<'_> = serde_json::from_slice(&body).ok()?;

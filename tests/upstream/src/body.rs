@@ -1,4 +1,4 @@
-//! A response's body as a list of steps: bytes, waits, and an end that may be a break.
+//! A response's body as a list of steps: bytes, waits, and an end that may be abrupt.
 //! Invariant: a body dropped before its last step counts as abandoned by the client, exactly once.
 
 use std::collections::VecDeque;
@@ -9,9 +9,11 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use h2::Reason;
 use hyper::body::{Body, Frame, SizeHint};
 
 use crate::gate::Gate;
+use crate::http2::Ending;
 use crate::seen::Record;
 use crate::wire::Wire;
 
@@ -30,13 +32,17 @@ pub(crate) enum Step {
     Break(Break),
 }
 
-/// How a connection ends before its time.
+/// How a response is cut short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Break {
-    /// FIN.
+    /// The connection ends by FIN.
     Close,
-    /// RST.
+    /// The connection ends by RST.
     Reset,
+    /// The stream ends by RST_STREAM. Over HTTP/1.1, as `Close`.
+    ResetStream(Reason),
+    /// GOAWAY goes out. Over HTTP/1.1, as `Close`.
+    GoAway(Reason),
 }
 
 /// Counts a request as abandoned if it is dropped before `finish`.
@@ -77,7 +83,7 @@ pub(crate) struct ScriptedBody {
 }
 
 impl ScriptedBody {
-    /// `length` is told to the client as Content-Length; without it HTTP/1.1 sends chunks.
+    /// `length` becomes the Content-Length; without it HTTP/1.1 sends chunks.
     pub(crate) fn new(
         steps: VecDeque<Step>,
         length: Option<u64>,
@@ -132,6 +138,12 @@ impl Body for ScriptedBody {
                 Some(Step::Flush) => this.wait_for(Arc::clone(&this.wire).wait_for_flush()),
                 Some(Step::Break(how)) => {
                     this.underway.finish();
+                    if let (Break::GoAway(reason), Some(side)) = (how, this.wire.http2()) {
+                        side.go_away(side.newest_stream(), reason);
+                        side.end(Ending::AfterFlush);
+                        // The connection's end is what ends this body.
+                        return Poll::Pending;
+                    }
                     return Poll::Ready(Some(Err(Broken::now(&this.wire, how))));
                 }
             }
@@ -148,24 +160,38 @@ impl Body for ScriptedBody {
     }
 }
 
-/// The error that makes hyper drop the connection.
+/// The error that makes hyper drop the connection, or over HTTP/2 the stream.
 #[derive(Debug)]
-pub(crate) struct Broken;
+pub(crate) struct Broken(Option<h2::Error>);
 
 impl Broken {
+    /// The client broke off its request.
+    pub(crate) fn by_client() -> Self {
+        Broken(None)
+    }
+
     pub(crate) fn now(wire: &Wire, how: Break) -> Self {
         match how {
-            Break::Close => {}
+            Break::Close | Break::GoAway(_) => {}
             Break::Reset => wire.reset_on_close(),
+            Break::ResetStream(reason) => return Broken(Some(reason.into())),
         }
-        Broken
+        if let Some(side) = wire.http2() {
+            side.end(Ending::Now);
+        }
+        Broken(None)
     }
 }
 
 impl fmt::Display for Broken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the script breaks the connection here")
+        f.write_str("the script breaks the response here")
     }
 }
 
-impl std::error::Error for Broken {}
+impl std::error::Error for Broken {
+    /// hyper takes the code of its RST_STREAM from here.
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.as_ref().map(|error| error as _)
+    }
+}

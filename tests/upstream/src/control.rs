@@ -1,20 +1,22 @@
-//! The program's control: a listener of its own, on which a script in any language tells accounts what to answer and
-//! reads what upstream saw. Tests in Rust use [`Account`] and [`Upstream`] themselves.
+//! The program's control listener: a script in any language sets what accounts answer and reads
+//! what upstream saw. Tests in Rust use [`Account`] and [`Upstream`] directly.
 //!
-//! - `POST /account/ID` with `{"clear", "release", "then": [REPLY], "always": REPLY, "then_handshake": [REPLY],
-//!   "always_handshake": REPLY, "then_socket": [STEPS], "always_socket": STEPS, "five_hour", "weekly"}`, each optional,
-//!   in that order; a reply is `{"status", "headers": {NAME: VALUE}, "body"}`: a body that is text goes out as it is,
-//!   another as JSON. Steps are what a socket does for one `response.create`: a list of `"begun"`, `"completed"`,
-//!   `{"event": JSON}`, `"hold"` (waits until a script of the account says `release`), `{"close": {"code", "reason"}}`,
-//!   `"finish"` and `"reset"`; see [`SocketReply`].
-//! - `POST /login/ID` with `{"lifetime", "renew_with", "hold"}`, each optional, in that order: how many seconds access
-//!   tokens live from now on; an access token in place of the newest, for so many seconds; whether POSTs to the token
-//!   endpoint wait for their answers from now on. Answers auth.json with the newest tokens.
+//! - `POST /account/ID` with `{"clear", "release", "then": [REPLY], "always": REPLY,
+//!   "then_handshake": [REPLY], "always_handshake": REPLY, "then_socket": [STEPS], "always_socket":
+//!   STEPS, "five_hour", "weekly"}`, each optional, in that order; a reply is `{"status",
+//!   "headers": {NAME: VALUE}, "body"}`: a body that is text is sent as it is, any other as JSON.
+//!   Steps are what a socket does for one `response.create`: a list of `"begun"`, `"completed"`,
+//!   `{"event": JSON}`, `"hold"` (waits until a script of the account says `release`), `{"close":
+//!   {"code", "reason"}}`, `"finish"` and `"reset"`; see [`SocketReply`].
+//! - `POST /login/ID` with `{"lifetime", "renew_with", "hold"}`, each optional, in that order: how
+//!   many seconds access tokens are valid from now on; a new access token that is valid for so many
+//!   seconds; whether POSTs to the token endpoint wait for their answers from now on. Returns
+//!   auth.json with the newest tokens.
 //! - `GET /login/ID`: `{"posts", "rotations", "reuses", "revoked"}`.
 //! - `GET /requests`: every request so far, its body as text.
 //! - `GET /sockets`: every accepted socket so far, its messages as text.
 //!
-//! Invariant: a script that is not understood changes nothing and gets 400 with the reason.
+//! Invariant: an invalid script changes nothing and gets a 400 with the reason.
 
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
@@ -42,20 +44,20 @@ use tokio::net::{TcpListener, TcpStream};
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(10);
 const SCRIPT_BYTES_MAX: usize = 16 << 20;
 
-/// Whom the control steers: accounts and logins by the ids of their accounts.
+/// The accounts and logins under control, by account id.
 pub(crate) struct Control {
     pub(crate) upstream: Upstream,
     pub(crate) accounts: HashMap<String, SteeredAccount>,
     pub(crate) logins: HashMap<String, SteeredLogin>,
 }
 
-/// An account, and the gate that its sockets wait at.
+/// An account, and the gate at which its sockets wait.
 pub(crate) struct SteeredAccount {
     account: Account,
     held: Mutex<Gate>,
 }
 
-/// A login, and the gate that POSTs with its tokens wait at.
+/// A login, and the gate at which POSTs with its tokens wait.
 pub(crate) struct SteeredLogin {
     login: Login,
     held: Mutex<Option<Gate>>,
@@ -112,7 +114,7 @@ enum Step {
 }
 
 impl Control {
-    /// Listens on a free port of 127.0.0.1, which it answers, for as long as the runtime lives.
+    /// Listens on a free port of 127.0.0.1 until the runtime ends. Returns the port.
     pub(crate) async fn start(self) -> io::Result<u16> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let port = listener.local_addr()?.port();
@@ -136,7 +138,7 @@ impl Control {
             let control = Arc::clone(&self);
             async move { Ok::<_, Infallible>(control.serve(request).await) }
         });
-        // An error here is that the script left.
+        // An error here means that the script has left.
         let _ = http1::Builder::new()
             .serve_connection(TokioIo::new(stream), service)
             .await;
@@ -163,7 +165,7 @@ impl Control {
         }
     }
 
-    /// None where there is no such thing.
+    /// Returns `None` if there is no such path.
     fn carry_out(
         &self,
         method: &Method,
@@ -213,7 +215,7 @@ impl SteeredAccount {
         }
         let mut gate = self.held.lock().expect("no holder of the gate panics");
         if script.release {
-            // Whoever is told to hold from now on waits at another.
+            // Later holds wait at another gate.
             std::mem::take(&mut *gate).open();
         }
         for reply in then {
@@ -251,7 +253,7 @@ impl SteeredLogin {
         }
     }
 
-    /// Gives the login its script; answers auth.json.
+    /// Gives the login its script. Returns auth.json.
     fn direct(&self, script: &[u8]) -> Result<Value, String> {
         let LoginScript {
             lifetime,
@@ -481,7 +483,7 @@ mod tests {
         };
         let expected = [r#"{"n":1}"#, r#"{"n":2}"#].map(Message::text);
         assert_eq!(ask(br#"{"release": true}"#).await, expected);
-        // What was released does not hold again, unless it is told to.
+        // A released gate does not hold again.
         assert_eq!(ask(b"{}").await, expected);
     }
 

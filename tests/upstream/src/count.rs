@@ -1,4 +1,4 @@
-//! A count of what came, which a test can wait for. Invariant: it only grows, so a wait for it can't miss it.
+//! A counter that a test can wait for. Invariant: it only grows, so a wait cannot miss a value.
 
 use tokio::sync::watch;
 
@@ -18,7 +18,8 @@ impl Count {
         *self.value.borrow()
     }
 
-    /// Waits until the count is `least`; panics after [`WAIT_MAX`] with `what` was counted, and how often.
+    /// Waits until the count is at least `least`. Panics after [`WAIT_MAX`] with `what` and the
+    /// count.
     pub(crate) async fn wait_for(&self, least: usize, what: &str) {
         let mut value = self.value.subscribe();
         let waited = tokio::time::timeout(WAIT_MAX, value.wait_for(|value| *value >= least))

@@ -1,5 +1,6 @@
-//! The Responses API's response object and the events of a turn, as JSON. Knows nothing of what carries them: SSE and
-//! sockets number and frame them. Invariant: whatever carries a turn, its events say the same.
+//! The Responses API's response object and the events of a turn, as JSON. Knows nothing of the
+//! transport: SSE and sockets number and frame the events. Invariant: a turn's events are the same
+//! on every transport.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -8,10 +9,10 @@ use serde_json::Value;
 use crate::reply::End;
 use crate::standing::unix_now;
 
-/// Where in the response the text stands.
+/// The position of the text in the response.
 const IN_MESSAGE: &str = r#""item_id":"msg_scripted","output_index":0,"content_index":0"#;
 
-/// Where response numbers come from; one for the process, so that ids differ between upstreams too.
+/// The counter for response numbers: one for the process, so that ids differ between upstreams too.
 static NEXT_NUMBER: AtomicU64 = AtomicU64::new(1);
 
 /// One turn's response.
@@ -20,13 +21,14 @@ pub(crate) struct TurnResponse<'a> {
     pub(crate) id: &'a str,
     pub(crate) model: &'a str,
     pub(crate) service_tier: &'a str,
-    /// The assistant's message: letters and spaces, which need no escapes. None where there is no message.
+    /// The assistant's message: letters and spaces, which need no escapes. `None` if there is no
+    /// message.
     pub(crate) text: Option<&'a str>,
     /// As JSON.
     pub(crate) usage: &'a str,
 }
 
-/// An event that has no number yet.
+/// An event without its sequence number.
 #[derive(Debug)]
 pub(crate) struct Event {
     pub(crate) name: &'static str,
@@ -34,7 +36,7 @@ pub(crate) struct Event {
 }
 
 impl Event {
-    /// The event as JSON.
+    /// Returns the event as JSON.
     pub(crate) fn data(&self, sequence: usize) -> String {
         let Event { name, fields } = self;
         format!(r#"{{"type":"{name}","sequence_number":{sequence},{fields}}}"#)
@@ -49,8 +51,8 @@ impl TurnResponse<'_> {
         }
     }
 
-    /// What stands between `response.created` and the first delta. Codex and the SDKs' stream helpers put a delta into
-    /// the item that `response.output_item.added` names.
+    /// Returns the events between `response.created` and the first delta. Codex and the SDKs'
+    /// stream helpers add a delta to the item that `response.output_item.added` names.
     pub(crate) fn message_begun(&self) -> [Event; 3] {
         let item = r#"{"type":"message","id":"msg_scripted","status":"in_progress","role":"assistant","content":[]}"#;
         [
@@ -69,7 +71,7 @@ impl TurnResponse<'_> {
         ]
     }
 
-    /// What stands between the last delta and the last event.
+    /// Returns the events between the last delta and the last event.
     pub(crate) fn message_done(&self) -> [Event; 3] {
         let text = self.text.unwrap_or_default();
         [
@@ -88,7 +90,7 @@ impl TurnResponse<'_> {
         ]
     }
 
-    /// The last event, if there is one.
+    /// Returns the last event, if there is one.
     pub(crate) fn ended(&self, end: End) -> Option<Event> {
         let name = match end {
             End::Completed => "response.completed",
@@ -102,7 +104,7 @@ impl TurnResponse<'_> {
         })
     }
 
-    /// The response object at its end.
+    /// Returns the response object at its end.
     pub(crate) fn object(&self, end: End) -> String {
         let (status, more) = match end {
             End::Completed | End::Missing => ("completed", ""),
@@ -134,12 +136,12 @@ impl TurnResponse<'_> {
     }
 }
 
-/// A number for a response's id.
+/// Returns a new number for a response's id.
 pub(crate) fn next_number() -> u64 {
     NEXT_NUMBER.fetch_add(1, Ordering::Relaxed)
 }
 
-/// A piece of the message: letters and spaces.
+/// Returns a piece of the message: letters and spaces.
 pub(crate) fn delta(text: &str) -> Event {
     Event {
         name: "response.output_text.delta",
@@ -147,7 +149,7 @@ pub(crate) fn delta(text: &str) -> Event {
     }
 }
 
-/// Letters and spaces, so that it stands in JSON as it is.
+/// Letters and spaces, which JSON does not escape.
 pub(crate) fn filler(bytes: usize) -> String {
     "tick ".chars().cycle().take(bytes).collect()
 }

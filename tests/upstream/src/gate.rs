@@ -1,11 +1,12 @@
-//! A gate in a reply: upstream stops before it until the test opens it, and the test can wait until upstream stands
-//! there. Invariant: opened once, it stays open.
+//! A gate in a reply: upstream stops at it until the test opens it, and the test can wait until
+//! upstream has stopped there. Invariant: an open gate stays open.
 
 use tokio::sync::watch;
 
 use crate::WAIT_MAX;
 
-/// A point in a [`Reply`](crate::Reply) that upstream passes only when told to. Clones are the same gate.
+/// A point in a [`Reply`](crate::Reply) that upstream passes only once a test opens it. Clones are
+/// the same gate.
 #[derive(Clone, Debug)]
 pub struct Gate {
     open: watch::Sender<bool>,
@@ -13,7 +14,7 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// A closed gate.
+    /// Creates a closed gate.
     pub fn new() -> Self {
         Gate {
             open: watch::Sender::new(false),
@@ -21,24 +22,24 @@ impl Gate {
         }
     }
 
-    /// Lets everything pass, now and later.
+    /// Opens the gate for every reply, now and later.
     pub fn open(&self) {
         self.open.send_replace(true);
     }
 
-    /// Waits until a reply stands before the gate (all that comes before it was handed to the connection).
+    /// Waits until a reply reaches the gate: everything before it was handed to the connection.
     ///
     /// # Panics
-    /// After [`WAIT_MAX`].
+    /// Panics after [`WAIT_MAX`].
     pub async fn wait_until_reached(&self) {
         self.wait_until_reached_times(1).await;
     }
 
-    /// As [`wait_until_reached`](Self::wait_until_reached), for the `times`-th arrival: several replies may share a
+    /// As [`wait_until_reached`](Self::wait_until_reached), for `times` replies that share the
     /// gate.
     ///
     /// # Panics
-    /// After [`WAIT_MAX`].
+    /// Panics after [`WAIT_MAX`].
     pub async fn wait_until_reached_times(&self, times: usize) {
         let mut reached = self.reached.subscribe();
         let waited =
@@ -50,10 +51,10 @@ impl Gate {
         );
     }
 
-    /// The reply's side: says that it is here, and waits.
+    /// Reports that the reply has reached the gate, and waits until it is open.
     pub(crate) async fn pass(self) {
         self.reached.send_modify(|count| *count += 1);
-        // Fails only where every sender is gone, and `self` holds one.
+        // Fails only if every sender is gone, and `self` holds one.
         let _ = self.open.subscribe().wait_for(|open| *open).await;
     }
 }

@@ -1,5 +1,5 @@
-//! What upstream answers to a WebSocket handshake: an ordinary response or the upgrade. Owns the wish and the upgrade's
-//! head; what follows on the socket is in `socket`.
+//! What upstream answers to a WebSocket handshake: an ordinary response or the upgrade. Owns the
+//! builder and the upgrade's head; `socket` plays what follows.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::gate::Gate;
 use crate::reply::{Presence, Reply};
 use crate::socket_reply::SocketReply;
 
-/// The answer to one handshake; made from a [`Reply`] or an [`Upgrade`].
+/// The answer to one handshake, made from a [`Reply`] or an [`Upgrade`].
 #[derive(Clone, Debug)]
 pub struct Handshake(pub(crate) Outcome);
 
@@ -24,7 +24,8 @@ pub(crate) enum Outcome {
     Upgrade(Arc<Upgrade>),
 }
 
-/// A handshake that is accepted. By default the socket answers each `response.create`; each method changes one thing.
+/// An accepted handshake. By default the socket answers each `response.create`; each method changes
+/// one thing.
 #[derive(Clone, Debug)]
 pub struct Upgrade {
     headers: Vec<(HeaderName, HeaderValue)>,
@@ -42,17 +43,17 @@ enum AcceptKey {
     Wrong,
 }
 
-/// What is done with the client's messages.
+/// What upstream does with the client's messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Messages {
-    /// Each `response.create` is a turn.
+    /// Each `response.create` is answered as a turn.
     Answered,
-    /// Each comes back.
+    /// Each message is sent back.
     Echoed,
 }
 
 impl Upgrade {
-    /// An upgrade as the backend does it.
+    /// Creates an upgrade as the backend does it.
     pub fn new() -> Self {
         Upgrade {
             headers: Vec::new(),
@@ -68,7 +69,7 @@ impl Upgrade {
     /// Adds a header to the 101.
     ///
     /// # Panics
-    /// If name or value is none that HTTP allows.
+    /// Panics if HTTP does not allow the name or the value.
     pub fn header(mut self, name: &str, value: &str) -> Self {
         let name = HeaderName::try_from(name).expect("a header name");
         self.headers
@@ -76,7 +77,7 @@ impl Upgrade {
         self
     }
 
-    /// Leaves the account's rate-limit headers out.
+    /// Omits the account's rate-limit headers.
     pub fn without_rate_limits(mut self) -> Self {
         self.rate_limits = Presence::Absent;
         self
@@ -94,25 +95,25 @@ impl Upgrade {
         self
     }
 
-    /// Reads nothing from the socket, and so answers no ping, until the gate opens.
+    /// Reads nothing from the socket, and therefore answers no ping, until the gate opens.
     pub fn hold_reading(mut self, gate: &Gate) -> Self {
         self.reading_gate = Some(gate.clone());
         self
     }
 
-    /// Sends each text and binary message back, in place of answering.
+    /// Sends each text and binary message back instead of answering it.
     pub fn echo(mut self) -> Self {
         self.messages = Messages::Echoed;
         self
     }
 
-    /// Does this right after the upgrade, unasked: [`SocketReply::silent`] with a close, for example.
+    /// Plays this reply right after the upgrade: [`SocketReply::silent`] with a close, for example.
     pub fn greet(mut self, reply: impl Into<SocketReply>) -> Self {
         self.greeting = Some(Arc::new(reply.into()));
         self
     }
 
-    /// The header fields of the 101.
+    /// Returns the header fields of the 101.
     pub(crate) fn head(&self, request: &HeaderMap, rate_limits: HeaderMap) -> HeaderMap {
         let mut headers = match self.rate_limits {
             Presence::Present => rate_limits,
@@ -159,12 +160,12 @@ impl From<Upgrade> for Handshake {
     }
 }
 
-/// Whether a request asks for a WebSocket.
+/// Returns `true` if a request asks for a WebSocket.
 pub(crate) fn is_asked(headers: &HeaderMap) -> bool {
     has_word(headers, UPGRADE, "websocket")
 }
 
-/// What is wrong with the handshake, if anything is (RFC 6455, section 4.2.1).
+/// Returns what is wrong with the handshake, if anything (RFC 6455, section 4.2.1).
 pub(crate) fn complaint(headers: &HeaderMap) -> Option<&'static str> {
     if !has_word(headers, CONNECTION, "upgrade") {
         return Some("the handshake's Connection does not name Upgrade");

@@ -1,9 +1,11 @@
-//! A scripted stand-in for the OpenAI backend: chatgpt.com/backend-api, api.openai.com and the token endpoint of
-//! auth.openai.com on one plain-HTTP listener, with the WebSockets of the first two.
+//! A scripted stand-in for the OpenAI backend: chatgpt.com/backend-api, api.openai.com and the
+//! token endpoint of auth.openai.com on one listener, with the WebSockets of the first two. It
+//! speaks HTTP/1.1 in clear, or HTTP/2 and HTTP/1.1 over TLS, as the real one does.
 //!
-//! Owns what upstream answers (accounts, their standing and logins, scripted replies) and what it saw. Knows nothing
-//! of the gateway. Invariant: it never waits for time to pass unless a reply asks for a pause; a test steers it by explicit
-//! signals ([`Gate`]) and observes it by bounded waits.
+//! Owns what upstream answers (accounts, their standing and logins, scripted replies) and what it
+//! saw. Knows nothing of the gateway. Invariant: it never waits for time to pass unless a reply
+//! asks for a pause; a test controls it by explicit signals ([`Gate`]) and observes it by bounded
+//! waits.
 //!
 //! ```no_run
 //! # async fn example() {
@@ -27,6 +29,7 @@ mod encoding;
 mod events;
 mod gate;
 mod handshake;
+mod http2;
 mod login;
 mod reply;
 mod script;
@@ -47,15 +50,16 @@ mod tests;
 pub use account::Account;
 pub use encoding::Encoding;
 pub use gate::Gate;
+pub use h2::Reason;
 pub use handshake::{Handshake, Upgrade};
 pub use login::Login;
 pub use reply::{End, Reply, Usage};
 pub use seen::SeenRequest;
 pub use seen_socket::{SeenMessage, SeenSocket, SocketEnd};
-pub use server::{Options, Remember, Upstream};
+pub use server::{Options, Remember, TlsOptions, Upstream};
 pub use socket_reply::{NO_CLOSE_CODE, SocketError, SocketReply};
 pub use standing::{HeaderForm, Slots, Standing, Window};
 pub use token_reply::TokenReply;
 
-/// How long any wait of this crate lasts before it panics with what was seen instead.
+/// How long any wait in this crate lasts before it panics with what was seen instead.
 pub const WAIT_MAX: std::time::Duration = std::time::Duration::from_secs(10);

@@ -1,6 +1,7 @@
-//! A login: one account's family of refresh tokens, each for one use, and the access tokens that came with them. Owns
-//! what the token endpoint decides; how the answer goes out is the reply's. Invariant: one refresh token of a family
-//! is current, and once a spent one is shown again the whole family is revoked for good.
+//! A login: one account's family of single-use refresh tokens, and the access tokens issued with
+//! them. Owns what the token endpoint decides; the reply describes how the answer is sent.
+//! Invariant: one refresh token of a family is current, and presenting a spent one revokes the
+//! whole family for good.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -18,7 +19,7 @@ use crate::standing::unix_now;
 use crate::token_reply::{Grant, TokenReply};
 use crate::tokens::{Tokens, access_token};
 
-/// As whom Codex asks for tokens.
+/// The client id with which Codex requests tokens.
 const CLIENT_ID: &str = "app_EMoamEEZ73f0CkXaXp7hrann";
 const LIFETIME: Duration = Duration::from_secs(60 * 60);
 
@@ -38,7 +39,7 @@ struct State {
 #[derive(Debug)]
 struct Family {
     newest: Tokens,
-    /// Every access token made, and the Unix second from which it is refused.
+    /// Every access token issued, and the Unix second from which it is rejected.
     access: HashMap<String, i64>,
     /// Every refresh token that was current before.
     spent: HashSet<String>,
@@ -47,16 +48,16 @@ struct Family {
     reuses: usize,
 }
 
-/// A refresh token that was shown, as its family knows it.
+/// A presented refresh token, as its family knows it.
 enum Shown {
     Current,
-    /// Spent, which has just revoked the family.
+    /// Spent: presenting it has just revoked the family.
     Spent,
-    /// Of a family that was revoked before.
+    /// Its family was revoked before.
     Revoked,
 }
 
-/// Whether an access token is taken.
+/// Whether an access token is accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Access {
     Granted,
@@ -64,12 +65,12 @@ pub(crate) enum Access {
     Refused,
 }
 
-/// What the token endpoint has decided.
+/// The token endpoint's decision.
 pub(crate) struct Redeemed {
-    /// Whose token was shown, if it is known.
+    /// The account whose token was presented, if it is known.
     pub(crate) account: Option<Account>,
     pub(crate) reply: Reply,
-    /// The tokens, for a reply that goes well.
+    /// The tokens, for a successful reply.
     pub(crate) body: Option<Value>,
 }
 
@@ -85,78 +86,80 @@ impl Login {
         }
     }
 
-    /// The account: its turns and polls, and where it stands. Tokens tell the plan it has when they are made.
+    /// Returns the account. A token states the account's plan at the time it is issued.
     pub fn account(&self) -> Account {
         self.state.account.clone()
     }
 
-    /// auth.json as Codex writes it, with the newest tokens of the family, whether or not they ever arrived anywhere.
+    /// Returns auth.json as Codex writes it, with the newest tokens of the family, delivered or
+    /// not.
     pub fn auth_json(&self) -> Value {
         self.family().newest.auth_json(&self.state.account)
     }
 
-    /// How long access tokens made from now on are taken: an hour unless told. Counted in whole seconds.
+    /// Sets how long access tokens issued from now on are accepted, in whole seconds: an hour by
+    /// default.
     pub fn lifetime(&self, lifetime: Duration) -> &Self {
         self.family().lifetime = lifetime;
         self
     }
 
-    /// Makes an access token that expires in so many seconds (below 0: it has already) and answers auth.json with it.
-    /// The refresh token stays current.
+    /// Issues an access token that expires in `seconds` (negative: it has expired) and returns
+    /// auth.json with it. The refresh token stays current.
     pub fn renew_with(&self, lifetime_seconds: i64) -> Value {
         let mut family = self.family();
         family.renew(&self.state.account, now() + lifetime_seconds);
         family.newest.auth_json(&self.state.account)
     }
 
-    /// Queues the reply to one POST with the current refresh token. The queue goes before
+    /// Queues the reply to one POST with the current refresh token. Queued replies precede
     /// [`always_for_token`](Self::always_for_token).
     pub fn then_for_token(&self, reply: TokenReply) -> &Self {
         self.state.script.push(reply);
         self
     }
 
-    /// The reply to every POST with the current refresh token for which nothing is queued.
+    /// Sets the reply to every POST with the current refresh token for which nothing is queued.
     pub fn always_for_token(&self, reply: TokenReply) -> &Self {
         self.state.script.set_always(reply);
         self
     }
 
-    /// Forgets queued and standing replies to POSTs: they are answered well again.
+    /// Removes all scripted replies to POSTs: they succeed again.
     pub fn clear_token_script(&self) -> &Self {
         self.state.script.clear();
         self
     }
 
-    /// How many POSTs showed a refresh token of the family, refused ones too.
+    /// Returns how many POSTs presented a refresh token of the family, rejected ones included.
     pub fn post_count(&self) -> usize {
         self.state.account.token_post_count()
     }
 
-    /// Waits until `count` POSTs have shown a refresh token of the family. What they did is done by then.
+    /// Waits until `count` POSTs have presented a refresh token of the family and taken effect.
     ///
     /// # Panics
-    /// After [`WAIT_MAX`](crate::WAIT_MAX), with what was seen instead.
+    /// Panics after [`WAIT_MAX`](crate::WAIT_MAX), with what was seen instead.
     pub async fn wait_for_posts(&self, count: usize) {
         self.state.account.wait_for_token_posts(count).await;
     }
 
-    /// How many refresh tokens are spent, by answers that never arrived too.
+    /// Returns how many refresh tokens are spent, also by answers that never arrived.
     pub fn rotations(&self) -> usize {
         self.family().spent.len()
     }
 
-    /// How many POSTs showed a spent refresh token.
+    /// Returns how many POSTs presented a spent refresh token.
     pub fn reuses(&self) -> usize {
         self.family().reuses
     }
 
-    /// Whether a reuse has revoked the family.
+    /// Returns `true` if a reuse has revoked the family.
     pub fn is_revoked(&self) -> bool {
         self.family().revoked
     }
 
-    /// None if the refresh token is none of this family's.
+    /// Returns `None` if the refresh token does not belong to this family.
     fn redeem(&self, refresh_token: &str) -> Option<Redeemed> {
         let mut family = self.family();
         let (reply, body) = match family.show(refresh_token)? {
@@ -208,7 +211,7 @@ impl Family {
         }
     }
 
-    /// Looks at a refresh token, and revokes the family if it is a spent one.
+    /// Checks a refresh token, and revokes the family if it is a spent one.
     fn show(&mut self, refresh_token: &str) -> Option<Shown> {
         let spent = self.spent.contains(refresh_token);
         if !spent && refresh_token != self.newest.refresh_token {
@@ -228,7 +231,7 @@ impl Family {
         let expires_at = self.expiry();
         let old = std::mem::replace(&mut self.newest, Tokens::new(account, expires_at));
         self.spent.insert(old.refresh_token);
-        // Older access tokens stay beside it: they are taken until they expire.
+        // Older access tokens are accepted until they expire.
         self.access
             .insert(self.newest.access_token.clone(), expires_at);
     }
@@ -258,7 +261,7 @@ impl Family {
         Some(body)
     }
 
-    /// None if the access token is none of this family's.
+    /// Returns `None` if the access token does not belong to this family.
     fn access(&self, token: &str) -> Option<Access> {
         let expires_at = *self.access.get(token)?;
         let granted = !self.revoked && now() < expires_at;
@@ -283,14 +286,14 @@ impl Logins {
         login
     }
 
-    /// The account that this access token names, and whether the token is taken.
+    /// Returns the account that this access token names, and whether the token is accepted.
     pub(crate) fn bearer(&self, token: &str) -> Option<(Account, Access)> {
         self.logins()
             .iter()
             .find_map(|login| Some((login.account(), login.family().access(token)?)))
     }
 
-    /// Decides a POST to the token endpoint, and rotates if that is the decision.
+    /// Decides a POST to the token endpoint, and rotates the tokens if it succeeds.
     pub(crate) fn redeem(&self, headers: &HeaderMap, body: &[u8]) -> Redeemed {
         let Some(refresh_token) = TokenRequest::read(headers, body) else {
             return Redeemed {
@@ -315,7 +318,7 @@ impl Logins {
     }
 }
 
-/// A refresh as Codex asks for it, and not a field more.
+/// A refresh request as Codex sends it, without any other field.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct TokenRequest {
@@ -329,7 +332,7 @@ struct TokenRequest {
 }
 
 impl TokenRequest {
-    /// The refresh token; none where the request is not one for a refresh.
+    /// Returns the refresh token, or `None` if this is not a refresh request.
     fn read(headers: &HeaderMap, body: &[u8]) -> Option<String> {
         let media = headers
             .get(CONTENT_TYPE)?
@@ -373,7 +376,7 @@ fn refusal(status: u16, code: &str, message: &str) -> Reply {
         .without_rate_limits()
 }
 
-/// Now, in Unix seconds that may be counted back from.
+/// Returns the current Unix second, signed so that it can be subtracted from.
 fn now() -> i64 {
     unix_now()
         .try_into()

@@ -1,5 +1,5 @@
-//! The scripted upstream as a program: for benches, for the checks with real clients, and for trying the gateway by
-//! hand.
+//! The scripted upstream as a program: for benchmarks, for the checks with real clients, and for
+//! trying the gateway by hand.
 
 mod control;
 
@@ -27,17 +27,20 @@ struct Arguments {
     /// An account: TOKEN:ACCOUNT_ID:FIVE_HOUR:WEEKLY[:PLAN], use in percent. May be repeated.
     #[arg(long = "account", value_name = "ACCOUNT")]
     accounts: Vec<NamedAccount>,
-    /// An API key and a name for it: KEY:NAME. It tells no rate-limit windows. May be repeated.
+    /// An API key and a name for it: KEY:NAME. Its responses have no rate-limit headers. May be
+    /// repeated.
     #[arg(long = "api-key", value_name = "API_KEY")]
     api_keys: Vec<NamedKey>,
-    /// A login, which control steers, for an account of this id with nothing used. May be repeated.
+    /// A login, for an account of this id with nothing used. The control listener scripts it. May
+    /// be repeated.
     #[arg(
         long = "login",
         value_name = "ACCOUNT_ID",
         requires = "control_port_file"
     )]
     logins: Vec<String>,
-    /// Listen for control too (see `control.rs`), keep every request, and write the control's port to this file.
+    /// Start the control listener (see `control.rs`), record every request, and write the
+    /// listener's port to this file.
     #[arg(long, value_name = "FILE")]
     control_port_file: Option<PathBuf>,
     /// Wait this long between events.
@@ -117,6 +120,7 @@ async fn main() -> io::Result<()> {
     let upstream = Upstream::start_with(Options {
         port: arguments.port,
         remember,
+        tls: None,
     })
     .await?;
     let mut reply = Reply::ok()
@@ -167,7 +171,7 @@ async fn main() -> io::Result<()> {
     if let Some(file) = &arguments.port_file {
         write_port(file, upstream.address().port())?;
     }
-    // After the port file: who reads these lines finds it written.
+    // After the port file, so that a reader of these lines finds it written.
     println!("chatgpt {}", upstream.chatgpt_url());
     println!("api     {}", upstream.api_url());
     tokio::select! {
@@ -178,7 +182,7 @@ async fn main() -> io::Result<()> {
     Ok(())
 }
 
-/// By rename, so that a reader sees the whole number or no file.
+/// Writes by rename, so that a reader sees the whole number or no file.
 fn write_port(file: &Path, port: u16) -> io::Result<()> {
     let mut partial = file.as_os_str().to_owned();
     partial.push(".partial");

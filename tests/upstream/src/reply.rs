@@ -1,8 +1,9 @@
-//! What upstream is told to answer: a builder. Owns the wish, not its bytes (those are in `answer`).
+//! What upstream answers, as a builder. Owns the description, not its bytes (`answer` makes those).
 
 use std::time::Duration;
 
 use bytes::Bytes;
+use h2::Reason;
 use http::{HeaderName, HeaderValue, StatusCode};
 use serde_json::{Map, Value, json};
 
@@ -14,7 +15,7 @@ use crate::sse::Spelling;
 const DELTAS: usize = 3;
 const DELTA_BYTES: usize = 5;
 
-/// One scripted reply. By default a turn that goes well; each method changes one thing about it.
+/// One scripted reply. By default a successful turn; each method changes one thing about it.
 #[derive(Clone, Debug)]
 pub struct Reply {
     pub(crate) content: Content,
@@ -34,7 +35,7 @@ pub struct Reply {
 
 #[derive(Clone, Debug)]
 pub(crate) enum Content {
-    /// What the route answers when all goes well.
+    /// What the route answers on success.
     Natural(Turn),
     /// `{"error": {…}}`.
     Error(Map<String, Value>),
@@ -43,11 +44,11 @@ pub(crate) enum Content {
         body: Bytes,
         media: Option<&'static str>,
     },
-    /// These bytes in place of HTTP.
+    /// These bytes instead of HTTP.
     Garbage(Bytes),
 }
 
-/// The figures of a turn that goes well.
+/// The figures of a successful turn.
 #[derive(Clone, Debug)]
 pub(crate) struct Turn {
     pub(crate) deltas: usize,
@@ -59,7 +60,7 @@ pub(crate) struct Turn {
     pub(crate) end: End,
 }
 
-/// Whether a header is there.
+/// Whether a header is present.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Presence {
     Present,
@@ -81,20 +82,20 @@ pub enum End {
     Incomplete,
     /// `response.failed`, a server error.
     Failed,
-    /// No last event: the body just ends after the deltas.
+    /// No last event: the body ends after the deltas.
     Missing,
 }
 
 /// Tokens of a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {
-    /// `input_tokens`, the cached ones among them.
+    /// `input_tokens`, cached ones included.
     pub input: u64,
     /// `input_tokens_details.cached_tokens`.
     pub cached: u64,
     /// `input_tokens_details.cache_write_tokens`.
     pub cache_write: u64,
-    /// `output_tokens`, the reasoning ones among them.
+    /// `output_tokens`, reasoning ones included.
     pub output: u64,
     /// `output_tokens_details.reasoning_tokens`.
     pub reasoning: u64,
@@ -119,15 +120,16 @@ impl Default for Reply {
 }
 
 impl Reply {
-    /// What the route answers when all goes well; what kind (stream or one object) is the request's wish.
+    /// Creates what the route answers on success: a stream or one object, as the request asks.
     pub fn ok() -> Self {
         Self::with_content(StatusCode::OK, Content::Natural(Turn::default()))
     }
 
-    /// A status with these bytes as its body and no Content-Type; for one use [`header`](Self::header).
+    /// Creates a response of this status with these bytes as its body. It has no Content-Type; add
+    /// one with [`header`](Self::header).
     ///
     /// # Panics
-    /// If `status` is none.
+    /// Panics if `status` is not an HTTP status.
     pub fn raw(status: u16, body: impl Into<Bytes>) -> Self {
         Self::with_content(
             status_code(status),
@@ -138,10 +140,10 @@ impl Reply {
         )
     }
 
-    /// A status with a JSON body.
+    /// Creates a response of this status with a JSON body.
     ///
     /// # Panics
-    /// If `status` is none.
+    /// Panics if `status` is not an HTTP status.
     pub fn json(status: u16, body: &Value) -> Self {
         let content = Content::Raw {
             body: body.to_string().into(),
@@ -150,7 +152,7 @@ impl Reply {
         Self::with_content(status_code(status), content)
     }
 
-    /// 200 with these bytes as the event stream.
+    /// Creates a 200 with these bytes as the event stream.
     pub fn sse(body: impl Into<Bytes>) -> Self {
         let content = Content::Raw {
             body: body.into(),
@@ -159,10 +161,10 @@ impl Reply {
         Self::with_content(StatusCode::OK, content)
     }
 
-    /// An error shaped as OpenAI's: `{"error": {"message", "type", "code": null}}`.
+    /// Creates an error in OpenAI's form: `{"error": {"message", "type", "code": null}}`.
     ///
     /// # Panics
-    /// If `status` is none.
+    /// Panics if `status` is not an HTTP status.
     pub fn error(status: u16, error_type: &str, message: &str) -> Self {
         Self::with_content(
             status_code(status),
@@ -174,10 +176,10 @@ impl Reply {
         )
     }
 
-    /// A 5xx as the backend words it.
+    /// Creates a 5xx with the backend's text.
     ///
     /// # Panics
-    /// If `status` is none.
+    /// Panics if `status` is not an HTTP status.
     pub fn server_error(status: u16) -> Self {
         Self::error(
             status,
@@ -186,8 +188,9 @@ impl Reply {
         )
     }
 
-    /// 429 `usage_limit_reached`. Add when it ends: [`resets_at`](Self::resets_at),
-    /// [`resets_in_seconds`](Self::resets_in_seconds), [`retry_after`](Self::retry_after), or nothing.
+    /// Creates a 429 `usage_limit_reached`. Add when it ends: [`resets_at`](Self::resets_at),
+    /// [`resets_in_seconds`](Self::resets_in_seconds), [`retry_after`](Self::retry_after), or
+    /// nothing.
     pub fn usage_limit_reached() -> Self {
         Self::error(
             429,
@@ -197,12 +200,12 @@ impl Reply {
         .error_field("plan_type", json!("plus"))
     }
 
-    /// Bytes that are no HTTP, then the end of the connection.
+    /// Sends bytes that are not HTTP, then closes the connection.
     pub fn garbage(bytes: impl Into<Bytes>) -> Self {
         Self::with_content(StatusCode::OK, Content::Garbage(bytes.into()))
     }
 
-    /// Closes the connection in place of an answer.
+    /// Closes the connection instead of answering.
     pub fn close_before_head() -> Self {
         Reply {
             cut: Some(Cut::BeforeHead),
@@ -223,7 +226,7 @@ impl Reply {
     /// Adds a field to an error, or changes one (`code`, for example).
     ///
     /// # Panics
-    /// If the reply is no error.
+    /// Panics if the reply is not an error.
     pub fn error_field(mut self, name: &str, value: Value) -> Self {
         let Content::Error(fields) = &mut self.content else {
             panic!("scripted upstream: only an error has the field {name:?}");
@@ -237,19 +240,19 @@ impl Reply {
         self.header("retry-after", value)
     }
 
-    /// Sets the status and leaves the rest.
+    /// Sets the status alone.
     ///
     /// # Panics
-    /// If `status` is none.
+    /// Panics if `status` is not an HTTP status.
     pub fn status(mut self, status: u16) -> Self {
         self.status = status_code(status);
         self
     }
 
-    /// Adds a header. Content-Type replaces the natural one.
+    /// Adds a header. A Content-Type replaces the default one.
     ///
     /// # Panics
-    /// If name or value is none that HTTP allows.
+    /// Panics if HTTP does not allow the name or the value.
     pub fn header(mut self, name: &str, value: &str) -> Self {
         let name = HeaderName::try_from(name).expect("a header name");
         self.headers
@@ -257,54 +260,54 @@ impl Reply {
         self
     }
 
-    /// Leaves the account's rate-limit headers out.
+    /// Omits the account's rate-limit headers.
     pub fn without_rate_limits(mut self) -> Self {
         self.rate_limits = Presence::Absent;
         self
     }
 
-    /// Leaves the natural Content-Type out.
+    /// Omits the Content-Type.
     pub fn without_content_type(mut self) -> Self {
         self.content_type = Presence::Absent;
         self
     }
 
-    /// How many deltas the answer comes in (3 unless told).
+    /// Sets how many deltas the answer has (3 by default).
     pub fn deltas(self, count: usize) -> Self {
         self.turn(|turn| turn.deltas = count)
     }
 
-    /// How many bytes of text a delta has (5 unless told).
+    /// Sets how many bytes of text a delta has (5 by default).
     pub fn delta_bytes(self, bytes: usize) -> Self {
         self.turn(|turn| turn.delta_bytes = bytes)
     }
 
-    /// The model that the answer names, in place of the request's.
+    /// Sets the model that the answer names, instead of the request's.
     pub fn model(self, model: &str) -> Self {
         self.turn(|turn| turn.model = Some(model.to_owned()))
     }
 
-    /// The service tier that the answer names, in place of the request's (or `default`).
+    /// Sets the service tier that the answer names, instead of the request's (or `default`).
     pub fn service_tier(self, tier: &str) -> Self {
         self.turn(|turn| turn.service_tier = Some(tier.to_owned()))
     }
 
-    /// The response's id, in place of a fresh one.
+    /// Sets the response's id, instead of a new one.
     pub fn response_id(self, id: &str) -> Self {
         self.turn(|turn| turn.response_id = Some(id.to_owned()))
     }
 
-    /// The tokens that the answer tells.
+    /// Sets the token counts of the answer.
     pub fn usage(self, usage: Usage) -> Self {
         self.turn(|turn| turn.usage = Some(usage))
     }
 
-    /// Tells no tokens.
+    /// Omits the token counts.
     pub fn without_usage(self) -> Self {
         self.turn(|turn| turn.usage = None)
     }
 
-    /// How the answer ends.
+    /// Sets how the answer ends.
     pub fn end(self, end: End) -> Self {
         self.turn(|turn| turn.end = end)
     }
@@ -315,34 +318,35 @@ impl Reply {
         self
     }
 
-    /// Events end their lines by CRLF.
+    /// Ends the lines of events with CRLF.
     pub fn crlf(mut self) -> Self {
         self.spelling.crlf = true;
         self
     }
 
-    /// A comment line stands before each event.
+    /// Puts a comment line before each event.
     pub fn comments(mut self) -> Self {
         self.spelling.comments = true;
         self
     }
 
-    /// No space after a field's colon (`data:{…}`).
+    /// Puts no space after a field's colon (`data:{…}`).
     pub fn without_space(mut self) -> Self {
         self.spelling.no_space = true;
         self
     }
 
-    /// The last event has no line end.
+    /// Omits the last event's line end.
     pub fn without_final_newline(mut self) -> Self {
         self.spelling.no_final_newline = true;
         self
     }
 
-    /// Writes the body in chunks of these sizes, taken in turn until it ends, each after the one before is out.
+    /// Writes the body in chunks of these sizes, used in turn until it ends. Each is sent once the
+    /// one before is written.
     ///
     /// # Panics
-    /// If a size is 0.
+    /// Panics if a size is 0.
     pub fn chunks(mut self, sizes: &[usize]) -> Self {
         assert!(
             !sizes.contains(&0),
@@ -352,36 +356,53 @@ impl Reply {
         self
     }
 
-    /// Sends nothing, not even the head, until the gate opens. A gate that never opens is an upstream that never
-    /// answers.
+    /// Sends nothing, not even the head, until the gate opens. If the gate never opens, upstream
+    /// never answers.
     pub fn hold_head(mut self, gate: &Gate) -> Self {
         self.head_gate = Some(gate.clone());
         self
     }
 
-    /// Sends the head and `parts` parts, then waits for the gate. The events
-    /// before the first delta are one part, so is each delta, so are those that end the message, and the last event;
-    /// with [`chunks`](Self::chunks), a part is a chunk. A body that is no stream is one part.
+    /// Sends the head and `parts` parts, then waits for the gate. The events before the first delta
+    /// are one part, each delta is one, those that end the message are one, and the last event is
+    /// one. With [`chunks`](Self::chunks), a part is a chunk. A body that is not a stream is one
+    /// part: over HTTP/2, a gate after it delays the end of the stream.
     pub fn hold_after(mut self, parts: usize, gate: &Gate) -> Self {
         self.gates.push((parts, gate.clone()));
         self
     }
 
-    /// Waits this long between parts: for demonstrations and benches, not for tests.
+    /// Waits this long between parts: for the demo and benchmarks, not for tests.
     pub fn pause_between(mut self, pause: Duration) -> Self {
         self.pause = Some(pause);
         self
     }
 
-    /// Closes the connection once `bytes` bytes of the body (as compressed) are out.
+    /// Closes the connection once `bytes` bytes of the (compressed) body are sent.
     pub fn close_after(mut self, bytes: usize) -> Self {
         self.cut = Some(Cut::AfterBytes(bytes));
         self
     }
 
-    /// Where the reply closes the connection, RST goes out and not FIN.
+    /// Makes a reply that closes the connection send RST instead of FIN.
     pub fn by_reset(mut self) -> Self {
         self.cut_by = Break::Reset;
+        self
+    }
+
+    /// Makes a reply that closes the connection reset its stream instead. Over HTTP/1.1 it still
+    /// closes the connection.
+    pub fn by_stream_reset(mut self, reason: Reason) -> Self {
+        self.cut_by = Break::ResetStream(reason);
+        self
+    }
+
+    /// Makes a reply that closes the connection send GOAWAY. Before the head, its own request and
+    /// later ones count as not processed, and the connection stays open for earlier ones. In the
+    /// body, every request counts as processed, and the connection closes. Over HTTP/1.1 it only
+    /// closes the connection.
+    pub fn by_go_away(mut self, reason: Reason) -> Self {
+        self.cut_by = Break::GoAway(reason);
         self
     }
 
@@ -427,7 +448,7 @@ impl Default for Turn {
 }
 
 impl Usage {
-    /// As the Responses API writes it.
+    /// Returns the counts as the Responses API writes them.
     pub(crate) fn for_responses(&self) -> Value {
         json!({
             "input_tokens": self.input,
@@ -438,7 +459,7 @@ impl Usage {
         })
     }
 
-    /// As the chat completions API writes it.
+    /// Returns the counts as the chat completions API writes them.
     pub(crate) fn for_chat(&self) -> Value {
         json!({
             "prompt_tokens": self.input,

@@ -1,5 +1,5 @@
-//! What has been scripted: the lines queued, then the one for always. Knows nothing of what a line says.
-//! Invariant: a queued line is given once.
+//! Scripted replies: the queued ones first, then the standing one. Knows nothing of their content.
+//! Invariant: a queued reply is used once.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -38,7 +38,7 @@ impl<Line> Script<Line> {
     }
 }
 
-// Not derived: that would ask for a line by default.
+// Not derived: deriving would require `Default` of the reply.
 impl<Line> Default for Script<Line> {
     fn default() -> Self {
         Script {

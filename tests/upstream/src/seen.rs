@@ -1,10 +1,11 @@
-//! What upstream saw: every request in order of arrival, and how many a client left unfinished.
-//! Invariant: counts only grow, so a wait for a count can't miss it.
+//! What upstream saw: every request in order of arrival, and how many a client abandoned.
+//! Invariant: counts only grow, so a wait cannot miss a value.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
+use h2::Reason;
 use http::{HeaderMap, Method, Version};
 use serde_json::Value;
 use tokio::sync::watch;
@@ -23,36 +24,37 @@ pub struct SeenRequest {
     pub headers: HeaderMap,
     /// The whole body, still encoded as it came.
     pub body: Bytes,
-    /// The id of the account that the bearer token names, or the refresh token of a POST to the token endpoint.
+    /// The id of the account that the bearer token names, or the refresh token of a POST to the
+    /// token endpoint.
     pub account: Option<String>,
-    /// The connection it came on; numbered from 1 in order of acceptance.
+    /// The number of its connection; they count from 1 in order of acceptance.
     pub connection: u64,
     /// HTTP/1.1 or HTTP/2.
     pub version: Version,
 }
 
 impl SeenRequest {
-    /// The path without the query.
+    /// Returns the path without the query.
     pub fn path(&self) -> &str {
         self.target.split('?').next().unwrap_or_default()
     }
 
-    /// A header's value, if there is one and it is text.
+    /// Returns a header's value if there is one and it is text.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
 
-    /// The body as JSON.
+    /// Returns the body as JSON.
     ///
     /// # Panics
-    /// If it is none.
+    /// Panics if it is not JSON.
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| {
             panic!("{} {}: body is not JSON: {error}", self.method, self.target)
         })
     }
 
-    /// Whether it is a POST to a route that runs a model.
+    /// Returns `true` if it is a POST to a route that runs a model.
     pub fn is_turn(&self) -> bool {
         self.method == Method::POST
             && ["/responses", "/responses/compact", "/chat/completions"]
@@ -66,6 +68,7 @@ impl SeenRequest {
 pub(crate) struct Record {
     remember: Remember,
     requests: Mutex<Vec<SeenRequest>>,
+    resets: Mutex<Vec<Reason>>,
     counts: watch::Sender<Counts>,
     stopping: AtomicBool,
 }
@@ -82,6 +85,7 @@ impl Record {
         Record {
             remember,
             requests: Mutex::default(),
+            resets: Mutex::default(),
             counts: watch::Sender::default(),
             stopping: AtomicBool::new(false),
         }
@@ -108,11 +112,26 @@ impl Record {
             .clone()
     }
 
+    /// Records a RST_STREAM.
+    pub(crate) fn reset(&self, reason: Reason) {
+        self.resets
+            .lock()
+            .expect("no holder of the record panics")
+            .push(reason);
+    }
+
+    pub(crate) fn resets(&self) -> Vec<Reason> {
+        self.resets
+            .lock()
+            .expect("no holder of the record panics")
+            .clone()
+    }
+
     pub(crate) fn counts(&self) -> Counts {
         *self.counts.borrow()
     }
 
-    /// From here on a body that goes unfinished was cut by us.
+    /// From now on an unfinished body was cut by upstream itself.
     pub(crate) fn stopping(&self) {
         self.stopping.store(true, Ordering::SeqCst);
     }
@@ -123,7 +142,7 @@ impl Record {
         }
     }
 
-    /// Waits until `enough`; panics after [`WAIT_MAX`] with `expected` and what was seen instead.
+    /// Waits until `enough`. Panics after [`WAIT_MAX`] with `expected` and what was seen instead.
     pub(crate) async fn wait(&self, expected: &str, enough: impl FnMut(&Counts) -> bool) {
         let mut counts = self.counts.subscribe();
         let waited = tokio::time::timeout(WAIT_MAX, counts.wait_for(enough))
@@ -137,7 +156,7 @@ impl Record {
         );
     }
 
-    /// Methods, targets and accounts; no headers, so that no token lands in a test's output.
+    /// Returns methods, targets and accounts; no headers, so that no token is printed by a test.
     fn outline(&self) -> String {
         let requests = self.requests();
         let lines = requests.iter().map(|seen| {

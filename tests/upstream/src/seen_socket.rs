@@ -1,5 +1,5 @@
-//! What upstream saw on its sockets: each accepted one, in order of its handshake, with all that came on it.
-//! Invariant: counts only grow, so a wait for a count can't miss it.
+//! What upstream saw on its sockets: each accepted one, in order of its handshake, with everything
+//! received on it. Invariant: counts only grow, so a wait cannot miss a value.
 
 use std::sync::{Mutex, MutexGuard};
 
@@ -11,7 +11,7 @@ use crate::WAIT_MAX;
 use crate::seen::SeenRequest;
 use crate::server::Remember;
 
-/// One accepted socket, as far as it has come.
+/// One accepted socket, up to now.
 #[derive(Clone, Debug)]
 pub struct SeenSocket {
     /// The id of the account whose token came with the handshake.
@@ -24,7 +24,7 @@ pub struct SeenSocket {
     pub pings: Vec<Bytes>,
     /// The payloads of the client's pongs, in order.
     pub pongs: Vec<Bytes>,
-    /// How it ended. None while it is open.
+    /// How it ended; `None` while it is open.
     pub end: Option<SocketEnd>,
 }
 
@@ -40,48 +40,48 @@ pub enum SeenMessage {
 /// How a socket ended, as upstream saw it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SocketEnd {
-    /// By the client's close frame, be it an answer to ours.
+    /// By the client's close frame, also if that answers upstream's.
     Closed {
-        /// [`NO_CLOSE_CODE`](crate::NO_CLOSE_CODE) where it carried none.
+        /// [`NO_CLOSE_CODE`](crate::NO_CLOSE_CODE) if it had none.
         code: u16,
         /// May be empty.
         reason: String,
     },
-    /// The connection went without one.
+    /// The connection ended without a close frame.
     Gone,
-    /// What came is no WebSocket; this is why.
+    /// The client broke the protocol in this way.
     Violated(String),
     /// The script reset the connection.
     Reset,
 }
 
 impl SeenSocket {
-    /// Whether it has not ended.
+    /// Returns `true` until it has ended.
     pub fn is_open(&self) -> bool {
         self.end.is_none()
     }
 }
 
 impl SeenMessage {
-    /// The payload of either kind.
+    /// Returns the payload of either kind.
     pub fn payload(&self) -> &Bytes {
         match self {
             SeenMessage::Text(payload) | SeenMessage::Binary(payload) => payload,
         }
     }
 
-    /// The payload as text.
+    /// Returns the payload as text.
     ///
     /// # Panics
-    /// If it is none.
+    /// Panics if it is not text.
     pub fn text(&self) -> &str {
         std::str::from_utf8(self.payload()).expect("the message is text")
     }
 
-    /// The payload as JSON.
+    /// Returns the payload as JSON.
     ///
     /// # Panics
-    /// If it is none.
+    /// Panics if it is not JSON.
     pub fn json(&self) -> Value {
         serde_json::from_slice(self.payload())
             .unwrap_or_else(|error| panic!("message is not JSON: {error}"))
@@ -114,7 +114,7 @@ impl Sockets {
         }
     }
 
-    /// Adds a socket that has just been accepted. Answers its index.
+    /// Adds a socket that has just been accepted. Returns its index.
     pub(crate) fn add(&self, account: String, request: SeenRequest) -> usize {
         let mut seen = self.seen();
         let index = seen.len();
@@ -162,7 +162,7 @@ impl Sockets {
         *self.counts.borrow()
     }
 
-    /// Waits until `enough`; panics after [`WAIT_MAX`] with `expected` and what was seen instead.
+    /// Waits until `enough`. Panics after [`WAIT_MAX`] with `expected` and what was seen instead.
     pub(crate) async fn wait(&self, expected: &str, enough: impl FnMut(&SocketCounts) -> bool) {
         let mut counts = self.counts.subscribe();
         let waited = tokio::time::timeout(WAIT_MAX, counts.wait_for(enough))
@@ -176,7 +176,7 @@ impl Sockets {
         );
     }
 
-    /// Waits until the sockets are as expected; panics as [`wait`](Self::wait) does.
+    /// Waits until the sockets are as expected. Panics as [`wait`](Self::wait) does.
     pub(crate) async fn wait_until(
         &self,
         expected: &str,
@@ -186,13 +186,14 @@ impl Sockets {
     }
 
     fn note(&self, index: usize, change: impl FnOnce(&mut SeenSocket)) {
-        // None of them is kept where only counts are.
+        // If only counts are kept, no socket is.
         if let Some(socket) = self.seen().get_mut(index) {
             change(socket);
         }
     }
 
-    /// Accounts, how many messages came, and ends; no header, so that no token lands in a test's output.
+    /// Returns accounts, message counts and ends; no headers, so that no token is printed by a
+    /// test.
     fn outline(&self) -> String {
         let lines = self.all().into_iter().map(|socket| {
             let end = socket

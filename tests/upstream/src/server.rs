@@ -1,47 +1,36 @@
-//! The listener, its connections, and the way of a request to its reply; what that is, `decide` says.
-//! Invariant: when the last [`Upstream`] handle goes, listener and connections are closed.
+//! The running upstream: where it listens, its scripts, and what it saw. `connection` serves
+//! connections; `decide` chooses replies. Invariant: when the last [`Upstream`] handle goes,
+//! listener and connections are closed.
 
+mod connection;
 mod decide;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
-use http::{Request, Response, StatusCode};
-use http_body_util::BodyExt;
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::{JoinHandle, JoinSet};
+use h2::Reason;
+use rustls::ServerConfig;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use crate::account::Account;
-use crate::answer::{Answer, Call, Prepared, Route};
-use crate::asked::Asked;
-use crate::body::{Broken, ScriptedBody, Underway};
-use crate::events;
-use crate::handshake::Outcome;
+use crate::answer::Prepared;
 use crate::login::{Login, Logins};
-use crate::reply::{Content, Cut, Reply};
+use crate::reply::Reply;
 use crate::script::Script;
 use crate::seen::{Record, SeenRequest};
 use crate::seen_socket::{SeenSocket, Sockets};
-use crate::socket::{AcceptedSocket, Opening};
 use crate::socket_reply::SocketReply;
 use crate::standing::HeaderForm;
-use crate::wire::{Wire, WireIo};
 
-use decide::{Decided, route};
+use connection::accept;
 
-/// After a failed accept (no file descriptors, usually) the next try waits this long.
-const ACCEPT_BACKOFF: Duration = Duration::from_millis(10);
-const HEADER_LIST_BYTES_MAX: u32 = 1 << 20;
 const TOKEN_PATH: &str = "/oauth/token";
 
-/// A running upstream. Clones are the same one; it stops when the last is dropped.
+/// A running upstream. Clones are the same upstream; it stops when the last is dropped.
 #[derive(Clone, Debug)]
 pub struct Upstream {
     stage: Arc<Stage>,
@@ -49,43 +38,69 @@ pub struct Upstream {
 }
 
 /// How an upstream starts.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
     /// The port on 127.0.0.1; 0 takes a free one.
     pub port: u16,
-    /// Whether requests are kept.
+    /// Whether requests are recorded.
     pub remember: Remember,
+    /// Serves TLS. Without it, HTTP in clear.
+    pub tls: Option<TlsOptions>,
 }
 
-/// Whether requests are kept.
+/// How an upstream serves TLS, and HTTP/2 over it.
+#[derive(Clone, Debug)]
+pub struct TlsOptions {
+    /// Certificate, key and the protocols of ALPN. A connection that does not agree on `h2` speaks
+    /// HTTP/1.1.
+    pub config: Arc<ServerConfig>,
+    /// SETTINGS_MAX_CONCURRENT_STREAMS; hyper's default if none.
+    pub streams_max: Option<u32>,
+    /// How much of a request's body the client may send before it is read, for a stream and for all
+    /// streams of a connection together; hyper's default if none.
+    pub window_bytes: Option<u32>,
+}
+
+impl TlsOptions {
+    /// hyper's defaults.
+    pub fn new(config: Arc<ServerConfig>) -> Self {
+        TlsOptions {
+            config,
+            streams_max: None,
+            window_bytes: None,
+        }
+    }
+}
+
+/// Whether requests are recorded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Remember {
     /// All of them, with their bodies.
     #[default]
     Everything,
-    /// Only how many there were: for a bench.
+    /// Only their number: for a benchmark.
     Counts,
 }
 
 /// What every connection shares.
 #[derive(Debug)]
 struct Stage {
-    /// By the token that names each; accounts of logins are not among them.
+    /// By access token. Accounts of logins are in `logins`.
     accounts: Mutex<HashMap<String, Account>>,
     logins: Logins,
     record: Arc<Record>,
-    /// The upstream-wide reply, where an account has none of its own.
+    /// The upstream-wide replies, for accounts without a script.
     script: Script<Prepared>,
     well: Arc<Prepared>,
     sockets: Arc<Sockets>,
-    /// As `script`, for the turns on sockets.
+    /// As `script`, for turns on sockets.
     socket_script: Arc<Script<SocketReply>>,
+    tls: Option<TlsOptions>,
+    /// How often every HTTP/2 connection was ended gracefully.
+    go_away: watch::Sender<u64>,
 }
 
-/// A connection's socket, once its handshake has been accepted.
-type PendingSocket = Mutex<Option<AcceptedSocket>>;
-
-/// The accepting task; dropping it ends the task, and with it the connections that it holds.
+/// The accepting task. Dropping it ends the task and its connections.
 #[derive(Debug)]
 struct Listening {
     address: SocketAddr,
@@ -94,20 +109,20 @@ struct Listening {
 }
 
 impl Upstream {
-    /// Starts on a free port of 127.0.0.1, remembering every request.
+    /// Starts on a free port of 127.0.0.1 and records every request.
     ///
     /// # Panics
-    /// If there is no port to listen on.
+    /// Panics if there is no port to listen on.
     pub async fn start() -> Self {
         Self::start_with(Options::default())
             .await
             .expect("a free port on 127.0.0.1")
     }
 
-    /// Starts as told.
+    /// Starts with these options.
     ///
     /// # Errors
-    /// If the port can't be listened on.
+    /// Returns an error if it cannot listen on the port.
     pub async fn start_with(options: Options) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, options.port)).await?;
         let address = listener.local_addr()?;
@@ -120,6 +135,8 @@ impl Upstream {
             well: Arc::new(Prepared::new(Reply::ok())),
             sockets: Arc::new(Sockets::new(options.remember)),
             socket_script: Arc::default(),
+            tls: options.tls,
+            go_away: watch::Sender::default(),
         });
         let task = Mutex::new(Some(tokio::spawn(accept(listener, Arc::clone(&stage)))));
         Ok(Upstream {
@@ -132,37 +149,46 @@ impl Upstream {
         })
     }
 
-    /// Where it listens.
+    /// Returns the address that it listens on.
     pub fn address(&self) -> SocketAddr {
         self.listening.address
     }
 
-    /// For the `chatgpt` endpoint: `http://127.0.0.1:PORT/backend-api`.
+    /// Returns the URL for the `chatgpt` endpoint: `http://127.0.0.1:PORT/backend-api`, or `https`
+    /// if it serves TLS.
     pub fn chatgpt_url(&self) -> String {
-        format!("http://{}/backend-api", self.address())
+        format!("{}/backend-api", self.api_url())
     }
 
-    /// For the `api` endpoint: `http://127.0.0.1:PORT`.
+    /// Returns the URL for the `api` endpoint: `http://127.0.0.1:PORT`, or `https` if it serves
+    /// TLS.
     pub fn api_url(&self) -> String {
-        format!("http://{}", self.address())
+        let scheme = if self.stage.tls.is_some() {
+            "https"
+        } else {
+            "http"
+        };
+        format!("{scheme}://{}", self.address())
     }
 
-    /// For the `token` endpoint: `http://127.0.0.1:PORT/oauth/token`.
+    /// Returns the URL for the `token` endpoint: `http://127.0.0.1:PORT/oauth/token`, or `https` if
+    /// it serves TLS.
     pub fn token_url(&self) -> String {
-        format!("http://{}{TOKEN_PATH}", self.address())
+        format!("{}{TOKEN_PATH}", self.api_url())
     }
 
-    /// The account that this access token names; made if it is new, with nothing used and the plan `plus`.
+    /// Returns the account of this access token. A new one has nothing used and the plan `plus`.
     pub fn account(&self, access_token: &str, account_id: &str) -> Account {
         self.account_with(access_token, account_id, HeaderForm::Plain)
     }
 
-    /// The account that this API key names. Its `id` is `name`; it tells no rate-limit windows.
+    /// Returns the account of this API key. Its `id` is `name`, and its responses have no
+    /// rate-limit headers.
     pub fn api_key(&self, key: &str, name: &str) -> Account {
         self.account_with(key, name, HeaderForm::Absent)
     }
 
-    /// A new login, for an account of its own with nothing used and the plan `plus`.
+    /// Creates a login for a new account with nothing used and the plan `plus`.
     pub fn login(&self, account_id: &str) -> Login {
         self.stage
             .logins
@@ -181,23 +207,23 @@ impl Upstream {
             .clone()
     }
 
-    /// The reply to every turn of every account that has no script of its own.
+    /// Sets the reply to every turn of accounts without a script.
     pub fn always(&self, reply: Reply) {
         self.stage.script.set_always(Prepared::new(reply));
     }
 
-    /// The reply to every turn on a socket, prewarms left out, where the account has no script of its own and knows
-    /// the previous response.
+    /// Sets the reply to every turn on a socket, without prewarms, if the account has no script and
+    /// knows the previous response.
     pub fn always_socket(&self, reply: impl Into<SocketReply>) {
         self.stage.socket_script.set_always(reply.into());
     }
 
-    /// Every request so far, in order of arrival (of its last byte).
+    /// Returns every request so far, in order of the arrival of its last byte.
     pub fn requests(&self) -> Vec<SeenRequest> {
         self.stage.record.requests()
     }
 
-    /// The turns among [`requests`](Self::requests): POSTs to a model route.
+    /// Returns the turns among [`requests`](Self::requests): POSTs to a model route.
     pub fn turns(&self) -> Vec<SeenRequest> {
         self.requests()
             .into_iter()
@@ -205,15 +231,15 @@ impl Upstream {
             .collect()
     }
 
-    /// How many requests there were, kept or not.
+    /// Returns the number of requests, recorded or not.
     pub fn request_count(&self) -> usize {
         self.stage.record.counts().requests
     }
 
-    /// Waits until there were `count` requests of any kind, polls too.
+    /// Waits until `count` requests of any kind, polls included, have arrived.
     ///
     /// # Panics
-    /// After [`WAIT_MAX`](crate::WAIT_MAX), with what was seen instead.
+    /// Panics after [`WAIT_MAX`](crate::WAIT_MAX), with what was seen instead.
     pub async fn wait_for_requests(&self, count: usize) -> Vec<SeenRequest> {
         self.stage
             .record
@@ -224,7 +250,7 @@ impl Upstream {
         self.requests()
     }
 
-    /// Waits until there were `count` turns.
+    /// Waits until `count` turns have arrived.
     ///
     /// # Panics
     /// As [`wait_for_requests`](Self::wait_for_requests).
@@ -236,13 +262,14 @@ impl Upstream {
         self.turns()
     }
 
-    /// How many requests the client left before upstream had handed over all of the answer. A reply without gates,
-    /// pauses or chunks is handed over whole, so use a [`Gate`](crate::Gate) to see a client leave.
+    /// Returns how many requests the client abandoned before upstream had handed over the whole
+    /// answer. A reply without gates, pauses or chunks is handed over at once, so use a
+    /// [`Gate`](crate::Gate) to see a client leave.
     pub fn abandoned(&self) -> usize {
         self.stage.record.counts().abandoned
     }
 
-    /// Waits until clients left `count` requests unfinished.
+    /// Waits until clients have abandoned `count` requests.
     ///
     /// # Panics
     /// As [`wait_for_requests`](Self::wait_for_requests).
@@ -255,19 +282,29 @@ impl Upstream {
             .await;
     }
 
-    /// Every accepted socket so far, in order of its handshake. Refused handshakes are among
-    /// [`requests`](Self::requests) only.
+    /// Returns the codes of the RST_STREAMs that clients have sent so far, over HTTP/2.
+    pub fn stream_resets(&self) -> Vec<Reason> {
+        self.stage.record.resets()
+    }
+
+    /// Ends every HTTP/2 connection gracefully: sends GOAWAY and answers the requests in flight.
+    pub fn go_away(&self) {
+        self.stage.go_away.send_modify(|times| *times += 1);
+    }
+
+    /// Returns every accepted socket so far, in order of its handshake. Rejected handshakes are
+    /// only among [`requests`](Self::requests).
     pub fn sockets(&self) -> Vec<SeenSocket> {
         self.stage.sockets.all()
     }
 
-    /// How many sockets are open now, kept or not.
+    /// Returns how many sockets are open, recorded or not.
     pub fn open_socket_count(&self) -> usize {
         let counts = self.stage.sockets.counts();
         counts.accepted - counts.ended
     }
 
-    /// Waits until `count` sockets were accepted.
+    /// Waits until `count` sockets have been accepted.
     ///
     /// # Panics
     /// As [`wait_for_requests`](Self::wait_for_requests).
@@ -281,7 +318,7 @@ impl Upstream {
         self.sockets()
     }
 
-    /// Waits until `count` text and binary messages came, on all sockets together.
+    /// Waits until `count` text and binary messages have arrived, on all sockets together.
     ///
     /// # Panics
     /// As [`wait_for_requests`](Self::wait_for_requests).
@@ -309,7 +346,7 @@ impl Upstream {
         self.sockets()
     }
 
-    /// Waits until the sockets are as `expected` says and `enough` finds: of one socket, or for pings.
+    /// Waits until the sockets are as `expected` describes and `enough` decides.
     ///
     /// # Panics
     /// As [`wait_for_requests`](Self::wait_for_requests).
@@ -326,7 +363,7 @@ impl Upstream {
     pub async fn stop(&self) {
         let task = self.listening.end();
         if let Some(task) = task {
-            // It was just told to end, so the only outcome is that it was cancelled.
+            // It was aborted, so the only outcome is that it was cancelled.
             let _ = task.await;
         }
     }
@@ -348,180 +385,4 @@ impl Drop for Listening {
     fn drop(&mut self) {
         self.end();
     }
-}
-
-async fn accept(listener: TcpListener, stage: Arc<Stage>) {
-    let mut connections = JoinSet::new();
-    let mut number = 0;
-    loop {
-        tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
-                    number += 1;
-                    connections.spawn(converse(stream, number, Arc::clone(&stage)));
-                }
-                Err(_) => tokio::time::sleep(ACCEPT_BACKOFF).await,
-            },
-            Some(_) = connections.join_next() => {}
-        }
-    }
-}
-
-async fn converse(stream: TcpStream, number: u64, stage: Arc<Stage>) {
-    let wire = Arc::new(Wire::new(number, stream));
-    let io = TokioIo::new(WireIo(Arc::clone(&wire)));
-    let socket = Arc::new(PendingSocket::default());
-    let service = service_fn({
-        let socket = Arc::clone(&socket);
-        move |request| {
-            stage
-                .clone()
-                .serve(Arc::clone(&wire), Arc::clone(&socket), request)
-        }
-    });
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http2().max_header_list_size(HEADER_LIST_BYTES_MAX);
-    // An error here is the client's leaving or a break that the script asked for; the record tells them apart.
-    let _ = builder.serve_connection_with_upgrades(io, service).await;
-    let socket = socket.lock().expect("no holder of a socket panics").take();
-    // In this task, so that the socket ends with the upstream.
-    if let Some(socket) = socket {
-        socket.play().await;
-    }
-}
-
-impl Stage {
-    async fn serve(
-        self: Arc<Self>,
-        wire: Arc<Wire>,
-        socket: Arc<PendingSocket>,
-        mut request: Request<Incoming>,
-    ) -> Result<Response<ScriptedBody>, Broken> {
-        let mut underway = Underway::new(Arc::clone(&self.record));
-        let upgrade = hyper::upgrade::on(&mut request);
-        let (head, body) = request.into_parts();
-        let body = body.collect().await.map_err(|_| Broken)?.to_bytes();
-        let route = route(&head.method, head.uri.path(), &head.headers);
-        let asked = Asked::read(&head.headers, &body);
-        let Decided {
-            account,
-            outcome,
-            body: told,
-        } = match route {
-            Some(Route::Token) => self.logins.redeem(&head.headers, &body).into(),
-            _ => self.decide(route, &head.headers, asked.as_ref()),
-        };
-        let seen = SeenRequest {
-            method: head.method,
-            target: head
-                .uri
-                .path_and_query()
-                .map_or_else(|| head.uri.to_string(), ToString::to_string),
-            headers: head.headers,
-            body,
-            account: account.as_ref().map(|account| account.id().to_owned()),
-            connection: wire.number,
-            version: head.version,
-        };
-        self.record.add(seen.clone());
-        if let (Some(account), Some(route)) = (&account, route) {
-            account.saw(route);
-        }
-        let prepared = match outcome {
-            Outcome::Response(prepared) => prepared,
-            Outcome::Upgrade(wish) => {
-                let account = account.expect("only an account's own handshake is accepted");
-                let opening = Opening {
-                    upgrade,
-                    wish,
-                    account,
-                    script: Arc::clone(&self.socket_script),
-                    wire,
-                    sockets: Arc::clone(&self.sockets),
-                };
-                return Ok(accept_socket(opening, seen, &socket, underway).await);
-            }
-        };
-        if let Some(gate) = &prepared.reply.head_gate {
-            gate.clone().pass().await;
-        }
-        break_before_head(&prepared.reply, &wire, &mut underway).await?;
-        let call = call(
-            route,
-            account.as_ref(),
-            &prepared.reply,
-            asked.unwrap_or_default(),
-        );
-        Ok(respond(
-            prepared.answer(Call {
-                body: told.or(call.body),
-                ..call
-            }),
-            wire,
-            underway,
-        ))
-    }
-}
-
-/// Ends the connection in place of an answer, if the reply says so.
-async fn break_before_head(
-    reply: &Reply,
-    wire: &Wire,
-    underway: &mut Underway,
-) -> Result<(), Broken> {
-    if let Content::Garbage(bytes) = &reply.content {
-        // The client may close at the first strange byte; that is its right.
-        let _ = wire.write_bare(bytes).await;
-    } else if reply.cut != Some(Cut::BeforeHead) {
-        return Ok(());
-    }
-    underway.finish();
-    Err(Broken::now(wire, reply.cut_by))
-}
-
-fn call(route: Option<Route>, account: Option<&Account>, reply: &Reply, asked: Asked) -> Call {
-    let turn = route.is_some_and(Route::is_turn);
-    if let (Some(account), true, true) = (account, turn, reply.status.is_success()) {
-        account.use_one_turn();
-    }
-    Call {
-        // A request without a route has an error for a reply, which looks at no route.
-        route: route.unwrap_or(Route::Models),
-        asked,
-        body: account
-            .filter(|_| route == Some(Route::Usage))
-            .map(|account| account.standing().usage_body()),
-        rate_limits: account.map(Account::rate_limit_headers).unwrap_or_default(),
-        number: events::next_number(),
-    }
-}
-
-/// Accepts the socket and leaves it in `pending`, to be played once hyper is done with the connection.
-async fn accept_socket(
-    opening: Opening,
-    seen: SeenRequest,
-    pending: &PendingSocket,
-    underway: Underway,
-) -> Response<ScriptedBody> {
-    if let Some(gate) = &opening.wish.head_gate {
-        gate.clone().pass().await;
-    }
-    let body = ScriptedBody::new(VecDeque::new(), None, Arc::clone(&opening.wire), underway);
-    let mut response = Response::new(body);
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    *response.headers_mut() = opening.head(&seen.headers);
-    *pending.lock().expect("no holder of a socket panics") = Some(opening.accept(seen));
-    response
-}
-
-fn respond(answer: Answer, wire: Arc<Wire>, underway: Underway) -> Response<ScriptedBody> {
-    let mut response = Response::new(ScriptedBody::new(
-        answer.steps,
-        answer.length,
-        wire,
-        underway,
-    ));
-    *response.status_mut() = answer.status;
-    *response.headers_mut() = answer.headers;
-    response
 }

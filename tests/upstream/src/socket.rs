@@ -1,6 +1,6 @@
-//! A socket after its upgrade: one future reads and records what the client sends, another plays the replies, one
-//! after the other. Invariant: the reader waits for no reply, so a reply that stands before a gate hides nothing that
-//! the client does.
+//! A socket after its upgrade: one future reads and records what the client sends, another plays
+//! the replies, one after the other. Invariant: the reader waits for no reply, so a reply that
+//! waits at a gate hides nothing that the client does.
 
 use std::collections::HashSet;
 use std::future::pending;
@@ -34,18 +34,18 @@ use crate::wire::Wire;
 
 type Frames = WebSocketStream<TokioIo<Upgraded>>;
 
-/// Turns that wait for the one before; past it the socket is not read.
+/// The most turns that wait for the one before; past it the socket is not read.
 const TURNS_QUEUED_MAX: usize = 64;
 /// Allocated for each socket; small, as there may be thousands.
 const READ_BUFFER_BYTES: usize = 8 << 10;
 
-/// A handshake that is going to be accepted, and all that its socket needs.
+/// A handshake that will be accepted, and everything its socket needs.
 #[derive(Debug)]
 pub(crate) struct Opening {
     pub(crate) upgrade: OnUpgrade,
     pub(crate) wish: Arc<Upgrade>,
     pub(crate) account: Account,
-    /// The upstream-wide reply to a turn, where the account has none of its own.
+    /// The upstream-wide reply to a turn, if the account has no script.
     pub(crate) script: Arc<Script<SocketReply>>,
     pub(crate) wire: Arc<Wire>,
     pub(crate) sockets: Arc<Sockets>,
@@ -58,32 +58,32 @@ pub(crate) struct AcceptedSocket {
     index: usize,
 }
 
-/// Something to be played.
+/// One reply to play.
 #[derive(Debug)]
 struct Task {
     create: Create,
-    /// What the account's script or an upgrade's wish says; the natural reply, if none.
+    /// The reply from the account's script or the upgrade; the default reply if `None`.
     reply: Option<Arc<SocketReply>>,
 }
 
-/// What is left to do for the player.
+/// What the player does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Curtain {
-    /// The next reply.
+    /// Play the next reply.
     Open,
-    /// Nothing: the reader sees the end.
+    /// Wait for the reader, which sees the end.
     Closed,
-    /// To drop the connection.
+    /// Drop the connection.
     Reset,
 }
 
 impl Opening {
-    /// The header fields of the 101.
+    /// Returns the header fields of the 101.
     pub(crate) fn head(&self, request: &HeaderMap) -> HeaderMap {
         self.wish.head(request, self.account.rate_limit_headers())
     }
 
-    /// Records the socket: before the client can know of it.
+    /// Records the socket, before the client can know of it.
     pub(crate) fn accept(self, request: SeenRequest) -> AcceptedSocket {
         self.account.opened_socket();
         let index = self.sockets.add(self.account.id().to_owned(), request);
@@ -168,7 +168,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Answers how the socket is going to end, if the message says so.
+    /// Returns how the socket will end, if the message decides that.
     async fn take(&mut self, message: Message) -> Option<SocketEnd> {
         match message {
             Message::Text(text) => {
@@ -188,7 +188,7 @@ impl Reader<'_> {
             Message::Ping(payload) => self.sockets.ping(self.index, payload),
             Message::Pong(payload) => self.sockets.pong(self.index, payload),
             Message::Close(frame) => return Some(SocketEnd::closed(frame)),
-            // Only ever written, never read.
+            // Tungstenite writes raw frames and never reads them.
             Message::Frame(_) => {}
         }
         None
@@ -207,7 +207,7 @@ impl Reader<'_> {
 
     async fn ask(&self, task: Option<Task>) {
         if let Some(task) = task {
-            // Fails only where the player has gone, and then this future goes too.
+            // Fails only if the player has ended, and then this future is dropped too.
             let _ = self.asked.send(task).await;
         }
     }
@@ -268,7 +268,7 @@ struct Performance<'a> {
 }
 
 impl Player<'_> {
-    /// Plays all that is asked for. Ends only where the connection is to be reset.
+    /// Plays every reply. Returns only if the connection must be reset.
     async fn play(mut self, greeting: Option<Arc<SocketReply>>, mut tasks: mpsc::Receiver<Task>) {
         let mut next = greeting.map(|reply| Task {
             create: Create::default(),
@@ -286,7 +286,7 @@ impl Player<'_> {
             match self.perform(&reply, &task.create).await {
                 Ok(Curtain::Open) => {}
                 Ok(Curtain::Reset) => return self.wire.reset_on_close(),
-                // An error is the end of the connection.
+                // An error means that the connection has ended.
                 Ok(Curtain::Closed) | Err(_) => return pending().await,
             }
         }
@@ -358,7 +358,8 @@ impl Player<'_> {
         let Some(event) = show.response().ended(end) else {
             return Ok(());
         };
-        // Before it goes out: who sees the last event sees its use, and may name its response.
+        // Before it is sent: a client that sees the last event sees its use and may name its
+        // response.
         if !show.create.is_prewarm {
             self.account.use_one_turn();
         }
@@ -381,7 +382,7 @@ impl Player<'_> {
         self.data(show.reply, Data::Text, data.into()).await
     }
 
-    /// Writes a message in the frames that the reply wants.
+    /// Writes a message in the frames that the reply asks for.
     async fn data(
         &mut self,
         reply: &SocketReply,

@@ -1,5 +1,5 @@
-//! What upstream does on a socket when a `response.create` came: steps, in the order in which they happen. Owns the
-//! wish, not its doing (that is in `socket`).
+//! What upstream does on a socket after a `response.create`: steps, in order. Owns the description;
+//! `socket` performs the steps.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::gate::Gate;
 use crate::reply::{End, Turn, Usage};
 use crate::standing::Standing;
 
-/// Stands for "no code": what a close frame without one is reported as (RFC 6455, section 7.1.5), and never sent.
+/// The code that stands for a close frame without one (RFC 6455, section 7.1.5). It is never sent.
 pub const NO_CLOSE_CODE: u16 = 1005;
 
 /// One scripted reply on a socket: [`ok`](Self::ok), or steps added to [`begun`](Self::begun) or
@@ -29,7 +29,8 @@ pub struct SocketReply {
 pub(crate) enum SocketStep {
     /// `response.created`.
     Created,
-    /// The events of the assistant's message, from `response.in_progress` to `response.output_item.done`.
+    /// The events of the assistant's message, from `response.in_progress` to
+    /// `response.output_item.done`.
     Message,
     /// The last event.
     End(End),
@@ -48,17 +49,17 @@ pub(crate) enum SocketStep {
 }
 
 impl SocketReply {
-    /// A turn that goes well: [`begun`](Self::begun), then [`completed`](Self::completed).
+    /// Creates a successful turn: [`begun`](Self::begun), then [`completed`](Self::completed).
     pub fn ok() -> Self {
         Self::begun().completed()
     }
 
-    /// A turn up to `response.output_item.done`, as a stream has it, without its last event.
+    /// Creates a turn up to `response.output_item.done`, without its last event.
     pub fn begun() -> Self {
         Self::silent().then_begun()
     }
 
-    /// Nothing: the turn stays under way unless steps are added.
+    /// Creates an empty reply: the turn stays open unless steps are added.
     pub fn silent() -> Self {
         SocketReply {
             turn: Turn::default(),
@@ -70,7 +71,7 @@ impl SocketReply {
         }
     }
 
-    /// As a prewarm is answered: created and completed, nothing between, and no tokens.
+    /// Creates the answer to a prewarm: created and completed, nothing in between, and no tokens.
     pub fn prewarm() -> Self {
         let nothing = Usage {
             input: 0,
@@ -110,8 +111,8 @@ impl SocketReply {
         self.event(&error.event())
     }
 
-    /// Step: a `codex.rate_limits` event with these figures. It names the limit in `metered_limit_name`; for another
-    /// form use [`event`](Self::event).
+    /// Step: a `codex.rate_limits` event with these figures. It names the limit in
+    /// `metered_limit_name`; for another form use [`event`](Self::event).
     pub fn rate_limits(self, standing: &Standing) -> Self {
         self.event(&standing.event())
     }
@@ -121,7 +122,7 @@ impl SocketReply {
         self.text(event.to_string())
     }
 
-    /// Step: a text message. Bytes that are no UTF-8 go out as they are.
+    /// Step: a text message. Bytes that are not UTF-8 are sent as they are.
     pub fn text(self, payload: impl Into<Bytes>) -> Self {
         self.step(SocketStep::Text(payload.into()))
     }
@@ -136,23 +137,24 @@ impl SocketReply {
         self.step(SocketStep::Ping(payload.into()))
     }
 
-    /// Step: a pong that nobody asked for.
+    /// Step: an unsolicited pong.
     pub fn pong(self, payload: impl Into<Bytes>) -> Self {
         self.step(SocketStep::Pong(payload.into()))
     }
 
-    /// Step: bytes on the connection, framed by nobody.
+    /// Step: raw bytes on the connection.
     pub fn raw(self, bytes: impl Into<Bytes>) -> Self {
         self.step(SocketStep::Raw(bytes.into()))
     }
 
-    /// Step: waits for the gate; all before it is written. What the client sends is still read.
+    /// Step: waits for the gate, with everything before it written. The client's messages are still
+    /// read.
     pub fn hold(self, gate: &Gate) -> Self {
         self.step(SocketStep::Hold(gate.clone()))
     }
 
-    /// Last step: a close frame; [`NO_CLOSE_CODE`] sends one without code and reason. The connection ends once the
-    /// client's close frame is there.
+    /// Last step: a close frame; [`NO_CLOSE_CODE`] sends one without code and reason. The
+    /// connection ends once the client's close frame has arrived.
     pub fn close(self, code: u16, reason: &str) -> Self {
         self.step(SocketStep::Close {
             code,
@@ -160,7 +162,7 @@ impl SocketReply {
         })
     }
 
-    /// Last step: FIN without a close frame. What the client sends is still read.
+    /// Last step: FIN without a close frame. The client's messages are still read.
     pub fn finish(self) -> Self {
         self.step(SocketStep::Finish)
     }
@@ -170,58 +172,60 @@ impl SocketReply {
         self.step(SocketStep::Reset)
     }
 
-    /// How many deltas the message comes in (3 unless told).
+    /// Sets how many deltas the message has (3 by default).
     pub fn deltas(mut self, count: usize) -> Self {
         self.turn.deltas = count;
         self
     }
 
-    /// How many bytes of text each delta has (5 unless told).
+    /// Sets how many bytes of text each delta has (5 by default).
     pub fn delta_bytes(mut self, bytes: usize) -> Self {
         self.turn.delta_bytes = bytes;
         self
     }
 
-    /// How many bytes of text the message has where it is told whole, as in the last event: the deltas', unless told.
+    /// Sets how many bytes of text the whole message has, as in the last event: those of the deltas
+    /// by default.
     pub fn output_bytes(mut self, bytes: usize) -> Self {
         self.output_bytes = Some(bytes);
         self
     }
 
-    /// The model that the answer names, in place of the one asked for.
+    /// Sets the model that the answer names, instead of the requested one.
     pub fn model(mut self, model: &str) -> Self {
         self.turn.model = Some(model.to_owned());
         self
     }
 
-    /// The service tier that the answer names, in place of the one asked for.
+    /// Sets the service tier that the answer names, instead of the requested one.
     pub fn service_tier(mut self, tier: &str) -> Self {
         self.turn.service_tier = Some(tier.to_owned());
         self
     }
 
-    /// The response's id, in place of a new one.
+    /// Sets the response's id, instead of a new one.
     pub fn response_id(mut self, id: &str) -> Self {
         self.turn.response_id = Some(id.to_owned());
         self
     }
 
-    /// The tokens that the last event tells.
+    /// Sets the token counts of the last event.
     pub fn usage(mut self, usage: Usage) -> Self {
         self.turn.usage = Some(usage);
         self
     }
 
-    /// Tells no tokens.
+    /// Omits the token counts.
     pub fn without_usage(mut self) -> Self {
         self.turn.usage = None;
         self
     }
 
-    /// Sends each message in frames of these sizes, taken in turn until it ends; characters may be cut.
+    /// Sends each message in frames of these sizes, used in turn until it ends. Characters may be
+    /// split.
     ///
     /// # Panics
-    /// If all sizes are 0.
+    /// Panics if all sizes are 0.
     pub fn fragments(mut self, sizes: &[usize]) -> Self {
         assert!(
             sizes.iter().any(|size| *size > 0),
@@ -231,13 +235,13 @@ impl SocketReply {
         self
     }
 
-    /// Sends a ping after the first frame of each message that comes in several.
+    /// Sends a ping after the first frame of each message with several frames.
     pub fn ping_within(mut self, payload: impl Into<Bytes>) -> Self {
         self.ping_within = Some(payload.into());
         self
     }
 
-    /// Waits this long before each message: for demonstrations and benches, not for tests.
+    /// Waits this long before each message: for the demo and benchmarks, not for tests.
     pub fn pause_between(mut self, pause: Duration) -> Self {
         self.pause = Some(pause);
         self
@@ -255,7 +259,8 @@ impl From<SocketError> for SocketReply {
     }
 }
 
-/// An error event: `{"type": "error", "status", "error": {"type", "code", "message", …}, "headers": {…}}`.
+/// An error event: `{"type": "error", "status", "error": {"type", "code", "message", …}, "headers":
+/// {…}}`.
 #[derive(Clone, Debug)]
 pub struct SocketError {
     status: u16,
@@ -265,7 +270,7 @@ pub struct SocketError {
 }
 
 impl SocketError {
-    /// An error of this status, type and message; its code is null.
+    /// Creates an error of this status, type and message; its code is null.
     pub fn new(status: u16, error_type: &str, message: &str) -> Self {
         let fields = [
             ("type", json!(error_type)),
@@ -283,7 +288,7 @@ impl SocketError {
         }
     }
 
-    /// 429 `usage_limit_reached`. Add when it ends.
+    /// Creates a 429 `usage_limit_reached`. Add when it ends.
     pub fn usage_limit_reached() -> Self {
         Self::new(
             429,
@@ -293,7 +298,7 @@ impl SocketError {
         .field("plan_type", json!("plus"))
     }
 
-    /// 400 `previous_response_not_found`.
+    /// Creates a 400 `previous_response_not_found`.
     pub fn previous_response_not_found(id: &str) -> Self {
         let message = format!("Previous response with id '{id}' not found.");
         let error = Self::new(400, "invalid_request_error", &message)
@@ -301,7 +306,7 @@ impl SocketError {
         error.code("previous_response_not_found")
     }
 
-    /// 400 `websocket_connection_limit_reached`: the socket has lived its time.
+    /// Creates a 400 `websocket_connection_limit_reached`: the socket has reached its age limit.
     pub fn connection_limit_reached() -> Self {
         let message = "Responses websocket connection limit reached (60 minutes). \
                        Create a new websocket connection to continue.";
@@ -329,7 +334,7 @@ impl SocketError {
         self
     }
 
-    /// Adds a header to the event's `headers`, which are there only if there is one.
+    /// Adds a header to the event's `headers`, which are omitted if empty.
     pub fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.insert(name.to_owned(), json!(value));
         self
@@ -348,13 +353,13 @@ impl SocketError {
             })
     }
 
-    /// Tells the status as `status_code`.
+    /// Writes the status as `status_code`.
     pub fn with_status_code(mut self) -> Self {
         self.status_field = Some("status_code");
         self
     }
 
-    /// Tells no status.
+    /// Omits the status.
     pub fn without_status(mut self) -> Self {
         self.status_field = None;
         self

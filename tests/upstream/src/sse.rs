@@ -1,4 +1,5 @@
-//! How server-sent events are written, in the plain way and in the odd ways that occur and must work.
+//! How server-sent events are written: the plain form, and the unusual forms that occur and must
+//! work.
 
 /// The spelling of a stream of events.
 #[derive(Clone, Copy, Debug, Default)]
@@ -29,7 +30,7 @@ impl Spelling {
         line("", "", "");
     }
 
-    /// The bytes of the last event, without its line ends if the spelling says so.
+    /// Returns the bytes of the last event, without its line end if the spelling says so.
     pub(crate) fn trim_last(self, last: &[u8]) -> &[u8] {
         if !self.no_final_newline {
             return last;

@@ -1,4 +1,5 @@
-//! An account's standing: what its two rate-limit windows say, and the headers and the `wham/usage` body that say it.
+//! An account's standing: its two rate-limit windows, and the headers and the `wham/usage` body
+//! that report them.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -9,7 +10,7 @@ const FIVE_HOUR_MINUTES: u64 = 300;
 const WEEKLY_MINUTES: u64 = 10_080;
 const ACTIVE_LIMIT: &str = "codex_bengalfox";
 
-/// The account's plan, its windows, and how responses tell them.
+/// The account's plan, its windows, and how responses report them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Standing {
     /// `plan_type` of `wham/usage`, for example `plus`.
@@ -20,7 +21,7 @@ pub struct Standing {
     pub weekly: Window,
     /// Names of the rate-limit headers.
     pub header_form: HeaderForm,
-    /// Which window stands in the primary slot.
+    /// Which window is in the primary slot.
     pub slots: Slots,
 }
 
@@ -29,7 +30,7 @@ pub struct Standing {
 pub struct Window {
     /// Used, in percent of the window's budget.
     pub used_percent: f64,
-    /// When the window begins anew, in Unix seconds.
+    /// When the window resets, in Unix seconds.
     pub resets_at: u64,
     /// What each answered turn adds to `used_percent`.
     pub used_percent_per_turn: f64,
@@ -42,13 +43,13 @@ pub enum HeaderForm {
     Plain,
     /// `x-codex-active-limit: codex_bengalfox` and `x-codex-bengalfox-primary-…`.
     ActiveLimit,
-    /// `x-codex-active-limit: codex_bengalfox`, and yet `x-codex-primary-…`.
+    /// `x-codex-active-limit: codex_bengalfox`, but `x-codex-primary-…`.
     PlainBesideActiveLimit,
     /// No such headers, as api.openai.com answers.
     Absent,
 }
 
-/// Which window stands in the primary slot.
+/// Which window is in the primary slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Slots {
     /// Primary is the 5-hour window: the usual order.
@@ -58,7 +59,7 @@ pub enum Slots {
 }
 
 impl Standing {
-    /// Nothing used, both windows beginning now, plain headers.
+    /// Creates a standing with nothing used, both windows beginning now, and plain headers.
     pub fn new(plan: &str) -> Self {
         let now = unix_now();
         Standing {
@@ -116,7 +117,7 @@ impl Standing {
         grows
     }
 
-    /// The rate-limit headers.
+    /// Returns the rate-limit headers.
     pub(crate) fn headers(&self) -> HeaderMap {
         let mut headers = HeaderMap::new();
         let limit = match self.header_form {
@@ -152,7 +153,7 @@ impl Standing {
         headers
     }
 
-    /// The body of `GET /backend-api/wham/usage`.
+    /// Returns the body of `GET /backend-api/wham/usage`.
     pub(crate) fn usage_body(&self) -> Value {
         let [primary, secondary] = self.in_slots().map(|(_, window, minutes)| {
             json!({
@@ -174,7 +175,7 @@ impl Standing {
         })
     }
 
-    /// The event that tells it on a socket.
+    /// Returns the event that reports it on a socket.
     pub(crate) fn event(&self) -> Value {
         let [primary, secondary] = self.in_slots().map(|(_, window, minutes)| {
             json!({
@@ -230,7 +231,7 @@ impl Window {
     }
 }
 
-/// Whole figures without a fraction, as the backend writes them.
+/// Writes whole figures without a fraction, as the backend does.
 fn number(percent: f64) -> Value {
     if percent.fract() == 0.0 {
         json!(percent as i64)
@@ -239,7 +240,7 @@ fn number(percent: f64) -> Value {
     }
 }
 
-/// Now, in Unix seconds.
+/// Returns the current Unix second.
 pub(crate) fn unix_now() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)

@@ -1,5 +1,5 @@
-//! What the token endpoint is told to answer: a builder over [`Reply`], which carries the answer itself.
-//! Invariant: what a reply grants is granted before any of it goes out, and whether or not it arrives.
+//! What the token endpoint answers: a builder over [`Reply`], which describes the answer itself.
+//! Invariant: a reply's effect on the login precedes its first byte, whether or not it arrives.
 
 use std::time::Duration;
 
@@ -10,20 +10,21 @@ use crate::gate::Gate;
 use crate::reply::{Content, Cut, Reply};
 
 const TRICKLE_PAUSE: Duration = Duration::from_millis(100);
-/// An endless answer ends after all, long after any test has given up.
+/// An endless answer does end, long after any test has given up.
 const TRICKLE_SPACES: usize = (6 * WAIT_MAX.as_millis() / TRICKLE_PAUSE.as_millis()) as usize;
 
-/// One scripted reply to a refresh with the current token. Any other token is refused, whatever is scripted.
+/// One scripted reply to a refresh with the current token. Any other token is rejected regardless
+/// of the script.
 #[derive(Clone, Debug)]
 pub struct TokenReply {
     pub(crate) reply: Reply,
     pub(crate) grant: Grant,
 }
 
-/// What the login gets when a reply is given.
+/// A reply's effect on the login.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Grant {
-    /// New tokens, all of them; the refresh token that was shown is spent.
+    /// New tokens, all of them; the presented refresh token is spent.
     Rotation,
     /// A new access token; the refresh token stays current.
     Renewal,
@@ -32,7 +33,7 @@ pub(crate) enum Grant {
 }
 
 impl TokenReply {
-    /// New tokens, as when all goes well.
+    /// Creates a successful reply with new tokens.
     pub fn well() -> Self {
         TokenReply {
             reply: Reply::ok().without_rate_limits(),
@@ -40,11 +41,11 @@ impl TokenReply {
         }
     }
 
-    /// A status with no body and no Content-Type; the refresh token stays current unless
-    /// [`rotating`](Self::rotating) is added.
+    /// Creates a response of this status with no body and no Content-Type. The refresh token stays
+    /// current unless [`rotating`](Self::rotating) is added.
     ///
     /// # Panics
-    /// If `status` is none.
+    /// Panics if `status` is not an HTTP status.
     pub fn status(status: u16) -> Self {
         TokenReply {
             reply: Reply::raw(status, "").without_rate_limits(),
@@ -52,7 +53,7 @@ impl TokenReply {
         }
     }
 
-    /// These bytes as the body, in place of any other.
+    /// Sets these bytes as the body.
     pub fn body(mut self, body: impl Into<Bytes>) -> Self {
         self.reply.content = Content::Raw {
             body: body.into(),
@@ -64,19 +65,19 @@ impl TokenReply {
     /// Adds a header.
     ///
     /// # Panics
-    /// If name or value is none that HTTP allows.
+    /// Panics if HTTP does not allow the name or the value.
     pub fn header(mut self, name: &str, value: &str) -> Self {
         self.reply = self.reply.header(name, value);
         self
     }
 
-    /// The answer has a new access token only, and the refresh token stays current.
+    /// Issues a new access token only; the refresh token stays current.
     pub fn without_refresh_token(mut self) -> Self {
         self.grant = Grant::Renewal;
         self
     }
 
-    /// The refresh token is spent, though the answer does not have the next one.
+    /// Spends the refresh token although the answer does not contain the next one.
     pub fn rotating(mut self) -> Self {
         self.grant = Grant::Rotation;
         self
@@ -88,15 +89,16 @@ impl TokenReply {
         self
     }
 
-    /// Closes the connection in place of an answer.
+    /// Closes the connection instead of answering.
     pub fn cut(mut self) -> Self {
         self.reply.cut = Some(Cut::BeforeHead);
         self
     }
 
-    /// In place of the body come spaces, ten in a second, until the client leaves or a minute has passed.
+    /// Sends spaces instead of the body, ten a second, until the client leaves or a minute has
+    /// passed.
     pub fn endless(mut self) -> Self {
-        // Nobody knows how long an event stream will be, so that no Content-Length gives the end away.
+        // An event stream has no Content-Length that would reveal the end.
         let stream = Reply::sse(" ".repeat(TRICKLE_SPACES));
         self.reply = Reply {
             content: stream.content,

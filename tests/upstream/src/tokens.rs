@@ -1,5 +1,5 @@
-//! The tokens of a login, made and written as OpenAI and Codex do. Knows nothing of which are taken.
-//! Invariant: no two tokens made by a process are alike.
+//! The tokens of a login, made and written as OpenAI and Codex do. Knows nothing of which are
+//! accepted. Invariant: no two tokens made by a process are equal.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -12,7 +12,7 @@ const DAY_SECONDS: u64 = 24 * 60 * 60;
 
 static NEXT_NUMBER: AtomicU64 = AtomicU64::new(1);
 
-/// What one sign-in or refresh brings.
+/// The tokens of one sign-in or refresh.
 #[derive(Clone, Debug)]
 pub(crate) struct Tokens {
     pub(crate) id_token: String,
@@ -21,7 +21,7 @@ pub(crate) struct Tokens {
 }
 
 impl Tokens {
-    /// New ones, of which the access token expires at this Unix second.
+    /// Creates new ones whose access token expires at this Unix second.
     pub(crate) fn new(account: &Account, expires_at: i64) -> Self {
         Tokens {
             id_token: jwt(claims(account)),
@@ -30,7 +30,7 @@ impl Tokens {
         }
     }
 
-    /// auth.json as Codex writes it, refreshed just now.
+    /// Returns auth.json as Codex writes it, refreshed just now.
     pub(crate) fn auth_json(&self, account: &Account) -> Value {
         json!({
             "OPENAI_API_KEY": null,
@@ -45,14 +45,14 @@ impl Tokens {
     }
 }
 
-/// A new access token that expires at this Unix second.
+/// Creates an access token that expires at this Unix second.
 pub(crate) fn access_token(account: &Account, expires_at: i64) -> String {
     let mut claims = claims(account);
     claims["exp"] = json!(expires_at);
     jwt(claims)
 }
 
-/// What both JWTs say of their owner, and a number of their own.
+/// The claims that both JWTs have about their owner, and a unique number.
 fn claims(account: &Account) -> Value {
     json!({
         "jti": next_number(),
@@ -68,7 +68,7 @@ fn next_number() -> u64 {
     NEXT_NUMBER.fetch_add(1, Ordering::Relaxed)
 }
 
-/// A token of a JWT's shape; its signature is just a word.
+/// Encodes a token in the form of a JWT; its signature is just a word.
 fn jwt(claims: Value) -> String {
     [
         r#"{"alg":"none","typ":"JWT"}"#,
@@ -94,7 +94,7 @@ fn base64url(text: &str) -> String {
     encoded
 }
 
-/// Now, with nanoseconds and `Z`.
+/// Returns the current time, with nanoseconds and `Z`.
 fn rfc3339_now() -> String {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -110,8 +110,8 @@ fn rfc3339_now() -> String {
     format!("{year}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{nanos:09}Z")
 }
 
-/// Year, month and day of a day counted from 1970-01-01: `civil_from_days` of Howard Hinnant's "chrono-Compatible
-/// Low-Level Date Algorithms", whose years begin in March.
+/// Year, month and day of a day counted from 1970-01-01: `civil_from_days` of Howard Hinnant's
+/// "chrono-Compatible Low-Level Date Algorithms", whose years begin in March.
 fn date(days: u64) -> (u64, u64, u64) {
     let days = days + 719_468;
     let (era, day_of_era) = (days / 146_097, days % 146_097);

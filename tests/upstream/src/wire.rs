@@ -1,15 +1,18 @@
-//! The connection's socket, shared between hyper and a reply that needs it bare: to write what is no HTTP, to learn
-//! that all written bytes are out, or to break the connection. Invariant: the socket closes when its last holder goes.
+//! The connection's socket, shared between hyper and a reply that needs it bare: to write what is
+//! no HTTP, to learn that all written bytes are out, or to break the connection. Invariant: the
+//! socket closes when its last holder goes.
 
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
+
+use crate::http2::Http2Side;
 
 /// One accepted connection.
 #[derive(Debug)]
@@ -18,6 +21,8 @@ pub(crate) struct Wire {
     stream: TcpStream,
     flushed: Notify,
     flush_wanted: AtomicBool,
+    /// Set when the connection turns out to speak HTTP/2.
+    http2: OnceLock<Http2Side>,
 }
 
 impl Wire {
@@ -29,10 +34,22 @@ impl Wire {
             stream,
             flushed: Notify::new(),
             flush_wanted: AtomicBool::new(false),
+            http2: OnceLock::new(),
         }
     }
 
-    /// Writes past hyper: for a reply after which the connection ends, or on a socket between its frames.
+    /// The connection speaks HTTP/2 from here on.
+    pub(crate) fn speaks_http2(&self) -> &Http2Side {
+        self.http2.get_or_init(Http2Side::default)
+    }
+
+    /// What upstream does beside hyper, on a connection that speaks HTTP/2.
+    pub(crate) fn http2(&self) -> Option<&Http2Side> {
+        self.http2.get()
+    }
+
+    /// Writes past hyper: for a reply after which the connection ends, or on a socket between its
+    /// frames.
     pub(crate) async fn write_bare(&self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             self.stream.writable().await?;
@@ -45,7 +62,7 @@ impl Wire {
         Ok(())
     }
 
-    /// Waits for hyper's next flush, which it does when all bytes handed to it are written (exact for HTTP/1.1).
+    /// Waits for hyper's next flush, which it does when all bytes handed to it are written.
     pub(crate) async fn wait_for_flush(self: Arc<Self>) {
         let mut flushed = pin!(self.flushed.notified());
         flushed.as_mut().enable();

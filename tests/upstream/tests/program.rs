@@ -1,11 +1,11 @@
-//! The program, run as a bench runs it.
+//! The program, run as a benchmark runs it.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-/// Ends the program if a test fails before it has.
+/// Ends the program if a test fails before it has ended.
 struct Running(Child);
 
 impl Drop for Running {

@@ -1,5 +1,5 @@
-//! What a request is answered: its route, whose it is, and the account's script for it. Knows nothing of connections.
-//! Invariant: whoever shows no token that is taken learns nothing from a script.
+//! Chooses the reply to a request: its route, its account, and the account's script. Knows nothing
+//! of connections. Invariant: a request without an accepted token gets nothing from a script.
 
 use std::sync::Arc;
 
@@ -15,12 +15,12 @@ use crate::handshake::{self, Outcome};
 use crate::login::{Access, Redeemed};
 use crate::reply::Reply;
 
-/// What a request will be answered, and whose it is. Decided at once when its body is there, so that a client that
-/// leaves before the answer has still changed what it asked to change.
+/// The reply to a request, and its account. Decided as soon as the body is there, so that a client
+/// that leaves before the answer has still changed what it asked to change.
 pub(super) struct Decided {
     pub(super) account: Option<Account>,
     pub(super) outcome: Outcome,
-    /// The tokens that a refresh brings.
+    /// The new tokens, if this is a refresh.
     pub(super) body: Option<Value>,
 }
 
@@ -40,7 +40,7 @@ impl From<Redeemed> for Decided {
     }
 }
 
-/// Where a request goes, if there is such a place.
+/// Returns the route of a request, if there is one.
 pub(super) fn route(method: &Method, path: &str, headers: &HeaderMap) -> Option<Route> {
     match (method, path) {
         (&Method::GET, "/backend-api/codex/responses" | "/v1/responses")
@@ -81,7 +81,7 @@ impl Stage {
         }
     }
 
-    /// The account that the bearer token names, and whether the token is taken.
+    /// Returns the account that the bearer token names, and whether the token is accepted.
     fn bearer(&self, headers: &HeaderMap) -> Option<(Account, Access)> {
         let token = headers
             .get(AUTHORIZATION)?
@@ -110,7 +110,7 @@ impl Stage {
         if let Some(scripted) = scripted {
             return scripted;
         }
-        // Only where nothing was scripted: a script answers whatever the body is.
+        // Only if nothing was scripted: a script answers any body.
         if route.is_turn() && asked.is_none() {
             return error(
                 400,
@@ -122,7 +122,7 @@ impl Stage {
     }
 }
 
-/// As the account's script says; but a handshake that is none is refused before.
+/// Rejects an invalid handshake; otherwise the account's script decides.
 fn choose_handshake(account: &Account, headers: &HeaderMap) -> Outcome {
     match handshake::complaint(headers) {
         Some(complaint) => Outcome::Response(error(400, "invalid_request_error", complaint)),
@@ -130,7 +130,7 @@ fn choose_handshake(account: &Account, headers: &HeaderMap) -> Outcome {
     }
 }
 
-/// Route and account of a request that is to be answered, or the refusal.
+/// Returns the route and account of a request that may be answered, or the refusal.
 fn admit<'a>(
     route: Option<Route>,
     bearer: Option<&'a (Account, Access)>,
