@@ -1,5 +1,4 @@
-//! The real gateway as a child process: started, awaited, asked for its usage, stopped.
-//! Invariant: it never outlives the demo.
+//! The real gateway as a child process. Invariant: it never outlives the demo.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -15,7 +14,7 @@ use crate::scene::Scene;
 const READY_WAIT_MAX: Duration = Duration::from_secs(60);
 const READY_POLL: Duration = Duration::from_millis(20);
 const COMMAND_WAIT_MAX: Duration = Duration::from_secs(30);
-/// Above the gateway's own drain time-out of 30 s.
+/// Above the gateway's own drain timeout of 30 s.
 const STOP_WAIT_MAX: Duration = Duration::from_secs(40);
 
 /// The running gateway.
@@ -27,7 +26,7 @@ pub(crate) struct Gateway {
 }
 
 impl Gateway {
-    /// Starts it and waits until it says that it is ready.
+    /// Starts it and waits until it is ready.
     pub(crate) async fn start(scene: &Scene) -> Outcome<Self> {
         let program = program()?;
         let output = File::create(scene.output_path())
@@ -44,7 +43,7 @@ impl Gateway {
             .stdin(Stdio::null())
             .stdout(output)
             .stderr(errors)
-            // A group of its own: Ctrl-C is the demo's to handle.
+            // In its own process group: the demo handles Ctrl-C.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
@@ -62,7 +61,7 @@ impl Gateway {
         Ok(gateway)
     }
 
-    /// What `tollgate usage --by KEY` prints.
+    /// Returns the output of `tollgate usage --by KEY`.
     pub(crate) async fn usage(&self, config: &Path, by: &str) -> Outcome<String> {
         let name = format!("tollgate usage --by {by}");
         let mut command = Command::new(&self.program);
@@ -88,7 +87,7 @@ impl Gateway {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Waits until it ends, which it should not do by itself; returns the failure that this is.
+    /// Waits until it ends, which it should not do by itself. Returns that failure.
     pub(crate) async fn wait_for_exit(&mut self) -> String {
         match self.child.wait().await {
             Ok(status) => format!("the gateway ended by itself with {status}"),
@@ -96,13 +95,14 @@ impl Gateway {
         }
     }
 
-    /// Asks it to stop by SIGTERM and waits until it has.
+    /// Stops it by SIGTERM and waits for its end.
     pub(crate) async fn stop(mut self) -> Outcome<()> {
         let Some(pid) = self.child.id() else {
             return Err("the gateway was gone before it was asked to stop".to_owned());
         };
         let pid = libc::pid_t::try_from(pid).map_err(|_| format!("{pid} is no process id"))?;
-        // SAFETY: kill touches no memory of ours. The child has not been waited for, so the id is still its own.
+        // SAFETY: kill touches no memory of ours. The child has not been waited for, so the id is
+        // still its own.
         unsafe { libc::kill(pid, libc::SIGTERM) };
         let waited = tokio::time::timeout(STOP_WAIT_MAX, self.child.wait()).await;
         let status: ExitStatus = waited
@@ -132,7 +132,7 @@ impl Gateway {
     }
 }
 
-/// `TOLLGATE_BIN`, else the `tollgate` beside this program.
+/// Returns `TOLLGATE_BIN`, or the `tollgate` beside this program.
 fn program() -> Outcome<PathBuf> {
     if let Some(named) = std::env::var_os("TOLLGATE_BIN") {
         return Ok(PathBuf::from(named));
@@ -149,7 +149,7 @@ fn program() -> Outcome<PathBuf> {
     ))
 }
 
-/// The address of the only service in a ready file.
+/// Returns the address of the only service in a ready file.
 fn address_in(text: &[u8]) -> Outcome<String> {
     let ready: Value =
         serde_json::from_slice(text).map_err(|error| format!("ready file: not JSON: {error}"))?;

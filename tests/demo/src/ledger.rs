@@ -1,4 +1,4 @@
-//! What the gateway wrote into its ledger, read while it runs.
+//! The gateway's ledger, read while the gateway runs.
 
 use std::path::Path;
 
@@ -21,7 +21,7 @@ pub(crate) struct Row {
     pub(crate) attempts: u64,
 }
 
-/// All rows together.
+/// The sums over all rows.
 pub(crate) struct Totals {
     pub(crate) rows: i64,
     pub(crate) unpriced: i64,
@@ -36,7 +36,8 @@ impl Ledger {
         Ok(Ledger { connection })
     }
 
-    /// The row of the response with this id. It is there as soon as a client has the whole response.
+    /// Returns the row of the response with this id. It exists as soon as a client has the whole
+    /// response.
     pub(crate) fn row_of(&self, response_id: &str) -> Outcome<Row> {
         let select =
             r#"SELECT credential, status, "end", attempts FROM usage WHERE response_id = ?1"#;
@@ -58,7 +59,7 @@ impl Ledger {
         })
     }
 
-    /// Sums over all rows.
+    /// Returns the sums over all rows.
     pub(crate) fn totals(&self) -> Outcome<Totals> {
         let select = "SELECT count(*), count(*) FILTER (WHERE cost_nanousd IS NULL OR unpriced_reason IS NOT NULL), \
                       coalesce(sum(cost_nanousd), 0) FROM usage";

@@ -1,6 +1,7 @@
-//! The demo: the real gateway before a scripted upstream with three accounts, toured by two users.
+//! The demo: two users, the real gateway, and a scripted upstream with three accounts.
 //!
-//! Owns the order of the tour and its exit code. Invariant: exit 0 only if all that the tour says has happened.
+//! Owns the order of the tour and its exit code. Invariant: the exit code is 0 only if everything
+//! that the tour prints has happened.
 
 mod gateway;
 mod ledger;
@@ -16,7 +17,7 @@ use gateway::Gateway;
 use scene::Scene;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// What a step comes to: a failure names the step and what was expected of it.
+/// The result of a step. A failure names the step and its expectation.
 type Outcome<T> = Result<T, String>;
 
 #[tokio::main]
@@ -61,7 +62,7 @@ async fn stay_for_the_tour(scene: &Scene, gateway: &mut Gateway) -> Outcome<()> 
     }
 }
 
-/// SIGINT or SIGTERM.
+/// Waits for SIGINT or SIGTERM.
 struct Farewell {
     interrupt: Signal,
     terminate: Signal,

@@ -1,5 +1,5 @@
-//! The scene: a temporary folder with credentials and a config, and the scripted upstream that they lead to.
-//! Invariant: nothing in it is secret, and nothing leads off this machine.
+//! The scene: a temporary folder with credentials and a config, and the scripted upstream that they
+//! point to. Invariant: nothing in it is secret, and nothing leads off this machine.
 
 use std::fs;
 use std::io::Write;
@@ -18,10 +18,11 @@ use crate::Outcome;
 /// Lines of a log that go into an error.
 const TAIL_LINES: usize = 20;
 const HOUR: u64 = 3600;
-/// Each turn uses up this much of a weekly window: far more than in life, so that six sessions shift the balance.
+/// The use that each turn adds to a weekly window: far more than in reality, so that six sessions
+/// shift the balance.
 const WEEKLY_PERCENT_PER_TURN: f64 = 6.0;
 
-/// The people who use the gateway.
+/// The users of the gateway.
 pub(crate) const USERS: [User; 2] = [
     User {
         name: "alice",
@@ -46,7 +47,7 @@ pub(crate) struct Credential {
     pub(crate) account: Account,
 }
 
-/// All that the gateway stands between.
+/// The gateway's surroundings.
 pub(crate) struct Scene {
     pub(crate) upstream: Upstream,
     pub(crate) credentials: Vec<Credential>,
@@ -75,27 +76,27 @@ impl Scene {
         Ok(scene)
     }
 
-    /// The gateway's config file.
+    /// Returns the path of the gateway's config file.
     pub(crate) fn config_path(&self) -> PathBuf {
         self.path("tollgate.json")
     }
 
-    /// Where the gateway says that it is ready.
+    /// Returns the path of the gateway's ready file.
     pub(crate) fn ready_path(&self) -> PathBuf {
         self.path("ready.json")
     }
 
-    /// Where the gateway's stdout and stderr go.
+    /// Returns the path of the gateway's output.
     pub(crate) fn output_path(&self) -> PathBuf {
         self.path("output.txt")
     }
 
-    /// The gateway's ledger.
+    /// Returns the path of the gateway's ledger.
     pub(crate) fn ledger_path(&self) -> PathBuf {
         self.path("data/ledger.db")
     }
 
-    /// The credential whose account has this id.
+    /// Returns the credential whose account has this id.
     pub(crate) fn tag_of(&self, account_id: &str) -> Option<&'static str> {
         self.credentials
             .iter()
@@ -103,7 +104,7 @@ impl Scene {
             .map(|found| found.tag)
     }
 
-    /// The last lines of what the gateway logged and printed, for an error.
+    /// Returns the last lines of the gateway's output, for an error.
     pub(crate) fn log_tails(&self) -> String {
         let tail = |path: PathBuf| {
             let text = fs::read(&path)
@@ -190,7 +191,8 @@ impl Scene {
     }
 }
 
-/// Three accounts: one at ease, one half used, one whose 5-hour window is nearly used up.
+/// Creates three accounts: one hardly used, one half used, one whose 5-hour window is nearly used
+/// up.
 fn standings() -> [(&'static str, Standing); 3] {
     let now = unix_now();
     let standing = |plan: &str, five_hour: f64, weekly: f64, five_hour_resets_in: u64| {
@@ -209,7 +211,7 @@ fn standings() -> [(&'static str, Standing); 3] {
     ]
 }
 
-/// An auth.json as Codex writes it, with tokens that only the scripted upstream takes.
+/// Returns an auth.json as Codex writes it, with tokens that only the scripted upstream accepts.
 fn auth_json(account_id: &str, plan: &str) -> Value {
     let claims = json!({
         "iss": "https://auth.openai.com",
@@ -232,7 +234,7 @@ fn auth_json(account_id: &str, plan: &str) -> Value {
     })
 }
 
-/// A token of a JWT's shape; its signature is just a word.
+/// Encodes a token in the form of a JWT; its signature is just a word.
 fn jwt(claims: &Value, signature: &str) -> String {
     let part = |text: &str| base64url(text.as_bytes());
     [
@@ -260,7 +262,7 @@ fn base64url(bytes: &[u8]) -> String {
     text
 }
 
-/// Writes a file that only its owner reads.
+/// Writes a file that only its owner may read.
 fn write_private(path: &Path, bytes: &[u8]) -> Outcome<()> {
     let written = fs::OpenOptions::new()
         .write(true)

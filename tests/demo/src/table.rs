@@ -1,6 +1,6 @@
 //! Rows as aligned columns.
 
-/// Prints rows under their heads, each column as wide as its widest cell.
+/// Prints rows below their headings, each column as wide as its widest cell.
 pub(crate) fn print(heads: &[&str], rows: &[Vec<String>]) {
     let heads: Vec<String> = heads.iter().map(ToString::to_string).collect();
     let lines: Vec<&Vec<String>> = std::iter::once(&heads).chain(rows).collect();
@@ -25,7 +25,7 @@ pub(crate) fn print(heads: &[&str], rows: &[Vec<String>]) {
     println!();
 }
 
-/// Prints a program's output, set in like the rest.
+/// Prints a program's output, indented like the rest.
 pub(crate) fn print_quoted(text: &str) {
     for line in text.trim_end().lines() {
         println!("   {line}");

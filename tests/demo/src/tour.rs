@@ -1,5 +1,5 @@
-//! The tour itself: what is done, what must come of it, and how it is told.
-//! Invariant: nothing is told that was not checked.
+//! The tour itself: each step, its expected result, and its output.
+//! Invariant: nothing is printed that was not checked.
 
 use scripted_upstream::Reply;
 
@@ -14,13 +14,13 @@ const SESSIONS_PER_USER: usize = 3;
 const MODELS: [&str; 2] = ["gpt-5.3-codex", "gpt-5.4"];
 const NANOUSD_PER_USD: f64 = 1e9;
 
-/// A session, and which credential served each of its turns.
+/// A session, and the credential that answered each of its turns.
 struct Visit {
     session: Session,
     served_by: Vec<&'static str>,
 }
 
-/// Does the whole tour.
+/// Runs the whole tour.
 pub(crate) async fn guide(scene: &Scene, gateway: &Gateway) -> Outcome<()> {
     println!(
         "Tollgate demo: one gateway, three accounts, two users. Nothing leaves this machine.\n"
@@ -192,7 +192,7 @@ async fn show_limit(scene: &Scene, visitor: &Visitor, visits: &[Visit]) -> Outco
     Ok(2)
 }
 
-/// The account says that its 5-hour window is used up, in headers and by 429.
+/// Makes the account report that its 5-hour window is used up, in headers and by a 429.
 fn use_up(holder: &Credential) {
     let standing = holder.account.standing().five_hour_used(100.0);
     let resets_at = standing.five_hour.resets_at;
@@ -202,7 +202,7 @@ fn use_up(holder: &Credential) {
         .always(Reply::usage_limit_reached().resets_at(resets_at));
 }
 
-/// A session and the credential that it lives on: the one nearly used up, if it has a session.
+/// Returns a session and its credential: the one nearly used up, if it has a session.
 fn the_limited<'a>(
     scene: &'a Scene,
     visits: &'a [Visit],
@@ -219,7 +219,7 @@ fn the_limited<'a>(
     held.ok_or_else(|| "expected a session on some credential, found none".to_owned())
 }
 
-/// A line of the table of attempts, checked against the ledger's row.
+/// Returns a line of the table of attempts, checked against the ledger's row.
 fn row(scene: &Scene, name: &str, turn: &Turn, path: &[&str]) -> Outcome<Vec<String>> {
     let row = Ledger::open(&scene.ledger_path())?.row_of(&turn.response_id)?;
     let expected = (
@@ -285,7 +285,8 @@ async fn show_usage(scene: &Scene, gateway: &Gateway, turns: usize) -> Outcome<(
     Ok(())
 }
 
-/// Whether it has a row in the ledger. The one that ran out has, too: a session lived on it before.
+/// Returns `true` if it has a row in the ledger. The used-up one has, too: a session used it
+/// before.
 fn has_served(scene: &Scene, credential: &Credential) -> bool {
     scene
         .upstream
@@ -304,7 +305,7 @@ fn sessions() -> impl Iterator<Item = Session> {
     })
 }
 
-/// The credentials that upstream saw this session's requests on, in order.
+/// Returns the credentials with which upstream saw this session's requests, in order.
 fn servers(scene: &Scene, session: &Session) -> Outcome<Vec<&'static str>> {
     let turns = scene.upstream.turns();
     let own = turns
@@ -319,7 +320,7 @@ fn servers(scene: &Scene, session: &Session) -> Outcome<Vec<&'static str>> {
     .collect()
 }
 
-/// The credential of the session's latest request.
+/// Returns the credential of the session's latest request.
 fn the_one_server(scene: &Scene, session: &Session) -> Outcome<&'static str> {
     let servers = servers(scene, session)?;
     servers

@@ -19,14 +19,14 @@ const TURN_WAIT_MAX: Duration = Duration::from_secs(30);
 #[derive(Clone)]
 pub(crate) struct Session {
     pub(crate) user: User,
-    /// How the tour calls it.
+    /// Its name in the tour.
     pub(crate) name: String,
-    /// How Codex calls it: the header `session-id` and the body's `prompt_cache_key`.
+    /// Its name for Codex: the header `session-id` and the body's `prompt_cache_key`.
     pub(crate) id: String,
     pub(crate) model: &'static str,
 }
 
-/// What came back for a turn.
+/// The answer to a turn.
 pub(crate) struct Turn {
     pub(crate) response_id: String,
     pub(crate) input_tokens: u64,
@@ -40,7 +40,7 @@ pub(crate) struct Visitor {
 }
 
 impl Visitor {
-    /// Turns will go to the gateway at `url`.
+    /// Creates a client of the gateway at `url`.
     pub(crate) fn new(url: &str) -> Self {
         let client = Client::builder(TokioExecutor::new()).build_http();
         Visitor {
@@ -49,7 +49,8 @@ impl Visitor {
         }
     }
 
-    /// Sends one turn and reads it to its end. Anything but 200 and a completed response is a failure.
+    /// Sends one turn and reads the whole answer. Anything but 200 and a completed response is a
+    /// failure.
     pub(crate) async fn send(&self, session: &Session, says: &str) -> Outcome<Turn> {
         let name = format!("a turn of session {} ({})", session.name, session.user.name);
         let (status, body) = tokio::time::timeout(TURN_WAIT_MAX, self.exchange(session, says))
@@ -119,7 +120,7 @@ fn body(session: &Session, says: &str) -> Value {
     })
 }
 
-/// The figures of the stream's `response.completed`.
+/// Returns the figures of the stream's `response.completed`.
 fn completed(stream: &str) -> Option<Turn> {
     let mut events = stream
         .lines()
