@@ -1,4 +1,4 @@
-//! Chance that can be repeated: a seed tells all of it.
+//! Repeatable chance: a seed determines all of it.
 
 use std::ops::Range;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -8,10 +8,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub struct Chance(u64);
 
 impl Chance {
-    /// Seeded by the environment variable `name`, or by the clock; the seed is printed.
+    /// Creates a generator seeded by the environment variable `name`, or by the clock. Prints the
+    /// seed.
     ///
     /// # Panics
-    /// The variable is no number.
+    /// Panics if the variable is not a number.
     pub fn seeded(name: &str) -> Self {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -25,17 +26,17 @@ impl Chance {
         Self(seed)
     }
 
-    /// That chance, each time.
+    /// Creates a generator with this seed.
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// A number below `end`.
+    /// Returns a number below `end`.
     pub fn below(&mut self, end: u64) -> u64 {
         self.next() % end
     }
 
-    /// A moment within the range, in microseconds.
+    /// Returns a duration within the range, in microseconds.
     pub fn within(&mut self, range: Range<u64>) -> Duration {
         Duration::from_micros(range.start + self.next() % (range.end - range.start))
     }

@@ -13,7 +13,7 @@ use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
 use tokio::time::timeout;
 
-/// No answer of a test takes longer.
+/// The longest wait for an answer.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
 
 /// A client of one service.
@@ -25,7 +25,7 @@ pub struct Client {
     version: Version,
 }
 
-/// What a client speaks.
+/// The protocol of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Version {
     Http1,
@@ -41,33 +41,33 @@ pub struct Answer {
     pub headers: HeaderMap,
     /// The body.
     pub body: Bytes,
-    /// Whether the body came to its end in order.
+    /// Whether the body ended in order.
     pub whole: bool,
 }
 
 impl Answer {
-    /// The body as JSON.
+    /// Returns the body as JSON.
     ///
     /// # Panics
-    /// It is none.
+    /// Panics if it is not JSON.
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body)
             .unwrap_or_else(|error| panic!("{error}: {:?}", self.body))
     }
 
-    /// The body as text.
+    /// Returns the body as text.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// A header field, as text.
+    /// Returns a header field as text.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers
             .get(name)
             .map(|value| value.to_str().expect("a readable field"))
     }
 
-    /// The request's name in the ledger.
+    /// Returns the request's id in the ledger.
     pub fn request_id(&self) -> String {
         self.header("x-tollgate-request-id")
             .expect("every answer is named")
@@ -75,7 +75,7 @@ impl Answer {
     }
 }
 
-/// An answer that is still coming.
+/// An answer whose body has not been read.
 pub struct Stream {
     /// The status.
     pub status: StatusCode,
@@ -85,7 +85,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// The answer whose head is there.
+    /// Creates the answer of which only the head has been read.
     pub(crate) fn of(response: Response<Incoming>) -> Self {
         let (head, body) = response.into_parts();
         Stream {
@@ -95,10 +95,10 @@ impl Stream {
         }
     }
 
-    /// The next part of the body; none at its end.
+    /// Returns the next part of the body, or `None` at its end.
     ///
     /// # Errors
-    /// The body broke off.
+    /// Returns an error if the body broke off.
     pub async fn part(&mut self) -> Option<Result<Bytes, hyper::Error>> {
         let frame = timeout(ANSWER_MAX, self.body.frame())
             .await
@@ -106,10 +106,10 @@ impl Stream {
         Some(frame.map(|frame| frame.into_data().unwrap_or_default()))
     }
 
-    /// Reads until `text` has come by. Answers all that was read.
+    /// Reads until `text` has been read. Returns everything read.
     ///
     /// # Panics
-    /// The body ends before.
+    /// Panics if the body ends before.
     pub async fn until(&mut self, text: &str) -> String {
         let mut read = String::new();
         while !read.contains(text) {
@@ -145,7 +145,7 @@ impl Stream {
 }
 
 impl Client {
-    /// A client of the service at `address`, over HTTP/1.1 and without a token.
+    /// Creates a client of the service at `address`, over HTTP/1.1 and without a token.
     pub fn new(address: SocketAddr) -> Self {
         let http = Pooled::builder(TokioExecutor::new()).build_http();
         Self {
@@ -156,7 +156,7 @@ impl Client {
         }
     }
 
-    /// This client over HTTP/2 by prior knowledge.
+    /// Returns this client over HTTP/2 by prior knowledge.
     pub fn http2(&self) -> Self {
         let http = Pooled::builder(TokioExecutor::new())
             .http2_only(true)
@@ -168,7 +168,7 @@ impl Client {
         }
     }
 
-    /// The service's address.
+    /// Returns the service's address.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -181,12 +181,12 @@ impl Client {
         self.version
     }
 
-    /// This client with a bearer token.
+    /// Returns this client with a bearer token.
     pub fn token(&self, token: &str) -> Self {
         self.header("authorization", &format!("Bearer {token}"))
     }
 
-    /// This client with a further header field on each request.
+    /// Returns this client with a further header field on each request.
     pub fn header(&self, name: &'static str, value: &str) -> Self {
         let mut client = self.clone();
         client
@@ -198,7 +198,7 @@ impl Client {
     /// Sends a request and waits for the answer's head.
     ///
     /// # Errors
-    /// There is none.
+    /// Returns an error if there is no answer.
     pub async fn try_send(
         &self,
         method: Method,
@@ -217,10 +217,10 @@ impl Client {
         Ok(Stream::of(response))
     }
 
-    /// Sends a request. Answers its answer, which may still be coming.
+    /// Sends a request and waits for the answer's head.
     ///
     /// # Panics
-    /// There is none.
+    /// Panics if there is no answer.
     pub async fn send(&self, method: Method, path: &str, body: impl Into<Bytes>) -> Stream {
         self.try_send(method, path, body)
             .await

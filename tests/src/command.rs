@@ -1,4 +1,4 @@
-//! The binary as a command: what it prints and how it ends.
+//! The binary as a command: its output and its exit code.
 
 use std::ffi::OsStr;
 use std::process::{Command, Stdio};
@@ -7,10 +7,10 @@ use serde_json::Value;
 
 use crate::gateway::binary;
 
-/// What a command printed, and how it ended.
+/// A command's output and exit code.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Said {
-    /// The exit code; none where a signal ended it.
+    /// The exit code; `None` if a signal ended it.
     pub code: Option<i32>,
     /// Its standard output.
     pub stdout: String,
@@ -19,10 +19,10 @@ pub struct Said {
 }
 
 impl Said {
-    /// Its standard output, which is JSON.
+    /// Returns its standard output as JSON.
     ///
     /// # Panics
-    /// It failed, or printed something else.
+    /// Panics if it failed, or did not print JSON.
     #[track_caller]
     pub fn json(&self) -> Value {
         assert_eq!(
@@ -36,10 +36,10 @@ impl Said {
     }
 }
 
-/// Runs `tollgate` with these arguments to its end.
+/// Runs `tollgate` with these arguments until it ends.
 ///
 /// # Panics
-/// It does not run.
+/// Panics if it cannot be run.
 pub fn tollgate<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Said {
     let output = Command::new(binary())
         .args(args)

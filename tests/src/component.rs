@@ -1,4 +1,5 @@
-//! Components in files: the shipped policies and the guests of the tests, as somebody would write them.
+//! Components in files: the shipped policies and the guests of the tests, as policy authors build
+//! them.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -18,10 +19,11 @@ const CRATES: [&str; 10] = [
     "standard-headers",
 ];
 
-/// The component of the crate `name`, a shipped policy or one of `tests/guests`: built at its first use.
+/// Returns the component of the crate `name`, a shipped policy or one of `tests/guests`. Builds it
+/// at its first use.
 ///
 /// # Panics
-/// It cannot be built.
+/// Panics if it cannot be built.
 pub fn component(name: &str) -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     assert!(CRATES.contains(&name), "{name} is not built");

@@ -1,4 +1,4 @@
-//! The gateway of a rig: in this process, or the real binary.
+//! The gateway of a rig: in this process, or as the real binary.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -8,18 +8,21 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use scripted_upstream::{Login, SeenRequest, Upstream};
+use scripted_upstream::{Login, Options, SeenRequest, TlsOptions, Upstream};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tollgate::config;
-use tollgate::server::{Gateway, StartError};
+use tollgate::server::{Gateway, RefreshPlace, StartError};
+use tollgate::upstream::TrustRoots;
 
+use crate::authority::UPSTREAM_TLS;
 use crate::client::Client;
+use crate::protocol::Protocol;
 
-/// How long the real binary may take to be ready: a debug build compiles its policies first.
+/// The longest start of the real binary: a debug build compiles its policies first.
 const READY_MAX: Duration = Duration::from_secs(60);
 
-/// A scripted upstream, a folder, and a gateway that is started when its configuration is known.
+/// A scripted upstream, a folder, and a gateway that starts once its configuration is known.
 pub struct Rig {
     /// The upstream.
     pub upstream: Upstream,
@@ -28,27 +31,47 @@ pub struct Rig {
 }
 
 impl Rig {
-    /// An upstream and a folder, and no gateway yet.
+    /// Creates an upstream and a folder, and no gateway yet. The upstream speaks the protocol of
+    /// the running scenario (see [`over_both`](crate::over_both)), or HTTP/1.1 in clear.
     pub async fn new() -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder");
+        Self::with_upstream(Protocol::current().tls()).await
+    }
+
+    /// As [`Rig::new`], with an upstream that speaks HTTP/2 over TLS, with the settings that
+    /// `change` makes.
+    pub async fn over_http2(change: impl FnOnce(&mut TlsOptions)) -> Self {
+        let mut tls = Protocol::Http2.tls();
+        if let Some(tls) = &mut tls {
+            change(tls);
+        }
+        Self::with_upstream(tls).await
+    }
+
+    async fn with_upstream(tls: Option<TlsOptions>) -> Self {
+        let options = Options {
+            tls,
+            ..Options::default()
+        };
         Self {
-            upstream: Upstream::start().await,
-            folder,
+            upstream: Upstream::start_with(options)
+                .await
+                .expect("a free port on 127.0.0.1"),
+            folder: tempfile::tempdir().expect("a temporary folder"),
             gateway: None,
         }
     }
 
-    /// The rig's folder.
+    /// Returns the rig's folder.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// The path of `name` in the rig's folder.
+    /// Returns the path of `name` in the rig's folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    /// Writes a file in the rig's folder. Answers its path as text.
+    /// Writes a file in the rig's folder. Returns its path as text.
     pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> String {
         let path = self.path(name);
         fs::write(&path, content).expect("the folder can be written");
@@ -57,7 +80,8 @@ impl Rig {
             .to_owned()
     }
 
-    /// A ChatGPT account that upstream knows, and its auth.json: a default credential for a configuration.
+    /// Creates a ChatGPT account that upstream knows, and its auth.json. Returns a default
+    /// credential for a configuration.
     pub fn oauth(&self, tag: &str) -> Value {
         self.upstream
             .account(&format!("access-{tag}"), &format!("account-{tag}"));
@@ -65,14 +89,14 @@ impl Rig {
         json!({ "tag": tag, "credential_path": self.write(&format!("{tag}.json"), file.to_string()) })
     }
 
-    /// The account of [`Rig::oauth`], to script.
+    /// Returns the account of [`Rig::oauth`], to script it.
     pub fn account(&self, tag: &str) -> scripted_upstream::Account {
         self.upstream
             .account(&format!("access-{tag}"), &format!("account-{tag}"))
     }
 
-    /// A login of the account `account-TAG` and its auth.json, which only its owner reads: a default credential for a
-    /// configuration, and the login to script.
+    /// Creates a login of the account `account-TAG` and its auth.json, which only its owner may
+    /// read. Returns a default credential for a configuration, and the login to script.
     pub fn login(&self, tag: &str) -> (Value, Login) {
         let login = self.upstream.login(&format!("account-{tag}"));
         let path = self.credential_file(tag);
@@ -88,19 +112,20 @@ impl Rig {
         (json!({ "tag": tag, "credential_path": path }), login)
     }
 
-    /// The auth.json of the default credential `tag`.
+    /// Returns the path of the auth.json of the default credential `tag`.
     pub fn credential_file(&self, tag: &str) -> PathBuf {
         self.path(&format!("{tag}.json"))
     }
 
-    /// An API key that upstream knows, and its auth.json.
+    /// Creates an API key that upstream knows, and its auth.json. Returns a default credential for
+    /// a configuration.
     pub fn api_key(&self, tag: &str) -> Value {
         self.upstream.api_key(&format!("sk-{tag}"), tag);
         let file = crate::key_file(&format!("sk-{tag}"));
         json!({ "tag": tag, "credential_path": self.write(&format!("{tag}.json"), file.to_string()) })
     }
 
-    /// A configuration with one service, whose further fields are `service`.
+    /// Returns a configuration with one service, whose further fields are `service`.
     pub fn config(&self, service: Value) -> Value {
         let mut whole = json!({
             "type": "ocm",
@@ -116,8 +141,8 @@ impl Rig {
         json!({ "services": [whole], "data_dir": self.path("data") })
     }
 
-    /// The configuration of a team: users `alice` and `bob`, whose tokens are `token-alice` and `token-bob`, on a pool
-    /// of new accounts with these tags.
+    /// Returns the configuration of a team: users `alice` and `bob`, whose tokens are `token-alice`
+    /// and `token-bob`, on a pool of new accounts with these tags.
     pub fn team(&self, tags: &[&str], pool: Value) -> Value {
         let mut credentials: Vec<Value> = tags.iter().map(|tag| self.oauth(tag)).collect();
         let mut whole = json!({ "tag": "pool", "type": "balancer", "credentials": tags });
@@ -127,7 +152,7 @@ impl Rig {
         self.config(json!({ "credentials": credentials, "users": [user("alice"), user("bob")] }))
     }
 
-    /// Starts the gateway in this process. Answers a client of its first service.
+    /// Starts the gateway in this process. Returns a client of its first service.
     pub async fn start(&mut self, config: Value) -> Client {
         self.try_start(config)
             .await
@@ -137,19 +162,21 @@ impl Rig {
     /// Starts the gateway in this process.
     ///
     /// # Errors
-    /// It does not start.
+    /// Returns an error if it does not start.
     pub async fn try_start(&mut self, config: Value) -> Result<Client, StartError> {
         let loaded = config::parse(config.to_string()).map_err(StartError::Config)?;
-        let gateway = Gateway::start(loaded.config).await?;
+        let trust = TrustRoots::from_pem(UPSTREAM_TLS.root.as_bytes());
+        let gateway =
+            Gateway::start_trusting(loaded.config, RefreshPlace::ThisProcess, Some(trust)).await?;
         let client = Client::new(gateway.listening()[0].address);
         self.gateway = Some(gateway);
         Ok(client)
     }
 
-    /// The addresses of the services of the gateway in this process, in order.
+    /// Returns the addresses of the services of the gateway in this process, in order.
     ///
     /// # Panics
-    /// There is none.
+    /// Panics if no gateway runs in this process.
     pub fn listening(&self) -> Vec<SocketAddr> {
         let gateway = self.gateway.as_ref().expect("a gateway in this process");
         gateway
@@ -159,13 +186,13 @@ impl Rig {
             .collect()
     }
 
-    /// Applies `config` to the gateway in this process. Returns the text of what was applied, or why it was rejected.
+    /// Reconfigures the gateway in this process. Returns the gateway's message.
     ///
     /// # Errors
-    /// It was rejected.
+    /// Returns why the gateway rejected the configuration.
     ///
     /// # Panics
-    /// No gateway runs in this process.
+    /// Panics if no gateway runs in this process.
     pub async fn configure(&self, config: &Value) -> Result<String, String> {
         let gateway = self
             .gateway
@@ -183,10 +210,10 @@ impl Rig {
         }
     }
 
-    /// A client of the admin listener of the gateway in this process.
+    /// Returns a client of the admin listener of the gateway in this process.
     ///
     /// # Panics
-    /// It has none.
+    /// Panics if it has none.
     pub fn admin(&self) -> Client {
         let gateway = self
             .gateway
@@ -202,7 +229,8 @@ impl Rig {
         }
     }
 
-    /// What upstream saw of clients: without what the gateway asks for itself, which says so.
+    /// Returns the clients' requests that upstream saw, without the gateway's own, which name it as
+    /// the user agent.
     pub fn forwarded(&self) -> Vec<SeenRequest> {
         let of_gateway = |seen: &SeenRequest| {
             seen.header("user-agent")
@@ -215,7 +243,7 @@ impl Rig {
             .collect()
     }
 
-    /// The ledger's file.
+    /// Returns the path of the ledger.
     pub fn ledger(&self) -> PathBuf {
         self.path("data").join("ledger.db")
     }
@@ -223,11 +251,13 @@ impl Rig {
     /// Starts the real binary and waits until it is ready.
     pub async fn spawn(&self, config: &Value) -> Program {
         let file = self.write("config.json", config.to_string());
-        Program::start(&file, self.path("ready.json"), self.path("gateway.log")).await
+        let trusted = self.write("trusted.pem", &UPSTREAM_TLS.root);
+        let (ready, log) = (self.path("ready.json"), self.path("gateway.log"));
+        Program::start_trusting(&file, ready, log, Some(&trusted)).await
     }
 }
 
-/// Adds the fields of `more` to those of `whole`, in place of those of the same name.
+/// Adds the fields of `more` to those of `whole` and replaces those of the same name.
 fn merge(whole: &mut Value, more: Value) {
     let (Value::Object(whole), Value::Object(more)) = (whole, more) else {
         panic!("objects are merged");
@@ -235,7 +265,7 @@ fn merge(whole: &mut Value, more: Value) {
     whole.extend(more);
 }
 
-/// The real binary, running.
+/// The running binary.
 pub struct Program {
     child: Child,
     address: SocketAddr,
@@ -244,15 +274,32 @@ pub struct Program {
 }
 
 impl Program {
-    /// Starts `tollgate run` and waits for its ready file. What it prints goes to `log`.
+    /// Starts `tollgate run` and waits for its ready file. Its output goes to `log`.
     pub async fn start(config: &str, ready: PathBuf, log: PathBuf) -> Self {
+        Self::start_trusting(config, ready, log, None).await
+    }
+
+    /// As [`Program::start`], with upstream's certificates checked against those in the file
+    /// `trusted`.
+    pub async fn start_trusting(
+        config: &str,
+        ready: PathBuf,
+        log: PathBuf,
+        trusted: Option<&str>,
+    ) -> Self {
         let _ = fs::remove_file(&ready);
         let output = fs::File::options()
             .create(true)
             .append(true)
             .open(&log)
             .expect("the log can be written");
-        let child = Command::new(binary())
+        let mut command = Command::new(binary());
+        if let Some(file) = trusted {
+            command
+                .env("SSL_CERT_FILE", file)
+                .env_remove("SSL_CERT_DIR");
+        }
+        let child = command
             .args(["run", "-c", config, "--ready-file"])
             .arg(&ready)
             .stdin(Stdio::null())
@@ -292,30 +339,30 @@ impl Program {
                 "the gateway is not ready:\n{}",
                 self.log()
             );
-            // The ready file is the signal; there is nothing else to wait for.
+            // The ready file is the only signal.
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
-    /// A client of its first service.
+    /// Returns a client of its first service.
     pub fn client(&self) -> Client {
         Client::new(self.address)
     }
 
-    /// A client of its admin listener.
+    /// Returns a client of its admin listener.
     ///
     /// # Panics
-    /// It has none.
+    /// Panics if it has none.
     pub fn admin(&self) -> Client {
         Client::new(self.admin.expect("an admin listener"))
     }
 
-    /// What it has printed.
+    /// Returns its output so far.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Its process.
+    /// Returns its process id.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
@@ -357,7 +404,7 @@ impl Drop for Program {
     }
 }
 
-/// The gateway's binary: `TOLLGATE_BIN`, or the one beside this test's.
+/// Returns the path of the gateway's binary: `TOLLGATE_BIN`, or the one beside this test.
 pub fn binary() -> PathBuf {
     if let Some(path) = std::env::var_os("TOLLGATE_BIN") {
         return PathBuf::from(path);

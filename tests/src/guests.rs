@@ -1,14 +1,15 @@
-//! The components of `tests/guests`: built at their first use, and marked ones changed in their bytes.
+//! The components of `tests/guests`, built at their first use, and variants made by changing their
+//! bytes.
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use crate::component::component;
 
-/// Where a price and a conduct stand in the bytes of `marked-pricer`.
+/// Marks the price and the conduct in the bytes of `marked-pricer`.
 const MARK: &str = "TOLLGATE-MARK-";
 
-/// What a marked pricer does, beside naming its price.
+/// What a marked pricer does besides naming its price.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Conduct {
     /// It works.
@@ -17,7 +18,7 @@ pub enum Conduct {
     RefusesConfig,
     /// It panics when it is configured.
     PanicsInConfigure,
-    /// It panics when it is tried, before it serves.
+    /// It panics in the self-test.
     PanicsWhenTried,
     /// It panics for every request.
     Panics,
@@ -25,7 +26,7 @@ pub enum Conduct {
     PanicsForBob,
     /// It takes about two milliseconds for a call.
     Burns,
-    /// It does that for requests alone, and not when it is tried.
+    /// It does that for requests alone, and not in the self-test.
     BurnsForRequests,
 }
 
@@ -44,18 +45,19 @@ impl Conduct {
     }
 }
 
-/// The file of the component of a crate of `tests/guests`.
+/// Returns the component of a crate of `tests/guests`.
 ///
 /// # Panics
-/// It cannot be built.
+/// Panics if it cannot be built.
 pub fn guest(name: &str) -> PathBuf {
     component(name)
 }
 
-/// A pricer whose price is `nanousd` for any usage: another component for each price and conduct.
+/// Returns a pricer whose price is `nanousd` for any usage: a different component for each price
+/// and conduct.
 ///
 /// # Panics
-/// It cannot be built.
+/// Panics if it cannot be built.
 pub fn marked_pricer(nanousd: u64, conduct: Conduct) -> Vec<u8> {
     static BUILT: OnceLock<(Vec<u8>, usize)> = OnceLock::new();
     let (bytes, place) = BUILT.get_or_init(|| {

@@ -1,4 +1,4 @@
-//! The ledger as a test reads it: from its file, beside the gateway.
+//! The ledger, read from its file while the gateway runs.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,17 +7,17 @@ use std::time::{Duration, Instant};
 use rusqlite::types::Value as Sql;
 use rusqlite::{Connection, OpenFlags};
 
-/// A row, by the names of its columns.
+/// A row of the ledger, by column name.
 #[derive(Debug, Clone)]
 pub struct Row {
     columns: BTreeMap<String, Sql>,
 }
 
 impl Row {
-    /// A column's text; none where it is NULL.
+    /// Returns a column's text, or `None` if it is NULL.
     ///
     /// # Panics
-    /// There is no such column, or it is a number.
+    /// Panics if there is no such column, or it is a number.
     pub fn text(&self, column: &str) -> Option<&str> {
         match &self.columns[column] {
             Sql::Null => None,
@@ -26,10 +26,10 @@ impl Row {
         }
     }
 
-    /// A column's number; none where it is NULL.
+    /// Returns a column's number, or `None` if it is NULL.
     ///
     /// # Panics
-    /// There is no such column, or it is no integer.
+    /// Panics if there is no such column, or it is not an integer.
     pub fn number(&self, column: &str) -> Option<i64> {
         match &self.columns[column] {
             Sql::Null => None,
@@ -38,7 +38,7 @@ impl Row {
         }
     }
 
-    /// The attempts: credential and outcome of each.
+    /// Returns the attempts: credential and outcome of each.
     pub fn attempts(&self) -> Vec<(String, String)> {
         let list: serde_json::Value =
             serde_json::from_str(self.text("attempts").expect("never NULL"))
@@ -51,7 +51,7 @@ impl Row {
             .collect()
     }
 
-    /// All columns, by name: a number, a text, or null.
+    /// Returns all columns, by name: a number, a text, or null.
     pub fn columns(&self) -> impl Iterator<Item = (&str, serde_json::Value)> {
         let value = |column: &Sql| match column {
             Sql::Null => serde_json::Value::Null,
@@ -64,13 +64,13 @@ impl Row {
             .map(move |(name, column)| (name.as_str(), value(column)))
     }
 
-    /// Everything in it, as text: for a search for what must not be there.
+    /// Returns everything in it as text, to search it for what must not be there.
     pub fn everything(&self) -> String {
         format!("{:?}", self.columns)
     }
 }
 
-/// All rows of the ledger at `path`, in order; none where there is no ledger yet.
+/// Returns all rows of the ledger at `path`, in order; none if there is no ledger yet.
 pub fn rows(path: &Path) -> Vec<Row> {
     let Ok(connection) = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY) else {
         return Vec::new();
@@ -96,10 +96,10 @@ pub fn rows(path: &Path) -> Vec<Row> {
         .collect()
 }
 
-/// Waits until the ledger at `path` has `count` rows, at most ten seconds.
+/// Waits until the ledger at `path` has `count` rows, for at most ten seconds. Returns them.
 ///
 /// # Panics
-/// It has not, or has more.
+/// Panics if it has fewer by then, or more.
 pub async fn wait_for_rows(path: &Path, count: usize) -> Vec<Row> {
     let begun = Instant::now();
     loop {
@@ -117,7 +117,7 @@ pub async fn wait_for_rows(path: &Path, count: usize) -> Vec<Row> {
             "{} rows, expected {count}: {found:#?}",
             found.len()
         );
-        // Another process may write it: there is no signal but the file.
+        // Another process may write it, so the file is the only signal.
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }

@@ -1,10 +1,11 @@
-//! The rig: a scripted upstream, the real gateway before it, and a client. Every scenario arranges with it, acts once,
-//! and asserts what the client, the upstream or the ledger sees.
+//! The rig: a client, the real gateway, and a scripted upstream. Every scenario arranges with it,
+//! acts once, and asserts what the client, the upstream or the ledger sees.
 //!
-//! The gateway runs in this process by [`Rig::start`], or as the real binary by [`Rig::spawn`]. Ports are free ones,
-//! folders are temporary, and nothing waits by sleeping.
+//! [`Rig::start`] runs the gateway in this process, [`Rig::spawn`] runs the real binary. Ports are
+//! free ones, folders are temporary, and nothing waits by sleeping.
 
 mod auth;
+mod authority;
 mod chance;
 mod client;
 mod command;
@@ -18,10 +19,12 @@ mod mount;
 mod nowhere;
 mod policies;
 mod pricing;
+mod protocol;
 mod socket;
 mod status;
 
 pub use auth::{read_json, replace_file};
+pub use authority::{Authority, Certificate, TLS_VERSIONS};
 pub use chance::Chance;
 pub use client::{Answer, Client, Stream};
 pub use command::{Said, tollgate};
@@ -34,6 +37,7 @@ pub use metrics::Metrics;
 pub use mount::Mounted;
 pub use nowhere::Nowhere;
 pub use pricing::OWN;
+pub use protocol::Protocol;
 pub use scripted_upstream as upstream;
 pub use socket::{Event, Part, Socket};
 pub use status::{ask_socket, policy};
@@ -44,7 +48,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-/// An auth.json of a ChatGPT account, as Codex writes it, refreshed just now.
+/// Returns an auth.json of a ChatGPT account, as Codex writes it, refreshed just now.
 pub fn oauth_file(access_token: &str, account_id: &str) -> Value {
     let now = OffsetDateTime::now_utc()
         .format(&Rfc3339)
@@ -61,12 +65,12 @@ pub fn oauth_file(access_token: &str, account_id: &str) -> Value {
     })
 }
 
-/// An auth.json of an API key.
+/// Returns an auth.json of an API key.
 pub fn key_file(key: &str) -> Value {
     json!({ "OPENAI_API_KEY": key })
 }
 
-/// Seconds since the epoch, `seconds` from now.
+/// Returns the Unix second that is `seconds` from now.
 pub fn unix_in(seconds: u64) -> u64 {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -74,7 +78,7 @@ pub fn unix_in(seconds: u64) -> u64 {
     now.as_secs() + seconds
 }
 
-/// A turn as Codex sends it: streamed, in `session`.
+/// Returns a turn as Codex sends it: streamed, in `session`.
 pub fn turn(session: &str) -> Value {
     json!({
         "model": "gpt-5.4",

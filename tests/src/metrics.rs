@@ -1,11 +1,12 @@
-//! Metrics as Prometheus reads them (text format 0.0.4): a text that it would not take whole fails the test.
+//! Metrics as Prometheus parses them (text format 0.0.4). A text that Prometheus would reject fails
+//! the test.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The labels of a sample.
 type Labels = BTreeMap<String, String>;
 
-/// What was told.
+/// Parsed metrics.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     /// The families and their types, by name.
@@ -14,11 +15,11 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Reads `text`.
+    /// Parses `text`.
     ///
     /// # Panics
-    /// A line is malformed, a family is told of twice or not at all, a sample is there twice or outside its family, a
-    /// histogram's buckets do not add up.
+    /// Panics if a line is malformed, a family is declared twice or not at all, a sample appears
+    /// twice or outside its family, or a histogram's buckets do not add up.
     #[track_caller]
     pub fn parse(text: &str) -> Self {
         assert!(text.ends_with('\n'), "the last line has no end");
@@ -102,14 +103,14 @@ impl Metrics {
         }
     }
 
-    /// The families: name and type of each.
+    /// Returns the families: name and type of each.
     pub fn families(&self) -> impl Iterator<Item = (&str, &str)> {
         self.families
             .iter()
             .map(|(name, kind)| (name.as_str(), kind.as_str()))
     }
 
-    /// The values of `name` where the labels are these, whatever others there are.
+    /// Returns the values of `name` with these labels, whatever other labels there are.
     pub fn values(&self, name: &str, labels: &[(&str, &str)]) -> Vec<f64> {
         let has = |found: &Labels| {
             labels
@@ -123,10 +124,10 @@ impl Metrics {
         found.map(|(_, _, value)| *value).collect()
     }
 
-    /// The one value of `name` with these labels.
+    /// Returns the only value of `name` with these labels.
     ///
     /// # Panics
-    /// There is none, or several.
+    /// Panics if there is none, or several.
     #[track_caller]
     pub fn value(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         match self.values(name, labels)[..] {
@@ -135,7 +136,7 @@ impl Metrics {
         }
     }
 
-    /// What `label` of `name` takes.
+    /// Returns the values of `label` of `name`.
     pub fn labels(&self, name: &str, label: &str) -> BTreeSet<&str> {
         let of = self.samples.iter().filter(|(sample, ..)| sample == name);
         of.filter_map(|(_, labels, _)| labels.get(label).map(String::as_str))
@@ -192,7 +193,7 @@ fn sample(line: &str) -> (String, Labels, f64) {
     (name.to_owned(), labels, value)
 }
 
-/// The text up to the quote that ends it, and how long it is with that.
+/// Returns the text up to the quote that ends it, and its length with the quote.
 fn unquoted(quoted: &str) -> Option<(String, usize)> {
     let mut text = String::new();
     let mut letters = quoted.char_indices();

@@ -1,22 +1,22 @@
-//! A small file system of its own at a folder, where this process may mount one: a disk that is full, or read-only.
+//! A small file system in memory, if this process may mount one: a disk that is full, or read-only.
 
 use std::ffi::CString;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// A file system in memory, mounted for as long as this lives.
+/// A file system in memory, mounted until this is dropped.
 #[derive(Debug)]
 pub struct Mounted {
     folder: PathBuf,
 }
 
 impl Mounted {
-    /// Makes `folder` and mounts one of at most `bytes` there. None where that is not permitted: then the test has
-    /// nothing to show.
+    /// Creates `folder` and mounts one of at most `bytes` there. Returns `None` if that is not
+    /// permitted: then the test cannot run.
     ///
     /// # Panics
-    /// The folder cannot be made.
+    /// Panics if the folder cannot be created.
     pub fn new(folder: &Path, bytes: usize) -> Option<Self> {
         fs::create_dir_all(folder).expect("a folder can be made");
         if mount(folder, 0, &format!("size={bytes},mode=0700")) {
@@ -31,10 +31,10 @@ impl Mounted {
         None
     }
 
-    /// Lets nobody write any more.
+    /// Makes it read-only.
     ///
     /// # Panics
-    /// Somebody does at the moment.
+    /// Panics if a file is being written.
     pub fn make_read_only(&self) {
         assert!(
             mount(&self.folder, libc::MS_REMOUNT | libc::MS_RDONLY, ""),
@@ -43,10 +43,10 @@ impl Mounted {
         );
     }
 
-    /// Lets everybody write again.
+    /// Makes it writable again.
     ///
     /// # Panics
-    /// That is refused.
+    /// Panics if that is refused.
     pub fn make_writable(&self) {
         assert!(
             mount(&self.folder, libc::MS_REMOUNT, ""),
@@ -55,10 +55,10 @@ impl Mounted {
         );
     }
 
-    /// Fills it to the last byte. Answers the file that does, for its removal.
+    /// Fills it to the last byte. Returns the file that does, to be removed.
     ///
     /// # Panics
-    /// Something else than the room is missing.
+    /// Panics if a write fails for another reason than a full disk.
     pub fn fill(&self) -> PathBuf {
         use std::io::Write;
 

@@ -1,10 +1,10 @@
-//! Nowhere: an address that refuses every connection.
+//! An address that refuses every connection.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
 use tokio::net::TcpSocket;
 
-/// A port that is taken and on which nobody listens, for as long as this lives.
+/// A port that is taken, and on which nothing listens, until this is dropped.
 #[derive(Debug)]
 pub struct Nowhere {
     address: SocketAddr,
@@ -15,7 +15,7 @@ impl Nowhere {
     /// Takes a free port of 127.0.0.1.
     ///
     /// # Panics
-    /// There is none.
+    /// Panics if there is none.
     pub fn new() -> Self {
         let taken = TcpSocket::new_v4().expect("a socket");
         taken
@@ -27,7 +27,7 @@ impl Nowhere {
         }
     }
 
-    /// `http://127.0.0.1:PORT`.
+    /// Returns `http://127.0.0.1:PORT`.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }

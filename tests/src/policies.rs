@@ -1,4 +1,5 @@
-//! How the gateway's policies are, as it tells on its admin socket: what a test waits for where nothing else shows.
+//! The state of the gateway's policies, from its admin socket: for tests that have no other signal
+//! to wait for.
 
 use std::time::{Duration, Instant};
 
@@ -10,21 +11,22 @@ use crate::gateway::Rig;
 use crate::metrics::Metrics;
 use crate::status::ask_socket;
 
-/// How often the socket is asked while something is waited for: it tells what is so, and no change.
+/// The pause between two requests to the socket during a wait: the socket does not report changes.
 const ASK_AGAIN: Duration = Duration::from_millis(10);
 
 impl Rig {
-    /// What `GET /api/policies` answers on the admin socket.
+    /// Returns the answer to `GET /api/policies` on the admin socket.
     pub async fn policies(&self) -> Value {
         ask_socket(&self.socket(), Method::GET, "/api/policies")
             .await
             .json()
     }
 
-    /// Waits until the policies, and what came of the last configuration, are as `expected` says. Answers how they are.
+    /// Waits until the policies and the result of the last reconfiguration are as `expected`
+    /// describes. Returns them.
     ///
     /// # Panics
-    /// They are not, in time.
+    /// Panics if they are not, in time.
     pub async fn wait_for_policies(&self, expected: &str, is_so: impl Fn(&Value) -> bool) -> Value {
         let begun = Instant::now();
         loop {
@@ -40,7 +42,7 @@ impl Rig {
         }
     }
 
-    /// The metrics, as the admin socket tells them.
+    /// Returns the metrics from the admin socket.
     pub async fn metrics(&self) -> Metrics {
         Metrics::parse(
             &ask_socket(&self.socket(), Method::GET, "/metrics")

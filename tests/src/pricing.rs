@@ -1,4 +1,5 @@
-//! A gateway whose pricer is a file that a test changes: `own.wasm` in the rig's folder, under the tag `own`.
+//! A gateway whose pricer is a file that the test changes: `own.wasm` in the rig's folder, under
+//! the tag `own`.
 
 use std::fs;
 
@@ -12,7 +13,8 @@ use crate::guests::{Conduct, marked_pricer};
 pub const OWN: &str = "own";
 
 impl Rig {
-    /// A team on one account whose pricer is the component in `own.wasm`.
+    /// Returns the configuration of a team on one account, whose pricer is the component in
+    /// `own.wasm`.
     pub fn priced(&self) -> Value {
         let mut config = self.team(&["a"], json!({}));
         config["services"][0]["pricer"] = json!(OWN);
@@ -21,7 +23,8 @@ impl Rig {
         config
     }
 
-    /// Starts that gateway in this process with these limits, where everything costs 1. Answers a client of `alice`.
+    /// Starts that gateway in this process with these limits and a pricer for which everything
+    /// costs 1. Returns a client of `alice`.
     pub async fn start_priced(&mut self, limits: Value) -> Client {
         self.write("own.wasm", marked_pricer(1, Conduct::Fine));
         let mut config = self.priced();
@@ -29,7 +32,7 @@ impl Rig {
         self.start(config).await.token("token-alice")
     }
 
-    /// Puts a whole component in the place of `own.wasm`, at once.
+    /// Replaces `own.wasm` in one step.
     pub fn replace_own(&self, component: &[u8]) {
         self.write("next.wasm", component);
         fs::rename(self.path("next.wasm"), self.path("own.wasm")).expect("a file can be renamed");

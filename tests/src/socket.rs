@@ -1,5 +1,6 @@
-//! A client's socket: the handshake over HTTP/1.1 (RFC 6455) or HTTP/2 (RFC 8441), then messages as a library of
-//! others' frames them. Invariant: no wait of it is longer than [`EVENT_MAX`].
+//! A client's socket: the handshake over HTTP/1.1 (RFC 6455) or HTTP/2 (RFC 8441), then messages
+//! framed by a library that the gateway does not use. Invariant: no wait is longer than
+//! [`EVENT_MAX`].
 
 use std::time::Duration;
 
@@ -30,11 +31,12 @@ use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use crate::client::{Answer, Client, Stream, Version};
 
-/// No event of a test takes longer.
+/// The longest wait for an event.
 const EVENT_MAX: Duration = Duration::from_secs(30);
-/// What a bare connection's kernel may keep of what was not read, in bytes: machines differ in it, and tests do not depend on it.
+/// The receive buffer of a bare connection, in bytes: its default differs between machines, and
+/// tests must not depend on it.
 const RECEIVE_BUFFER: u32 = 256 * 1024;
-/// What a close frame without a code is told as (RFC 6455, section 7.1.5).
+/// The code that stands for a close frame without one (RFC 6455, section 7.1.5).
 const NO_CLOSE_CODE: u16 = 1005;
 /// The events that end a turn.
 const LAST_EVENTS: [&str; 4] = [
@@ -52,43 +54,42 @@ pub struct Socket {
     messages: WebSocketStream<TokioIo<Upgraded>>,
 }
 
-/// Where in its message a frame stands.
+/// The position of a frame in its message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// At the beginning, and not alone.
+    /// The first of several.
     First,
-    /// Between others.
+    /// Neither the first nor the last.
     Middle,
-    /// At the end, and not alone.
+    /// The last of several.
     Last,
 }
 
-/// What comes on a socket.
+/// What is received on a socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A text message.
     Text(String),
     /// A binary message.
     Binary(Bytes),
-    /// A ping; it is answered by itself.
+    /// A ping; the library answers it.
     Ping(Bytes),
     /// A pong.
     Pong(Bytes),
-    /// A close frame: its code, which is 1005 where it has none, and its reason.
+    /// A close frame: its code, which is 1005 if it has none, and its reason.
     Close(u16, String),
-    /// The end of the connection, in whatever way. Comes after a close frame too.
+    /// The end of the connection, in any way. Also follows a close frame.
     Gone,
 }
 
 impl Client {
-    /// Opens a socket at `/v1/responses` on a connection of its own, with the client's header fields. Answers the
-    /// service's answer where it upgrades nothing.
+    /// Opens a socket at `/v1/responses` on a new connection, with the client's header fields.
     ///
     /// # Errors
-    /// The handshake was answered by anything but the upgrade.
+    /// Returns the answer if it is not the upgrade.
     ///
     /// # Panics
-    /// There is no answer, or one that breaks the protocol.
+    /// Panics if there is no answer, or it breaks the protocol.
     pub async fn socket(&self) -> Result<Socket, Answer> {
         self.socket_at("/v1/responses").await
     }
@@ -131,7 +132,7 @@ impl Client {
         Ok(Socket { headers, messages })
     }
 
-    /// A bare connection to the service.
+    /// Opens a bare connection to the service.
     pub async fn raw(&self) -> TcpStream {
         let address = self.address();
         let socket = if address.is_ipv4() {
@@ -152,7 +153,7 @@ impl Client {
     }
 }
 
-/// The answer to a handshake over HTTP/1.1.
+/// Reads the answer to a handshake over HTTP/1.1.
 async fn upgrade(
     stream: TcpStream,
     path: &str,
@@ -193,7 +194,7 @@ async fn upgrade(
     response
 }
 
-/// The answer to a handshake over HTTP/2.
+/// Sends a handshake over HTTP/2 and returns its answer.
 async fn extended_connect(
     stream: TcpStream,
     mut request: Request<Empty<Bytes>>,
@@ -207,7 +208,7 @@ async fn extended_connect(
         .expect("a connection");
     let allowed = timeout(EVENT_MAX, async {
         while !connection.is_extended_connect_protocol_enabled() {
-            // Nothing tells when the service's settings are there.
+            // There is no signal for the arrival of the service's settings.
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     });
@@ -222,8 +223,8 @@ async fn extended_connect(
 }
 
 impl Socket {
-    /// Sends a text message in one frame. As with all that is sent, whether the service still took it shows when the
-    /// socket is read from.
+    /// Sends a text message in one frame. As with everything that is sent, a closed connection
+    /// shows only when the socket is read.
     pub async fn send_text(&mut self, text: impl Into<String>) {
         self.send(Message::text(text.into())).await;
     }
@@ -233,10 +234,11 @@ impl Socket {
         self.send(Message::binary(bytes.into())).await;
     }
 
-    /// Sends a text message in frames of these sizes, taken in turn until it ends; characters may be cut.
+    /// Sends a text message in frames of these sizes, used in turn until it ends. Characters may be
+    /// split.
     ///
     /// # Panics
-    /// All sizes are 0.
+    /// Panics if all sizes are 0.
     pub async fn send_fragments(&mut self, text: &str, sizes: &[usize]) {
         assert!(
             sizes.iter().any(|size| *size > 0),
@@ -261,7 +263,7 @@ impl Socket {
         self.flush().await;
     }
 
-    /// Sends one frame of a text message that has several; what stands between them is the caller's.
+    /// Sends one frame of a text message that has several. The caller may send others in between.
     pub async fn send_part(&mut self, part: Part, payload: impl Into<Bytes>) {
         let (kind, last) = match part {
             Part::First => (Data::Text, false),
@@ -281,12 +283,13 @@ impl Socket {
         self.send(Message::Ping(payload.into())).await;
     }
 
-    /// Sends a pong that nobody asked for.
+    /// Sends an unsolicited pong.
     pub async fn pong(&mut self, payload: impl Into<Bytes>) {
         self.send(Message::Pong(payload.into())).await;
     }
 
-    /// Sends a close frame; 1005 sends one without code and reason. The service's is read by [`Socket::next`].
+    /// Sends a close frame; 1005 sends one without code and reason. The service's is read by
+    /// [`Socket::next`].
     pub async fn close(&mut self, code: u16, reason: &str) {
         let frame = || CloseFrame {
             code: code.into(),
@@ -296,27 +299,28 @@ impl Socket {
             .await;
     }
 
-    /// Sends bytes that nobody frames or masks.
+    /// Sends raw bytes, neither framed nor masked.
     pub async fn send_raw(&mut self, bytes: impl AsRef<[u8]>) {
         let io = self.messages.get_mut();
         let sent = timeout(EVENT_MAX, async {
             io.write_all(bytes.as_ref()).await?;
             io.flush().await
         });
-        // That the service has closed shows when it is read from.
+        // A closed connection shows when the socket is read.
         let _ = sent.await.expect("the service reads");
     }
 
-    /// Sends FIN, over HTTP/2 the stream's end, without a close frame; what the service sends can still be read.
+    /// Sends FIN, over HTTP/2 the stream's end, without a close frame; what the service sends can
+    /// still be read.
     pub async fn finish(&mut self) {
-        // It fails where the service has ended the connection, which shows when it is read from.
+        // It fails if the service has closed the connection, which shows when the socket is read.
         let _ = self.messages.get_mut().shutdown().await;
     }
 
     /// Ends the connection by RST, over HTTP/2 the stream by RST_STREAM.
     pub fn reset(self) {
         let upgraded = self.messages.into_inner().into_inner();
-        // Over HTTP/2 it is no connection of its own, and dropping it resets the stream.
+        // Over HTTP/2 dropping the socket resets the stream.
         if let Ok(connection) = upgraded.downcast::<TokioIo<TcpStream>>() {
             connection
                 .io
@@ -326,15 +330,16 @@ impl Socket {
         }
     }
 
-    /// The bare connection, on which nothing is framed from here on. What has been read and not asked for is lost.
+    /// Returns the bare connection, on which nothing is framed any more. Bytes that were read ahead
+    /// are lost.
     pub fn into_raw(self) -> impl AsyncRead + AsyncWrite + Unpin + Send {
         self.messages.into_inner()
     }
 
-    /// What comes next.
+    /// Returns the next event.
     ///
     /// # Panics
-    /// Nothing comes in time, or something that breaks the protocol.
+    /// Panics if nothing arrives in time, or something that breaks the protocol does.
     pub async fn next(&mut self) -> Event {
         match timeout(EVENT_MAX, self.messages.next())
             .await
@@ -349,12 +354,12 @@ impl Socket {
         }
     }
 
-    /// Whether nothing comes for `span`.
+    /// Returns `true` if nothing arrives for `span`.
     pub async fn is_quiet_for(&mut self, span: Duration) -> bool {
         timeout(span, self.messages.next()).await.is_err()
     }
 
-    /// The next text or binary message, or the end; pings and pongs are passed over.
+    /// Returns the next text or binary message, or the end; skips pings and pongs.
     pub async fn next_message(&mut self) -> Event {
         loop {
             match self.next().await {
@@ -366,10 +371,10 @@ impl Socket {
         }
     }
 
-    /// The next message, as JSON.
+    /// Returns the next message as JSON.
     ///
     /// # Panics
-    /// It is none, or the socket ends.
+    /// Panics if it is not JSON, or the socket ends.
     pub async fn next_json(&mut self) -> Value {
         match self.next_message().await {
             Event::Text(text) => {
@@ -382,7 +387,7 @@ impl Socket {
     /// Sends `body` as a `response.create`.
     ///
     /// # Panics
-    /// It is no object.
+    /// Panics if it is not an object.
     pub async fn create(&mut self, body: &Value) {
         let mut create =
             serde_json::Map::from_iter([("type".to_owned(), Value::from("response.create"))]);
@@ -390,10 +395,11 @@ impl Socket {
         self.send_text(Value::Object(create).to_string()).await;
     }
 
-    /// Reads to the end of a turn: `response.completed`, `.incomplete`, `.failed` or `error`, which is the last.
+    /// Reads to the end of a turn: `response.completed`, `.incomplete`, `.failed` or `error`, which
+    /// is the last.
     ///
     /// # Panics
-    /// The socket ends before, or a message is no event.
+    /// Panics if the socket ends before, or a message is not an event.
     pub async fn rest_of_turn(&mut self) -> Vec<Value> {
         let mut events = Vec::new();
         loop {
@@ -428,7 +434,7 @@ impl Socket {
     }
 
     async fn feed(&mut self, message: Message) {
-        // That the service has closed shows when it is read from.
+        // A closed connection shows when the socket is read.
         let _ = timeout(EVENT_MAX, self.messages.feed(message))
             .await
             .expect("the service reads");
@@ -459,7 +465,7 @@ impl Event {
 }
 
 fn no_limits() -> WebSocketConfig {
-    // Small, as a test may open thousands.
+    // Small: a test may open thousands.
     WebSocketConfig::default()
         .read_buffer_size(8 << 10)
         .max_message_size(None)

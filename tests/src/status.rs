@@ -1,4 +1,5 @@
-//! How the gateway's credentials are, as it tells on its admin socket: what a test waits for where nothing else shows.
+//! The state of the gateway's credentials, from its admin socket: for tests that have no other
+//! signal to wait for.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -15,17 +16,17 @@ use tokio::net::UnixStream;
 use crate::client::{Answer, Client};
 use crate::gateway::Rig;
 
-/// How often the socket is asked while something is waited for: it tells what is so, and no change.
+/// The pause between two requests to the socket during a wait: the socket does not report changes.
 const ASK_AGAIN: Duration = Duration::from_millis(5);
 
 impl Rig {
-    /// The admin socket.
+    /// Returns the path of the admin socket.
     pub fn socket(&self) -> PathBuf {
         self.path("data").join("admin.sock")
     }
 
-    /// Starts the gateway in this process and waits until the first poll of each credential is over. From then on it
-    /// learns of their use by responses alone, for as long as the usual poll interval.
+    /// Starts the gateway in this process and waits until the first poll of each credential is
+    /// over. From then on, for the usual poll interval, only responses update their use.
     pub async fn start_polled(&mut self, config: Value) -> Client {
         let client = self.start(config).await;
         let begun = Instant::now();
@@ -45,7 +46,7 @@ impl Rig {
         }
     }
 
-    /// How all credentials are, those of every service.
+    /// Returns the state of all credentials of every service.
     pub async fn credentials(&self) -> Vec<Value> {
         let answer = ask_socket(&self.socket(), Method::GET, "/status").await;
         let status = answer.json();
@@ -56,7 +57,7 @@ impl Rig {
         credentials.flatten().cloned().collect()
     }
 
-    /// How the credential `tag` is.
+    /// Returns the state of the credential `tag`.
     pub async fn credential(&self, tag: &str) -> Value {
         let found = self
             .credentials()
@@ -66,10 +67,11 @@ impl Rig {
         found.unwrap_or_else(|| panic!("{tag} is no credential"))
     }
 
-    /// Waits until the credential `tag` is as `expected` says, at most for `limit`. Answers how it is.
+    /// Waits until the credential `tag` is as `expected` describes, at most for `limit`. Returns
+    /// its state.
     ///
     /// # Panics
-    /// It is not.
+    /// Panics if it is not, in time.
     pub async fn wait_for_credential(
         &self,
         tag: &str,
@@ -91,15 +93,15 @@ impl Rig {
         }
     }
 
-    /// How the policy `tag` is.
+    /// Returns the state of the policy `tag`.
     pub async fn policy(&self, tag: &str) -> Value {
         policy(&self.socket(), tag).await
     }
 
-    /// Waits until `is_so` of the policy `tag`. Answers how it is then.
+    /// Waits until `is_so` of the policy `tag`. Returns its state then.
     ///
     /// # Panics
-    /// It is not, in time.
+    /// Panics if that does not happen in time.
     pub async fn wait_for_policy(
         &self,
         tag: &str,
@@ -120,14 +122,14 @@ impl Rig {
         }
     }
 
-    /// Waits until that generation of the policy `tag` serves.
+    /// Waits until this generation of the policy `tag` is the current one.
     pub async fn wait_for_generation(&self, tag: &str, generation: u64) -> Value {
         let is_so = |found: &Value| found["generation"] == generation;
         self.wait_for_policy(tag, &format!("generation {generation}"), is_so)
             .await
     }
 
-    /// Does `what` (`reload`, `rollback`) with the policy `tag`.
+    /// Applies `what` (`reload`, `rollback`) to the policy `tag`.
     pub async fn change_policy(&self, tag: &str, what: &str) -> Answer {
         ask_socket(
             &self.socket(),
@@ -137,17 +139,17 @@ impl Rig {
         .await
     }
 
-    /// Waits until the credential `tag` is in that state. Answers how it is.
+    /// Waits until the credential `tag` is in this state. Returns its state.
     pub async fn wait_for_state(&self, tag: &str, state: &str) -> Value {
         self.wait_for_credential(tag, WAIT_MAX, state, |found| found["state"] == state)
             .await
     }
 }
 
-/// How the policy `tag` is, as an admin socket tells.
+/// Returns the state of the policy `tag` from an admin socket.
 ///
 /// # Panics
-/// There is none.
+/// Panics if there is none.
 pub async fn policy(socket: &Path, tag: &str) -> Value {
     let answer = ask_socket(socket, Method::GET, "/api/policies")
         .await
@@ -162,14 +164,15 @@ pub async fn policy(socket: &Path, tag: &str) -> Value {
         .clone()
 }
 
-/// Nothing is known of its polls. An API key has none, and neither has a credential that is not loaded.
+/// Returns `true` if the credential is never polled: an API key, or a credential that is not
+/// loaded.
 fn is_to_be_polled(credential: &Value) -> bool {
     credential["kind"] == "oauth"
         && credential["polled_at"].is_null()
         && credential["poll_failure"].is_null()
 }
 
-/// Asks on an admin socket.
+/// Sends a request to an admin socket.
 pub async fn ask_socket(socket: &Path, method: Method, path: &str) -> Answer {
     let stream = UnixStream::connect(socket)
         .await

@@ -12,7 +12,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tollgate_tests::upstream::{Account, Encoding, Gate, HeaderForm, Reply, Slots, Standing};
-use tollgate_tests::{Answer, Client, Rig, oauth_file, replace_file, turn, unix_in, wait_for_rows};
+use tollgate_tests::{
+    Answer, Client, Rig, oauth_file, over_both, replace_file, turn, unix_in, wait_for_rows,
+};
 
 /// A gateway with `count` accounts `c0`, `c1`, …, and a user on each, in a pool of its own.
 async fn separate(count: usize) -> (Rig, Vec<(Client, Account)>) {
@@ -73,7 +75,7 @@ async fn status(client: &Client) -> Answer {
     client.get("/ocm/v1/status").await
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(every_form_of_the_headers_is_read_whatever_slot_a_window_stands_in);
 async fn every_form_of_the_headers_is_read_whatever_slot_a_window_stands_in() {
     let forms = [
         HeaderForm::Plain,
@@ -98,7 +100,7 @@ async fn every_form_of_the_headers_is_read_whatever_slot_a_window_stands_in() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(fields_are_read_by_the_active_limit_and_windows_by_their_minutes);
 async fn fields_are_read_by_the_active_limit_and_windows_by_their_minutes() {
     let cases: [(&str, &[(&str, &str)], (f64, f64)); 7] = [
         (
@@ -180,7 +182,7 @@ async fn fields_are_read_by_the_active_limit_and_windows_by_their_minutes() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(use_never_falls_within_a_window_and_starts_anew_with_the_next);
 async fn use_never_falls_within_a_window_and_starts_anew_with_the_next() {
     let (mut rig, each) = separate(1).await;
     let (client, account) = &each[0];
@@ -204,7 +206,7 @@ async fn use_never_falls_within_a_window_and_starts_anew_with_the_next() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(the_headers_of_every_response_are_read_failed_ones_too);
 async fn the_headers_of_every_response_are_read_failed_ones_too() {
     let replies = [
         Reply::raw(400, "no"),
@@ -266,7 +268,8 @@ fn check_exhausted(name: &str, answer: &Answer, seconds: u64) {
     );
 }
 
-/// A refusal holds for so many seconds: on the request that met it and on the next, which does not go to upstream.
+/// A refusal holds for so many seconds: on the request that met it and on the next, which does not
+/// go to upstream.
 async fn check_refusals(cases: Vec<(&str, Standing, Reply, u64)>) {
     let (mut rig, each) = separate(cases.len()).await;
     for ((name, standing, reply, seconds), (client, account)) in cases.into_iter().zip(each) {
@@ -289,7 +292,7 @@ fn http_date(seconds_from_now: i64) -> String {
         .replace("+0000", "GMT")
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_refusal_lasts_as_the_headers_else_the_body_else_retry_after_tell);
 async fn a_refusal_lasts_as_the_headers_else_the_body_else_retry_after_tell() {
     let free = || Standing::new("plus");
     let limits = || Reply::usage_limit_reached();
@@ -347,7 +350,7 @@ async fn a_refusal_lasts_as_the_headers_else_the_body_else_retry_after_tell() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_refusal_without_an_end_or_with_one_in_the_past_lasts_five_minutes);
 async fn a_refusal_without_an_end_or_with_one_in_the_past_lasts_five_minutes() {
     let free = || Standing::new("plus");
     check_refusals(vec![
@@ -389,7 +392,7 @@ async fn a_refusal_without_an_end_or_with_one_in_the_past_lasts_five_minutes() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_packed_refusal_tells_its_end_too);
 async fn a_packed_refusal_tells_its_end_too() {
     let packed = |encoding| refusal().resets_in_seconds(800).encoded(encoding);
     check_refusals(vec![
@@ -406,7 +409,7 @@ async fn a_packed_refusal_tells_its_end_too() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_pool_over_its_caps_is_exhausted_until_its_windows_reset);
 async fn a_pool_over_its_caps_is_exhausted_until_its_windows_reset() {
     let (mut rig, each) = separate(1).await;
     let (client, account) = &each[0];
@@ -419,7 +422,7 @@ async fn a_pool_over_its_caps_is_exhausted_until_its_windows_reset() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_refused_credential_of_its_own_is_not_asked_again);
 async fn a_refused_credential_of_its_own_is_not_asked_again() {
     let mut rig = Rig::new().await;
     let config = rig.config(json!({ "credentials": [rig.oauth("a")] }));
@@ -436,7 +439,7 @@ async fn a_refused_credential_of_its_own_is_not_asked_again() {
 
 // Failover
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_refused_request_goes_to_the_next_credential_exactly_as_it_was);
 async fn a_refused_request_goes_to_the_next_credential_exactly_as_it_was() {
     let (mut rig, client) = pool(&["a", "b", "c"]).await;
     for tag in ["a", "b"] {
@@ -481,7 +484,7 @@ async fn a_refused_request_goes_to_the_next_credential_exactly_as_it_was() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(when_all_are_refused_the_first_to_come_back_tells_when);
 async fn when_all_are_refused_the_first_to_come_back_tells_when() {
     let (mut rig, client) = pool(&["a", "b", "c"]).await;
     for (tag, seconds) in [("a", 900), ("b", 400), ("c", 600)] {
@@ -509,7 +512,7 @@ async fn when_all_are_refused_the_first_to_come_back_tells_when() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_refused_token_sends_the_request_to_the_next_credential);
 async fn a_refused_token_sends_the_request_to_the_next_credential() {
     let (mut rig, client) = pool(&["a", "b"]).await;
     rig.account("a")
@@ -525,7 +528,7 @@ async fn a_refused_token_sends_the_request_to_the_next_credential() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(what_is_no_refusal_is_answered_and_not_tried_elsewhere);
 async fn what_is_no_refusal_is_answered_and_not_tried_elsewhere() {
     let (mut rig, client) = pool(&["a", "b"]).await;
     for status in [400, 403, 404, 500, 501] {
@@ -545,7 +548,7 @@ async fn what_is_no_refusal_is_answered_and_not_tried_elsewhere() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(after_a_byte_of_an_answer_nobody_else_is_asked);
 async fn after_a_byte_of_an_answer_nobody_else_is_asked() {
     let (mut rig, client) = pool(&["a", "b"]).await;
     rig.account("a").then(Reply::ok().close_after(100));
@@ -554,7 +557,7 @@ async fn after_a_byte_of_an_answer_nobody_else_is_asked() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_refusal_of_one_request_leaves_anothers_stream_alone);
 async fn a_refusal_of_one_request_leaves_anothers_stream_alone() {
     let (mut rig, client) = pool(&["a", "b"]).await;
     let gate = Gate::new();
@@ -592,7 +595,7 @@ fn body_of(bytes: usize) -> String {
     )
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_body_of_the_kept_length_is_sent_again);
 async fn a_body_of_the_kept_length_is_sent_again() {
     let (mut rig, client) = pool_with_little_room().await;
     rig.account("a").then(refusal().resets_in_seconds(600));
@@ -607,7 +610,7 @@ async fn a_body_of_the_kept_length_is_sent_again() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_body_past_the_kept_length_goes_through_whole);
 async fn a_body_past_the_kept_length_goes_through_whole() {
     let (mut rig, client) = pool_with_little_room().await;
     for bytes in [REPLAY_BYTES + 1, 3 << 20] {
@@ -626,7 +629,7 @@ async fn a_body_past_the_kept_length_goes_through_whole() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_body_past_the_kept_length_is_not_sent_again);
 async fn a_body_past_the_kept_length_is_not_sent_again() {
     for bytes in [REPLAY_BYTES + 1, 3 << 20] {
         let (mut rig, client) = pool_with_little_room().await;
@@ -651,7 +654,7 @@ async fn a_body_past_the_kept_length_is_not_sent_again() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_request_that_cannot_be_moved_is_answered_503_while_another_credential_is_usable);
 async fn a_request_that_cannot_be_moved_is_answered_503_while_another_credential_is_usable() {
     let (mut rig, client) = pool_with_little_room().await;
     rig.account("a").then(refusal().resets_in_seconds(600));
@@ -670,10 +673,11 @@ async fn a_request_that_cannot_be_moved_is_answered_503_while_another_credential
 
 // Requests that wait while their credential is refused
 
-/// For how long a request may stay where it was after its credential was refused: it should leave at once.
+/// For how long a request may stay where it was after its credential was refused: it should leave
+/// at once.
 const MOVED_MAX: Duration = Duration::from_secs(5);
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_request_that_waits_for_its_answer_moves_when_its_credential_is_refused);
 async fn a_request_that_waits_for_its_answer_moves_when_its_credential_is_refused() {
     let (mut rig, client) = pool(&["a", "b"]).await;
     let never = Gate::new();
@@ -699,7 +703,7 @@ async fn a_request_that_waits_for_its_answer_moves_when_its_credential_is_refuse
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_request_that_waits_and_cannot_be_moved_is_answered_503_when_its_credential_is_refused);
 async fn a_request_that_waits_and_cannot_be_moved_is_answered_503_when_its_credential_is_refused() {
     let (mut rig, client) = pool_with_little_room().await;
     let never = Gate::new();
@@ -745,7 +749,7 @@ async fn door(upstream: SocketAddr) -> (SocketAddr, JoinHandle<()>) {
     (address, accepting)
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_failure_to_connect_sends_the_request_to_the_next_credential);
 async fn a_failure_to_connect_sends_the_request_to_the_next_credential() {
     let mut rig = Rig::new().await;
     let (address, accepting) = door(rig.upstream.address()).await;

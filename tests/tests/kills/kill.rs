@@ -1,4 +1,5 @@
-//! A gateway that is killed: what a client saw whole is in the ledger, once, and the ledger opens again.
+//! A gateway that is killed: what a client saw whole is in the ledger, once, and the ledger opens
+//! again.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -9,7 +10,7 @@ use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
 use tokio::time::sleep;
 use tollgate_tests::upstream::{Reply, SocketReply};
-use tollgate_tests::{Answer, Client, Event, Rig, Socket, turn};
+use tollgate_tests::{Answer, Client, Event, Rig, Socket, over_both, turn};
 
 const ROUNDS: usize = 50;
 /// Clients at a time: half of them ask for streams.
@@ -77,7 +78,8 @@ fn is_seen_whole(answer: &Answer, streamed: bool) -> bool {
     })
 }
 
-/// Asks on a socket, turn after turn, until the gateway is gone. What was seen whole is told by the responses' ids.
+/// Asks on a socket, turn after turn, until the gateway is gone. What was seen whole is told by the
+/// responses' ids.
 async fn ask_by_socket_until_it_dies(mut socket: Socket, body: Value, seen: Seen) {
     loop {
         socket.create(&body).await;
@@ -131,7 +133,7 @@ fn check(ledger: &Path, column: &str, seen: &Seen, round: usize) -> usize {
     recorded.len()
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_kill_at_any_instant_loses_no_response_that_a_client_saw_whole);
 async fn a_kill_at_any_instant_loses_no_response_that_a_client_saw_whole() {
     let mut chance = Chance::seeded();
     let rig = Rig::new().await;

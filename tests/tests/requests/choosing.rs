@@ -5,9 +5,12 @@ use std::time::{Duration, Instant};
 use http::StatusCode;
 use serde_json::{Value, json};
 use tollgate_tests::upstream::{Reply, Standing};
-use tollgate_tests::{Client, Rig, key_file, oauth_file, rows, turn, unix_in, wait_for_rows};
+use tollgate_tests::{
+    Client, Rig, key_file, oauth_file, over_both, rows, turn, unix_in, wait_for_rows,
+};
 
-/// `{"https://api.openai.com/auth":{"chatgpt_plan_type":"…"}}` in base64url: the claims of an id token.
+/// `{"https://api.openai.com/auth":{"chatgpt_plan_type":"…"}}` in base64url: the claims of an id
+/// token.
 const PRO: &str = "eyJodHRwczovL2FwaS5vcGVuYWkuY29tL2F1dGgiOnsiY2hhdGdwdF9wbGFuX3R5cGUiOiJwcm8ifX0";
 const PLUS: &str =
     "eyJodHRwczovL2FwaS5vcGVuYWkuY29tL2F1dGgiOnsiY2hhdGdwdF9wbGFuX3R5cGUiOiJwbHVzIn19";
@@ -33,7 +36,8 @@ fn user(name: &str, credential: &str) -> Value {
     json!({ "name": name, "token": format!("token-{name}"), "credential": credential })
 }
 
-/// The configuration of a team on a pool, and beside alice and bob a user on each credential alone, named as it.
+/// The configuration of a team on a pool, and beside alice and bob a user on each credential alone,
+/// named as it.
 fn team(rig: &Rig, tags: &[&str], pool: Value) -> Value {
     let mut config = rig.team(tags, pool);
     let users = config["services"][0]["users"]
@@ -51,8 +55,8 @@ async fn start(tags: &[&str], pool: Value) -> (Rig, Client) {
     (rig, client)
 }
 
-/// Sets an account's standing and lets the gateway learn of it: by a turn of the user on that credential alone. Its
-/// first poll is over, or that would undo it.
+/// Sets an account's standing and lets the gateway learn of it: by a turn of the user on that
+/// credential alone. Its first poll is over, or that would undo it.
 async fn tell(rig: &Rig, client: &Client, tag: &str, standing: Standing) {
     rig.account(tag).set_standing(standing);
     assert_eq!(
@@ -113,7 +117,7 @@ async fn wait_until_served_by(rig: &Rig, client: &Client, body: &Value, tag: &st
 
 // Usable
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_credential_is_usable_below_its_caps_and_not_at_them);
 async fn a_credential_is_usable_below_its_caps_and_not_at_them() {
     let standing = |five_hour: f64, weekly: f64| {
         Standing::new("plus")
@@ -224,7 +228,7 @@ async fn a_credential_is_usable_below_its_caps_and_not_at_them() {
 /// A member of a pool: its plan, its fields, and where it stands.
 type Member = (&'static str, Value, Standing);
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(least_used_takes_the_highest_score_and_the_first_of_equals);
 async fn least_used_takes_the_highest_score_and_the_first_of_equals() {
     let week = unix_in(7 * 24 * 3600);
     let used = |weekly: f64| {
@@ -317,7 +321,7 @@ async fn least_used_takes_the_highest_score_and_the_first_of_equals() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(round_robin_rotates_over_the_usable_members_evenly);
 async fn round_robin_rotates_over_the_usable_members_evenly() {
     for name in ["round_robin", "round-robin"] {
         let (mut rig, client) = start(&["a", "b", "c"], json!({ "strategy": name })).await;
@@ -340,7 +344,7 @@ async fn round_robin_rotates_over_the_usable_members_evenly() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(random_takes_each_usable_one_and_no_other);
 async fn random_takes_each_usable_one_and_no_other() {
     let (mut rig, client) = start(&["a", "b", "c"], json!({ "strategy": "random" })).await;
     tell(
@@ -359,7 +363,7 @@ async fn random_takes_each_usable_one_and_no_other() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(fallback_takes_the_first_usable_and_is_never_sticky);
 async fn fallback_takes_the_first_usable_and_is_never_sticky() {
     let forms = [
         json!({ "type": "fallback" }),
@@ -381,7 +385,7 @@ async fn fallback_takes_the_first_usable_and_is_never_sticky() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(an_operators_own_policy_chooses);
 async fn an_operators_own_policy_chooses() {
     let mut rig = Rig::new().await;
     let credentials = json!([
@@ -414,7 +418,7 @@ const SESSION_HEADERS: [&str; 5] = [
     "thread-id",
 ];
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_session_stays_by_each_header_and_by_the_cache_key);
 async fn a_session_stays_by_each_header_and_by_the_cache_key() {
     let (mut rig, client) = start(&["a", "b", "c"], json!({ "strategy": "round_robin" })).await;
     let alice = client.token("token-alice");
@@ -435,7 +439,7 @@ async fn a_session_stays_by_each_header_and_by_the_cache_key() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(the_sessions_key_is_the_first_that_is_found);
 async fn the_sessions_key_is_the_first_that_is_found() {
     let (mut rig, client) = start(&["a"], json!({})).await;
     let client = client.token("token-alice");
@@ -463,7 +467,7 @@ async fn the_sessions_key_is_the_first_that_is_found() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_session_is_its_users_own);
 async fn a_session_is_its_users_own() {
     let (mut rig, client) = start(&["a", "b", "c"], json!({ "strategy": "round_robin" })).await;
     let (alice, bob) = (client.token("token-alice"), client.token("token-bob"));
@@ -474,7 +478,7 @@ async fn a_session_is_its_users_own() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_session_stays_though_another_credential_is_better_and_leaves_one_over_its_cap);
 async fn a_session_stays_though_another_credential_is_better_and_leaves_one_over_its_cap() {
     let (mut rig, client) = start(&["a", "b"], json!({})).await;
     let alice = client.token("token-alice");
@@ -488,7 +492,7 @@ async fn a_session_stays_though_another_credential_is_better_and_leaves_one_over
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_temporary_failover_does_not_move_a_sessions_home);
 async fn a_temporary_failover_does_not_move_a_sessions_home() {
     for strategy in ["least_used", "round_robin", "random"] {
         let (mut rig, client) = start(&["a", "b"], json!({ "strategy": strategy })).await;
@@ -505,7 +509,7 @@ async fn a_temporary_failover_does_not_move_a_sessions_home() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_full_window_that_resets_soon_does_not_move_a_sessions_home);
 async fn a_full_window_that_resets_soon_does_not_move_a_sessions_home() {
     for strategy in ["least_used", "round_robin", "random"] {
         let (mut rig, client) = start(&["a", "b"], json!({ "strategy": strategy })).await;
@@ -521,7 +525,7 @@ async fn a_full_window_that_resets_soon_does_not_move_a_sessions_home() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_response_is_continued_by_the_credential_that_made_it);
 async fn a_response_is_continued_by_the_credential_that_made_it() {
     let (mut rig, client) = start(&["a", "b"], json!({})).await;
     let (alice, bob) = (client.token("token-alice"), client.token("token-bob"));
@@ -558,7 +562,7 @@ async fn a_response_is_continued_by_the_credential_that_made_it() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_response_is_continued_by_its_maker_under_every_strategy);
 async fn a_response_is_continued_by_its_maker_under_every_strategy() {
     for strategy in ["round_robin", "random", "fallback"] {
         let (mut rig, client) = start(&["a", "b", "c"], json!({ "strategy": strategy })).await;
@@ -593,7 +597,7 @@ async fn a_response_is_continued_by_its_maker_under_every_strategy() {
 
 // Rebalancing
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_session_moves_when_its_credential_is_further_used_than_the_threshold_allows);
 async fn a_session_moves_when_its_credential_is_further_used_than_the_threshold_allows() {
     let (mut rig, client) = start(&["a", "b"], json!({ "rebalance_threshold": 20 })).await;
     let alice = client.token("token-alice");
@@ -619,7 +623,7 @@ async fn a_session_moves_when_its_credential_is_further_used_than_the_threshold_
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(the_threshold_is_divided_by_the_plans_weight);
 async fn the_threshold_is_divided_by_the_plans_weight() {
     let mut rig = Rig::new().await;
     let credentials = json!([
@@ -662,7 +666,7 @@ async fn a_pool_with_an_api_key_is_an_error_at_load() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_credential_that_becomes_an_api_key_is_skipped_by_its_pool);
 async fn a_credential_that_becomes_an_api_key_is_skipped_by_its_pool() {
     let mut rig = Rig::new().await;
     let later = json!({ "tag": "k", "credential_path": rig.path("k.json") });

@@ -7,7 +7,7 @@ use http::StatusCode;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tollgate_tests::upstream::{Gate, Reply};
-use tollgate_tests::{Program, Rig, rows, turn};
+use tollgate_tests::{Program, Rig, over_both, rows, turn};
 
 /// Far less than the default of `limits.drain_timeout`.
 const SOON: Duration = Duration::from_secs(10);
@@ -83,7 +83,7 @@ fn log(rig: &Rig) -> String {
     std::fs::read_to_string(rig.path("gateway.log")).unwrap_or_default()
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(sigterm_lets_streams_end_and_accepts_nothing_new);
 async fn sigterm_lets_streams_end_and_accepts_nothing_new() {
     check_drain(libc::SIGTERM).await;
 }
@@ -116,7 +116,7 @@ async fn a_kept_connection_accepts_no_new_request_after_the_signal() {
     assert_eq!(rows(&rig.ledger()).len(), 2);
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(streams_past_drain_timeout_are_aborted_and_recorded);
 async fn streams_past_drain_timeout_are_aborted_and_recorded() {
     let rig = Rig::new().await;
     let program = rig
@@ -196,7 +196,7 @@ async fn a_connection_without_a_request_does_not_delay_the_shutdown() {
     drop(silent);
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_second_signal_aborts_at_once_and_aborted_requests_are_recorded);
 async fn a_second_signal_aborts_at_once_and_aborted_requests_are_recorded() {
     let rig = Rig::new().await;
     let program = rig
@@ -227,7 +227,7 @@ async fn ended(program: Program) {
     assert!(status.code().is_some(), "it died of the signal: {status}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_stopped_gateway_starts_again_with_its_files);
 async fn a_stopped_gateway_starts_again_with_its_files() {
     let rig = Rig::new().await;
     let config = config(&rig, json!({}));

@@ -1,5 +1,5 @@
-//! Failover: what sends a request to the next credential before a byte of an answer is out, what bounds that, and which
-//! requests move when their credential turns unusable.
+//! Failover: what sends a request to the next credential before a byte of an answer is out, what
+//! bounds that, and which requests move when their credential turns unusable.
 
 use std::fs;
 use std::time::Duration;
@@ -8,9 +8,10 @@ use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 use tollgate_tests::upstream::{Gate, Reply, Standing};
-use tollgate_tests::{Answer, Client, Nowhere, Rig, turn, wait_for_rows};
+use tollgate_tests::{Answer, Client, Nowhere, Rig, over_both, turn, wait_for_rows};
 
-/// Starts the gateway with a pool of these members in that order, and these limits. Answers a client of its user.
+/// Starts the gateway with a pool of these members in that order, and these limits. Answers a
+/// client of its user.
 async fn start(rig: &mut Rig, members: Vec<Value>, limits: Value) -> Client {
     let tags: Vec<Value> = members.iter().map(|member| member["tag"].clone()).collect();
     let pool =
@@ -166,7 +167,7 @@ fn switches(name: &str, on: bool) -> Value {
         .collect()
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(one_request_goes_past_every_kind_of_trouble_and_meets_each_credential_once);
 async fn one_request_goes_past_every_kind_of_trouble_and_meets_each_credential_once() {
     let mut rig = Rig::new().await;
     let nowhere = Nowhere::new();
@@ -204,7 +205,7 @@ async fn one_request_goes_past_every_kind_of_trouble_and_meets_each_credential_o
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(each_kind_of_trouble_sends_a_request_on_though_all_others_are_switched_off);
 async fn each_kind_of_trouble_sends_a_request_on_though_all_others_are_switched_off() {
     for trouble in troubles() {
         let limits = json!({ "upstream_head_timeout": HEAD_TIMEOUT, "failover": switches(trouble.name, true) });
@@ -223,7 +224,7 @@ async fn each_kind_of_trouble_sends_a_request_on_though_all_others_are_switched_
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_kind_of_trouble_that_is_switched_off_is_the_clients_answer_as_it_is);
 async fn a_kind_of_trouble_that_is_switched_off_is_the_clients_answer_as_it_is() {
     for trouble in troubles() {
         let limits = json!({ "upstream_head_timeout": HEAD_TIMEOUT, "failover": switches(trouble.name, false) });
@@ -234,7 +235,7 @@ async fn a_kind_of_trouble_that_is_switched_off_is_the_clients_answer_as_it_is()
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(no_other_status_is_tried_elsewhere);
 async fn no_other_status_is_tried_elsewhere() {
     let (mut rig, client) = pool(&["a", "b"], json!({})).await;
     for status in [400, 402, 403, 404, 408, 409, 413, 422, 500, 501, 505, 529] {
@@ -249,7 +250,7 @@ async fn no_other_status_is_tried_elsewhere() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_request_that_may_have_been_processed_is_not_sent_again);
 async fn a_request_that_may_have_been_processed_is_not_sent_again() {
     let breaks = [
         ("closed", Reply::close_before_head()),
@@ -280,7 +281,7 @@ async fn a_request_that_may_have_been_processed_is_not_sent_again() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(an_answer_that_breaks_after_its_head_is_not_asked_for_elsewhere);
 async fn an_answer_that_breaks_after_its_head_is_not_asked_for_elsewhere() {
     for (stream, bytes) in [(true, 0), (true, 1), (false, 0), (false, 10)] {
         let (mut rig, client) = pool(&["a", "b"], json!({})).await;
@@ -308,7 +309,7 @@ async fn an_answer_that_breaks_after_its_head_is_not_asked_for_elsewhere() {
 
 // Who speaks where nobody is left
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(where_all_answer_503_the_client_gets_the_last_one_as_it_is);
 async fn where_all_answer_503_the_client_gets_the_last_one_as_it_is() {
     let (mut rig, client) = pool(&["a", "b", "c"], json!({})).await;
     for tag in ["a", "b", "c"] {
@@ -334,7 +335,7 @@ async fn where_all_answer_503_the_client_gets_the_last_one_as_it_is() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(nobody_is_told_that_all_are_used_up_while_one_is_only_busy);
 async fn nobody_is_told_that_all_are_used_up_while_one_is_only_busy() {
     let [limited, expired, ..] = troubles();
     for other in [limited, expired] {
@@ -362,7 +363,7 @@ async fn nobody_is_told_that_all_are_used_up_while_one_is_only_busy() {
 
 // limits.failover_timeout
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(no_further_attempt_begins_after_the_failover_timeout);
 async fn no_further_attempt_begins_after_the_failover_timeout() {
     let limits = json!({ "upstream_head_timeout": "400ms", "failover_timeout": "200ms" });
     let (mut rig, client) = pool(&["a", "b"], limits).await;
@@ -379,7 +380,7 @@ async fn no_further_attempt_begins_after_the_failover_timeout() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_further_attempt_waits_only_for_what_is_left_of_the_failover_timeout);
 async fn a_further_attempt_waits_only_for_what_is_left_of_the_failover_timeout() {
     // One after the other, the second without its bound, would take eight seconds.
     let limits = json!({ "upstream_head_timeout": "4s", "failover_timeout": "5s" });
@@ -422,7 +423,7 @@ async fn answered_late(reply: Reply) -> Answer {
     answer
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_503_after_the_failover_timeout_is_the_clients_answer);
 async fn a_503_after_the_failover_timeout_is_the_clients_answer() {
     let answer = answered_late(Reply::raw(503, "theirs")).await;
     assert_eq!(
@@ -431,7 +432,7 @@ async fn a_503_after_the_failover_timeout_is_the_clients_answer() {
     );
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_429_after_the_failover_timeout_is_told_as_one_that_is_worth_another_try);
 async fn a_429_after_the_failover_timeout_is_told_as_one_that_is_worth_another_try() {
     let answer = answered_late(
         Reply::usage_limit_reached()
@@ -461,7 +462,7 @@ fn large_body() -> String {
     )
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_request_that_is_not_kept_gets_the_answer_of_the_one_credential_that_was_asked);
 async fn a_request_that_is_not_kept_gets_the_answer_of_the_one_credential_that_was_asked() {
     for trouble in troubles().into_iter().skip(2) {
         let limits = json!({ "upstream_head_timeout": HEAD_TIMEOUT, "replay_bytes": REPLAY_BYTES });
@@ -474,7 +475,7 @@ async fn a_request_that_is_not_kept_gets_the_answer_of_the_one_credential_that_w
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_request_that_is_not_kept_is_told_to_try_again_where_its_credential_is_refused_and_another_is_not);
 async fn a_request_that_is_not_kept_is_told_to_try_again_where_its_credential_is_refused_and_another_is_not()
  {
     for trouble in troubles().into_iter().take(2) {
@@ -521,7 +522,7 @@ async fn a_request_that_is_not_kept_is_told_to_try_again_where_its_credential_is
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(the_error_of_a_request_that_is_not_kept_is_chosen_without_asking_a_policy);
 async fn the_error_of_a_request_that_is_not_kept_is_chosen_without_asking_a_policy() {
     for trouble in troubles().into_iter().take(2) {
         let (mut rig, client) = beside(&trouble, json!({ "replay_bytes": REPLAY_BYTES })).await;
@@ -544,7 +545,7 @@ async fn the_error_of_a_request_that_is_not_kept_is_chosen_without_asking_a_poli
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_request_that_is_not_kept_is_told_when_where_nobody_has_room);
 async fn a_request_that_is_not_kept_is_told_when_where_nobody_has_room() {
     let (mut rig, client) = pool(&["a", "b"], json!({ "replay_bytes": REPLAY_BYTES })).await;
     for (tag, seconds) in [("a", 900), ("b", 600)] {
@@ -591,11 +592,12 @@ async fn a_request_that_is_not_kept_is_told_when_where_nobody_has_room() {
 
 // Becoming unusable
 
-/// For how long a request may stay where it was after its credential turned unusable: it should leave at once.
+/// For how long a request may stay where it was after its credential turned unusable: it should
+/// leave at once.
 const MOVED_MAX: Duration = Duration::from_secs(5);
 
-/// `a` has a stream under way and a request that waits for its head when `turn_unusable` is called: the stream goes on,
-/// the request moves to `b`.
+/// `a` has a stream under way and a request that waits for its head when `turn_unusable` is called:
+/// the stream goes on, the request moves to `b`.
 async fn check_moved(rig: &Rig, client: &Client, turn_unusable: impl FnOnce()) {
     let (rest, never) = (Gate::new(), Gate::new());
     rig.account("a")
@@ -631,7 +633,7 @@ async fn check_moved(rig: &Rig, client: &Client, turn_unusable: impl FnOnce()) {
     assert_eq!(row.text("end"), Some("complete"));
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(when_its_file_is_removed_a_waiting_request_moves_and_a_stream_goes_on);
 async fn when_its_file_is_removed_a_waiting_request_moves_and_a_stream_goes_on() {
     let (mut rig, client) = pool(&["a", "b"], json!({})).await;
     let file = rig.credential_file("a");
@@ -642,7 +644,7 @@ async fn when_its_file_is_removed_a_waiting_request_moves_and_a_stream_goes_on()
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(when_a_poll_tells_that_it_is_used_up_a_waiting_request_moves_and_a_stream_goes_on);
 async fn when_a_poll_tells_that_it_is_used_up_a_waiting_request_moves_and_a_stream_goes_on() {
     for used_up in [
         Standing::new("plus").weekly_used(100.0),
@@ -663,7 +665,7 @@ async fn when_a_poll_tells_that_it_is_used_up_a_waiting_request_moves_and_a_stre
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_waiting_request_that_nobody_else_can_serve_is_answered);
 async fn a_waiting_request_that_nobody_else_can_serve_is_answered() {
     let cases: [(&str, StatusCode, &str, fn(&Rig)); 2] = [
         (

@@ -2,9 +2,9 @@
 
 use http::StatusCode;
 use serde_json::json;
-use tollgate_tests::{Rig, turn, wait_for_rows};
+use tollgate_tests::{Rig, over_both, turn, wait_for_rows};
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_streamed_turn_reaches_its_client_and_the_ledger);
 async fn a_streamed_turn_reaches_its_client_and_the_ledger() {
     let mut rig = Rig::new().await;
     let config = rig.team(&["a", "b"], json!({}));

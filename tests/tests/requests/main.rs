@@ -5,6 +5,7 @@ mod choosing;
 mod drain;
 mod failover;
 mod faults;
+mod http2_upstream;
 mod journey;
 mod metering;
 #[path = "../peer/mod.rs"]

@@ -1,11 +1,12 @@
-//! Metering: what a response used, what it cost, and that it is on file before its client has it whole.
+//! Metering: what a response used, what it cost, and that it is on file before its client has it
+//! whole.
 
 use std::path::{Path, PathBuf};
 
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use tollgate_tests::upstream::{Account, Encoding, End, Gate, Reply, Standing, Usage};
-use tollgate_tests::{Client, Rig, Row, rows, turn, unix_in, wait_for_rows};
+use tollgate_tests::{Client, Rig, Row, over_both, rows, turn, unix_in, wait_for_rows};
 
 const USED: Usage = Usage {
     input: 1000,
@@ -74,7 +75,7 @@ fn whole(stream: bool) -> Value {
 
 // What a response used
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(usage_is_counted_however_the_response_is_written);
 async fn usage_is_counted_however_the_response_is_written() {
     let ok = || Reply::ok().usage(USED);
     let odd = || {
@@ -148,7 +149,7 @@ async fn usage_is_counted_however_the_response_is_written() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(usage_of_a_response_that_is_one_object_is_counted);
 async fn usage_of_a_response_that_is_one_object_is_counted() {
     let ok = || Reply::ok().usage(USED);
     let cases = [
@@ -180,7 +181,7 @@ async fn usage_of_a_response_that_is_one_object_is_counted() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(usage_of_a_compaction_is_counted);
 async fn usage_of_a_compaction_is_counted() {
     let (mut rig, client, account) = open_rig().await;
     account.then(Reply::ok().usage(USED));
@@ -195,7 +196,7 @@ async fn usage_of_a_compaction_is_counted() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(chat_completions_with_an_api_key_are_counted);
 async fn chat_completions_with_an_api_key_are_counted() {
     let chat = |more: Value| {
         let mut body =
@@ -259,7 +260,7 @@ async fn chat_completions_with_an_api_key_are_counted() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_response_that_tells_no_usage_is_unpriced_with_a_reason);
 async fn a_response_that_tells_no_usage_is_unpriced_with_a_reason() {
     let (mut rig, client, account) = key_rig().await;
     account
@@ -290,7 +291,7 @@ async fn a_response_that_tells_no_usage_is_unpriced_with_a_reason() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_response_that_ended_early_or_failed_is_counted_as_what_it_is);
 async fn a_response_that_ended_early_or_failed_is_counted_as_what_it_is() {
     let (mut rig, client, account) = open_rig().await;
     let ends = [(End::Incomplete, "incomplete"), (End::Failed, "failed")];
@@ -313,7 +314,7 @@ async fn a_response_that_ended_early_or_failed_is_counted_as_what_it_is() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(an_answer_that_is_an_error_failed_and_cost_nothing);
 async fn an_answer_that_is_an_error_failed_and_cost_nothing() {
     let (mut rig, client, account) = open_rig().await;
     for (place, status) in [400, 404, 500].into_iter().enumerate() {
@@ -336,7 +337,7 @@ async fn an_answer_that_is_an_error_failed_and_cost_nothing() {
 
 // Cut short
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_row_has_the_status_that_the_client_got_and_not_upstreams);
 async fn a_row_has_the_status_that_the_client_got_and_not_upstreams() {
     for is_http2 in [false, true] {
         let (mut rig, client, account) = open_rig().await;
@@ -355,7 +356,7 @@ async fn a_row_has_the_status_that_the_client_got_and_not_upstreams() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_client_that_leaves_in_the_middle_is_recorded);
 async fn a_client_that_leaves_in_the_middle_is_recorded() {
     let (mut rig, client, account) = open_rig().await;
     for (place, (name, client)) in [("HTTP/1.1", client.clone()), ("HTTP/2", client.http2())]
@@ -385,7 +386,7 @@ async fn a_client_that_leaves_in_the_middle_is_recorded() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_client_that_leaves_before_the_answer_is_recorded);
 async fn a_client_that_leaves_before_the_answer_is_recorded() {
     let (mut rig, client, account) = open_rig().await;
     let never = Gate::new();
@@ -401,8 +402,9 @@ async fn a_client_that_leaves_before_the_answer_is_recorded() {
     rig.stop().await;
 }
 
-/// The client sees that its answer is not whole: where the cut came at once, even the head may be missing, and where it
-/// came before the first byte of the body, the gateway may say so instead. Answers the status that the row is to tell.
+/// The client sees that its answer is not whole: where the cut came at once, even the head may be
+/// missing, and where it came before the first byte of the body, the gateway may say so instead.
+/// Answers the status that the row is to tell.
 async fn status_of_cut(name: &str, client: &Client, body: &Value) -> i64 {
     let client = client.header("content-type", "application/json");
     let sent = client
@@ -421,7 +423,7 @@ async fn status_of_cut(name: &str, client: &Client, body: &Value) -> i64 {
     200
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(an_upstream_that_breaks_off_is_recorded_and_its_client_sees_the_cut);
 async fn an_upstream_that_breaks_off_is_recorded_and_its_client_sees_the_cut() {
     let (mut rig, client, account) = open_rig().await;
     let cases = [
@@ -457,7 +459,7 @@ async fn an_upstream_that_breaks_off_is_recorded_and_its_client_sees_the_cut() {
 
 // The row
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_row_tells_everything_about_its_request);
 async fn a_row_tells_everything_about_its_request() {
     let mut rig = Rig::new().await;
     let config = rig.team(&["a", "b"], json!({ "strategy": "fallback" }));
@@ -552,7 +554,7 @@ struct Priced {
     cost: (i64, i64),
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_response_costs_what_its_model_tier_and_length_cost);
 async fn a_response_costs_what_its_model_tier_and_length_cost() {
     // 1200 in, 800 of them cached, and 150 out.
     let usual = || Reply::ok();
@@ -709,7 +711,7 @@ async fn a_response_costs_what_its_model_tier_and_length_cost() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(an_unknown_model_is_unpriced_never_free);
 async fn an_unknown_model_is_unpriced_never_free() {
     let (mut rig, client, _) = open_rig().await;
     for (place, model) in ["gpt-99", "gpt-99-2026-01-01", "unheard-of"]
@@ -745,7 +747,7 @@ fn check_on_file(rig: &Rig, request_id: &str, name: &str) {
     );
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_row_is_on_file_before_its_client_has_the_last_byte);
 async fn a_row_is_on_file_before_its_client_has_the_last_byte() {
     let cases = [
         ("a stream", Reply::ok(), true),
@@ -781,7 +783,7 @@ async fn a_row_is_on_file_before_its_client_has_the_last_byte() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_row_is_on_file_before_its_client_sees_the_end_whatever_the_answer);
 async fn a_row_is_on_file_before_its_client_sees_the_end_whatever_the_answer() {
     let cases = [
         ("gzip", Reply::ok().encoded(Encoding::Gzip)),
@@ -869,7 +871,7 @@ fn check_usd(found: &Value, expected: f64) {
 /// What a turn of gpt-5.4 of the scripted upstream costs: 3,450,000 nano-dollars.
 const TURN_USD: f64 = 0.00345;
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_usage_file_has_the_sums_when_the_gateway_has_stopped);
 async fn a_usage_file_has_the_sums_when_the_gateway_has_stopped() {
     let mut rig = Rig::new().await;
     let (config, file) = config_with_file(&rig);

@@ -4,14 +4,15 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{Method, StatusCode, Version};
+use http::{Method, StatusCode};
 use serde_json::{Value, json};
-use tollgate_tests::upstream::{Encoding, Gate, Reply, SeenRequest, Standing};
-use tollgate_tests::{Answer, Client, Rig, rows, turn, wait_for_rows};
+use tollgate_tests::upstream::{Encoding, Gate, Reply, SeenRequest, Standing, Upstream};
+use tollgate_tests::{Answer, Client, Protocol, Rig, over_both, rows, turn, wait_for_rows};
 
 const NOT_UNDER_V1: &str = "path must start with /v1/";
 
-/// `{"model":"gpt-5.4","stream":true,"input":[],"prompt_cache_key":"packed"}`, packed by gzip 1.12 and zstd 1.5.
+/// `{"model":"gpt-5.4","stream":true,"input":[],"prompt_cache_key":"packed"}`, packed by gzip 1.12
+/// and zstd 1.5.
 const GZIP_TURN: &str = "1f8b0800000000000203ab56cacd4f49cd51b2524a2f28d135d53351d2512a2e294a4dcc55b22a292a4dd551cacc2b282d51b28a8ed5512a28cacf2d28894f4e4cce488dcf4ead04ea2a484cce4e4d51aa050003e9267b48000000";
 const ZSTD_TURN: &str = "28b52ffd24480d020082440f11907d64240fc913ea127157b002c6fa8f25dbd73f95a817cfffd0379514ba34ce4a1d1c53fc622a9d83c7f5168fe9ebb50e7c08122e655e1cfe9ad175002d1a604f";
 
@@ -111,8 +112,9 @@ async fn dot_segments_do_not_lead_out_of_v1() {
         "/v1/%2e%2e/wham/usage",
         "/v1/x/.%2E/../../y",
     ] {
-        // By the rules of RFC 3986, section 5.2.4, and for whatever server stands at upstream, these are not under
-        // /v1/: with the operator's token they would reach the rest of the backend.
+        // By the rules of RFC 3986, section 5.2.4, and for whatever server stands at upstream,
+        // these are not under /v1/: with the operator's token they would reach the rest of the
+        // backend.
         let answer = client.token("token-alice").get(path).await;
         let sent: Vec<String> = rig
             .forwarded()
@@ -286,7 +288,7 @@ async fn checks_come_in_order_the_first_that_fails_answers() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(chat_completions_are_refused_to_an_account_even_if_it_is_limited);
 async fn chat_completions_are_refused_to_an_account_even_if_it_is_limited() {
     let (mut rig, client) = team_rig().await;
     let client = client.token("token-alice");
@@ -319,7 +321,7 @@ async fn chat_completions_are_refused_to_an_account_even_if_it_is_limited() {
 
 // 5. Whose credential
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(each_user_is_served_by_the_users_own_credential);
 async fn each_user_is_served_by_the_users_own_credential() {
     let mut rig = Rig::new().await;
     let config = rig.config(json!({
@@ -338,7 +340,7 @@ async fn each_user_is_served_by_the_users_own_credential() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(without_users_the_first_entry_serves_be_it_a_credential_or_a_pool);
 async fn without_users_the_first_entry_serves_be_it_a_credential_or_a_pool() {
     let pool = |tag: &str| json!({"tag": tag, "type": "fallback", "credentials": ["b", "a"]});
     for (first, account) in [("credential", "account-a"), ("pool", "account-b")] {
@@ -362,7 +364,7 @@ async fn without_users_the_first_entry_serves_be_it_a_credential_or_a_pool() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(the_single_credential_of_a_simple_service_serves_everybody);
 async fn the_single_credential_of_a_simple_service_serves_everybody() {
     let mut rig = Rig::new().await;
     let credential = rig.oauth("a");
@@ -388,7 +390,7 @@ async fn the_single_credential_of_a_simple_service_serves_everybody() {
 
 // 7. Nobody usable
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_limited_pool_answers_429_and_an_empty_one_503);
 async fn a_limited_pool_answers_429_and_an_empty_one_503() {
     let (mut rig, client) = team_rig().await;
     let client = client.token("token-alice");
@@ -427,7 +429,7 @@ async fn a_limited_pool_answers_429_and_an_empty_one_503() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_429_to_an_api_key_reaches_the_client_as_it_was_and_pauses_nothing);
 async fn a_429_to_an_api_key_reaches_the_client_as_it_was_and_pauses_nothing() {
     let mut rig = Rig::new().await;
     let config = rig.config(json!({ "credentials": [rig.api_key("k")] }));
@@ -463,7 +465,7 @@ async fn a_429_to_an_api_key_reaches_the_client_as_it_was_and_pauses_nothing() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_connection_to_upstream_serves_one_credential_alone_and_that_again_and_again);
 async fn a_connection_to_upstream_serves_one_credential_alone_and_that_again_and_again() {
     const TURNS: usize = 6;
     let mut rig = Rig::new().await;
@@ -522,7 +524,7 @@ struct Way {
     sent: &'static str,
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(paths_are_mapped_by_the_kind_of_credential_and_queries_are_kept);
 async fn paths_are_mapped_by_the_kind_of_credential_and_queries_are_kept() {
     let ways = [
         Way {
@@ -596,7 +598,7 @@ async fn paths_are_mapped_by_the_kind_of_credential_and_queries_are_kept() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(the_method_is_kept);
 async fn the_method_is_kept() {
     let (mut rig, client) = open_rig().await;
     for method in [
@@ -620,7 +622,7 @@ async fn the_method_is_kept() {
 
 // Headers to upstream
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(what_belongs_to_the_hop_to_proxies_or_to_the_client_stays_here);
 async fn what_belongs_to_the_hop_to_proxies_or_to_the_client_stays_here() {
     const REMOVED: [(&str, &str); 22] = [
         ("keep-alive", "timeout=5"),
@@ -668,7 +670,7 @@ async fn what_belongs_to_the_hop_to_proxies_or_to_the_client_stays_here() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(what_codex_sends_goes_on_and_only_the_credential_is_attached);
 async fn what_codex_sends_goes_on_and_only_the_credential_is_attached() {
     const KEPT: [(&str, &str); 9] = [
         ("accept", "text/event-stream"),
@@ -702,7 +704,7 @@ async fn what_codex_sends_goes_on_and_only_the_credential_is_attached() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(an_api_key_is_attached_without_an_account);
 async fn an_api_key_is_attached_without_an_account() {
     let mut rig = Rig::new().await;
     let config = rig.config(json!({ "credentials": [rig.api_key("k")] }));
@@ -717,7 +719,7 @@ async fn an_api_key_is_attached_without_an_account() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(configured_headers_override_but_never_the_credential);
 async fn configured_headers_override_but_never_the_credential() {
     let mut rig = Rig::new().await;
     let config = rig.config(json!({
@@ -751,7 +753,7 @@ async fn configured_headers_override_but_never_the_credential() {
 
 // Headers from upstream
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(what_belongs_to_upstreams_hop_and_its_cookies_stay_here);
 async fn what_belongs_to_upstreams_hop_and_its_cookies_stay_here() {
     const REMOVED: [(&str, &str); 18] = [
         ("keep-alive", "timeout=5"),
@@ -802,7 +804,7 @@ async fn what_belongs_to_upstreams_hop_and_its_cookies_stay_here() {
 
 // Status and body from upstream
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(upstreams_status_and_body_pass_as_they_are);
 async fn upstreams_status_and_body_pass_as_they_are() {
     let explained = json!({"error": {"message": "Unsupported parameter: 'foo'", "type": "invalid_request_error",
         "param": "foo", "code": "unsupported_parameter"}});
@@ -834,7 +836,7 @@ async fn upstreams_status_and_body_pass_as_they_are() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_transport_failure_is_502_api_error);
 async fn a_transport_failure_is_502_api_error() {
     let (mut rig, client) = open_rig().await;
     for reply in [
@@ -850,7 +852,7 @@ async fn a_transport_failure_is_502_api_error() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(an_upstream_that_never_answers_is_504);
 async fn an_upstream_that_never_answers_is_504() {
     let mut rig = Rig::new().await;
     let mut config = rig.config(json!({ "credentials": [rig.oauth("a")] }));
@@ -869,7 +871,7 @@ async fn an_upstream_that_never_answers_is_504() {
 
 // Bodies
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_requests_body_goes_on_byte_for_byte);
 async fn a_requests_body_goes_on_byte_for_byte() {
     let spaced = "{ \"model\" :\t\"gpt-5.4\",\r\n \"input\": \"\\u00e9 é \u{1f600}\", \"stream\":true , \"n\": 1.0e0 }\n\n";
     let twice = r#"{"model":"a","model":"b","input":[]}"#;
@@ -897,7 +899,7 @@ async fn a_requests_body_goes_on_byte_for_byte() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_packed_body_goes_on_packed_and_is_read_on_the_side);
 async fn a_packed_body_goes_on_packed_and_is_read_on_the_side() {
     let (mut rig, client) = open_rig().await;
     for (place, (encoding, hex)) in [("gzip", GZIP_TURN), ("zstd", ZSTD_TURN)]
@@ -926,7 +928,7 @@ async fn a_packed_body_goes_on_packed_and_is_read_on_the_side() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_packed_body_that_is_none_goes_on_as_it_is);
 async fn a_packed_body_that_is_none_goes_on_as_it_is() {
     let (mut rig, client) = open_rig().await;
     for encoding in ["gzip", "zstd", "br", "no-such-coding", "gzip, zstd"] {
@@ -944,7 +946,7 @@ async fn a_packed_body_that_is_none_goes_on_as_it_is() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_responses_body_comes_back_byte_for_byte);
 async fn a_responses_body_comes_back_byte_for_byte() {
     let all: Vec<u8> = (0..=255_u8).cycle().take(100_000).collect();
     let events = "event: response.output_text.delta\r\ndata:{\"delta\" : \"\u{1f600}\"}\r\n\r\n: comment\n\ndata: \0x";
@@ -981,10 +983,11 @@ async fn a_responses_body_comes_back_byte_for_byte() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_packed_response_comes_back_as_upstream_packed_it);
 async fn a_packed_response_comes_back_as_upstream_packed_it() {
     let (mut rig, client) = open_rig().await;
-    let direct = Client::new(rig.upstream.address()).token("access-a");
+    let unrelated = Upstream::start().await;
+    let direct = Client::new(unrelated.address()).token("access-a");
     for encoding in [
         Encoding::Gzip,
         Encoding::Deflate,
@@ -993,7 +996,8 @@ async fn a_packed_response_comes_back_as_upstream_packed_it() {
     ] {
         let reply =
             Reply::sse("event: ping\ndata: {\"type\":\"ping\"}\n\n".repeat(500)).encoded(encoding);
-        rig.account("a").then(reply.clone()).then(reply);
+        unrelated.account("access-a", "a").then(reply.clone());
+        rig.account("a").then(reply);
         let expected = direct
             .ask(Method::POST, "/backend-api/codex/responses", "{}")
             .await;
@@ -1004,7 +1008,7 @@ async fn a_packed_response_comes_back_as_upstream_packed_it() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_responses_parts_are_not_held_back);
 async fn a_responses_parts_are_not_held_back() {
     let (mut rig, client) = open_rig().await;
     let gate = Gate::new();
@@ -1023,7 +1027,7 @@ async fn a_responses_parts_are_not_held_back() {
 
 // HTTP/2
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_client_speaks_http2_by_prior_knowledge);
 async fn a_client_speaks_http2_by_prior_knowledge() {
     let (mut rig, client) = team_rig().await;
     let client = client
@@ -1047,7 +1051,7 @@ async fn a_client_speaks_http2_by_prior_knowledge() {
         check_absent(&answer.headers, &["x-named", "set-cookie", "connection"]);
     }
     for seen in rig.upstream.turns() {
-        assert_eq!(seen.version, Version::HTTP_11);
+        assert_eq!(seen.version, Protocol::current().version());
         assert_eq!(
             seen.header("host"),
             Some(rig.upstream.address().to_string().as_str())
@@ -1132,7 +1136,8 @@ fn check_status(answer: &Answer, five_hour: f64, weekly: f64, weight: f64) {
     assert_eq!(body.as_object().map(|body| body.len()), Some(3), "{body}");
 }
 
-/// An account of the plan `pro`, and an auth.json whose id token names it: `{"https://api.openai.com/auth":{"chatgpt_plan_type":"pro"}}`.
+/// An account of the plan `pro`, and an auth.json whose id token names it:
+/// `{"https://api.openai.com/auth":{"chatgpt_plan_type":"pro"}}`.
 fn pro_file(rig: &Rig, tag: &str) -> Value {
     const PRO: &str =
         "eyJodHRwczovL2FwaS5vcGVuYWkuY29tL2F1dGgiOnsiY2hhdGdwdF9wbGFuX3R5cGUiOiJwcm8ifX0";

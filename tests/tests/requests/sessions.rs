@@ -1,5 +1,5 @@
-//! Sessions across a restart or a kill of the gateway: who keeps its credential, who begins anew, and whose turn's state
-//! goes where.
+//! Sessions across a restart or a kill of the gateway: who keeps its credential, who begins anew,
+//! and whose turn's state goes where.
 
 use std::fs;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use http::StatusCode;
 use rusqlite::{Connection, params};
 use serde_json::{Value, json};
 use tollgate_tests::upstream::{Reply, SeenRequest, Standing, WAIT_MAX};
-use tollgate_tests::{Client, Rig, turn, unix_in};
+use tollgate_tests::{Client, Rig, over_both, turn, unix_in};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -52,8 +52,8 @@ async fn served(rig: &Rig, client: &Client, body: &Value) -> String {
         .to_owned()
 }
 
-/// Alice's session `one` finds its home on `b`, for `a` refuses it. With the gateway that is forgotten: whoever has a
-/// choice after a restart takes `a`.
+/// Alice's session `one` finds its home on `b`, for `a` refuses it. With the gateway that is
+/// forgotten: whoever has a choice after a restart takes `a`.
 async fn settle_on_b(rig: &Rig, client: &Client) {
     rig.account("a").then(limited(600));
     rig.account("b").then(Reply::ok().response_id("resp_of_b"));
@@ -61,7 +61,8 @@ async fn settle_on_b(rig: &Rig, client: &Client) {
     assert_eq!(served(rig, &alice, &turn("one")).await, "b");
 }
 
-/// A gateway with that configuration, on whose `b` alice's session `one` has lived before it was stopped.
+/// A gateway with that configuration, on whose `b` alice's session `one` has lived before it was
+/// stopped.
 async fn settled(config: impl FnOnce(&Rig) -> Value) -> (Rig, Value) {
     let mut rig = Rig::new().await;
     let config = config(&rig);
@@ -98,7 +99,8 @@ async fn wait_until_polled(rig: &Rig) {
 
 // Who keeps its credential
 
-/// Alice's session `one` and what follows its response are on `b`; everything else is free to go to `a`, and does.
+/// Alice's session `one` and what follows its response are on `b`; everything else is free to go to
+/// `a`, and does.
 async fn check_kept(rig: &Rig, client: &Client) {
     let (alice, bob) = (client.token("token-alice"), client.token("token-bob"));
     assert_eq!(served(rig, &alice, &turn("another")).await, "a");
@@ -118,7 +120,7 @@ async fn check_kept(rig: &Rig, client: &Client) {
     assert_eq!(served(rig, &alice, &turn("one")).await, "b", "and it stays");
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(sessions_and_responses_stay_with_their_credential_across_a_restart);
 async fn sessions_and_responses_stay_with_their_credential_across_a_restart() {
     let (mut rig, config) = settled(two).await;
     let client = rig.start_polled(config).await;
@@ -126,7 +128,9 @@ async fn sessions_and_responses_stay_with_their_credential_across_a_restart() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(
+    sessions_and_responses_stay_with_their_credential_across_a_kill_right_after_the_response
+);
 async fn sessions_and_responses_stay_with_their_credential_across_a_kill_right_after_the_response()
 {
     let rig = Rig::new().await;
@@ -140,7 +144,7 @@ async fn sessions_and_responses_stay_with_their_credential_across_a_kill_right_a
     second.kill();
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_session_stays_across_a_restart_under_every_sticky_strategy);
 async fn a_session_stays_across_a_restart_under_every_sticky_strategy() {
     for strategy in ["least_used", "round_robin", "random"] {
         let (mut rig, config) =
@@ -155,7 +159,7 @@ async fn a_session_stays_across_a_restart_under_every_sticky_strategy() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_session_stays_with_its_credential_though_that_stands_elsewhere_in_the_configuration);
 async fn a_session_stays_with_its_credential_though_that_stands_elsewhere_in_the_configuration() {
     let (mut rig, _) = settled(two).await;
     let mut config = rig.team(&["c", "b", "a"], json!({}));
@@ -176,7 +180,7 @@ async fn a_session_stays_with_its_credential_though_that_stands_elsewhere_in_the
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_session_that_was_lent_is_at_home_again_after_a_restart);
 async fn a_session_that_was_lent_is_at_home_again_after_a_restart() {
     let (mut rig, config) = settled(two).await;
     let client = rig.start_polled(config.clone()).await.token("token-alice");
@@ -192,7 +196,7 @@ async fn a_session_that_was_lent_is_at_home_again_after_a_restart() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_session_that_moved_stays_where_it_went_across_a_restart);
 async fn a_session_that_moved_stays_where_it_went_across_a_restart() {
     let (mut rig, config) = settled(two).await;
     let client = rig.start_polled(config.clone()).await.token("token-alice");
@@ -206,7 +210,7 @@ async fn a_session_that_moved_stays_where_it_went_across_a_restart() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_session_returns_to_its_home_if_the_full_window_resets_within_minutes);
 async fn a_session_returns_to_its_home_if_the_full_window_resets_within_minutes() {
     for (resets_in, expected) in [(5 * MINUTE, "b"), (HOUR, "a")] {
         let (mut rig, config) = settled(two).await;
@@ -252,7 +256,7 @@ fn age(rig: &Rig, age: Duration) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_session_that_was_idle_for_its_lifetime_begins_anew_after_a_restart);
 async fn a_session_that_was_idle_for_its_lifetime_begins_anew_after_a_restart() {
     let cases = [
         (None, 24 * HOUR - MINUTE, "b"),
@@ -281,7 +285,7 @@ async fn a_session_that_was_idle_for_its_lifetime_begins_anew_after_a_restart() 
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_session_lives_on_from_its_last_use_and_not_from_its_first);
 async fn a_session_lives_on_from_its_last_use_and_not_from_its_first() {
     let (mut rig, config) = settled(two).await;
     for _ in 0..3 {
@@ -292,7 +296,7 @@ async fn a_session_lives_on_from_its_last_use_and_not_from_its_first() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_session_whose_credential_is_gone_from_the_configuration_begins_anew);
 async fn a_session_whose_credential_is_gone_from_the_configuration_begins_anew() {
     let (mut rig, _) = settled(two).await;
     let config = rig.team(&["a", "c"], json!({}));
@@ -308,7 +312,7 @@ async fn a_session_whose_credential_is_gone_from_the_configuration_begins_anew()
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_session_whose_credential_left_its_pool_begins_anew);
 async fn a_session_whose_credential_left_its_pool_begins_anew() {
     let (mut rig, mut config) = settled(two).await;
     config["services"][0]["credentials"][2]["credentials"] = json!(["a"]);
@@ -318,7 +322,7 @@ async fn a_session_whose_credential_left_its_pool_begins_anew() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(of_too_many_sessions_those_that_were_used_last_are_known_after_a_restart);
 async fn of_too_many_sessions_those_that_were_used_last_are_known_after_a_restart() {
     let (mut rig, mut config) = settled(two).await;
     config["limits"] = json!({ "sessions": 2 });
@@ -362,8 +366,8 @@ fn sent(account: &str, state: Option<&str>) -> (String, Option<String>) {
     (format!("account-{account}"), state.map(str::to_owned))
 }
 
-/// A running team on `a` and `b`. Each has issued a state: `a` first, and then `b`, to which a minute's refusal sent
-/// the session.
+/// A running team on `a` and `b`. Each has issued a state: `a` first, and then `b`, to which a
+/// minute's refusal sent the session.
 async fn with_two_states() -> (Rig, Client) {
     let mut rig = Rig::new().await;
     let config = two(&rig);
@@ -385,7 +389,7 @@ async fn with_two_states() -> (Rig, Client) {
     (rig, client)
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_turns_state_goes_to_the_account_that_issued_it_and_to_no_other);
 async fn a_turns_state_goes_to_the_account_that_issued_it_and_to_no_other() {
     let (mut rig, client) = with_two_states().await;
     let of_a = with_state(&client, "state-of-a");
@@ -417,7 +421,7 @@ async fn a_turns_state_goes_to_the_account_that_issued_it_and_to_no_other() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_turns_state_is_kept_back_when_its_issuers_file_is_gone_and_goes_again_when_it_is_back);
 async fn a_turns_state_is_kept_back_when_its_issuers_file_is_gone_and_goes_again_when_it_is_back() {
     let (mut rig, client) = with_two_states().await;
     let of_a = with_state(&client, "state-of-a");
@@ -435,7 +439,7 @@ async fn a_turns_state_is_kept_back_when_its_issuers_file_is_gone_and_goes_again
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_turns_state_of_another_users_is_not_sent);
 async fn a_turns_state_of_another_users_is_not_sent() {
     let (mut rig, client) = with_two_states().await;
     let bob = client.token("token-bob").header(TURN_STATE, "state-of-a");
@@ -443,7 +447,7 @@ async fn a_turns_state_of_another_users_is_not_sent() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(where_there_is_one_account_every_turns_state_is_sent);
 async fn where_there_is_one_account_every_turns_state_is_sent() {
     let mut rig = Rig::new().await;
     let config = rig.config(json!({ "credentials": [rig.oauth("a")] }));

@@ -1,10 +1,6 @@
 //! TLS on both sides: a listener with a certificate of the test's own, and an upstream behind one.
 
-use std::fs::File;
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -12,80 +8,21 @@ use futures_util::{SinkExt, StreamExt};
 use http::{Request, StatusCode, Version};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-use rustls::crypto::ring;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::pki_types::ServerName;
 use rustls::version::{TLS12, TLS13};
-use rustls::{
-    ClientConfig, ProtocolVersion, RootCertStore, ServerConfig, SupportedProtocolVersion,
-};
+use rustls::{ProtocolVersion, SupportedProtocolVersion};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
 use tokio_rustls::client::TlsStream;
-use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tollgate_tests::upstream::Upgrade;
-use tollgate_tests::{Client, Rig, binary, rows, turn, wait_for_rows};
+use tollgate_tests::{
+    Authority, Certificate, Program, Rig, TLS_VERSIONS, rows, turn, wait_for_rows,
+};
 
 use crate::peer::{Peer, WAIT_MAX, post};
-
-const BOTH: &[&SupportedProtocolVersion] = &[&TLS12, &TLS13];
-
-/// Who signs certificates.
-struct Authority {
-    pem: String,
-    issuer: Issuer<'static, KeyPair>,
-}
-
-/// A certificate and its key, in PEM.
-struct Certificate {
-    pem: String,
-    key: String,
-}
-
-impl Authority {
-    fn new() -> Self {
-        let key = KeyPair::generate().expect("a key");
-        let mut params = CertificateParams::new(Vec::<String>::new()).expect("no names");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let pem = params.self_signed(&key).expect("signs").pem();
-        Self {
-            pem,
-            issuer: Issuer::new(params, key),
-        }
-    }
-
-    fn sign(&self, names: &[&str]) -> Certificate {
-        let key = KeyPair::generate().expect("a key");
-        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        let params = CertificateParams::new(names).expect("names");
-        let pem = params.signed_by(&key, &self.issuer).expect("signs").pem();
-        Certificate {
-            pem,
-            key: key.serialize_pem(),
-        }
-    }
-
-    fn client(
-        &self,
-        versions: &[&'static SupportedProtocolVersion],
-        alpn: &[&str],
-    ) -> TlsConnector {
-        let mut roots = RootCertStore::empty();
-        roots
-            .add(CertificateDer::from_pem_slice(self.pem.as_bytes()).expect("PEM"))
-            .expect("a root");
-        let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_protocol_versions(versions)
-            .expect("versions")
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
-        TlsConnector::from(Arc::new(config))
-    }
-}
 
 /// A gateway with a TLS listener.
 struct Scene {
@@ -133,7 +70,7 @@ impl Scene {
 
     /// A turn over what was agreed on. Answers that.
     async fn turn(&self, alpn: &[&str]) -> Option<String> {
-        let stream = self.connect(BOTH, alpn).await.expect("a handshake");
+        let stream = self.connect(TLS_VERSIONS, alpn).await.expect("a handshake");
         let agreed = stream
             .get_ref()
             .1
@@ -205,7 +142,7 @@ async fn only_what_alpn_lists_is_agreed_on() {
         scene.turn(&["h2", "http/1.1"]).await.as_deref(),
         Some("http/1.1")
     );
-    assert!(scene.is_refused(BOTH, &["h2"]).await);
+    assert!(scene.is_refused(TLS_VERSIONS, &["h2"]).await);
     scene.end(1).await;
     let scene = Scene::new(json!({ "alpn": ["http/1.1", "h2"] }), json!({})).await;
     assert_eq!(
@@ -243,7 +180,7 @@ async fn min_and_max_version_are_honoured() {
         } else {
             ProtocolVersion::TLSv1_2
         };
-        let stream = scene.connect(BOTH, &[]).await.expect("a handshake");
+        let stream = scene.connect(TLS_VERSIONS, &[]).await.expect("a handshake");
         assert_eq!(stream.get_ref().1.protocol_version(), Some(newest), "{tls}");
         drop(stream);
         scene.end(0).await;
@@ -330,16 +267,7 @@ async fn a_client_that_speaks_no_tls_is_closed() {
 
 /// TLS in front of the scripted upstream.
 async fn terminator(upstream: SocketAddr, certificate: &Certificate, alpn: &[&str]) -> SocketAddr {
-    let chain = vec![CertificateDer::from_pem_slice(certificate.pem.as_bytes()).expect("PEM")];
-    let key = PrivateKeyDer::from_pem_slice(certificate.key.as_bytes()).expect("PEM");
-    let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .expect("versions")
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .expect("a certificate and its key");
-    config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
-    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let acceptor = TlsAcceptor::from(certificate.server(alpn));
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     tokio::spawn(async move {
@@ -356,66 +284,10 @@ async fn terminator(upstream: SocketAddr, certificate: &Certificate, alpn: &[&st
 }
 
 /// The real binary, trusting the certificates of one file.
-struct Trusting {
-    child: Child,
-    client: Client,
-}
-
-impl Trusting {
-    async fn start(rig: &Rig, config: &Value, trusted: &str) -> Self {
-        let (config, ready) = (
-            rig.write("config.json", config.to_string()),
-            rig.path("ready.json"),
-        );
-        let log = File::create(rig.path("gateway.log")).expect("the log can be written");
-        let child = Command::new(binary())
-            .args(["run", "-c", &config, "--ready-file"])
-            .arg(&ready)
-            .env("SSL_CERT_FILE", trusted)
-            .env_remove("SSL_CERT_DIR")
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("a file can be shared"))
-            .stderr(log)
-            .spawn()
-            .expect("the binary runs");
-        let mut trusting = Self {
-            child,
-            client: Client::new(SocketAddr::from(([127, 0, 0, 1], 0))),
-        };
-        trusting.client = Client::new(trusting.wait_until_ready(ready).await);
-        trusting
-    }
-
-    async fn wait_until_ready(&mut self, ready: PathBuf) -> SocketAddr {
-        let begun = Instant::now();
-        loop {
-            if let Ok(text) = std::fs::read(&ready) {
-                let ready: Value = serde_json::from_slice(&text).expect("JSON");
-                return ready["services"][0]["address"]
-                    .as_str()
-                    .expect("an address")
-                    .parse()
-                    .expect("an address");
-            }
-            assert!(
-                self.child.try_wait().expect("it can be asked").is_none(),
-                "the gateway ended at once"
-            );
-            assert!(
-                begun.elapsed() < Duration::from_secs(60),
-                "the gateway is not ready"
-            );
-            // The ready file is the signal; there is nothing else to wait for.
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
-}
-
-impl Drop for Trusting {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+async fn start_trusting(rig: &Rig, config: &Value, trusted: &str) -> Program {
+    let config = rig.write("config.json", config.to_string());
+    let (ready, log) = (rig.path("ready.json"), rig.path("gateway.log"));
+    Program::start_trusting(&config, ready, log, Some(trusted)).await
 }
 
 fn behind(rig: &Rig, address: SocketAddr) -> Value {
@@ -440,8 +312,8 @@ async fn an_https_upstream_is_trusted_by_ssl_cert_file() {
         )
         .await;
         let trusted = rig.write("trusted.pem", &authority.pem);
-        let gateway = Trusting::start(&rig, &behind(&rig, address), &trusted).await;
-        let answer = gateway.client.turn(&turn("https")).await;
+        let gateway = start_trusting(&rig, &behind(&rig, address), &trusted).await;
+        let answer = gateway.client().turn(&turn("https")).await;
         assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
         assert!(answer.whole && answer.text().contains("response.completed"));
         assert_eq!(rig.upstream.turns()[0].version, version);
@@ -458,7 +330,7 @@ async fn open_wss(
     let stream = TcpStream::connect(address).await.expect("connects");
     let name = ServerName::try_from("localhost").expect("a name");
     let stream = authority
-        .client(BOTH, &["http/1.1"])
+        .client(TLS_VERSIONS, &["http/1.1"])
         .connect(name, stream)
         .await
         .expect("a handshake");
@@ -499,7 +371,7 @@ async fn turn_by_wss(authority: &Authority, address: SocketAddr) -> Value {
 }
 
 /// A gateway with TLS on both sides; upstream speaks what `alpn` lists.
-async fn between_tls(rig: &Rig, authority: &Authority, alpn: &[&str]) -> Trusting {
+async fn between_tls(rig: &Rig, authority: &Authority, alpn: &[&str]) -> Program {
     let own = authority.sign(&["localhost"]);
     let address = terminator(
         rig.upstream.address(),
@@ -511,7 +383,7 @@ async fn between_tls(rig: &Rig, authority: &Authority, alpn: &[&str]) -> Trustin
     config["services"][0]["tls"] =
         json!({ "enabled": true, "certificate": own.pem, "key": own.key });
     let trusted = rig.write("trusted.pem", &authority.pem);
-    Trusting::start(rig, &config, &trusted).await
+    start_trusting(rig, &config, &trusted).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -522,7 +394,9 @@ async fn large_messages_go_both_ways_at_once_over_tls() {
     let authority = Authority::new();
     let gateway = between_tls(&rig, &authority, &["http/1.1"]).await;
     rig.account("a").always_handshake(Upgrade::new().echo());
-    let (mut sending, mut receiving) = open_wss(&authority, gateway.client.address()).await.split();
+    let (mut sending, mut receiving) = open_wss(&authority, gateway.client().address())
+        .await
+        .split();
     let message = |number: usize| vec![number as u8; BYTES];
     let send = async {
         for number in 0..MESSAGES {
@@ -556,7 +430,7 @@ async fn a_socket_goes_over_tls_on_both_sides_whatever_else_upstream_speaks() {
         let rig = Rig::new().await;
         let authority = Authority::new();
         let gateway = between_tls(&rig, &authority, alpn).await;
-        let event = turn_by_wss(&authority, gateway.client.address()).await;
+        let event = turn_by_wss(&authority, gateway.client().address()).await;
         assert_eq!(event["type"], "response.completed", "{alpn:?}");
         let row = wait_for_rows(&rig.ledger(), 1).await.remove(0);
         assert_eq!(
@@ -578,8 +452,8 @@ async fn an_upstream_whose_certificate_is_not_trusted_is_502_and_sees_no_request
         let rig = Rig::new().await;
         let address = terminator(rig.upstream.address(), &certificate, &["h2", "http/1.1"]).await;
         let file = rig.write("trusted.pem", &trusted.pem);
-        let gateway = Trusting::start(&rig, &behind(&rig, address), &file).await;
-        let answer = gateway.client.turn(&turn("https")).await;
+        let gateway = start_trusting(&rig, &behind(&rig, address), &file).await;
+        let answer = gateway.client().turn(&turn("https")).await;
         assert_eq!(
             answer.status,
             StatusCode::BAD_GATEWAY,

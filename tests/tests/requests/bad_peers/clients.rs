@@ -6,7 +6,7 @@ use http::{Method, StatusCode};
 use serde_json::json;
 use tokio::time::timeout;
 use tollgate_tests::upstream::{Gate, Reply};
-use tollgate_tests::{Client, turn};
+use tollgate_tests::{Client, over_both, turn};
 
 use super::scene::{Scene, ends};
 use crate::peer::post;
@@ -44,7 +44,8 @@ async fn a_head_at_the_limit_is_served_and_one_past_it_is_431() {
 #[tokio::test(flavor = "multi_thread")]
 async fn too_many_header_fields_are_431() {
     let scene = Scene::new(json!({})).await;
-    // Where the gateway itself answers: upstream has a bound of its own. One of the fields is the host.
+    // Where the gateway itself answers: upstream has a bound of its own. One of the fields is the
+    // host.
     for (fields, status) in [(256, 404), (257, 431)] {
         let mut peer = scene.peer().await;
         let more: String = (1..fields)
@@ -129,12 +130,12 @@ async fn check_body_limit(replay_bytes: usize) {
     assert_eq!(refused, 4, "{rows:#?}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_body_at_the_limit_is_served_and_one_past_it_is_413);
 async fn a_body_at_the_limit_is_served_and_one_past_it_is_413() {
     check_body_limit(BODY_BYTES * 2).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_body_that_is_not_kept_is_413_past_the_limit);
 async fn a_body_that_is_not_kept_is_413_past_the_limit() {
     check_body_limit(BODY_BYTES / 10).await;
 }
@@ -235,7 +236,7 @@ async fn a_body_that_stops_is_408() {
     assert_eq!(ends(&rows), [(408, "failed"); 2]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_body_that_stops_on_its_way_to_upstream_is_408);
 async fn a_body_that_stops_on_its_way_to_upstream_is_408() {
     let scene = Scene::new(json!({ "body_timeout": "200ms", "replay_bytes": 1000 })).await;
     let mut peer = scene.peer().await;
@@ -249,7 +250,7 @@ async fn a_body_that_stops_on_its_way_to_upstream_is_408() {
     assert_eq!(ends(&rows), [(408, "failed")]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_client_that_leaves_in_the_middle_of_its_request_is_recorded_as_gone);
 async fn a_client_that_leaves_in_the_middle_of_its_request_is_recorded_as_gone() {
     for replay_bytes in [100_000, 1000] {
         let scene = Scene::new(json!({ "replay_bytes": replay_bytes })).await;
@@ -348,7 +349,7 @@ async fn http_1_0_is_served_and_its_connection_closed() {
     assert_eq!(ends(&rows), [(200, "complete")]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_body_that_is_no_json_reaches_upstream_as_it_is);
 async fn a_body_that_is_no_json_reaches_upstream_as_it_is() {
     let scene = Scene::new(json!({})).await;
     let deep = "[".repeat(100_000);
@@ -375,7 +376,7 @@ async fn a_body_that_is_no_json_reaches_upstream_as_it_is() {
     assert!(rows.iter().all(|row| row.text("session").is_none()));
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_string_of_50_mb_in_model_passes_and_counts_as_missing);
 async fn a_string_of_50_mb_in_model_passes_and_counts_as_missing() {
     let scene = Scene::new(json!({})).await;
     scene.account().then(Reply::json(
@@ -397,7 +398,7 @@ async fn a_string_of_50_mb_in_model_passes_and_counts_as_missing() {
     assert_eq!(ends(&rows), [(200, "complete")]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_body_of_10_mb_passes_byte_for_byte);
 async fn a_body_of_10_mb_passes_byte_for_byte() {
     let scene = Scene::new(json!({})).await;
     let body = body_of(10_000_000);
@@ -414,7 +415,7 @@ async fn a_body_of_10_mb_passes_byte_for_byte() {
     assert!(rows.iter().all(|row| row.text("model") == Some("gpt-5.4")));
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_body_that_lies_about_its_encoding_reaches_upstream_as_it_is);
 async fn a_body_that_lies_about_its_encoding_reaches_upstream_as_it_is() {
     let scene = Scene::new(json!({})).await;
     scene.account().always(Reply::ok().model("gpt-5.4"));
@@ -435,7 +436,7 @@ async fn a_body_that_lies_about_its_encoding_reaches_upstream_as_it_is() {
     scene.end(encodings.len()).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_request_that_comes_byte_by_byte_is_served);
 async fn a_request_that_comes_byte_by_byte_is_served() {
     let scene = Scene::new(json!({})).await;
     let mut peer = scene.peer().await;
@@ -451,7 +452,7 @@ async fn a_request_that_comes_byte_by_byte_is_served() {
     assert_eq!(ends(&rows), [(200, "complete"); 2]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(pipelined_requests_are_answered_in_order);
 async fn pipelined_requests_are_answered_in_order() {
     let scene = Scene::new(json!({})).await;
     for number in 1..=3 {

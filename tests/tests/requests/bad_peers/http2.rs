@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use http::{Method, StatusCode, Version};
+use http::{Method, StatusCode};
 use serde_json::json;
 use tollgate_tests::upstream::{Gate, Reply};
-use tollgate_tests::{Client, turn};
+use tollgate_tests::{Client, Protocol, over_both, turn};
 
 use super::scene::{Scene, ends};
 
@@ -26,7 +26,8 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// POST /v1/responses in HPACK without Huffman and without the dynamic table (RFC 7541, section 6.2.2).
+/// POST /v1/responses in HPACK without Huffman and without the dynamic table (RFC 7541, section
+/// 6.2.2).
 fn post() -> Vec<u8> {
     let text = |name: u8, value: &str| [&[name, value.len() as u8], value.as_bytes()].concat();
     [
@@ -130,7 +131,7 @@ async fn an_endless_head_over_http2_is_refused() {
     scene.end(0).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(streams_that_are_reset_at_once_leave_nothing_behind);
 async fn streams_that_are_reset_at_once_leave_nothing_behind() {
     const ROOM: usize = 16;
     const CONNECTIONS: usize = 5;
@@ -189,7 +190,7 @@ async fn streams_that_are_reset_at_once_leave_nothing_behind() {
     assert_eq!(served, ROOM);
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_stream_that_is_reset_under_way_leaves_the_others_alone);
 async fn a_stream_that_is_reset_under_way_leaves_the_others_alone() {
     let scene = Scene::new(json!({})).await;
     let gate = Gate::new();
@@ -206,7 +207,7 @@ async fn a_stream_that_is_reset_under_way_leaves_the_others_alone() {
             .upstream()
             .turns()
             .iter()
-            .all(|seen| seen.version == Version::HTTP_11)
+            .all(|seen| seen.version == Protocol::current().version())
     );
     let mut rows = scene.end(2).await;
     rows.sort_by_key(|row| row.text("session").map(str::to_owned));

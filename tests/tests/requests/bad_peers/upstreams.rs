@@ -1,4 +1,5 @@
-//! Bad upstreams: what they send reaches the client as far as it goes, or is an error of the gateway's own.
+//! Bad upstreams: what they send reaches the client as far as it goes, or is an error of the
+//! gateway's own.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -8,7 +9,7 @@ use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tollgate_tests::upstream::{Encoding, Gate, Reply};
-use tollgate_tests::{Answer, Client, Row, turn};
+use tollgate_tests::{Answer, Client, Row, over_both, turn};
 
 use super::scene::{Scene, ends};
 use crate::peer::Peer;
@@ -72,7 +73,7 @@ fn check_error(answer: &Answer, status: u16, code: &str) {
     );
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(an_upstream_that_closes_before_its_head_is_502);
 async fn an_upstream_that_closes_before_its_head_is_502() {
     let scene = Scene::new(json!({})).await;
     // Once on a fresh connection, once on one that has served before.
@@ -170,7 +171,7 @@ async fn an_upstream_that_speaks_no_http_is_502() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(an_upstream_that_does_not_answer_is_504);
 async fn an_upstream_that_does_not_answer_is_504() {
     let scene = Scene::new(json!({ "upstream_head_timeout": "200ms" })).await;
     let gate = Gate::new();
@@ -200,7 +201,7 @@ async fn an_upstream_that_begins_its_head_and_stops_is_504() {
     assert_eq!(ends(&rows), [(504, "upstream_gone")]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_stream_that_falls_silent_is_cut);
 async fn a_stream_that_falls_silent_is_cut() {
     let scene = Scene::new(json!({ "upstream_idle_timeout": "200ms" })).await;
     let gate = Gate::new();
@@ -221,7 +222,7 @@ async fn a_stream_that_falls_silent_is_cut() {
     gate.open();
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_stream_that_is_slow_and_not_silent_is_not_cut);
 async fn a_stream_that_is_slow_and_not_silent_is_not_cut() {
     let scene = Scene::new(json!({ "upstream_idle_timeout": "400ms" })).await;
     // 700 ms in all.
@@ -236,8 +237,9 @@ async fn a_stream_that_is_slow_and_not_silent_is_not_cut() {
     assert_eq!(ends(&rows), [(200, "complete")]);
 }
 
-/// The client sees that its answer is not whole: where the cut came at once, even the head may be missing, and where it
-/// came before the first byte of the body, the gateway may say so instead. Answers what the row is to tell.
+/// The client sees that its answer is not whole: where the cut came at once, even the head may be
+/// missing, and where it came before the first byte of the body, the gateway may say so instead.
+/// Answers what the row is to tell.
 async fn check_cut(what: &str, client: &Client, body: &Value) -> (i64, &'static str) {
     let sent = client
         .try_send(Method::POST, "/v1/responses", body.to_string())
@@ -258,7 +260,7 @@ async fn check_cut(what: &str, client: &Client, body: &Value) -> (i64, &'static 
     (200, "upstream_gone")
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(an_upstream_that_closes_in_the_middle_is_cut);
 async fn an_upstream_that_closes_in_the_middle_is_cut() {
     let scene = Scene::new(json!({})).await;
     let mut told = Vec::new();
@@ -282,7 +284,7 @@ async fn an_upstream_that_closes_in_the_middle_is_cut() {
     assert_eq!(ends(&rows), told);
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(what_came_before_a_cut_reaches_the_client);
 async fn what_came_before_a_cut_reaches_the_client() {
     let scene = Scene::new(json!({})).await;
     let gate = Gate::new();
@@ -399,7 +401,7 @@ async fn check_stream(what: &str, stream: impl Into<Vec<u8>>) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(lines_of_several_megabytes_pass_and_are_metered);
 async fn lines_of_several_megabytes_pass_and_are_metered() {
     let long = "l".repeat(5_000_000);
     check_stream(
@@ -420,7 +422,7 @@ async fn lines_of_several_megabytes_pass_and_are_metered() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(nul_and_invalid_bytes_pass_and_what_is_around_is_metered);
 async fn nul_and_invalid_bytes_pass_and_what_is_around_is_metered() {
     let mut odd =
         b"data: \0\0\0 \xff\xfe\n\n\0\n\n: \0\n\nevent: \0\ndata: {\"type\":\"a\0b\"}\n\n".to_vec();
@@ -428,7 +430,7 @@ async fn nul_and_invalid_bytes_pass_and_what_is_around_is_metered() {
     check_stream("NUL and invalid UTF-8", odd).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_stream_without_a_final_newline_is_metered);
 async fn a_stream_without_a_final_newline_is_metered() {
     check_stream(
         "no empty line at the end",
@@ -442,7 +444,7 @@ async fn a_stream_without_a_final_newline_is_metered() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(lines_that_end_in_cr_are_lines);
 async fn lines_that_end_in_cr_are_lines() {
     check_stream("CR LF", completed("").replace('\n', "\r\n")).await;
     check_stream("CR", completed("").replace('\n', "\r")).await;
@@ -484,7 +486,7 @@ async fn check_undecodable(what: &str, limits: Value, reply: Reply, reason: &str
     assert!(told.contains(reason), "{what}: {told:?}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_compressed_bomb_is_delivered_untouched_and_its_row_says_why_it_is_unpriced);
 async fn a_compressed_bomb_is_delivered_untouched_and_its_row_says_why_it_is_unpriced() {
     for encoding in [
         Encoding::Gzip,
@@ -499,7 +501,7 @@ async fn a_compressed_bomb_is_delivered_untouched_and_its_row_says_why_it_is_unp
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_content_encoding_that_lies_is_delivered_untouched_and_its_row_says_why_it_is_unpriced);
 async fn a_content_encoding_that_lies_is_delivered_untouched_and_its_row_says_why_it_is_unpriced() {
     for encoding in ["gzip", "deflate", "zstd", "br"] {
         let reply = Reply::sse(completed("")).header("content-encoding", encoding);
@@ -511,7 +513,7 @@ async fn a_content_encoding_that_lies_is_delivered_untouched_and_its_row_says_wh
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_compressed_stream_that_breaks_off_is_a_cut);
 async fn a_compressed_stream_that_breaks_off_is_a_cut() {
     let scene = Scene::new(json!({})).await;
     scene
