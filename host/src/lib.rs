@@ -26,7 +26,7 @@ pub mod upstream;
 pub mod usage_file;
 pub mod watch;
 // Floor 3
-pub mod pipeline;
+mod pipeline;
 // Floor 4
 pub mod server;
 // Floor 5

@@ -27,11 +27,11 @@ use std::net::IpAddr;
 use http::{HeaderName, HeaderValue, Request, Response};
 use hyper::body::Incoming;
 
-pub use affinity::restore_affinity;
-pub use answer::AnswerBody;
-pub use service::live::LiveService;
-pub use service::{Service, ServiceParts};
-pub use websocket::{SocketUpgrade, is_upgrade};
+pub(crate) use affinity::restore_affinity;
+pub(crate) use answer::AnswerBody;
+pub(crate) use service::live::LiveService;
+pub(crate) use service::{Service, ServiceParts};
+pub(crate) use websocket::{SocketUpgrade, is_upgrade};
 
 use answer::answer;
 use answer::settle::settle_refused;
@@ -48,7 +48,7 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-tollgate-request-id");
 /// Handles a request from its head to the head of its response. It keeps the service, and so the
 /// policies, that it finds in `live` when it begins. `upgrade` is what its connection becomes if it
 /// asks for a WebSocket.
-pub async fn handle(
+pub(crate) async fn handle(
     live: &LiveService,
     request: Request<Incoming>,
     peer: IpAddr,

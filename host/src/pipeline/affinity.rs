@@ -143,7 +143,11 @@ fn turn_state_key(state: &[u8]) -> String {
 
 /// Restores what the ledger recorded of `service`: homes and issuers whose user, pool and
 /// credential still exist. Both lists are expected oldest first.
-pub fn restore_affinity(service: &Service, sessions: &[StoredSession], issuers: &[ResponseIssuer]) {
+pub(crate) fn restore_affinity(
+    service: &Service,
+    sessions: &[StoredSession],
+    issuers: &[ResponseIssuer],
+) {
     for known in sessions
         .iter()
         .filter(|known| known.service == service.tag())

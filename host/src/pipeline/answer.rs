@@ -28,7 +28,7 @@ use crate::upstream::ResponseBody;
 use crate::values::exchange::ExchangeEnd;
 use crate::values::headers::strip_response;
 
-pub use stream::AnswerBody;
+pub(crate) use stream::AnswerBody;
 
 use settle::{is_committed, settle};
 use stream::{StreamingBody, end_of};

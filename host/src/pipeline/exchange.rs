@@ -126,10 +126,6 @@ impl Exchange {
         self.service.pool(self.pool)
     }
 
-    pub(crate) fn id(&self) -> &str {
-        &self.request.id
-    }
-
     pub(crate) fn user(&self) -> Option<&User> {
         self.request.user.as_deref()
     }

@@ -28,12 +28,36 @@ const RETRY_UNKNOWN: Duration = Duration::from_secs(5 * 60);
 #[derive(Debug, Clone)]
 pub(crate) struct Refusal {
     status: StatusCode,
-    kind: &'static str,
+    error_type: ErrorType,
     code: Option<&'static str>,
     message: String,
     retry: Option<RetryTime>,
     field: Option<(HeaderName, HeaderValue)>,
     end: ExchangeEnd,
+}
+
+/// The `type` of an error, as OpenAI's API spells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ErrorType {
+    InvalidRequest,
+    Authentication,
+    Permission,
+    Server,
+    Api,
+    UsageLimitReached,
+}
+
+impl ErrorType {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::InvalidRequest => "invalid_request_error",
+            Self::Authentication => "authentication_error",
+            Self::Permission => "permission_error",
+            Self::Server => "server_error",
+            Self::Api => "api_error",
+            Self::UsageLimitReached => "usage_limit_reached",
+        }
+    }
 }
 
 /// When it is worth trying again.
@@ -52,10 +76,10 @@ impl RetryTime {
 }
 
 impl Refusal {
-    fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Self {
+    fn new(status: StatusCode, error_type: ErrorType, message: impl Into<String>) -> Self {
         Self {
             status,
-            kind,
+            error_type,
             code: None,
             message: message.into(),
             retry: None,
@@ -83,30 +107,30 @@ impl Refusal {
     }
 
     pub(crate) fn not_found(message: &str) -> Self {
-        Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message)
+        Self::new(StatusCode::NOT_FOUND, ErrorType::InvalidRequest, message)
     }
 
     pub(crate) fn invalid(message: &str) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", message)
+        Self::new(StatusCode::BAD_REQUEST, ErrorType::InvalidRequest, message)
     }
 
     pub(crate) fn unauthenticated(error: AuthError) -> Self {
         Self::new(
             StatusCode::UNAUTHORIZED,
-            "authentication_error",
+            ErrorType::Authentication,
             error.to_string(),
         )
         .with_field(WWW_AUTHENTICATE, "Bearer")
     }
 
     pub(crate) fn forbidden(message: &str) -> Self {
-        Self::new(StatusCode::FORBIDDEN, "permission_error", message)
+        Self::new(StatusCode::FORBIDDEN, ErrorType::Permission, message)
     }
 
     pub(crate) fn get_only() -> Self {
         Self::new(
             StatusCode::METHOD_NOT_ALLOWED,
-            "invalid_request_error",
+            ErrorType::InvalidRequest,
             "only GET is allowed here",
         )
         .with_field(ALLOW, "GET")
@@ -118,7 +142,7 @@ impl Refusal {
         let message = "Sec-WebSocket-Version: expected 13";
         Self::new(
             StatusCode::UPGRADE_REQUIRED,
-            "invalid_request_error",
+            ErrorType::InvalidRequest,
             message,
         )
         .with_field(HeaderName::from_static("sec-websocket-version"), "13")
@@ -126,7 +150,7 @@ impl Refusal {
 
     pub(crate) fn too_many_sockets() -> Self {
         let message = "too many WebSockets are open: limits.websockets_per_user is reached";
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", message)
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, ErrorType::Server, message)
             .with_code("overloaded")
             .with_field(RETRY_AFTER, "1")
     }
@@ -138,7 +162,7 @@ impl Refusal {
         };
         Self::new(
             StatusCode::SERVICE_UNAVAILABLE,
-            "server_error",
+            ErrorType::Server,
             reason.to_string(),
         )
         .with_code(code)
@@ -170,7 +194,7 @@ impl Refusal {
             ),
         };
         // The rest of the body is not part of a next request: the connection cannot be used again.
-        Self::new(status, "invalid_request_error", message)
+        Self::new(status, ErrorType::InvalidRequest, message)
             .with_field(CONNECTION, "close")
             .with_end(end)
     }
@@ -183,7 +207,7 @@ impl Refusal {
     pub(crate) fn exhausted(now: Timestamp, until: Option<Timestamp>) -> Self {
         let refusal = Self::new(
             StatusCode::TOO_MANY_REQUESTS,
-            "usage_limit_reached",
+            ErrorType::UsageLimitReached,
             "all credentials are rate-limited",
         );
         let at = until.unwrap_or_else(|| now.after(RETRY_UNKNOWN));
@@ -198,7 +222,7 @@ impl Refusal {
     pub(crate) fn cut_off() -> Self {
         let message = "the credential became unusable, and the request body was not kept for \
             another credential because it is larger than limits.replay_bytes: try again";
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", message)
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, ErrorType::Server, message)
             .with_code("credential_usage_exhausted")
             .with_field(RETRY_AFTER, "1")
     }
@@ -206,7 +230,7 @@ impl Refusal {
     pub(crate) fn unavailable() -> Self {
         Self::new(
             StatusCode::SERVICE_UNAVAILABLE,
-            "server_error",
+            ErrorType::Server,
             "no credential is available",
         )
         .with_code("credentials_unavailable")
@@ -224,7 +248,7 @@ impl Refusal {
     pub(crate) fn upstream_unreachable() -> Self {
         Self::new(
             StatusCode::BAD_GATEWAY,
-            "api_error",
+            ErrorType::Api,
             "upstream cannot be reached",
         )
         .with_code("upstream_unreachable")
@@ -234,7 +258,7 @@ impl Refusal {
     pub(crate) fn upstream_broken() -> Self {
         Self::new(
             StatusCode::BAD_GATEWAY,
-            "api_error",
+            ErrorType::Api,
             "upstream closed the connection before its response was complete",
         )
         .with_code("upstream_broken")
@@ -244,7 +268,7 @@ impl Refusal {
     pub(crate) fn upstream_timed_out() -> Self {
         Self::new(
             StatusCode::GATEWAY_TIMEOUT,
-            "api_error",
+            ErrorType::Api,
             "upstream did not respond in time",
         )
         .with_code("upstream_timeout")
@@ -252,12 +276,12 @@ impl Refusal {
     }
 
     pub(crate) fn by_policy(refused: Refused) -> Self {
-        let kind = if refused.status.is_client_error() {
-            "invalid_request_error"
+        let error_type = if refused.status.is_client_error() {
+            ErrorType::InvalidRequest
         } else {
-            "server_error"
+            ErrorType::Server
         };
-        Self::new(refused.status, kind, refused.message).with_code("refused_by_policy")
+        Self::new(refused.status, error_type, refused.message).with_code("refused_by_policy")
     }
 
     /// A policy failed whose configuration says that the request is refused then.
@@ -266,7 +290,7 @@ impl Refusal {
             return Self::policy_failed();
         }
         let message = "a policy is unavailable; the cause is in the gateway's log";
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", message)
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, ErrorType::Server, message)
             .with_code("policy_unavailable")
             .with_field(RETRY_AFTER, "5")
     }
@@ -274,7 +298,7 @@ impl Refusal {
     fn policy_failed() -> Self {
         Self::new(
             StatusCode::INTERNAL_SERVER_ERROR,
-            "server_error",
+            ErrorType::Server,
             "a policy failed; the cause is in the gateway's log",
         )
         .with_code("policy_failed")
@@ -322,7 +346,7 @@ impl Refusal {
 
     fn body_json(&self) -> Value {
         let mut error = Map::new();
-        error.insert("type".to_owned(), json!(self.kind));
+        error.insert("type".to_owned(), json!(self.error_type.as_str()));
         if let Some(code) = self.code {
             error.insert("code".to_owned(), json!(code));
         }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-pub use parts::ServiceParts;
+pub(crate) use parts::ServiceParts;
 pub(crate) use pool::{CredentialPool, PoolMember};
 pub(crate) use sockets::SocketPermit;
 
@@ -39,7 +39,7 @@ struct ServiceState {
 
 /// A service, as one configuration and one generation of each policy describe it.
 #[derive(Debug)]
-pub struct Service {
+pub(crate) struct Service {
     tag: String,
     users: UserDirectory,
     pools: Vec<CredentialPool>,
@@ -53,7 +53,7 @@ pub struct Service {
 impl Service {
     /// Creates the service that `config` describes from `parts`. It continues with the state of
     /// `before`.
-    pub fn new(config: &ServiceConfig, parts: ServiceParts, before: Option<&Self>) -> Self {
+    pub(crate) fn new(config: &ServiceConfig, parts: ServiceParts, before: Option<&Self>) -> Self {
         let state = before.map_or_else(
             || ServiceState {
                 sessions: Arc::new(Sessions::new(&parts.limits)),
@@ -84,33 +84,30 @@ impl Service {
         }
     }
 
-    /// Returns its tag in the configuration.
-    pub fn tag(&self) -> &str {
+    pub(crate) fn tag(&self) -> &str {
         &self.tag
     }
 
-    /// Returns the configured limits.
-    pub fn limits(&self) -> &Arc<Limits> {
+    pub(crate) fn limits(&self) -> &Arc<Limits> {
         &self.parts.limits
     }
 
-    /// Returns what it is made of.
-    pub fn parts(&self) -> &ServiceParts {
+    pub(crate) fn parts(&self) -> &ServiceParts {
         &self.parts
     }
 
     /// Returns its credentials, in the order of the configuration.
-    pub fn credentials(&self) -> &[Arc<Credential>] {
+    pub(crate) fn credentials(&self) -> &[Arc<Credential>] {
         &self.parts.credentials
     }
 
     /// Returns the connections of each credential, in the order of [`Service::credentials`].
-    pub fn upstreams(&self) -> &[UpstreamClient] {
+    pub(crate) fn upstreams(&self) -> &[UpstreamClient] {
         &self.parts.upstreams
     }
 
     /// Returns the addresses of upstream.
-    pub fn endpoints(&self) -> &UpstreamEndpoints {
+    pub(crate) fn endpoints(&self) -> &UpstreamEndpoints {
         &self.endpoints
     }
 
@@ -160,7 +157,7 @@ impl Service {
 
     /// Returns the state of each credential, with the number of sessions that have their home on
     /// it.
-    pub fn health(&self, now: Timestamp) -> Vec<(CredentialHealth, usize)> {
+    pub(crate) fn health(&self, now: Timestamp) -> Vec<(CredentialHealth, usize)> {
         let health = |known: &Arc<Credential>| {
             let sessions = self.sessions().homes_on(known.tag(), now);
             (known.health(now), sessions)
@@ -175,8 +172,7 @@ impl Service {
         sockets.reserve(owner.user.as_ref(), self.parts.limits.websockets_per_user)
     }
 
-    /// Returns the number of open WebSockets.
-    pub fn sockets(&self) -> u64 {
+    pub(crate) fn sockets(&self) -> u64 {
         self.state.sockets.count()
     }
 

@@ -52,14 +52,14 @@ const BETA: HeaderName = HeaderName::from_static("openai-beta");
 const BETA_SOCKETS: HeaderValue = HeaderValue::from_static("responses_websockets=2026-02-06");
 
 /// A connection that becomes a WebSocket, and what holds its place among the connections.
-pub struct SocketUpgrade {
+pub(crate) struct SocketUpgrade {
     upgrade: OnUpgrade,
     place: Box<dyn Any + Send>,
 }
 
 impl SocketUpgrade {
     /// The upgrade of the connection of `request`. `place` is dropped when the WebSocket is closed.
-    pub fn new<B>(request: &mut http::Request<B>, place: Box<dyn Any + Send>) -> Self {
+    pub(crate) fn new<B>(request: &mut http::Request<B>, place: Box<dyn Any + Send>) -> Self {
         Self {
             upgrade: on(request),
             place,
@@ -74,7 +74,7 @@ enum ClientHandshake {
 }
 
 /// Whether a request wants another protocol on its connection.
-pub fn is_upgrade<B>(request: &http::Request<B>) -> bool {
+pub(crate) fn is_upgrade<B>(request: &http::Request<B>) -> bool {
     let names_websocket = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");
     match *request.method() {
         Method::CONNECT => request

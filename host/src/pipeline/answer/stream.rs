@@ -23,7 +23,7 @@ use crate::upstream::ResponseBody;
 use crate::values::exchange::ExchangeEnd;
 
 /// A response's body.
-pub enum AnswerBody {
+pub(crate) enum AnswerBody {
     /// A body that is complete, or none.
     Whole(Option<Bytes>),
     /// A body that upstream is still sending.
@@ -48,7 +48,7 @@ impl fmt::Debug for AnswerBody {
 
 /// Why a response is cut off. The client sees its connection closed: what it has is incomplete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum AnswerError {
+pub(crate) enum AnswerError {
     /// Upstream's connection broke.
     #[error("upstream closed the connection before the response was complete")]
     UpstreamBroken,
@@ -61,7 +61,7 @@ pub enum AnswerError {
 }
 
 /// The body of upstream's response on its way to the client.
-pub struct StreamingBody {
+pub(crate) struct StreamingBody {
     body: ResponseBody,
     /// What was read of the body already.
     read: VecDeque<Bytes>,

@@ -9,16 +9,16 @@ use super::Service;
 
 /// The current service, and a notification of each change.
 #[derive(Debug, Clone)]
-pub struct LiveService(watch::Receiver<Arc<Service>>);
+pub(crate) struct LiveService(watch::Receiver<Arc<Service>>);
 
 impl LiveService {
     /// Follows the services that `sender` publishes.
-    pub fn subscribe(sender: &watch::Sender<Arc<Service>>) -> Self {
+    pub(crate) fn subscribe(sender: &watch::Sender<Arc<Service>>) -> Self {
         Self(sender.subscribe())
     }
 
     /// Returns the service that a request that begins now keeps to its end.
-    pub fn now(&self) -> Arc<Service> {
+    pub(crate) fn now(&self) -> Arc<Service> {
         Arc::clone(&self.0.borrow())
     }
 

@@ -14,28 +14,25 @@ use crate::values::phase::GatewayPhase;
 
 /// What the stages use: credentials, policies, and where rows and counts are written.
 #[derive(Debug, Clone)]
-pub struct ServiceParts {
+pub(crate) struct ServiceParts {
     /// The credentials, in the order of the configuration.
-    pub credentials: Vec<Arc<Credential>>,
+    pub(crate) credentials: Vec<Arc<Credential>>,
     /// The connections of each credential, in the same order.
-    pub upstreams: Vec<UpstreamClient>,
+    pub(crate) upstreams: Vec<UpstreamClient>,
     /// The balancer of each pool, in the order of the configuration.
-    pub balancers: Vec<Arc<Balancer>>,
+    pub(crate) balancers: Vec<Arc<Balancer>>,
     /// The balancer that chooses when a pool's own balancer fails.
-    pub stand_in: Arc<Balancer>,
+    pub(crate) stand_in: Arc<Balancer>,
     /// The rewriters, in the order in which they edit a head.
-    pub rewriters: Vec<Arc<Rewriter>>,
-    /// The policy that prices responses.
-    pub pricer: Arc<Pricer>,
-    /// Where rows are written.
-    pub ledger: Arc<Ledger>,
+    pub(crate) rewriters: Vec<Arc<Rewriter>>,
+    pub(crate) pricer: Arc<Pricer>,
+    pub(crate) ledger: Arc<Ledger>,
     /// What is counted for operators.
-    pub metrics: Arc<Metrics>,
-    /// The configured limits.
-    pub limits: Arc<Limits>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) limits: Arc<Limits>,
     /// Whether the gateway is serving, draining or ending.
-    pub phases: watch::Receiver<GatewayPhase>,
+    pub(crate) phases: watch::Receiver<GatewayPhase>,
     /// Held as long as anything holds the service, so that the receiver learns when all of its
     /// requests have ended.
-    pub alive: mpsc::Sender<()>,
+    pub(crate) alive: mpsc::Sender<()>,
 }
