@@ -1,6 +1,6 @@
 //! Answer: upstream's response is sent to the client as it comes, and is metered on the side.
 //!
-//! Owns the response's head and the choice between a body that is complete and one that streams.
+//! Owns the response's head and the choice between a complete body and a streaming one.
 //! Invariant: the last byte of a response waits for the commit of its row, and nothing else on the
 //! way to the client waits.
 

@@ -243,7 +243,7 @@ impl Exchange {
         self.attempts.pop();
     }
 
-    /// Continues in `service`, which replaced the one that the socket was opened in. Returns
+    /// Continues in `service`, which replaced the socket's service. Returns
     /// whether it can: its user, its pool and `credential` must still be there.
     #[must_use]
     pub(crate) fn move_to(&mut self, service: &Arc<Service>, credential: &Arc<Credential>) -> bool {

@@ -264,7 +264,7 @@ pub(super) fn assemble(
         metrics: Arc::clone(&shared.metrics),
         limits: Arc::clone(limits),
         phases: shared.phases.clone(),
-        alive: shared.alive.clone(),
+        _alive: shared.alive.clone(),
         credentials,
     };
     Service::new(config, parts, previous)

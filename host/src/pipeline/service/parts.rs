@@ -34,5 +34,5 @@ pub(crate) struct ServiceParts {
     pub(crate) phases: watch::Receiver<GatewayPhase>,
     /// Held as long as anything holds the service, so that the receiver learns when all of its
     /// requests have ended.
-    pub(crate) alive: mpsc::Sender<()>,
+    pub(crate) _alive: mpsc::Sender<()>,
 }
