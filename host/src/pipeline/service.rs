@@ -106,7 +106,6 @@ impl Service {
         &self.parts.upstreams
     }
 
-    /// Returns the addresses of upstream.
     pub(crate) fn endpoints(&self) -> &UpstreamEndpoints {
         &self.endpoints
     }
