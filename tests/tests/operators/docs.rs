@@ -282,6 +282,40 @@ fn the_authors_guide_names_every_column_of_a_balancer() {
     assert_eq!(names(section(&guide, "A balancer")), columns);
 }
 
+/// Returns the texts between backquotes.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+fn is_module(path: &Path) -> bool {
+    path.is_dir() || path.with_extension("rs").is_file()
+}
+
+#[test]
+fn the_architecture_names_modules_and_tests_that_exist() {
+    let text = document("ARCHITECTURE.md");
+    let (layout, invariants) = (section(&text, "Layout"), section(&text, "Invariants"));
+    let sources = root().join("host/src");
+    let is_floor = |line: &&str| line.starts_with("| ") && line.as_bytes()[2].is_ascii_digit();
+    for module in layout.lines().filter(is_floor).flat_map(quoted) {
+        assert!(is_module(&sources.join(module)), "{module}: no such module");
+    }
+    let (_, rooms) = layout.split_once("| rooms |").expect("the table of rooms");
+    for (names, cells) in rows(rooms) {
+        for room in quoted(cells[0]) {
+            let path = sources.join(names[0]).join(room);
+            assert!(is_module(&path), "{}/{room}: no such module", names[0]);
+        }
+    }
+    for row in invariants.lines().filter(is_floor) {
+        let tests = row.split(" | ").last().unwrap_or_default();
+        for test in quoted(tests).filter(|test| test.contains('/')) {
+            let path = root().join("tests/tests").join(test);
+            assert!(is_module(&path), "{test}: no such tests");
+        }
+    }
+}
+
 #[test]
 fn every_link_in_the_documents_leads_to_a_file() {
     for name in DOCUMENTS {
