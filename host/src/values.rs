@@ -1,4 +1,4 @@
-//! Floor 0: the values that the floors above share. They know nothing of sockets, files or policies.
+//! Floor 0: the values that the floors above share. They do not know sockets, files or policies.
 
 pub mod candidate;
 pub mod clock;

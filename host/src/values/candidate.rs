@@ -1,32 +1,33 @@
-//! A credential as a balancer sees it: numbers, and nothing that could be a secret.
+//! A credential as a balancer sees it: numbers, and nothing that could be a secret. It does not know what they are
+//! computed from.
 
-/// A member of a pool at the moment of a request. Windows are in percent and minutes.
+/// A member of a pool at the time of a request. Usage and caps are in percent.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct BalancerCandidate {
-    /// Whether it may be chosen.
+    /// Whether it can be chosen.
     pub usable: bool,
-    /// Used part of the 5-hour window.
+    /// The used part of the 5-hour window.
     pub five_hour_used: f64,
-    /// Where the 5-hour window ends for this credential.
+    /// How much of the 5-hour window this credential may use.
     pub five_hour_cap: f64,
-    /// Minutes until the 5-hour window starts anew.
+    /// The time until the 5-hour window resets.
     pub five_hour_reset_minutes: Option<f64>,
-    /// Used part of the weekly window.
+    /// The used part of the weekly window.
     pub weekly_used: f64,
-    /// Where the weekly window ends for this credential.
+    /// How much of the weekly window this credential may use.
     pub weekly_cap: f64,
-    /// Minutes until the weekly window starts anew.
+    /// The time until the weekly window resets.
     pub weekly_reset_minutes: Option<f64>,
-    /// Minutes for which upstream refuses it.
+    /// How long upstream rejects it; 0 if it does not.
     pub limited_minutes: f64,
-    /// Requests under way.
+    /// Requests in flight.
     pub in_flight: u32,
-    /// Failed attempts of late.
+    /// Recently failed attempts.
     pub recent_failures: u32,
-    /// Milliseconds to the response head, of late.
+    /// The recent time to the response's head.
     pub recent_latency_ms: Option<f64>,
-    /// Whether it made the response that the request continues.
+    /// Whether it issued the response that the request continues.
     pub continues: bool,
-    /// The weight of its capacity, where it tells that itself.
+    /// The weight of its capacity, if it reports one itself.
     pub own_weight: Option<f64>,
 }

@@ -1,18 +1,18 @@
-//! The time, as the gateway counts it: whole milliseconds since 1970-01-01T00:00:00Z.
+//! The time: whole milliseconds since 1970-01-01T00:00:00Z.
 //!
-//! Whoever decides something by time takes a [`Timestamp`] as an argument, so that a test can say what time it is.
+//! Code that depends on the time takes a [`Timestamp`] as an argument, so that a test can choose it.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-/// A moment, in milliseconds since the epoch.
+/// A point in time, in milliseconds since the epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Timestamp(pub u64);
 
 impl Timestamp {
-    /// This moment. A clock that stands before 1970 counts as 1970.
+    /// Returns the current time. A clock before 1970 counts as 1970.
     pub fn now() -> Self {
         let since = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -20,17 +20,17 @@ impl Timestamp {
         Self(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
     }
 
-    /// The moment `seconds` after the epoch.
+    /// Returns the time `seconds` after the epoch.
     pub fn from_unix(seconds: u64) -> Self {
         Self(seconds.saturating_mul(1000))
     }
 
-    /// Whole seconds since the epoch, rounded down.
+    /// Returns the whole seconds since the epoch, rounded down.
     pub fn unix(self) -> u64 {
         self.0 / 1000
     }
 
-    /// The moment `duration` later.
+    /// Returns the time `duration` later.
     pub fn after(self, duration: Duration) -> Self {
         Self(
             self.0
@@ -38,7 +38,7 @@ impl Timestamp {
         )
     }
 
-    /// The moment `duration` earlier.
+    /// Returns the time `duration` earlier.
     pub fn before(self, duration: Duration) -> Self {
         Self(
             self.0
@@ -46,12 +46,12 @@ impl Timestamp {
         )
     }
 
-    /// How long after `earlier` this is; nothing where it is before.
+    /// Returns how long after `earlier` this is; zero if it is before.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }
 
-    /// As RFC 3339 in UTC, to the second.
+    /// Returns the time as RFC 3339 in UTC, to the second.
     pub fn rfc3339(self) -> String {
         i64::try_from(self.unix())
             .ok()
@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rfc_3339_goes_both_ways() {
+    fn rfc_3339_is_written_and_read() {
         let moment =
             Timestamp::from_rfc3339("2026-03-05T10:20:30.123456789Z").expect("a valid date");
         assert_eq!(moment.0 % 1000, 123);

@@ -1,25 +1,25 @@
-//! The tokens of a response, as upstream counted them.
+//! The tokens of a response, as upstream counts them.
 
-/// Tokens by kind. A kind that upstream did not name is 0.
+/// Tokens by kind. A kind that upstream does not report is 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct TokenCounts {
-    /// All input tokens; cached and cache-write ones are contained.
+    /// All input tokens, including cached and cache-write ones.
     pub input: u64,
     /// Input tokens that were read from a prompt cache.
     pub cached: u64,
     /// Input tokens that were written to a prompt cache.
     pub cache_write: u64,
-    /// All output tokens; reasoning ones are contained.
+    /// All output tokens, including reasoning ones.
     pub output: u64,
-    /// Output tokens that were spent on reasoning.
+    /// Output tokens that were used for reasoning.
     pub reasoning: u64,
 }
 
-/// The names of the kinds in the pricing contract, in the order of [`TokenCounts::columns`].
+/// The names of the kinds in the contract with pricers, in the order of [`TokenCounts::columns`].
 pub const COLUMN_NAMES: [&str; 5] = ["input", "cached", "cache-write", "output", "reasoning"];
 
 impl TokenCounts {
-    /// The counts in the order of [`COLUMN_NAMES`].
+    /// Returns the counts in the order of [`COLUMN_NAMES`].
     pub fn columns(&self) -> [f64; 5] {
         [
             self.input,

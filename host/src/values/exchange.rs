@@ -1,7 +1,7 @@
-//! What becomes of a request: how it ended, and the row that the ledger keeps of it.
+//! The outcome of a request: how it ended, its attempts, and its row in the ledger.
 //!
-//! The stages before (`Received`, `Authenticated`, `Selected`, ...) live with the code that makes them, so that
-//! nobody else can.
+//! The types of the stages before (`Received`, `Authenticated`, `Selected`, …) are defined by the code that creates them,
+//! so that no other code can.
 
 use http::Method;
 
@@ -12,20 +12,20 @@ use super::money::ResponseCost;
 /// How an exchange ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExchangeEnd {
-    /// The response came whole.
+    /// The client received the whole response.
     Complete,
-    /// The client left before that.
+    /// The client disconnected before the end.
     ClientGone,
-    /// Upstream broke off, timed out or could not be reached.
+    /// Upstream disconnected, timed out or could not be reached.
     UpstreamGone,
-    /// Upstream or the gateway answered that it failed.
+    /// Upstream or the gateway responded with an error.
     Failed,
-    /// Upstream ended the response early and said so.
+    /// Upstream reported that it ended the response early.
     Incomplete,
 }
 
 impl ExchangeEnd {
-    /// Its name in the ledger.
+    /// Returns the name in the ledger.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Complete => "complete",
@@ -37,7 +37,7 @@ impl ExchangeEnd {
     }
 }
 
-/// How a client speaks.
+/// The protocol that a client speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ClientTransport {
     /// HTTP.
@@ -48,7 +48,7 @@ pub enum ClientTransport {
 }
 
 impl ClientTransport {
-    /// Its name in the ledger.
+    /// Returns the name in the ledger.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Http => "http",
@@ -56,7 +56,7 @@ impl ClientTransport {
         }
     }
 
-    /// Its number in the policies' contract.
+    /// Returns the number in the contract with policies.
     pub fn number(self) -> u32 {
         match self {
             Self::Http => 0,
@@ -65,34 +65,34 @@ impl ClientTransport {
     }
 }
 
-/// One attempt to have a request served.
+/// One attempt to get a response from upstream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UpstreamAttempt {
     /// The credential's tag.
     pub credential: String,
-    /// What came of it: a status, or a word for a failure without one.
+    /// The status of the response, or why there is none.
     pub outcome: AttemptOutcome,
 }
 
-/// What came of an attempt.
+/// How an attempt ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AttemptOutcome {
-    /// Upstream answered with that status.
+    /// Upstream responded with this status.
     Status(u16),
     /// Upstream could not be reached.
     Unreachable,
-    /// Upstream did not answer in time.
+    /// Upstream did not respond in time.
     TimedOut,
-    /// The connection broke before an answer.
+    /// The connection broke before a response.
     Broken,
-    /// The client left before an answer.
+    /// The client disconnected before a response.
     Abandoned,
-    /// The credential turned unusable before an answer.
+    /// The credential became unusable before a response.
     Withdrawn,
 }
 
 impl AttemptOutcome {
-    /// Its name in the ledger and the log.
+    /// Returns the name in the ledger and the log.
     pub fn name(self) -> String {
         match self {
             Self::Status(status) => status.to_string(),
@@ -105,22 +105,22 @@ impl AttemptOutcome {
     }
 }
 
-/// What metering found out about a response.
+/// What metering read from a response.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MeteredResponse {
     /// The response's id.
     pub response_id: Option<String>,
-    /// The model that answered.
+    /// The model that responded.
     pub model: Option<String>,
     /// The service tier that was charged.
     pub service_tier: Option<String>,
-    /// The tokens, where upstream told them.
+    /// The tokens, if upstream reported them.
     pub counts: Option<TokenCounts>,
-    /// Why the tokens are not known though there may be some.
+    /// Why the tokens are unknown, if the response may have used some.
     pub unknown: Option<&'static str>,
 }
 
-/// Where a session lives.
+/// The credential that a session returns to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionHome {
     /// The pool's tag.
@@ -129,30 +129,30 @@ pub struct SessionHome {
     pub credential: String,
 }
 
-/// One row of the ledger: one admitted request. Times are as the columns have them.
+/// A row of the ledger: one admitted request, or one turn on a WebSocket.
 #[derive(Debug, Clone)]
 pub struct LedgerRow {
-    /// Unique.
+    /// The request's id, unique.
     pub request_id: String,
-    /// When its head was read.
+    /// When the request's head was read.
     pub started_at: Timestamp,
-    /// When it was over.
+    /// When the exchange ended.
     pub finished_at: Timestamp,
     /// The user's name.
     pub user: Option<String>,
-    /// The credential that answered, or was tried last.
+    /// The credential that responded, or the last one that was tried.
     pub credential: Option<String>,
     /// The service's tag.
     pub service: String,
-    /// The model that answered, or else was asked for.
+    /// The model that responded, or else the requested one.
     pub model: Option<String>,
     /// The model that the request named.
     pub requested_model: Option<String>,
-    /// The tier that was charged, or else was asked for.
+    /// The tier that was charged, or else the requested one.
     pub service_tier: Option<String>,
-    /// How the client speaks.
+    /// The protocol that the client speaks.
     pub transport: ClientTransport,
-    /// Nothing was to be generated: the client warmed its connection.
+    /// Whether the request generates nothing and only prepares the connection.
     pub prewarm: bool,
     /// The response that the request continues.
     pub previous_response_id: Option<String>,
@@ -160,28 +160,28 @@ pub struct LedgerRow {
     pub method: Method,
     /// The path, without the query.
     pub path: String,
-    /// The status that the client got; 0 where it got none.
+    /// The status that the client received; 0 if it received none.
     pub status: u16,
-    /// How it ended.
+    /// How the exchange ended.
     pub end: ExchangeEnd,
     /// Every attempt, in order.
     pub attempts: Vec<UpstreamAttempt>,
     /// The session's key.
     pub session: Option<String>,
-    /// Where the session lives, where that is to be noted.
+    /// The session's home, if it has to be stored.
     pub home: Option<SessionHome>,
     /// The response's id.
     pub response_id: Option<String>,
-    /// The tokens, where they are known.
+    /// The tokens, if they are known.
     pub counts: Option<TokenCounts>,
-    /// The cost, where there is usage to price.
+    /// The cost, if there is usage to price.
     pub cost: Option<ResponseCost>,
     /// The pricing policy: name, version and digest.
     pub priced_by: Option<String>,
     /// The start of the credential's week, in Unix seconds.
     pub week_start_unix: Option<u64>,
-    /// From the request's head to the response's, in milliseconds.
+    /// The time from the request's head to the response's, in milliseconds.
     pub ttfb_ms: Option<u64>,
-    /// From the request's head to its end, in milliseconds.
+    /// The time from the request's head to the end of the exchange, in milliseconds.
     pub duration_ms: u64,
 }

@@ -32,7 +32,7 @@ const PROXY_ADDED: [&str; 7] = [
     "forwarded",
 ];
 
-/// What a client's own credentials may stand in, and `host`.
+/// Fields that can contain the client's own credentials, and `host`.
 const CLIENT_ONLY: [&str; 6] = [
     "host",
     "authorization",
@@ -42,7 +42,7 @@ const CLIENT_ONLY: [&str; 6] = [
     "chatgpt-account-id",
 ];
 
-/// Fields that no policy sees or edits.
+/// Fields that policies can neither read nor edit.
 const RESERVED: [&str; 8] = [
     "authorization",
     "chatgpt-account-id",
@@ -62,12 +62,12 @@ fn is_proxy_added(name: &str) -> bool {
     name.starts_with("cf-") || PROXY_ADDED.contains(&name)
 }
 
-/// Whether `name` (in lower case) is kept from policies.
+/// Returns whether `name` (in lower case) is hidden from policies.
 pub fn is_reserved(name: &str) -> bool {
     RESERVED.contains(&name) || name == "api-key" || is_hop_by_hop(name)
 }
 
-/// What is in the name of a field that carries a secret, whoever's it is.
+/// Parts of the names of fields that contain secrets.
 const SECRET_SHAPES: [&str; 9] = [
     "authorization",
     "api-key",
@@ -80,11 +80,10 @@ const SECRET_SHAPES: [&str; 9] = [
     "secret",
 ];
 
-/// Whether `name` (in lower case) is that of a field that carries a secret. No component sees or
-/// sets it; an operator may.
+/// Returns whether `name` (in lower case) is that of a field that contains a secret. Policies can
+/// neither read nor set it; an operator can.
 pub fn is_secret_shaped(name: &str) -> bool {
-    // Names are short: a search that first prepares itself for what it looks for takes longer than
-    // looking.
+    // Names are short: a search algorithm with a preparation phase takes longer than a plain search.
     let name = name.as_bytes();
     (0..name.len()).any(|at| {
         let rest = &name[at..];
@@ -200,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn what_connection_names_goes_too() {
+    fn fields_named_by_connection_are_removed() {
         let fields = [
             ("connection", "x-one, X-Two"),
             ("x-one", "1"),
@@ -211,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clients_credentials_never_pass() {
+    fn a_clients_credentials_are_removed() {
         let fields = [
             ("authorization", "Bearer a"),
             ("api-key", "a"),
@@ -225,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_is_told_by_any_part_of_its_name() {
+    fn a_secret_is_recognized_by_any_part_of_its_name() {
         for name in [
             "authorization",
             "x-apikey",
@@ -252,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn upstreams_cookies_never_pass() {
+    fn upstreams_cookies_are_removed() {
         assert_eq!(
             stripped(
                 strip_response,

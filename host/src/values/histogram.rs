@@ -1,12 +1,12 @@
-//! Spans of time, counted by their order of magnitude: what quantiles are read from. Nobody waits for anybody to count.
+//! A lock-free histogram of durations with logarithmic buckets, from which quantiles are computed.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Buckets for each doubling: a quantile is told within a quarter of its value.
+/// Buckets per doubling: a quantile is exact to a quarter of its value.
 const STEPS: u32 = 4;
 
-/// The least span that is told apart, as a power of two of nanoseconds: 128 ns.
+/// The end of the first bucket, as a power of two of nanoseconds: 128 ns.
 const LEAST: u32 = 7;
 
 /// Doublings above it: up to 68 s.
@@ -14,7 +14,7 @@ const DOUBLINGS: u32 = 29;
 
 const BUCKETS: usize = (STEPS * DOUBLINGS) as usize + 1;
 
-/// Counts spans of time.
+/// A histogram of durations.
 pub struct DurationHistogram {
     buckets: [AtomicU64; BUCKETS],
     sum_ns: AtomicU64,
@@ -40,18 +40,18 @@ impl Default for DurationHistogram {
 }
 
 impl DurationHistogram {
-    /// Counts one.
+    /// Counts one duration.
     pub fn record(&self, span: Duration) {
         let ns = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
-        self.buckets[place(ns)].fetch_add(1, Ordering::Relaxed);
+        self.buckets[bucket_of(ns)].fetch_add(1, Ordering::Relaxed);
         self.sum_ns.fetch_add(ns, Ordering::Relaxed);
-        // Written as rarely as it changes.
+        // The maximum changes rarely, so most calls only read it.
         if ns > self.max_ns.load(Ordering::Relaxed) {
             self.max_ns.fetch_max(ns, Ordering::Relaxed);
         }
     }
 
-    /// How many were counted.
+    /// Returns how many durations were counted.
     pub fn count(&self) -> u64 {
         self.buckets
             .iter()
@@ -59,26 +59,26 @@ impl DurationHistogram {
             .sum()
     }
 
-    /// All of them together.
+    /// Returns the sum of all durations.
     pub fn sum(&self) -> Duration {
         Duration::from_nanos(self.sum_ns.load(Ordering::Relaxed))
     }
 
-    /// The longest.
+    /// Returns the longest duration.
     pub fn max(&self) -> Duration {
         Duration::from_nanos(self.max_ns.load(Ordering::Relaxed))
     }
 
-    /// How many were at most so long, to the step.
+    /// Returns how many durations were at most `span`, exact to a bucket.
     pub fn at_most(&self, span: Duration) -> u64 {
-        let last = place(u64::try_from(span.as_nanos()).unwrap_or(u64::MAX));
+        let last = bucket_of(u64::try_from(span.as_nanos()).unwrap_or(u64::MAX));
         self.buckets[..=last]
             .iter()
             .map(|bucket| bucket.load(Ordering::Relaxed))
             .sum()
     }
 
-    /// The span that the part `quantile` (0 to 1) of them does not exceed; none where there are none.
+    /// Returns the duration that the share `quantile` (0 to 1) of them does not exceed, or `None` without any.
     pub fn quantile(&self, quantile: f64) -> Option<Duration> {
         let count = self.count();
         if count == 0 {
@@ -96,8 +96,8 @@ impl DurationHistogram {
     }
 }
 
-/// The bucket of a span: its doubling, and the quarter within that.
-fn place(ns: u64) -> usize {
+/// Returns the bucket of a duration: its doubling, and the quarter of that.
+fn bucket_of(ns: u64) -> usize {
     let Some(doubling) = ns.max(1).ilog2().checked_sub(LEAST) else {
         return 0;
     };
@@ -105,9 +105,9 @@ fn place(ns: u64) -> usize {
     ((doubling * STEPS + quarter) as usize + 1).min(BUCKETS - 1)
 }
 
-/// Where a bucket ends, in nanoseconds.
-fn end(place: usize) -> u64 {
-    let Some(index) = (place as u64).checked_sub(1) else {
+/// Returns the end of a bucket, in nanoseconds.
+fn end(bucket: usize) -> u64 {
+    let Some(index) = (bucket as u64).checked_sub(1) else {
         return 1 << LEAST;
     };
     let (doubling, quarter) = (index / u64::from(STEPS), index % u64::from(STEPS));
@@ -119,18 +119,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_quantile_is_told_within_a_quarter() {
+    fn a_quantile_is_exact_to_a_quarter() {
         let histogram = DurationHistogram::default();
         for micros in 1..=1000 {
             histogram.record(Duration::from_micros(micros));
         }
         for (quantile, exact) in [(0.5, 500.0), (0.99, 990.0), (0.001, 1.0)] {
-            let told = histogram
+            let found = histogram
                 .quantile(quantile)
                 .expect("there are some")
                 .as_nanos() as f64
                 / 1000.0;
-            assert!((exact..=exact * 1.26).contains(&told), "{quantile}: {told}");
+            assert!(
+                (exact..=exact * 1.26).contains(&found),
+                "{quantile}: {found}"
+            );
         }
         assert_eq!(
             (histogram.count(), histogram.max()),
@@ -141,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_out_of_range_counts_at_its_ends() {
+    fn durations_out_of_range_count_in_the_outer_buckets() {
         let histogram = DurationHistogram::default();
         assert_eq!(histogram.quantile(0.5), None);
         histogram.record(Duration::ZERO);
@@ -154,16 +157,16 @@ mod tests {
     }
 
     #[test]
-    fn buckets_lie_side_by_side() {
+    fn buckets_are_adjacent() {
         for ns in [
             1, 127, 128, 129, 160, 191, 192, 255, 256, 1_000_000, 7_777_777,
         ] {
-            let at = place(ns);
+            let at = bucket_of(ns);
             assert!(
                 ns < end(at) || at == 0 && ns <= end(at),
-                "{ns} lies past its bucket"
+                "{ns} is after its bucket"
             );
-            assert!(at == 0 || ns >= end(at - 1), "{ns} lies before its bucket");
+            assert!(at == 0 || ns >= end(at - 1), "{ns} is before its bucket");
         }
     }
 }

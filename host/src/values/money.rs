@@ -1,4 +1,4 @@
-//! Money: whole nano-dollars, and the difference between nothing and unknown.
+//! Money: integers of nano-dollars. An unknown cost is not zero.
 
 use std::fmt;
 
@@ -7,12 +7,12 @@ use std::fmt;
 pub struct NanoUsd(pub u64);
 
 impl NanoUsd {
-    /// The amount in USD, for formats that have no integers. Exact to 2^53 nano-dollars (9 million USD).
+    /// Returns the amount in USD, for formats without integers. It is exact up to 2^53 nano-dollars (9 million USD).
     pub fn usd(self) -> f64 {
         self.0 as f64 / 1e9
     }
 
-    /// The amount of so many USD, rounded; none where that is negative or not a number.
+    /// Returns the amount of `usd`, rounded, or `None` if it is negative or not a number.
     pub fn from_usd(usd: f64) -> Option<Self> {
         let nano = (usd * 1e9).round();
         (0.0..9e18).contains(&nano).then_some(Self(nano as u64))
@@ -20,7 +20,7 @@ impl NanoUsd {
 }
 
 impl fmt::Display for NanoUsd {
-    /// In USD to the fourth place after the point, rounded half up.
+    /// Writes the amount in USD with four decimals, rounded half up.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let tenths_of_mill = (self.0 + 50_000) / 100_000;
         write!(
@@ -32,19 +32,19 @@ impl fmt::Display for NanoUsd {
     }
 }
 
-/// What a response cost, or why that is not known. Unknown is never nothing.
+/// The cost of a response, or why it is unknown. An unknown cost is never treated as zero.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ResponseCost {
-    /// Priced by a policy.
+    /// A policy priced it.
     Priced {
         /// The amount.
         amount: NanoUsd,
         /// The context window that the price belongs to, in tokens.
         context_window: u64,
     },
-    /// Not priced.
+    /// No policy priced it.
     Unpriced {
-        /// Why not.
+        /// Why the cost is unknown.
         reason: String,
     },
 }
@@ -54,14 +54,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn amounts_show_to_the_fourth_place() {
+    fn amounts_are_written_with_four_decimals() {
         assert_eq!(NanoUsd(15_275_000_000).to_string(), "$15.2750");
         assert_eq!(NanoUsd(49_999).to_string(), "$0.0000");
         assert_eq!(NanoUsd(50_000).to_string(), "$0.0001");
     }
 
     #[test]
-    fn usd_is_read_back_to_the_nano_dollar() {
+    fn usd_is_converted_back_to_the_nano_dollar() {
         assert_eq!(
             NanoUsd::from_usd(NanoUsd(1_234_567_891).usd()),
             Some(NanoUsd(1_234_567_891))

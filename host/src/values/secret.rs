@@ -1,4 +1,4 @@
-//! Secrets: text that can be used, and never shown.
+//! Secrets: text that can be used, but not displayed or serialized.
 
 use std::fmt;
 
@@ -6,24 +6,24 @@ use http::HeaderValue;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-/// A token or key. It has no `Display` and no `Serialize`, its `Debug` shows nothing, and its memory is cleared when
-/// it goes.
+/// A token or key. It has no `Display` and no `Serialize`, its `Debug` prints nothing of it, and its memory is cleared
+/// when it is dropped.
 #[derive(Clone)]
 pub struct SecretString(Zeroizing<String>);
 
 impl SecretString {
-    /// Takes `text` as a secret.
+    /// Creates a secret from `text`.
     pub fn new(text: String) -> Self {
         Self(Zeroizing::new(text))
     }
 
-    /// The secret itself, for the one place that sends or hashes it.
+    /// Returns the secret itself, for code that sends or hashes it.
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// The value of an `Authorization` field (RFC 6750), marked sensitive; none where the secret has bytes that no
-    /// field may hold.
+    /// Returns the value of an `Authorization` field (RFC 6750), marked sensitive, or `None` if the secret contains bytes
+    /// that a field cannot.
     pub fn bearer(&self) -> Option<HeaderValue> {
         let text = Zeroizing::new(format!("Bearer {}", self.expose()));
         let mut value = HeaderValue::from_str(&text).ok()?;
@@ -32,7 +32,7 @@ impl SecretString {
     }
 }
 
-/// In a time that depends on their lengths alone.
+/// Compares in a time that depends only on the lengths.
 impl PartialEq for SecretString {
     fn eq(&self, other: &Self) -> bool {
         self.expose()
@@ -53,14 +53,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn debug_shows_nothing() {
+    fn debug_prints_nothing_of_the_secret() {
         let secret = SecretString::new("sk-canary".to_owned());
         assert_eq!(format!("{secret:?}"), "Secret");
         assert_eq!(format!("{:?}", secret.bearer()), "Some(Sensitive)");
     }
 
     #[test]
-    fn a_secret_that_no_header_may_hold_is_not_sent() {
+    fn a_secret_that_a_header_cannot_contain_is_not_sent() {
         assert!(SecretString::new("a\r\nb: c".to_owned()).bearer().is_none());
     }
 }

@@ -1,28 +1,29 @@
-//! Rate-limit windows: how much of a credential's 5-hour and weekly allowance is used, as upstream tells it.
+//! Rate-limit windows: how much of a credential's 5-hour and weekly windows is used, as upstream reports it. This module
+//! reads the reports and merges them; it does not know what a credential does with them.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::Value;
 
 use super::clock::Timestamp;
 
-/// Two resets less far apart than this belong to the same window: upstream's clock and ours differ.
+/// Two resets that are closer than this belong to the same window: upstream's clock and ours differ.
 const SAME_WINDOW_MS: u64 = 10 * 60 * 1000;
 
-/// The limit that headers belong to where upstream names none.
+/// The limit that headers belong to if upstream does not name one.
 const DEFAULT_LIMIT: &str = "codex";
 
-/// One of the windows.
+/// A rate-limit window.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RateLimitWindow {
     /// The used part, in percent, 0 to 100.
     pub used: f64,
-    /// When it starts anew.
+    /// When it resets.
     pub reset_at: Option<Timestamp>,
     /// Its length in minutes.
     pub minutes: u32,
 }
 
-/// Which of a credential's windows.
+/// A kind of window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WindowKind {
     /// About 300 minutes.
@@ -32,7 +33,7 @@ pub enum WindowKind {
 }
 
 impl WindowKind {
-    /// Its length in minutes.
+    /// Returns the length in minutes.
     pub const fn minutes(self) -> u32 {
         match self {
             Self::FiveHour => 300,
@@ -40,7 +41,7 @@ impl WindowKind {
         }
     }
 
-    /// The span that is about `minutes` long, within a fifth.
+    /// Returns the kind of window that is `minutes` long, give or take a fifth.
     pub fn of(minutes: u32) -> Option<Self> {
         [Self::FiveHour, Self::Weekly]
             .into_iter()
@@ -48,7 +49,7 @@ impl WindowKind {
     }
 }
 
-/// A credential's windows, as far as they are known.
+/// The windows of a credential, as far as they are known.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct RateLimitWindows {
     five_hour: Option<RateLimitWindow>,
@@ -56,8 +57,8 @@ pub struct RateLimitWindows {
 }
 
 impl RateLimitWindows {
-    /// The used part of a window at `now`, in percent. A window that started anew since is unused, and one that is
-    /// not known counts as unused.
+    /// Returns the used part of a window at `now`, in percent. A window that has reset is unused, and an unknown one
+    /// counts as unused.
     pub fn used(&self, span: WindowKind, now: Timestamp) -> f64 {
         match self.window(span) {
             Some(window) if window.reset_at.is_none_or(|reset| reset > now) => window.used,
@@ -65,19 +66,19 @@ impl RateLimitWindows {
         }
     }
 
-    /// Whether upstream has told a window.
+    /// Returns whether upstream has reported a window.
     pub fn is_known(&self, span: WindowKind) -> bool {
         self.window(span).is_some()
     }
 
-    /// When a window starts anew, where that is known and to come.
+    /// Returns when a window resets, if that is known and in the future.
     pub fn reset_at(&self, span: WindowKind, now: Timestamp) -> Option<Timestamp> {
         self.window(span)
             .and_then(|window| window.reset_at)
             .filter(|reset| *reset > now)
     }
 
-    /// The start of the week that `now` lies in: the weekly reset less the window's length, in Unix seconds.
+    /// Returns the start of the week that contains `now`, in Unix seconds: the weekly reset minus the window's length.
     pub fn week_start_unix(&self, now: Timestamp) -> Option<u64> {
         let window = self.weekly?;
         let reset = window.reset_at.filter(|reset| *reset > now)?;
@@ -91,7 +92,7 @@ impl RateLimitWindows {
         }
     }
 
-    /// Takes in what a response's headers say. Within one window, use never falls: responses overtake each other.
+    /// Merges what a response reports. Within one window, usage never decreases: responses overtake each other.
     pub fn observe(&mut self, reading: &WindowReading, now: Timestamp) {
         for (span, window) in reading.windows() {
             let slot = match span {
@@ -112,16 +113,16 @@ impl RateLimitWindows {
 }
 
 impl RateLimitWindows {
-    /// Takes in what upstream tells when it is asked: that replaces what is known.
+    /// Replaces what is known by what a poll reports.
     pub fn replace(&mut self, reading: &WindowReading) {
-        // One that is not told any more goes when it ends; where nobody knows when that is, now.
+        // A window that is no longer reported is kept until it resets; without a known reset it is dropped.
         let ends = |window: &RateLimitWindow| window.reset_at.is_some();
         self.five_hour = reading.five_hour.or(self.five_hour.filter(ends));
         self.weekly = reading.weekly.or(self.weekly.filter(ends));
     }
 }
 
-/// Whether `new` tells of a window that is over, while the known one is known to go on.
+/// Returns whether `new` is about a window that has ended, and the known window has not.
 fn is_earlier(known: &RateLimitWindow, new: &RateLimitWindow, now: Timestamp) -> bool {
     known.reset_at.is_some_and(|known| known > now) && new.reset_at.is_some_and(|new| new <= now)
 }
@@ -134,29 +135,29 @@ fn is_same(known: &RateLimitWindow, new: &RateLimitWindow, now: Timestamp) -> bo
     }
 }
 
-/// What is told of one of a limit's two slots.
+/// What is reported for one of a limit's two slots.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct SlotReading {
     /// The used part, in percent.
     pub used_percent: Option<f64>,
     /// The window's length.
     pub window_minutes: Option<f64>,
-    /// When it starts anew, in Unix seconds.
+    /// When it resets, in Unix seconds.
     pub reset_at: Option<f64>,
 }
 
-/// What one response's headers say of the windows.
+/// What one response or poll reports about the windows.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct WindowReading {
     five_hour: Option<RateLimitWindow>,
     weekly: Option<RateLimitWindow>,
-    /// The window that upstream enforces by this limit resets then; for a 429.
+    /// When the exhausted window resets.
     first_reset: Option<Timestamp>,
 }
 
 impl WindowReading {
-    /// Reads the `x-<limit>-{primary,secondary}-*` headers. Windows are told apart by their length, whatever slot they
-    /// stand in; a slot without a length is taken by its name. What is no number is left out.
+    /// Reads the `x-<limit>-{primary,secondary}-*` headers. A window's length decides its kind, whichever slot it is in;
+    /// without a length the slot's name decides. Values that are not numbers are ignored.
     pub fn from_headers(headers: &HeaderMap, now: Timestamp) -> Self {
         let limit = active_limit(headers);
         let mut reading = Self::default();
@@ -186,7 +187,7 @@ impl WindowReading {
         reading
     }
 
-    /// Reads the `rate_limit` of `wham/usage`. What is missing, null or no number is left out.
+    /// Reads the `rate_limit` of `wham/usage`. Values that are missing, null or not numbers are ignored.
     pub fn from_usage(rate_limit: &Value) -> Self {
         let slot = |name: &str| {
             let number = |field: &str| rate_limit.get(name)?.get(field)?.as_f64();
@@ -199,7 +200,7 @@ impl WindowReading {
         Self::from_slots([slot("primary_window"), slot("secondary_window")])
     }
 
-    /// A reading of the primary and the secondary slot. What is no number of 0 or more is left out.
+    /// Reads the primary and the secondary slot. Values that are not numbers of 0 or more are ignored.
     pub fn from_slots(slots: [SlotReading; 2]) -> Self {
         let mut reading = Self::default();
         for (slot, by_name) in slots
@@ -226,7 +227,7 @@ impl WindowReading {
         reading
     }
 
-    /// A reading of both windows, in percent, that never start anew by themselves: of a gateway as upstream.
+    /// Returns a reading of both windows, in percent, without resets: from another gateway.
     pub fn from_percentages(five_hour: f64, weekly: f64) -> Self {
         let window = |span: WindowKind, used: f64| {
             Some(RateLimitWindow {
@@ -256,7 +257,7 @@ impl WindowReading {
             .chain(self.weekly.map(|window| (WindowKind::Weekly, window)))
     }
 
-    /// When the exhausted window resets: the later one where both are.
+    /// Returns when the exhausted window resets; the later reset if both are exhausted.
     fn enforced_reset(&self) -> Option<Timestamp> {
         let full = |window: &RateLimitWindow| window.used >= 100.0;
         self.windows()
@@ -266,12 +267,12 @@ impl WindowReading {
             .max()
     }
 
-    /// Whether it tells nothing.
+    /// Returns whether no window is reported.
     pub fn is_empty(&self) -> bool {
         self.five_hour.is_none() && self.weekly.is_none()
     }
 
-    /// The window that is exhausted: the one that resets later where both are.
+    /// Returns the exhausted window; the one that resets later if both are exhausted.
     pub fn exhausted(&self) -> Option<WindowKind> {
         let full = |(_, window): &(WindowKind, RateLimitWindow)| window.used >= 100.0;
         self.windows()
@@ -280,13 +281,13 @@ impl WindowReading {
             .map(|(span, _)| span)
     }
 
-    /// When the limit that refused a request resets, as its headers tell: an exhausted window's reset.
+    /// Returns when the limit that rejected a request resets, if its headers report an exhausted window.
     pub fn refused_until(&self) -> Option<Timestamp> {
         self.first_reset
     }
 }
 
-/// The limit that is active, where it is not the usual one.
+/// Returns the active limit, if it is not the default one.
 fn active_limit(headers: &HeaderMap) -> Option<String> {
     let named = headers
         .get("x-codex-active-limit")
@@ -300,7 +301,7 @@ const WINDOW_MINUTES: usize = 1;
 const RESET_AT: usize = 2;
 const RESET_AFTER_SECONDS: usize = 3;
 
-/// The fields of a slot under the usual limit: no name needs to be put together for them.
+/// The header names of a slot of the default limit, which need no allocation.
 type SlotHeaders = [HeaderName; 4];
 
 static PRIMARY: SlotHeaders = [
@@ -358,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn windows_are_told_apart_by_their_length() {
+    fn a_windows_length_decides_its_kind() {
         let mut windows = RateLimitWindows::default();
         windows.observe(
             &reading(&[
@@ -373,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn the_active_limit_goes_before_codex_and_falls_back_to_it() {
+    fn the_active_limit_is_preferred_to_codex() {
         let mut windows = RateLimitWindows::default();
         windows.observe(
             &reading(&[
@@ -388,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn within_a_window_use_never_falls_and_a_new_window_starts_anew() {
+    fn usage_never_decreases_within_a_window_and_a_new_window_replaces_it() {
         let at = |used: &str, reset: &str| {
             reading(&[
                 ("x-codex-primary-used-percent", used),
@@ -404,12 +405,12 @@ mod tests {
         assert_eq!(
             windows.used(WindowKind::FiveHour, Timestamp::from_unix(1_028_000)),
             0.0,
-            "after its reset"
+            "after the reset"
         );
     }
 
     #[test]
-    fn what_is_no_number_is_left_out() {
+    fn values_that_are_not_numbers_are_ignored() {
         for wrong in ["", "many", "NaN", "inf", "-5"] {
             assert_eq!(
                 reading(&[("x-codex-primary-used-percent", wrong)]),
@@ -423,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn a_poll_replaces_what_is_known_and_leaves_out_what_is_wrong() {
+    fn a_poll_replaces_what_is_known_and_ignores_invalid_values() {
         let mut windows = RateLimitWindows::default();
         windows.observe(&reading(&[("x-codex-primary-used-percent", "50")]), NOW);
         let usage =
@@ -452,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn the_week_starts_a_window_before_its_reset() {
+    fn the_week_starts_one_window_before_its_reset() {
         let mut windows = RateLimitWindows::default();
         windows.observe(
             &reading(&[
@@ -466,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_ends_when_the_exhausted_window_resets() {
+    fn a_rejection_ends_when_the_exhausted_window_resets() {
         let found = reading(&[
             ("x-codex-primary-used-percent", "100"),
             ("x-codex-primary-reset-at", "1005000"),
