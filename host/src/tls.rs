@@ -52,13 +52,15 @@ impl TlsServer {
         let chain = certificate_chain(config)?;
         let key = PrivateKeyDer::from_pem_slice(config.key.expose().as_bytes()).map_err(|_| {
             ConfigProblem::new(
-                &config.key_from,
+                config.key_field.clone(),
                 "expected a private key in PEM, found none",
             )
         })?;
         let mut server = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_protocol_versions(&protocol_versions(config))
-            .map_err(|error| ConfigProblem::new(&config.certificate_from, error.to_string()))?
+            .map_err(|error| {
+                ConfigProblem::new(config.certificate_field.clone(), error.to_string())
+            })?
             .with_no_client_auth()
             .with_single_cert(chain, key)
             .map_err(|error| certificate_problem(config, &error))?;
@@ -91,7 +93,7 @@ fn certificate_chain(config: &TlsConfig) -> Result<Vec<CertificateDer<'static>>,
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&config.certificate).collect();
     let problem = |found: &str| {
         ConfigProblem::new(
-            &config.certificate_from,
+            config.certificate_field.clone(),
             format!("expected certificates in PEM, found {found}"),
         )
     };
@@ -116,15 +118,15 @@ fn protocol_versions(config: &TlsConfig) -> Vec<&'static rustls::SupportedProtoc
 fn certificate_problem(config: &TlsConfig, error: &rustls::Error) -> ConfigProblem {
     match error {
         rustls::Error::InvalidCertificate(_) => ConfigProblem::new(
-            &config.certificate_from,
+            config.certificate_field.clone(),
             "expected certificates in PEM, found one that cannot be read",
         ),
         rustls::Error::InconsistentKeys(_) => ConfigProblem::new(
-            &config.key_from,
+            config.key_field.clone(),
             "expected the key of the certificate, found another's",
         ),
         other => ConfigProblem::new(
-            &config.key_from,
+            config.key_field.clone(),
             format!("cannot be used with the certificate: {other}"),
         ),
     }

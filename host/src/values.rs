@@ -7,6 +7,7 @@ pub mod exchange;
 pub mod headers;
 pub mod hex;
 pub mod histogram;
+pub mod json_kind;
 pub mod json_scan;
 pub mod limits;
 pub mod money;

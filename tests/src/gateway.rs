@@ -164,7 +164,7 @@ impl Rig {
     /// # Errors
     /// Returns an error if it does not start.
     pub async fn try_start(&mut self, config: Value) -> Result<Client, StartError> {
-        let loaded = config::parse(config.to_string()).map_err(StartError::Config)?;
+        let loaded = config::parse(&config.to_string()).map_err(StartError::Config)?;
         let trust = TrustRoots::from_pem(UPSTREAM_TLS.root.as_bytes());
         let gateway =
             Gateway::start_trusting(loaded.config, RefreshPlace::ThisProcess, Some(trust)).await?;
@@ -198,7 +198,7 @@ impl Rig {
             .gateway
             .as_ref()
             .expect("the gateway runs in this process");
-        match config::parse(config.to_string()) {
+        match config::parse(&config.to_string()) {
             Ok(loaded) => match gateway.configure(loaded.config).await {
                 Ok(applied) => Ok(applied.to_string()),
                 Err(error) => Err(error.to_string()),

@@ -13,8 +13,7 @@ use crate::server::{self, StartError};
 pub(super) fn load(path: Option<&Path>) -> Result<LoadedConfig, CommandFailure> {
     match path {
         Some(path) => config::load(path).map_err(|error| failure(path, error)),
-        None => config::parse(config::DEFAULT_CONFIG.to_owned())
-            .map_err(|error| error.to_string().into()),
+        None => config::parse(config::DEFAULT_CONFIG).map_err(|error| error.to_string().into()),
     }
 }
 

@@ -1,171 +1,103 @@
-//! From the configuration as it is written to one whose every field can be used. Collects every problem.
+//! Resolves the configuration as it was written to one whose every field can be used, and collects every problem on the
+//! way. Each section is resolved by a file of its own; what they share is in `scope`.
 
-mod credentials;
+mod admin;
+mod claimed_files;
+mod default_paths;
+mod field;
+mod limits;
 mod policies;
+mod scope;
 mod service;
 
 use std::collections::HashSet;
-use std::env;
-use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
 
-use super::raw::{RawAdmin, RawConfig, RawDuration, RawLedgerFull, RawLimits, RawLog, RawService};
-use super::shape::{ConfigProblem, join};
-use super::{AdminConfig, Config, LogConfig, LogLevel, LogOutput, duration};
-use crate::values::limits::{LedgerFull, Limits};
-use crate::values::secret::SecretString;
+use self::claimed_files::ClaimedFiles;
+use self::policies::PolicyTable;
+use self::scope::ResolveScope;
+use super::model::{Config, LogConfig, LogOutput, ServiceConfig};
+use super::path::ConfigPath;
+use super::problem::Findings;
+use super::raw::{LogLevel, RawConfig, RawLog, RawService};
+use crate::values::limits::LedgerFull;
 
-pub use policies::shipped_policy;
-
-use policies::Policies;
-
-/// Where operators are listened to by default.
-const ADMIN_PORT: u16 = 9090;
-
-/// What resolving has found so far.
-struct Findings<'a> {
-    problems: &'a mut Vec<ConfigProblem>,
-    warnings: &'a mut Vec<ConfigProblem>,
-}
-
-impl Findings<'_> {
-    fn problem(&mut self, path: impl Into<String>, message: impl Into<String>) {
-        self.problems.push(ConfigProblem::new(path, message));
-    }
-
-    fn warning(&mut self, path: impl Into<String>, message: impl Into<String>) {
-        self.warnings.push(ConfigProblem::new(path, message));
-    }
-}
-
-/// Resolves `raw`. None only where there is a problem.
-pub(super) fn resolve(
-    raw: &RawConfig,
-    problems: &mut Vec<ConfigProblem>,
-    warnings: &mut Vec<ConfigProblem>,
-) -> Option<Config> {
-    let mut findings = Findings { problems, warnings };
-    let mut policies = Policies::configured(&raw.policies, &mut findings);
-    let services = services(raw, &mut policies, &mut findings);
+/// Resolves `raw`. Returns `None` only if there is a problem.
+pub(super) fn resolve(raw: &RawConfig, findings: &mut Findings) -> Option<Config> {
+    let policies = PolicyTable::configured(raw.policies.as_slice(), findings);
+    let mut scope = ResolveScope {
+        outbounds: raw.outbounds.as_slice(),
+        policies,
+        files: ClaimedFiles::default(),
+        findings,
+    };
+    let services = services(raw.services.as_slice(), &mut scope);
+    let policies = scope.policies.into_configs();
     let admin = raw
         .admin
         .as_ref()
-        .and_then(|raw| admin(raw, &services, &mut findings));
-    let limits = limits(&raw.limits, &mut findings);
+        .and_then(|admin| admin::admin(admin, &services, findings));
+    let limits = limits::limits(&raw.limits, findings);
     if limits.ledger_full == LedgerFull::Serve && raw.log.disabled {
         findings.warning(
-            "limits.ledger_full",
-            "rows beyond limits.settle_queue go to the log while the ledger cannot be written, and the log is disabled",
+            ConfigPath::root().key("limits").key("ledger_full"),
+            "\"serve\" writes rows to the log while the ledger cannot be written, but the log is disabled",
         );
     }
-    let data_dir = match raw.data_dir.as_deref().filter(|path| !path.is_empty()) {
+    let data_dir = match field::non_empty(raw.data_dir.as_deref()) {
         Some(path) => Some(PathBuf::from(path)),
-        None => default_data_dir(&mut findings),
+        None => default_paths::data_dir(findings),
     };
     Some(Config {
         log: log(&raw.log),
         services,
-        policies: policies.resolved(),
+        policies,
         data_dir: data_dir?,
         admin,
         limits,
     })
 }
 
-fn services(
-    raw: &RawConfig,
-    policies: &mut Policies,
-    findings: &mut Findings<'_>,
-) -> Vec<super::ServiceConfig> {
-    let entries = raw.services.as_slice();
-    let served = entries
-        .iter()
-        .filter(|entry| matches!(entry, RawService::Ocm(_)))
-        .count();
-    if served == 0 {
-        findings.problem(
-            "services",
-            "expected at least one of type \"ocm\", found none",
-        );
+fn services(entries: &[RawService], scope: &mut ResolveScope<'_>) -> Vec<ServiceConfig> {
+    let list = ConfigPath::root().key("services");
+    let is_ocm = |entry: &&RawService| matches!(entry, RawService::Ocm(_));
+    let ocm_count = entries.iter().filter(is_ocm).count();
+    if ocm_count == 0 {
+        let message = "expected at least one service of type \"ocm\", found none";
+        scope.findings.problem(list.clone(), message);
     }
-    let mut services = Vec::new();
+    let mut services: Vec<ServiceConfig> = Vec::new();
     let mut tags = HashSet::new();
-    let mut addresses = HashSet::new();
-    let mut files = credentials::Files::default();
     for (index, entry) in entries.iter().enumerate() {
-        let path = format!("services[{index}]");
-        match entry {
-            RawService::Ocm(raw_service) => {
-                let tag = raw_service
-                    .tag
-                    .clone()
-                    .unwrap_or_else(|| default_service_tag(index, served));
-                if !tags.insert(tag.clone()) {
-                    findings.problem(
-                        join(&path, "tag"),
-                        format!("expected a name of its own, found {tag:?} again"),
-                    );
-                }
-                let context = service::Context {
-                    path,
-                    tag,
-                    raw_config: raw,
-                };
-                let service =
-                    service::resolve(context, raw_service, policies, &mut files, findings);
-                if let Some(service) = &service
-                    && service.listen.port() != 0
-                    && !addresses.insert(service.listen)
-                {
-                    let message = format!(
-                        "expected an address of its own, found {} again",
-                        service.listen
-                    );
-                    findings.problem(format!("services[{index}].listen_port"), message);
-                }
-                services.extend(service);
-            }
+        let path = list.index(index);
+        let raw = match entry {
+            RawService::Ocm(raw) => raw,
             RawService::Other(other) => {
-                findings.warning(
-                    path,
-                    format!("skipped: a service of type {:?}", other.kind.name()),
-                );
+                let kind = other.kind.as_str();
+                let message = format!("ignored: services of type {kind:?} are not supported");
+                scope.findings.warning(path, message);
+                continue;
             }
+        };
+        let tag = raw
+            .tag
+            .clone()
+            .unwrap_or_else(|| default_service_tag(index, ocm_count));
+        if !tags.insert(tag.clone()) {
+            let message = format!("duplicate tag {tag:?}");
+            scope.findings.problem(path.key("tag"), message);
         }
+        let Some(service) = service::service(&path, tag, raw, scope) else {
+            continue;
+        };
+        field::check_listen_address(service.listen, &path, &services, scope.findings);
+        services.push(service);
     }
     services
 }
 
-fn admin(
-    raw: &RawAdmin,
-    services: &[super::ServiceConfig],
-    findings: &mut Findings<'_>,
-) -> Option<AdminConfig> {
-    let address = service::address("admin", raw.listen.as_deref(), findings)?;
-    let listen = SocketAddr::new(address, raw.listen_port.unwrap_or(ADMIN_PORT));
-    if listen.port() != 0 && services.iter().any(|service| service.listen == listen) {
-        let message = format!("expected an address of its own, found {listen} again");
-        findings.problem("admin.listen_port", message);
-    }
-    let token = raw.token.as_deref().filter(|token| !token.is_empty());
-    if token.is_none() && !address.is_loopback() {
-        findings.problem("admin.token", format!("missing: {address} is not loopback"));
-    }
-    if token.is_some_and(|token| !token.bytes().all(|byte| byte.is_ascii_graphic())) {
-        findings.problem(
-            "admin.token",
-            "expected visible ASCII characters without spaces, found others",
-        );
-    }
-    Some(AdminConfig {
-        listen,
-        token: token.map(|token| SecretString::new(token.to_owned())),
-    })
-}
-
-fn default_service_tag(index: usize, served: usize) -> String {
-    if served == 1 {
+fn default_service_tag(index: usize, ocm_count: usize) -> String {
+    if ocm_count == 1 {
         "ocm".to_owned()
     } else {
         format!("ocm-{index}")
@@ -185,134 +117,4 @@ fn log(raw: &RawLog) -> LogConfig {
         timestamp: raw.timestamp.unwrap_or(true),
         format: raw.format,
     }
-}
-
-fn default_data_dir(findings: &mut Findings<'_>) -> Option<PathBuf> {
-    let set = |name: &str| {
-        env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
-    let folder = set("XDG_DATA_HOME").or_else(|| set("HOME").map(|home| home.join(".local/share")));
-    if folder.is_none() {
-        findings.problem(
-            "data_dir",
-            "missing, and neither XDG_DATA_HOME nor HOME is set to take it from",
-        );
-    }
-    folder.map(|folder| folder.join("tollgate"))
-}
-
-/// The default credential file: `$CODEX_HOME/auth.json`, else `~/.codex/auth.json`.
-fn default_credential_path(path: &str, findings: &mut Findings<'_>) -> Option<PathBuf> {
-    let set = |name: &str| {
-        env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
-    let folder = set("CODEX_HOME").or_else(|| set("HOME").map(|home| home.join(".codex")));
-    if folder.is_none() {
-        findings.problem(
-            path,
-            "missing, and neither CODEX_HOME nor HOME is set to take it from",
-        );
-    }
-    folder.map(|folder| folder.join("auth.json"))
-}
-
-fn span(raw: &RawDuration, path: String, findings: &mut Findings<'_>) -> Option<Duration> {
-    let parsed = duration::parse(&raw.0);
-    if parsed.is_none() {
-        findings.problem(
-            path,
-            format!("expected a duration up to 100 years, found {:?}", raw.0),
-        );
-    }
-    parsed
-}
-
-fn limits(raw: &RawLimits, findings: &mut Findings<'_>) -> Limits {
-    let mut limits = Limits::default();
-    macro_rules! take {
-        ($($name:ident),*) => { $( if let Some(value) = raw.$name { limits.$name = value; } )* };
-    }
-    macro_rules! take_span {
-        ($($name:ident),*) => { $(
-            if let Some(raw) = &raw.$name
-                && let Some(value) = span(raw, format!("limits.{}", stringify!($name)), findings)
-            {
-                if value.is_zero() {
-                    findings.problem(concat!("limits.", stringify!($name)), "expected more than 0, found 0");
-                }
-                limits.$name = value;
-            }
-        )* };
-    }
-    take!(
-        request_head_bytes,
-        request_body_bytes,
-        replay_bytes,
-        decoded_bytes,
-        discard_bytes,
-        connections,
-        http2_streams,
-        settle_queue,
-        ledger_bytes,
-        websocket_message_bytes,
-        websockets_per_user,
-        sessions,
-        auth_addresses,
-        policy_threads,
-        policy_queue,
-        policy_cache_bytes,
-        policy_faults,
-        policy_probation_calls,
-        policy_log_lines,
-        policy_record_bytes,
-        policy_record_files
-    );
-    take_span!(
-        handshake_timeout,
-        head_timeout,
-        body_timeout,
-        discard_timeout,
-        client_stall_timeout,
-        connect_timeout,
-        upstream_head_timeout,
-        upstream_idle_timeout,
-        commit_timeout,
-        drain_timeout,
-        failover_timeout,
-        refresh_timeout,
-        lock_timeout,
-        poll_timeout,
-        websocket_idle_timeout,
-        websocket_ping_interval,
-        upstream_keep_alive,
-        session_lifetime,
-        policy_slow_after,
-        policy_start_wait,
-        policy_fault_window,
-        policy_quarantine,
-        policy_quarantine_max
-    );
-    macro_rules! switch {
-        ($($name:ident),*) => { $( if let Some(value) = raw.failover.$name { limits.failover.$name = value; } )* };
-    }
-    switch!(
-        rate_limited,
-        unauthorized,
-        unreachable,
-        timed_out,
-        bad_gateway,
-        service_unavailable,
-        gateway_timeout
-    );
-    if let Some(choice) = raw.ledger_full {
-        limits.ledger_full = match choice {
-            RawLedgerFull::Refuse => LedgerFull::Refuse,
-            RawLedgerFull::Serve => LedgerFull::Serve,
-        };
-    }
-    limits
 }

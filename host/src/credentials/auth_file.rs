@@ -13,9 +13,9 @@ use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
 use super::identity::{OAuthFacts, UpstreamIdentity};
-use crate::config::shape::kind_of;
 use crate::files::{FileReadError, read_regular};
 use crate::values::clock::Timestamp;
+use crate::values::json_kind::json_kind;
 use crate::values::limits::AUTH_FILE_BYTES;
 use crate::values::secret::SecretString;
 
@@ -197,7 +197,7 @@ fn wrong_type(place: &'static str, expected: &'static str, found: &Value) -> Aut
     AuthFileError::WrongType {
         place,
         expected,
-        found: kind_of(found),
+        found: json_kind(found),
     }
 }
 

@@ -13,7 +13,7 @@ use super::instance::{Guest, World, last_words, new_store, root_cause};
 use super::seat::{Known, Seat, Setting};
 use super::slot::Slot;
 use super::{Field, imports, shipped};
-use crate::config::{ConfigProblem, PolicyConfig, PolicySource, SchemaValidator};
+use crate::config::{ConfigPath, ConfigProblem, PolicyConfig, PolicySource, SchemaValidator};
 use crate::files::read_regular;
 use crate::values::hex::hex;
 use crate::values::limits::COMPONENT_BYTES;
@@ -72,16 +72,14 @@ impl LoadError {
 
     /// The error as problems of the configuration, for a report of all of them at once.
     pub fn problems(self, policy: &PolicyConfig) -> Vec<ConfigProblem> {
-        match self {
-            Self::Config(problems) => problems,
-            Self::Component { stage, reason, .. } if !policy.path_in_config.is_empty() => {
-                vec![ConfigProblem::new(
-                    format!("{}.path", policy.path_in_config),
-                    format!("cannot {stage}: {reason}"),
-                )]
+        match (self, &policy.entry_path) {
+            (Self::Config(problems), _) => problems,
+            (Self::Component { stage, reason, .. }, Some(entry)) => {
+                let message = format!("cannot {stage}: {reason}");
+                vec![ConfigProblem::new(entry.key("path"), message)]
             }
-            component @ Self::Component { .. } => {
-                vec![ConfigProblem::new("", component.to_string())]
+            (component @ Self::Component { .. }, None) => {
+                vec![ConfigProblem::without_path(component.to_string())]
             }
         }
     }
@@ -195,13 +193,12 @@ pub(super) fn load<W: World>(
         .map_err(|error| failed("describe it")(said(error, &store)))?;
     let fields = fields(&manifest).map_err(failed(USING))?;
 
-    let place = place(policy);
-    check_config(&manifest, policy, &place)?;
+    check_config(&manifest, policy)?;
     let config = policy.config.to_string();
     world
         .configure(&mut store, &config)
         .map_err(|error| failed("configure it")(said(error, &store)))?
-        .map_err(|diagnostics| LoadError::Config(problems(&place, diagnostics)))?;
+        .map_err(|diagnostics| LoadError::Config(problems(policy, diagnostics)))?;
     world
         .prepare(&mut store)
         .map_err(|error| failed("prepare it")(said(error, &store)))?;
@@ -260,11 +257,19 @@ pub(super) fn try_out<W: World>(
     Ok(())
 }
 
-fn place(policy: &PolicyConfig) -> String {
-    if policy.path_in_config.is_empty() {
-        format!("policy {:?}", policy.tag)
-    } else {
-        format!("{}.config", policy.path_in_config)
+/// Returns a problem at `path` below the policy's `config`.
+fn problem_in_config(policy: &PolicyConfig, path: &ConfigPath, message: &str) -> ConfigProblem {
+    match &policy.entry_path {
+        Some(entry) => ConfigProblem::new(entry.key("config").join(path), message),
+        None => ConfigProblem::without_path(format!(
+            "policy {:?}: {}{message}",
+            policy.tag,
+            if path.is_root() {
+                String::new()
+            } else {
+                format!("{path}: ")
+            }
+        )),
     }
 }
 
@@ -308,7 +313,7 @@ fn fields(manifest: &Manifest) -> Result<Vec<Field>, String> {
         .collect()
 }
 
-fn check_config(manifest: &Manifest, policy: &PolicyConfig, place: &str) -> Result<(), LoadError> {
+fn check_config(manifest: &Manifest, policy: &PolicyConfig) -> Result<(), LoadError> {
     if manifest.config_schema.is_empty() {
         return Ok(());
     }
@@ -318,9 +323,13 @@ fn check_config(manifest: &Manifest, policy: &PolicyConfig, place: &str) -> Resu
             "the schema of its configuration is no JSON: {error}"
         ))
     })?;
-    let shape = SchemaValidator::new(schema)
+    let validator = SchemaValidator::new(schema)
         .map_err(|error| failed(format!("the schema of its configuration: {error}")))?;
-    let problems = shape.problems(place, &policy.config);
+    let problems: Vec<ConfigProblem> = validator
+        .problems(&ConfigPath::root(), &policy.config)
+        .iter()
+        .map(|problem| problem_in_config(policy, &problem.path, &problem.message))
+        .collect();
     if problems.is_empty() {
         Ok(())
     } else {
@@ -328,18 +337,14 @@ fn check_config(manifest: &Manifest, policy: &PolicyConfig, place: &str) -> Resu
     }
 }
 
-fn problems(place: &str, diagnostics: Vec<Diagnostic>) -> Vec<ConfigProblem> {
-    let problem = |diagnostic: Diagnostic| {
-        ConfigProblem::new(
-            format!("{place}{}", diagnostic.pointer.replace('/', ".")),
-            diagnostic.message,
-        )
-    };
+fn problems(policy: &PolicyConfig, diagnostics: Vec<Diagnostic>) -> Vec<ConfigProblem> {
+    let root = ConfigPath::root();
     if diagnostics.is_empty() {
-        return vec![ConfigProblem::new(
-            place,
-            "refused by the policy, which does not say why",
-        )];
+        let message = "refused by the policy, which does not say why";
+        return vec![problem_in_config(policy, &root, message)];
     }
-    diagnostics.into_iter().map(problem).collect()
+    diagnostics
+        .iter()
+        .map(|found| problem_in_config(policy, &root.pointer(&found.pointer), &found.message))
+        .collect()
 }

@@ -177,7 +177,7 @@ pub fn check(mut config: Config) -> Result<Vec<ConfigProblem>, StartError> {
                     service.tag,
                     credential.tag()
                 );
-                warnings.push(ConfigProblem::new(place, reason.to_string()));
+                warnings.push(ConfigProblem::without_path(format!("{place}: {reason}")));
             }
         }
     }
@@ -340,7 +340,7 @@ fn api_keys_in_pools(
             {
                 let tag = credential.tag();
                 problems.push(ConfigProblem::new(
-                    format!("{}[{place}]", pool.members_from),
+                    pool.members_path.index(place),
                     format!("expected an OAuth credential, found {tag:?}, an API key"),
                 ));
             }

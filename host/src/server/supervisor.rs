@@ -290,7 +290,7 @@ impl Supervisor {
         let mut policies = self.status.policies();
         let entry = policies
             .find_mut(&policy.tag)
-            .filter(|entry| entry.config().is_like(policy))
+            .filter(|entry| entry.config().is_equivalent(policy))
             .ok_or(CommandError::ConfigurationChanged)?;
         entry.end_load();
         let done = match loaded {

@@ -1,231 +1,456 @@
-//! Every bound of the gateway: its name, its default and its unit, in one place.
+//! The limits of the gateway. Those that an operator can set under `limits` are declared once, in the two
+//! `declare_limits!` tables below: name, type, default, range and description. The JSON Schema, the parsing and
+//! validation of the configuration, and the table in the documentation follow from the declaration. This module does not
+//! know who enforces a limit.
+//!
+//! To add a limit, add an entry to the table of [`Limits`] and use the field. Its doc comment is what operators read, so
+//! it is one or two plain sentences. Then regenerate `host/config.schema.json`, add the limit to
+//! `examples/configs/full.jsonc`, and copy the row that the documentation test prints into `docs/limits.md`.
+//!
+//! The constants at the end are limits that cannot be configured.
 
+use std::fmt;
 use std::time::Duration;
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
 
+const fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+const fn minutes(minutes: u64) -> Duration {
+    Duration::from_secs(minutes * 60)
+}
+
+const fn hours(hours: u64) -> Duration {
+    Duration::from_secs(hours * 60 * 60)
+}
+
 /// What to do with new requests while the ledger cannot be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LedgerFull {
-    /// Refuse them with 503: no response goes unrecorded.
+    /// Reject them with 503: no response goes unrecorded.
     Refuse,
-    /// Serve them, keep their rows in memory as far as `settle_queue` goes, and write further ones to the log.
+    /// Forward them. Up to `settle_queue` rows wait in memory; further rows are written to the log.
     Serve,
 }
 
-/// When a request goes on to the next credential of its pool. Fields are named as in the configuration's
-/// `limits.failover`.
+impl LedgerFull {
+    /// All choices, in the order of the documentation.
+    pub const ALL: [Self; 2] = [Self::Refuse, Self::Serve];
+
+    /// The name in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Refuse => "refuse",
+            Self::Serve => "serve",
+        }
+    }
+
+    /// What the choice means, for the schema.
+    pub fn description(self) -> &'static str {
+        match self {
+            Self::Refuse => "Requests are rejected with 503.",
+            Self::Serve => {
+                "Requests are forwarded. Their rows wait in memory, and are written to the log when there is no more room."
+            }
+        }
+    }
+}
+
+/// The value of a limit, whatever its type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FailoverSwitches {
-    /// Upstream answers 429.
-    pub rate_limited: bool,
-    /// Upstream refuses the credential's token (401), and a refresh does not help.
-    pub unauthorized: bool,
-    /// No connection comes about.
-    pub unreachable: bool,
-    /// The response's head does not come in time.
-    pub timed_out: bool,
-    /// Upstream answers 502.
-    pub bad_gateway: bool,
-    /// Upstream answers 503.
-    pub service_unavailable: bool,
-    /// Upstream answers 504.
-    pub gateway_timeout: bool,
+pub enum LimitValue {
+    /// A size in bytes, or a count.
+    Number(u64),
+    /// A time.
+    Duration(Duration),
+    /// Whether something is done.
+    Switch(bool),
+    /// A choice for [`Limits::ledger_full`].
+    LedgerFull(LedgerFull),
 }
 
-impl Default for FailoverSwitches {
-    fn default() -> Self {
-        Self {
-            rate_limited: true,
-            unauthorized: true,
-            unreachable: true,
-            timed_out: true,
-            bad_gateway: true,
-            service_unavailable: true,
-            gateway_timeout: true,
+impl fmt::Display for LimitValue {
+    /// Writes the value as an operator writes it in the configuration, without quotes.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(number) => number.fmt(f),
+            Self::Duration(duration) => write_duration(*duration, f),
+            Self::Switch(switch) => switch.fmt(f),
+            Self::LedgerFull(choice) => f.write_str(choice.as_str()),
         }
     }
 }
 
-/// The bounds. Fields are named as in the configuration's `limits`; sizes are in bytes.
+/// Writes `duration` with the largest unit that gives a whole number; one minute is `60s`.
+fn write_duration(duration: Duration, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let (seconds, micros) = (duration.as_secs(), duration.subsec_micros());
+    match (seconds, micros) {
+        (0, micros) if micros % 1000 != 0 => write!(f, "{micros}us"),
+        (_, micros) if micros != 0 => write!(f, "{}ms", duration.as_millis()),
+        (seconds, _) if seconds != 0 && seconds % 3600 == 0 => write!(f, "{}h", seconds / 3600),
+        (seconds, _) if seconds > 60 && seconds % 60 == 0 => write!(f, "{}m", seconds / 60),
+        (seconds, _) => write!(f, "{seconds}s"),
+    }
+}
+
+/// The numbers that a limit may be set to, both ends included. A time has no range: it must be more than zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LimitRange {
+    /// The smallest number.
+    pub min: u64,
+    /// The largest number; `u64::MAX` if there is no upper bound.
+    pub max: u64,
+}
+
+const ANY: LimitRange = between(0, u64::MAX);
+
+const fn between(min: u64, max: u64) -> LimitRange {
+    LimitRange { min, max }
+}
+
+const fn at_least(min: u64) -> LimitRange {
+    between(min, u64::MAX)
+}
+
+const fn at_most(max: u64) -> LimitRange {
+    between(0, max)
+}
+
+/// What an operator can know about a limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limits {
-    /// A request's head: request line and header fields. Past it: 431.
-    pub request_head_bytes: u64,
-    /// A request's body. Past it: 413.
-    pub request_body_bytes: u64,
-    /// How much of a request's body is kept so that it can be sent again to another credential.
-    pub replay_bytes: u64,
-    /// How far a compressed body, of a request or a response, is decoded on the side.
-    pub decoded_bytes: u64,
-    /// How far the body of a refused request is read on, so that its client sees the answer.
-    pub discard_bytes: u64,
-    /// Connections from clients at a time, over all services.
-    pub connections: u64,
-    /// Streams at a time on one HTTP/2 connection.
-    pub http2_streams: u32,
-    /// Requests whose rows are not yet committed: the ledger's room. Past it: 503.
-    pub settle_queue: u64,
-    /// The ledger's size on disk; past it the ledger is full. 0: as far as the disk goes.
-    pub ledger_bytes: u64,
-    /// A message over a WebSocket.
-    pub websocket_message_bytes: u64,
-    /// WebSockets of one user at a time.
-    pub websockets_per_user: u64,
-    /// What to do with requests while the ledger cannot be written.
-    pub ledger_full: LedgerFull,
-    /// Sessions whose home is remembered, and responses whose issuer is.
-    pub sessions: u64,
-    /// Addresses whose failed authentications are remembered.
-    pub auth_addresses: u64,
-    /// From connect to the end of the TLS handshake, on either side.
-    pub handshake_timeout: Duration,
-    /// From a connection's start, or the response before, to the end of a request's head.
-    pub head_timeout: Duration,
-    /// Between two parts of a request's body.
-    pub body_timeout: Duration,
-    /// For how long the body of a refused request is read on.
-    pub discard_timeout: Duration,
-    /// For how long a client may take nothing of what is sent to it.
-    pub client_stall_timeout: Duration,
-    /// To a connection to upstream, name look-up included.
-    pub connect_timeout: Duration,
-    /// From a request sent to upstream to the response's head. Past it: 504.
-    pub upstream_head_timeout: Duration,
-    /// Between two parts of upstream's response body.
-    pub upstream_idle_timeout: Duration,
-    /// For how long a response's last byte waits for its row.
-    pub commit_timeout: Duration,
-    /// For how long requests under way may go on after a signal to stop.
-    pub drain_timeout: Duration,
-    /// From a request's first attempt to the head of its last one's response.
-    pub failover_timeout: Duration,
-    /// When a request goes on to the next credential.
-    pub failover: FailoverSwitches,
-    /// For how long the token endpoint may take to answer.
-    pub refresh_timeout: Duration,
-    /// For how long another process may hold the lock of an auth.json.
-    pub lock_timeout: Duration,
-    /// For how long upstream may take to tell a credential's use.
-    pub poll_timeout: Duration,
-    /// A WebSocket without a message is closed after that long.
-    pub websocket_idle_timeout: Duration,
-    /// A client that is quiet on its WebSocket is sent a ping after that long, and taken for gone after twice that.
-    pub websocket_ping_interval: Duration,
-    /// An idle connection to upstream is kept for that long.
-    pub upstream_keep_alive: Duration,
-    /// A session's home is forgotten after that long without a request.
-    pub session_lifetime: Duration,
-    /// Threads on which guests run that are too slow for the threads that serve requests.
-    pub policy_threads: u64,
-    /// Calls that wait for one of those. Past it a call fails as unavailable.
-    pub policy_queue: u64,
-    /// A guest whose warm call takes longer runs on those threads.
-    pub policy_slow_after: Duration,
-    /// For how long a start waits for a component to be compiled. One that takes longer is compiled in the background.
-    pub policy_start_wait: Duration,
-    /// Compiled code that is kept on disk, in bytes. 0: none.
-    pub policy_cache_bytes: u64,
-    /// Faults within [`Limits::policy_fault_window`] that put a component into quarantine.
-    pub policy_faults: u64,
-    /// The span that faults are counted in.
-    pub policy_fault_window: Duration,
-    /// The first quarantine; it doubles with each further one.
-    pub policy_quarantine: Duration,
-    /// The longest quarantine.
-    pub policy_quarantine_max: Duration,
-    /// Calls in which a new generation must prove itself, or the one before it is back.
-    pub policy_probation_calls: u64,
-    /// Lines that one policy may write to the log in a second.
-    pub policy_log_lines: u64,
-    /// The size at which a record of calls begins anew, in bytes.
-    pub policy_record_bytes: u64,
-    /// Full records that are kept beside it.
-    pub policy_record_files: u64,
+pub struct LimitDeclaration {
+    /// The name below `limits`; a switch of `failover` is named `failover.rate_limited`.
+    pub name: &'static str,
+    /// What it limits, and what happens beyond it.
+    pub description: String,
+    /// The value if the configuration does not set it.
+    pub default: LimitValue,
+    /// The range of a number.
+    pub range: LimitRange,
 }
 
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            request_head_bytes: 64 * KIB,
-            request_body_bytes: 128 * MIB,
-            replay_bytes: 32 * MIB,
-            decoded_bytes: 256 * MIB,
-            discard_bytes: 16 * MIB,
-            connections: 16_384,
-            http2_streams: 256,
-            settle_queue: 16_384,
-            ledger_bytes: 0,
-            websocket_message_bytes: 64 * MIB,
-            websockets_per_user: 256,
-            ledger_full: LedgerFull::Refuse,
-            sessions: 65_536,
-            auth_addresses: 4096,
-            handshake_timeout: Duration::from_secs(10),
-            head_timeout: Duration::from_secs(60),
-            body_timeout: Duration::from_secs(60),
-            discard_timeout: Duration::from_secs(10),
-            client_stall_timeout: Duration::from_secs(300),
-            connect_timeout: Duration::from_secs(10),
-            upstream_head_timeout: Duration::from_secs(600),
-            upstream_idle_timeout: Duration::from_secs(600),
-            commit_timeout: Duration::from_secs(10),
-            drain_timeout: Duration::from_secs(30),
-            failover_timeout: Duration::from_secs(15 * 60),
-            failover: FailoverSwitches::default(),
-            refresh_timeout: Duration::from_secs(30),
-            lock_timeout: Duration::from_secs(20),
-            poll_timeout: Duration::from_secs(5),
-            websocket_idle_timeout: Duration::from_secs(60 * 60),
-            websocket_ping_interval: Duration::from_secs(30),
-            upstream_keep_alive: Duration::from_secs(90),
-            session_lifetime: Duration::from_secs(24 * 60 * 60),
-            policy_threads: 2,
-            policy_queue: 1024,
-            policy_slow_after: Duration::from_micros(250),
-            policy_start_wait: Duration::from_secs(3),
-            policy_cache_bytes: 256 * MIB,
-            policy_faults: 5,
-            policy_fault_window: Duration::from_secs(60),
-            policy_quarantine: Duration::from_secs(10),
-            policy_quarantine_max: Duration::from_secs(10 * 60),
-            policy_probation_calls: 100,
-            policy_log_lines: 100,
-            policy_record_bytes: 64 * MIB,
-            policy_record_files: 4,
+impl LimitDeclaration {
+    /// The name of the object that contains the limit, if it is not `limits` itself, and its name there.
+    pub fn place(&self) -> (Option<&'static str>, &'static str) {
+        match self.name.split_once('.') {
+            Some((group, name)) => (Some(group), name),
+            None => (None, self.name),
         }
+    }
+
+    /// The limit as a row of the Markdown table in `docs/limits.md`: name, default, range, description.
+    pub fn table_row(&self) -> String {
+        let (name, default) = (self.name, self.default);
+        let range = match (self.default, self.range) {
+            (LimitValue::Number(_), ANY) => "any".to_owned(),
+            (LimitValue::Number(_), LimitRange { min, max: u64::MAX }) => format!("{min} or more"),
+            (LimitValue::Number(_), LimitRange { min, max }) => format!("{min} to {max}"),
+            (LimitValue::Duration(_), _) => "more than 0".to_owned(),
+            (LimitValue::Switch(_), _) => "`true`, `false`".to_owned(),
+            (LimitValue::LedgerFull(_), _) => LedgerFull::ALL
+                .map(|choice| format!("`{}`", choice.as_str()))
+                .join(", "),
+        };
+        format!(
+            "| `{name}` | `{default}` | {range} | {} |",
+            self.description
+        )
     }
 }
 
-/// The longest string that is taken from a request or response for the ledger, a session's key or a policy. A longer
-/// one counts as missing.
+/// A type that a limit can have.
+trait LimitField: Sized {
+    fn to_value(&self) -> LimitValue;
+    fn from_value(value: LimitValue) -> Option<Self>;
+}
+
+macro_rules! limit_field {
+    ($type:ty, $variant:ident) => {
+        impl LimitField for $type {
+            fn to_value(&self) -> LimitValue {
+                LimitValue::$variant((*self).into())
+            }
+
+            fn from_value(value: LimitValue) -> Option<Self> {
+                match value {
+                    LimitValue::$variant(value) => value.try_into().ok(),
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+limit_field!(u64, Number);
+limit_field!(u32, Number);
+limit_field!(Duration, Duration);
+limit_field!(bool, Switch);
+limit_field!(LedgerFull, LedgerFull);
+
+/// Declares a struct of limits: its fields, its defaults, what [`Limits::declarations`] tells of them, and how they are
+/// set by name. A name in the configuration is `prefix` and the field's name.
+macro_rules! declare_limits {
+    (
+        prefix $prefix:literal;
+        $(#[$struct_meta:meta])*
+        pub struct $struct:ident {
+            $( $(#[doc = $doc:literal])+ $name:ident: $type:ty = $default:expr $(, $range:expr)?; )*
+        }
+        $( group { $(#[$group_meta:meta])* $group:ident: $group_type:ty } )?
+    ) => {
+        $(#[$struct_meta])*
+        pub struct $struct {
+            $( $(#[doc = $doc])+ pub $name: $type, )*
+            $( $(#[$group_meta])* pub $group: $group_type, )?
+        }
+
+        impl Default for $struct {
+            fn default() -> Self {
+                Self {
+                    $( $name: $default, )*
+                    $( $group: <$group_type>::default(), )?
+                }
+            }
+        }
+
+        impl $struct {
+            /// Every limit, in the order of the documentation.
+            pub fn declarations() -> Vec<LimitDeclaration> {
+                let defaults = Self::default();
+                let mut declarations = vec![ $( LimitDeclaration {
+                    name: concat!($prefix, stringify!($name)),
+                    description: [$($doc.trim()),+].join(" "),
+                    default: defaults.$name.to_value(),
+                    range: [$($range,)? ANY][0],
+                }, )* ];
+                let groups: &[Vec<LimitDeclaration>] = &[ $( <$group_type>::declarations() )? ];
+                declarations.extend(groups.iter().flatten().cloned());
+                declarations
+            }
+
+            /// Sets the limit that the configuration calls `name`. Returns false if there is no such limit or if it has
+            /// another type; the caller checks the range.
+            pub fn set(&mut self, name: &str, value: LimitValue) -> bool {
+                $(
+                    if name == concat!($prefix, stringify!($name)) {
+                        return LimitField::from_value(value).map(|value| self.$name = value).is_some();
+                    }
+                )*
+                $( if self.$group.set(name, value) { return true; } )?
+                false
+            }
+        }
+    };
+}
+
+declare_limits! {
+    prefix "failover.";
+    /// When a request is retried with the next credential of its pool, before any output was sent to the client. Fields are
+    /// named as in `limits.failover`.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct FailoverSwitches {
+        /// Retry with the next credential if upstream responds with 429.
+        rate_limited: bool = true;
+        /// Retry with the next credential if upstream rejects the token (401) and a refresh does not help.
+        unauthorized: bool = true;
+        /// Retry with the next credential if upstream cannot be reached.
+        unreachable: bool = true;
+        /// Retry with the next credential if the response's head does not arrive within `upstream_head_timeout`.
+        timed_out: bool = true;
+        /// Retry with the next credential if upstream responds with 502.
+        bad_gateway: bool = true;
+        /// Retry with the next credential if upstream responds with 503.
+        service_unavailable: bool = true;
+        /// Retry with the next credential if upstream responds with 504.
+        gateway_timeout: bool = true;
+    }
+}
+
+declare_limits! {
+    prefix "";
+    /// The limits that an operator can set. Fields are named as in the configuration's `limits`; sizes are in bytes.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct Limits {
+        /// Size of a request's head (request line and header fields). A larger one is rejected with 431.
+        request_head_bytes: u64 = 64 * KIB, between(8 * KIB, MIB);
+        /// Size of a request's body. A larger one is rejected with 413.
+        request_body_bytes: u64 = 128 * MIB;
+        /// How much of a request's body is kept so that it can be sent again with another credential.
+        replay_bytes: u64 = 32 * MIB;
+        /// How far a compressed body is decoded on the side, for metering.
+        decoded_bytes: u64 = 256 * MIB;
+        /// How much of a rejected request's body is read and discarded, so that its client sees the response.
+        discard_bytes: u64 = 16 * MIB;
+        /// Connections from clients at a time, over all services.
+        connections: u64 = 16_384, at_least(1);
+        /// Concurrent streams of one HTTP/2 connection.
+        http2_streams: u32 = 256, between(1, u32::MAX as u64);
+        /// Requests whose ledger rows are not yet committed. Further requests are rejected with 503.
+        settle_queue: u64 = 16_384, between(1, 1_048_576);
+        /// Size of the ledger on disk. 0: no limit but the disk.
+        ledger_bytes: u64 = 0;
+        /// What to do with requests while the ledger cannot be written: reject them with 503 (`refuse`), or forward them and
+        /// write to the log what does not fit into `settle_queue` (`serve`).
+        ledger_full: LedgerFull = LedgerFull::Refuse;
+        /// Size of a WebSocket message. A larger one closes the socket with code 1009.
+        websocket_message_bytes: u64 = 64 * MIB, at_least(1);
+        /// WebSockets of one user at a time. Further handshakes are rejected with 503.
+        websockets_per_user: u64 = 256, at_least(1);
+        /// Sessions whose credential is remembered, and responses whose credential is.
+        sessions: u64 = 65_536, at_least(1);
+        /// Client addresses whose failed authentications are counted.
+        auth_addresses: u64 = 4096, at_least(1);
+        /// Time for a TLS handshake, with a client or with upstream.
+        handshake_timeout: Duration = secs(10);
+        /// Time until a request's head is complete, from the start of the connection or the end of the previous response.
+        head_timeout: Duration = secs(60);
+        /// Time between two parts of a request's body. After it the request is rejected with 408.
+        body_timeout: Duration = secs(60);
+        /// Time for reading and discarding a rejected request's body.
+        discard_timeout: Duration = secs(10);
+        /// Time for which a client may stop reading what is sent to it.
+        client_stall_timeout: Duration = minutes(5);
+        /// Time for connecting to upstream, name lookup included.
+        connect_timeout: Duration = secs(10);
+        /// Time from sending a request to upstream until the response's head. After it the response is 504.
+        upstream_head_timeout: Duration = minutes(10);
+        /// Time between two parts of upstream's response.
+        upstream_idle_timeout: Duration = minutes(10);
+        /// Time for which the last byte of a response waits until its ledger row is committed.
+        commit_timeout: Duration = secs(10);
+        /// Time that in-flight requests have to finish after a signal to stop.
+        drain_timeout: Duration = secs(30);
+        /// Time from the first attempt of a request until the head of its last attempt's response. After it no other
+        /// credential is tried.
+        failover_timeout: Duration = minutes(15);
+        /// Time for the token endpoint to respond to a refresh.
+        refresh_timeout: Duration = secs(30);
+        /// Time for which another process may hold the lock of an auth.json.
+        lock_timeout: Duration = secs(20);
+        /// Time for upstream to respond to a poll of a credential's usage.
+        poll_timeout: Duration = secs(5);
+        /// Time after which a WebSocket without messages is closed with code 1001.
+        websocket_idle_timeout: Duration = hours(1);
+        /// Time after which a client that is silent on its WebSocket is pinged. After twice that time it counts as
+        /// disconnected.
+        websocket_ping_interval: Duration = secs(30);
+        /// Time for which an idle connection to upstream is kept open.
+        upstream_keep_alive: Duration = secs(90);
+        /// Time without requests after which a session's credential is forgotten.
+        session_lifetime: Duration = hours(24);
+        /// Threads for policies that are too slow to run on the threads that forward requests.
+        policy_threads: u64 = 2, between(1, 256);
+        /// Calls that wait for one of these threads. Further calls fail as unavailable.
+        policy_queue: u64 = 1024, between(1, 1_048_576);
+        /// Duration of a warm call above which a policy runs on these threads.
+        policy_slow_after: Duration = Duration::from_micros(250);
+        /// Time for which a start waits until a policy's component is compiled. After it compilation continues in the
+        /// background.
+        policy_start_wait: Duration = secs(3);
+        /// Size of the compiled policies that are kept in `data_dir`. 0: none are kept.
+        policy_cache_bytes: u64 = 256 * MIB;
+        /// Faults within `policy_fault_window` after which a policy's circuit breaker opens.
+        policy_faults: u64 = 5, between(1, 1000);
+        /// Time within which faults are counted together.
+        policy_fault_window: Duration = secs(60);
+        /// Time for which the circuit breaker is first open. It doubles each time that it opens again.
+        policy_quarantine: Duration = secs(10);
+        /// Longest time for which the circuit breaker is open.
+        policy_quarantine_max: Duration = minutes(10);
+        /// Calls of a new policy generation during which two faults are enough to roll it back.
+        policy_probation_calls: u64 = 100;
+        /// Lines that one policy may write to the log per second.
+        policy_log_lines: u64 = 100;
+        /// Size of a record of policy calls. A new file is started beyond it.
+        policy_record_bytes: u64 = 64 * MIB, at_least(4096);
+        /// Full records that are kept besides the current one.
+        policy_record_files: u64 = 4, at_most(1000);
+    }
+    group {
+        /// When a request is retried with the next credential.
+        failover: FailoverSwitches
+    }
+}
+
+/// The longest string that is read from a request or response for the ledger, a session's key or a policy. A longer one
+/// counts as missing.
 pub const FIELD_BYTES: usize = 256;
 
-/// auth.json: a file past this size is not read.
+/// The largest auth.json that is read.
 pub const AUTH_FILE_BYTES: u64 = MIB;
 
-/// A configuration file past this size is not read.
+/// The largest configuration file that is read.
 pub const CONFIG_FILE_BYTES: u64 = 16 * MIB;
 
-/// A policy's component past this size is not read.
+/// How deep objects and lists of the configuration may be nested.
+pub const CONFIG_DEPTH: usize = 128;
+
+/// The largest policy component that is read.
 pub const COMPONENT_BYTES: u64 = 64 * MIB;
 
-/// What a token endpoint or a usage API answers: more is not read.
+/// How much is read of a response from a token endpoint or a usage API.
 pub const ANSWER_BYTES: usize = 256 * KIB as usize;
 
-/// A response body that is kept to read an error from it: 429s and the like.
+/// The largest response body from which an error is read, such as that of a 429.
 pub const ERROR_BODY_BYTES: usize = 64 * KIB as usize;
 
-/// How long a response's body is read on after its reader has what it wants, until upstream ends it.
+/// How long the rest of a response's body is read after its reader has what it needs, until upstream ends the stream.
 pub const RESPONSE_DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How far it is read on. Past it the stream is reset, or the connection closed.
+/// How much of that rest is read. Beyond it the stream is reset or the connection closed.
 pub const RESPONSE_DRAIN_BYTES: usize = 256 * KIB as usize;
 
-/// Bodies of one credential's responses that are read on at the same time. Past it they are not.
+/// How many bodies of one credential's responses are read to their end at the same time. Further ones are not.
 pub const RESPONSE_DRAINS: usize = 1024;
 
-/// HTTP/2 streams that were reset and are remembered, on one connection to upstream: what upstream sent before it
-/// learned of the reset is ignored for these, and is an error of the connection's for others.
+/// How many reset HTTP/2 streams of one connection to upstream are remembered. What upstream sends on these before it
+/// learns of the reset is ignored; on other streams it is an error of the connection.
 pub const RESET_STREAMS: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_default_is_within_its_range() {
+        for limit in Limits::declarations() {
+            match limit.default {
+                LimitValue::Number(number) => assert!(
+                    (limit.range.min..=limit.range.max).contains(&number),
+                    "{}",
+                    limit.name
+                ),
+                LimitValue::Duration(duration) => assert!(!duration.is_zero(), "{}", limit.name),
+                LimitValue::Switch(_) | LimitValue::LedgerFull(_) => {}
+            }
+        }
+    }
+
+    #[test]
+    fn every_limit_can_be_set_to_its_default_by_name() {
+        let mut limits = Limits::default();
+        for limit in Limits::declarations() {
+            assert!(limits.set(limit.name, limit.default), "{}", limit.name);
+        }
+        assert_eq!(limits, Limits::default());
+        assert!(!limits.set("unknown", LimitValue::Number(1)));
+        assert!(!limits.set("connections", LimitValue::Switch(true)));
+    }
+
+    #[test]
+    fn values_are_written_as_in_the_configuration() {
+        for (duration, expected) in [
+            (Duration::from_micros(250), "250us"),
+            (Duration::from_millis(1500), "1500ms"),
+            (secs(60), "60s"),
+            (secs(90), "90s"),
+            (minutes(5), "5m"),
+            (hours(24), "24h"),
+        ] {
+            assert_eq!(LimitValue::Duration(duration).to_string(), expected);
+        }
+    }
+}

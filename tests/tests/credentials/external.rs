@@ -550,7 +550,7 @@ async fn what_is_wrong_with_it_is_told_at_load_without_its_token() {
 async fn a_reverse_credential_is_an_error_that_says_that_it_is_not_there_yet() {
     let reverse = json!([{ "type": "reverse", "tag": "pool" }]);
     let expected =
-        r#"services[0].credentials[0].type: a credential of type "reverse" is not there yet"#;
+        r#"services[0].credentials[0].type: credentials of type "reverse" are not supported yet"#;
     check_problem(reverse, json!({}), expected).await;
 }
 

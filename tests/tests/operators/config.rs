@@ -1,9 +1,9 @@
-//! What `tollgate check` says of a configuration. A case is a folder of `tests/cases/config`: `case.json`, what the
-//! command prints of it to standard error (`case.stderr`) and, where it is accepted, to standard output
-//! (`case.stdout`). The command runs in a folder that holds the case and what [`fixtures`] puts beside it.
+//! The output of `tollgate check`. A case is a folder of `tests/cases/config` with `case.json`, what the command writes to
+//! standard error (`case.stderr`) and, if it accepts the configuration, what it writes to standard output (`case.stdout`).
+//! The command runs in a folder with the case and the files of [`write_fixtures`].
 //!
-//! `UPDATE_CASES=1` writes the expected files anew, and a person reads each of them before it is kept. `CASE=NAME`
-//! runs those whose name contains `NAME`.
+//! `UPDATE_CASES=1` rewrites the expected files; review every change. `CASE=NAME` runs the cases whose name contains
+//! `NAME`.
 
 use std::fs;
 use std::io::{self, Write};
@@ -19,18 +19,18 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tollgate_tests::binary;
 
-/// In every secret of every case: as a text, and as a number where a case has one. No output may contain either.
+/// A part of every secret in every case, as a text and as a number. No output may contain either.
 const CANARIES: [&str; 2] = ["canary", "8675309"];
 
-/// What a command printed, and how it ended.
+/// What a command printed, and its exit code.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Said {
+struct CheckOutput {
     code: Option<i32>,
     stdout: String,
     stderr: String,
 }
 
-/// A self-signed certificate, its key, and the key of another: made once.
+/// A self-signed certificate, its key, and the key of another certificate.
 static CERTIFICATE: LazyLock<[String; 3]> = LazyLock::new(|| {
     let made = |name: &str| {
         rcgen::generate_simple_self_signed([name.to_owned()]).expect("a certificate can be made")
@@ -43,8 +43,8 @@ static CERTIFICATE: LazyLock<[String; 3]> = LazyLock::new(|| {
     ]
 });
 
-/// What stands beside every case.
-fn fixtures(folder: &Path) {
+/// Writes the files that every case can name.
+fn write_fixtures(folder: &Path) {
     let write = |name: &str, content: &[u8]| {
         fs::write(folder.join(name), content).expect("a fixture can be written")
     };
@@ -80,15 +80,15 @@ fn fixtures(folder: &Path) {
     fs::create_dir(folder.join("folder")).expect("a folder can be made");
 }
 
-/// The header of a WebAssembly component: one that has nothing in it.
+/// The header of a WebAssembly component, which is also an empty component.
 const COMPONENT: &[u8] = b"\0asm\x0d\0\x01\0";
 
-/// A component's section of imports: instances of these names.
+/// Returns a component's section that imports instances with these names.
 fn imports(names: &[&str]) -> Vec<u8> {
     section(10, names, &[0x05, 0x00])
 }
 
-/// A component's section of exports: instances under these names.
+/// Returns a component's section that exports instances with these names.
 fn exports(names: &[&str]) -> Vec<u8> {
     section(11, names, &[0x05, 0x00, 0x00])
 }
@@ -109,8 +109,8 @@ fn section(id: u8, names: &[&str], what: &[u8]) -> Vec<u8> {
     [&[id, small(content.len())], content.as_slice()].concat()
 }
 
-/// Runs `tollgate check -c FILE` in `folder`, with nothing in its environment that a case does not name.
-fn check(folder: &Path, file: &str) -> Said {
+/// Runs `tollgate check -c FILE` in `folder`, with an empty environment except for `HOME`.
+fn check(folder: &Path, file: &str) -> CheckOutput {
     run(command(folder, file), folder)
 }
 
@@ -124,8 +124,8 @@ fn command(folder: &Path, file: &str) -> Command {
     command
 }
 
-/// Runs `command`, with `folder` left out of what it prints.
-fn run(mut command: Command, folder: &Path) -> Said {
+/// Runs `command` and replaces `folder` in its output.
+fn run(mut command: Command, folder: &Path) -> CheckOutput {
     let output = command
         .stdin(Stdio::null())
         .output()
@@ -136,7 +136,7 @@ fn run(mut command: Command, folder: &Path) -> Said {
             .expect("messages are UTF-8")
             .replace(folder, "$FOLDER")
     };
-    Said {
+    CheckOutput {
         code: output.status.code(),
         stdout: text(output.stdout),
         stderr: text(output.stderr),
@@ -144,7 +144,7 @@ fn run(mut command: Command, folder: &Path) -> Said {
 }
 
 /// Runs `tollgate check` of `content`.
-fn check_text(content: impl AsRef<[u8]>) -> Said {
+fn check_text(content: impl AsRef<[u8]>) -> CheckOutput {
     let folder = folder();
     fs::write(folder.path().join("case.json"), content).expect("the case can be written");
     check(folder.path(), "case.json")
@@ -152,7 +152,7 @@ fn check_text(content: impl AsRef<[u8]>) -> Said {
 
 fn folder() -> TempDir {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    fixtures(folder.path());
+    write_fixtures(folder.path());
     folder
 }
 
@@ -176,36 +176,35 @@ fn names() -> Vec<String> {
     names
 }
 
-/// What is wrong with the case of that name; none where all is as its files say.
+/// Returns how the output of the case differs from its files, if it does.
 fn failure(name: &str) -> Option<String> {
     let place = cases().join(name);
-    let said = check_text(fs::read(place.join("case.json")).expect("a case has a case.json"));
+    let output = check_text(fs::read(place.join("case.json")).expect("a case has a case.json"));
     if std::env::var_os("UPDATE_CASES").is_some() {
-        fs::write(place.join("case.stderr"), &said.stderr).expect("the case can be written");
-        match said.code {
-            Some(0) => {
-                fs::write(place.join("case.stdout"), &said.stdout).expect("the case can be written")
-            }
+        fs::write(place.join("case.stderr"), &output.stderr).expect("the case can be written");
+        match output.code {
+            Some(0) => fs::write(place.join("case.stdout"), &output.stdout)
+                .expect("the case can be written"),
             _ => drop(fs::remove_file(place.join("case.stdout"))),
         }
     }
     let accepted = fs::read_to_string(place.join("case.stdout")).ok();
-    let expected = Said {
+    let expected = CheckOutput {
         code: Some(i32::from(accepted.is_none())),
         stdout: accepted.unwrap_or_default(),
         stderr: fs::read_to_string(place.join("case.stderr")).expect("a case has a case.stderr"),
     };
-    let leaks = [&said.stdout, &said.stderr]
+    let leaks = [&output.stdout, &output.stderr]
         .into_iter()
         .any(|text| is_quoted(text));
     if leaks {
-        return Some(format!("{name}: a secret is quoted\n{}", shown(&said)));
+        return Some(format!("{name}: a secret is quoted\n{}", shown(&output)));
     }
-    (said != expected).then(|| {
+    (output != expected).then(|| {
         format!(
             "{name}: expected\n{}found\n{}",
             shown(&expected),
-            shown(&said)
+            shown(&output)
         )
     })
 }
@@ -214,7 +213,7 @@ fn is_quoted(text: &str) -> bool {
     CANARIES.iter().any(|canary| text.contains(canary))
 }
 
-fn shown(said: &Said) -> String {
+fn shown(output: &CheckOutput) -> String {
     let indented = |text: &str| {
         text.lines()
             .map(|line| format!("    {line}\n"))
@@ -222,14 +221,14 @@ fn shown(said: &Said) -> String {
     };
     format!(
         "  exit {:?}\n{}{}",
-        said.code,
-        indented(&said.stdout),
-        indented(&said.stderr)
+        output.code,
+        indented(&output.stdout),
+        indented(&output.stderr)
     )
 }
 
 #[test]
-fn every_case_is_answered_as_its_files_say() {
+fn every_case_prints_what_its_files_contain() {
     let names = names();
     assert!(!names.is_empty(), "no case has that name");
     let left = Mutex::new(names.iter());
@@ -261,9 +260,9 @@ fn every_case_is_answered_as_its_files_say() {
     );
 }
 
-/// Every refusal is one line a problem, with the file's name first, so that a script can read it.
+/// A script can read the output: each problem is one line that begins with the file's name.
 #[test]
-fn every_line_of_a_refusal_names_the_file() {
+fn every_line_of_a_rejection_names_the_file() {
     for name in names() {
         let text = fs::read_to_string(cases().join(&name).join("case.stderr"))
             .expect("a case has a case.stderr");
@@ -276,25 +275,29 @@ fn every_line_of_a_refusal_names_the_file() {
 }
 
 #[track_caller]
-fn check_refused(said: &Said, expected: &str) {
-    assert_eq!((said.code, said.stdout.as_str()), (Some(1), ""), "{said:?}");
-    assert_eq!(said.stderr, expected);
+fn check_rejected(output: &CheckOutput, expected: &str) {
+    assert_eq!(
+        (output.code, output.stdout.as_str()),
+        (Some(1), ""),
+        "{output:?}"
+    );
+    assert_eq!(output.stderr, expected);
 }
 
 #[test]
-fn a_missing_file_is_said() {
-    let said = check(folder().path(), "nowhere.json");
-    check_refused(
-        &said,
+fn a_missing_file_is_reported() {
+    let output = check(folder().path(), "nowhere.json");
+    check_rejected(
+        &output,
         "tollgate: nowhere.json: cannot read it: no such file or directory\n",
     );
 }
 
 #[test]
-fn a_folder_is_said() {
-    let said = check(folder().path(), "folder");
-    check_refused(
-        &said,
+fn a_folder_is_reported() {
+    let output = check(folder().path(), "folder");
+    check_rejected(
+        &output,
         "tollgate: folder: cannot read it: expected a file, found a folder\n",
     );
 }
@@ -321,7 +324,7 @@ fn without_root_override(command: &mut Command) {
 }
 
 #[test]
-fn a_file_that_may_not_be_read_is_said() {
+fn a_file_without_read_permission_is_reported() {
     let folder = folder();
     let file = folder.path().join("case.json");
     fs::write(&file, "{}").expect("the case can be written");
@@ -329,24 +332,24 @@ fn a_file_that_may_not_be_read_is_said() {
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("it is ours");
     let mut command = command(folder.path(), "case.json");
     without_root_override(&mut command);
-    check_refused(
+    check_rejected(
         &run(command, folder.path()),
         "tollgate: case.json: cannot read it: permission denied\n",
     );
 }
 
 #[test]
-fn a_file_that_breaks_off_while_it_is_read_is_said() {
-    // A process's memory at address 0: it is a file, it opens, and it cannot be read.
-    let said = check(folder().path(), "/proc/self/mem");
-    check_refused(
-        &said,
+fn a_file_that_fails_while_it_is_read_is_reported() {
+    // A process's memory at address 0: a file that can be opened and not read.
+    let output = check(folder().path(), "/proc/self/mem");
+    check_rejected(
+        &output,
         "tollgate: /proc/self/mem: cannot read it: input/output error\n",
     );
 }
 
 /// Runs `tollgate check -c /dev/stdin` with `content` in a pipe.
-fn check_piped(content: &[u8]) -> Said {
+fn check_piped(content: &[u8]) -> CheckOutput {
     let folder = folder();
     let mut command = command(folder.path(), "/dev/stdin");
     command
@@ -354,11 +357,11 @@ fn check_piped(content: &[u8]) -> Said {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     let mut child = command.spawn().expect("the binary runs");
-    // It may have had enough before the end.
+    // The command may close the pipe before it has read everything.
     let _ = child.stdin.take().expect("it is piped").write_all(content);
     let output = child.wait_with_output().expect("the binary ends");
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("messages are UTF-8");
-    Said {
+    CheckOutput {
         code: output.status.code(),
         stdout: text(output.stdout),
         stderr: text(output.stderr),
@@ -366,44 +369,54 @@ fn check_piped(content: &[u8]) -> Said {
 }
 
 #[test]
-fn a_configuration_may_come_through_a_pipe() {
-    let said = check_piped(br#"{ "services": [{ "type": "ocm", "credential_path": "a.json" }] }"#);
-    assert_eq!((said.code, said.stderr.as_str()), (Some(0), ""));
+fn a_configuration_can_be_read_from_a_pipe() {
+    let output =
+        check_piped(br#"{ "services": [{ "type": "ocm", "credential_path": "a.json" }] }"#);
+    assert_eq!((output.code, output.stderr.as_str()), (Some(0), ""));
 }
 
 #[test]
-fn a_pipe_is_read_as_far_as_a_file_may_go() {
-    let said = check_piped(&vec![b' '; 17 * 1024 * 1024]);
+fn a_pipe_is_limited_like_a_file() {
+    let output = check_piped(&vec![b' '; 17 * 1024 * 1024]);
     assert!(
-        said.code == Some(1) && said.stderr.contains("expected at most 16777216 bytes"),
-        "{said:?}"
+        output.code == Some(1) && output.stderr.contains("expected at most 16777216 bytes"),
+        "{output:?}"
     );
 }
 
 #[test]
-fn a_file_of_17_megabytes_is_refused_unread() {
+fn a_file_of_17_mebibytes_is_rejected_without_reading_it() {
     let folder = folder();
     let file = fs::File::create(folder.path().join("case.json")).expect("the case can be written");
     file.set_len(17 * 1024 * 1024)
         .expect("the case can be written");
-    let said = check(folder.path(), "case.json");
+    let output = check(folder.path(), "case.json");
     let expected =
         "tollgate: case.json: cannot read it: expected at most 16777216 bytes, found more\n";
-    check_refused(&said, expected);
+    check_rejected(&output, expected);
 }
 
 #[test]
-fn a_large_file_that_is_no_json_is_refused_in_one_line() {
-    let said = check_text(vec![b'['; 8 * 1024 * 1024]);
-    assert_eq!(
-        (said.code, said.stderr.lines().count()),
-        (Some(1), 1),
-        "{:.2000}",
-        said.stderr
+fn a_hundred_thousand_nested_lists_are_rejected_in_one_line() {
+    let output = check_text("[".repeat(100_000));
+    check_rejected(
+        &output,
+        "tollgate: case.json: line 1 column 129: expected at most 128 levels of nesting, found more\n",
     );
 }
 
-/// A configuration with a value of nearly every kind. The secrets of it stand at [`SECRET_PLACES`].
+#[test]
+fn a_large_file_that_is_not_json_is_rejected_in_one_line() {
+    let output = check_text(vec![b'['; 8 * 1024 * 1024]);
+    assert_eq!(
+        (output.code, output.stderr.lines().count()),
+        (Some(1), 1),
+        "{:.2000}",
+        output.stderr
+    );
+}
+
+/// A configuration with a value of nearly every kind. [`SECRET_PLACES`] lists where its secrets are.
 fn whole() -> Value {
     json!({
         "log": { "level": "info", "output": "stderr", "format": "json", "timestamp": true },
@@ -431,18 +444,19 @@ fn whole() -> Value {
 const SECRET_PLACES: [&str; 6] = [
     "/services/0/users/0/token",
     "/services/0/credentials/2/token",
-    // It may name a user and a password.
+    // A URL may contain a user and a password.
     "/services/0/credentials/2/url",
     "/services/0/headers/x-a",
     "/services/0/headers/x-b/0",
     "/services/0/tls/key",
 ];
 
-/// What is said of [`whole`] with `wrong` at `place`. In this process: it is run some hundred times.
-fn said_of(place: &str, wrong: &Value) -> String {
+/// Returns what is reported for [`whole`] with `wrong` at `place`. It runs in this process, because there are hundreds of
+/// calls.
+fn report_with(place: &str, wrong: &Value) -> String {
     let mut case = whole();
     *case.pointer_mut(place).expect("a place of its own") = wrong.clone();
-    match tollgate::config::parse(case.to_string()) {
+    match tollgate::config::parse(&case.to_string()) {
         Ok(loaded) => format!("{:?}", loaded.warnings),
         Err(error) => format!("{error}\n{error:?}"),
     }
@@ -451,8 +465,8 @@ fn said_of(place: &str, wrong: &Value) -> String {
 #[test]
 fn a_secret_in_a_value_of_the_wrong_type_is_never_quoted() {
     assert!(
-        tollgate::config::parse(whole().to_string()).is_ok(),
-        "the case is good but for what is put in it"
+        tollgate::config::parse(&whole().to_string()).is_ok(),
+        "the case is valid until a value is replaced"
     );
     let mut quoted = Vec::new();
     for place in places(&whole(), "") {
@@ -462,11 +476,11 @@ fn a_secret_in_a_value_of_the_wrong_type_is_never_quoted() {
             json!([{ "x": "canary" }]),
             json!({ "x": ["canary"] }),
         ] {
-            let said = said_of(&place, &wrong);
-            // A list of names, with one that is unknown: names are quoted.
+            let output = report_with(&place, &wrong);
+            // An unknown name in a list of names is quoted.
             let is_name = place.ends_with("/credentials") || place.ends_with("/rewriters");
-            if is_quoted(&said) && !is_name {
-                quoted.push(format!("{place} = {wrong}: {said}"));
+            if is_quoted(&output) && !is_name {
+                quoted.push(format!("{place} = {wrong}: {output}"));
             }
         }
     }
@@ -492,9 +506,9 @@ fn a_secret_at_its_own_place_is_never_quoted() {
     let mut quoted = Vec::new();
     for place in SECRET_PLACES {
         for secret in &secrets {
-            let said = said_of(place, secret);
-            if is_quoted(&said) {
-                quoted.push(format!("{place} = {secret}: {said}"));
+            let output = report_with(place, secret);
+            if is_quoted(&output) {
+                quoted.push(format!("{place} = {secret}: {output}"));
             }
         }
     }
@@ -506,7 +520,7 @@ fn a_secret_at_its_own_place_is_never_quoted() {
     );
 }
 
-/// The pointers of everything in `value`.
+/// Returns the JSON pointers of everything in `value`.
 fn places(value: &Value, here: &str) -> Vec<String> {
     let mut found = Vec::new();
     let below: Vec<(String, &Value)> = match value {
@@ -530,7 +544,7 @@ fn places(value: &Value, here: &str) -> Vec<String> {
 }
 
 #[test]
-fn problems_of_form_meaning_and_files_are_told_in_one_run() {
+fn problems_of_form_meaning_and_files_are_reported_in_one_run() {
     let case = json!({
         "services": [{
             "type": "ocm",
@@ -540,8 +554,8 @@ fn problems_of_form_meaning_and_files_are_told_in_one_run() {
         }],
         "policies": [{ "tag": "p", "kind": "pricer", "path": "nowhere.wasm" }],
     });
-    let said = check_text(case.to_string());
-    assert_eq!(said.code, Some(1));
+    let output = check_text(case.to_string());
+    assert_eq!(output.code, Some(1));
     for place in [
         "services[0].listen_port: ",
         "services[0].listen: ",
@@ -549,15 +563,15 @@ fn problems_of_form_meaning_and_files_are_told_in_one_run() {
         "policies[0]",
     ] {
         assert!(
-            said.stderr.contains(place),
+            output.stderr.contains(place),
             "{place} is not in\n{}",
-            said.stderr
+            output.stderr
         );
     }
 }
 
 #[test]
-fn nothing_is_left_behind_by_a_check() {
+fn a_check_leaves_no_files_behind() {
     let folder = folder();
     let config =
         json!({ "services": [{ "type": "ocm", "usages_path": "u.json" }], "data_dir": "data" });
@@ -577,15 +591,15 @@ fn nothing_is_left_behind_by_a_check() {
 }
 
 #[test]
-fn a_configuration_may_lie_in_a_folder_with_an_odd_name() {
+fn a_configuration_can_be_in_a_folder_with_an_odd_name() {
     let folder = folder();
     let odd = folder.path().join("two words, \"quoted\"");
     fs::create_dir(&odd).expect("a folder can be made");
     let mut file = fs::File::create(odd.join("case.json")).expect("the case can be written");
     file.write_all(b"[]").expect("the case can be written");
-    let said = check(folder.path(), "two words, \"quoted\"/case.json");
-    check_refused(
-        &said,
+    let output = check(folder.path(), "two words, \"quoted\"/case.json");
+    check_rejected(
+        &output,
         "tollgate: two words, \"quoted\"/case.json: expected an object, found an array\n",
     );
 }

@@ -1,13 +1,13 @@
 //! The documents, compared with the code: limits, metrics, commands, fields, columns, links and the
 //! example policy.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use tollgate::config::{duration, schema};
-use tollgate::values::limits::Limits;
+use tollgate::config::schema;
+use tollgate::values::limits::{LimitDeclaration, Limits};
 use tollgate_tests::tollgate;
 
 use crate::metrics::FAMILIES;
@@ -73,81 +73,41 @@ fn code_lines(text: &str) -> impl Iterator<Item = &str> {
         .flat_map(|block| block.lines().skip(1))
 }
 
-/// Returns the default of each limit, by name.
-fn default_limits() -> BTreeMap<String, String> {
-    let printed = format!("{:#?}", Limits::default());
-    let mut defaults = BTreeMap::new();
-    let mut prefix = String::new();
-    for line in printed.lines().skip(1) {
-        match line.trim().trim_end_matches(',').split_once(": ") {
-            Some((name, value)) if value.ends_with('{') => prefix = format!("{name}."),
-            Some((name, value)) => {
-                defaults.insert(format!("{prefix}{name}"), normalized(value));
-            }
-            None => prefix.clear(),
-        }
-    }
-    defaults
-}
-
-/// Returns the default that the schema documents for each limit below `prefix`, by name.
-fn limits_in_schema(schema: &Value, definition: &str, prefix: &str) -> BTreeMap<String, String> {
-    let limits = schema["$defs"][definition]["properties"]
-        .as_object()
-        .expect("the form has fields");
-    let mut documented = BTreeMap::new();
-    for (name, property) in limits {
-        let description = property["description"]
-            .as_str()
-            .expect("every limit has a description");
-        let form = property["$ref"]
-            .as_str()
-            .and_then(|path| path.strip_prefix("#/$defs/"));
-        if let Some(form) = form {
-            documented.extend(limits_in_schema(schema, form, &format!("{name}.")));
-        } else if prefix.is_empty() {
-            let (_, default) = description
-                .split_once("Default: ")
-                .expect("every limit has a default");
-            documented.insert(name.clone(), normalized(default));
-        } else {
-            // The description of the switches' list says that they are on.
-            documented.insert(format!("{prefix}{name}"), "true".to_owned());
-        }
-    }
-    documented
-}
-
-/// Returns a value in one spelling, whether a person or `Debug` wrote it.
-fn normalized(value: &str) -> String {
-    let value = value.trim_matches(['`', '"', '.']).to_lowercase();
-    let value = value.split(" (").next().unwrap_or_default();
-    match duration::parse(value) {
-        Some(duration) => format!("{} ms", duration.as_millis()),
-        None => value.to_owned(),
-    }
-}
-
 #[test]
 fn the_limits_page_names_every_limit_with_its_default() {
     let page = document("docs/limits.md");
-    let table = page
+    let documented: Vec<&str> = page
         .split("\nTwo more limits")
         .next()
-        .expect("the first table");
-    let documented: BTreeMap<String, String> = rows(table)
-        .into_iter()
-        .map(|(names, cells)| (names[0].to_owned(), normalized(cells[0])))
+        .expect("the first table")
+        .lines()
+        .filter(|line| line.starts_with("| `"))
         .collect();
-    assert_eq!(documented, default_limits());
+    let declared: Vec<String> = Limits::declarations()
+        .iter()
+        .map(LimitDeclaration::table_row)
+        .collect();
+    assert!(
+        documented == declared,
+        "the table in docs/limits.md should be\n{}",
+        declared.join("\n")
+    );
 }
 
 #[test]
 fn the_schema_names_every_limit_with_its_default() {
-    assert_eq!(
-        limits_in_schema(&schema(), "RawLimits", ""),
-        default_limits()
-    );
+    let schema = schema();
+    let description = |definition: &str, name: &str| {
+        schema["$defs"][definition]["properties"][name]["description"].clone()
+    };
+    for limit in Limits::declarations() {
+        let described = match limit.place() {
+            (None, name) => description("RawLimits", name),
+            (Some(_), name) => description("RawFailover", name),
+        };
+        let expected = format!("{} Default: `{}`.", limit.description, limit.default);
+        assert_eq!(described, expected, "{}", limit.name);
+    }
 }
 
 #[test]

@@ -343,7 +343,7 @@ fn is_field(key: &str) -> bool {
 #[test]
 fn the_full_example_names_the_defaults_as_they_are() {
     let temporary = tempfile::tempdir().expect("a temporary folder");
-    let full = config::parse(with_paths_in(temporary.path(), &text("full.jsonc")))
+    let full = config::parse(&with_paths_in(temporary.path(), &text("full.jsonc")))
         .expect("the example is good")
         .config;
     assert_eq!(full.limits, Limits::default());

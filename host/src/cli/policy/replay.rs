@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::cli::error::CommandFailure;
 use crate::cli::output::print;
-use crate::config::resolve::shipped_policy;
+use crate::config::shipped_policy;
 use crate::config::{POLICY_MEMORY, PolicyConfig, PolicyKind, PolicySource};
 use crate::files::{io_reason, read_regular};
 use crate::policy::{Call, Engine, Policy, Said, kind_of, load_alone};

@@ -115,7 +115,7 @@ impl PolicyLoader {
         progress: &LoadProgress,
     ) -> Result<Policy, LoadError> {
         if policy.memory > self.memory_max {
-            let path = format!("{}.memory", policy.path_in_config);
+            let path = policy.entry_path.clone().unwrap_or_default().key("memory");
             let message = format!(
                 "expected at most {}, found {}: restart the gateway to raise it",
                 self.memory_max, policy.memory

@@ -69,7 +69,7 @@ impl KnownPolicy {
             return Self::New { number: 1 };
         };
         let number = known.next_number();
-        if known.config().is_like(policy) {
+        if known.config().is_equivalent(policy) {
             Self::Unchanged
         } else if can_share_slot(known.config(), policy) {
             let slot = Arc::clone(known.slot());

@@ -46,7 +46,7 @@ impl PolicyFiles {
         self.watched.retain(|tag, watched| {
             policies
                 .iter()
-                .any(|policy| policy.tag == *tag && policy.is_like(&watched.config))
+                .any(|policy| policy.tag == *tag && policy.is_equivalent(&watched.config))
         });
         for policy in policies {
             if !self.watched.contains_key(&policy.tag) {

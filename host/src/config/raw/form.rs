@@ -1,0 +1,50 @@
+//! Forms that values of several sections have.
+
+use std::borrow::Cow;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::Deserialize;
+
+/// A single item, or a list of items.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub(in crate::config) enum OneOrMany<T> {
+    /// A list.
+    Many(Vec<T>),
+    /// A single item, without the brackets.
+    One(T),
+}
+
+impl<T> Default for OneOrMany<T> {
+    fn default() -> Self {
+        Self::Many(Vec::new())
+    }
+}
+
+impl<T> OneOrMany<T> {
+    pub(in crate::config) fn as_slice(&self) -> &[T] {
+        match self {
+            Self::Many(items) => items,
+            Self::One(item) => std::slice::from_ref(item),
+        }
+    }
+}
+
+/// A duration: numbers with units (`ns`, `us`, `ms`, `s`, `m`, `h`, `d`), such as `60s` or `1h30m`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(transparent)]
+pub(in crate::config) struct RawDuration(pub(in crate::config) String);
+
+impl JsonSchema for RawDuration {
+    fn schema_name() -> Cow<'static, str> {
+        "Duration".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "description": "Numbers with units (ns, us, ms, s, m, h, d), such as 60s or 1h30m",
+            "pattern": r"^([0-9]+(\.[0-9]*)?(ns|us|µs|ms|s|m|h|d))+$",
+        })
+    }
+}

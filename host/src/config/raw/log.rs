@@ -1,0 +1,50 @@
+//! The section `log`.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+/// Where and how the log is written.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(in crate::config) struct RawLog {
+    /// Whether no log is written.
+    pub(in crate::config) disabled: bool,
+    /// The lowest level that is written. Default: `info`.
+    pub(in crate::config) level: Option<LogLevel>,
+    /// A file, `stdout` or `stderr`. Default: `stderr`.
+    pub(in crate::config) output: Option<String>,
+    /// Whether lines begin with the time. Default: true.
+    pub(in crate::config) timestamp: Option<bool>,
+    /// The format: `text` or `json`. Default: `text` on a terminal, `json` elsewhere.
+    pub(in crate::config) format: Option<LogFormat>,
+}
+
+/// A level of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// Everything.
+    Trace,
+    /// Details for finding faults.
+    Debug,
+    /// One line per request.
+    Info,
+    /// What is unusual.
+    Warn,
+    /// What is wrong.
+    Error,
+    /// The same as `error`.
+    Fatal,
+    /// The same as `error`.
+    Panic,
+}
+
+/// The format of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// One JSON object per line.
+    Json,
+    /// Lines of text.
+    Text,
+}

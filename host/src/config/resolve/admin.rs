@@ -1,0 +1,37 @@
+//! The listener for operators.
+
+use std::net::SocketAddr;
+
+use super::field;
+use crate::config::model::{AdminConfig, ServiceConfig};
+use crate::config::path::ConfigPath;
+use crate::config::problem::Findings;
+use crate::config::raw::RawAdmin;
+use crate::values::secret::SecretString;
+
+const DEFAULT_PORT: u16 = 9090;
+
+pub(super) fn admin(
+    raw: &RawAdmin,
+    services: &[ServiceConfig],
+    findings: &mut Findings,
+) -> Option<AdminConfig> {
+    let path = ConfigPath::root().key("admin");
+    let address = field::ip_address(raw.listen.as_deref(), path.key("listen"), findings)?;
+    let listen = SocketAddr::new(address, raw.listen_port.unwrap_or(DEFAULT_PORT));
+    field::check_listen_address(listen, &path, services, findings);
+    let token_field = path.key("token");
+    let token = field::non_empty(raw.token.as_deref());
+    match token {
+        Some(token) => field::check_token(token, token_field, findings),
+        None if address.is_loopback() => {}
+        None => {
+            let message = format!("missing: required because {address} is not a loopback address");
+            findings.problem(token_field, message);
+        }
+    }
+    Some(AdminConfig {
+        listen,
+        token: token.map(|token| SecretString::new(token.to_owned())),
+    })
+}

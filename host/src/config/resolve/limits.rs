@@ -1,0 +1,67 @@
+//! The section `limits`: every limit that is set, read as its declaration says.
+
+use serde_json::Value;
+
+use super::field;
+use crate::config::path::ConfigPath;
+use crate::config::problem::Findings;
+use crate::config::raw::{RawDuration, RawLimits};
+use crate::values::limits::{LedgerFull, LimitDeclaration, LimitValue, Limits};
+
+pub(super) fn limits(raw: &RawLimits, findings: &mut Findings) -> Limits {
+    let root = ConfigPath::root().key("limits");
+    let mut limits = Limits::default();
+    for limit in Limits::declarations() {
+        let (group, name) = limit.place();
+        let (path, object) = match group {
+            None => (root.clone(), Some(&raw.0)),
+            Some(group) => (root.key(group), raw.0.get(group).and_then(Value::as_object)),
+        };
+        let set = object.and_then(|object| object.get(name));
+        let value = set
+            .filter(|value| !value.is_null())
+            .and_then(|value| read(&limit, value, path.key(name), findings));
+        if let Some(value) = value {
+            limits.set(limit.name, value);
+        }
+    }
+    limits
+}
+
+/// Reads `value`, whose form and range the schema has checked.
+fn read(
+    limit: &LimitDeclaration,
+    value: &Value,
+    field: ConfigPath,
+    findings: &mut Findings,
+) -> Option<LimitValue> {
+    match limit.default {
+        LimitValue::Number(_) => {
+            let number = whole_number(value);
+            if number.is_none() {
+                let message = format!("expected at most {}, found {value}", u64::MAX);
+                findings.problem(field, message);
+            }
+            number.map(LimitValue::Number)
+        }
+        LimitValue::Duration(_) => {
+            let raw = RawDuration(value.as_str()?.to_owned());
+            field::positive_duration(&raw, field, findings).map(LimitValue::Duration)
+        }
+        LimitValue::Switch(_) => value.as_bool().map(LimitValue::Switch),
+        LimitValue::LedgerFull(_) => {
+            let mut choices = LedgerFull::ALL.into_iter();
+            let choice = choices.find(|choice| value.as_str() == Some(choice.as_str()));
+            choice.map(LimitValue::LedgerFull)
+        }
+    }
+}
+
+/// Reads a number as the schema's `integer` allows it: `64.0` and `6.4e1` are whole, too.
+fn whole_number(value: &Value) -> Option<u64> {
+    let float = || {
+        let number = value.as_f64()?;
+        (number.fract() == 0.0 && (0.0..u64::MAX as f64).contains(&number)).then_some(number as u64)
+    };
+    value.as_u64().or_else(float)
+}

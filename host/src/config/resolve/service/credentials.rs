@@ -1,0 +1,172 @@
+//! The credentials of a service: files, and other gateways.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::config::model::{CredentialConfig, CredentialSource, WindowCaps};
+use crate::config::path::ConfigPath;
+use crate::config::problem::Findings;
+use crate::config::raw::{RawDefault, RawDuration, RawExternal, RawOcm};
+use crate::config::resolve::scope::ResolveScope;
+use crate::config::resolve::{default_paths, field};
+use crate::values::secret::SecretString;
+
+/// The tag of the credential of a service without a list of credentials.
+const SINGLE_TAG: &str = "default";
+
+/// The reserve of a window if none is set, in percent.
+const DEFAULT_RESERVE: f64 = 1.0;
+
+const DEFAULT_POLL_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The paths of a credential in a file, as they are written on the credential or on its service.
+struct RawPaths<'a> {
+    credential: Option<&'a str>,
+    usages: Option<&'a str>,
+    detour: Option<&'a str>,
+}
+
+/// Resolves the credential of a service without a list of credentials.
+pub(super) fn single(
+    path: &ConfigPath,
+    raw: &RawOcm,
+    scope: &mut ResolveScope<'_>,
+) -> Option<CredentialConfig> {
+    let paths = RawPaths {
+        credential: raw.credential_path.as_deref(),
+        usages: raw.usages_path.as_deref(),
+        detour: raw.detour.as_deref(),
+    };
+    let caps = WindowCaps {
+        five_hour: 100.0 - DEFAULT_RESERVE,
+        weekly: 100.0 - DEFAULT_RESERVE,
+    };
+    in_file(path, SINGLE_TAG, paths, caps, scope)
+}
+
+/// Resolves an entry of type `default`.
+pub(super) fn default(
+    path: &ConfigPath,
+    raw: &RawDefault,
+    scope: &mut ResolveScope<'_>,
+) -> Option<CredentialConfig> {
+    let findings = &mut *scope.findings;
+    let five_hour = cap(path, "5h", raw.reserve_5h, raw.limit_5h, findings);
+    let (reserve, limit) = (raw.reserve_weekly, raw.limit_weekly);
+    let weekly = cap(path, "weekly", reserve, limit, findings);
+    let paths = RawPaths {
+        credential: raw.credential_path.as_deref(),
+        usages: raw.usages_path.as_deref(),
+        detour: raw.detour.as_deref(),
+    };
+    in_file(
+        path,
+        &raw.tag,
+        paths,
+        WindowCaps { five_hour, weekly },
+        scope,
+    )
+}
+
+fn in_file(
+    path: &ConfigPath,
+    tag: &str,
+    paths: RawPaths<'_>,
+    caps: WindowCaps,
+    scope: &mut ResolveScope<'_>,
+) -> Option<CredentialConfig> {
+    let field = path.key("credential_path");
+    let file = match field::file(paths.credential) {
+        Some(file) => file,
+        None => default_paths::credential_path(field.clone(), scope.findings)?,
+    };
+    scope.files.claim(&file, field, scope.findings);
+    let usages_path = usages_path(path, paths.usages, scope);
+    scope.check_detour(paths.detour, path.key("detour"));
+    Some(CredentialConfig {
+        tag: tag.to_owned(),
+        source: CredentialSource::File(file),
+        usages_path,
+        caps,
+        poll_interval: DEFAULT_POLL_INTERVAL,
+    })
+}
+
+/// Resolves an entry of type `external`.
+pub(super) fn external(
+    path: &ConfigPath,
+    raw: &RawExternal,
+    scope: &mut ResolveScope<'_>,
+) -> Option<CredentialConfig> {
+    let usages_path = usages_path(path, raw.usages_path.as_deref(), scope);
+    scope.check_detour(raw.detour.as_deref(), path.key("detour"));
+    let findings = &mut *scope.findings;
+    let poll_interval = poll_interval(raw.poll_interval.as_ref(), path, findings);
+    if raw.token.is_empty() {
+        findings.problem(path.key("token"), "missing");
+    } else {
+        field::check_token(&raw.token, path.key("token"), findings);
+    }
+    if raw.url.is_empty() {
+        findings.problem(path.key("url"), "missing");
+        return None;
+    }
+    let source = CredentialSource::External {
+        url: field::url(&raw.url, path.key("url"), findings)?,
+        token: SecretString::new(raw.token.clone()),
+    };
+    // The other gateway keeps to its own reserves.
+    let caps = WindowCaps {
+        five_hour: 100.0,
+        weekly: 100.0,
+    };
+    Some(CredentialConfig {
+        tag: raw.tag.clone(),
+        source,
+        usages_path,
+        caps,
+        poll_interval,
+    })
+}
+
+fn usages_path(
+    path: &ConfigPath,
+    raw: Option<&str>,
+    scope: &mut ResolveScope<'_>,
+) -> Option<PathBuf> {
+    let file = field::file(raw)?;
+    scope
+        .files
+        .claim(&file, path.key("usages_path"), scope.findings);
+    Some(file)
+}
+
+/// Returns how far a window may be used, in percent.
+fn cap(
+    path: &ConfigPath,
+    window: &str,
+    reserve: Option<u8>,
+    limit: Option<u8>,
+    findings: &mut Findings,
+) -> f64 {
+    if reserve.is_some() && limit.is_some() {
+        let message = format!("not allowed together with reserve_{window}");
+        findings.problem(path.key(&format!("limit_{window}")), message);
+    }
+    match (limit, reserve) {
+        (Some(limit), _) => f64::from(limit),
+        (None, Some(reserve)) => 100.0 - f64::from(reserve),
+        (None, None) => 100.0 - DEFAULT_RESERVE,
+    }
+}
+
+/// Reads the field `poll_interval` of the entry at `path`.
+pub(super) fn poll_interval(
+    raw: Option<&RawDuration>,
+    path: &ConfigPath,
+    findings: &mut Findings,
+) -> Duration {
+    let field = path.key("poll_interval");
+    raw.and_then(|raw| field::positive_duration(raw, field, findings))
+        .unwrap_or(DEFAULT_POLL_INTERVAL)
+}

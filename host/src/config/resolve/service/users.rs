@@ -1,0 +1,100 @@
+//! The users of a service.
+
+use std::collections::{BTreeSet, HashSet};
+
+use crate::config::model::{PoolConfig, UserConfig};
+use crate::config::path::ConfigPath;
+use crate::config::problem::Findings;
+use crate::config::raw::RawUser;
+use crate::config::resolve::field;
+use crate::values::secret::SecretString;
+
+/// How the users of a service get their pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PoolChoice {
+    /// The service has a single credential.
+    Single,
+    /// The service lists credentials, and each user names one entry.
+    ByTag,
+}
+
+/// Resolves the users of the service at `path`.
+pub(super) fn users(
+    path: &ConfigPath,
+    entries: &[RawUser],
+    choice: PoolChoice,
+    pools: &[PoolConfig],
+    findings: &mut Findings,
+) -> Vec<UserConfig> {
+    let list = path.key("users");
+    let mut names = HashSet::new();
+    let mut tokens = HashSet::new();
+    let mut users = Vec::new();
+    for (index, user) in entries.iter().enumerate() {
+        let path = list.index(index);
+        if user.name.is_empty() {
+            findings.problem(path.key("name"), "missing");
+        } else if !names.insert(user.name.as_str()) {
+            findings.problem(path.key("name"), format!("duplicate name {:?}", user.name));
+        }
+        let token_field = path.key("token");
+        if user.token.is_empty() {
+            findings.problem(token_field, "missing");
+        } else if !field::is_sendable_token(&user.token) {
+            field::check_token(&user.token, token_field, findings);
+        } else if !tokens.insert(user.token.as_str()) {
+            findings.problem(token_field, "duplicate token: another user has the same");
+        }
+        let pool = pool_of(&path, user, choice, pools, findings);
+        if let Some(pool) = pools.get(pool)
+            && pool.only_external
+            && !user.allow_external_usage
+        {
+            let message = format!(
+                "expected true, found false: {:?} consists of external credentials only",
+                pool.tag
+            );
+            findings.problem(path.key("allow_external_usage"), message);
+        }
+        users.push(UserConfig {
+            name: user.name.clone(),
+            token: SecretString::new(user.token.clone()),
+            pool,
+            allow_external_usage: user.allow_external_usage,
+        });
+    }
+    users
+}
+
+/// Returns the user's pool, as an index. After a problem it is the first one.
+fn pool_of(
+    path: &ConfigPath,
+    user: &RawUser,
+    choice: PoolChoice,
+    pools: &[PoolConfig],
+    findings: &mut Findings,
+) -> usize {
+    let message = match (choice, field::non_empty(user.credential.as_deref())) {
+        (PoolChoice::Single, None) => return 0,
+        (PoolChoice::Single, Some(_)) => "allowed only with \"credentials\"".to_owned(),
+        (PoolChoice::ByTag, None) => {
+            "missing: with \"credentials\", each user needs one of their tags".to_owned()
+        }
+        (PoolChoice::ByTag, Some(tag)) => match pools.iter().position(|pool| pool.tag == tag) {
+            Some(pool) => return pool,
+            None => format!("expected one of {}, found {tag:?}", tags(pools)),
+        },
+    };
+    findings.problem(path.key("credential"), message);
+    0
+}
+
+fn tags(pools: &[PoolConfig]) -> String {
+    let tags: BTreeSet<&str> = pools
+        .iter()
+        .map(|pool| pool.tag.as_str())
+        .filter(|tag| !tag.is_empty())
+        .collect();
+    let quoted: Vec<String> = tags.iter().map(|tag| format!("{tag:?}")).collect();
+    quoted.join(", ")
+}
