@@ -8,21 +8,29 @@ use std::process::{Command, exit};
 
 const TARGET: &str = "wasm32-wasip2";
 const PROFILE: &str = "policy";
-const POLICIES: [&str; 6] = [
-    "least-used",
-    "round-robin",
-    "random",
-    "fallback",
-    "standard-headers",
-    "openai-pricing",
-];
+
+macro_rules! shipped_policies {
+    ($($variant:ident $name:literal $kind:ident,)*) => {
+        /// The crates of the shipped policies.
+        const POLICIES: &[&str] = &[$($name),*];
+    };
+}
+
+include!("shipped_policies.rs");
 
 fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let host =
         PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
     let root = host.parent().expect("the crate lies in the workspace");
-    for watched in ["policies", "guest-sdk", "wit", "Cargo.lock", "Cargo.toml"] {
+    for watched in [
+        "policies",
+        "guest-sdk",
+        "wit",
+        "host/shipped_policies.rs",
+        "Cargo.lock",
+        "Cargo.toml",
+    ] {
         println!("cargo::rerun-if-changed={}", root.join(watched).display());
     }
     let target_folder = target_folder(&out).join("policies");
@@ -30,7 +38,7 @@ fn main() {
     for policy in POLICIES {
         let file = format!("{}.wasm", policy.replace('-', "_"));
         let built = target_folder.join(TARGET).join(PROFILE).join(&file);
-        if let Err(error) = fs::copy(&built, out.join(&file)) {
+        if let Err(error) = fs::copy(&built, out.join(format!("{policy}.wasm"))) {
             fail(&format!("cannot copy {}: {error}", built.display()));
         }
     }

@@ -26,7 +26,7 @@ pub use model::{
 pub use path::ConfigPath;
 pub use problem::ConfigProblem;
 pub use raw::{LogFormat, LogLevel, OnFailure, PolicyKind};
-pub use shipped::shipped_policy;
+pub use shipped::ShippedPolicy;
 pub use validate::{SchemaError, SchemaValidator};
 
 use problem::Findings;

@@ -5,19 +5,20 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// What is built.
-const CRATES: [&str; 10] = [
+use tollgate::config::ShippedPolicy;
+
+/// The crates of `tests/guests` that are components.
+const GUESTS: [&str; 4] = [
     "faulty-balancer",
     "faulty-pricer",
     "faulty-rewriter",
     "marked-pricer",
-    "fallback",
-    "least-used",
-    "openai-pricing",
-    "random",
-    "round-robin",
-    "standard-headers",
 ];
+
+fn crates() -> impl Iterator<Item = &'static str> {
+    let shipped = ShippedPolicy::ALL.iter().map(|shipped| shipped.name());
+    GUESTS.into_iter().chain(shipped)
+}
 
 /// Returns the component of the crate `name`, a shipped policy or one of `tests/guests`. Builds it
 /// at its first use.
@@ -26,7 +27,7 @@ const CRATES: [&str; 10] = [
 /// Panics if it cannot be built.
 pub fn component(name: &str) -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    assert!(CRATES.contains(&name), "{name} is not built");
+    assert!(crates().any(|known| known == name), "{name} is not built");
     let folder = BUILT.get_or_init(|| {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"))
             .parent()
@@ -39,7 +40,7 @@ pub fn component(name: &str) -> PathBuf {
         cargo
             .args(["--profile", "policy", "--target-dir"])
             .arg(&target);
-        cargo.args(CRATES.iter().flat_map(|name| ["-p", name]));
+        cargo.args(crates().flat_map(|name| ["-p", name]));
         assert!(
             cargo.status().is_ok_and(|status| status.success()),
             "the components cannot be built"

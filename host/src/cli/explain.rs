@@ -13,7 +13,7 @@ use super::table::{CellSide, lines};
 use crate::config::Config;
 use crate::files::path_with_suffix;
 use crate::ledger::{FILE_NAME, LedgerReader};
-use crate::policy::{Asked, Call, Said};
+use crate::policy::{CallArguments, CallOutcome, RecordedCall};
 use crate::values::clock::Timestamp;
 use crate::values::money::NanoUsd;
 
@@ -125,17 +125,21 @@ fn attempts(json: &str) -> String {
     attempts.iter().map(one).collect::<Vec<_>>().join(", then ")
 }
 
-fn explain_call(call: &Call) -> Vec<String> {
-    let (task, details) = match &call.asked {
-        Asked::Pick {
+fn explain_call(call: &RecordedCall) -> Vec<String> {
+    let (task, details) = match &call.arguments {
+        CallArguments::Pick {
             columns,
             members,
             table,
             home,
         } => ("pick a credential", pick(columns, members, table, *home)),
-        Asked::RewriteRequest { headers } => ("edit the request's headers", fields(headers)),
-        Asked::RewriteResponse { headers, .. } => ("edit the response's headers", fields(headers)),
-        Asked::Price { columns, counts } => {
+        CallArguments::RewriteRequest { headers } => {
+            ("edit the request's headers", fields(headers))
+        }
+        CallArguments::RewriteResponse { headers, .. } => {
+            ("edit the response's headers", fields(headers))
+        }
+        CallArguments::Price { columns, counts } => {
             ("price the usage", vec![token_counts(columns, counts)])
         }
     };
@@ -146,7 +150,10 @@ fn explain_call(call: &Call) -> Vec<String> {
         "policy {policy:?}, generation {generation} (sha256:{digest}): {task}, {took:.1} us"
     )];
     lines.extend(details);
-    lines.push(format!("  result: {}", result(&call.said, &call.asked)));
+    lines.push(format!(
+        "  result: {}",
+        result(&call.outcome, &call.arguments)
+    ));
     lines
 }
 
@@ -231,16 +238,16 @@ fn fields(headers: &[(String, String)]) -> Vec<String> {
         .collect()
 }
 
-fn result(said: &Said, asked: &Asked) -> String {
+fn result(said: &CallOutcome, asked: &CallArguments) -> String {
     match said {
-        Said::Member { index, move_home } => {
+        CallOutcome::Member { index, move_home } => {
             let tag = match asked {
-                Asked::Pick { members, .. } => {
+                CallArguments::Pick { members, .. } => {
                     members.get(*index).map_or("?", |(tag, _)| tag.as_str())
                 }
-                Asked::RewriteRequest { .. }
-                | Asked::RewriteResponse { .. }
-                | Asked::Price { .. } => "?",
+                CallArguments::RewriteRequest { .. }
+                | CallArguments::RewriteResponse { .. }
+                | CallArguments::Price { .. } => "?",
             };
             let moved = if *move_home {
                 ", the session's new home"
@@ -249,32 +256,32 @@ fn result(said: &Said, asked: &Asked) -> String {
             };
             format!("{tag:?}{moved}")
         }
-        Said::Nobody { reason } => format!("no credential: {reason}"),
-        Said::Edits { edits } if edits.is_empty() => "no edits".to_owned(),
-        Said::Edits { edits } => {
+        CallOutcome::NoMember { reason } => format!("no credential: {reason}"),
+        CallOutcome::Edits { edits } if edits.is_empty() => "no edits".to_owned(),
+        CallOutcome::Edits { edits } => {
             let edits: Vec<String> = edits
                 .iter()
                 .map(|edit| format!("{} {}", edit.edit, edit.name))
                 .collect();
             edits.join(", ")
         }
-        Said::Refused { status, message } => format!("rejected with {status}: {message}"),
-        Said::Priced {
+        CallOutcome::Refused { status, message } => format!("rejected with {status}: {message}"),
+        CallOutcome::Priced {
             nanousd,
             context_window,
         } => format!(
             "{} in a context window of {context_window}",
             NanoUsd(*nanousd)
         ),
-        Said::Unpriced { reason } => format!("unpriced: {reason}"),
-        Said::Failed { fault, detail } => {
+        CallOutcome::Unpriced { reason } => format!("unpriced: {reason}"),
+        CallOutcome::Failed { fault, detail } => {
             format!("failed ({}): {detail}", fault.replace('_', " "))
         }
     }
 }
 
 /// Returns the recorded calls of a request, in the order of the policies and of each record.
-fn calls(config: &Config, request_id: &str) -> Vec<Call> {
+fn calls(config: &Config, request_id: &str) -> Vec<RecordedCall> {
     let records = config
         .policies
         .iter()
@@ -293,7 +300,7 @@ fn calls(config: &Config, request_id: &str) -> Vec<Call> {
     found
 }
 
-fn calls_in(file: &Path, request_id: &str) -> Vec<Call> {
+fn calls_in(file: &Path, request_id: &str) -> Vec<RecordedCall> {
     let Ok(file) = File::open(file) else {
         return Vec::new();
     };
@@ -301,7 +308,7 @@ fn calls_in(file: &Path, request_id: &str) -> Vec<Call> {
         .lines()
         .map_while(Result::ok)
         .filter(|line| line.contains(request_id));
-    let calls = lines.filter_map(|line| serde_json::from_str::<Call>(&line).ok());
+    let calls = lines.filter_map(|line| serde_json::from_str::<RecordedCall>(&line).ok());
     calls
         .filter(|call| call.request.request_id == request_id)
         .collect()

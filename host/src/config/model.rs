@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::path::ConfigPath;
 use super::raw::{LogFormat, LogLevel, OnFailure, PolicyKind};
+use super::shipped::ShippedPolicy;
 use crate::values::limits::Limits;
 use crate::values::secret::SecretString;
 
@@ -255,13 +256,24 @@ pub struct PolicyConfig {
 }
 
 impl PolicyConfig {
-    /// Creates a shipped policy with every other field at its default.
-    pub fn shipped(name: &'static str, kind: PolicyKind, config: Value) -> Self {
+    /// Creates the shipped `policy` under its own name, with every other field at its default.
+    pub fn shipped(policy: ShippedPolicy, config: Value) -> Self {
+        let source = PolicySource::Shipped(policy);
+        Self::standalone(policy.name(), policy.kind(), source, config)
+    }
+
+    /// Creates a policy that no configuration file names, with every other field at its default.
+    pub fn standalone(
+        tag: impl Into<String>,
+        kind: PolicyKind,
+        source: PolicySource,
+        config: Value,
+    ) -> Self {
         Self {
-            tag: name.to_owned(),
+            tag: tag.into(),
             entry_path: None,
             kind,
-            source: PolicySource::Shipped(name),
+            source,
             config,
             timeout: POLICY_TIMEOUT,
             memory: POLICY_MEMORY,
@@ -287,8 +299,8 @@ impl PolicyConfig {
 /// Where a policy's component is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PolicySource {
-    /// In the binary, under this name.
-    Shipped(&'static str),
+    /// In the binary.
+    Shipped(ShippedPolicy),
     /// In a file.
     File(PathBuf),
 }

@@ -1,28 +1,63 @@
-//! The policies that ship with the gateway: their names and kinds.
+//! The policies that the binary contains, by name and kind.
+//!
+//! Does not know their components: `policy` has those.
 
-use super::raw::PolicyKind;
+use super::PolicyKind;
 
-/// The shipped policies and what they decide.
-const SHIPPED_POLICIES: [(&str, PolicyKind); 6] = [
-    ("least-used", PolicyKind::Balancer),
-    ("round-robin", PolicyKind::Balancer),
-    ("random", PolicyKind::Balancer),
-    ("fallback", PolicyKind::Balancer),
-    ("standard-headers", PolicyKind::Rewriter),
-    ("openai-pricing", PolicyKind::Pricer),
-];
+macro_rules! shipped_policies {
+    ($($variant:ident $name:literal $kind:ident,)*) => {
+        /// A policy that the binary contains.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum ShippedPolicy {
+            $(
+                #[doc = concat!("The crate `", $name, "` in `policies/`.")]
+                $variant,
+            )*
+        }
 
-/// Returns the shipped policy `name` and what it decides.
-pub fn shipped_policy(name: &str) -> Option<(&'static str, PolicyKind)> {
-    SHIPPED_POLICIES
-        .into_iter()
-        .find(|(shipped, _)| *shipped == name)
+        impl ShippedPolicy {
+            /// All of them.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
+
+            /// Returns the name of the policy's crate, which is also its tag.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)*
+                }
+            }
+
+            /// Returns what the policy decides.
+            pub fn kind(self) -> PolicyKind {
+                match self {
+                    $(Self::$variant => PolicyKind::$kind,)*
+                }
+            }
+        }
+    };
 }
 
-/// Returns the names of the shipped policies of `kind`.
-pub(super) fn shipped_of_kind(kind: PolicyKind) -> impl Iterator<Item = &'static str> {
-    SHIPPED_POLICIES
-        .into_iter()
-        .filter(move |(_, shipped)| *shipped == kind)
-        .map(|(name, _)| name)
+include!("../../shipped_policies.rs");
+
+impl ShippedPolicy {
+    /// Returns the policy called `name`.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|policy| policy.name() == name)
+    }
+
+    /// Returns the balancer that a pool's `strategy` names. `-` and `_` are the same.
+    pub(crate) fn from_strategy(strategy: &str) -> Option<Self> {
+        Self::from_name(&strategy.replace('_', "-"))
+            .filter(|policy| policy.kind() == PolicyKind::Balancer)
+    }
+
+    /// Returns the policies of `kind`.
+    pub(crate) fn of_kind(kind: PolicyKind) -> impl Iterator<Item = Self> {
+        Self::ALL
+            .iter()
+            .copied()
+            .filter(move |policy| policy.kind() == kind)
+    }
 }

@@ -17,7 +17,7 @@ use crate::authenticate::User;
 use crate::credentials::{Credential, InFlightGuard};
 use crate::ledger::RowReservation;
 use crate::meter::{RequestFields, ResponseCreate};
-use crate::policy::Facts;
+use crate::policy::{CallPurpose, RequestFacts};
 use crate::sessions::SessionOwner;
 use crate::values::clock::Timestamp;
 use crate::values::exchange::{
@@ -171,10 +171,10 @@ impl Exchange {
     }
 
     /// Returns the request as policies may know it.
-    pub(crate) fn facts<'a>(&'a self, now: Timestamp, credential: &'a str) -> Facts<'a> {
+    pub(crate) fn facts<'a>(&'a self, now: Timestamp, credential: &'a str) -> RequestFacts<'a> {
         // The attempt that is in flight is not one before this one.
         let attempts_before = self.attempts.len() - usize::from(self.used.is_some());
-        Facts {
+        RequestFacts {
             request_id: &self.request.id,
             user: self.request.user.as_ref().map_or("", |user| &user.name),
             session: self.session().unwrap_or_default(),
@@ -189,7 +189,7 @@ impl Exchange {
             now,
             seed: self.request.seed,
             sequence: self.sequence,
-            trial: false,
+            purpose: CallPurpose::Request,
         }
     }
 

@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 
 use crate::authenticate::AuthError;
 use crate::ledger::ReservationError;
-use crate::policy::{Fault, Refused};
+use crate::policy::{PolicyFault, RewriterRefusal};
 use crate::upstream::RequestBodyError;
 use crate::values::clock::Timestamp;
 use crate::values::exchange::ExchangeEnd;
@@ -275,7 +275,7 @@ impl Refusal {
         .with_end(ExchangeEnd::UpstreamGone)
     }
 
-    pub(crate) fn by_policy(refused: Refused) -> Self {
+    pub(crate) fn by_policy(refused: RewriterRefusal) -> Self {
         let error_type = if refused.status.is_client_error() {
             ErrorType::InvalidRequest
         } else {
@@ -285,8 +285,8 @@ impl Refusal {
     }
 
     /// A policy failed whose configuration says that the request is refused then.
-    pub(crate) fn by_fault(fault: &Fault) -> Self {
-        if fault.is_news() {
+    pub(crate) fn by_fault(fault: &PolicyFault) -> Self {
+        if fault.should_be_logged() {
             return Self::policy_failed();
         }
         let message = "a policy is unavailable; the cause is in the gateway's log";

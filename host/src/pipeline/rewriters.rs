@@ -11,7 +11,7 @@ use super::exchange::Exchange;
 use super::refusal::Refusal;
 use crate::config::OnFailure;
 use crate::credentials::Credential;
-use crate::policy::Fault;
+use crate::policy::PolicyFault;
 use crate::values::clock::Timestamp;
 
 /// The head that is edited.
@@ -44,10 +44,11 @@ pub(crate) async fn edit_head(
     let facts = exchange.facts(Timestamp::now(), credential.tag());
     for rewriter in &exchange.service().parts().rewriters {
         let edited = match head {
-            EditedHead::Request => rewriter.request(&facts, headers).await,
-            EditedHead::Response(status) => {
-                rewriter.response(&facts, status, headers).await.map(Ok)
-            }
+            EditedHead::Request => rewriter.rewrite_request(&facts, headers).await,
+            EditedHead::Response(status) => rewriter
+                .rewrite_response(&facts, status, headers)
+                .await
+                .map(Ok),
         };
         let fault = match edited {
             Ok(Ok(())) => continue,
@@ -65,8 +66,8 @@ pub(crate) async fn edit_head(
     Ok(())
 }
 
-fn log_skipped(head: EditedHead, fault: &Fault) {
-    if fault.is_news() {
+fn log_skipped(head: EditedHead, fault: &PolicyFault) {
+    if fault.should_be_logged() {
         tracing::warn!(head = head.as_str(), %fault, "rewriter failed: edits skipped");
     } else {
         tracing::debug!(head = head.as_str(), %fault, "rewriter failed: edits skipped");

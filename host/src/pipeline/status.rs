@@ -16,7 +16,7 @@ use super::refusal::Refusal;
 use super::service::{CredentialPool, Service};
 use crate::authenticate::User;
 use crate::credentials::Credential;
-use crate::policy::{Facts, Members};
+use crate::policy::{PoolMembers, RequestFacts};
 use crate::values::clock::Timestamp;
 
 const PATH: &str = "/ocm/v1/status";
@@ -109,13 +109,13 @@ fn is_available(credential: &Credential, user: Option<&User>, now: Timestamp) ->
 async fn weights(
     service: &Service,
     pool: &CredentialPool,
-    members: &Members,
+    members: &PoolMembers,
     now: Timestamp,
 ) -> Vec<f64> {
-    let facts = Facts {
+    let facts = RequestFacts {
         service: service.tag(),
         now,
-        ..Facts::default()
+        ..RequestFacts::default()
     };
     for balancer in [pool.balancer(), &service.parts().stand_in] {
         match balancer.weights(&facts, members).await {
@@ -123,5 +123,5 @@ async fn weights(
             Err(fault) => tracing::error!(%fault, "balancer failed: the next one weighs"),
         }
     }
-    vec![1.0; members.named().len()]
+    vec![1.0; members.tags_and_plans().len()]
 }

@@ -1,97 +1,76 @@
-//! The wasmtime engine that all policies share: its settings, its clock and the code compiled so far.
+//! The wasmtime engine that all policies share: its settings, its clock, and compiled components.
+//!
+//! Knows how guests are bounded; does not know kinds of policies and generations. Invariant: every call
+//! into a guest runs under a deadline and a memory limit.
 
-use std::num::NonZeroUsize;
+mod cache;
+mod clock;
+pub(crate) mod compile;
+pub(crate) mod fault;
+pub(crate) mod guest;
+pub(crate) mod guest_log;
+pub(crate) mod stats;
+mod wasi;
+pub(crate) mod world;
+
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
-use std::thread::{self, Thread};
-use std::time::Duration;
-
-use lru::LruCache;
-use rayon::{ThreadPool, ThreadPoolBuilder};
-use rustix::process::setpriority_process;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use wasmtime::component::{Component, HasSelf, Linker};
 use wasmtime::{Config, InstanceAllocationStrategy, PoolingAllocationConfig, Store};
 
-use super::bindings;
-use super::cache::Cache;
-use super::inert_wasi;
-use super::instance::Guest;
+use self::cache::CompiledCodeCache;
+use self::clock::{EpochClock, RunningCall};
+use self::compile::{CompilePriority, Compiler, ComponentDigest};
+use self::guest::{GuestState, TABLE_ELEMENTS_MAX};
+use crate::policy::contract::bindings::host;
 
-/// How often a call under way is looked at, once it has been seen.
-const TICK: Duration = Duration::from_millis(1);
+/// A guest's stack. A guest that needs more recurses without end.
+const STACK_BYTES_MAX: usize = 256 * 1024;
 
-/// A call is seen for the first time after so long, at the latest.
-const LOOK: Duration = Duration::from_millis(4);
+/// The most instances at a time, over all policies and threads. Each reserves address space, and uses
+/// memory only as the guest does.
+const INSTANCES_MAX: u32 = 1000;
 
-/// Where there has been no call for so many looks, the clock stands still.
-const QUIET_LOOKS: u32 = 25;
+/// The most core instances of one component. A Python guest needs over 32.
+const CORE_INSTANCES_PER_COMPONENT: u32 = 64;
+const MEMORIES_PER_COMPONENT: u32 = 2;
+const TABLES_PER_COMPONENT: u32 = 8;
 
-/// How often a clock that stands still looks whether it is needed at all.
-const STILL: Duration = Duration::from_secs(10);
-
-/// A guest's stack, in bytes. What needs more is recursing without end.
-const STACK_BYTES: usize = 256 * 1024;
-
-/// Instances at a time, over all policies and threads. Each reserves address space, and memory only as it uses it.
-const INSTANCES: u32 = 1000;
-
-/// Core instances, memories and tables of one component. A Python guest needs over 32 of the first.
-const CORE_INSTANCES_EACH: u32 = 64;
-const MEMORIES_EACH: u32 = 2;
-const TABLES_EACH: u32 = 8;
-const TABLE_ELEMENTS: usize = 20_000;
-
-/// Components whose compiled code is kept in memory though nobody may be using them any more.
-const COMPILED: NonZeroUsize = NonZeroUsize::new(16).unwrap();
-
-/// How far behind other threads those stand that compile while the gateway serves (nice).
-const NICE: i32 = 10;
-
-/// How urgent it is that a component is compiled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Urgency {
-    /// The gateway starts, and serves nobody yet.
-    AtOnce,
-    /// The gateway serves: whoever is served goes first.
-    BesideService,
-}
-
-/// The policy engine could not be set up: a fault of this machine, told by wasmtime.
+/// The policy engine could not be set up on this machine.
 #[derive(Debug, thiserror::Error)]
 #[error("policy engine: {0}")]
 pub struct EngineError(String);
 
-/// The engine. Cloning it is cheap; the clones share everything.
+/// The policy engine. Clones are cheap and share everything.
 #[derive(Clone)]
-pub struct Engine {
-    shared: Arc<Shared>,
-    cache: Option<Cache>,
+pub struct PolicyEngine {
+    shared: Arc<EngineShared>,
+    cache: Option<CompiledCodeCache>,
 }
 
-struct Shared {
+struct EngineShared {
     engine: wasmtime::Engine,
-    linker: Linker<Guest>,
-    clock: Arc<Clock>,
-    /// By SHA-256 of the component.
-    compiled: Mutex<LruCache<[u8; 32], Component>>,
+    linker: Linker<GuestState>,
+    clock: Arc<EpochClock>,
+    compiler: Compiler,
 }
 
-impl std::fmt::Debug for Engine {
+impl std::fmt::Debug for PolicyEngine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Engine").finish_non_exhaustive()
+        f.debug_struct("PolicyEngine").finish_non_exhaustive()
     }
 }
 
-/// The engines of this process, by the memory of their guests. They stay: what they compiled is of use again.
-static ENGINES: Mutex<Vec<(usize, Engine)>> = Mutex::new(Vec::new());
+/// The engines of this process, by the memory limit of their guests. They are kept: what they compiled
+/// can be used again.
+static ENGINES: Mutex<Vec<(usize, PolicyEngine)>> = Mutex::new(Vec::new());
 
-impl Engine {
-    /// The process's engine whose guests may have up to `memory_max` bytes each.
+impl PolicyEngine {
+    /// Returns the process's engine whose guests may have up to `memory_max` bytes each.
     ///
     /// # Errors
-    /// This machine cannot run one.
+    /// This machine cannot run the engine.
     pub fn of_the_process(memory_max: usize) -> Result<Self, EngineError> {
         let mut engines = ENGINES.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, engine)) = engines.iter().find(|(memory, _)| *memory == memory_max) {
@@ -104,248 +83,96 @@ impl Engine {
 
     fn new(memory_max: usize) -> Result<Self, EngineError> {
         let failed = |error: wasmtime::Error| EngineError(format!("{error:#}"));
-        // Where the address space is too small for a pool, instances are made one by one: slower, and as safe.
-        let engine = wasmtime::Engine::new(&config(Some(memory_max)))
-            .or_else(|_| wasmtime::Engine::new(&config(None)))
+        // If the address space is too small for a pool, instances are allocated one by one: slower, and
+        // as safe.
+        let engine = wasmtime::Engine::new(&pooled_config(memory_max))
+            .or_else(|_| wasmtime::Engine::new(&config()))
             .map_err(failed)?;
         let mut linker = Linker::new(&engine);
-        bindings::balancer::tollgate::policy::host::add_to_linker::<Guest, HasSelf<Guest>>(
-            &mut linker,
-            |guest| guest,
-        )
-        .map_err(failed)?;
-        inert_wasi::add_to_linker(&mut linker).map_err(failed)?;
-        let clock = Arc::new(Clock::default());
-        clock
-            .start(&engine)
-            .map_err(|error| EngineError(format!("cannot start its clock: {error}")))?;
-        let compiled = Mutex::new(LruCache::new(COMPILED));
+        host::add_to_linker::<GuestState, HasSelf<GuestState>>(&mut linker, |guest| guest)
+            .map_err(failed)?;
+        wasi::add_to_linker(&mut linker).map_err(failed)?;
+        let clock = EpochClock::start(&engine)
+            .map_err(|error| EngineError(format!("cannot start the clock thread: {error}")))?;
+        let compiler = Compiler::new(&engine);
         Ok(Self {
-            shared: Arc::new(Shared {
+            shared: Arc::new(EngineShared {
                 engine,
                 linker,
                 clock,
-                compiled,
+                compiler,
             }),
             cache: None,
         })
     }
 
-    /// The same engine, with compiled code kept in `folder`, up to `bytes_max`. Where that cannot be, it is not kept.
-    pub fn with_cache(mut self, folder: &Path, bytes_max: u64) -> Self {
+    /// Returns the same engine with compiled code stored in `folder`, up to `bytes_max`. If the folder
+    /// cannot be used, compiled code is not stored.
+    pub(crate) fn with_cache(mut self, folder: &Path, bytes_max: u64) -> Self {
         if bytes_max > 0 {
-            let cache = Cache::open(folder, bytes_max);
-            self.cache = cache
-                .map_err(|reason| tracing::warn!(reason, "compiled policies are not kept"))
+            self.cache = CompiledCodeCache::open(folder, bytes_max)
+                .inspect_err(|error| tracing::warn!(%error, "compiled policies are not stored"))
                 .ok();
         }
         self
     }
 
-    pub(super) fn wasmtime(&self) -> &wasmtime::Engine {
+    pub(crate) fn wasmtime(&self) -> &wasmtime::Engine {
         &self.shared.engine
     }
 
-    /// A call into `store` begins: its deadline is looked at now and then for as long as the answer is held.
-    pub(super) fn watch(&self, store: &mut Store<Guest>) -> Watched<'_> {
-        store.set_epoch_deadline(1);
-        self.shared.clock.watch()
-    }
-
-    pub(super) fn linker(&self) -> &Linker<Guest> {
+    pub(crate) fn linker(&self) -> &Linker<GuestState> {
         &self.shared.linker
     }
 
-    /// Compiles `bytes`, whose SHA-256 is `digest`, or takes what was compiled before.
-    pub(super) fn compile(
-        &self,
-        digest: [u8; 32],
-        bytes: &[u8],
-        urgency: Urgency,
-    ) -> wasmtime::Result<Component> {
-        if let Some(component) = self.compiled().get(&digest) {
-            return Ok(component.clone());
-        }
-        let engine = &self.shared.engine;
-        let kept = self
-            .cache
-            .as_ref()
-            .and_then(|cache| cache.load(engine, &digest));
-        let component = match kept {
-            Some(component) => component,
-            None => {
-                let compile = || Component::from_binary(engine, bytes);
-                let beside = match urgency {
-                    Urgency::BesideService => BESIDE_SERVICE.as_ref(),
-                    Urgency::AtOnce => None,
-                };
-                let component = match beside {
-                    Some(threads) => threads.install(compile)?,
-                    None => compile()?,
-                };
-                if let Some(cache) = self.cache.clone() {
-                    let (engine, component) = (engine.clone(), component.clone());
-                    let keep = move || cache.store(&engine, &digest, &component);
-                    match beside {
-                        // It serves before it is kept.
-                        Some(threads) => threads.spawn(keep),
-                        None => keep(),
-                    }
-                }
-                component
-            }
-        };
-        self.compiled().put(digest, component.clone());
-        Ok(component)
+    /// Starts a call into `store`. Its deadline is checked until the returned value is dropped.
+    pub(crate) fn start_call(&self, store: &mut Store<GuestState>) -> RunningCall<'_> {
+        store.set_epoch_deadline(1);
+        self.shared.clock.call_started()
     }
 
-    fn compiled(&self) -> std::sync::MutexGuard<'_, LruCache<[u8; 32], Component>> {
-        self.shared
-            .compiled
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    /// Returns the compiled code of the component `bytes`, whose SHA-256 is `digest`.
+    pub(crate) fn compile(
+        &self,
+        digest: ComponentDigest,
+        bytes: &[u8],
+        priority: CompilePriority,
+    ) -> wasmtime::Result<Component> {
+        let cache = self.cache.as_ref();
+        self.shared.compiler.compile(digest, bytes, priority, cache)
     }
 }
 
-/// The threads that compile while the gateway serves: one for each processor, so that a new component serves soon, and all
-/// of them behind those that serve. Where they cannot be had, whoever asks compiles.
-static BESIDE_SERVICE: LazyLock<Option<ThreadPool>> = LazyLock::new(|| {
-    let stand_behind = |_| {
-        // Where that is not allowed, it stands beside.
-        let _ = setpriority_process(None, NICE);
-    };
-    // Who waits for a job gets its panic. Nobody waits for code that is being kept, and without this the process would end.
-    let panicked = |_| tracing::error!("keeping compiled code panicked");
-    let named = |_| "policy-compile".to_owned();
-    ThreadPoolBuilder::new()
-        .thread_name(named)
-        .start_handler(stand_behind)
-        .panic_handler(panicked)
-        .build()
-        .ok()
-});
-
-fn config(pool_memory_max: Option<usize>) -> Config {
+fn config() -> Config {
     let mut config = Config::new();
     config
         .epoch_interruption(true)
-        .max_wasm_stack(STACK_BYTES)
+        .max_wasm_stack(STACK_BYTES_MAX)
         // The same arguments give the same result on every machine.
         .cranelift_nan_canonicalization(true)
         .relaxed_simd_deterministic(true)
         .wasm_memory64(false)
-        // Collecting a backtrace makes a trap four times as dear. Without one, nobody asks where in the guest an address is.
+        // Collecting a backtrace makes a trap four times as expensive, and addresses in the guest are
+        // needed for backtraces only.
         .wasm_backtrace_max_frames(None)
         .generate_address_map(false)
         .native_unwind_info(false)
         .memory_init_cow(true);
-    if let Some(memory_max) = pool_memory_max {
-        let mut pool = PoolingAllocationConfig::new();
-        pool.total_component_instances(INSTANCES)
-            .total_core_instances(INSTANCES * 8)
-            .total_memories(INSTANCES)
-            .total_tables(INSTANCES * 4)
-            .max_core_instances_per_component(CORE_INSTANCES_EACH)
-            .max_memories_per_component(MEMORIES_EACH)
-            .max_tables_per_component(TABLES_EACH)
-            .table_elements(TABLE_ELEMENTS)
-            .max_memory_size(memory_max);
-        config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
-    }
     config
 }
 
-/// Advances the epoch while a call is under way, and with each advance the call looks at its own time. Most calls are over
-/// before the clock looks up: a thread that wakes a thousand times a second for them costs more than relaying a thousand
-/// messages does. Where there has been no call for a while it stands still, and the next call sets it going.
-#[derive(Default)]
-struct Clock {
-    /// Calls under way.
-    calls: AtomicUsize,
-    /// There was a call since this was looked at.
-    busy: AtomicBool,
-    /// It stands still.
-    still: AtomicBool,
-    thread: OnceLock<Thread>,
-}
-
-/// A call under way.
-pub(super) struct Watched<'a>(&'a Clock);
-
-impl Drop for Watched<'_> {
-    fn drop(&mut self) {
-        self.0.calls.fetch_sub(1, Ordering::Release);
-    }
-}
-
-impl Clock {
-    fn watch(&self) -> Watched<'_> {
-        self.calls.fetch_add(1, Ordering::Relaxed);
-        // One of the two sees what the other has written: this that it stands still, or the clock that there is a call.
-        self.busy.store(true, Ordering::SeqCst);
-        if self.still.load(Ordering::SeqCst)
-            && let Some(thread) = self.thread.get()
-        {
-            thread.unpark();
-        }
-        Watched(self)
-    }
-
-    /// Runs for as long as the engine lives.
-    fn start(self: &Arc<Self>, engine: &wasmtime::Engine) -> std::io::Result<()> {
-        let (clock, engine) = (Arc::clone(self), engine.weak());
-        let run = move || {
-            let mut quiet = 0;
-            while let Some(engine) = engine.upgrade() {
-                let is_under_way = clock.calls.load(Ordering::Acquire) > 0;
-                if is_under_way {
-                    engine.increment_epoch();
-                }
-                drop(engine);
-                quiet = if clock.busy.swap(false, Ordering::SeqCst) || is_under_way {
-                    0
-                } else {
-                    quiet + 1
-                };
-                if quiet >= QUIET_LOOKS {
-                    clock.stand_still();
-                    quiet = 0;
-                }
-                thread::sleep(if is_under_way { TICK } else { LOOK });
-            }
-        };
-        let handle = thread::Builder::new()
-            .name("policy-clock".to_owned())
-            .spawn(run)?;
-        // It is set once, here.
-        let _ = self.thread.set(handle.thread().clone());
-        Ok(())
-    }
-
-    fn stand_still(&self) {
-        self.still.store(true, Ordering::SeqCst);
-        if !self.busy.load(Ordering::SeqCst) {
-            // Now and then it looks whether the engine is still there.
-            thread::park_timeout(STILL);
-        }
-        self.still.store(false, Ordering::SeqCst);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_job_beside_service_that_panics_ends_nothing_else() {
-        let threads = BESIDE_SERVICE.as_ref().expect("threads can be had");
-        let (started, starts) = std::sync::mpsc::channel();
-        threads.spawn(move || {
-            started.send(()).expect("somebody waits");
-            panic!("its own fault");
-        });
-        starts.recv().expect("it ran");
-        let answers = threads.broadcast(|_| 7);
-        assert_eq!(answers, vec![7; threads.current_num_threads()]);
-    }
+fn pooled_config(memory_max: usize) -> Config {
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_component_instances(INSTANCES_MAX)
+        .total_core_instances(INSTANCES_MAX * 8)
+        .total_memories(INSTANCES_MAX)
+        .total_tables(INSTANCES_MAX * 4)
+        .max_core_instances_per_component(CORE_INSTANCES_PER_COMPONENT)
+        .max_memories_per_component(MEMORIES_PER_COMPONENT)
+        .max_tables_per_component(TABLES_PER_COMPONENT)
+        .table_elements(TABLE_ELEMENTS_MAX)
+        .max_memory_size(memory_max);
+    let mut config = config();
+    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+    config
 }

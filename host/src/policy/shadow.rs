@@ -1,157 +1,38 @@
-//! Shadows: a newcomer is asked what the policy in service is asked, off the way of requests. What it says changes
-//! nothing; where it says something else, that is counted and kept.
+//! Loads the component that shadows a policy.
 
-use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::sync::Arc;
 
-use serde::Serialize;
+use super::call::comparison::PolicyShadow;
+use super::engine::PolicyEngine;
+use super::generation::load_error::{LoadStage, PolicyLoadError};
+use super::generation::source::ComponentBytes;
+use super::kind::load_standalone_from;
+use crate::config::{PolicyConfig, PolicySource};
 
-use super::load::Stamp;
-use super::repeat::{Call, Policy, Said};
-
-/// Calls that wait for the newcomer. Past it a call is left out, and counted.
-const QUEUE: usize = 256;
-
-/// Disagreements that are kept.
-const KEPT: usize = 100;
-
-/// A newcomer beside a policy.
-pub struct Shadow {
-    shared: Arc<Shared>,
-    calls: SyncSender<Arc<Call>>,
+/// Returns the configuration of the shadow of `policy`: another component, run like the policy. `None` if
+/// the policy has no shadow.
+pub(crate) fn shadow_config(policy: &PolicyConfig) -> Option<PolicyConfig> {
+    let path = policy.shadow.as_ref()?;
+    Some(PolicyConfig {
+        tag: format!("{} (shadow)", policy.tag),
+        source: PolicySource::File(path.clone()),
+        shadow: None,
+        record: None,
+        ..policy.clone()
+    })
 }
 
-struct Shared {
-    stamp: Stamp,
-    compared: AtomicU64,
-    disagreed: AtomicU64,
-    left_out: AtomicU64,
-    kept: Mutex<VecDeque<Disagreement>>,
-}
-
-/// Where the newcomer says something else.
-#[derive(Debug, Clone, Serialize)]
-pub struct Disagreement {
-    /// The call, and what the policy in service said.
-    #[serde(serialize_with = "shared")]
-    pub call: Arc<Call>,
-    /// What the newcomer says.
-    pub shadow_said: Said,
-}
-
-fn shared<S: serde::Serializer>(call: &Arc<Call>, serializer: S) -> Result<S::Ok, S::Error> {
-    call.serialize(serializer)
-}
-
-/// How a newcomer does.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct ShadowStatus {
-    /// Its own name.
-    pub name: String,
-    /// Its own version.
-    pub version: String,
-    /// The SHA-256 of its component.
-    pub digest: String,
-    /// Calls that it was asked, too.
-    pub compared: u64,
-    /// Those of them where it said something else.
-    pub disagreed: u64,
-    /// Calls that it was too slow for.
-    pub left_out: u64,
-}
-
-impl std::fmt::Debug for Shadow {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shadow")
-            .field("name", &self.shared.stamp.name)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Shadow {
-    /// Runs `policy` as a shadow, in a thread of its own, until this is dropped.
-    ///
-    /// # Errors
-    /// There is no thread.
-    pub fn start(policy: Policy, stamp: Stamp) -> Result<Arc<Self>, String> {
-        let (calls, received) = sync_channel(QUEUE);
-        let shared = Arc::new(Shared {
-            stamp,
-            compared: AtomicU64::new(0),
-            disagreed: AtomicU64::new(0),
-            left_out: AtomicU64::new(0),
-            kept: Mutex::default(),
-        });
-        let run = {
-            let shared = Arc::clone(&shared);
-            move || shared.run(&policy, &received)
-        };
-        let started = thread::Builder::new()
-            .name("policy-shadow".to_owned())
-            .spawn(run);
-        started.map_err(|error| error.to_string())?;
-        Ok(Arc::new(Self { shared, calls }))
-    }
-
-    pub(super) fn take(&self, call: &Arc<Call>) {
-        if self.calls.try_send(Arc::clone(call)).is_err() {
-            self.shared.left_out.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    /// How it does.
-    pub fn status(&self) -> ShadowStatus {
-        let Shared {
-            stamp,
-            compared,
-            disagreed,
-            left_out,
-            ..
-        } = &*self.shared;
-        ShadowStatus {
-            name: stamp.name.clone(),
-            version: stamp.version.clone(),
-            digest: stamp.digest.clone(),
-            compared: compared.load(Ordering::Relaxed),
-            disagreed: disagreed.load(Ordering::Relaxed),
-            left_out: left_out.load(Ordering::Relaxed),
-        }
-    }
-
-    /// The last disagreements, oldest first.
-    pub fn disagreements(&self) -> Vec<Disagreement> {
-        self.shared
-            .kept
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .iter()
-            .cloned()
-            .collect()
-    }
-}
-
-impl Shared {
-    fn run(&self, policy: &Policy, calls: &Receiver<Arc<Call>>) {
-        while let Ok(call) = calls.recv() {
-            let Some(said) = policy.repeat(&call) else {
-                continue;
-            };
-            if !said.agrees_with(&call.said) {
-                self.disagreed.fetch_add(1, Ordering::Relaxed);
-                let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-                if kept.len() == KEPT {
-                    kept.pop_front();
-                }
-                kept.push_back(Disagreement {
-                    call,
-                    shadow_said: said,
-                });
-            }
-            // Last: whoever sees that so many were compared sees what came of them.
-            self.compared.fetch_add(1, Ordering::Release);
-        }
-    }
+/// Loads a shadow from its own configuration and its component, and starts it.
+///
+/// # Errors
+/// The component or its configuration was rejected.
+pub(crate) fn load_shadow(
+    engine: &PolicyEngine,
+    shadow: &PolicyConfig,
+    source: &ComponentBytes,
+) -> Result<Arc<PolicyShadow>, PolicyLoadError> {
+    let generation = load_standalone_from(engine, shadow, source)?;
+    let identity = generation.identity().clone();
+    PolicyShadow::start(identity, move |call| generation.repeat(call))
+        .map_err(|error| PolicyLoadError::rejected(&shadow.tag, LoadStage::Start, error))
 }

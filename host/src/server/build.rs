@@ -20,7 +20,7 @@ use crate::credentials::{Credential, CredentialKind, recover_tokens};
 use crate::ledger::{Ledger, ResponseIssuer, StoredSession};
 use crate::metrics::Metrics;
 use crate::pipeline::{Service, ServiceParts, restore_affinity};
-use crate::policy::Balancer;
+use crate::policy::BalancerGeneration;
 use crate::tls::TlsServer;
 use crate::upstream::{TrustRoots, UpstreamClient};
 use crate::values::clock::Timestamp;
@@ -33,7 +33,7 @@ pub(super) struct SharedResources {
     pub(super) ledger: Arc<Ledger>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) trust: TrustRoots,
-    pub(super) stand_in: Arc<Balancer>,
+    pub(super) stand_in: Arc<BalancerGeneration>,
     pub(super) phases: watch::Receiver<GatewayPhase>,
     /// Held by every service: its receiver ends with the last one.
     pub(super) alive: mpsc::Sender<()>,

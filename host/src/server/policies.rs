@@ -13,5 +13,5 @@ mod report;
 pub(super) use generations::{GenerationChange, PolicyEntry, PolicyTable};
 pub(super) use initial::{InitialPolicies, PendingPolicy, StartWait, load_initial};
 pub(super) use last_reload::{LastReload, ReloadOutcome};
-pub(super) use loader::{LoadProgress, PolicyLoader, load_panicked, shadow_config};
+pub(super) use loader::{LoadProgress, PolicyLoader};
 pub(super) use report::{PolicyState, PolicyStatus};

@@ -31,12 +31,15 @@ use self::services::ServiceInputs;
 use self::settled::{LoadedComponent, load_settled};
 use super::build::SharedResources;
 use super::error::StartError;
-use super::policies::{GenerationChange, PendingPolicy, PolicyLoader, shadow_config};
+use super::policies::{GenerationChange, PendingPolicy, PolicyLoader};
 use super::status::GatewayStatus;
 use super::upkeep::{RunningTasks, Upkeep};
 use super::usage_files::UsageFilesWriter;
 use crate::config::{Config, PolicyConfig};
-use crate::policy::{LoadError, Policy, Rules, Shadow, Source, Urgency};
+use crate::policy::{
+    BreakerRules, CompilePriority, ComponentBytes, PolicyGeneration, PolicyLoadError, PolicyShadow,
+    shadow_config,
+};
 use crate::values::limits::Limits;
 use crate::values::phase::GatewayPhase;
 use crate::watch::FileWatcher;
@@ -91,12 +94,12 @@ enum FinishedTask {
         /// As it was when the load began.
         policy: PolicyConfig,
         started: Instant,
-        loaded: Result<LoadedComponent<Policy>, LoadError>,
+        loaded: Result<LoadedComponent<PolicyGeneration>, PolicyLoadError>,
         replies: Vec<PolicyReply>,
     },
     ShadowLoad {
         policy: PolicyConfig,
-        loaded: Result<LoadedComponent<Arc<Shadow>>, LoadError>,
+        loaded: Result<LoadedComponent<Arc<PolicyShadow>>, PolicyLoadError>,
     },
     ConfigurationLoad {
         change: Result<ConfigurationChange, StartError>,
@@ -228,13 +231,9 @@ impl Supervisor {
             return;
         };
         self.tasks.spawn(async move {
-            let loaded = loaded.await.unwrap_or_else(|_| {
-                Err(LoadError::Component {
-                    tag,
-                    stage: "load it",
-                    reason: "loading panicked".to_owned(),
-                })
-            });
+            let loaded = loaded
+                .await
+                .unwrap_or_else(|_| Err(PolicyLoadError::panicked(&tag)));
             FinishedTask::PolicyLoad {
                 policy,
                 started: Instant::now(),
@@ -266,9 +265,9 @@ impl Supervisor {
             let started = Instant::now();
             let load = {
                 let policy = policy.clone();
-                move |source: &Source| {
-                    let urgency = Urgency::BesideService;
-                    loader.load(&policy, source, &slot, number, urgency, &progress)
+                move |source: &ComponentBytes| {
+                    let priority = CompilePriority::Background;
+                    loader.load(&policy, source, &slot, number, priority, &progress)
                 }
             };
             let loaded = load_settled(&policy, known, load).await;
@@ -285,7 +284,7 @@ impl Supervisor {
         &self,
         policy: &PolicyConfig,
         took: Duration,
-        loaded: Result<LoadedComponent<Policy>, LoadError>,
+        loaded: Result<LoadedComponent<PolicyGeneration>, PolicyLoadError>,
     ) -> Result<PolicyCommandDone, CommandError> {
         let mut policies = self.status.policies();
         let entry = policies
@@ -297,7 +296,7 @@ impl Supervisor {
             Ok(LoadedComponent::Unchanged) => return Ok(PolicyCommandDone::Unchanged),
             Ok(LoadedComponent::New(loaded)) => {
                 entry.install(loaded, took);
-                let stamp = entry.current().stamp();
+                let stamp = entry.current().identity();
                 let (generation, took_ms) = (entry.generation(), took.as_millis() as u64);
                 tracing::info!(
                     policy = policy.tag,
@@ -361,7 +360,10 @@ impl Supervisor {
             return;
         };
         let policy = entry.config().clone();
-        let known = entry.slot().shadow().map(|shadow| shadow.status().digest);
+        let known = entry
+            .slot()
+            .shadow()
+            .map(|shadow| shadow.digest().to_owned());
         drop(policies);
         if let Some(load) = self.shadow_loads.get_mut(&tag) {
             *load = ShadowLoad::Outdated;
@@ -372,7 +374,7 @@ impl Supervisor {
         self.tasks.spawn(async move {
             let load = {
                 let shadow = shadow.clone();
-                move |_: &Source| loader.load_shadow(&shadow)
+                move |source: &ComponentBytes| loader.load_shadow(&shadow, source)
             };
             let loaded = load_settled(&shadow, known, load).await;
             FinishedTask::ShadowLoad { policy, loaded }
@@ -382,7 +384,7 @@ impl Supervisor {
     fn finish_shadow_load(
         &self,
         policy: &PolicyConfig,
-        loaded: Result<LoadedComponent<Arc<Shadow>>, LoadError>,
+        loaded: Result<LoadedComponent<Arc<PolicyShadow>>, PolicyLoadError>,
     ) {
         let tag = &policy.tag;
         let policies = self.status.policies();
@@ -483,7 +485,7 @@ impl Supervisor {
 
     /// Lets each policy fall back from a generation that failed too often, or retry one.
     fn review_generations(&self) {
-        let rules = Rules::of(&self.limits);
+        let rules = BreakerRules::of(&self.limits);
         let now = Instant::now();
         let mut is_changed = false;
         for entry in self.status.policies().entries_mut() {

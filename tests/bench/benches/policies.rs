@@ -4,8 +4,10 @@ use std::hint::black_box;
 use std::path::Path;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
-use tollgate::config::{self, PolicyConfig, PolicyKind};
-use tollgate::policy::{Engine, Facts, Members, Policy, load_alone};
+use tollgate::config::{PolicyConfig, PolicyKind, PolicySource, ShippedPolicy};
+use tollgate::policy::{
+    PolicyEngine, PolicyGeneration, PoolMembers, RequestFacts, load_standalone,
+};
 use tollgate::values::candidate::BalancerCandidate;
 use tollgate::values::clock::Timestamp;
 use tollgate::values::counts::TokenCounts;
@@ -18,12 +20,8 @@ const PICKS: [(usize, Option<f64>); 3] = [(2, None), (8, Some(0.6)), (64, Some(1
 const PRICE_AIM_US: f64 = 0.6;
 const THREE_HEADERS_AIM_US: f64 = 1.5;
 
-fn shipped(name: &'static str, kind: PolicyKind, config: serde_json::Value) -> PolicyConfig {
-    PolicyConfig::shipped(name, kind, config)
-}
-
-fn facts() -> Facts<'static> {
-    Facts {
+fn facts() -> RequestFacts<'static> {
+    RequestFacts {
         user: "alice",
         session: "0199a0c4-9a52-7d10-b0c9-5d1f0e5a2f11",
         model: "gpt-5.4-2026-03-05",
@@ -32,7 +30,7 @@ fn facts() -> Facts<'static> {
         method: "POST",
         now: Timestamp(1_767_225_600_000),
         seed: 12345,
-        ..Facts::default()
+        ..RequestFacts::default()
     }
 }
 
@@ -50,26 +48,31 @@ fn candidates(count: usize) -> Vec<BalancerCandidate> {
     (0..count).map(candidate).collect()
 }
 
-fn pick(timer: &Timer, engine: &Engine) {
-    for name in ["least-used", "round-robin", "random", "fallback"] {
-        let policy = shipped(name, PolicyKind::Balancer, serde_json::json!({}));
-        let Ok(Policy::Balancer(balancer)) = load_alone(engine, &policy) else {
-            panic!("{name} is a balancer")
+fn pick(timer: &Timer, engine: &PolicyEngine) {
+    for shipped in [
+        ShippedPolicy::LeastUsed,
+        ShippedPolicy::RoundRobin,
+        ShippedPolicy::Random,
+        ShippedPolicy::Fallback,
+    ] {
+        let policy = PolicyConfig::shipped(shipped, serde_json::json!({}));
+        let Ok(PolicyGeneration::Balancer(balancer)) = load_standalone(engine, &policy) else {
+            panic!("{} is a balancer", shipped.name())
         };
         for (count, aim_us) in PICKS {
-            let members = Members::new(
+            let members = PoolMembers::new(
                 (0..count)
                     .map(|index| (format!("credential-{index}"), "plus".to_owned()))
                     .collect(),
             );
             let candidates = candidates(count);
             timer.time(
-                &format!("pick/{name}/{count}"),
+                &format!("pick/{}/{count}", shipped.name()),
                 Figure::PerCall { aim_us },
                 || {
                     black_box(
                         balancer
-                            .pick_here(&facts(), &members, black_box(&candidates), None)
+                            .pick_on_this_thread(&facts(), &members, black_box(&candidates), None)
                             .expect("a choice"),
                     );
                 },
@@ -78,9 +81,9 @@ fn pick(timer: &Timer, engine: &Engine) {
     }
 }
 
-fn price(timer: &Timer, engine: &Engine) {
-    let policy = shipped("openai-pricing", PolicyKind::Pricer, serde_json::json!({}));
-    let Ok(Policy::Pricer(pricer)) = load_alone(engine, &policy) else {
+fn price(timer: &Timer, engine: &PolicyEngine) {
+    let policy = PolicyConfig::shipped(ShippedPolicy::OpenaiPricing, serde_json::json!({}));
+    let Ok(PolicyGeneration::Pricer(pricer)) = load_standalone(engine, &policy) else {
         panic!("it is a pricer")
     };
     let counts = TokenCounts {
@@ -101,10 +104,10 @@ fn price(timer: &Timer, engine: &Engine) {
     );
 }
 
-fn rewrite(timer: &Timer, engine: &Engine) {
+fn rewrite(timer: &Timer, engine: &PolicyEngine) {
     let set = serde_json::json!({"set": {"x-team": ["platform"], "openai-beta": ["a"], "user-agent": ["tollgate"]}});
-    let policy = shipped("standard-headers", PolicyKind::Rewriter, set);
-    let Ok(Policy::Rewriter(rewriter)) = load_alone(engine, &policy) else {
+    let policy = PolicyConfig::shipped(ShippedPolicy::StandardHeaders, set);
+    let Ok(PolicyGeneration::Rewriter(rewriter)) = load_standalone(engine, &policy) else {
         panic!("it is a rewriter")
     };
     let mut headers = HeaderMap::new();
@@ -126,7 +129,7 @@ fn rewrite(timer: &Timer, engine: &Engine) {
         Figure::PerCall { aim_us: None },
         || {
             rewriter
-                .edit_request_here(&facts(), black_box(&mut headers))
+                .rewrite_request_on_this_thread(&facts(), black_box(&mut headers))
                 .expect("edits")
                 .expect("nothing refused");
         },
@@ -135,7 +138,7 @@ fn rewrite(timer: &Timer, engine: &Engine) {
         println!("rewrite/three-wanted-headers: left out, its policy is not built (make examples)");
         return;
     };
-    let Ok(Policy::Rewriter(rewriter)) = load_alone(engine, &wanting) else {
+    let Ok(PolicyGeneration::Rewriter(rewriter)) = load_standalone(engine, &wanting) else {
         panic!("it is a rewriter")
     };
     timer.time(
@@ -145,7 +148,7 @@ fn rewrite(timer: &Timer, engine: &Engine) {
         },
         || {
             rewriter
-                .edit_request_here(&facts(), black_box(&mut headers))
+                .rewrite_request_on_this_thread(&facts(), black_box(&mut headers))
                 .expect("edits")
                 .expect("nothing refused");
         },
@@ -156,14 +159,19 @@ fn rewrite(timer: &Timer, engine: &Engine) {
 fn wanting_policy() -> Option<PolicyConfig> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../target/policies/wasm32-wasip2/policy/tag_sessions.wasm");
-    path.exists().then(|| PolicyConfig {
-        source: config::PolicySource::File(path),
-        ..shipped("tag-sessions", PolicyKind::Rewriter, serde_json::json!({}))
+    path.exists().then(|| {
+        let source = PolicySource::File(path);
+        PolicyConfig::standalone(
+            "tag-sessions",
+            PolicyKind::Rewriter,
+            source,
+            serde_json::json!({}),
+        )
     })
 }
 
 fn main() {
-    let engine = Engine::of_the_process(MEMORY).expect("an engine");
+    let engine = PolicyEngine::of_the_process(MEMORY).expect("an engine");
     let timer = Timer::from_command_line();
     pick(&timer, &engine);
     price(&timer, &engine);

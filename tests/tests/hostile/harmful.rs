@@ -377,7 +377,7 @@ async fn a_guest_that_traps_in_configure_stops_the_start_in_words() {
             .err()
             .expect("no start");
         assert!(
-            refused.contains("cannot configure it") && refused.contains(words),
+            refused.contains("rejected at configure") && refused.contains(words),
             "{words}: {refused}"
         );
     }
@@ -409,7 +409,7 @@ async fn a_guest_that_loops_in_configure_is_given_up_and_told() {
     println!("given up after {:?}", begun.elapsed());
     let reason = policy["last_reload"]["reason"].as_str().expect("a reason");
     assert!(
-        reason.contains("cannot configure it") && reason.contains("interrupt"),
+        reason.contains("rejected at configure") && reason.contains("interrupt"),
         "{reason}"
     );
     assert_eq!(policy["generation"], 1);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use arbitrary::Unstructured;
 use serde_json::json;
 use tollgate::config::{PolicyConfig, PolicyKind, PolicySource};
-use tollgate::policy::{Engine, load_alone};
+use tollgate::policy::{PolicyEngine, load_standalone};
 use tollgate_tests::{Chance, Conduct, marked_pricer};
 use wasm_smith::{Component, Config, Module};
 
@@ -20,7 +20,7 @@ const LOAD_MAX: Duration = Duration::from_secs(15);
 
 /// Loads whatever `make` makes of a chance, as each kind of policy. Answers how many were loaded and how many refused.
 fn load_all(seed: u64, make: impl Fn(&mut Chance) -> Option<Vec<u8>>) -> (usize, usize) {
-    let engine = Engine::of_the_process(MEMORY).expect("an engine");
+    let engine = PolicyEngine::of_the_process(MEMORY).expect("an engine");
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("random.wasm");
     let mut chance = Chance::new(seed);
@@ -39,12 +39,10 @@ fn load_all(seed: u64, make: impl Fn(&mut Chance) -> Option<Vec<u8>>) -> (usize,
             PolicyKind::Rewriter,
             PolicyKind::Pricer,
         ][case % 3];
-        let policy = PolicyConfig {
-            source: PolicySource::File(path.clone()),
-            ..PolicyConfig::shipped("random", kind, json!({}))
-        };
+        let source = PolicySource::File(path.clone());
+        let policy = PolicyConfig::standalone("random", kind, source, json!({}));
         let loading = Instant::now();
-        match load_alone(&engine, &policy) {
+        match load_standalone(&engine, &policy) {
             Ok(_) => loaded += 1,
             Err(error) => {
                 assert!(

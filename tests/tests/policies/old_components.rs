@@ -3,19 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use tollgate::config::{PolicyConfig, PolicyKind, PolicySource};
-use tollgate::policy::{Call, Engine, Policy, load_alone};
+use tollgate::config::{PolicyConfig, PolicySource, ShippedPolicy};
+use tollgate::policy::{PolicyEngine, PolicyGeneration, RecordedCall, load_standalone};
 
 const RELEASES: [&str; 1] = ["0.1.0"];
 const MEMORY: usize = 16 * 1024 * 1024;
-const SHIPPED: [(&str, PolicyKind); 6] = [
-    ("least-used", PolicyKind::Balancer),
-    ("round-robin", PolicyKind::Balancer),
-    ("random", PolicyKind::Balancer),
-    ("fallback", PolicyKind::Balancer),
-    ("standard-headers", PolicyKind::Rewriter),
-    ("openai-pricing", PolicyKind::Pricer),
-];
 
 fn folder(release: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -23,9 +15,9 @@ fn folder(release: &str) -> PathBuf {
         .join(release)
 }
 
-fn config_of(name: &str) -> Value {
-    match name {
-        "standard-headers" => {
+fn config_of(shipped: ShippedPolicy) -> Value {
+    match shipped {
+        ShippedPolicy::StandardHeaders => {
             json!({ "set": { "x-team": ["platform"], "user-agent": ["ours/1"] } })
         }
         _ => json!({}),
@@ -36,17 +28,17 @@ fn file(release: &str, name: &str) -> PathBuf {
     folder(release).join(format!("{}.wasm", name.replace('-', "_")))
 }
 
-fn load(release: &str, name: &'static str, kind: PolicyKind) -> Policy {
-    let engine = Engine::of_the_process(MEMORY).expect("an engine");
-    let source = PolicySource::File(file(release, name));
+fn load(release: &str, shipped: ShippedPolicy) -> PolicyGeneration {
+    let engine = PolicyEngine::of_the_process(MEMORY).expect("an engine");
+    let source = PolicySource::File(file(release, shipped.name()));
     // Debug builds of the gateway are slow, and this is about answers.
     let timeout = std::time::Duration::from_secs(1);
     let policy = PolicyConfig {
         source,
         timeout,
-        ..PolicyConfig::shipped(name, kind, config_of(name))
+        ..PolicyConfig::shipped(shipped, config_of(shipped))
     };
-    load_alone(&engine, &policy).unwrap_or_else(|error| panic!("{release}: {error}"))
+    load_standalone(&engine, &policy).unwrap_or_else(|error| panic!("{release}: {error}"))
 }
 
 #[test]
@@ -54,19 +46,19 @@ fn old_components_load_and_say_what_they_said() {
     for release in RELEASES {
         let calls =
             std::fs::read_to_string(folder(release).join("calls.jsonl")).expect("recorded calls");
-        let calls: Vec<Call> = calls
+        let calls: Vec<RecordedCall> = calls
             .lines()
             .map(|line| {
                 serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))
             })
             .collect();
         let mut differ = Vec::new();
-        for (name, kind) in SHIPPED {
-            let policy = load(release, name, kind);
+        for &shipped in ShippedPolicy::ALL {
+            let (name, policy) = (shipped.name(), load(release, shipped));
             assert_eq!(
                 (
-                    policy.stamp().name.as_str(),
-                    policy.stamp().version.as_str()
+                    policy.identity().name.as_str(),
+                    policy.identity().version.as_str()
                 ),
                 (name, release)
             );
@@ -74,10 +66,10 @@ fn old_components_load_and_say_what_they_said() {
             assert!(of_it.peek().is_some(), "{name} has no recorded call");
             for call in of_it {
                 let said = policy.repeat(call).expect("a call of its kind");
-                if said != call.said {
+                if said != call.outcome {
                     differ.push(
-                        serde_json::to_string(&Call {
-                            said,
+                        serde_json::to_string(&RecordedCall {
+                            outcome: said,
                             ..call.clone()
                         })
                         .expect("JSON"),
@@ -96,13 +88,14 @@ fn old_components_load_and_say_what_they_said() {
 #[test]
 fn every_shipped_policy_is_kept() {
     for release in RELEASES {
-        for (name, kind) in SHIPPED {
+        for shipped in ShippedPolicy::ALL {
+            let name = shipped.name();
             let file = file(release, name);
             let bytes =
                 std::fs::read(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
             assert_eq!(
                 tollgate::policy::kind_of(&bytes),
-                Some(kind),
+                Some(shipped.kind()),
                 "{release}: {name}"
             );
         }

@@ -10,10 +10,13 @@ use proptest::sample::Index;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tollgate::config::{
-    CredentialConfig, CredentialSource, POLICY_TIMEOUT, PolicyConfig, PolicyKind, WindowCaps,
+    CredentialConfig, CredentialSource, POLICY_TIMEOUT, PolicyConfig, ShippedPolicy, WindowCaps,
 };
 use tollgate::credentials::{Credential, StartedPoll, UpstreamIdentity, UsageReport};
-use tollgate::policy::{Balancer, Choice, Engine, Facts, Members, Policy, load_alone};
+use tollgate::policy::{
+    BalancerChoice, BalancerGeneration, PolicyEngine, PolicyGeneration, PoolMembers, RequestFacts,
+    load_standalone,
+};
 use tollgate::values::candidate::BalancerCandidate;
 use tollgate::values::clock::Timestamp;
 use tollgate::values::windows::WindowReading;
@@ -327,7 +330,7 @@ impl Member {
 
 struct Course {
     members: Vec<Member>,
-    named: Members,
+    named: PoolMembers,
     now: Moment,
 }
 
@@ -344,7 +347,7 @@ impl Course {
             .collect();
         Self {
             members,
-            named: Members::new(named),
+            named: PoolMembers::new(named),
             now: BEGIN,
         }
     }
@@ -377,19 +380,19 @@ impl Course {
         (0..self.members.len()).filter(usable).collect()
     }
 
-    fn pick(&self, home: Option<usize>) -> Choice {
+    fn pick(&self, home: Option<usize>) -> BalancerChoice {
         let now = millis(self.now);
         let candidates: Vec<BalancerCandidate> = self
             .members
             .iter()
             .map(|member| member.credential.candidate(now))
             .collect();
-        let facts = Facts {
+        let facts = RequestFacts {
             now,
-            ..Facts::default()
+            ..RequestFacts::default()
         };
         BALANCER
-            .pick_here(&facts, &self.named, &candidates, home)
+            .pick_on_this_thread(&facts, &self.named, &candidates, home)
             .expect("the shipped policy does not fail")
     }
 
@@ -398,8 +401,8 @@ impl Course {
         let usable = self.usable();
         for home in [None].into_iter().chain((0..self.members.len()).map(Some)) {
             let found = match self.pick(home) {
-                Choice::Member { index, .. } => usable.contains(&index),
-                Choice::Nobody { .. } => usable.is_empty(),
+                BalancerChoice::Member { index, .. } => usable.contains(&index),
+                BalancerChoice::NoMember { .. } => usable.is_empty(),
             };
             let known: Vec<_> = self
                 .members
@@ -428,16 +431,16 @@ static FOLDER: LazyLock<TempDir> = LazyLock::new(|| {
     folder
 });
 
-static BALANCER: LazyLock<Arc<Balancer>> = LazyLock::new(|| {
+static BALANCER: LazyLock<Arc<BalancerGeneration>> = LazyLock::new(|| {
     const MEMORY: usize = 16 * 1024 * 1024;
-    let engine = Engine::of_the_process(MEMORY).expect("an engine");
+    let engine = PolicyEngine::of_the_process(MEMORY).expect("an engine");
     let policy = PolicyConfig {
         // A machine under load is no part of the property.
         timeout: POLICY_TIMEOUT.max(Duration::from_secs(10)),
-        ..PolicyConfig::shipped("least-used", PolicyKind::Balancer, json!({}))
+        ..PolicyConfig::shipped(ShippedPolicy::LeastUsed, json!({}))
     };
-    match load_alone(&engine, &policy).expect("a shipped policy") {
-        Policy::Balancer(balancer) => balancer,
+    match load_standalone(&engine, &policy).expect("a shipped policy") {
+        PolicyGeneration::Balancer(balancer) => balancer,
         other => panic!("expected a balancer, found {other:?}"),
     }
 });

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 
 use crate::cli::error::CommandFailure;
 use crate::cli::output::print;
-use crate::config::shipped_policy;
-use crate::config::{POLICY_MEMORY, PolicyConfig, PolicyKind, PolicySource};
+use crate::config::{POLICY_MEMORY, PolicyConfig, PolicyKind, PolicySource, ShippedPolicy};
 use crate::files::{io_reason, read_regular};
-use crate::policy::{Call, Engine, Policy, Said, kind_of, load_alone};
+use crate::policy::{
+    CallOutcome, PolicyEngine, PolicyGeneration, RecordedCall, kind_of, load_standalone,
+};
 use crate::values::limits::COMPONENT_BYTES;
 
 /// Differences that are printed. All are counted.
@@ -44,7 +45,7 @@ pub(super) fn replay(
             continue;
         }
         let number = place + 1;
-        let call: Call = serde_json::from_str(&line).map_err(|error| {
+        let call: RecordedCall = serde_json::from_str(&line).map_err(|error| {
             format!(
                 "{} line {number}: expected a recorded call: {error}",
                 record.display()
@@ -56,7 +57,7 @@ pub(super) fn replay(
             continue;
         };
         counts.repeated += 1;
-        if !result.agrees_with(&call.said) {
+        if !result.agrees_with(&call.outcome) {
             counts.differing += 1;
             print_difference(&counts, number, &call, &result)?;
         }
@@ -67,18 +68,18 @@ pub(super) fn replay(
 fn print_difference(
     counts: &ReplayCounts,
     line: usize,
-    call: &Call,
-    result: &Said,
+    call: &RecordedCall,
+    result: &CallOutcome,
 ) -> Result<(), CommandFailure> {
     if counts.differing > DIFFERENCES_PRINTED {
         return Ok(());
     }
-    let json = |result: &Said| serde_json::to_string(result).unwrap_or_default();
+    let json = |result: &CallOutcome| serde_json::to_string(result).unwrap_or_default();
     print(&format!(
         "line {line}, request {}, policy {:?}\n  recorded: {}\n  replayed: {}",
         call.request.request_id,
         call.policy,
-        json(&call.said),
+        json(&call.outcome),
         json(result)
     ))
 }
@@ -108,25 +109,21 @@ fn report(component: &str, record: &Path, counts: &ReplayCounts) -> Result<(), C
     }
 }
 
-fn load_component(component: &str, config: &str) -> Result<Policy, CommandFailure> {
+fn load_component(component: &str, config: &str) -> Result<PolicyGeneration, CommandFailure> {
     let config = serde_json::from_str(config)
         .map_err(|error| format!("--policy-config: expected JSON: {error}"))?;
     let (source, kind) = find_component(component)?;
-    let policy = PolicyConfig {
-        tag: component.to_owned(),
-        source,
-        ..PolicyConfig::shipped("", kind, config)
-    };
-    let engine = Engine::of_the_process(POLICY_MEMORY).map_err(|error| error.to_string())?;
-    Ok(load_alone(&engine, &policy).map_err(|error| error.to_string())?)
+    let policy = PolicyConfig::standalone(component, kind, source, config);
+    let engine = PolicyEngine::of_the_process(POLICY_MEMORY).map_err(|error| error.to_string())?;
+    Ok(load_standalone(&engine, &policy).map_err(|error| error.to_string())?)
 }
 
 /// Returns where the component is, and its kind.
 fn find_component(component: &str) -> Result<(PolicySource, PolicyKind), CommandFailure> {
     if let Some(name) = component.strip_prefix("builtin:") {
-        let (name, kind) = shipped_policy(name)
+        let shipped = ShippedPolicy::from_name(name)
             .ok_or_else(|| format!("{component:?}: no shipped policy has this name"))?;
-        return Ok((PolicySource::Shipped(name), kind));
+        return Ok((PolicySource::Shipped(shipped), shipped.kind()));
     }
     let path = PathBuf::from(component);
     let bytes =

@@ -10,7 +10,7 @@ use crate::config::model::{POLICY_MEMORY, POLICY_TIMEOUT, PolicyConfig, PolicyId
 use crate::config::path::ConfigPath;
 use crate::config::problem::Findings;
 use crate::config::raw::{PolicyKind, RawPolicy};
-use crate::config::shipped::{shipped_of_kind, shipped_policy};
+use crate::config::shipped::ShippedPolicy;
 
 const MEMORY_MIN: u64 = 65_536;
 const MEMORY_MAX: u64 = 4 * 1024 * 1024 * 1024;
@@ -76,7 +76,7 @@ impl PolicyTable {
     fn check_tag(&self, tag: &str, field: ConfigPath, findings: &mut Findings) {
         if tag.is_empty() {
             findings.problem(field, "missing");
-        } else if shipped_policy(&tag.replace('_', "-")).is_some() {
+        } else if ShippedPolicy::from_name(&tag.replace('_', "-")).is_some() {
             findings.problem(field, format!("{tag:?} is the name of a shipped policy"));
         } else if self.by_tag.contains_key(tag) {
             findings.problem(field, format!("duplicate tag {tag:?}"));
@@ -137,9 +137,9 @@ impl PolicyTable {
             .map(|policy| policy.tag.as_str())
     }
 
-    /// Returns the shipped policy `name` with `config`: the same one for the same configuration.
-    pub(super) fn shipped(&mut self, name: &'static str, config: Value) -> PolicyId {
-        let source = PolicySource::Shipped(name);
+    /// Returns the policy `shipped` with `config`: the same one for the same configuration.
+    pub(super) fn shipped(&mut self, shipped: ShippedPolicy, config: Value) -> PolicyId {
+        let source = PolicySource::Shipped(shipped);
         let is_of_source =
             |policy: &&PolicyConfig| policy.entry_path.is_none() && policy.source == source;
         let same = self
@@ -149,14 +149,14 @@ impl PolicyTable {
         if let Some(index) = same {
             return PolicyId(index);
         }
-        let kind = shipped_policy(name).map_or(PolicyKind::Balancer, |(_, kind)| kind);
+        let name = shipped.name();
         let tag = match self.policies.iter().filter(is_of_source).count() {
             0 => name.to_owned(),
             others => format!("{name}-{}", others + 1),
         };
         self.push(PolicyConfig {
             tag,
-            ..PolicyConfig::shipped(name, kind, config)
+            ..PolicyConfig::shipped(shipped, config)
         })
     }
 
@@ -174,11 +174,11 @@ fn source(raw: &RawPolicy, field: ConfigPath, findings: &mut Findings) -> Option
     let Some(name) = raw.path.strip_prefix(BUILTIN) else {
         return Some(PolicySource::File(PathBuf::from(&raw.path)));
     };
-    match shipped_policy(name) {
-        Some((name, kind)) if kind == raw.kind => Some(PolicySource::Shipped(name)),
+    match ShippedPolicy::from_name(name) {
+        Some(shipped) if shipped.kind() == raw.kind => Some(PolicySource::Shipped(shipped)),
         _ => {
-            let names: Vec<String> = shipped_of_kind(raw.kind)
-                .map(|name| format!("\"{BUILTIN}{name}\""))
+            let names: Vec<String> = ShippedPolicy::of_kind(raw.kind)
+                .map(|shipped| format!("\"{BUILTIN}{}\"", shipped.name()))
                 .collect();
             let (names, found) = (names.join(", "), &raw.path);
             let message = format!("expected a file or one of {names}, found {found:?}");

@@ -17,6 +17,7 @@ use crate::config::model::{PolicyId, ServiceConfig, UpstreamEndpoints};
 use crate::config::path::ConfigPath;
 use crate::config::problem::Findings;
 use crate::config::raw::{PolicyKind, RawEndpoints, RawOcm};
+use crate::config::shipped::ShippedPolicy;
 
 const DEFAULT_PORT: u16 = 8080;
 const CHATGPT_URL: &str = "https://chatgpt.com/backend-api";
@@ -54,7 +55,11 @@ pub(super) fn service(
     let rewriters = rewriters(path, raw, scope);
     let pricer = match &raw.pricer {
         Some(tag) => scope.policy(tag, PolicyKind::Pricer, &path.key("pricer")),
-        None => Some(scope.policies.shipped("openai-pricing", json!({}))),
+        None => Some(
+            scope
+                .policies
+                .shipped(ShippedPolicy::OpenaiPricing, json!({})),
+        ),
     };
     let endpoints = endpoints(&path.key("endpoints"), &raw.endpoints, scope.findings);
     let tls = tls::tls(&path.key("tls"), &raw.tls, scope.findings);
@@ -89,7 +94,11 @@ fn rewriters(path: &ConfigPath, raw: &RawOcm, scope: &mut ResolveScope<'_>) -> V
     let set = headers::headers(&path.key("headers"), &raw.headers, scope.findings);
     if !set.is_empty() {
         let config = json!({ "set": set });
-        rewriters.push(scope.policies.shipped("standard-headers", config));
+        rewriters.push(
+            scope
+                .policies
+                .shipped(ShippedPolicy::StandardHeaders, config),
+        );
     }
     rewriters
 }

@@ -13,7 +13,7 @@ use crate::pipeline::affinity;
 use crate::pipeline::exchange::{Exchange, RefusedRequest};
 use crate::pipeline::refusal::Refusal;
 use crate::pipeline::service::Service;
-use crate::policy::{Facts, Fault, OwnFacts, Pricer};
+use crate::policy::{OwnedRequestFacts, PolicyFault, PricerGeneration, RequestFacts};
 use crate::values::clock::Timestamp;
 use crate::values::counts::TokenCounts;
 use crate::values::exchange::{
@@ -134,8 +134,8 @@ fn may_have_worked(attempt: &UpstreamAttempt) -> bool {
 
 /// Returns the request as its pricer may know it: with the model that answered and the tier that
 /// was charged.
-fn pricing_facts<'a>(exchange: &'a Exchange, row: &'a LedgerRow) -> Facts<'a> {
-    Facts {
+fn pricing_facts<'a>(exchange: &'a Exchange, row: &'a LedgerRow) -> RequestFacts<'a> {
+    RequestFacts {
         model: row.model.as_deref().unwrap_or_default(),
         service_tier: row.service_tier.as_deref().unwrap_or_default(),
         ..exchange.facts(
@@ -145,13 +145,17 @@ fn pricing_facts<'a>(exchange: &'a Exchange, row: &'a LedgerRow) -> Facts<'a> {
     }
 }
 
-fn price(pricer: &Pricer, facts: &Facts<'_>, counts: &TokenCounts) -> ResponseCost {
+fn price(
+    pricer: &PricerGeneration,
+    facts: &RequestFacts<'_>,
+    counts: &TokenCounts,
+) -> ResponseCost {
     pricer
         .price(facts, counts)
         .unwrap_or_else(|fault| unpriced(facts.request_id, &fault))
 }
 
-fn unpriced(request_id: &str, fault: &Fault) -> ResponseCost {
+fn unpriced(request_id: &str, fault: &PolicyFault) -> ResponseCost {
     tracing::warn!(request_id, %fault, "row left unpriced");
     ResponseCost::Unpriced {
         reason: fault.to_string(),
@@ -167,7 +171,7 @@ fn price_later(
     counts: TokenCounts,
 ) -> RowCommit {
     let service = exchange.service();
-    let facts = OwnFacts::of(&pricing_facts(exchange, &row));
+    let facts = OwnedRequestFacts::of(&pricing_facts(exchange, &row));
     let (promise, commit) = service.parts().ledger.promise();
     let unwritten = Arc::new(Mutex::new(Some((room, row, promise))));
     let job = {
@@ -179,7 +183,7 @@ fn price_later(
             }
         }
     };
-    if let Err(fault) = service.parts().pricer.run(job)
+    if let Err(fault) = service.parts().pricer.queue_on_policy_thread(job)
         && let Some((room, mut row, promise)) = take(&unwritten)
     {
         row.cost = Some(unpriced(&row.request_id, &fault));
@@ -213,7 +217,7 @@ fn write_as_promised(
 
 fn report(service: &Service, row: &mut LedgerRow) {
     if row.cost.is_some() {
-        let stamp = service.parts().pricer.stamp();
+        let stamp = service.parts().pricer.identity();
         row.priced_by = Some(format!(
             "{} {} sha256:{}",
             stamp.name, stamp.version, stamp.digest

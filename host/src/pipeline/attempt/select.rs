@@ -16,7 +16,7 @@ use crate::pipeline::affinity;
 use crate::pipeline::exchange::Exchange;
 use crate::pipeline::refusal::Refusal;
 use crate::pipeline::service::{CredentialPool, PoolMember};
-use crate::policy::{Choice, Facts, Fault};
+use crate::policy::{BalancerChoice, PolicyFault, RequestFacts};
 use crate::values::candidate::BalancerCandidate;
 use crate::values::clock::Timestamp;
 
@@ -222,19 +222,19 @@ async fn choose(
         });
     }
     let members = pool.balancer_members();
-    let facts = Facts {
+    let facts = RequestFacts {
         sequence: pool.sequence(home),
         ..exchange.facts(now, "")
     };
     for balancer in [pool.balancer(), &exchange.service().parts().stand_in] {
         match balancer.pick(&facts, &members, candidates, home).await {
-            Ok(Choice::Member { index, move_home }) => {
+            Ok(BalancerChoice::Member { index, move_home }) => {
                 return Some(MemberChoice {
                     index,
                     moves_home: move_home,
                 });
             }
-            Ok(Choice::Nobody { reason }) => {
+            Ok(BalancerChoice::NoMember { reason }) => {
                 tracing::debug!(pool = &**pool.tag(), reason, "balancer chose no credential");
                 return None;
             }
@@ -248,9 +248,9 @@ async fn choose(
     })
 }
 
-fn log_balancer_fault(pool: &CredentialPool, fault: &Fault) {
+fn log_balancer_fault(pool: &CredentialPool, fault: &PolicyFault) {
     let pool = &**pool.tag();
-    if fault.is_news() {
+    if fault.should_be_logged() {
         tracing::error!(pool, %fault, "balancer failed: the next one chooses");
     } else {
         tracing::debug!(pool, %fault, "balancer failed: the next one chooses");

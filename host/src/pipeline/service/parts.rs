@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, watch};
 use crate::credentials::Credential;
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
-use crate::policy::{Balancer, Pricer, Rewriter};
+use crate::policy::{BalancerGeneration, PricerGeneration, RewriterGeneration};
 use crate::upstream::UpstreamClient;
 use crate::values::limits::Limits;
 use crate::values::phase::GatewayPhase;
@@ -20,12 +20,12 @@ pub(crate) struct ServiceParts {
     /// The connections of each credential, in the same order.
     pub(crate) upstreams: Vec<UpstreamClient>,
     /// The balancer of each pool, in the order of the configuration.
-    pub(crate) balancers: Vec<Arc<Balancer>>,
+    pub(crate) balancers: Vec<Arc<BalancerGeneration>>,
     /// The balancer that chooses when a pool's own balancer fails.
-    pub(crate) stand_in: Arc<Balancer>,
+    pub(crate) stand_in: Arc<BalancerGeneration>,
     /// The rewriters, in the order in which they edit a head.
-    pub(crate) rewriters: Vec<Arc<Rewriter>>,
-    pub(crate) pricer: Arc<Pricer>,
+    pub(crate) rewriters: Vec<Arc<RewriterGeneration>>,
+    pub(crate) pricer: Arc<PricerGeneration>,
     pub(crate) ledger: Arc<Ledger>,
     /// What is counted for operators.
     pub(crate) metrics: Arc<Metrics>,

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::parts::ServiceParts;
 use crate::config::PoolConfig;
 use crate::credentials::Credential;
-use crate::policy::{Balancer, Members};
+use crate::policy::{BalancerGeneration, PoolMembers};
 use crate::upstream::UpstreamClient;
 
 /// A credential of a pool, and the connections that are made with it.
@@ -31,7 +31,7 @@ impl PoolMember {
 pub(crate) struct CredentialPool {
     tag: Arc<str>,
     members: Vec<Arc<PoolMember>>,
-    balancer: Arc<Balancer>,
+    balancer: Arc<BalancerGeneration>,
     is_single: bool,
     state: Arc<PoolState>,
 }
@@ -49,13 +49,13 @@ struct PoolState {
 struct AnnouncedMembers {
     /// The sum of the versions of their plans at that time.
     plan_versions: u64,
-    members: Members,
+    members: PoolMembers,
 }
 
 impl CredentialPool {
     pub(super) fn new(
         config: &PoolConfig,
-        balancer: &Arc<Balancer>,
+        balancer: &Arc<BalancerGeneration>,
         parts: &ServiceParts,
         before: Option<&Self>,
     ) -> Self {
@@ -75,7 +75,7 @@ impl CredentialPool {
             _ => Arc::new(PoolState {
                 announced: Mutex::new(AnnouncedMembers {
                     plan_versions: plan_versions(&members),
-                    members: Members::new(tags_and_plans(&members)),
+                    members: PoolMembers::new(tags_and_plans(&members)),
                 }),
                 members: names,
                 homeless: AtomicU64::new(0),
@@ -107,7 +107,7 @@ impl CredentialPool {
             .any(|member| Arc::ptr_eq(member, credential))
     }
 
-    pub(crate) fn balancer(&self) -> &Arc<Balancer> {
+    pub(crate) fn balancer(&self) -> &Arc<BalancerGeneration> {
         &self.balancer
     }
 
@@ -117,7 +117,7 @@ impl CredentialPool {
     }
 
     /// Returns the members as they are announced to a balancer, with their current plans.
-    pub(crate) fn balancer_members(&self) -> Members {
+    pub(crate) fn balancer_members(&self) -> PoolMembers {
         let plan_versions = plan_versions(&self.members);
         let mut announced = self
             .state

@@ -9,15 +9,18 @@ use std::time::{Duration, Instant};
 use super::last_reload::{LastReload, ReloadOutcome};
 use super::loader::LoadProgress;
 use crate::config::{PolicyConfig, PolicyId};
-use crate::policy::{Balancer, Policy, Pricer, Rewriter, Rules, Slot};
+use crate::policy::{
+    BalancerGeneration, BreakerRules, PolicyGeneration, PricerGeneration, RewriterGeneration,
+    SharedPolicyState,
+};
 
 /// A configured policy and its generations.
 pub(crate) struct PolicyEntry {
     config: PolicyConfig,
-    slot: Arc<Slot>,
-    current: Policy,
+    slot: Arc<SharedPolicyState>,
+    current: PolicyGeneration,
     /// The last good generation before `current`.
-    previous: Option<Policy>,
+    previous: Option<PolicyGeneration>,
     suspended: Option<SuspendedGeneration>,
     /// The highest number that a generation has.
     last_number: u64,
@@ -37,7 +40,7 @@ pub(crate) struct ReloadCounts {
 
 /// A generation that failed too often and was replaced by the one before it.
 struct SuspendedGeneration {
-    policy: Policy,
+    policy: PolicyGeneration,
     /// When it serves again; `None` while it does, on probation.
     retry_at: Option<Instant>,
     /// How often it was suspended.
@@ -60,9 +63,13 @@ pub(crate) enum GenerationChange {
 pub(crate) struct NoPreviousGeneration;
 
 impl PolicyEntry {
-    pub(crate) fn new(config: PolicyConfig, slot: Arc<Slot>, current: Policy) -> Self {
+    pub(crate) fn new(
+        config: PolicyConfig,
+        slot: Arc<SharedPolicyState>,
+        current: PolicyGeneration,
+    ) -> Self {
         Self {
-            last_number: current.conduct().generation,
+            last_number: current.status().generation,
             config,
             slot,
             current,
@@ -75,9 +82,13 @@ impl PolicyEntry {
     }
 
     /// Returns an entry whose first generation is still being loaded.
-    pub(crate) fn loading(config: PolicyConfig, slot: Arc<Slot>, progress: LoadProgress) -> Self {
+    pub(crate) fn loading(
+        config: PolicyConfig,
+        slot: Arc<SharedPolicyState>,
+        progress: LoadProgress,
+    ) -> Self {
         let reason = "its component is still being compiled".to_owned();
-        let absent = Policy::absent(&config, &slot, reason);
+        let absent = PolicyGeneration::unavailable(&config, &slot, reason);
         Self {
             loading: Some(progress),
             ..Self::new(config, slot, absent)
@@ -92,23 +103,23 @@ impl PolicyEntry {
         &self.config
     }
 
-    pub(crate) fn slot(&self) -> &Arc<Slot> {
+    pub(crate) fn slot(&self) -> &Arc<SharedPolicyState> {
         &self.slot
     }
 
-    pub(crate) fn current(&self) -> &Policy {
+    pub(crate) fn current(&self) -> &PolicyGeneration {
         &self.current
     }
 
     /// The number of the generation that serves; 0 if none was loaded yet.
     pub(crate) fn generation(&self) -> u64 {
-        self.current.conduct().generation
+        self.current.status().generation
     }
 
     pub(crate) fn previous_generation(&self) -> Option<u64> {
         self.previous
             .as_ref()
-            .map(|previous| previous.conduct().generation)
+            .map(|previous| previous.status().generation)
     }
 
     /// The number for the next generation.
@@ -118,7 +129,7 @@ impl PolicyEntry {
 
     /// The digest of the component that serves, if one does.
     pub(crate) fn serving_digest(&self) -> Option<String> {
-        (self.generation() > 0).then(|| self.current.stamp().digest.clone())
+        (self.generation() > 0).then(|| self.current.identity().digest.clone())
     }
 
     pub(crate) fn load_progress(&self) -> Option<&LoadProgress> {
@@ -146,11 +157,11 @@ impl PolicyEntry {
     }
 
     /// Lets `loaded` serve. The generation that served until now is kept for a rollback.
-    pub(crate) fn install(&mut self, loaded: Policy, took: Duration) {
-        self.last_number = self.last_number.max(loaded.conduct().generation);
+    pub(crate) fn install(&mut self, loaded: PolicyGeneration, took: Duration) {
+        self.last_number = self.last_number.max(loaded.status().generation);
         self.suspended = None;
         let served = std::mem::replace(&mut self.current, loaded);
-        if served.conduct().generation > 0 {
+        if served.status().generation > 0 {
             self.previous = Some(served);
         }
         self.reloads.ok += 1;
@@ -161,7 +172,7 @@ impl PolicyEntry {
     pub(crate) fn load_failed(&mut self, reason: String, took: Duration) {
         if self.generation() == 0 {
             let reason = format!("its component cannot be used: {reason}");
-            self.current = Policy::absent(&self.config, &self.slot, reason);
+            self.current = PolicyGeneration::unavailable(&self.config, &self.slot, reason);
         }
         self.reloads.failed += 1;
         self.note(ReloadOutcome::Failed, Some(reason), took);
@@ -170,7 +181,7 @@ impl PolicyEntry {
     /// Returns to the generation before the current one, which a second call returns to.
     pub(crate) fn roll_back(&mut self) -> Result<(), NoPreviousGeneration> {
         let previous = self.previous.take().ok_or(NoPreviousGeneration)?;
-        previous.lift();
+        previous.close_breaker();
         self.suspended = None;
         self.previous = Some(std::mem::replace(&mut self.current, previous));
         self.reloads.back += 1;
@@ -196,7 +207,7 @@ impl PolicyEntry {
     }
 
     /// Falls back from a generation that failed too often, and retries a suspended one when its pause is over.
-    pub(crate) fn review(&mut self, rules: Rules, now: Instant) -> Option<GenerationChange> {
+    pub(crate) fn review(&mut self, rules: BreakerRules, now: Instant) -> Option<GenerationChange> {
         if self.fall_back(rules, now) {
             Some(GenerationChange::FellBack)
         } else if self.confirm_retried() {
@@ -220,7 +231,7 @@ impl PolicyEntry {
             .is_some_and(|suspended| suspended.retry_at.is_none())
     }
 
-    fn fall_back(&mut self, rules: Rules, now: Instant) -> bool {
+    fn fall_back(&mut self, rules: BreakerRules, now: Instant) -> bool {
         if !is_barred(&self.current) {
             return false;
         }
@@ -229,7 +240,7 @@ impl PolicyEntry {
         };
         let times = self.suspended.take().map_or(0, |suspended| suspended.times);
         let failed = std::mem::replace(&mut self.current, previous);
-        let number = failed.conduct().generation;
+        let number = failed.status().generation;
         self.suspended = Some(SuspendedGeneration {
             policy: failed,
             retry_at: Some(now + rules.pause(times)),
@@ -242,7 +253,7 @@ impl PolicyEntry {
     }
 
     fn confirm_retried(&mut self) -> bool {
-        let is_confirmed = self.is_on_probation() && self.current.conduct().is_proven;
+        let is_confirmed = self.is_on_probation() && self.current.status().has_passed_probation;
         if is_confirmed {
             self.suspended = None;
         }
@@ -259,7 +270,7 @@ impl PolicyEntry {
         // The entry stays, so that `times` counts the next suspension too.
         suspended.retry_at = None;
         let policy = suspended.policy.clone();
-        policy.try_anew();
+        policy.restart_probation();
         self.previous = Some(std::mem::replace(&mut self.current, policy));
         self.note(ReloadOutcome::TriedAgain, None, Duration::ZERO);
         true
@@ -270,8 +281,8 @@ impl PolicyEntry {
     }
 }
 
-fn is_barred(policy: &Policy) -> bool {
-    policy.conduct().barred_for.is_some()
+fn is_barred(policy: &PolicyGeneration) -> bool {
+    policy.status().breaker_open_for.is_some()
 }
 
 /// The policies in the order of the configuration: a [`PolicyId`] is an index.
@@ -317,22 +328,22 @@ impl PolicyTable {
 
     // The resolved configuration refers to each policy by an id of the right kind.
 
-    pub(crate) fn balancer(&self, id: PolicyId) -> Arc<Balancer> {
-        let Policy::Balancer(balancer) = &self.entries[id.0].current else {
+    pub(crate) fn balancer(&self, id: PolicyId) -> Arc<BalancerGeneration> {
+        let PolicyGeneration::Balancer(balancer) = &self.entries[id.0].current else {
             unreachable!("resolved as a balancer")
         };
         Arc::clone(balancer)
     }
 
-    pub(crate) fn rewriter(&self, id: PolicyId) -> Arc<Rewriter> {
-        let Policy::Rewriter(rewriter) = &self.entries[id.0].current else {
+    pub(crate) fn rewriter(&self, id: PolicyId) -> Arc<RewriterGeneration> {
+        let PolicyGeneration::Rewriter(rewriter) = &self.entries[id.0].current else {
             unreachable!("resolved as a rewriter")
         };
         Arc::clone(rewriter)
     }
 
-    pub(crate) fn pricer(&self, id: PolicyId) -> Arc<Pricer> {
-        let Policy::Pricer(pricer) = &self.entries[id.0].current else {
+    pub(crate) fn pricer(&self, id: PolicyId) -> Arc<PricerGeneration> {
+        let PolicyGeneration::Pricer(pricer) = &self.entries[id.0].current else {
             unreachable!("resolved as a pricer")
         };
         Arc::clone(pricer)

@@ -12,12 +12,15 @@ use tokio::time::timeout;
 
 use super::generations::{PolicyEntry, PolicyTable};
 use super::loader::{LoadProgress, PolicyLoader};
-use crate::config::{Config, PolicyConfig, PolicyKind, PolicySource};
-use crate::policy::{Balancer, LoadError, Policy, Slot, Source, Urgency};
+use crate::config::{Config, PolicyConfig, PolicySource, ShippedPolicy};
+use crate::policy::{
+    BalancerGeneration, CompilePriority, ComponentBytes, PolicyGeneration, PolicyLoadError,
+    SharedPolicyState,
+};
 use crate::server::error::{StartError, reject_problems};
 
 /// The balancer that stands in for a failing one.
-const STAND_IN: &str = "least-used";
+const STAND_IN: ShippedPolicy = ShippedPolicy::LeastUsed;
 
 /// A component larger than this, in bytes, contains a language's interpreter and takes long to compile.
 const LARGE_COMPONENT: usize = 1024 * 1024;
@@ -26,14 +29,14 @@ const LARGE_COMPONENT: usize = 1024 * 1024;
 pub(crate) struct InitialPolicies {
     pub(crate) table: PolicyTable,
     pub(crate) pending: Vec<PendingPolicy>,
-    pub(crate) stand_in: Arc<Balancer>,
+    pub(crate) stand_in: Arc<BalancerGeneration>,
     pub(crate) loader: PolicyLoader,
 }
 
 /// A policy that is still being compiled.
 pub(crate) struct PendingPolicy {
     pub(crate) tag: String,
-    pub(crate) loaded: oneshot::Receiver<Result<Policy, LoadError>>,
+    pub(crate) loaded: oneshot::Receiver<Result<PolicyGeneration, PolicyLoadError>>,
 }
 
 /// How long a component may compile before the gateway starts without it.
@@ -91,8 +94,8 @@ fn first_generation(
     loader: &PolicyLoader,
     policy: &PolicyConfig,
     wait: &StartWait,
-) -> Result<(PolicyEntry, Option<PendingPolicy>), LoadError> {
-    let source = Source::read(policy)?;
+) -> Result<(PolicyEntry, Option<PendingPolicy>), PolicyLoadError> {
+    let source = ComponentBytes::read(policy)?;
     let slot = loader.slot(policy)?;
     match (wait, &policy.source) {
         (StartWait::OfLimits(runtime), PolicySource::File(_)) => {
@@ -105,7 +108,7 @@ fn first_generation(
                 &source,
                 &slot,
                 1,
-                Urgency::AtOnce,
+                CompilePriority::Startup,
                 &LoadProgress::new(),
             )?;
             Ok((PolicyEntry::new(policy.clone(), slot, loaded), None))
@@ -116,15 +119,15 @@ fn first_generation(
 fn load_within_limits(
     loader: &PolicyLoader,
     policy: &PolicyConfig,
-    source: Source,
-    slot: Arc<Slot>,
+    source: ComponentBytes,
+    slot: Arc<SharedPolicyState>,
     runtime: &Handle,
-) -> Result<(PolicyEntry, Option<PendingPolicy>), LoadError> {
+) -> Result<(PolicyEntry, Option<PendingPolicy>), PolicyLoadError> {
     // A large component is not compiled in time, and must then not slow down requests.
-    let urgency = if source.length() > LARGE_COMPONENT {
-        Urgency::BesideService
+    let priority = if source.length() > LARGE_COMPONENT {
+        CompilePriority::Background
     } else {
-        Urgency::AtOnce
+        CompilePriority::Startup
     };
     let progress = LoadProgress::new();
     let (done, mut loaded) = oneshot::channel();
@@ -132,18 +135,14 @@ fn load_within_limits(
         let (loader, policy, slot) = (loader.clone(), policy.clone(), Arc::clone(&slot));
         let progress = progress.clone();
         move || {
-            let loaded = loader.load(&policy, &source, &slot, 1, urgency, &progress);
+            let loaded = loader.load(&policy, &source, &slot, 1, priority, &progress);
             // The receiver is gone if the start failed meanwhile.
             let _ = done.send(loaded);
         }
     });
     match runtime.block_on(timeout(loader.limits().policy_start_wait, &mut loaded)) {
         Ok(Ok(loaded)) => Ok((PolicyEntry::new(policy.clone(), slot, loaded?), None)),
-        Ok(Err(_)) => Err(LoadError::Component {
-            tag: policy.tag.clone(),
-            stage: "load it",
-            reason: "loading panicked".to_owned(),
-        }),
+        Ok(Err(_)) => Err(PolicyLoadError::panicked(&policy.tag)),
         Err(_) => {
             tracing::warn!(
                 policy = policy.tag,
@@ -156,21 +155,23 @@ fn load_within_limits(
     }
 }
 
-fn load_stand_in(loader: &PolicyLoader) -> Result<Arc<Balancer>, StartError> {
-    let policy = PolicyConfig::shipped(STAND_IN, PolicyKind::Balancer, serde_json::json!({}));
+fn load_stand_in(loader: &PolicyLoader) -> Result<Arc<BalancerGeneration>, StartError> {
+    let policy = PolicyConfig::shipped(STAND_IN, serde_json::json!({}));
     let load = || {
-        let (source, slot) = (Source::read(&policy)?, loader.slot(&policy)?);
+        let (source, slot) = (ComponentBytes::read(&policy)?, loader.slot(&policy)?);
         loader.load(
             &policy,
             &source,
             &slot,
             1,
-            Urgency::AtOnce,
+            CompilePriority::Startup,
             &LoadProgress::new(),
         )
     };
     match load().map_err(|error| StartError::of_problems(error.problems(&policy)))? {
-        Policy::Balancer(balancer) => Ok(balancer),
-        Policy::Rewriter(_) | Policy::Pricer(_) => unreachable!("it is configured as a balancer"),
+        PolicyGeneration::Balancer(balancer) => Ok(balancer),
+        PolicyGeneration::Rewriter(_) | PolicyGeneration::Pricer(_) => {
+            unreachable!("it is configured as a balancer")
+        }
     }
 }

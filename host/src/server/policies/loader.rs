@@ -7,11 +7,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
-use tokio::task::JoinError;
 
-use crate::config::{Config, ConfigProblem, PolicyConfig, PolicySource};
+use crate::config::{Config, PolicyConfig};
 use crate::policy::{
-    Engine, EngineError, LoadError, Loading, Policy, Shadow, Slot, Source, Threads, Urgency,
+    CompilePriority, ComponentBytes, EngineError, LoadOptions, LoadStage, PolicyEngine,
+    PolicyGeneration, PolicyLoadError, PolicyShadow, PolicyThreads, SharedPolicyState, load_shadow,
+    shadow_config,
 };
 use crate::values::limits::Limits;
 
@@ -21,10 +22,10 @@ const CACHE: &str = "compiled";
 /// Loads policies.
 #[derive(Clone)]
 pub(crate) struct PolicyLoader {
-    engine: Engine,
+    engine: PolicyEngine,
     /// The linear memory that the engine's pool reserves for each instance, in bytes.
     memory_max: usize,
-    threads: Threads,
+    threads: PolicyThreads,
     trouble: Arc<Notify>,
     limits: Arc<Limits>,
 }
@@ -37,9 +38,9 @@ impl PolicyLoader {
     pub(crate) fn new(config: &Config, limits: &Arc<Limits>) -> Result<Self, EngineError> {
         let memory_max = memory_max(config);
         Ok(Self {
-            engine: Engine::of_the_process(memory_max)?,
+            engine: PolicyEngine::of_the_process(memory_max)?,
             memory_max,
-            threads: Threads::new(limits),
+            threads: PolicyThreads::new(limits),
             trouble: Arc::default(),
             limits: Arc::clone(limits),
         })
@@ -74,31 +75,29 @@ impl PolicyLoader {
     ///
     /// # Errors
     /// The record or the shadow cannot be used.
-    pub(crate) fn slot(&self, policy: &PolicyConfig) -> Result<Arc<Slot>, LoadError> {
-        let failed = |reason: String| LoadError::Component {
-            tag: policy.tag.clone(),
-            stage: "use it",
-            reason,
-        };
-        let slot = Slot::new(policy, &self.limits, &self.threads, &self.trouble).map_err(failed)?;
+    pub(crate) fn slot(
+        &self,
+        policy: &PolicyConfig,
+    ) -> Result<Arc<SharedPolicyState>, PolicyLoadError> {
+        let slot = SharedPolicyState::new(policy, &self.limits, &self.threads, &self.trouble)
+            .map_err(|error| PolicyLoadError::rejected(&policy.tag, LoadStage::Start, error))?;
         if let Some(shadow) = shadow_config(policy) {
-            slot.set_shadow(Some(self.load_shadow(&shadow)?));
+            let source = ComponentBytes::read(&shadow)?;
+            slot.set_shadow(Some(self.load_shadow(&shadow, &source)?));
         }
         Ok(slot)
     }
 
-    /// Loads a shadow from its own configuration, that of [`shadow_config`].
+    /// Loads a shadow from its own configuration, that of `shadow_config`, and its component.
     ///
     /// # Errors
     /// The component cannot be used.
-    pub(crate) fn load_shadow(&self, shadow: &PolicyConfig) -> Result<Arc<Shadow>, LoadError> {
-        let loaded = crate::policy::load_alone(&self.engine, shadow)?;
-        let stamp = loaded.stamp().clone();
-        Shadow::start(loaded, stamp).map_err(|reason| LoadError::Component {
-            tag: shadow.tag.clone(),
-            stage: "run it",
-            reason,
-        })
+    pub(crate) fn load_shadow(
+        &self,
+        shadow: &PolicyConfig,
+        source: &ComponentBytes,
+    ) -> Result<Arc<PolicyShadow>, PolicyLoadError> {
+        load_shadow(&self.engine, shadow, source)
     }
 
     /// Loads a generation. Blocks until it is compiled and tried.
@@ -108,29 +107,28 @@ impl PolicyLoader {
     pub(crate) fn load(
         &self,
         policy: &PolicyConfig,
-        source: &Source,
-        slot: &Arc<Slot>,
+        source: &ComponentBytes,
+        slot: &Arc<SharedPolicyState>,
         generation: u64,
-        urgency: Urgency,
+        priority: CompilePriority,
         progress: &LoadProgress,
-    ) -> Result<Policy, LoadError> {
+    ) -> Result<PolicyGeneration, PolicyLoadError> {
         if policy.memory > self.memory_max {
-            let path = policy.entry_path.clone().unwrap_or_default().key("memory");
-            let message = format!(
-                "expected at most {}, found {}: restart the gateway to raise it",
-                self.memory_max, policy.memory
-            );
-            return Err(LoadError::Config(vec![ConfigProblem::new(path, message)]));
+            return Err(PolicyLoadError::memory(
+                &policy.tag,
+                self.memory_max,
+                policy.memory,
+            ));
         }
         let started = Instant::now();
-        let loading = Loading {
-            slot,
+        let loading = LoadOptions {
+            shared: slot,
             generation,
-            urgency,
+            priority,
             progress: &|stage| progress.enter(stage),
         };
-        let loaded = Policy::load(&self.engine, policy, source, &loading)?;
-        let stamp = loaded.stamp();
+        let loaded = PolicyGeneration::load(&self.engine, policy, source, &loading)?;
+        let stamp = loaded.identity();
         tracing::debug!(
             policy = policy.tag,
             generation,
@@ -144,43 +142,23 @@ impl PolicyLoader {
     }
 }
 
-/// Returns the configuration of the shadow beside `policy`, if it has one.
-pub(crate) fn shadow_config(policy: &PolicyConfig) -> Option<PolicyConfig> {
-    Some(PolicyConfig {
-        tag: format!("{} (shadow)", policy.tag),
-        source: PolicySource::File(policy.shadow.clone()?),
-        shadow: None,
-        record: None,
-        ..policy.clone()
-    })
-}
-
-/// The error of a load whose thread panicked.
-pub(crate) fn load_panicked(tag: &str, error: &JoinError) -> LoadError {
-    LoadError::Component {
-        tag: tag.to_owned(),
-        stage: "load it",
-        reason: error.to_string(),
-    }
-}
-
 /// How far a load has come. Clones share it.
 #[derive(Debug, Clone)]
-pub(crate) struct LoadProgress(Arc<Mutex<(&'static str, Instant)>>);
+pub(crate) struct LoadProgress(Arc<Mutex<(LoadStage, Instant)>>);
 
 impl LoadProgress {
     pub(crate) fn new() -> Self {
-        Self(Arc::new(Mutex::new(("reading", Instant::now()))))
+        Self(Arc::new(Mutex::new((LoadStage::Read, Instant::now()))))
     }
 
-    fn enter(&self, stage: &'static str) {
+    fn enter(&self, stage: LoadStage) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).0 = stage;
     }
 
     /// Returns the current stage, and the time since the load began.
     pub(crate) fn stage(&self) -> (&'static str, Duration) {
         let (stage, started) = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        (stage, started.elapsed())
+        (stage.progress(), started.elapsed())
     }
 }
 

@@ -77,13 +77,13 @@ pub(crate) struct CallDurations {
 impl PolicyStatus {
     pub(crate) fn of(entry: &PolicyEntry) -> Self {
         let (config, slot) = (entry.config(), entry.slot());
-        let (conduct, stamp) = (entry.current().conduct(), entry.current().stamp());
+        let (conduct, stamp) = (entry.current().status(), entry.current().identity());
         let stats = slot.stats();
         Self {
             tag: config.tag.clone(),
             kind: kind_name(config.kind),
             source: match &config.source {
-                PolicySource::Shipped(name) => format!("builtin:{name}"),
+                PolicySource::Shipped(shipped) => format!("builtin:{}", shipped.name()),
                 PolicySource::File(path) => path.display().to_string(),
             },
             name: stamp.name.clone(),
@@ -124,9 +124,9 @@ fn kind_name(kind: PolicyKind) -> &'static str {
 }
 
 fn state(entry: &PolicyEntry) -> PolicyState {
-    let conduct = entry.current().conduct();
+    let conduct = entry.current().status();
     let is_absent = conduct.generation == 0;
-    if conduct.barred_for.is_some() {
+    if conduct.breaker_open_for.is_some() {
         PolicyState::Quarantined
     } else if is_absent && entry.load_progress().is_some() {
         PolicyState::Loading

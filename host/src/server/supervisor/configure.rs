@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::config::{AdminConfig, Config, ConfigProblem, LogConfig, PolicyConfig, ServiceConfig};
 use crate::credentials::Credential;
-use crate::policy::{LoadError, Slot, Source, Urgency};
+use crate::policy::{CompilePriority, ComponentBytes, PolicyLoadError, SharedPolicyState};
 use crate::server::build::{read_certificates, read_credentials};
 use crate::server::error::{StartError, reject_problems};
 use crate::server::policies::{LoadProgress, PolicyEntry, PolicyLoader, PolicyTable};
@@ -37,7 +37,7 @@ enum KnownPolicy {
     Unchanged,
     /// Another generation, which shares counts, record and shadow with the ones before it.
     NewGeneration {
-        slot: Arc<Slot>,
+        slot: Arc<SharedPolicyState>,
         number: u64,
     },
     /// A policy that starts with new counts and its own record.
@@ -165,19 +165,19 @@ fn load_policy(
     loader: &PolicyLoader,
     policy: &PolicyConfig,
     known: KnownPolicy,
-) -> Result<Option<PolicyEntry>, LoadError> {
+) -> Result<Option<PolicyEntry>, PolicyLoadError> {
     let (slot, number) = match known {
         KnownPolicy::Unchanged => return Ok(None),
         KnownPolicy::NewGeneration { slot, number } => (slot, number),
         KnownPolicy::New { number } => (loader.slot(policy)?, number),
     };
-    let source = Source::read(policy)?;
+    let source = ComponentBytes::read(policy)?;
     let loaded = loader.load(
         policy,
         &source,
         &slot,
         number,
-        Urgency::BesideService,
+        CompilePriority::Background,
         &LoadProgress::new(),
     )?;
     Ok(Some(PolicyEntry::new(policy.clone(), slot, loaded)))

@@ -7,8 +7,7 @@ use tokio::time::sleep;
 
 use crate::config::PolicyConfig;
 use crate::files::Settling;
-use crate::policy::{LoadError, Source};
-use crate::server::policies::load_panicked;
+use crate::policy::{ComponentBytes, PolicyLoadError};
 
 /// What a component's file holds.
 pub(crate) enum LoadedComponent<T> {
@@ -26,8 +25,8 @@ pub(crate) enum LoadedComponent<T> {
 pub(crate) async fn load_settled<T: Send + 'static>(
     policy: &PolicyConfig,
     known: Option<String>,
-    load: impl Fn(&Source) -> Result<T, LoadError> + Clone + Send + 'static,
-) -> Result<LoadedComponent<T>, LoadError> {
+    load: impl Fn(&ComponentBytes) -> Result<T, PolicyLoadError> + Clone + Send + 'static,
+) -> Result<LoadedComponent<T>, PolicyLoadError> {
     let mut settling = Settling::new();
     loop {
         let attempt = {
@@ -36,7 +35,7 @@ pub(crate) async fn load_settled<T: Send + 'static>(
         };
         let (digest, loaded) = spawn_blocking(attempt)
             .await
-            .unwrap_or_else(|error| (None, Err(load_panicked(&policy.tag, &error))));
+            .unwrap_or_else(|_| (None, Err(PolicyLoadError::panicked(&policy.tag))));
         let Err(error) = loaded else { return loaded };
         let Some(pause) = pause_before_retry(&error, &mut settling, digest) else {
             return Err(error);
@@ -46,7 +45,7 @@ pub(crate) async fn load_settled<T: Send + 'static>(
 }
 
 fn pause_before_retry(
-    error: &LoadError,
+    error: &PolicyLoadError,
     settling: &mut Settling<Option<String>>,
     digest: Option<String>,
 ) -> Option<Duration> {
@@ -60,13 +59,13 @@ fn pause_before_retry(
 fn load_once<T>(
     policy: &PolicyConfig,
     known: Option<&str>,
-    load: impl Fn(&Source) -> Result<T, LoadError>,
-) -> (Option<String>, Result<LoadedComponent<T>, LoadError>) {
-    let source = match Source::read(policy) {
+    load: impl Fn(&ComponentBytes) -> Result<T, PolicyLoadError>,
+) -> (Option<String>, Result<LoadedComponent<T>, PolicyLoadError>) {
+    let source = match ComponentBytes::read(policy) {
         Ok(source) => source,
         Err(error) => return (None, Err(error)),
     };
-    let digest = source.digest();
+    let digest = source.digest_hex();
     let loaded = if known == Some(&*digest) {
         Ok(LoadedComponent::Unchanged)
     } else {

@@ -12,7 +12,7 @@ use crate::config::problem::Findings;
 use crate::config::raw::{PolicyKind, RawBalancer, RawCredential, RawFallback, RawOcm};
 use crate::config::resolve::field;
 use crate::config::resolve::scope::ResolveScope;
-use crate::config::shipped::{shipped_of_kind, shipped_policy};
+use crate::config::shipped::ShippedPolicy;
 
 /// The credentials and the pools of a service.
 pub(super) struct ServicePools {
@@ -146,7 +146,7 @@ fn is_external(credential: &CredentialConfig) -> bool {
 
 /// Returns each credential as a pool with itself as the only member.
 fn single_pools(credentials: &[CredentialConfig], scope: &mut ResolveScope<'_>) -> Vec<PoolConfig> {
-    let balancer = scope.policies.shipped("least-used", json!({}));
+    let balancer = scope.policies.shipped(ShippedPolicy::LeastUsed, json!({}));
     let single_pool = |(index, credential): (usize, &CredentialConfig)| PoolConfig {
         tag: credential.tag.clone(),
         members: vec![index],
@@ -197,7 +197,7 @@ fn fallback<'a>(
     NamedPool {
         tag: &raw.tag,
         members: raw.credentials.as_slice(),
-        balancer: Some(scope.policies.shipped("fallback", json!({}))),
+        balancer: Some(scope.policies.shipped(ShippedPolicy::Fallback, json!({}))),
         poll_interval: credentials::poll_interval(raw_interval, path, scope.findings),
     }
 }
@@ -225,18 +225,17 @@ fn strategy(
     let strategy = field::non_empty(raw.strategy.as_deref()).unwrap_or("least_used");
     let threshold = raw.rebalance_threshold.unwrap_or(0.0);
     // The tag of a configured policy is never the name of a shipped one.
-    let shipped = shipped_policy(&strategy.replace('_', "-"))
-        .filter(|(_, kind)| *kind == PolicyKind::Balancer)
-        .map(|(name, _)| name);
-    if threshold > 0.0 && shipped != Some("least-used") {
+    let shipped = ShippedPolicy::from_strategy(strategy);
+    if threshold > 0.0 && shipped != Some(ShippedPolicy::LeastUsed) {
         let message = format!("allowed only with the strategy least_used, found {strategy:?}");
         scope
             .findings
             .problem(path.key("rebalance_threshold"), message);
     }
-    let config = match shipped {
-        Some("least-used") => json!({ "rebalance_threshold": threshold }),
-        _ => json!({}),
+    let config = if shipped == Some(ShippedPolicy::LeastUsed) {
+        json!({ "rebalance_threshold": threshold })
+    } else {
+        json!({})
     };
     match shipped {
         Some(shipped) => Some(scope.policies.shipped(shipped, config)),
@@ -252,7 +251,8 @@ fn configured_strategy(
     if scope.policies.has_tag(strategy) {
         return scope.policy(strategy, PolicyKind::Balancer, field);
     }
-    let shipped = shipped_of_kind(PolicyKind::Balancer).map(|name| name.replace('-', "_"));
+    let shipped = ShippedPolicy::of_kind(PolicyKind::Balancer)
+        .map(|shipped| shipped.name().replace('-', "_"));
     let configured = scope.policies.tags(PolicyKind::Balancer).map(str::to_owned);
     let names: Vec<String> = shipped.chain(configured).collect();
     let message = format!("expected one of {}, found {strategy:?}", names.join(", "));

@@ -1,4 +1,7 @@
-//! Records of calls: JSON lines in a file that begins anew when it is full. Written by a thread of their own.
+//! Recorders: a policy's calls as JSON lines in a file that is rotated when it is full.
+//!
+//! Knows nothing about policies. Invariant: one thread writes a record, and handing it a call never
+//! waits.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
@@ -9,56 +12,71 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 
-use super::repeat::Call;
+use super::recorded::RecordedCall;
 use crate::files::{io_reason, path_with_suffix};
 use crate::values::limits::Limits;
 
-/// Calls that wait to be written. Past it a call is left out, and counted.
-const QUEUE: usize = 4096;
+/// The calls that may wait to be written. Further ones are left out and counted.
+const QUEUE_LENGTH: usize = 4096;
 
 /// Writes calls to a file.
-pub(super) struct Recorder {
-    calls: Option<SyncSender<Arc<Call>>>,
+pub(crate) struct CallRecorder {
+    /// `None` while the recorder is dropped.
+    calls: Option<SyncSender<Arc<RecordedCall>>>,
     left_out: Arc<AtomicU64>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Recorder {
+/// A record that cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot record to {}: {}", .path.display(), io_reason(.source))]
+pub(crate) struct RecordError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+impl CallRecorder {
+    /// Starts to record to the file at `path`.
+    ///
     /// # Errors
-    /// The file cannot be written; the text names it.
-    pub(super) fn start(path: &Path, limits: &Limits) -> Result<Self, String> {
-        let failed = |error: io::Error| {
-            format!("cannot record to {}: {}", path.display(), io_reason(&error))
+    /// The file cannot be written, or no thread can be started.
+    pub(crate) fn start(path: &Path, limits: &Limits) -> Result<Self, RecordError> {
+        let failed = |source| RecordError {
+            path: path.to_owned(),
+            source,
         };
         let left_out = Arc::new(AtomicU64::new(0));
-        let writing = Writing::open(path, limits, &left_out).map_err(failed)?;
-        let (calls, received) = sync_channel(QUEUE);
+        let writer = RecordWriter::open(path, limits, &left_out).map_err(failed)?;
+        let (calls, received) = sync_channel(QUEUE_LENGTH);
         let thread = thread::Builder::new()
             .name("policy-record".to_owned())
-            .spawn(move || writing.run(&received));
+            .spawn(move || writer.run(&received))
+            .map_err(failed)?;
         Ok(Self {
             calls: Some(calls),
             left_out,
-            thread: Some(thread.map_err(failed)?),
+            thread: Some(thread),
         })
     }
 
-    pub(super) fn take(&self, call: &Arc<Call>) {
-        let sent = self
+    /// Records `call`, or leaves it out if the queue is full.
+    pub(super) fn record(&self, call: &Arc<RecordedCall>) {
+        let is_queued = self
             .calls
             .as_ref()
             .is_some_and(|calls| calls.try_send(Arc::clone(call)).is_ok());
-        if !sent {
+        if !is_queued {
             self.left_out.fetch_add(1, Ordering::Relaxed);
         }
     }
 
+    /// Returns the number of calls that were left out.
     pub(super) fn left_out(&self) -> u64 {
         self.left_out.load(Ordering::Relaxed)
     }
 }
 
-impl Drop for Recorder {
+impl Drop for CallRecorder {
     fn drop(&mut self) {
         drop(self.calls.take());
         if self
@@ -71,17 +89,19 @@ impl Drop for Recorder {
     }
 }
 
-struct Writing {
+struct RecordWriter {
     path: PathBuf,
     file: BufWriter<File>,
+    /// The length of the file.
     bytes: u64,
     bytes_max: u64,
+    /// The full files that are kept beside the current one.
     files_max: u64,
-    failing: bool,
+    is_failing: bool,
     left_out: Arc<AtomicU64>,
 }
 
-impl Writing {
+impl RecordWriter {
     fn open(path: &Path, limits: &Limits, left_out: &Arc<AtomicU64>) -> io::Result<Self> {
         let (file, bytes) = open(path)?;
         Ok(Self {
@@ -90,27 +110,28 @@ impl Writing {
             bytes,
             bytes_max: limits.policy_record_bytes,
             files_max: limits.policy_record_files,
-            failing: false,
+            is_failing: false,
             left_out: Arc::clone(left_out),
         })
     }
 
-    fn run(mut self, calls: &Receiver<Arc<Call>>) {
+    /// Writes calls until the recorder is dropped.
+    fn run(mut self, calls: &Receiver<Arc<RecordedCall>>) {
         while let Ok(first) = calls.recv() {
-            if self.is_gone() {
-                let opened = self.open_again();
-                self.note(opened);
+            if self.was_replaced() {
+                let reopened = self.reopen();
+                self.note(reopened);
             }
-            self.take(&first);
+            self.write(&first);
             while let Ok(next) = calls.try_recv() {
-                self.take(&next);
+                self.write(&next);
             }
             let flushed = self.file.flush();
             self.note(flushed);
         }
     }
 
-    fn take(&mut self, call: &Call) {
+    fn write(&mut self, call: &RecordedCall) {
         let Ok(mut line) = serde_json::to_vec(call) else {
             return;
         };
@@ -127,35 +148,35 @@ impl Writing {
         self.note(written);
     }
 
-    /// Whether somebody removed the file, or put another in its place.
-    fn is_gone(&self) -> bool {
+    /// Returns whether the file was removed or another file is in its place.
+    fn was_replaced(&self) -> bool {
         let own = self
             .file
             .get_ref()
             .metadata()
             .map(|meta| (meta.dev(), meta.ino()));
-        let there = fs::metadata(&self.path).map(|meta| (meta.dev(), meta.ino()));
-        own.ok() != there.ok()
+        let current = fs::metadata(&self.path).map(|meta| (meta.dev(), meta.ino()));
+        own.ok() != current.ok()
     }
 
-    fn open_again(&mut self) -> io::Result<()> {
+    fn reopen(&mut self) -> io::Result<()> {
         (self.file, self.bytes) = open(&self.path)?;
         Ok(())
     }
 
-    /// Told once, until it is over.
-    fn note(&mut self, done: io::Result<()>) {
-        match done {
-            Err(error) if !self.failing => {
-                self.failing = true;
-                tracing::warn!(path = %self.path.display(), error = io_reason(&error), "policy calls are not recorded");
+    /// Logs the first of a series of failures.
+    fn note(&mut self, result: io::Result<()>) {
+        match result {
+            Err(error) if !self.is_failing => {
+                self.is_failing = true;
+                tracing::warn!(path = %self.path.display(), error = io_reason(&error), "policy calls not recorded");
             }
             Err(_) => {}
-            Ok(()) => self.failing = false,
+            Ok(()) => self.is_failing = false,
         }
     }
 
-    /// `record` becomes `record.1`, that `record.2`, and so on; the oldest goes.
+    /// Renames `record` to `record.1`, that to `record.2`, and so on; the oldest is replaced.
     fn rotate(&mut self) -> io::Result<()> {
         self.file.flush()?;
         let numbered = |number: u64| path_with_suffix(&self.path, &format!(".{number}"));
@@ -170,17 +191,18 @@ impl Writing {
             }
             fs::rename(&self.path, numbered(1))?;
         }
-        self.open_again()
+        self.reopen()
     }
 }
 
+/// Opens the file at `path` for appending, and returns its length.
 fn open(path: &Path) -> io::Result<(BufWriter<File>, u64)> {
-    // Nobody waits for the other end of a FIFO.
     let mut options = OpenOptions::new();
     options
         .create(true)
         .append(true)
         .mode(0o600)
+        // Opening a FIFO must not wait for its other end.
         .custom_flags(libc::O_NONBLOCK);
     let file = options.open(path)?;
     let meta = file.metadata()?;

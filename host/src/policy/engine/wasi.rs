@@ -1,21 +1,26 @@
-//! The part of WASI 0.2 that every guest's runtime asks for, in a form that reaches nothing: no files, no sockets, no
-//! environment, no waiting. The clock and chance answer from the call's own arguments; what a guest writes to its
-//! standard streams goes to its bounded log.
+//! The interfaces of WASI 0.2 that the toolchains of guests import, in an inert form: no files, no
+//! sockets, no environment, no waiting.
+//!
+//! Invariant: clock and random numbers come from the call's arguments, and what a guest writes to its
+//! standard streams stays in a bounded buffer.
 
-use wasmtime::component::{ComponentType, Lift, Linker, Lower, Resource, ResourceType};
+use wasmtime::component::{
+    ComponentType, Lift, Linker, LinkerInstance, Lower, Resource, ResourceType,
+};
 use wasmtime::{Result, StoreContextMut, bail};
 
-use super::instance::Guest;
+use super::guest::GuestState;
 
-/// The version that the interfaces are offered under; any of the 0.2 track finds them.
+/// The version under which the interfaces are defined. Imports of any 0.2 version match it.
 const VERSION: &str = "0.2.6";
 
-/// Room that a stream always has, in bytes.
-const STREAM_ROOM: u64 = 4096;
+/// The bytes that an output stream accepts at any time.
+const STREAM_ROOM_BYTES: u64 = 4096;
 
-/// Random bytes that one call may ask for.
-const RANDOM_BYTES: u64 = 64 * 1024;
+/// The most random bytes that a guest gets at once.
+const RANDOM_BYTES_MAX: u64 = 64 * 1024;
 
+// Host-side types of the resources. No handle refers to anything.
 struct InputStream;
 struct OutputStream;
 struct Pollable;
@@ -39,9 +44,12 @@ struct Datetime {
     nanoseconds: u32,
 }
 
-pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> Result<()> {
-    add_io(linker)?;
+/// Defines the interfaces in `linker`.
+pub(super) fn add_to_linker(linker: &mut Linker<GuestState>) -> Result<()> {
+    add_errors_and_polling(linker)?;
+    add_streams(linker)?;
     add_cli(linker)?;
+    add_terminals(linker)?;
     add_clocks(linker)?;
     add_random(linker)
 }
@@ -50,7 +58,7 @@ fn name(interface: &str) -> String {
     format!("wasi:{interface}@{VERSION}")
 }
 
-fn add_io(linker: &mut Linker<Guest>) -> Result<()> {
+fn add_errors_and_polling(linker: &mut Linker<GuestState>) -> Result<()> {
     let mut error = linker.instance(&name("io/error"))?;
     error.resource("error", ResourceType::host::<IoError>(), |_, _| Ok(()))?;
     error.func_wrap(
@@ -71,7 +79,10 @@ fn add_io(linker: &mut Linker<Guest>) -> Result<()> {
     poll.func_wrap("poll", |_, (pollables,): (Vec<Resource<Pollable>>,)| {
         Ok(((0..pollables.len() as u32).collect::<Vec<u32>>(),))
     })?;
+    Ok(())
+}
 
+fn add_streams(linker: &mut Linker<GuestState>) -> Result<()> {
     let mut streams = linker.instance(&name("io/streams"))?;
     streams.resource(
         "input-stream",
@@ -83,6 +94,12 @@ fn add_io(linker: &mut Linker<Guest>) -> Result<()> {
         ResourceType::host::<OutputStream>(),
         |_, _| Ok(()),
     )?;
+    add_input_stream(&mut streams)?;
+    add_output_stream(&mut streams)
+}
+
+/// Defines input streams: they are closed.
+fn add_input_stream(streams: &mut LinkerInstance<'_, GuestState>) -> Result<()> {
     for read in ["read", "blocking-read"] {
         streams.func_wrap(
             &format!("[method]input-stream.{read}"),
@@ -99,16 +116,21 @@ fn add_io(linker: &mut Linker<Guest>) -> Result<()> {
         "[method]input-stream.subscribe",
         |_, (_,): (Resource<InputStream>,)| Ok((Resource::<Pollable>::new_own(0),)),
     )?;
+    Ok(())
+}
+
+/// Defines output streams: they keep what the guest writes as its output.
+fn add_output_stream(streams: &mut LinkerInstance<'_, GuestState>) -> Result<()> {
     streams.func_wrap(
         "[method]output-stream.check-write",
-        |_, (_,): (Resource<OutputStream>,)| Ok((Ok::<_, StreamError>(STREAM_ROOM),)),
+        |_, (_,): (Resource<OutputStream>,)| Ok((Ok::<_, StreamError>(STREAM_ROOM_BYTES),)),
     )?;
     for write in ["write", "blocking-write-and-flush"] {
         streams.func_wrap(
             &format!("[method]output-stream.{write}"),
-            |mut store: StoreContextMut<'_, Guest>,
+            |mut store: StoreContextMut<'_, GuestState>,
              (_, bytes): (Resource<OutputStream>, Vec<u8>)| {
-                store.data_mut().write(&bytes);
+                store.data_mut().write_output(&bytes);
                 Ok((Ok::<_, StreamError>(()),))
             },
         )?;
@@ -140,7 +162,7 @@ fn add_io(linker: &mut Linker<Guest>) -> Result<()> {
     Ok(())
 }
 
-fn add_cli(linker: &mut Linker<Guest>) -> Result<()> {
+fn add_cli(linker: &mut Linker<GuestState>) -> Result<()> {
     let mut environment = linker.instance(&name("cli/environment"))?;
     environment.func_wrap("get-environment", |_, (): ()| {
         Ok((Vec::<(String, String)>::new(),))
@@ -151,7 +173,7 @@ fn add_cli(linker: &mut Linker<Guest>) -> Result<()> {
     let mut exit = linker.instance(&name("cli/exit"))?;
     exit.func_wrap(
         "exit",
-        |_, (_,): (std::result::Result<(), ()>,)| -> Result<()> { bail!("the guest exited") },
+        |_, (_,): (std::result::Result<(), ()>,)| -> Result<()> { bail!("the guest called exit") },
     )?;
 
     linker
@@ -166,7 +188,10 @@ fn add_cli(linker: &mut Linker<Guest>) -> Result<()> {
                 Ok((Resource::<OutputStream>::new_own(0),))
             })?;
     }
+    Ok(())
+}
 
+fn add_terminals(linker: &mut Linker<GuestState>) -> Result<()> {
     let mut input = linker.instance(&name("cli/terminal-input"))?;
     input.resource(
         "terminal-input",
@@ -194,9 +219,9 @@ fn add_cli(linker: &mut Linker<Guest>) -> Result<()> {
     Ok(())
 }
 
-fn add_clocks(linker: &mut Linker<Guest>) -> Result<()> {
+fn add_clocks(linker: &mut Linker<GuestState>) -> Result<()> {
     let mut monotonic = linker.instance(&name("clocks/monotonic-clock"))?;
-    monotonic.func_wrap("now", |store: StoreContextMut<'_, Guest>, (): ()| {
+    monotonic.func_wrap("now", |store: StoreContextMut<'_, GuestState>, (): ()| {
         Ok((store.data().now().0.saturating_mul(1_000_000),))
     })?;
     monotonic.func_wrap("resolution", |_, (): ()| Ok((1_000_000_u64,)))?;
@@ -206,7 +231,7 @@ fn add_clocks(linker: &mut Linker<Guest>) -> Result<()> {
         })?;
     }
     let mut wall = linker.instance(&name("clocks/wall-clock"))?;
-    wall.func_wrap("now", |store: StoreContextMut<'_, Guest>, (): ()| {
+    wall.func_wrap("now", |store: StoreContextMut<'_, GuestState>, (): ()| {
         let now = store.data().now();
         let nanoseconds = (now.0 % 1000) as u32 * 1_000_000;
         Ok((Datetime {
@@ -222,31 +247,33 @@ fn add_clocks(linker: &mut Linker<Guest>) -> Result<()> {
     })
 }
 
-fn add_random(linker: &mut Linker<Guest>) -> Result<()> {
+fn add_random(linker: &mut Linker<GuestState>) -> Result<()> {
     for (interface, prefix) in [("random/random", ""), ("random/insecure", "insecure-")] {
         let mut random = linker.instance(&name(interface))?;
         random.func_wrap(
             &format!("get-{prefix}random-bytes"),
-            |mut store: StoreContextMut<'_, Guest>, (length,): (u64,)| {
-                if length > RANDOM_BYTES {
-                    bail!("the guest asked for {length} random bytes, more than {RANDOM_BYTES}");
+            |mut store: StoreContextMut<'_, GuestState>, (length,): (u64,)| {
+                if length > RANDOM_BYTES_MAX {
+                    bail!("random: expected at most {RANDOM_BYTES_MAX} bytes, found {length}");
                 }
                 let guest = store.data_mut();
                 Ok(((0..length)
-                    .map(|_| guest.random() as u8)
+                    .map(|_| guest.next_random() as u8)
                     .collect::<Vec<u8>>(),))
             },
         )?;
         random.func_wrap(
             &format!("get-{prefix}random-u64"),
-            |mut store: StoreContextMut<'_, Guest>, (): ()| Ok((store.data_mut().random(),)),
+            |mut store: StoreContextMut<'_, GuestState>, (): ()| {
+                Ok((store.data_mut().next_random(),))
+            },
         )?;
     }
     linker.instance(&name("random/insecure-seed"))?.func_wrap(
         "insecure-seed",
-        |mut store: StoreContextMut<'_, Guest>, (): ()| {
+        |mut store: StoreContextMut<'_, GuestState>, (): ()| {
             let guest = store.data_mut();
-            Ok(((guest.random(), guest.random()),))
+            Ok(((guest.next_random(), guest.next_random()),))
         },
     )
 }
