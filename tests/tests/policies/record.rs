@@ -531,3 +531,37 @@ async fn a_shadow_that_is_replaced_is_taken_up() {
     assert_eq!(wait_for_compared(&rig, 4).await["disagreed"], 0);
     rig.stop().await;
 }
+
+/// A shadow that takes a while to read and to hash, several times: it is no component, and could be half written.
+const LARGE_SHADOW_BYTES: u64 = 16 << 20;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn policies_are_reported_while_a_large_shadow_is_read() {
+    let rig = Rig::new().await;
+    let shadow = rig.write(
+        "shadow.wasm",
+        fs::read(component("fallback")).expect("it is built"),
+    );
+    let mut config = rig.team(&["a", "b"], json!({ "strategy": "mine" }));
+    config["policies"] = json!([{ "tag": "mine", "kind": "balancer", "path": component("round-robin"), "shadow": shadow }]);
+    let program = rig.spawn(&config).await;
+    let large = rig.path("large.wasm");
+    fs::File::create(&large)
+        .and_then(|file| file.set_len(LARGE_SHADOW_BYTES))
+        .expect("a file");
+    let started = Instant::now();
+    fs::rename(large, rig.path("shadow.wasm")).expect("it can be renamed");
+    let mut longest = Duration::ZERO;
+    while !program.log().contains("shadow reload failed") {
+        assert!(started.elapsed() < WAIT_MAX, "the shadow is rejected");
+        let asked = Instant::now();
+        rig.policies().await;
+        longest = longest.max(asked.elapsed());
+    }
+    let whole = started.elapsed();
+    assert!(
+        longest < whole / 4,
+        "a report took {longest:?} of the {whole:?} that reading the shadow took"
+    );
+    program.kill();
+}
