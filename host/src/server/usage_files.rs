@@ -14,7 +14,7 @@ use super::error::StartError;
 use crate::config::ServiceConfig;
 use crate::files::io_reason;
 use crate::ledger::{Ledger, LedgerError, LedgerReader, UsageFileRow, UsageFileState};
-use crate::usage_file::{self, Found, Sums, Usage};
+use crate::usage_file::{self, ResponseUsage, UsageFileContent, UsageSums};
 use crate::values::clock::Timestamp;
 
 /// How often the files are written.
@@ -68,7 +68,7 @@ pub(super) struct UsageFiles {
 
 struct UsageFile {
     target: UsageFileTarget,
-    sums: Sums,
+    sums: UsageSums,
     /// The last row in `sums`.
     added: u64,
     /// What the file on disk holds.
@@ -181,25 +181,27 @@ impl UsageFile {
         let last_row = reader.last_row()?;
         let found = usage_file::read(path, Timestamp::now())?;
         let (sums, through, digest) = match (found, noted) {
-            (Found::Missing, None) => (Sums::default(), last_row, None),
+            (UsageFileContent::Missing, None) => (UsageSums::default(), last_row, None),
             // The gateway was killed between the note and the first write.
-            (Found::Missing, Some(noted)) if noted.digest_before.is_none() => {
-                (Sums::default(), noted.through_before, None)
+            (UsageFileContent::Missing, Some(noted)) if noted.digest_before.is_none() => {
+                (UsageSums::default(), noted.through_before, None)
             }
             // An operator removed it to start from zero.
-            (Found::Missing, Some(noted)) => (Sums::default(), noted.through, None),
-            (Found::Sums(sums, digest), Some(noted))
+            (UsageFileContent::Missing, Some(noted)) => (UsageSums::default(), noted.through, None),
+            (UsageFileContent::Sums(sums, digest), Some(noted))
                 if noted.digest_before.as_ref() == Some(&digest) =>
             {
                 (*sums, noted.through_before, Some(digest))
             }
             // As it was written, or continued by another program.
-            (Found::Sums(sums, digest), Some(noted)) => (*sums, noted.through, Some(digest)),
-            (Found::Sums(sums, digest), None) => (*sums, last_row, Some(digest)),
-            (Found::Broken { kept, reason }, noted) => {
-                tracing::warn!(kept = %kept.display(), reason, "broken usage file set aside");
+            (UsageFileContent::Sums(sums, digest), Some(noted)) => {
+                (*sums, noted.through, Some(digest))
+            }
+            (UsageFileContent::Sums(sums, digest), None) => (*sums, last_row, Some(digest)),
+            (UsageFileContent::Broken { kept, reason }, noted) => {
+                tracing::warn!(kept = %kept.display(), %reason, "broken usage file set aside");
                 // The rows of the ledger are summed again.
-                (Sums::default(), noted.map_or(last_row, |_| 0), None)
+                (UsageSums::default(), noted.map_or(last_row, |_| 0), None)
             }
         };
         let state = UsageFileState {
@@ -255,8 +257,8 @@ impl UsageFile {
     }
 }
 
-fn usage(row: &UsageFileRow) -> Usage<'_> {
-    Usage {
+fn usage(row: &UsageFileRow) -> ResponseUsage<'_> {
+    ResponseUsage {
         model: &row.model,
         service_tier: &row.service_tier,
         context_window: row.context_window,

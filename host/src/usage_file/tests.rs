@@ -1,0 +1,78 @@
+use super::*;
+use crate::values::money::NanoUsd;
+
+fn usage(user: Option<&'static str>, cost: u64) -> ResponseUsage<'static> {
+    ResponseUsage {
+        model: "gpt-5.4",
+        service_tier: "auto",
+        context_window: Some(272_000),
+        week_start_unix: Some(1_767_225_600),
+        user,
+        input: 100,
+        cached: 40,
+        output: 10,
+        cost: NanoUsd(cost),
+    }
+}
+
+#[test]
+fn the_file_has_the_shape_that_sing_box_writes() {
+    let mut sums = UsageSums::default();
+    sums.add(&usage(Some("alice"), 1_500_000_000));
+    sums.add(&usage(None, 500_000_000));
+    let json: serde_json::Value = serde_json::from_str(&sums.to_json(Timestamp(0))).expect("JSON");
+    let week = "2026-01-01T00:00:00Z";
+    assert_eq!(
+        json,
+        serde_json::json!({
+            "last_updated": "1970-01-01T00:00:00Z",
+            "costs": {
+                "total_usd": 2.0,
+                "by_user": {"alice": 1.5},
+                "by_week": {week: 2.0},
+                "by_user_and_week": {"alice": {week: 1.5}},
+            },
+            "combinations": [{
+                "model": "gpt-5.4", "service_tier": "default", "context_window": 272_000,
+                "week_start_unix": 1_767_225_600,
+                "total": {"request_count": 2, "input_tokens": 200, "output_tokens": 20, "cached_tokens": 80,
+                    "cost_usd": 2.0},
+                "by_user": {"alice": {"request_count": 1, "input_tokens": 100, "output_tokens": 10,
+                    "cached_tokens": 40, "cost_usd": 1.5}},
+            }],
+        })
+    );
+}
+
+#[test]
+fn a_file_read_back_is_the_same_to_the_nano_dollar() {
+    let mut sums = UsageSums::default();
+    for cost in [1, 333_333_333, 123_456_789_012] {
+        sums.add(&usage(Some("alice"), cost));
+    }
+    assert_eq!(
+        UsageSums::parse(sums.to_json(Timestamp(0)).as_bytes()).expect("its own text"),
+        sums
+    );
+}
+
+#[test]
+fn a_broken_file_is_moved_aside() {
+    let folder = std::env::temp_dir().join(format!("tollgate-usage-{}", uuid::Uuid::new_v4()));
+    fs::create_dir_all(&folder).expect("a folder");
+    let path = folder.join("usages.json");
+    fs::write(&path, "{\"combinations\": 5}").expect("writes");
+    let Ok(UsageFileContent::Broken { kept, .. }) = read(&path, Timestamp::from_unix(7)) else {
+        panic!("not broken")
+    };
+    assert!(kept.to_string_lossy().ends_with("usages.json.broken-7"));
+    assert_eq!(
+        fs::read_to_string(kept).expect("kept"),
+        "{\"combinations\": 5}"
+    );
+    assert!(matches!(
+        read(&path, Timestamp(0)),
+        Ok(UsageFileContent::Missing)
+    ));
+    fs::remove_dir_all(folder).expect("removes");
+}
