@@ -2,9 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tollgate::meter::{
-    ClientMessageScan, ResponseCreate, UpstreamMessage, UpstreamMessageScan,
-};
+use tollgate::meter::{ClientMessageScan, ResponseCreate, UpstreamMessage, UpstreamMessageScan};
 use tollgate::values::clock::Timestamp;
 use tollgate::values::exchange::MeteredResponse;
 
@@ -13,7 +11,10 @@ const NOW: Timestamp = Timestamp(1_000_000_000);
 /// Separates messages; UTF-8 does not contain it.
 const BETWEEN: u8 = 0xff;
 
-fn read(messages: &[u8], size: usize) -> Vec<(UpstreamMessage, Option<MeteredResponse>, Option<ResponseCreate>)> {
+fn read(
+    messages: &[u8],
+    size: usize,
+) -> Vec<(UpstreamMessage, Option<MeteredResponse>, Option<ResponseCreate>)> {
     let (mut events, mut creates) = (UpstreamMessageScan::default(), ClientMessageScan::default());
     let each = messages.split(|byte| *byte == BETWEEN).map(|message| {
         events.begin();
@@ -24,7 +25,10 @@ fn read(messages: &[u8], size: usize) -> Vec<(UpstreamMessage, Option<MeteredRes
         }
         let event = events.end(|| NOW);
         // As the relay does: the end of a response takes what was found out about it.
-        let ended = matches!(event, UpstreamMessage::Ended(_) | UpstreamMessage::Error { .. });
+        let ended = matches!(
+            event,
+            UpstreamMessage::Ended(_) | UpstreamMessage::Error { .. }
+        );
         (event, ended.then(|| events.take_metered()), creates.end())
     });
     each.collect()

@@ -8,6 +8,7 @@ mod faults;
 mod http2_upstream;
 mod journey;
 mod metering;
+mod parsers;
 #[path = "../peer/mod.rs"]
 mod peer;
 mod properties;
