@@ -1,4 +1,5 @@
-//! The frame reader: it finds what an oracle with tungstenite's parser of headers finds, in any pieces.
+//! The frame reader: it finds what an oracle with tungstenite's parser of headers finds, in any
+//! pieces.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,5 +1,5 @@
-//! What the frame reader must find in the bytes of one side, with tungstenite's parser of headers. The fuzz target and
-//! the tests share this file.
+//! What the frame reader must find in the bytes of one side, with tungstenite's parser of headers.
+//! The fuzz target and the tests share this file.
 
 use std::io::Cursor;
 

@@ -1,4 +1,5 @@
-//! What the JSON scanner must find in an object, according to serde_json. The fuzz target and the tests share this file.
+//! What the JSON scanner must find in an object, according to serde_json. The fuzz target and the
+//! tests share this file.
 
 use std::fmt;
 
@@ -31,7 +32,8 @@ struct FoundValue {
     integer: Option<u64>,
 }
 
-/// Checks that the scanner finds what serde_json finds in `input`, and the same in pieces of `size`.
+/// Checks that the scanner finds what serde_json finds in `input`, and the same in pieces of
+/// `size`.
 ///
 /// # Panics
 /// Panics if it does not.
@@ -64,8 +66,8 @@ fn scan(input: &[u8], size: usize) -> (Vec<FoundValue>, ScanProgress) {
     (found, scan.progress())
 }
 
-/// The members of an object in their order, with duplicates. A key with escapes is `None`: the scanner does not resolve
-/// them in keys.
+/// The members of an object in their order, with duplicates. A key with escapes is `None`: the
+/// scanner does not resolve them in keys.
 struct Members<'a>(Vec<(Option<&'a str>, &'a RawValue)>);
 
 impl<'de> Deserialize<'de> for Members<'de> {

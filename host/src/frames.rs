@@ -1,7 +1,9 @@
-//! WebSocket frames (RFC 6455): a reader that follows them while they pass, and the few that the gateway sends itself.
+//! WebSocket frames (RFC 6455): a reader that follows them while they pass, and the few that the
+//! gateway sends itself.
 //!
-//! Owns the rules of the protocol; does not hold, copy or change a byte of the frames that pass, and does not know what
-//! their messages mean. Invariant: its memory does not grow with a frame or a message.
+//! Owns the rules of the protocol; does not hold, copy or change a byte of the frames that pass,
+//! and does not know what their messages mean. Invariant: its memory does not grow with a frame or
+//! a message.
 
 mod control;
 mod handshake;

@@ -1,9 +1,10 @@
 //! The ledger: one row for every admitted request, in a SQLite file with one writer.
 //!
-//! Owns the file, its schema and the order of commits; does not know how a row came about. Invariants: room for a row
-//! is reserved before its request is served, and a [`RowCommit`] resolves only when the row is on the file, or in memory
-//! if the operator chose to serve while the file cannot be written. Commits are synced as WAL's `NORMAL` does: killing
-//! the process loses nothing, a power cut at most the last rows.
+//! Owns the file, its schema and the order of commits; does not know how a row came about.
+//! Invariants: room for a row is reserved before its request is served, and a [`RowCommit`]
+//! resolves only when the row is on the file, or in memory if the operator chose to serve while the
+//! file cannot be written. Commits are synced as WAL's `NORMAL` does: killing the process loses
+//! nothing, a power cut at most the last rows.
 
 mod command;
 mod file;
@@ -67,11 +68,12 @@ impl std::fmt::Debug for Ledger {
 }
 
 impl Ledger {
-    /// Opens the ledger in `data_dir`. Creates the folder and the file if they are missing, and migrates an old file.
+    /// Opens the ledger in `data_dir`. Creates the folder and the file if they are missing, and
+    /// migrates an old file.
     ///
     /// # Errors
-    /// The folder or the file cannot be used, the file is not a ledger, or another process writes it. What is there is
-    /// not changed.
+    /// The folder or the file cannot be used, the file is not a ledger, or another process writes
+    /// it. What is there is not changed.
     pub fn open(data_dir: &Path, limits: &Limits) -> Result<Self, LedgerError> {
         let lock = file::lock(data_dir)?;
         let path = data_dir.join(FILE_NAME);
@@ -102,8 +104,8 @@ impl Ledger {
         &self.path
     }
 
-    /// Reserves room for a row. If the file cannot be written and `limits.ledger_full` is `serve`, this always succeeds:
-    /// a row beyond the queue is written to the log instead.
+    /// Reserves room for a row. If the file cannot be written and `limits.ledger_full` is `serve`,
+    /// this always succeeds: a row beyond the queue is written to the log instead.
     ///
     /// # Errors
     /// All room is reserved, or the file cannot be written.
@@ -126,8 +128,8 @@ impl Ledger {
         commit
     }
 
-    /// Returns the commit of a row that will be written later, and the promise to write it. If the promise is dropped,
-    /// the commit fails.
+    /// Returns the commit of a row that will be written later, and the promise to write it. If the
+    /// promise is dropped, the commit fails.
     pub fn promise(&self) -> (CommitPromise, RowCommit) {
         let (done, waiting) = oneshot::channel();
         (CommitPromise(done), RowCommit::new(waiting))
@@ -146,7 +148,8 @@ impl Ledger {
             done,
         };
         if let Err(mpsc::SendError(WriterCommand::Row { row, .. })) = self.commands.send(command) {
-            // Rows are settled before the ledger is closed, which ends the writer: this is a bug, and must be visible.
+            // Rows are settled before the ledger is closed, which ends the writer: this is a bug,
+            // and must be visible.
             writer::log_lost_row(&row, "the ledger is closed");
         }
     }
@@ -169,7 +172,8 @@ impl Ledger {
     /// Saves which rows the usage file at `path` contains.
     pub fn save_usage_file(&self, path: &str, state: UsageFileState) -> RowCommit {
         let (done, waiting) = oneshot::channel();
-        // If the writer has ended, `done` is dropped with the command, and the commit fails at once.
+        // If the writer has ended, `done` is dropped with the command, and the commit fails at
+        // once.
         let _ = self.commands.send(WriterCommand::UsageFile {
             path: path.to_owned(),
             state,

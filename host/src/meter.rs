@@ -1,8 +1,8 @@
 //! Metering: reads responses and messages while they pass, and finds out what they used.
 //!
-//! Owns the reading of SSE, JSON and compressed bodies; does not hold back or change a byte. Invariant: the memory per
-//! stream is bounded, however long a body, a line or an event is, and an event that carries no usage costs no
-//! allocation.
+//! Owns the reading of SSE, JSON and compressed bodies; does not hold back or change a byte.
+//! Invariant: the memory per stream is bounded, however long a body, a line or an event is, and an
+//! event that carries no usage costs no allocation.
 
 mod decode;
 mod messages;
@@ -44,7 +44,8 @@ impl std::fmt::Debug for Meter {
 }
 
 impl Meter {
-    /// Creates a meter for a response with these headers. Of a compressed body it decodes at most `decoded_bytes`.
+    /// Creates a meter for a response with these headers. Of a compressed body it decodes at most
+    /// `decoded_bytes`.
     pub fn new(headers: &HeaderMap, decoded_bytes: u64) -> Self {
         let content_type = headers
             .get(CONTENT_TYPE)

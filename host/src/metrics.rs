@@ -1,9 +1,10 @@
-//! Metrics for operators: requests, tokens, cost and time, under OpenTelemetry's names if it defines one.
+//! Metrics for operators: requests, tokens, cost and time, under OpenTelemetry's names if it
+//! defines one.
 //!
-//! Owns the counters and writes them in Prometheus's text format; does not know where the [`ObservedMetrics`] come
-//! from, which are read at each scrape. Invariant: the number of series is bounded. Names of users, credentials and
-//! services are those of the configuration; names of models come from upstream, and models beyond [`MODELS_MAX`] are
-//! counted as `other`.
+//! Owns the counters and writes them in Prometheus's text format; does not know where the
+//! [`ObservedMetrics`] come from, which are read at each scrape. Invariant: the number of series is
+//! bounded. Names of users, credentials and services are those of the configuration; names of
+//! models come from upstream, and models beyond [`MODELS_MAX`] are counted as `other`.
 
 mod observed;
 
@@ -40,13 +41,15 @@ const PROVIDER: &str = "openai";
 /// The content type of the text format.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// The buckets of durations in seconds: OpenTelemetry's for HTTP, and three longer ones, since responses take minutes.
+/// The buckets of durations in seconds: OpenTelemetry's for HTTP, and three longer ones, since
+/// responses take minutes.
 const DURATION_BUCKETS: [f64; 17] = [
     0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0, 120.0,
     600.0,
 ];
 
-/// The buckets that OpenTelemetry's GenAI conventions prescribe for `gen_ai.client.token.usage`: the powers of four.
+/// The buckets that OpenTelemetry's GenAI conventions prescribe for `gen_ai.client.token.usage`:
+/// the powers of four.
 const TOKEN_BUCKETS: [f64; 14] = [
     1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262144.0, 1048576.0, 4194304.0,
     16777216.0, 67108864.0,
@@ -300,7 +303,8 @@ fn seconds(milliseconds: u64) -> f64 {
     milliseconds as f64 / 1e3
 }
 
-/// Returns the method's label: any method outside of RFC 9110 and RFC 5789 is `_OTHER`, as OpenTelemetry prescribes.
+/// Returns the method's label: any method outside of RFC 9110 and RFC 5789 is `_OTHER`, as
+/// OpenTelemetry prescribes.
 fn method_label(method: &Method) -> &'static str {
     match *method {
         Method::CONNECT => "CONNECT",

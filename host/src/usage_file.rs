@@ -1,7 +1,8 @@
-//! Usage files: the sums of a credential's responses, in the JSON that sing-box writes and its tools read.
+//! Usage files: the sums of a credential's responses, in the JSON that sing-box writes and its
+//! tools read.
 //!
-//! Owns the format, its arithmetic and the files; does not know where the rows come from. Invariant: sums are kept in
-//! whole nano-dollars, so that reading a file back loses nothing.
+//! Owns the format, its arithmetic and the files; does not know where the rows come from.
+//! Invariant: sums are kept in whole nano-dollars, so that reading a file back loses nothing.
 
 mod json;
 mod sums;
@@ -37,7 +38,8 @@ pub enum UsageFileContent {
     },
 }
 
-/// Reads the usage file at `path`. Moves a file that is not a usage file aside, to `<path>.broken-<time>`.
+/// Reads the usage file at `path`. Moves a file that is not a usage file aside, to
+/// `<path>.broken-<time>`.
 ///
 /// # Errors
 /// The file cannot be read or moved.

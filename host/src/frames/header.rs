@@ -71,7 +71,8 @@ pub(super) struct FrameHeader {
 }
 
 impl FrameHeader {
-    /// Reads the header at the start of `input`. Returns `None` if `input` ends before the header does.
+    /// Reads the header at the start of `input`. Returns `None` if `input` ends before the header
+    /// does.
     ///
     /// # Errors
     /// The header breaks a rule. As much of it as is there is checked.

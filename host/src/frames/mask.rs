@@ -1,6 +1,7 @@
 //! The masking of a client's payload (RFC 6455, section 5.3).
 
-/// Applies `mask` to `bytes`, the first of which is at `offset` in the payload (modulo 4). Returns the offset after them.
+/// Applies `mask` to `bytes`, the first of which is at `offset` in the payload (modulo 4). Returns
+/// the offset after them.
 pub(super) fn apply_mask(bytes: &mut [u8], mask: [u8; 4], offset: usize) -> usize {
     let rotated = [
         mask[offset % 4],

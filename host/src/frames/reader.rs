@@ -1,4 +1,5 @@
-//! The reader of one side's frames: where messages begin and end, and whether the sender keeps the protocol.
+//! The reader of one side's frames: where messages begin and end, and whether the sender keeps the
+//! protocol.
 
 use super::control::ControlPayload;
 use super::header::{FrameHeader, FrameOpcode, FrameSender, HEADER_BYTES_MAX};
@@ -52,7 +53,8 @@ pub enum ReadControl {
 pub struct FrameProgress {
     /// The number of bytes that were read.
     pub read: usize,
-    /// Where in the input the open message began, or the last one if none is open; 0 if it began before the input.
+    /// Where in the input the open message began, or the last one if none is open; 0 if it began
+    /// before the input.
     pub message_at: usize,
 }
 
@@ -209,7 +211,8 @@ impl FrameReader {
         Ok(FrameProgress { read, message_at })
     }
 
-    /// Reads a header or a part of it from `input`, which is not empty. Returns how many bytes it took.
+    /// Reads a header or a part of it from `input`, which is not empty. Returns how many bytes it
+    /// took.
     fn read_header(
         &mut self,
         input: &[u8],

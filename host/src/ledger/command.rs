@@ -1,4 +1,5 @@
-//! What passes between the ledger and its writer: commands with their reservations, and the commits that resolve.
+//! What passes between the ledger and its writer: commands with their reservations, and the commits
+//! that resolve.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -176,7 +176,8 @@ pub(super) fn open(path: &Path, bytes_max: u64) -> Result<Connection, LedgerErro
         .busy_timeout(Duration::from_secs(5))
         .map_err(&failed)?;
     if is_new {
-        // Before SQLite writes to its log: whenever the process is killed, the header identifies the file.
+        // Before SQLite writes to its log: whenever the process is killed, the header identifies
+        // the file.
         connection
             .pragma_update(None, "application_id", APPLICATION_ID)
             .map_err(&failed)?;

@@ -81,8 +81,8 @@ pub struct UsageFileRow {
     pub cost: NanoUsd,
 }
 
-/// Which rows a usage file contains, now and before: the process may be killed between saving this and replacing the
-/// file.
+/// Which rows a usage file contains, now and before: the process may be killed between saving this
+/// and replacing the file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct UsageFileState {
     /// The last row in the file.

@@ -95,7 +95,8 @@ impl LedgerReader {
         oldest_first(rows)
     }
 
-    /// Returns the issuers of the responses in the last `rows_max` rows that ended since `begin`, the oldest first.
+    /// Returns the issuers of the responses in the last `rows_max` rows that ended since `begin`,
+    /// the oldest first.
     ///
     /// # Errors
     /// The file cannot be read.

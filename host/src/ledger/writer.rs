@@ -20,8 +20,9 @@ use crate::values::limits::{LedgerFull, Limits};
 /// The most entries of one commit.
 const GROUP_MAX: usize = 256;
 
-/// How long a group is collected after its first row. The last byte of a response waits that much longer; in exchange,
-/// the rows of requests that end together share a commit, and sending a row need not wake the writer.
+/// How long a group is collected after its first row. The last byte of a response waits that much
+/// longer; in exchange, the rows of requests that end together share a commit, and sending a row
+/// need not wake the writer.
 const COLLECT: Duration = Duration::from_micros(300);
 
 /// The interval at which expired sessions are deleted.
@@ -174,7 +175,8 @@ impl LedgerWriter {
                 done: Some(done),
             }),
             WriterCommand::UsageFile { path, state, done } => {
-                // A newer state of a file replaces one that waits: so the number of entries is bounded.
+                // A newer state of a file replaces one that waits: so the number of entries is
+                // bounded.
                 self.pending.retain(|pending| match &pending.content {
                     EntryContent::UsageFile(waiting, _) => *waiting != path,
                     EntryContent::Row(_) => true,
@@ -243,7 +245,8 @@ impl LedgerWriter {
 /// Lets the receiver of an entry continue while the ledger fails, if it need not wait.
 fn release_while_failing(entry: &mut PendingEntry, full: LedgerFull) {
     match (&entry.content, full) {
-        // Dropped, it reports "not committed": nothing blocks on it, and the usage file is not written.
+        // Dropped, it reports "not committed": nothing blocks on it, and the usage file is not
+        // written.
         (EntryContent::UsageFile(..), _) => drop(entry.done.take()),
         (EntryContent::Row(_), LedgerFull::Serve) => entry.report_committed(),
         (EntryContent::Row(_), LedgerFull::Refuse) => {}

@@ -55,7 +55,8 @@ impl<W: Write> BodyDecoder<W> {
         if let Self::DeflateUndecided(writer) = self
             && let Some(writer) = writer.take()
         {
-            // RFC 1950: the low half of the first byte is the method, 8 for deflate; the high half is at most 7.
+            // RFC 1950: the low half of the first byte is the method, 8 for deflate; the high half
+            // is at most 7.
             let zlib = first & 0x0f == 8 && first >> 4 <= 7;
             *self = if zlib {
                 Self::Zlib(ZlibDecoder::new(writer))
@@ -102,7 +103,8 @@ impl<W: Write> BodyDecoder<W> {
     }
 }
 
-/// Creates a zstd decoder with a limited window, so that a hostile frame cannot make it allocate more.
+/// Creates a zstd decoder with a limited window, so that a hostile frame cannot make it allocate
+/// more.
 fn zstd_decoder<W: Write>(writer: W) -> zstd::stream::write::Decoder<'static, W> {
     let bounded = zstd::stream::write::Decoder::new(writer).and_then(|mut decoder| {
         decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
@@ -114,7 +116,8 @@ fn zstd_decoder<W: Write>(writer: W) -> zstd::stream::write::Decoder<'static, W>
     })
 }
 
-/// Decodes the first `bytes_max` bytes of a body. The result ends before the first byte that cannot be decoded.
+/// Decodes the first `bytes_max` bytes of a body. The result ends before the first byte that cannot
+/// be decoded.
 pub fn decode_body(encoding: Option<&str>, parts: &[bytes::Bytes], bytes_max: usize) -> Vec<u8> {
     let buffer = BoundedBuffer {
         bytes: Vec::new(),

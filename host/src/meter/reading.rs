@@ -35,7 +35,8 @@ pub(super) const USAGE_KEYS: &[WantedKey] = &[
     WantedKey::within("completion_tokens_details", OUTPUT_DETAILS),
 ];
 
-/// The keys of a response: at the top in a body and in chat completions, under `response` in an event.
+/// The keys of a response: at the top in a body and in chat completions, under `response` in an
+/// event.
 pub(super) const RESPONSE_KEYS: &[WantedKey] = &[
     WantedKey::scalar("type", TYPE),
     WantedKey::scalar("id", ID),
@@ -224,7 +225,8 @@ impl ResponseReading {
     }
 }
 
-/// Sets a value that is not known yet. Every chunk of a stream repeats it, and only the first allocates.
+/// Sets a value that is not known yet. Every chunk of a stream repeats it, and only the first
+/// allocates.
 fn set_once(known: &mut Option<String>, scalar: JsonScalar<'_>) {
     if known.is_none() {
         *known = scalar.text().filter(|text| !text.is_empty());

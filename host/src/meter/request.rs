@@ -1,6 +1,7 @@
 //! The scanner of a request's body: the fields that decide about its routing and price.
 //!
-//! The body itself is never changed. A body that is not JSON yields no fields; rejecting it is left to upstream.
+//! The body itself is never changed. A body that is not JSON yields no fields; rejecting it is left
+//! to upstream.
 
 use std::io::{self, Write};
 
@@ -64,7 +65,8 @@ impl std::fmt::Debug for RequestScan {
 }
 
 impl RequestScan {
-    /// Creates a scan of a body with this content encoding. Of the body it reads at most `decoded_bytes`, decoded.
+    /// Creates a scan of a body with this content encoding. Of the body it reads at most
+    /// `decoded_bytes`, decoded.
     pub fn new(encoding: Option<&str>, decoded_bytes: u64) -> Self {
         let request = DecodedRequest {
             scan: JsonScan::new(KEYS),

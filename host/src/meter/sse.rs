@@ -1,6 +1,8 @@
-//! The scanner of server-sent events (WHATWG HTML, section 9.2), which reads them in place, in any pieces.
+//! The scanner of server-sent events (WHATWG HTML, section 9.2), which reads them in place, in any
+//! pieces.
 //!
-//! Only `data` lines matter: the events of this protocol have their type in their JSON. Lines end in LF, CR or CRLF.
+//! Only `data` lines matter: the events of this protocol have their type in their JSON. Lines end
+//! in LF, CR or CRLF.
 
 use memchr::memchr2;
 
@@ -127,7 +129,8 @@ impl SseScanner {
         }
     }
 
-    /// Reads a byte of a value that may be `[DONE]`. Returns how many bytes it took, and `None` once it is `[DONE]`.
+    /// Reads a byte of a value that may be `[DONE]`. Returns how many bytes it took, and `None`
+    /// once it is `[DONE]`.
     fn read_done(&mut self, matched: usize, content: &[u8]) -> Option<usize> {
         if matched == 0 && content[0] == b' ' {
             return Some(1);

@@ -1,4 +1,5 @@
-//! Metrics that are read at the time of a scrape: the state of credentials, policies and the ledger.
+//! Metrics that are read at the time of a scrape: the state of credentials, policies and the
+//! ledger.
 //!
 //! Owns how such figures become families of the text format; does not know what they measure.
 
@@ -92,7 +93,8 @@ impl DurationSample {
         let mut before = 0;
         let mut buckets = Vec::with_capacity(CALL_BUCKETS.len() + 1);
         for bound in CALL_BUCKETS {
-            // Other threads count meanwhile: what is cumulative must not fall, nor exceed the count below.
+            // Other threads count meanwhile: what is cumulative must not fall, nor exceed the count
+            // below.
             let at_most = histogram
                 .at_most(Duration::from_secs_f64(bound))
                 .max(before);

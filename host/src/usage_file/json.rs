@@ -1,4 +1,5 @@
-//! The JSON of a usage file, as sing-box writes it. Money is a decimal fraction here, and only here.
+//! The JSON of a usage file, as sing-box writes it. Money is a decimal fraction here, and only
+//! here.
 
 use std::collections::BTreeMap;
 

@@ -1,7 +1,8 @@
 //! A scanner that reads a few values of a JSON object in place, while the object arrives in pieces.
 //!
-//! It stores only the key or value that is incomplete, up to [`FIELD_BYTES`], and skips all others: its memory does not
-//! grow with the input, and it does not allocate. It does not validate: invalid JSON yields fewer values, never a panic.
+//! It stores only the key or value that is incomplete, up to [`FIELD_BYTES`], and skips all others:
+//! its memory does not grow with the input, and it does not allocate. It does not validate: invalid
+//! JSON yields fewer values, never a panic.
 
 use memchr::memchr2;
 
@@ -22,7 +23,8 @@ pub struct WantedKey {
 /// The wanted part of a key's value.
 #[derive(Debug)]
 pub enum WantedValue {
-    /// The value itself, if it is a string, number or literal. The sink receives it with this number.
+    /// The value itself, if it is a string, number or literal. The sink receives it with this
+    /// number.
     Scalar(u8),
     /// Values of these keys, if it is an object.
     Within(&'static [WantedKey]),
@@ -293,7 +295,8 @@ impl JsonScan {
         length + 1
     }
 
-    /// Returns how many bytes of `input` belong to the current string, and whether its closing quote follows them.
+    /// Returns how many bytes of `input` belong to the current string, and whether its closing
+    /// quote follows them.
     fn string_end(&mut self, input: &[u8]) -> (usize, bool) {
         let mut at = 0;
         loop {

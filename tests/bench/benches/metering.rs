@@ -1,4 +1,4 @@
-//! How fast a response is read on its way past.
+//! The throughput of metering a response.
 
 use std::hint::black_box;
 
@@ -7,7 +7,7 @@ use tollgate::meter::Meter;
 use tollgate_bench::timing::{Figure, Timer};
 
 const EVENTS: usize = 5000;
-/// Deltas are nearly all that comes.
+/// Deltas are most of a stream.
 const DELTAS_AIM_GB_PER_S: f64 = 1.0;
 
 fn headers(content_type: &'static str) -> HeaderMap {
@@ -16,7 +16,7 @@ fn headers(content_type: &'static str) -> HeaderMap {
     headers
 }
 
-/// Deltas as Codex gets them, about 250 bytes each.
+/// Returns deltas as Codex receives them, about 250 bytes each.
 fn deltas() -> String {
     let delta = |number: usize| {
         format!(

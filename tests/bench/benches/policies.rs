@@ -1,4 +1,4 @@
-//! What a call of each shipped policy costs, warm, through the engine that the gateway uses.
+//! The cost of a warm call of each shipped policy, through the engine of the gateway.
 
 use std::hint::black_box;
 use std::path::Path;
@@ -15,7 +15,7 @@ use tollgate_bench::timing::{Figure, Timer};
 
 const MEMORY: usize = 16 * 1024 * 1024;
 
-/// Numbers of candidates, and what a choice among them should take.
+/// Numbers of candidates, and the limit of a choice among them.
 const PICKS: [(usize, Option<f64>); 3] = [(2, None), (8, Some(0.6)), (64, Some(1.5))];
 const PRICE_AIM_US: f64 = 0.6;
 const THREE_HEADERS_AIM_US: f64 = 1.5;
@@ -155,7 +155,7 @@ fn rewrite(timer: &Timer, engine: &PolicyEngine) {
     );
 }
 
-/// A rewriter that wants to see three fields: built by `make examples`; left out where that was not.
+/// A rewriter that reads three fields; skipped if `make examples` has not built it.
 fn wanting_policy() -> Option<PolicyConfig> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../target/policies/wasm32-wasip2/policy/tag_sessions.wasm");

@@ -1,8 +1,8 @@
-//! The bytes that the bench upstream sends, made once and sent as they are.
+//! The bytes that the bench upstream sends. They are built once and sent unchanged.
 //!
-//! Owns the shapes of traffic and what the answer to each looks like on the wire. Knows no connection. The load
-//! generator makes the same answers and checks that each body arrived whole: forwarders that drop or
-//! rewrite bytes fail the run instead of winning it.
+//! Owns the shapes of traffic and the bytes of the answer to each; does not know connections. The
+//! load generator builds the same answers and checks that each body is complete: a forwarder that
+//! drops or rewrites bytes fails the run instead of winning it.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -11,10 +11,10 @@ use serde_json::{Value, json};
 
 use crate::frames::{Sender, text_frame};
 
-/// The model named in requests and answers; one that Tollgate's pricer knows.
+/// The model of requests and answers, which Tollgate's pricer knows.
 pub const MODEL: &str = "gpt-5.4";
 
-/// A kind of traffic, and with it one measure of the bench.
+/// A kind of traffic: one measure of the bench.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Shape {
     /// A small JSON answer with usage.
@@ -23,16 +23,16 @@ pub enum Shape {
     Sse,
     /// An event stream, many events per write of the upstream, each its own HTTP chunk.
     Burst,
-    /// A head and one event, then silence with the stream open.
+    /// A head and one event; then the stream stays open and silent.
     Idle,
     /// Turns over a WebSocket, one message per write of the upstream.
     Socket,
-    /// A WebSocket that has had a short turn, open and silent.
+    /// A WebSocket that is open and silent after a short turn.
     IdleSocket,
 }
 
 impl Shape {
-    /// In the order in which they are measured and printed.
+    /// All shapes in the order of measurement and output.
     pub const ALL: [Shape; 6] = [
         Shape::Json,
         Shape::Sse,
@@ -42,7 +42,7 @@ impl Shape {
         Shape::IdleSocket,
     ];
 
-    /// The short name: of `--only`, of the JSON report and of the request's query.
+    /// Returns the short name, as in `--only`, in the JSON report and in the request's query.
     pub fn name(self) -> &'static str {
         match self {
             Shape::Json => "json",
@@ -54,7 +54,7 @@ impl Shape {
         }
     }
 
-    /// Whether its measure is memory, and not CPU time.
+    /// Whether memory is measured, not CPU time.
     pub fn is_idle(self) -> bool {
         match self {
             Shape::Idle | Shape::IdleSocket => true,
@@ -62,7 +62,7 @@ impl Shape {
         }
     }
 
-    /// Whether it goes over WebSockets.
+    /// Whether the traffic uses WebSockets.
     pub fn is_socket(self) -> bool {
         match self {
             Shape::Socket | Shape::IdleSocket => true,
@@ -70,12 +70,13 @@ impl Shape {
         }
     }
 
-    /// The shape of that name.
+    /// Returns the shape with this name.
     pub fn named(name: &str) -> Option<Shape> {
         Self::ALL.into_iter().find(|shape| shape.name() == name)
     }
 
-    /// What a client asks for. The query tells the upstream how to answer; every forwarder keeps it.
+    /// Returns the request target. Its query says how upstream answers; every forwarder passes it
+    /// on.
     pub fn target(self) -> &'static str {
         match self {
             Shape::Json => "/v1/responses?shape=json",
@@ -87,7 +88,7 @@ impl Shape {
         }
     }
 
-    /// The shape that a request target asks for, whatever its path.
+    /// Returns the shape that the query of a request target names.
     pub fn of_target(target: &str) -> Option<Shape> {
         let (_, query) = target.split_once('?')?;
         query
@@ -97,19 +98,20 @@ impl Shape {
     }
 }
 
-/// How long the streams are and how their events lie in the upstream's writes.
+/// The length of the streams, and how their events are spread over upstream's writes.
 #[derive(Clone, Copy, Debug)]
 pub struct StreamPlan {
-    /// Deltas in a stream, besides the few events that frame them. Over a socket they come in [`SOCKET_TURNS`].
+    /// Deltas in a stream, beside the few events around them. Over a socket they are spread over
+    /// [`SOCKET_TURNS`].
     pub deltas: usize,
     /// Events per write in [`Shape::Burst`], at least 1.
     pub burst: usize,
 }
 
-/// Turns that a socket has in one measurement. Each ends with a row of the ledger, as a stream does.
+/// Turns of a socket in one measurement. Each ends with a row in the ledger, as a stream does.
 pub const SOCKET_TURNS: usize = 4;
 
-/// Every answer: a whole one of HTTP/1.1, head and body, or a turn's frames.
+/// Every answer: a complete HTTP/1.1 response, or the frames of a turn.
 #[derive(Debug)]
 pub struct Answers {
     json: Answer,
@@ -122,19 +124,19 @@ pub struct Answers {
     upgrade_fields: String,
 }
 
-/// What is sent for one request, or for one message of a client's.
+/// The answer to one request, or to one message from a client.
 #[derive(Debug)]
 pub struct Answer {
-    /// The bytes, cut into the upstream's writes.
+    /// The bytes of each of upstream's writes.
     pub writes: Vec<Bytes>,
-    /// What a client counts in it: requests for JSON and idle streams, else events or messages.
+    /// What a client counts: requests for JSON and idle streams, otherwise events or messages.
     pub units: u64,
-    /// How many bytes of body or of payload a client must have seen when it is whole; `None` if it never is.
+    /// The bytes of body or payload that a client must receive; `None` if the answer has no end.
     pub body_bytes: Option<usize>,
 }
 
 impl Answers {
-    /// Makes every answer. The rate-limit windows end some days from now.
+    /// Builds every answer. The rate-limit windows end some days from now.
     pub fn new(plan: StreamPlan) -> Self {
         let now_s = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -161,7 +163,8 @@ impl Answers {
         }
     }
 
-    /// The answer to `shape`. [`Shape::Idle`]'s has no end; a socket's is one turn.
+    /// Returns the answer for `shape`. That for [`Shape::Idle`] has no end; that for a socket is
+    /// one turn.
     pub fn of(&self, shape: Shape) -> &Answer {
         match shape {
             Shape::Json => &self.json,
@@ -173,12 +176,12 @@ impl Answers {
         }
     }
 
-    /// The answer to Tollgate's polls of `wham/usage`.
+    /// Returns the answer to Tollgate's polls of `wham/usage`.
     pub fn usage_poll(&self) -> &Bytes {
         &self.usage_poll
     }
 
-    /// The answer to a WebSocket's handshake.
+    /// Returns the answer to a WebSocket handshake.
     pub fn upgrade(&self, accept: &str) -> String {
         let fields = &self.upgrade_fields;
         format!(
@@ -319,7 +322,8 @@ fn event(data: &Value) -> String {
     format!("event: {name}\ndata: {data}\n\n")
 }
 
-/// The events of a whole turn: opening ones, the deltas, and a `response.completed` that repeats the output and has usage.
+/// Returns the events of a turn: opening ones, the deltas, and a `response.completed` with the
+/// output and the usage.
 fn turn(deltas: usize) -> Vec<Value> {
     let text = DELTA.repeat(deltas);
     let item = json!({"id": MESSAGE_ID, "type": "message", "role": "assistant", "content": []});

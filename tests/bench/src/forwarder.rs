@@ -1,7 +1,7 @@
-//! The three forwarders: which they are, how each is started, where it listens.
+//! The three forwarders: how each is started and where it listens.
 //!
-//! Knows each one's command line and config. All get one thread for traffic, the same upstream and the same
-//! limit of open files.
+//! Owns the command line and config of each. All have one thread for traffic, the same upstream and
+//! the same limit of open files.
 
 use std::{
     env,
@@ -24,10 +24,10 @@ mod tollgate;
 
 pub use tollgate::{OTHER_TOKEN, USER_TOKEN};
 
-/// Who forwards.
+/// A forwarder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Forwarder {
-    /// The release binary, with everything on.
+    /// Tollgate's release binary with everything enabled.
     Tollgate,
     /// The bin `bare-proxy` of this crate.
     BareHyper,
@@ -36,10 +36,10 @@ pub enum Forwarder {
 }
 
 impl Forwarder {
-    /// In the order of a round.
+    /// All forwarders in the order of a round.
     pub const ALL: [Forwarder; 3] = [Forwarder::Tollgate, Forwarder::BareHyper, Forwarder::Nginx];
 
-    /// The short name, of reports and of files.
+    /// Returns the short name for reports and files.
     pub fn name(self) -> &'static str {
         match self {
             Forwarder::Tollgate => "tollgate",
@@ -61,36 +61,36 @@ pub enum StartError {
     /// A binary of the workspace is not built.
     #[error("{}: not found; run `cargo build --release -p {package}` first", .path.display())]
     NotBuilt {
-        /// Where it was looked for.
+        /// The expected path.
         path: PathBuf,
-        /// The package that makes it.
+        /// The package that builds the binary.
         package: &'static str,
     },
-    /// Its files could not be prepared.
+    /// The forwarder's files could not be prepared.
     #[error("{name}: cannot prepare its files: {cause}")]
     Files {
-        /// Whose files.
+        /// The forwarder.
         name: &'static str,
-        /// The system's reason.
+        /// The system's error.
         cause: io::Error,
     },
-    /// Its process did not come up.
+    /// The process did not become ready.
     #[error(transparent)]
     Process(#[from] ProcessError),
 }
 
-/// A forwarder (or the upstream) that serves.
+/// A running forwarder, or the running upstream.
 #[derive(Debug)]
 pub struct Running {
-    /// Where it listens.
+    /// Its address.
     pub address: SocketAddr,
-    /// Its process; ends with this value.
+    /// Its process, which ends when this value is dropped.
     pub process: Process,
-    /// From its start to its first sign that it serves.
+    /// The time from its start until it was ready.
     pub ready_after: Duration,
 }
 
-/// Where everything of a run lies, and what it takes to start a forwarder.
+/// The files of a run, and what is needed to start a forwarder.
 #[derive(Debug)]
 pub struct Site {
     folder: PathBuf,
@@ -103,10 +103,11 @@ pub struct Site {
 }
 
 impl Site {
-    /// Looks for the binaries. `folder` is for files of this run; `open_files` is the limit children inherit.
+    /// Finds the binaries. `folder` is for the files of this run; children inherit `open_files` as
+    /// their limit.
     ///
     /// # Errors
-    /// [`StartError::NotBuilt`] for any but nginx, which may be missing.
+    /// Returns [`StartError::NotBuilt`] if a binary other than nginx is missing.
     pub fn survey(settings: &Settings, folder: &Path, open_files: u64) -> Result<Self, StartError> {
         let beside_us = env::current_exe()
             .map_err(|cause| StartError::Files {
@@ -129,7 +130,7 @@ impl Site {
         })
     }
 
-    /// Those that can be started here, in the order of a round.
+    /// Returns the forwarders that can be started here, in the order of a round.
     pub fn forwarders(&self) -> Vec<Forwarder> {
         let can_start =
             |forwarder: &Forwarder| *forwarder != Forwarder::Nginx || self.nginx.is_some();
@@ -154,7 +155,8 @@ impl Site {
         self.start_announced("upstream", command).await
     }
 
-    /// Starts `forwarder` before `upstream`. The one started before under that name must have ended.
+    /// Starts `forwarder` in front of `upstream`. An earlier process of the same forwarder must
+    /// have ended.
     ///
     /// # Errors
     /// [`StartError`].
@@ -174,7 +176,8 @@ impl Site {
         }
     }
 
-    /// Starts Tollgate with its own number of threads, and with a configuration that `change` makes of the usual one.
+    /// Starts Tollgate with its default number of threads and with `change` merged into the usual
+    /// configuration.
     ///
     /// # Errors
     /// [`StartError`].
@@ -186,17 +189,17 @@ impl Site {
         tollgate::start_changed(self, upstream, None, change).await
     }
 
-    /// Tollgate's log.
+    /// Returns the path of Tollgate's log.
     pub fn tollgate_log(&self) -> PathBuf {
         tollgate::log(&self.folder)
     }
 
-    /// Where Tollgate is asked of itself.
+    /// Returns the path of Tollgate's admin socket.
     pub fn admin_socket(&self) -> PathBuf {
         tollgate::admin_socket(&self.folder)
     }
 
-    /// Starts a bin of this crate, which takes a free port and announces it.
+    /// Starts a binary of this crate, which binds a free port and announces it.
     async fn start_announced(
         &self,
         name: &'static str,
@@ -215,7 +218,7 @@ impl Site {
         })
     }
 
-    /// A forwarder's own folder, without the ready file of the start before.
+    /// Creates a forwarder's folder and removes the ready file of an earlier start.
     fn files_of(&self, name: &'static str) -> Result<PathBuf, StartError> {
         let folder = self.folder.join(name);
         let prepare = || {
@@ -240,7 +243,7 @@ fn built(path: PathBuf, package: &'static str) -> Result<PathBuf, StartError> {
 }
 
 fn on_path(name: &str) -> Option<PathBuf> {
-    // Debian keeps nginx in a folder that only root has on its PATH.
+    // On Debian, nginx is in a folder that only root has on its PATH.
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
         .chain([PathBuf::from("/usr/sbin")])
@@ -248,7 +251,7 @@ fn on_path(name: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// A port that was free just now, for the one server that cannot take port 0.
+/// Returns a port that is free at the moment, for the server that cannot bind port 0.
 fn free_port() -> io::Result<SocketAddr> {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()
 }

@@ -1,12 +1,13 @@
-//! WebSocket frames (RFC 6455), as far as the bench needs them: whole messages made once, and what comes counted.
+//! WebSocket frames (RFC 6455), as far as the bench needs them: messages that are built once, and a
+//! count of what arrives.
 //!
-//! Nothing is unmasked, put together or checked but the lengths: both ends of the bench know what the other sends.
+//! Only lengths are read: both ends of the bench know what the other sends.
 
 use bytes::Bytes;
 
 /// The longest header: two bytes, a length of eight and a mask of four.
 const HEADER_BYTES_MAX: usize = 14;
-/// Masks hide nothing from anybody here: one will do.
+/// One mask for all frames: masks protect nothing here.
 const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
 
 const FIN: u8 = 0x80;
@@ -14,16 +15,16 @@ const MASKED: u8 = 0x80;
 const TEXT: u8 = 0x1;
 const CLOSE: u8 = 0x8;
 
-/// Who sends a frame.
+/// The side that sends a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sender {
-    /// It masks.
+    /// The client, which masks its frames.
     Client,
-    /// It does not.
+    /// The server, which does not.
     Server,
 }
 
-/// A text message in one frame.
+/// Returns a text message in one frame.
 pub fn text_frame(sender: Sender, payload: &[u8]) -> Bytes {
     let masked = if sender == Sender::Client { MASKED } else { 0 };
     let mut frame = vec![FIN | TEXT];
@@ -53,23 +54,23 @@ pub fn text_frame(sender: Sender, payload: &[u8]) -> Bytes {
     Bytes::from(frame)
 }
 
-/// What came on a socket so far.
+/// A count of what arrived on a socket.
 #[derive(Debug, Default)]
 pub struct FrameCount {
-    /// Whole messages.
+    /// Complete messages.
     pub messages: u64,
-    /// Payload of messages, of one under way too. Control frames have none that counts.
+    /// Bytes of payload, including those of an incomplete message. Control frames do not count.
     pub payload_bytes: usize,
-    /// A close frame came.
+    /// Whether a close frame arrived.
     pub is_closed: bool,
     header: [u8; HEADER_BYTES_MAX],
     header_have: usize,
-    /// Of the frame under way: what is still to come of its payload.
+    /// The bytes of the current frame's payload that have not arrived.
     left: usize,
 }
 
 impl FrameCount {
-    /// Counts what is in `piece`.
+    /// Counts the frames in `piece`.
     pub fn feed(&mut self, mut piece: &[u8]) {
         while !piece.is_empty() {
             if !self.has_header() {

@@ -1,14 +1,16 @@
-//! End-to-end cost of the gateway, beside two forwarders that do less.
+//! The end-to-end cost of the gateway, compared with two forwarders that do less.
 //!
-//! Tollgate's release binary, a bare hyper proxy of the same versions and nginx stand before one scripted
-//! upstream in one run. What is told is each forwarder's **own** CPU time and memory, read from the kernel,
-//! so that the cost of the load generator and of the upstream does not count. Rounds are interleaved
-//! (A B C A B C) and ratios are taken round by round, so that a slow minute of the machine hits all three.
+//! Tollgate's release binary, a bare hyper proxy of the same versions and nginx run in front of the
+//! same upstream. The report has the CPU time and memory of each forwarder **alone**, read from the
+//! kernel, so that the cost of the load generator and of upstream does not count. Rounds are
+//! interleaved (A B C A B C) and ratios are taken per round, so that a slow minute of the machine
+//! affects all three.
 //!
-//! The modules, in the order of a run: `settings` says what to do; `forwarder` starts the three as
-//! `process`es; `upstream` answers them with the bytes of `answers`; `load` drives them; `rounds` orders
-//! the measurements; `live` measures policies on a running gateway; `report` makes medians and ratios of them. `frames` is what both ends know of WebSockets;
-//! `ready` is how a child tells its address.
+//! The modules, in the order of a run: `settings` has the plan; `forwarder` starts the three as
+//! `process`es; `upstream` answers them with the bytes of `answers`; `load` sends requests;
+//! `rounds` orders the measurements; `live` measures policies on a running gateway; `report`
+//! computes medians and ratios. Both ends use `frames` for WebSockets, and a child announces its
+//! address through `ready`.
 
 pub mod answers;
 pub mod forwarder;

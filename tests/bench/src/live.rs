@@ -1,8 +1,9 @@
-//! Policies on a running gateway: what a reload takes, what it costs those who are served meanwhile, what it leaves in
-//! memory, what a start with policies takes, and what a hostile guest costs everybody else.
+//! Policies on a running gateway: how long a reload takes, how much it delays requests, what it
+//! leaves in memory, how long a start with policies takes, and how much a hostile guest delays the
+//! requests of others.
 //!
-//! Tollgate alone is measured here, with its own number of threads: there is nobody to compare it with but itself without
-//! what is measured. Each reload brings bytes that were never there before, so that each compiles.
+//! Only Tollgate is measured here, with its default number of threads, and compared with itself
+//! without the disturbance. Each reload loads new bytes, so that each compiles.
 
 use std::{
     fmt, fs, io,
@@ -27,54 +28,56 @@ use crate::{
     settings::Settings,
 };
 
-/// How often the gateway is asked whether a generation serves: so seldom that asking takes nothing from compiling.
+/// How often the bench checks which generation serves: rarely enough not to slow down the
+/// compilation.
 const ASK_EVERY: Duration = Duration::from_millis(2);
-/// A reload that takes longer failed.
+/// The time-out of a reload.
 const RELOAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// Between two reloads whose times are taken.
+/// The pause between two timed reloads.
 const REST: Duration = Duration::from_millis(50);
-/// How often each connection asks while the times of requests are taken: far from what the machine can do.
+/// The interval between requests of a connection while they are timed, far below the machine's
+/// capacity.
 const PACE: Duration = Duration::from_millis(10);
-/// The connections whose every request makes a guest loop.
+/// The connections on which every request makes a guest loop.
 const HOSTILE_CONNECTIONS: usize = 2;
-/// What a gateway does in its first second is not measured.
+/// The wait after a start, which is not measured.
 const WARM_UP: Duration = Duration::from_secs(1);
-/// The gateway's name for the component that is reloaded.
+/// The tag of the reloaded component.
 const TAG: &str = "bench-prices";
 
-/// Which components are used; each is a file of [`Plan::components`].
+/// The components; each is a file in [`Plan::components`].
 const RELOADED: &str = "openai_pricing.wasm";
 const HOSTILE: &str = "faulty_balancer.wasm";
 
-/// What is measured, how often.
+/// What is measured and how often.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// The folder with the components.
     pub components: PathBuf,
-    /// Reloads whose time is taken, one at a time.
+    /// Reloads that are timed, one at a time.
     pub reloads: usize,
-    /// Reloads between the two looks at the memory.
+    /// Reloads between the two measurements of memory.
     pub reloads_for_memory: usize,
-    /// Interleaved rounds of requests without and with what disturbs them.
+    /// Interleaved rounds of requests without and with a disturbance.
     pub rounds: usize,
-    /// What one such measurement takes.
+    /// The duration of one such measurement.
     pub round: Duration,
-    /// Starts whose time is taken.
+    /// Starts that are timed.
     pub starts: usize,
 }
 
-/// What a reload should take at most, in milliseconds.
+/// The limit of a reload in milliseconds.
 const RELOAD_AIM_MS: f64 = 150.0;
-/// What a start with cached policies should take at most beyond one without, in milliseconds.
+/// The limit of what cached policies add to a start, in milliseconds.
 const POLICIES_AIM_MS: f64 = 15.0;
-/// How many times longer a request should take at most during reloads (p99).
+/// The limit of the ratio of request times (p99) during reloads to those without.
 const RELOADS_RATIO_AIM: f64 = 1.5;
-/// How much longer a request should take at most beside a guest that loops, in milliseconds.
+/// The limit of the delay of a request by a guest that loops, in milliseconds.
 const HOSTILE_AIM_MS: f64 = 10.0;
 
 impl Plan {
-    /// With the components in this folder, so many reloads whose time is taken, five times as many for what they leave in
-    /// memory, and so many rounds.
+    /// Returns a plan with the components in this folder, `reloads` timed reloads, five times as
+    /// many for what they leave in memory, and `rounds` rounds.
     pub fn of(components: PathBuf, reloads: usize, rounds: usize) -> Self {
         Self {
             components,
@@ -104,30 +107,30 @@ impl Plan {
 /// Why there are no figures.
 #[derive(Debug, thiserror::Error)]
 pub enum LiveError {
-    /// Something could not be started.
+    /// A process could not be started.
     #[error(transparent)]
     Start(#[from] StartError),
     /// The process could not be measured.
     #[error(transparent)]
     Process(#[from] ProcessError),
-    /// Requests did not go through.
+    /// A request failed.
     #[error("requests: {0}")]
     Load(#[from] LoadError),
     /// A file could not be read or written.
     #[error("{}: {cause}", .path.display())]
     File {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// The system's reason.
+        /// The system's error.
         cause: io::Error,
     },
-    /// The gateway did not tell of its policies.
+    /// The gateway did not report its policies.
     #[error("the gateway's admin socket: {0}")]
     Admin(String),
-    /// The log does not say what the policies took.
+    /// The log does not contain the time that the policies took.
     #[error("{}: expected a line \"policies loaded\" with took_us", .0.display())]
     Log(PathBuf),
-    /// What was put in the component's place did not serve in time.
+    /// The new component did not serve in time.
     #[error("the component did not serve after {} s", RELOAD_TIMEOUT.as_secs())]
     NotServing,
 }
@@ -135,30 +138,30 @@ pub enum LiveError {
 /// The figures.
 #[derive(Clone, Debug, Default)]
 pub struct Figures {
-    /// From the rename of a component's file to its serving, each reload's.
+    /// The time of each reload, from the rename of the component's file until it serves.
     pub serving: Vec<Duration>,
     /// Requests without reloads and during them, round by round.
     pub reloads: Vec<Pair>,
-    /// Requests beside nobody and beside a guest that loops, round by round.
+    /// Requests alone and beside a guest that loops, round by round.
     pub hostile: Vec<Pair>,
     /// Memory before and after, in bytes, and the reloads in between.
     pub memory: Option<(u64, u64, usize)>,
-    /// From the start of the process to its readiness, with the policies' code cached.
+    /// The times from the start of the process to its readiness, with the policies' code cached.
     pub starts: Vec<Duration>,
-    /// What the policies, and the engine that runs them, took of it.
+    /// The share of the policies and their engine in these times.
     pub policies: Vec<Duration>,
 }
 
-/// The times of the same requests without and with what disturbs them.
+/// The times of the same requests without and with a disturbance.
 #[derive(Clone, Debug)]
 pub struct Pair {
-    /// Sorted.
+    /// In ascending order.
     pub without: Vec<Duration>,
-    /// Sorted.
+    /// In ascending order.
     pub with: Vec<Duration>,
 }
 
-/// The time that this part of the sorted `times` does not exceed: 1 for the longest.
+/// Returns the quantile `part` of the sorted `times`; 1 for the longest.
 fn quantile(times: &[Duration], part: f64) -> Duration {
     let place = (times.len() as f64 * part).ceil() as usize;
     times
@@ -168,7 +171,7 @@ fn quantile(times: &[Duration], part: f64) -> Duration {
 }
 
 impl Figures {
-    /// The same for programs: times in milliseconds, memory in bytes.
+    /// Returns the figures as JSON: times in milliseconds, memory in bytes.
     pub fn json(&self) -> Value {
         let times = |times: &[Duration]| times.iter().map(|time| ms(*time)).collect::<Vec<_>>();
         let pairs = |pairs: &[Pair]| {
@@ -210,7 +213,7 @@ impl fmt::Display for Figures {
         write_row(out, "start to readiness, all code cached", starts, None)?;
         write_row(
             out,
-            "the policies' part of it",
+            "of which policies",
             policies,
             Some((POLICIES_AIM_MS, "")),
         )?;
@@ -233,7 +236,7 @@ impl fmt::Display for Figures {
         let ratio = of(&self.reloads, &|pair| p99(&pair.with) / p99(&pair.without));
         write_row(
             out,
-            "the one to the other, times",
+            "ratio of the two",
             ratio,
             Some((RELOADS_RATIO_AIM, " x")),
         )?;
@@ -255,7 +258,7 @@ impl fmt::Display for Figures {
         });
         write_row(
             out,
-            "the one less the other",
+            "difference of the two",
             delay,
             Some((HOSTILE_AIM_MS, "")),
         )?;
@@ -276,7 +279,7 @@ fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-/// A row of the table, with what its median should be at most.
+/// Writes a row of the table, with the limit of its median.
 fn write_row(
     out: &mut fmt::Formatter<'_>,
     name: &str,
@@ -289,13 +292,13 @@ fn write_row(
     match aim {
         Some((most, unit)) => {
             let verdict = if median <= most { "met" } else { "missed" };
-            writeln!(out, "   aim: at most {most}{unit}, {verdict}")
+            writeln!(out, "   limit: {most}{unit}, {verdict}")
         }
         None => writeln!(out),
     }
 }
 
-/// Takes every measurement. `progress` is told what is being done.
+/// Takes every measurement and reports each step to `progress`.
 ///
 /// # Errors
 /// The first [`LiveError`].
@@ -328,7 +331,7 @@ pub async fn run(
     let mut figures = Figures::default();
 
     progress("starting");
-    // Compiles, and keeps what it compiled.
+    // Compiles the policies and caches their code.
     drop(start("warn").await?);
     for number in 1..=plan.starts {
         progress(&format!("start {number} of {}", plan.starts));
@@ -407,13 +410,14 @@ pub async fn run(
     Ok(figures)
 }
 
-/// The pricer is the one that is reloaded, and the other user's pool has a balancer that loops for each of its requests.
+/// Returns a configuration with the reloaded pricer, and with a balancer for the second user that
+/// always loops.
 fn configure(config: &mut Value, reloaded: &Path, hostile: &Path) {
     config["policies"] = json!([
         {"tag": TAG, "kind": "pricer", "path": reloaded},
         {"tag": "hostile", "kind": "balancer", "path": hostile, "config": {"fault": "loop"}},
     ]);
-    // It is not put into quarantine, and loops on and on.
+    // The circuit breaker stays closed, so that every call loops.
     config["limits"]["policy_faults"] = json!(1000);
     config["limits"]["policy_fault_window"] = json!("1s");
     let service = &mut config["services"][0];
@@ -432,7 +436,7 @@ fn read(path: &Path) -> Result<Vec<u8>, LiveError> {
     })
 }
 
-/// What the policies took in the last start that wrote this log.
+/// Returns the time that the policies took in the last start in this log.
 fn policies_took(log: &Path) -> Result<Duration, LiveError> {
     let text = String::from_utf8_lossy(&read(log)?).into_owned();
     let took = text.lines().rev().find_map(|line| {
@@ -447,7 +451,7 @@ fn policies_took(log: &Path) -> Result<Duration, LiveError> {
         .ok_or_else(|| LiveError::Log(log.to_owned()))
 }
 
-/// A component that is another each time.
+/// A component whose bytes differ each time.
 struct Component {
     bytes: Vec<u8>,
     number: u64,
@@ -455,7 +459,7 @@ struct Component {
 }
 
 impl Component {
-    /// Puts the next one in the file's place, at once. Answers when.
+    /// Replaces the file with the next version, atomically. Returns when.
     fn replace(&mut self) -> Result<Instant, LiveError> {
         self.number += 1;
         let next = self.file.with_extension("next");
@@ -472,21 +476,22 @@ impl Component {
     }
 }
 
-/// A custom section with this in it (component model, binary format): no engine reads it, and the digest is another.
+/// Returns a custom section (component model, binary format): no engine reads it, but it changes
+/// the digest.
 fn custom_section(payload: &[u8; 8]) -> Vec<u8> {
     const NAME: &[u8] = b"bench";
     let length = (1 + NAME.len() + payload.len()) as u8;
     [&[0, length, NAME.len() as u8], NAME, payload].concat()
 }
 
-/// A gateway that runs, and where it is asked of itself.
+/// A running gateway and its admin socket.
 struct Gateway {
     admin: PathBuf,
     running: Running,
 }
 
 impl Gateway {
-    /// Replaces the component's file; answers after how long it served.
+    /// Replaces the component's file. Returns how long it took until it served.
     async fn reload(&mut self, component: &mut Component) -> Result<Duration, LiveError> {
         let before = self.generation().await?;
         let begun = component.replace()?;
@@ -499,7 +504,7 @@ impl Gateway {
         Ok(begun.elapsed())
     }
 
-    /// Reloads again and again. Answers when it fails.
+    /// Reloads repeatedly. Returns when a reload fails.
     async fn reload_on(&mut self, component: &mut Component) -> LiveError {
         loop {
             if let Err(error) = self.reload(component).await {
@@ -508,7 +513,7 @@ impl Gateway {
         }
     }
 
-    /// The component's generation.
+    /// Returns the generation of the component.
     async fn generation(&self) -> Result<u64, LiveError> {
         let failed = |what: &dyn ToString| LiveError::Admin(what.to_string());
         let mut stream = UnixStream::connect(&self.admin)

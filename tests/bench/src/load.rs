@@ -1,7 +1,7 @@
-//! The load: client connections, and what is sent over them. Those that become WebSockets are in `sockets`.
+//! The load: client connections and the requests over them. WebSockets are in `sockets`.
 //!
-//! Knows a forwarder's address and nothing else of it. Every answer is checked for its status and its
-//! length; one that is not whole ends the measurement. What the load itself costs is not measured.
+//! Knows only the address of a forwarder. Every answer is checked for its status and its
+//! length; an incomplete answer ends the measurement. The cost of the load itself is not measured.
 
 use std::{
     io,
@@ -43,58 +43,58 @@ mod sockets;
 
 pub use sockets::Sockets;
 
-/// Idle streams, or sockets, that are opened at the same time.
+/// Idle streams or sockets that are opened concurrently.
 const OPENING_MAX: usize = 32;
-/// How much of a refusal's body an error quotes.
+/// How much of the body of an unexpected response an error quotes.
 const EXCERPT_BYTES: usize = 300;
 
-/// Why a load did not go through.
+/// Why a load failed.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// The connection could not be made, or not set up.
+    /// The connection could not be established.
     #[error("cannot connect: {0}")]
     Connect(io::Error),
-    /// HTTP failed under way.
+    /// HTTP failed during an exchange.
     #[error("exchange failed: {0}")]
     Exchange(#[from] hyper::Error),
-    /// The bench made a request that is none.
+    /// The bench built an invalid request.
     #[error("request malformed: {0}")]
     Request(#[from] http::Error),
-    /// Another status than 200.
+    /// The status is not 200.
     #[error("status {status}, expected 200: {excerpt}")]
     Status {
-        /// What came.
+        /// The received value.
         status: StatusCode,
-        /// The beginning of the body.
+        /// The start of the body.
         excerpt: String,
     },
-    /// Bytes are missing from the body, or too many.
+    /// The body has too few or too many bytes.
     #[error("body of {found} bytes, expected {expected}")]
     Length {
-        /// What came.
+        /// The received value.
         found: usize,
-        /// What upstream sent.
+        /// The expected value.
         expected: usize,
     },
     /// A stream or socket that should stay open ended.
     #[error("{0} ended too soon")]
     Ended(&'static str),
-    /// A socket failed under way.
+    /// A socket failed during a turn.
     #[error("socket failed: {0}")]
     Socket(io::Error),
-    /// More or other messages came than upstream sent.
+    /// The messages are not those that upstream sent.
     #[error("{found} messages of {found_bytes} bytes, expected {expected} of {expected_bytes}")]
     Messages {
-        /// What came.
+        /// The received value.
         found: u64,
-        /// What came.
+        /// The received value.
         found_bytes: usize,
-        /// What upstream sent.
+        /// The expected value.
         expected: u64,
-        /// What upstream sent.
+        /// The expected value.
         expected_bytes: usize,
     },
-    /// A handshake was not taken.
+    /// A handshake was rejected.
     #[error("no WebSocket: {0}")]
     Handshake(String),
     /// A task of the load generator panicked.
@@ -102,16 +102,17 @@ pub enum LoadError {
     Task(#[from] tokio::task::JoinError),
 }
 
-/// What a load took in.
+/// What a load received.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tally {
-    /// Requests, events or messages, as the shape counts.
+    /// The number of requests, events or messages.
     pub units: u64,
-    /// Reads of the client's sockets that gave bytes: how finely the forwarder wrote.
+    /// Reads of the client's sockets that returned bytes, which shows how finely the forwarder
+    /// wrote.
     pub reads: u64,
 }
 
-/// Client connections, each used once already, so that no measurement pays for opening them.
+/// Client connections, each used once, so that no measurement includes opening them.
 #[derive(Debug)]
 pub struct Clients {
     connections: Vec<Connection>,
@@ -131,7 +132,7 @@ impl Clients {
         Self::connect_as(USER_TOKEN, address, count, answers).await
     }
 
-    /// The same for the user with that token.
+    /// Opens `count` connections for the user with this token.
     ///
     /// # Errors
     /// [`LoadError`].
@@ -155,7 +156,7 @@ impl Clients {
         })
     }
 
-    /// Takes `times` answers over each connection, all connections at once.
+    /// Sends `times` requests over each connection, all connections concurrently.
     ///
     /// # Errors
     /// The first [`LoadError`] of any of them.
@@ -183,8 +184,9 @@ impl Clients {
         Ok(tally)
     }
 
-    /// Asks over each connection once in `every`, for as long as `span`; the connections take turns. Answers how long each
-    /// answer took from when it was due, sorted: what a request waits for the one before it counts too.
+    /// Sends a request over each connection once in `every`, for `span`, evenly spread over the
+    /// connections. Returns how long each answer took from when its request was due, sorted, which
+    /// includes the wait for the request before it.
     ///
     /// # Errors
     /// The first [`LoadError`] of any of them.
@@ -226,14 +228,14 @@ impl Clients {
     }
 }
 
-/// Streams whose first event has come and that are open as long as this value lives.
+/// Streams whose first event has arrived, and which stay open until this value is dropped.
 #[derive(Debug)]
 pub struct IdleStreams {
     _held: Vec<(Connection, Incoming)>,
 }
 
 impl IdleStreams {
-    /// Opens `count` streams, each on a connection of its own.
+    /// Opens `count` streams, each on a separate connection.
     ///
     /// # Errors
     /// The first [`LoadError`] of any of them.
@@ -260,7 +262,7 @@ impl IdleStreams {
     }
 }
 
-/// One client connection with a session of its own, as a Codex client has.
+/// A client connection with its own session, as a Codex client has.
 #[derive(Debug)]
 struct Connection {
     sender: SendRequest<Full<Bytes>>,
@@ -283,7 +285,7 @@ impl Connection {
             reads: Arc::clone(&reads),
         };
         let (sender, driver) = http1::handshake(TokioIo::new(counted)).await?;
-        // What ends the driver is seen by the exchange under way.
+        // The current exchange fails with the driver.
         let driver = tokio::spawn(async move { driver.await.ok() }).abort_handle();
         let session = session(number);
         Ok(Self {
@@ -300,7 +302,7 @@ impl Connection {
         self.reads.load(Ordering::Relaxed)
     }
 
-    /// One request and its whole answer.
+    /// Sends a request and reads its whole answer.
     async fn exchange(&mut self, shape: Shape, expected: Option<usize>) -> Result<(), LoadError> {
         let mut body = self.send(shape).await?;
         let mut found = 0;
@@ -313,7 +315,7 @@ impl Connection {
         }
     }
 
-    /// One idle stream, up to its first event.
+    /// Opens an idle stream and reads its first event.
     async fn hold(mut self) -> Result<(Self, Incoming), LoadError> {
         let mut body = self.send(Shape::Idle).await?;
         match body.frame().await {
@@ -323,7 +325,7 @@ impl Connection {
         Ok((self, body))
     }
 
-    /// One request and the head of its answer, which must be a success.
+    /// Sends a request and reads the head of its answer, which must be a success.
     async fn send(&mut self, shape: Shape) -> Result<Incoming, LoadError> {
         let body = match shape {
             Shape::Json => &self.json_body,
@@ -349,7 +351,7 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        // Closes the socket now, whatever answer is still under way on it.
+        // Closes the socket now, even if an answer is incomplete.
         self.driver.abort();
     }
 }
@@ -367,12 +369,12 @@ async fn excerpt(mut body: Incoming) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// The session of the client of this number.
+/// Returns the session of a client.
 fn session(number: usize) -> String {
     format!("01990000-0000-7000-8000-{number:012x}")
 }
 
-/// The headers of a Codex client over SSE.
+/// Returns the headers of a Codex client over SSE.
 fn post_headers(address: SocketAddr, session: &str, token: &str) -> Result<HeaderMap, http::Error> {
     let mut headers = headers(address, session, token)?;
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -380,7 +382,7 @@ fn post_headers(address: SocketAddr, session: &str, token: &str) -> Result<Heade
     Ok(headers)
 }
 
-/// The headers of a Codex client, whatever it asks for.
+/// Returns the headers that all requests of a Codex client have.
 fn headers(address: SocketAddr, session: &str, token: &str) -> Result<HeaderMap, http::Error> {
     let host = address.to_string();
     let authorization = format!("Bearer {token}");
@@ -426,7 +428,7 @@ fn request_body(session: &str, stream: bool) -> Value {
     })
 }
 
-/// A socket that counts the reads that gave bytes.
+/// A socket that counts the reads that returned bytes.
 struct CountedReads {
     stream: TcpStream,
     reads: Arc<AtomicU64>,

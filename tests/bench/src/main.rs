@@ -1,6 +1,6 @@
-//! `tollgate-bench`: the command line; the only prints of this crate.
+//! `tollgate-bench`: the command line, and the only code of this crate that prints.
 //!
-//! Runs on one thread, because the kernel ties the children's life to the thread that starts them. On
+//! Runs on one thread, because the kernel ends the children with the thread that started them. On
 //! Ctrl-C, SIGTERM, an error or a panic the children end with the values that own them.
 
 use std::{fs, io, path::PathBuf, process::ExitCode, thread, time::Duration};
@@ -16,9 +16,9 @@ use tollgate_bench::{
     settings::Settings,
 };
 
-/// Measures Tollgate, a bare hyper proxy and nginx before the same upstream: each one's own CPU time per
-/// request, event and WebSocket message, and its memory per idle stream and socket; and what a reload of a policy takes
-/// on a running Tollgate.
+/// Compares Tollgate with a bare hyper proxy and nginx in front of the same upstream: the CPU time
+/// of each per request, event and WebSocket message, and its memory per idle stream and socket.
+/// Also measures policy reloads on a running Tollgate.
 ///
 /// Build first: `cargo build --release -p tollgate -p tollgate-bench`.
 #[derive(Parser)]
@@ -30,51 +30,51 @@ struct Arguments {
     /// JSON merged into Tollgate's config, for example {"limits": {…}}
     #[arg(long, value_name = "JSON", default_value = "{}", value_parser = json)]
     tollgate_set: serde_json::Value,
-    /// Measures to take, separated by commas: json, sse, burst, socket, idle, idle-socket; and live, of policies on a
-    /// running gateway
+    /// Measures to take, separated by commas: json, sse, burst, socket, idle, idle-socket, and live
+    /// (policies on a running gateway)
     #[arg(long, value_delimiter = ',', value_parser = measure)]
     only: Vec<Measure>,
-    /// The folder of the components that the measure `live` uses
+    /// Folder of the components for the measure `live`
     #[arg(
         long,
         value_name = "FOLDER",
         default_value = "target/policies/wasm32-wasip2/policy"
     )]
     components: PathBuf,
-    /// Reloads whose time is taken; for what they leave in memory, five times as many
+    /// Reloads that are timed; five times as many are made to measure what they leave in memory
     #[arg(long, default_value_t = 200, value_parser = count)]
     reloads: usize,
     /// Interleaved rounds of each measure
     #[arg(long, default_value_t = 5, value_parser = count)]
     rounds: usize,
-    /// Client connections kept alive
+    /// Client connections that are kept alive
     #[arg(long, default_value_t = 16, value_parser = count)]
     connections: usize,
-    /// WebSockets over which turns are taken at once
+    /// WebSockets with concurrent turns
     #[arg(long, default_value_t = 32, value_parser = count)]
     sockets: usize,
     /// JSON requests in one measurement
     #[arg(long, default_value_t = 8000, value_parser = count)]
     requests: usize,
-    /// Deltas in one event stream, and over one socket
+    /// Deltas in each event stream and over each socket
     #[arg(long, default_value_t = 2000, value_parser = count)]
     deltas: usize,
-    /// Events in one write of the upstream, in the measure of bursts
+    /// Events in each write of upstream in the measure burst
     #[arg(long, default_value_t = 16, value_parser = count)]
     burst: usize,
-    /// Microseconds between two writes of the upstream in one stream; 0 sends without a pause
+    /// Microseconds between two writes of upstream in a stream; 0 for no pause
     #[arg(long, default_value_t = 1000)]
     pace_us: u64,
-    /// Streams, or sockets, held open at once, bounded by the limit of open files
+    /// Streams or sockets that are open at once, at most what the limit of open files allows
     #[arg(long, default_value_t = 1000, value_parser = count)]
     idle_streams: usize,
-    /// Milliseconds of silence before the memory of what is held open is read
+    /// Milliseconds of silence before memory is measured
     #[arg(long, default_value_t = 1500)]
     idle_settle_ms: u64,
-    /// Seconds that one measurement may take
+    /// Time-out of one measurement in seconds
     #[arg(long, default_value_t = 60)]
     measurement_timeout_s: u64,
-    /// Seconds that the whole run may take
+    /// Time-out of the whole run in seconds
     #[arg(long, default_value_t = 1800)]
     run_timeout_s: u64,
     /// A smoke run of a few seconds
@@ -85,7 +85,7 @@ struct Arguments {
     json: bool,
 }
 
-/// What can be measured.
+/// A measure that can be selected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Measure {
     Traffic(Shape),
@@ -105,7 +105,7 @@ fn measure(name: &str) -> Result<Measure, String> {
         .ok_or_else(|| format!("expected one of {}, {LIVE}", expected()))
 }
 
-/// Large enough for any use, small enough that no product of two overflows.
+/// Large enough for any use, and small enough that the product of two does not overflow.
 const COUNT_MAX: usize = 10_000_000;
 
 fn count(text: &str) -> Result<usize, String> {
@@ -115,7 +115,7 @@ fn count(text: &str) -> Result<usize, String> {
     }
 }
 
-/// Reads JSON. Clap's own choice for this type takes any text as a JSON string.
+/// Parses JSON. Clap's default parser for this type accepts any text as a JSON string.
 fn json(text: &str) -> Result<serde_json::Value, serde_json::Error> {
     serde_json::from_str(text)
 }
@@ -212,7 +212,7 @@ async fn bench(mut settings: Settings) -> Result<Report, Failure> {
     Ok(Report::new(&settings, &series, live, notes))
 }
 
-/// Ends when the user or the system wants the program to.
+/// Resolves when the user or the system asks the program to end.
 async fn interruption() -> Failure {
     let (mut interrupt, mut terminate) = match (
         signal(SignalKind::interrupt()),
@@ -227,7 +227,7 @@ async fn interruption() -> Failure {
     }
 }
 
-/// What a reader has to know besides the figures.
+/// Returns what a reader of the figures has to know.
 fn notes(settings: &Settings, asked_streams: usize, site: &Site) -> Vec<String> {
     let mut notes = Vec::new();
     if !site.forwarders().contains(&Forwarder::Nginx) {

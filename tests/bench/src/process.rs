@@ -1,9 +1,9 @@
-//! A child process: started, watched, measured and, whatever happens, ended.
+//! A child process: started, watched, measured and always ended.
 //!
-//! Owns pids and what the kernel says of them. Invariant: a [`Process`] that goes out of scope is gone, with
-//! the children that it made itself. Each leads a process group of its own, so that its workers are known
-//! and no signal can hit anybody else. Only SIGKILL of the bench skips the destructor; for that the kernel
-//! is told to send the child SIGTERM when its parent is gone.
+//! Owns pids and what the kernel reports about them. Invariant: dropping a [`Process`] ends it,
+//! with the children that it started. Each leads its own process group, so that its workers are
+//! known and no signal reaches another process. Only SIGKILL of the bench skips the destructor; for
+//! that case the kernel is asked to send the child SIGTERM when its parent ends.
 
 use std::{
     fs::{self, File},
@@ -17,29 +17,29 @@ use std::{
 
 use libc::{SIGKILL, SIGTERM, pid_t};
 
-/// From start to ready. Tollgate compiles its policies in it at the first start.
+/// The limit from start to readiness, in which Tollgate compiles its policies at the first start.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
-/// From SIGTERM to SIGKILL.
+/// The time from SIGTERM to SIGKILL.
 const END_TIMEOUT: Duration = Duration::from_secs(4);
 const POLL_EVERY: Duration = Duration::from_millis(10);
-/// How often it is looked whether it is ready: the time that a start takes is a figure of its own.
+/// How often readiness is checked. Short, because the time of a start is a figure of the report.
 const READY_EVERY: Duration = Duration::from_millis(1);
-/// How much of a child's own words an error quotes, from their end.
+/// How many bytes of a child's output an error quotes, from the end.
 const LAST_WORDS_BYTES: usize = 2000;
 
-/// Why a child is not running, or cannot be measured.
+/// Why a child does not run or cannot be measured.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
-    /// It could not be started at all.
+    /// The child could not be started.
     #[error("{name}: cannot start: {cause}")]
     Start {
         /// Its name in the bench.
         name: String,
-        /// The system's reason.
+        /// The system's error.
         cause: io::Error,
     },
-    /// It ended before it was ready.
-    #[error("{name}: ended before it was ready ({status}); it said:\n{last_words}")]
+    /// The child ended before it was ready.
+    #[error("{name}: ended before it was ready ({status}); its output:\n{last_words}")]
     EndedEarly {
         /// Its name in the bench.
         name: String,
@@ -48,22 +48,22 @@ pub enum ProcessError {
         /// The end of its standard output and error.
         last_words: String,
     },
-    /// It did not become ready in time.
-    #[error("{name}: not ready after {} s; it said:\n{last_words}", READY_TIMEOUT.as_secs())]
+    /// The child did not become ready in time.
+    #[error("{name}: not ready after {} s; its output:\n{last_words}", READY_TIMEOUT.as_secs())]
     NotReady {
         /// Its name in the bench.
         name: String,
         /// The end of its standard output and error.
         last_words: String,
     },
-    /// The kernel did not tell its CPU time or memory.
+    /// The kernel did not report its CPU time or memory.
     #[error("{name}: cannot read its {what}: {cause}")]
     Unmeasured {
         /// Its name in the bench.
         name: String,
         /// CPU time or memory.
         what: &'static str,
-        /// The system's reason.
+        /// The system's error.
         cause: io::Error,
     },
 }
@@ -100,7 +100,7 @@ impl Process {
         }
     }
 
-    /// Waits until `probe` finds what shows that the child serves.
+    /// Waits until `probe` finds that the child is ready.
     ///
     /// # Errors
     /// [`ProcessError::EndedEarly`] or [`ProcessError::NotReady`].
@@ -131,10 +131,11 @@ impl Process {
         }
     }
 
-    /// CPU time, user and system, of all its threads so far, ended ones too, and of its workers.
+    /// Returns the CPU time, user and system, of the child and its workers, including threads that
+    /// have ended.
     ///
-    /// From the process's CPU-time clock: nanoseconds from the scheduler's own sums. The files in
-    /// `/proc/PID/task/*/schedstat` have the same figures, but forget a thread when it ends.
+    /// Read from the process's CPU-time clock: nanoseconds from the scheduler's sums. The files in
+    /// `/proc/PID/task/*/schedstat` have the same figures, but lose those of a thread that ends.
     ///
     /// # Errors
     /// [`ProcessError::Unmeasured`].
@@ -143,7 +144,8 @@ impl Process {
         sum().map_err(|cause| self.unmeasured("CPU time", cause))
     }
 
-    /// Memory in bytes: the proportional set size, or the resident one where the kernel keeps that back.
+    /// Returns the memory in bytes: the proportional set size, or the resident one if the kernel
+    /// withholds that.
     ///
     /// # Errors
     /// [`ProcessError::Unmeasured`].
@@ -153,7 +155,7 @@ impl Process {
         sum().map_err(|cause| self.unmeasured("memory", cause))
     }
 
-    /// The end of what it wrote to standard output and error.
+    /// Returns the end of the child's standard output and error.
     pub fn last_words(&self) -> String {
         let bytes = fs::read(&self.output).unwrap_or_default();
         let from = bytes.len().saturating_sub(LAST_WORDS_BYTES);
@@ -168,7 +170,7 @@ impl Process {
         }
     }
 
-    /// The child and the processes of its group.
+    /// Returns the child and the processes of its group.
     fn members(&self) -> io::Result<Vec<pid_t>> {
         let mut members: Vec<pid_t> = fs::read_dir("/proc")?
             .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
@@ -178,14 +180,14 @@ impl Process {
         Ok(members)
     }
 
-    /// Whether the child itself has ended; collects it if so.
+    /// Whether the child has ended. Reaps it if so.
     fn has_ended(&mut self) -> bool {
         !matches!(self.child.try_wait(), Ok(None))
     }
 
     fn signal_group(&self, signal: libc::c_int) {
-        // SAFETY: kill() has no memory effects. The group's number is our child's pid, which stays taken
-        // until the child is collected and while any process is in the group.
+        // SAFETY: kill() has no memory effects. The group's number is our child's pid, which stays
+        // taken until the child is collected and while any process is in the group.
         unsafe { libc::kill(-self.pid, signal) };
     }
 }
@@ -193,18 +195,19 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         if !self.has_ended() {
-            // SAFETY: kill() has no memory effects; the child is not collected yet, so the pid is its own.
+            // SAFETY: kill() has no memory effects; the child is not collected yet, so the pid is
+            // its own.
             unsafe { libc::kill(self.pid, SIGTERM) };
         }
         let deadline = Instant::now() + END_TIMEOUT;
         while !self.has_ended() && Instant::now() < deadline {
             thread::sleep(POLL_EVERY);
         }
-        // Workers that outlived it, or it itself.
+        // Workers that outlived the child, or the child itself.
         if !self.has_ended() || self.members().is_ok_and(|members| !members.is_empty()) {
             self.signal_group(SIGKILL);
         }
-        // Nothing can be done about a failure here, and the child has had SIGKILL.
+        // A failure cannot be handled here, and SIGKILL was sent.
         self.child.wait().ok();
     }
 }
@@ -223,7 +226,8 @@ fn spawn(command: &mut Command, output: &Path) -> io::Result<(Child, pid_t)> {
 }
 
 fn end_with_parent(command: &mut Command) {
-    // SAFETY: between fork and exec only prctl() is called, which is async-signal-safe and allocates nothing.
+    // SAFETY: between fork and exec only prctl() is called, which is async-signal-safe and
+    // allocates nothing.
     unsafe {
         command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, SIGTERM) {
             0 => Ok(()),
@@ -309,7 +313,7 @@ mod tests {
         Ok(())
     }
 
-    /// Killed and not collected yet, by whoever inherited it, counts as gone.
+    /// A process that was killed and not yet reaped counts as ended.
     fn is_alive(pid: libc::pid_t) -> bool {
         fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
     }

@@ -1,18 +1,18 @@
-//! How a child that took a free port tells the bench its address: a file that appears whole.
+//! The file in which a child that bound a free port announces its address, written atomically.
 
 use std::{fs, io, net::SocketAddr, path::Path};
 
-/// Writes `address` to `file`; a reader sees all of it or no file.
+/// Writes `address` to `file` atomically.
 ///
 /// # Errors
-/// The file system's.
+/// The file cannot be written.
 pub fn announce(file: &Path, address: SocketAddr) -> io::Result<()> {
     let unfinished = file.with_extension("unfinished");
     fs::write(&unfinished, address.to_string())?;
     fs::rename(&unfinished, file)
 }
 
-/// The address in `file`; `None` while it is not there.
+/// Reads the address from `file`; `None` if the file does not exist yet.
 pub fn announced(file: &Path) -> Option<SocketAddr> {
     fs::read_to_string(file).ok()?.trim().parse().ok()
 }

@@ -1,4 +1,4 @@
-//! What the samples say: medians, spreads, and ratios taken round by round; as a table or as JSON.
+//! The report: medians, spreads, and ratios per round, as a table or as JSON.
 
 use std::fmt::{self, Write as _};
 
@@ -12,13 +12,13 @@ use crate::{
     settings::Settings,
 };
 
-/// What Tollgate's CPU time in a measure should be at most, relative to another forwarder's.
+/// The limit of Tollgate's CPU time in a measure, relative to that of another forwarder.
 #[derive(Debug)]
 struct Aim {
     shape: Shape,
     base: Forwarder,
     ratio_max: f64,
-    /// What the ratio is of.
+    /// The unit of the measure.
     per: &'static str,
 }
 
@@ -37,7 +37,7 @@ const AIMS: [Aim; 2] = [
     },
 ];
 
-/// A run's figures and what a reader has to know of how they came to be.
+/// The figures of a run, with notes on how they were measured.
 #[derive(Debug)]
 pub struct Report {
     notes: Vec<String>,
@@ -63,7 +63,7 @@ struct Row {
     samples: Vec<f64>,
 }
 
-/// A median with the least and the greatest.
+/// A median with the minimum and the maximum.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Spread {
     pub(crate) median: f64,
@@ -72,7 +72,7 @@ pub(crate) struct Spread {
 }
 
 impl Report {
-    /// Sums up `series`. `notes` are sentences printed with the figures.
+    /// Summarises `series`. `notes` are sentences that are printed with the figures.
     pub fn new(
         settings: &Settings,
         series: &[Series],
@@ -101,7 +101,7 @@ impl Report {
         }
     }
 
-    /// The same figures for programs.
+    /// Returns the figures as JSON.
     pub fn json(&self) -> Value {
         json!({
             "settings": self.settings,
@@ -112,7 +112,7 @@ impl Report {
         })
     }
 
-    /// None where it was not measured.
+    /// `None` if it was not measured.
     fn ratio_of(&self, aim: &Aim) -> Option<f64> {
         let measure = self
             .measures
@@ -184,7 +184,7 @@ fn row(series: &Series, of_shape: &[&Series]) -> Row {
     }
 }
 
-/// The median over the rounds of the two values' ratio in that round; none where a base is not above zero.
+/// Returns the median of the ratios of the rounds; `None` if a base is not above zero.
 fn ratio(samples: &[Sample], base: &[Sample]) -> Option<f64> {
     let mut ratios = Vec::with_capacity(samples.len());
     for (sample, base) in samples.iter().zip(base) {
@@ -346,7 +346,7 @@ impl fmt::Display for Report {
                 };
                 writeln!(
                     out,
-                    "aim: at most {ratio_max} x {base} per {per}: {ratio:.2}, {verdict}"
+                    "limit: {ratio_max} x {base} per {per}: {ratio:.2}, {verdict}"
                 )?;
             }
         }

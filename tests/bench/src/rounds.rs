@@ -1,7 +1,8 @@
-//! The order of a run: warm-up, then interleaved rounds of each measure, and what one measurement is.
+//! The order of a run: a warm-up, then interleaved rounds of each measure.
 //!
-//! Owns no process longer than a measure needs it. For CPU the forwarders live through all rounds, warm.
-//! For memory each starts anew each time: what an allocator kept from the load before would hide the cost.
+//! Runs a process only while a measure needs it. For CPU time the forwarders run through all rounds
+//! and stay warm. For memory each is restarted every time: what the allocator keeps from an earlier
+//! load would hide the cost.
 
 use std::{
     net::SocketAddr,
@@ -17,44 +18,47 @@ use crate::{
     settings::Settings,
 };
 
-/// After the last byte: what a forwarder still does for the requests measured (a ledger's checkpoint).
+/// The wait after the last byte, for work that a forwarder still does for the measured requests (a
+/// ledger's checkpoint).
 const TRAILING_WORK: Duration = Duration::from_millis(100);
-/// For the load's own tasks to close their sockets: a forwarder that is told to end would wait for them.
+/// The wait until the load's tasks have closed their sockets: a forwarder that shuts down would
+/// wait for them.
 const CLOSING: Duration = Duration::from_millis(100);
-/// The warm-up's part of a measurement.
+/// The size of the warm-up as a fraction of a measurement.
 const WARM_UP_DIVISOR: usize = 4;
-/// Requests over each connection before the memory of a new forwarder is read: what is set up once is.
+/// Requests over each connection before the memory of a new forwarder is read, so that one-time
+/// set-up is done.
 const FIRST_REQUESTS: usize = 20;
 
-/// Why a run ended without its figures.
+/// Why a run has no figures.
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {
-    /// Something could not be started.
+    /// A process could not be started.
     #[error(transparent)]
     Start(#[from] StartError),
-    /// Something could not be measured.
+    /// A process could not be measured.
     #[error(transparent)]
     Process(#[from] ProcessError),
-    /// The load did not go through a forwarder.
+    /// The load failed at a forwarder.
     #[error("{forwarder}: {}: {cause}{}", .shape.name(), quoted(.last_words))]
     Load {
-        /// Through which.
+        /// The forwarder.
         forwarder: Forwarder,
-        /// In which measure.
+        /// The measure.
         shape: Shape,
-        /// What failed.
+        /// The failure.
         cause: LoadError,
         /// The end of the forwarder's output.
         last_words: String,
     },
-    /// One measurement took too long.
+    /// A measurement timed out.
     #[error("{forwarder}: {}: not done after {} s{}", .shape.name(), .timeout.as_secs(), quoted(.last_words))]
     Slow {
-        /// Through which.
+        /// The forwarder.
         forwarder: Forwarder,
-        /// In which measure.
+        /// The measure.
         shape: Shape,
-        /// The bound.
+        /// The limit.
         timeout: Duration,
         /// The end of the forwarder's output.
         last_words: String,
@@ -64,36 +68,36 @@ pub enum BenchError {
 fn quoted(last_words: &str) -> String {
     match last_words {
         "" => String::new(),
-        words => format!("; it said:\n{words}"),
+        words => format!("; its output:\n{words}"),
     }
 }
 
 /// One measurement of one forwarder.
 #[derive(Clone, Copy, Debug)]
 pub struct Sample {
-    /// Microseconds of CPU per request, event or message; KiB per stream or socket where those are idle.
+    /// Microseconds of CPU per request, event or message; KiB per idle stream or socket.
     pub value: f64,
-    /// Reads of the client per request, event or message; 0 where nothing is sent.
+    /// Reads of the client per request, event or message; 0 if nothing is sent.
     pub reads_per_unit: f64,
     /// Wall time of the load.
     pub elapsed: Duration,
 }
 
-/// All rounds of one measure through one forwarder, in order.
+/// All rounds of one measure with one forwarder, in order.
 #[derive(Clone, Debug)]
 pub struct Series {
-    /// What was measured.
+    /// The measured shape.
     pub shape: Shape,
-    /// Through which.
+    /// The forwarder.
     pub forwarder: Forwarder,
-    /// One a round: the same index is the same round in the series of another forwarder.
+    /// One sample per round. The same index is the same round in the series of another forwarder.
     pub samples: Vec<Sample>,
 }
 
-/// Takes every measurement that `settings` asks for. `progress` is told what is being done.
+/// Takes every measurement of `settings` and reports each step to `progress`.
 ///
 /// # Errors
-/// The first [`BenchError`]; whatever was started has ended by then.
+/// Returns the first [`BenchError`]. All processes have ended by then.
 pub async fn run(
     settings: &Settings,
     site: &Site,
@@ -208,7 +212,8 @@ impl Bench<'_> {
         .await
     }
 
-    /// `measurement` under the time-out, its failure told with whose it is.
+    /// Runs `measurement` under the time-out, and adds the forwarder and the measure to its
+    /// failure.
     async fn bounded(
         &self,
         forwarder: Forwarder,
@@ -314,14 +319,14 @@ impl Bench<'_> {
     }
 }
 
-/// What is open and idle for as long as this value lives; nobody looks into it.
+/// Idle streams or sockets, which stay open until this value is dropped.
 #[expect(dead_code, reason = "it is held, and that is all")]
 enum Held {
     Streams(IdleStreams),
     Sockets(Sockets),
 }
 
-/// Why one measurement failed, before it is known whose it was.
+/// Why a measurement failed, without the forwarder and the measure.
 #[derive(Debug, thiserror::Error)]
 enum Unmeasured {
     #[error(transparent)]

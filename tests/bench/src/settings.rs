@@ -1,6 +1,6 @@
-//! What a run does: sizes, counts and bounds, from the command line.
+//! The plan of a run: sizes, counts and limits from the command line.
 //!
-//! Every count and time of the bench is in here or a named constant beside its user; nothing is unbounded.
+//! Every count and time of the bench is here or in a named constant; nothing is unlimited.
 
 use std::{io, path::PathBuf, time::Duration};
 
@@ -9,44 +9,45 @@ use crate::{
     live::Plan,
 };
 
-/// Descriptors that a forwarder needs besides two for each stream.
+/// Descriptors that a forwarder needs in addition to two for each stream.
 const DESCRIPTORS_BESIDES: u64 = 512;
 
-/// The whole plan of a run.
+/// The plan of a run.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Tollgate's release binary.
     pub tollgate: PathBuf,
     /// JSON merged into Tollgate's config, object by object.
     pub tollgate_overrides: serde_json::Value,
-    /// What is measured, in order.
+    /// The shapes that are measured, in order.
     pub shapes: Vec<Shape>,
-    /// What is measured of policies on a running gateway.
+    /// The plan for policies on a running gateway.
     pub live: Option<Plan>,
     /// Interleaved rounds of each measure, after a warm-up.
     pub rounds: usize,
-    /// Client connections kept alive through a measurement.
+    /// Client connections that are kept alive throughout a measurement.
     pub connections: usize,
-    /// WebSockets over which turns are taken at once.
+    /// WebSockets with concurrent turns.
     pub sockets: usize,
     /// JSON requests of one measurement, over all connections.
     pub requests: usize,
-    /// Length of the streams and of the bursts in them.
+    /// The length of the streams and of the bursts in them.
     pub streams: StreamPlan,
-    /// Time between two writes of the upstream in one stream.
+    /// Time between two writes of upstream in a stream.
     pub pace: Duration,
-    /// Streams, or sockets, held open at once.
+    /// Streams or sockets that are open at once.
     pub idle_streams: usize,
-    /// Silence before the memory of what is held open is read.
+    /// Silence before memory is measured.
     pub idle_settle: Duration,
-    /// Longest time that one measurement may take.
+    /// Time-out of one measurement.
     pub measurement_timeout: Duration,
-    /// Longest time that the run may take.
+    /// Time-out of the whole run.
     pub run_timeout: Duration,
 }
 
 impl Settings {
-    /// A smoke run of seconds: its figures say that the bench works, not how fast anything is.
+    /// Returns the plan of a smoke run of a few seconds, whose figures only show that the bench
+    /// works.
     #[must_use]
     pub fn quick(mut self) -> Self {
         self.rounds = 1;
@@ -59,12 +60,13 @@ impl Settings {
         self
     }
 
-    /// Answers of `shape` that one connection, or socket, takes in one measurement.
+    /// Returns how many answers of `shape` a connection or socket receives in one measurement.
     pub fn exchanges_per_connection(&self, shape: Shape) -> usize {
         match shape {
             Shape::Json => self.requests.div_ceil(self.connections),
             Shape::Sse => 1,
-            // A burst carries many events in one tick: more streams for as much to measure.
+            // A burst has many events in one tick, so more streams are needed for the same amount
+            // of work.
             Shape::Burst => 4,
             Shape::Socket => SOCKET_TURNS,
             Shape::IdleSocket => 1,
@@ -72,11 +74,11 @@ impl Settings {
         }
     }
 
-    /// Raises this process's limit of open files as far as allowed (children inherit it), and holds the
-    /// number of idle streams under it. Tells the limit.
+    /// Raises this process's limit of open files as far as allowed (children inherit it) and keeps
+    /// the number of idle streams below it. Returns the limit.
     ///
     /// # Errors
-    /// The system's.
+    /// The system reports an error.
     pub fn fit_open_files(&mut self) -> io::Result<u64> {
         let limit = raise_open_files()?;
         let streams_max = limit.saturating_sub(DESCRIPTORS_BESIDES) / 2;

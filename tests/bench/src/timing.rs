@@ -1,41 +1,42 @@
-//! Single calls, timed by the CPU time of the thread that makes them, and told beside what they should take.
+//! Single calls, timed by the CPU time of their thread, and printed beside their limits.
 //!
-//! What the machine gives to others meanwhile does not count; what others do to its caches does, so that a figure is the
-//! median of many samples, with the least of them beside it.
+//! Time that the machine spends on other processes does not count; their effect on its caches does,
+//! so that a figure is the median of many samples, printed with the minimum.
 
 use std::{env, fmt, time::Duration};
 
-/// What a sample takes at least: far above the clock's own cost.
+/// The shortest sample, far above the cost of reading the clock.
 const SAMPLE: Duration = Duration::from_millis(5);
 const SAMPLES: usize = 41;
-/// Before the first sample.
+/// The time before the first sample.
 const WARM_UP: Duration = Duration::from_millis(50);
 
-/// What a figure is told in, and what it should come to.
+/// The unit of a figure, and its limit.
 #[derive(Clone, Copy, Debug)]
 pub enum Figure {
-    /// Microseconds of a call.
+    /// Microseconds per call.
     PerCall {
-        /// At most so many.
+        /// The upper limit.
         aim_us: Option<f64>,
     },
-    /// What a call reads, in GB (10^9 bytes) per second.
+    /// The throughput of a call, in GB (10^9 bytes) per second.
     Throughput {
-        /// What one call reads.
+        /// The bytes that one call reads.
         bytes: usize,
-        /// At least so many.
+        /// The lower limit.
         aim_gb_per_s: Option<f64>,
     },
 }
 
-/// Times what the command line asks for: everything, or the figures whose names contain one of its words.
+/// Times what the command line selects: everything, or the figures whose names contain one of its
+/// words.
 #[derive(Debug)]
 pub struct Timer {
     words: Vec<String>,
 }
 
 impl Timer {
-    /// Reads the command line; prints the table's head.
+    /// Reads the command line and prints the head of the table.
     pub fn from_command_line() -> Self {
         // Cargo adds `--bench`.
         let words = env::args()
@@ -49,10 +50,10 @@ impl Timer {
         Self { words }
     }
 
-    /// Calls `work` often, and prints what it takes.
+    /// Calls `work` often and prints its figure.
     ///
     /// # Panics
-    /// The thread's CPU time cannot be read.
+    /// Panics if the thread's CPU time cannot be read.
     pub fn time(&self, name: &str, figure: Figure, mut work: impl FnMut()) {
         if !self.words.is_empty() && !self.words.iter().any(|word| name.contains(word.as_str())) {
             return;
@@ -73,7 +74,7 @@ impl Timer {
     }
 }
 
-/// How many calls fill a sample; found while everything warms up.
+/// Returns how many calls fill a sample, and warms up the code.
 fn calls_of_a_sample(work: &mut impl FnMut()) -> u32 {
     let mut calls = 1;
     let began = thread_cpu_time();
@@ -101,14 +102,14 @@ fn thread_cpu_time() -> Duration {
     // SAFETY: `time` is a valid place for the answer.
     let code = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
     assert_eq!(code, 0, "Linux has a clock for each thread");
-    // Below a second, and above 0: a thread's time is never negative.
+    // Less than a second, and not negative: a thread's time never is.
     Duration::new(
         time.tv_sec.unsigned_abs(),
         time.tv_nsec.unsigned_abs() as u32,
     )
 }
 
-/// A figure as it is printed.
+/// Formats a figure.
 struct Told {
     figure: Figure,
     median_s: f64,

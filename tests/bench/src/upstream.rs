@@ -1,7 +1,8 @@
-//! The fast upstream: reads a request, writes the bytes of [`Answers`].
+//! The fast upstream: reads a request and writes the bytes of [`Answers`].
 //!
-//! Speaks just the HTTP/1.1 and the WebSocket that well-behaved forwarders send, without a library, for two reasons:
-//! it shares two cores with what it helps to measure, and each write has to be exactly the one planned.
+//! It supports only the HTTP/1.1 and the WebSockets of well-behaved forwarders, without a library,
+//! for two reasons: it shares two cores with the measured process, and each write must be exactly
+//! as planned.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -20,12 +21,12 @@ use crate::{
 
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 const BODY_BYTES_MAX: usize = 1024 * 1024;
-/// After a failed accept (no descriptor left): time for others to close.
+/// The pause after a failed accept (no descriptor left), in which others can close.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
 const NOT_FOUND: &[u8] = b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n";
 
-/// Serves until the process ends. `pace` is the time between two writes of one stream.
+/// Serves until the process ends. `pace` is the time between two writes of a stream.
 pub async fn serve(listener: TcpListener, answers: Arc<Answers>, pace: Duration) {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
@@ -37,7 +38,7 @@ pub async fn serve(listener: TcpListener, answers: Arc<Answers>, pace: Duration)
             answers: Arc::clone(&answers),
             pace,
         };
-        // A peer that goes away ends its own connection only, and is seen at the load generator.
+        // A peer that disconnects ends only its connection, and the load generator reports it.
         tokio::spawn(async move { connection.run().await.ok() });
     }
 }
@@ -64,7 +65,7 @@ impl Connection {
         Ok(())
     }
 
-    /// The next request's head, its body read and thrown away; `None` at a clean end.
+    /// Reads the next request and discards its body; `None` at a clean end.
     async fn request(&mut self, unread: &mut BytesMut) -> io::Result<Option<Head>> {
         let head_bytes = loop {
             if let Some(at) = find(unread, b"\r\n\r\n") {
@@ -109,7 +110,7 @@ impl Connection {
                 self.stream.write_all(&answers.of(shape).writes[0]).await?;
                 self.hold_until_closed().await
             }
-            // They come with a key.
+            // A handshake has a key.
             Some(Shape::Socket | Shape::IdleSocket) => self.stream.write_all(NOT_FOUND).await,
             None if target.starts_with("/backend-api/wham/usage") => {
                 self.stream.write_all(answers.usage_poll()).await
@@ -118,7 +119,7 @@ impl Connection {
         }
     }
 
-    /// Accepts a handshake; then each of the client's messages is a turn, until the client goes.
+    /// Accepts a handshake and answers each message with a turn until the client disconnects.
     async fn converse(mut self, shape: Shape, key: &str, unread: &[u8]) -> io::Result<()> {
         let answers = Arc::clone(&self.answers);
         self.stream
@@ -147,7 +148,8 @@ impl Connection {
         }
     }
 
-    /// One write a tick: each must reach the forwarder by itself, or many would be measured as one.
+    /// Writes once per tick: each write must reach the forwarder separately, or several would be
+    /// measured as one.
     async fn write_paced(&mut self, writes: &[bytes::Bytes]) -> io::Result<()> {
         let mut ticks = (!self.pace.is_zero()).then(|| ticks_of(self.pace));
         for write in writes {
@@ -172,11 +174,11 @@ fn ticks_of(pace: Duration) -> Interval {
     ticks
 }
 
-/// What of a request's head matters here.
+/// The parts of a request's head that matter here.
 struct Head {
     target: String,
     framing: Framing,
-    /// A WebSocket is asked for.
+    /// Whether the request is a WebSocket handshake.
     socket_key: Option<String>,
 }
 
@@ -218,9 +220,10 @@ impl Head {
 }
 
 impl Framing {
-    /// How long the body at the start of `unread` is, once all of it is there.
+    /// Returns the length of the body at the start of `unread`, if it is complete.
     fn body_bytes(self, unread: &[u8]) -> Option<usize> {
-        // The bodies are our own load generator's: they hold no CRLF, so that only the last chunk looks so.
+        // The bodies come from our load generator and contain no CRLF, so that only the last chunk
+        // matches.
         const LAST_CHUNK: &[u8] = b"\r\n0\r\n\r\n";
         match self {
             Framing::Sized(length) => (unread.len() >= length).then_some(length),

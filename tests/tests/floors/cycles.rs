@@ -1,7 +1,8 @@
 //! Import cycles between the files of a folder, read from the paths that the code names.
 //!
-//! A folder's nodes are its files, each with the folder of its name. A path that leads through a re-export, in the
-//! folder's own file or elsewhere, counts as an import from the file that has the item. Unit tests may import anything.
+//! A folder's nodes are its files, each with the folder of its name. A path that leads through a
+//! re-export, in the folder's own file or elsewhere, counts as an import from the file that has the
+//! item. Unit tests may import anything.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +15,8 @@ const KNOWN: &[&str] = &["config/resolve"];
 /// Files that define what the files of their folder import, though they import from those. This list may only shrink.
 const KNOWN_UPWARD: &[&str] = &["config.rs", "config/resolve.rs", "credentials.rs"];
 
-/// A path that code names: `super::engine::Engine`, with its line and the number of modules of the file around it.
+/// A path that code names: `super::engine::Engine`, with its line and the number of modules of the
+/// file around it.
 struct NamedPath {
     line: usize,
     inline_depth: usize,
@@ -122,7 +124,8 @@ impl ModuleTree {
         self.files.contains_key(&child)
     }
 
-    /// Returns the folders with cycles between their nodes, each with the imports that are part of one.
+    /// Returns the folders with cycles between their nodes, each with the imports that are part of
+    /// one.
     fn cycles(&self) -> BTreeMap<String, Vec<Import>> {
         let imports = self.imports();
         let folders: BTreeSet<Vec<String>> = self

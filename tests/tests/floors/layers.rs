@@ -20,7 +20,8 @@ impl fmt::Display for Placed {
     }
 }
 
-/// Returns the floors that `lib.rs` gives to its modules: a module stands on the floor of the last `// Floor N` above it.
+/// Returns the floors that `lib.rs` gives to its modules: a module stands on the floor of the last
+/// `// Floor N` above it.
 fn floors(lib: &str) -> Result<BTreeMap<String, Placed>, String> {
     let mut floors = BTreeMap::new();
     let mut floor = None;
@@ -97,8 +98,8 @@ fn wrong_imports(sources: &[Source]) -> Result<Vec<String>, String> {
     Ok(wrong)
 }
 
-/// Returns the top-level modules that `code` names, with their lines: after `crate::`, in the braces of `crate::{…}`,
-/// and after as many `super::` as lead to the crate from `depth` modules below it.
+/// Returns the top-level modules that `code` names, with their lines: after `crate::`, in the braces
+/// of `crate::{…}`, and after as many `super::` as lead to the crate from `depth` modules below it.
 fn imports(code: &str, depth: usize) -> Vec<(usize, String)> {
     let tokens = tokens(code);
     let mut found = Vec::new();

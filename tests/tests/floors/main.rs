@@ -1,6 +1,8 @@
-//! The layout and the style of the repository, read from its files: floors, import cycles, names, words, sizes, paths.
+//! The layout and the style of the repository, read from its files: floors, import cycles, names,
+//! words, sizes, paths.
 //!
-//! What does not follow the style yet is listed as data beside each check. Those lists may only shrink.
+//! What does not follow the style yet is listed as data beside each check. Those lists may only
+//! shrink.
 
 mod crates;
 mod cycles;

@@ -8,7 +8,8 @@ use crate::source::{Source, host_sources, is_of_word, tokens, without_tests};
 /// Names that several types of the host share today. This list may only shrink.
 const KNOWN: &[&str] = &["Connection", "Outcome"];
 
-/// The types that a file declares, with their lines: those of the module level, as others are local.
+/// The types that a file declares, with their lines: those of the module level, as others are
+/// local.
 fn types(source: &Source) -> Vec<(usize, String)> {
     let code = without_tests(&source.code);
     let tokens = tokens(&code);

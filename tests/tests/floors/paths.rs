@@ -40,7 +40,8 @@ fn named_files(text: &str, is_rust: bool) -> Vec<NamedFile> {
         };
         for word in prose.split(|letter: char| !is_of_path(letter)) {
             let word = word.trim_matches(['.', ':', '-']);
-            // A path from the root of a machine is no file of the repository, and a bare name of data may be any file.
+            // A path from the root of a machine is no file of the repository, and a bare name of
+            // data may be any file.
             let is_data = word.contains(".json") && !word.contains('/');
             if is_file(word) && !word.starts_with('/') && !is_data {
                 found.push(NamedFile {
@@ -57,7 +58,8 @@ fn is_of_path(letter: char) -> bool {
     letter.is_alphanumeric() || "/._-<>*{}$~:@#…".contains(letter)
 }
 
-/// Whether `word` is the plain name of a file: no pattern, no address, no file at the root of a machine.
+/// Whether `word` is the plain name of a file: no pattern, no address, no file at the root of a
+/// machine.
 fn is_file(word: &str) -> bool {
     let has_stem = |ending: &str| {
         word.strip_suffix(ending).is_some_and(|stem| {

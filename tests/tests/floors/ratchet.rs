@@ -1,6 +1,8 @@
-//! Numbers of faults by file that may only fall, in lists beside this file: a number and a path on each line.
+//! Numbers of faults by file that may only fall, in lists beside this file: a number and a path on
+//! each line.
 //!
-//! `UPDATE_COUNTS=1 cargo test -p tollgate-tests --test floors` writes the lists again if no sum rose.
+//! `UPDATE_COUNTS=1 cargo test -p tollgate-tests --test floors` writes the lists again if no sum
+//! rose.
 
 use std::collections::BTreeMap;
 use std::{env, fs};
@@ -8,7 +10,8 @@ use std::{env, fs};
 use crate::check_none;
 use crate::source::repository;
 
-/// Fails if `counts` differ from the list in file `list`: a number may neither rise nor stay behind.
+/// Fails if `counts` differ from the list in file `list`: a number may neither rise nor stay
+/// behind.
 #[track_caller]
 pub(crate) fn check_ratchet(list: &str, what: &str, counts: &BTreeMap<String, usize>) {
     let file = repository().join("tests/tests/floors").join(list);

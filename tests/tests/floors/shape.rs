@@ -64,7 +64,8 @@ fn item_name(line: &str) -> String {
         .to_owned()
 }
 
-/// Splits prose, `snake_case` and `CamelCase` into words in lower case, without the `s` of a plural.
+/// Splits prose, `snake_case` and `CamelCase` into words in lower case, without the `s` of a
+/// plural.
 fn words(text: &str) -> Vec<String> {
     let mut words: Vec<String> = Vec::new();
     let mut after_lower = false;
@@ -135,8 +136,10 @@ fn each_module_opens_with_what_it_owns() {
 
 #[test]
 fn the_check_finds_comments_that_repeat_a_name() {
-    let text = "/// The user's tags.\npub user_tag: u8,\n/// The user.\n/// Two lines.\npub user: u8,\n\
-        /// In seconds.\nspan: u8,\n/// A service tier\n#[x]\npub(crate) enum ServiceTier {\n/// The user that pays.\nuser";
+    let text =
+        "/// The user's tags.\npub user_tag: u8,\n/// The user.\n/// Two lines.\npub user: u8,\n\
+        /// In seconds.\nspan: u8,\n/// A service tier\n#[x]\npub(crate) enum ServiceTier {\n/// The
+        /// user that pays.\nuser";
     let found = repeated_names(&Source::new("a.rs", text));
     assert_eq!(
         found,

@@ -1,4 +1,5 @@
-//! The files of the repository and their tokens, without a parser: comments and strings become blanks.
+//! The files of the repository and their tokens, without a parser: comments and strings become
+//! blanks.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -70,7 +71,8 @@ pub(crate) fn files(root: &Path) -> Vec<String> {
     paths
 }
 
-/// Returns `code` without the modules and imports that are compiled for tests alone. Lines stay lines.
+/// Returns `code` without the modules and imports that are compiled for tests alone. Lines stay
+/// lines.
 pub(crate) fn without_tests(code: &str) -> String {
     const ATTRIBUTE: &str = "#[cfg(test)]";
     let mut kept = code.to_owned();
@@ -97,7 +99,8 @@ pub(crate) fn without_tests(code: &str) -> String {
     kept
 }
 
-/// Returns `text` with blanks in place of comments and of what strings and characters contain. Lines stay lines.
+/// Returns `text` with blanks in place of comments and of what strings and characters contain.
+/// Lines stay lines.
 pub(crate) fn code(text: &str) -> String {
     let mut code = String::with_capacity(text.len());
     let mut rest = text;

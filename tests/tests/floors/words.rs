@@ -1,4 +1,5 @@
-//! The words that the style avoids, counted in every file against a list of what is allowed. The numbers may only fall.
+//! The words that the style avoids, counted in every file against a list of what is allowed. The
+//! numbers may only fall.
 //!
 //! See `ratchet.rs` for how the list is written again.
 

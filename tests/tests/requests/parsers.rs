@@ -1,4 +1,5 @@
-//! The parsers of what peers send find what other implementations find. The fuzz targets share the oracles.
+//! The parsers of what peers send find what other implementations find. The fuzz targets share the
+//! oracles.
 
 use proptest::collection::vec;
 use proptest::prelude::*;

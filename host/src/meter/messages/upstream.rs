@@ -137,7 +137,8 @@ impl UpstreamMessageScan {
             .feed(piece, |name, scalar| record(reading, fields, name, scalar));
     }
 
-    /// Ends the message and returns its meaning. Calls `now` only if the message depends on the time.
+    /// Ends the message and returns its meaning. Calls `now` only if the message depends on the
+    /// time.
     pub fn end(&mut self, now: impl FnOnce() -> Timestamp) -> UpstreamMessage {
         match self.fields.subject {
             MessageSubject::Response => {

@@ -1,8 +1,8 @@
-//! The least that a proxy made with hyper does: hyper's server, hyper-util's pooled client, and between
-//! them a changed authority. Bodies keep their own type, nothing is read, counted or checked; what becomes a WebSocket
-//! is copied by tokio in both directions.
+//! The minimal proxy with hyper: hyper's server, hyper-util's pooled client, and a changed
+//! authority between them. Bodies keep their type, and nothing is read, counted or checked; tokio
+//! copies WebSockets in both directions.
 //!
-//! It stands in the bench for what the libraries themselves cost.
+//! It shows what the libraries themselves cost.
 
 use std::{convert::Infallible, io, net::Ipv4Addr, net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -35,7 +35,7 @@ struct Arguments {
     upstream: SocketAddr,
 }
 
-/// After a failed accept (no descriptor left): time for others to close.
+/// The pause after a failed accept (no descriptor left), in which others can close.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
 // The multi-threaded runtime with one worker, because that is what Tollgate gets too.
@@ -47,7 +47,7 @@ async fn main() -> io::Result<()> {
     };
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     ready::announce(&arguments.ready_file, listener.local_addr()?)?;
-    // Accepting on a worker, not on the main thread: one thread does all the work.
+    // The worker accepts, not the main thread, so that one thread does all the work.
     tokio::spawn(accept(listener, proxy))
         .await
         .map_err(io::Error::other)
@@ -68,7 +68,7 @@ async fn serve(stream: TcpStream, proxy: Proxy) {
         return;
     }
     let service = service_fn(|request| proxy.forward(request));
-    // A client that goes away ends its own connection only.
+    // A client that disconnects ends only its connection.
     http1::Builder::new()
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades()
@@ -123,14 +123,14 @@ impl Proxy {
                 .cloned()
                 .unwrap_or_else(|| PathAndQuery::from_static("/")),
         );
-        // With scheme, authority and path there is nothing left to refuse.
+        // A URI with scheme, authority and path is valid.
         Uri::from_parts(parts).unwrap_or_default()
     }
 }
 
 async fn relay(client: upgrade::OnUpgrade, upstream: upgrade::OnUpgrade) {
     if let (Ok(client), Ok(upstream)) = tokio::join!(client, upstream) {
-        // A side that goes away ends its own socket only.
+        // A side that disconnects ends only its socket.
         copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(upstream))
             .await
             .ok();

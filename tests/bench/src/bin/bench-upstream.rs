@@ -1,4 +1,5 @@
-//! The upstream of the bench as a process of its own: takes a free port, tells it in the ready file, serves.
+//! The upstream of the bench as a separate process: binds a free port, announces it in the ready
+//! file, and serves.
 
 use std::{io, net::Ipv4Addr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -9,7 +10,7 @@ use tollgate_bench::{
     ready, upstream,
 };
 
-/// Answers the bench's requests with precomputed bytes.
+/// Replies to the requests of the bench with precomputed bytes.
 #[derive(Parser)]
 struct Arguments {
     /// Where to write the address once it listens

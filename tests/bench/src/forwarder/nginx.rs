@@ -1,5 +1,6 @@
-//! nginx as a plain reverse proxy: one worker, connections kept alive on both sides, no buffering of
-//! answers, no access log; WebSockets as its documentation has it. Its master is measured with it.
+//! nginx as a plain reverse proxy: one worker, connections kept alive on both sides, no buffering
+//! of answers, no access log; WebSockets as its documentation recommends. The measurement includes
+//! its master process.
 
 use std::{
     fs, io,
@@ -12,9 +13,9 @@ use std::{
 use super::{Forwarder, Running, Site, StartError, free_port};
 use crate::process::{Process, ProcessError};
 
-/// nginx allots all of its connections at the start; more than this would only be memory.
+/// nginx allocates all of its connections at the start; more than this would only cost memory.
 pub(super) const CONNECTIONS_MAX: usize = 65_536;
-/// Starts with another free port where somebody took the one before.
+/// How often another free port is tried if the first one was taken meanwhile.
 const STARTS_MAX: usize = 3;
 
 const NAME: &str = "nginx";
@@ -54,7 +55,7 @@ async fn start_once(site: &Site, upstream: SocketAddr) -> Result<Running, StartE
     )
     .map_err(files)?;
     let mut command = Command::new(program);
-    // Errors go to its standard error, which is kept: `-e` is for those before the config is read.
+    // Errors go to standard error, which is kept. `-e` applies to errors before the config is read.
     command
         .arg("-e")
         .arg("stderr")
@@ -72,7 +73,7 @@ async fn start_once(site: &Site, upstream: SocketAddr) -> Result<Running, StartE
     })
 }
 
-/// What `nginx -V` prints: the options that it was built with.
+/// Returns the build options, which `nginx -V` prints.
 fn build_options(program: &Path) -> io::Result<String> {
     let output = Command::new(program).arg("-V").output()?;
     Ok(String::from_utf8_lossy(&output.stderr).into_owned())
@@ -133,7 +134,7 @@ http {{
         )
     }
 
-    /// nginx makes the folder of every module that it has, used or not; Debian's are root's.
+    /// nginx creates the folder of every module, used or not; on Debian they belong to root.
     fn temporary_folders(&self, build_options: &str) -> String {
         ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
             .into_iter()
@@ -148,7 +149,7 @@ http {{
     }
 }
 
-/// Under root a worker would become `www-data` and could not reach the run's own folder.
+/// As root, a worker would become `www-data` and could not read the folder of the run.
 fn user_line() -> &'static str {
     // SAFETY: geteuid() only reads and cannot fail.
     match unsafe { libc::geteuid() } {

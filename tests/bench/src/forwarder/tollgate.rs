@@ -1,6 +1,7 @@
-//! Tollgate as it is used: users, a balancer over two OAuth credentials, a `headers` setting (so that the
-//! rewriter runs), metering and the ledger. Nothing is turned off for the bench but the line per request
-//! in the log, as nginx's access log is; and one user may have as many WebSockets as are held open.
+//! Tollgate in a realistic configuration: users, a balancer over two OAuth credentials, a `headers`
+//! setting (so that the rewriter runs), metering and the ledger. Only the log line per request is
+//! disabled for the bench, as nginx's access log is; and one user may have as many WebSockets as
+//! are held open.
 
 use std::{
     fs, io,
@@ -16,33 +17,33 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use super::{Forwarder, Running, Site, StartError};
 use crate::process::Process;
 
-/// What the load generator shows. The other forwarders pass it on unread.
+/// The token that the load generator presents. The other forwarders pass it on unread.
 pub const USER_TOKEN: &str = "bench-token-of-alice-0123456789abcdef";
 
-/// Another user's.
+/// The token of a second user.
 pub const OTHER_TOKEN: &str = "bench-token-of-bob-0123456789abcdef";
 
-/// An unsigned JWT that ends in the year 2100, with plan `pro`: never due for a refresh.
+/// An unsigned JWT with plan `pro` that expires in the year 2100 and so is never refreshed.
 const ACCESS_TOKEN: &str = "eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0.\
      eyJleHAiOjQxMDI0NDQ4MDAsImh0dHBzOi8vYXBpLm9wZW5haS5jb20vYXV0aCI6eyJjaGF0Z3B0X3BsYW5fdHlwZSI6InBybyJ9fQ.\
      c2lnbmF0dXJl";
 
-/// Above any number of sockets that a run opens.
+/// More than any number of sockets that a run opens.
 const WEBSOCKETS_MAX: usize = 1_000_000;
 
 const NAME: &str = "tollgate";
-/// Its `data_dir`, in its folder.
+/// The name of the `data_dir`.
 const DATA: &str = "data";
-/// Its log, in its folder.
+/// The name of the log file.
 const LOG: &str = "tollgate.log";
 
-/// Beside others, with one thread for traffic as they have.
+/// Starts Tollgate with one thread for traffic, as the other forwarders have.
 pub(super) async fn start(site: &Site, upstream: SocketAddr) -> Result<Running, StartError> {
     start_changed(site, upstream, Some("1"), &|_| ()).await
 }
 
-/// Starts it with a configuration that `change` makes of the usual one, and with so many threads for traffic, or its own
-/// choice of them.
+/// Starts Tollgate with `change` merged into the usual configuration, and with this number of
+/// threads for traffic or its default.
 pub(super) async fn start_changed(
     site: &Site,
     upstream: SocketAddr,
@@ -71,12 +72,12 @@ pub(super) async fn start_changed(
     })
 }
 
-/// Its log.
+/// Returns the path of the log.
 pub(super) fn log(folder: &Path) -> PathBuf {
     folder.join(NAME).join(LOG)
 }
 
-/// Where it is asked of itself.
+/// Returns the path of the admin socket.
 pub(super) fn admin_socket(folder: &Path) -> PathBuf {
     folder.join(NAME).join(DATA).join("admin.sock")
 }
@@ -86,7 +87,7 @@ fn address_in(ready_file: &Path) -> Option<SocketAddr> {
     ready["services"][0]["address"].as_str()?.parse().ok()
 }
 
-/// Writes both auth.json and the config; returns the config's path.
+/// Writes both auth.json files and the config. Returns the config's path.
 fn write_files(
     folder: &Path,
     upstream: SocketAddr,

@@ -1,6 +1,7 @@
-//! Client connections that have become WebSockets, each with a session of its own.
+//! Client connections that have become WebSockets, each with a different session.
 //!
-//! Frames are counted and not read: what a client's library would cost is of no interest, and the machine is shared.
+//! Frames are counted and not decoded: the cost of a client library is irrelevant here, and the
+//! machine is shared.
 
 use std::{io, net::SocketAddr, sync::Arc};
 
@@ -27,7 +28,7 @@ use crate::{
 /// The longest answer to a handshake.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 
-/// Open sockets. Each is closed with its connection, without a close frame, when this value goes.
+/// Open sockets. Dropping this value closes their connections without a close frame.
 #[derive(Debug)]
 pub struct Sockets {
     open: Vec<Socket>,
@@ -64,7 +65,7 @@ impl Sockets {
         })
     }
 
-    /// Takes `times` turns over each socket, all sockets at once.
+    /// Runs `times` turns over each socket, all sockets concurrently.
     ///
     /// # Errors
     /// The first [`LoadError`] of any of them.
@@ -115,7 +116,7 @@ impl Socket {
         })
     }
 
-    /// One message, and all that upstream answers to it.
+    /// Sends one message and reads the whole answer.
     async fn turn(&mut self, answers: &Answers, tally: &mut Tally) -> Result<(), LoadError> {
         self.stream
             .write_all(&self.create)
@@ -152,7 +153,7 @@ impl Socket {
     }
 }
 
-/// The headers of a Codex client's handshake.
+/// Returns the headers of a Codex client's handshake.
 fn socket_headers(address: SocketAddr, session: &str) -> Result<HeaderMap, LoadError> {
     let mut headers = headers(address, session, USER_TOKEN)?;
     headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
@@ -169,7 +170,8 @@ fn socket_headers(address: SocketAddr, session: &str) -> Result<HeaderMap, LoadE
     Ok(headers)
 }
 
-/// By hand: of an HTTP library's connection, more would stay in this process than the socket.
+/// Performs the handshake without an HTTP library, whose connection would keep more memory in this
+/// process.
 async fn shake_hands(
     stream: &mut TcpStream,
     headers: &HeaderMap,
@@ -188,7 +190,7 @@ async fn shake_hands(
         .await
         .map_err(LoadError::Socket)?;
     let mut head = Vec::with_capacity(1024);
-    // Nothing follows the head of an upgrade: upstream waits for a message.
+    // Nothing follows the head of the response: upstream waits for a message.
     while !head.windows(4).any(|bytes| bytes == b"\r\n\r\n") && head.len() < HEAD_BYTES_MAX {
         if stream
             .read_buf(&mut head)
