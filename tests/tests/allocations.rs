@@ -1,4 +1,4 @@
-//! What metering allocates: nothing, for events that carry no usage.
+//! The allocations of metering: none for events that carry no usage.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -13,7 +13,8 @@ thread_local! {
     static COUNT: Cell<u64> = const { Cell::new(0) };
 }
 
-// SAFETY: every call goes to the system's allocator as it came; the count is a plain cell of the thread.
+// SAFETY: every call is passed on to the system's allocator unchanged; the count is a plain cell of
+// the thread.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let _ = COUNT.try_with(|count| count.set(count.get() + 1));
@@ -42,7 +43,7 @@ fn check(event: &str) {
         HeaderValue::from_static("text/event-stream"),
     );
     let mut meter = Meter::new(&headers, 1 << 30);
-    // The first event may name the response: that is kept.
+    // The first event may name the response, which is stored.
     meter.feed(event.as_bytes());
     let before = count();
     for _ in 0..1000 {

@@ -515,7 +515,7 @@ mod run {
         fs::write(&ledger, "my diary\n".repeat(100)).expect("a file");
         let file = config(folder.path(), json!({}), json!({}));
         let expected = "tollgate: case.json: ledger: data/ledger.db: expected a Tollgate ledger, found another kind of \
-            file; it was left alone";
+            file; the file was not changed";
         check_refused(folder.path(), file, expected);
         assert_eq!(
             fs::read_to_string(&ledger).expect("it is there"),
@@ -529,7 +529,7 @@ mod run {
         let first = rig.team(&["a"], json!({}));
         let client = rig.start(first).await.token("token-alice");
         let file = config(rig.folder(), json!({}), json!({}));
-        let expected = "tollgate: case.json: ledger: data: in use by another process; each gateway needs a data_dir of its own";
+        let expected = "tollgate: case.json: ledger: data: in use by another process; give each gateway its own data_dir";
         check_refused(rig.folder(), file, expected);
         assert_eq!(client.turn(&turn("one")).await.status, 200);
         wait_for_rows(&rig.ledger(), 1).await;
@@ -928,7 +928,7 @@ all           3             0  3,600   2,400     450        150  $0.0104        
             "my diary\n".repeat(100),
         )
         .expect("a file");
-        let expected = "data/ledger.db: expected a Tollgate ledger, found another kind of file; it was left alone";
+        let expected = "data/ledger.db: expected a Tollgate ledger, found another kind of file; the file was not changed";
         check_refused(folder.path(), expected);
     }
 

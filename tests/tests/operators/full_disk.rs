@@ -109,7 +109,7 @@ async fn a_full_ledger_that_serves_goes_on_and_writes_the_further_rows_to_the_lo
     let log = std::fs::read_to_string(rig.path("gateway.log")).expect("a log");
     let lost: Vec<&str> = log
         .lines()
-        .filter(|line| line.contains("a row that the ledger could not take"))
+        .filter(|line| line.contains("row not stored in the ledger"))
         .collect();
     let recorded = recorded(&rig);
     assert!(

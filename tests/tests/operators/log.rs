@@ -1,4 +1,4 @@
-//! The log of the real binary: what a request's event tells, and what `log` in a configuration changes.
+//! The log of the real binary: the event of a request, and the effects of `log` in a configuration.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use tollgate_tests::upstream::{Reply, Usage};
 use tollgate_tests::{Client, Program, Rig, Row, turn, wait_for_rows};
 
-/// The real binary, of a team on `a` and then `b`, with this `log`, and alice's client.
+/// Starts the real binary with a team on `a` and then `b` and with this `log`. Returns alice's
+/// client as well.
 async fn start(rig: &Rig, log: Value) -> (Program, Client) {
     let mut config = rig.team(&["a", "b"], json!({ "strategy": "fallback" }));
     config["log"] = log;
@@ -24,7 +25,7 @@ fn events(log: &str) -> Vec<Value> {
         .collect()
 }
 
-/// Waits until the log has a line in which all of these stand. Answers it.
+/// Waits until the log has a line that contains all of `parts`. Returns the line.
 async fn wait_for_line(program: &Program, parts: &[&str]) -> String {
     let begun = Instant::now();
     loop {
@@ -39,14 +40,14 @@ async fn wait_for_line(program: &Program, parts: &[&str]) -> String {
             begun.elapsed() < Duration::from_secs(10),
             "no line has {parts:?}:\n{log}"
         );
-        // It is another process's file: there is no signal but what stands in it.
+        // Another process writes the file: only its content can be awaited.
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
 // A request's event
 
-/// As the log writes what stands in a column.
+/// Returns the value of a column as the log writes it.
 fn as_logged(column: &str, value: Value, row: &Row) -> Value {
     match column {
         "attempts" => {
@@ -81,7 +82,7 @@ async fn the_event_of_a_request_has_a_field_for_every_column_of_its_row() {
     let mut body = turn("one");
     body["service_tier"] = json!("flex");
     body["previous_response_id"] = json!("resp_1");
-    // The first has nothing that is unpriced, the second has.
+    // Only the second is unpriced.
     for _ in 0..2 {
         client.turn(&body).await;
     }
@@ -120,7 +121,7 @@ async fn the_event_of_a_request_has_a_field_for_every_column_of_its_row() {
 
 // log.format, log.level, log.timestamp, log.output, log.disabled
 
-/// The log after a request that `a` refused and `b` served, and after a poll that told nothing.
+/// Returns the log of a request that `a` rejected and `b` answered, and of a poll without figures.
 async fn log_of(log: Value) -> String {
     let rig = Rig::new().await;
     let last = ["error", "warn"]
@@ -151,7 +152,7 @@ async fn log_of(log: Value) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_that_is_no_terminals_is_json_unless_text_is_asked_for() {
+async fn a_log_that_is_not_a_terminal_is_json_unless_text_is_configured() {
     for log in [json!({}), json!({ "format": "json" })] {
         let events = events(&log_of(log.clone()).await);
         assert!(
@@ -182,9 +183,9 @@ async fn a_log_that_is_no_terminals_is_json_unless_text_is_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_has_what_is_of_its_level_and_above() {
+async fn a_log_contains_events_of_its_level_and_above() {
     let levels = ["trace", "debug", "info", "warn", "error"];
-    // The level of each, from the chattiest.
+    // The level of each event, the most verbose first.
     let messages = [
         ("poll failed", 1),
         ("request", 2),
@@ -213,7 +214,7 @@ async fn a_log_has_what_is_of_its_level_and_above() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn events_have_their_time_unless_that_is_switched_off() {
+async fn events_have_a_timestamp_unless_it_is_disabled() {
     for (log, timed) in [
         (json!({}), true),
         (json!({ "timestamp": true }), true),
@@ -231,7 +232,7 @@ async fn events_have_their_time_unless_that_is_switched_off() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_that_is_disabled_has_nothing_and_requests_are_recorded() {
+async fn a_disabled_log_is_empty_and_requests_are_recorded() {
     let rig = Rig::new().await;
     let (program, client) = start(
         &rig,

@@ -1,4 +1,5 @@
-//! `/metrics`: what is counted agrees with what was sent, under names that Prometheus takes, and within bounds.
+//! `/metrics`: the counts agree with the requests, the names are valid in Prometheus, and the
+//! number of series is limited.
 
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -23,7 +24,7 @@ async fn scraped(rig: &Rig) -> Metrics {
     Metrics::parse(&answer.text())
 }
 
-/// All families: what is added is named here, too.
+/// All families: a new one must be added here.
 pub(crate) const FAMILIES: [(&str, &str); 32] = [
     ("tollgate_build_info", "gauge"),
     ("tollgate_requests_total", "counter"),
@@ -69,7 +70,7 @@ async fn every_family_is_there_and_well_formed_before_and_after_traffic() {
     }]);
     config["services"][0]["pricer"] = json!("mine");
     let client = rig.start_polled(config).await.token("token-alice");
-    // Reading them checks each line.
+    // Parsing checks each line.
     scraped(&rig).await;
     client.turn(&turn("one")).await;
     rig.account("a")
@@ -224,7 +225,7 @@ async fn counts_agree_with_what_was_sent_and_recorded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn credentials_are_told_as_they_are() {
+async fn credentials_are_reported_in_their_current_state() {
     let (mut rig, client) = team(&["a"]).await;
     let at = unix_in(3600);
     rig.account("a").set_standing(
@@ -267,7 +268,7 @@ async fn credentials_are_told_as_they_are() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn labels_have_a_bound_and_take_any_text() {
+async fn labels_are_limited_in_number_and_accept_any_text() {
     let mut rig = Rig::new().await;
     let mut config = rig.team(&["a"], json!({}));
     config["admin"] = json!({ "listen_port": 0 });

@@ -34,7 +34,7 @@ async fn key_rig() -> (Rig, Client, Account) {
     (rig, client, account)
 }
 
-/// The row that comes next, after `before` others.
+/// Returns the next row, after `before` others.
 async fn next_row(rig: &Rig, before: usize) -> Row {
     wait_for_rows(&rig.ledger(), before + 1)
         .await
@@ -53,7 +53,7 @@ fn check_used(name: &str, row: &Row, used: Usage) {
     );
 }
 
-/// Nothing is known of what it used.
+/// Checks that the usage is unknown.
 #[track_caller]
 fn check_unknown(name: &str, row: &Row) {
     for column in [
@@ -269,7 +269,7 @@ async fn a_response_that_tells_no_usage_is_unpriced_with_a_reason() {
         .then(Reply::ok());
     client.turn(&whole(true)).await;
     client.turn(&whole(false)).await;
-    // A stream of chunks tells its usage only if it was asked to.
+    // A stream of chunks has the usage only if the request asked for it.
     let chat = json!({"model": "gpt-4.1", "stream": true, "messages": []});
     client
         .ask(Method::POST, "/v1/chat/completions", chat.to_string())
@@ -342,7 +342,7 @@ async fn a_row_has_the_status_that_the_client_got_and_not_upstreams() {
     for is_http2 in [false, true] {
         let (mut rig, client, account) = open_rig().await;
         let client = if is_http2 { client.http2() } else { client };
-        // A refusal is read to its end, which never comes: nothing of it has gone out by then.
+        // An error response is read to its end, which never comes: no byte of it was sent by then.
         account.then(Reply::error(429, "usage_limit_reached", &"x".repeat(2000)).close_after(1000));
         let answer = client.turn(&turn("one")).await;
         assert_eq!(answer.status, StatusCode::BAD_GATEWAY, "{}", answer.text());
@@ -548,7 +548,7 @@ async fn a_row_tells_everything_about_its_request() {
 struct Priced {
     name: &'static str,
     reply: Reply,
-    /// The model and the tier that are asked for.
+    /// The requested model and tier.
     asked: (&'static str, Option<&'static str>),
     /// Nano-dollars and the context window.
     cost: (i64, i64),
@@ -733,9 +733,9 @@ async fn an_unknown_model_is_unpriced_never_free() {
     rig.stop().await;
 }
 
-// On file before it is seen
+// Recorded before it is seen
 
-/// The row of that request stands in the ledger now, not soon.
+/// Checks that the ledger has the row of this request now, not soon.
 #[track_caller]
 fn check_on_file(rig: &Rig, request_id: &str, name: &str) {
     let found = rows(&rig.ledger())
@@ -768,7 +768,7 @@ async fn a_row_is_on_file_before_its_client_has_the_last_byte() {
             while let Some(part) = stream.part().await {
                 read.extend_from_slice(&part.expect("it goes on"));
                 let text = String::from_utf8_lossy(&read);
-                // Not its end by the transport: its last byte of content.
+                // The last byte of content, not the end of the transport.
                 let has_all = if streamed {
                     text.contains("response.completed") && text.ends_with("\n\n")
                 } else {
@@ -814,7 +814,7 @@ async fn a_row_is_on_file_before_its_client_sees_the_end_whatever_the_answer() {
 
 // Usage files
 
-/// A gateway whose one account has a usage file, with the users alice and bob.
+/// Returns a configuration with the users alice and bob, whose only account has a usage file.
 fn config_with_file(rig: &Rig) -> (Value, PathBuf) {
     let file = rig.path("usages.json");
     let mut credential = rig.oauth("a");
@@ -831,7 +831,7 @@ fn usage_file(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).expect("a usage file")).expect("JSON")
 }
 
-/// The entry of a model and tier: its figures, and those of each user.
+/// The entry of a model and tier: its sums, and those of each user.
 #[track_caller]
 fn entry<'a>(file: &'a Value, model: &str, tier: &str) -> &'a Value {
     let entries = file["combinations"].as_array().expect("a list");
@@ -868,7 +868,7 @@ fn check_usd(found: &Value, expected: f64) {
     );
 }
 
-/// What a turn of gpt-5.4 of the scripted upstream costs: 3,450,000 nano-dollars.
+/// The cost of a turn with gpt-5.4 of the scripted upstream: 3,450,000 nano-dollars.
 const TURN_USD: f64 = 0.00345;
 
 over_both!(a_usage_file_has_the_sums_when_the_gateway_has_stopped);
@@ -920,7 +920,7 @@ async fn a_usage_file_has_the_sums_when_the_gateway_has_stopped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_usage_file_goes_on_where_it_was_after_a_restart() {
+async fn a_usage_file_continues_after_a_restart() {
     let mut rig = Rig::new().await;
     let (config, file) = config_with_file(&rig);
     let reset = unix_in(1000);
@@ -939,7 +939,7 @@ async fn a_usage_file_goes_on_where_it_was_after_a_restart() {
         );
         check_usd(&sums["costs"]["total_usd"], turns as f64 * TURN_USD);
     }
-    // Without a request in between, too.
+    // Also without a request in between.
     rig.start(config).await;
     rig.stop().await;
     assert_eq!(
@@ -994,7 +994,7 @@ async fn a_usage_file_of_sing_box_is_the_opening_balance() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broken_usage_file_is_kept_aside() {
+async fn a_broken_usage_file_is_moved_aside() {
     for broken in [
         "",
         "{\"combinations\": [",
