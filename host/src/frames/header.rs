@@ -59,7 +59,7 @@ impl FrameOpcode {
     }
 }
 
-/// A frame's header.
+/// The fields of a header, after its rules were checked.
 #[derive(Debug)]
 pub(super) struct FrameHeader {
     pub(super) opcode: FrameOpcode,

@@ -28,9 +28,9 @@ pub enum FramePart<'a> {
     Data(&'a [u8]),
     /// The message is complete.
     End,
-    /// A ping.
+    /// A complete ping frame.
     Ping,
-    /// A pong.
+    /// A complete pong frame.
     Pong,
     /// A close frame: its sender sends nothing more.
     Close {

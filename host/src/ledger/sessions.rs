@@ -30,7 +30,7 @@ pub struct ResponseIssuer {
     pub service: String,
     /// The user's name; empty if the service has no users.
     pub user: String,
-    /// The response's id.
+    /// The id that upstream gave the response.
     pub response_id: String,
     /// The credential's tag.
     pub credential: String,

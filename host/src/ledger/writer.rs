@@ -175,8 +175,8 @@ impl LedgerWriter {
                 done: Some(done),
             }),
             WriterCommand::UsageFile { path, state, done } => {
-                // A newer state of a file replaces one that waits: so the number of entries is
-                // bounded.
+                // A newer state of a file replaces its predecessor, so that the number of entries
+                // is bounded.
                 self.pending.retain(|pending| match &pending.content {
                     EntryContent::UsageFile(waiting, _) => *waiting != path,
                     EntryContent::Row(_) => true,

@@ -101,9 +101,9 @@ async fn counts_agree_with_what_was_sent_and_recorded() {
     );
     rig.account("a").then(limited);
     assert_eq!(client.turn(&turn("moves")).await.status, StatusCode::OK);
-    let nobody = Client::new(client.address()).token("token-nobody");
+    let unknown = Client::new(client.address()).token("token-unknown");
     assert_eq!(
-        nobody.turn(&turn("two")).await.status,
+        unknown.turn(&turn("two")).await.status,
         StatusCode::UNAUTHORIZED
     );
     let bob = Client::new(client.address()).token("token-bob");

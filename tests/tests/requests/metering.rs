@@ -800,7 +800,7 @@ async fn a_row_is_on_file_before_its_client_sees_the_end_whatever_the_answer() {
         ),
         ("an upstream that breaks", Reply::close_before_head()),
         ("a refusal", Reply::usage_limit_reached()),
-        ("nobody usable", Reply::ok()),
+        ("no usable credential", Reply::ok()),
     ];
     let (mut rig, client, account) = open_rig().await;
     for (name, reply) in cases {

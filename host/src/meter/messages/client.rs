@@ -15,7 +15,7 @@ const CREATE_KEYS: &[WantedKey] = &[
     WantedKey::scalar("previous_response_id", request::PREVIOUS),
 ];
 
-/// A `response.create`.
+/// A message that asks for a response.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ResponseCreate {
     /// The fields that a request's body has, too.
