@@ -2,6 +2,7 @@
 
 use rusqlite::{Connection, Transaction, params};
 
+use super::file::LedgerError;
 use super::query::{LedgerReader, signed, unsigned};
 use crate::values::clock::Timestamp;
 use crate::values::exchange::LedgerRow;
@@ -78,21 +79,8 @@ impl LedgerReader {
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn sessions(&self, sessions_max: u64) -> rusqlite::Result<Vec<StoredSession>> {
-        let sql = "SELECT service, pool, user, session, credential, used_at FROM session_home
-            ORDER BY used_at DESC LIMIT ?1";
-        let mut query = self.connection().prepare(sql)?;
-        let rows = query.query_map([signed(sessions_max)], |row| {
-            Ok(StoredSession {
-                service: row.get(0)?,
-                pool: row.get(1)?,
-                user: row.get(2)?,
-                session: row.get(3)?,
-                credential: row.get(4)?,
-                used_at: Timestamp(unsigned(row.get(5)?)),
-            })
-        })?;
-        oldest_first(rows)
+    pub fn sessions(&self, sessions_max: u64) -> Result<Vec<StoredSession>, LedgerError> {
+        self.read(|connection| sessions(connection, sessions_max))
     }
 
     /// Returns the issuers of the responses in the last `rows_max` rows that ended since `begin`,
@@ -104,23 +92,48 @@ impl LedgerReader {
         &self,
         begin: Timestamp,
         rows_max: u64,
-    ) -> rusqlite::Result<Vec<ResponseIssuer>> {
-        // By number, from the end: times are not indexed, and only the last rows count.
-        let sql = "SELECT service, coalesce(user, ''), response_id, credential, finished_at FROM
-            (SELECT * FROM usage ORDER BY id DESC LIMIT ?1)
-            WHERE response_id IS NOT NULL AND credential IS NOT NULL AND finished_at >= ?2 ORDER BY id DESC";
-        let mut query = self.connection().prepare(sql)?;
-        let rows = query.query_map([signed(rows_max), signed(begin.0)], |row| {
-            Ok(ResponseIssuer {
-                service: row.get(0)?,
-                user: row.get(1)?,
-                response_id: row.get(2)?,
-                credential: row.get(3)?,
-                issued_at: Timestamp(unsigned(row.get(4)?)),
-            })
-        })?;
-        oldest_first(rows)
+    ) -> Result<Vec<ResponseIssuer>, LedgerError> {
+        self.read(|connection| issuers(connection, begin, rows_max))
     }
+}
+
+fn sessions(connection: &Connection, sessions_max: u64) -> rusqlite::Result<Vec<StoredSession>> {
+    let sql = "SELECT service, pool, user, session, credential, used_at FROM session_home
+        ORDER BY used_at DESC LIMIT ?1";
+    let mut query = connection.prepare(sql)?;
+    let rows = query.query_map([signed(sessions_max)], |row| {
+        Ok(StoredSession {
+            service: row.get(0)?,
+            pool: row.get(1)?,
+            user: row.get(2)?,
+            session: row.get(3)?,
+            credential: row.get(4)?,
+            used_at: Timestamp(unsigned(row.get(5)?)),
+        })
+    })?;
+    oldest_first(rows)
+}
+
+fn issuers(
+    connection: &Connection,
+    begin: Timestamp,
+    rows_max: u64,
+) -> rusqlite::Result<Vec<ResponseIssuer>> {
+    // By number, from the end: times are not indexed, and only the last rows count.
+    let sql = "SELECT service, coalesce(user, ''), response_id, credential, finished_at FROM
+        (SELECT * FROM usage ORDER BY id DESC LIMIT ?1)
+        WHERE response_id IS NOT NULL AND credential IS NOT NULL AND finished_at >= ?2 ORDER BY id DESC";
+    let mut query = connection.prepare(sql)?;
+    let rows = query.query_map([signed(rows_max), signed(begin.0)], |row| {
+        Ok(ResponseIssuer {
+            service: row.get(0)?,
+            user: row.get(1)?,
+            response_id: row.get(2)?,
+            credential: row.get(3)?,
+            issued_at: Timestamp(unsigned(row.get(4)?)),
+        })
+    })?;
+    oldest_first(rows)
 }
 
 fn oldest_first<T>(rows: impl Iterator<Item = rusqlite::Result<T>>) -> rusqlite::Result<Vec<T>> {

@@ -17,7 +17,7 @@ use super::status::GatewayStatus;
 use super::usage_files::UsageFiles;
 use crate::config::{Config, ConfigProblem, CredentialConfig, CredentialSource, ServiceConfig};
 use crate::credentials::{Credential, CredentialKind, recover_tokens};
-use crate::ledger::{Ledger, ResponseIssuer, StoredSession};
+use crate::ledger::{Ledger, LedgerError, ResponseIssuer, StoredSession};
 use crate::metrics::Metrics;
 use crate::pipeline::{Service, ServiceParts, restore_affinity};
 use crate::policy::BalancerGeneration;
@@ -148,7 +148,7 @@ fn restore_sessions(
 fn read_sessions(
     ledger: &Ledger,
     limits: &Limits,
-) -> Result<(Vec<StoredSession>, Vec<ResponseIssuer>), Box<dyn std::error::Error>> {
+) -> Result<(Vec<StoredSession>, Vec<ResponseIssuer>), LedgerError> {
     let reader = ledger.reader()?;
     let since = Timestamp::now().before(limits.session_lifetime);
     let sessions = reader.sessions(limits.sessions)?;

@@ -51,8 +51,6 @@ fn targets<'a>(services: impl IntoIterator<Item = &'a ServiceConfig>) -> Vec<Usa
 enum UsageFileError {
     #[error("{0}")]
     Ledger(#[from] LedgerError),
-    #[error("ledger: {0}")]
-    Query(#[from] rusqlite::Error),
     #[error("the ledger cannot be written")]
     LedgerFailing,
     #[error("{}", io_reason(.0))]
