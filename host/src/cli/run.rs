@@ -25,7 +25,7 @@ use crate::server::{Gateway, RefreshPlace, run_refresh};
 use crate::values::limits::CONFIG_FILE_BYTES;
 use crate::watch::FileWatcher;
 
-type FileDigest = [u8; 32];
+type ConfigDigest = [u8; 32];
 
 pub(super) fn run(path: Option<&Path>, ready_file: Option<&Path>) -> Result<(), CommandFailure> {
     // Before the file is read: a change from here on must be noticed.
@@ -44,7 +44,7 @@ pub(super) fn run(path: Option<&Path>, ready_file: Option<&Path>) -> Result<(), 
 async fn run_gateway(
     config: Config,
     path: Option<&Path>,
-    digest: Option<FileDigest>,
+    digest: Option<ConfigDigest>,
     ready_file: Option<&Path>,
 ) -> Result<(), CommandFailure> {
     // Before anything starts: a signal that comes early must not be lost.
@@ -172,7 +172,7 @@ impl StopSignals {
 /// effect.
 async fn follow(
     path: Option<&Path>,
-    mut digest_in_effect: Option<FileDigest>,
+    mut digest_in_effect: Option<ConfigDigest>,
     gateway: &Gateway,
     hang_ups: &mut Signal,
 ) {
@@ -230,12 +230,12 @@ async fn load_settled(path: &Path) -> Result<LoadedConfig, CommandFailure> {
     }
 }
 
-async fn digest_off_thread(path: &Path) -> Option<FileDigest> {
+async fn digest_off_thread(path: &Path) -> Option<ConfigDigest> {
     let path = path.to_owned();
     spawn_blocking(move || digest(&path)).await.ok().flatten()
 }
 
-fn digest(path: &Path) -> Option<FileDigest> {
+fn digest(path: &Path) -> Option<ConfigDigest> {
     let bytes = read_regular(path, CONFIG_FILE_BYTES).ok()?;
     Some(Sha256::digest(bytes).into())
 }
