@@ -16,7 +16,7 @@ pub mod authenticate;
 pub mod credentials;
 pub mod frames;
 pub mod ledger;
-pub mod listener;
+pub(crate) mod listener;
 pub mod meter;
 pub mod metrics;
 pub mod policy;
@@ -24,7 +24,7 @@ pub mod sessions;
 pub mod tls;
 pub mod upstream;
 pub mod usage_file;
-pub mod watch;
+pub(crate) mod watch;
 // Floor 3
 mod pipeline;
 // Floor 4
