@@ -294,7 +294,7 @@ impl AdminApi {
                 let error = CommandError::UnknownPolicy(tag.to_owned());
                 return AdminResponse::error(StatusCode::NOT_FOUND, &error.to_string());
             }
-            Some(entry) => entry.slot().shadow(),
+            Some(entry) => entry.shared().shadow(),
         };
         match shadow {
             None => AdminResponse::error(

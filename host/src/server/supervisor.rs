@@ -5,7 +5,9 @@
 
 mod commands;
 mod configure;
+mod loads;
 mod policy_files;
+mod review;
 mod services;
 mod settled;
 
@@ -26,12 +28,15 @@ pub(super) use self::services::{RunningService, RunningServices};
 
 use self::commands::answer;
 use self::configure::{ConfigurationChange, KnownParts, load_change, needs_restart};
+use self::loads::{FinishedTask, ShadowLoad};
 use self::policy_files::PolicyFiles;
+use self::review::{
+    PROGRESS_INTERVAL, ReviewResult, log_progress, next_review, review_generations,
+};
 use self::services::ServiceInputs;
 use self::settled::{LoadedComponent, load_settled};
 use super::build::SharedResources;
-use super::error::StartError;
-use super::policies::{GenerationChange, PendingPolicy, PolicyLoader};
+use super::policies::{PendingPolicy, PolicyLoader};
 use super::status::GatewayStatus;
 use super::upkeep::{RunningTasks, Upkeep};
 use super::usage_files::UsageFilesWriter;
@@ -43,9 +48,6 @@ use crate::policy::{
 use crate::values::limits::Limits;
 use crate::values::phase::GatewayPhase;
 use crate::watch::FileWatcher;
-
-/// How often the stage of a long load is logged.
-const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What the supervisor changes, and what it needs for that.
 pub(super) struct SupervisorParts {
@@ -78,35 +80,6 @@ pub(super) struct Supervisor {
     is_configuring: bool,
     /// Configurations that wait for the one in progress, at most [`COMMAND_QUEUE`].
     configurations: VecDeque<(Box<Config>, ConfigureReply)>,
-}
-
-/// A shadow's load in progress.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ShadowLoad {
-    Running,
-    /// The file changed again meanwhile.
-    Outdated,
-}
-
-/// The result of work that ran beside the supervisor.
-enum FinishedTask {
-    PolicyLoad {
-        /// As it was when the load began.
-        policy: PolicyConfig,
-        started: Instant,
-        loaded: Result<LoadedComponent<PolicyGeneration>, PolicyLoadError>,
-        replies: Vec<PolicyReply>,
-    },
-    ShadowLoad {
-        policy: PolicyConfig,
-        loaded: Result<LoadedComponent<Arc<PolicyShadow>>, PolicyLoadError>,
-    },
-    ConfigurationLoad {
-        change: Result<ConfigurationChange, StartError>,
-        needs_restart: Vec<String>,
-        started: Instant,
-        reply: ConfigureReply,
-    },
 }
 
 impl Supervisor {
@@ -143,7 +116,7 @@ impl Supervisor {
         let trouble = Arc::clone(self.loader.trouble());
         let mut progress_logged = Instant::now();
         loop {
-            let wake = self.next_review();
+            let wake = next_review(&self.status);
             tokio::select! {
                 command = commands.recv() => match command {
                     Some(command) => self.start_command(command),
@@ -161,7 +134,7 @@ impl Supervisor {
                     self.review_generations();
                     if progress_logged.elapsed() >= PROGRESS_INTERVAL {
                         progress_logged = Instant::now();
-                        self.log_progress();
+                        log_progress(&self.status);
                     }
                 }
                 _ = phases.wait_for(|phase| *phase != GatewayPhase::Running) => return,
@@ -183,7 +156,7 @@ impl Supervisor {
 
     fn finish(&mut self, finished: FinishedTask) {
         match finished {
-            FinishedTask::PolicyLoad {
+            FinishedTask::Policy {
                 policy,
                 started,
                 loaded,
@@ -198,13 +171,13 @@ impl Supervisor {
                     self.load_policy(&policy.tag, replies);
                 }
             }
-            FinishedTask::ShadowLoad { policy, loaded } => {
+            FinishedTask::Shadow { policy, loaded } => {
                 self.finish_shadow_load(&policy, loaded);
                 if self.shadow_loads.remove(&policy.tag) == Some(ShadowLoad::Outdated) {
                     self.load_shadow(policy.tag);
                 }
             }
-            FinishedTask::ConfigurationLoad {
+            FinishedTask::Configuration {
                 change,
                 needs_restart,
                 started,
@@ -234,7 +207,7 @@ impl Supervisor {
             let loaded = loaded
                 .await
                 .unwrap_or_else(|_| Err(PolicyLoadError::panicked(&tag)));
-            FinishedTask::PolicyLoad {
+            FinishedTask::Policy {
                 policy,
                 started: Instant::now(),
                 loaded: loaded.map(LoadedComponent::New),
@@ -257,7 +230,7 @@ impl Supervisor {
         }
         let progress = entry.begin_load();
         let known = entry.serving_digest().filter(|_| replies.is_empty());
-        let (policy, slot) = (entry.config().clone(), Arc::clone(entry.slot()));
+        let (policy, shared) = (entry.config().clone(), Arc::clone(entry.shared()));
         let number = entry.next_number();
         drop(policies);
         let loader = self.loader.clone();
@@ -267,11 +240,11 @@ impl Supervisor {
                 let policy = policy.clone();
                 move |source: &ComponentBytes| {
                     let priority = CompilePriority::Background;
-                    loader.load(&policy, source, &slot, number, priority, &progress)
+                    loader.load(&policy, source, &shared, number, priority, &progress)
                 }
             };
             let loaded = load_settled(&policy, known, load).await;
-            FinishedTask::PolicyLoad {
+            FinishedTask::Policy {
                 policy,
                 started,
                 loaded,
@@ -361,7 +334,7 @@ impl Supervisor {
         };
         let policy = entry.config().clone();
         let known = entry
-            .slot()
+            .shared()
             .shadow()
             .map(|shadow| shadow.digest().to_owned());
         drop(policies);
@@ -377,7 +350,7 @@ impl Supervisor {
                 move |source: &ComponentBytes| loader.load_shadow(&shadow, source)
             };
             let loaded = load_settled(&shadow, known, load).await;
-            FinishedTask::ShadowLoad { policy, loaded }
+            FinishedTask::Shadow { policy, loaded }
         });
     }
 
@@ -397,7 +370,7 @@ impl Supervisor {
         match loaded {
             Ok(LoadedComponent::Unchanged) => {}
             Ok(LoadedComponent::New(shadow)) => {
-                entry.slot().set_shadow(Some(shadow));
+                entry.shared().set_shadow(Some(shadow));
                 tracing::info!(policy = tag, "shadow reloaded");
             }
             Err(error) => tracing::error!(policy = tag, %error, "shadow reload failed"),
@@ -433,7 +406,7 @@ impl Supervisor {
         self.tasks.spawn(async move {
             let loading = spawn_blocking(move || load_change(config, &loader, known));
             match loading.await {
-                Ok(change) => FinishedTask::ConfigurationLoad {
+                Ok(change) => FinishedTask::Configuration {
                     change,
                     needs_restart,
                     started,
@@ -483,61 +456,11 @@ impl Supervisor {
         AppliedConfiguration { needs_restart }
     }
 
-    /// Lets each policy fall back from a generation that failed too often, or retry one.
+    /// Lets policies fall back from generations that failed too often, and retry suspended ones.
     fn review_generations(&self) {
-        let rules = BreakerRules::of(&self.limits);
-        let now = Instant::now();
-        let mut is_changed = false;
-        for entry in self.status.policies().entries_mut() {
-            let change = entry.review(rules, now);
-            let (policy, serves) = (entry.tag(), entry.generation());
-            match change {
-                None => continue,
-                Some(GenerationChange::Confirmed) => {
-                    tracing::info!(policy, serves, "retried generation passed its probation");
-                    continue;
-                }
-                Some(GenerationChange::FellBack) => {
-                    tracing::error!(
-                        policy,
-                        serves,
-                        "generation failed too often, using the previous one"
-                    );
-                }
-                Some(GenerationChange::Retried) => {
-                    tracing::warn!(
-                        policy,
-                        serves,
-                        "retrying a generation that failed too often"
-                    );
-                }
-            }
-            is_changed = true;
-        }
-        if is_changed {
+        if review_generations(&self.status, BreakerRules::of(&self.limits)) == ReviewResult::Changed
+        {
             self.rebuild_services();
-        }
-    }
-
-    /// When generations are reviewed next, at the latest.
-    fn next_review(&self) -> Instant {
-        let policies = self.status.policies();
-        policies
-            .entries()
-            .iter()
-            .filter_map(|entry| entry.retry_at())
-            .fold(Instant::now() + PROGRESS_INTERVAL, Instant::min)
-    }
-
-    fn log_progress(&self) {
-        for entry in self.status.policies().entries() {
-            let Some((stage, age)) = entry.load_progress().map(|progress| progress.stage()) else {
-                continue;
-            };
-            if age >= PROGRESS_INTERVAL {
-                let (policy, seconds) = (entry.tag(), age.as_secs());
-                tracing::info!(policy, stage, seconds, "policy still loading");
-            }
         }
     }
 

@@ -116,7 +116,7 @@ fn policies(status: &GatewayStatus, metrics: &mut ObservedMetrics) {
     let durations = entries
         .iter()
         .zip(&reports)
-        .map(|(entry, report)| (labels(report), entry.slot().stats().time()));
+        .map(|(entry, report)| (labels(report), entry.shared().stats().time()));
     metrics.durations(
         "tollgate_policy_call_duration",
         "Duration of a policy's call",

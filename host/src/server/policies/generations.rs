@@ -17,7 +17,7 @@ use crate::policy::{
 /// A configured policy and its generations.
 pub(crate) struct PolicyEntry {
     config: PolicyConfig,
-    slot: Arc<SharedPolicyState>,
+    shared: Arc<SharedPolicyState>,
     current: PolicyGeneration,
     /// The last good generation before `current`.
     previous: Option<PolicyGeneration>,
@@ -65,13 +65,13 @@ pub(crate) struct NoPreviousGeneration;
 impl PolicyEntry {
     pub(crate) fn new(
         config: PolicyConfig,
-        slot: Arc<SharedPolicyState>,
+        shared: Arc<SharedPolicyState>,
         current: PolicyGeneration,
     ) -> Self {
         Self {
             last_number: current.status().generation,
             config,
-            slot,
+            shared,
             current,
             previous: None,
             suspended: None,
@@ -84,14 +84,14 @@ impl PolicyEntry {
     /// Returns an entry whose first generation is still being loaded.
     pub(crate) fn loading(
         config: PolicyConfig,
-        slot: Arc<SharedPolicyState>,
+        shared: Arc<SharedPolicyState>,
         progress: LoadProgress,
     ) -> Self {
         let reason = "its component is still being compiled".to_owned();
-        let absent = PolicyGeneration::unavailable(&config, &slot, reason);
+        let absent = PolicyGeneration::unavailable(&config, &shared, reason);
         Self {
             loading: Some(progress),
-            ..Self::new(config, slot, absent)
+            ..Self::new(config, shared, absent)
         }
     }
 
@@ -103,8 +103,8 @@ impl PolicyEntry {
         &self.config
     }
 
-    pub(crate) fn slot(&self) -> &Arc<SharedPolicyState> {
-        &self.slot
+    pub(crate) fn shared(&self) -> &Arc<SharedPolicyState> {
+        &self.shared
     }
 
     pub(crate) fn current(&self) -> &PolicyGeneration {
@@ -172,7 +172,7 @@ impl PolicyEntry {
     pub(crate) fn load_failed(&mut self, reason: String, took: Duration) {
         if self.generation() == 0 {
             let reason = format!("its component cannot be used: {reason}");
-            self.current = PolicyGeneration::unavailable(&self.config, &self.slot, reason);
+            self.current = PolicyGeneration::unavailable(&self.config, &self.shared, reason);
         }
         self.reloads.failed += 1;
         self.note(ReloadOutcome::Failed, Some(reason), took);
@@ -192,7 +192,7 @@ impl PolicyEntry {
     /// Applies a changed configuration. `new` is what had to be loaded for it; if it is `None`, the generations stay.
     pub(crate) fn reconfigure(mut self, config: PolicyConfig, new: Option<Self>) -> Self {
         match new {
-            Some(new) if Arc::ptr_eq(&self.slot, &new.slot) => {
+            Some(new) if Arc::ptr_eq(&self.shared, &new.shared) => {
                 self.config = config;
                 self.loading = None;
                 self.install(new.current, Duration::ZERO);

@@ -96,22 +96,22 @@ fn first_generation(
     wait: &StartWait,
 ) -> Result<(PolicyEntry, Option<PendingPolicy>), PolicyLoadError> {
     let source = ComponentBytes::read(policy)?;
-    let slot = loader.slot(policy)?;
+    let shared = loader.shared_state(policy)?;
     match (wait, &policy.source) {
         (StartWait::OfLimits(runtime), PolicySource::File(_)) => {
-            load_within_limits(loader, policy, source, slot, runtime)
+            load_within_limits(loader, policy, source, shared, runtime)
         }
         // Shipped policies load in no time.
         (StartWait::Unlimited, _) | (StartWait::OfLimits(_), PolicySource::Shipped(_)) => {
             let loaded = loader.load(
                 policy,
                 &source,
-                &slot,
+                &shared,
                 1,
                 CompilePriority::Startup,
                 &LoadProgress::new(),
             )?;
-            Ok((PolicyEntry::new(policy.clone(), slot, loaded), None))
+            Ok((PolicyEntry::new(policy.clone(), shared, loaded), None))
         }
     }
 }
@@ -120,7 +120,7 @@ fn load_within_limits(
     loader: &PolicyLoader,
     policy: &PolicyConfig,
     source: ComponentBytes,
-    slot: Arc<SharedPolicyState>,
+    shared: Arc<SharedPolicyState>,
     runtime: &Handle,
 ) -> Result<(PolicyEntry, Option<PendingPolicy>), PolicyLoadError> {
     // A large component is not compiled in time, and must then not slow down requests.
@@ -132,16 +132,16 @@ fn load_within_limits(
     let progress = LoadProgress::new();
     let (done, mut loaded) = oneshot::channel();
     runtime.spawn_blocking({
-        let (loader, policy, slot) = (loader.clone(), policy.clone(), Arc::clone(&slot));
+        let (loader, policy, shared) = (loader.clone(), policy.clone(), Arc::clone(&shared));
         let progress = progress.clone();
         move || {
-            let loaded = loader.load(&policy, &source, &slot, 1, priority, &progress);
+            let loaded = loader.load(&policy, &source, &shared, 1, priority, &progress);
             // The receiver is gone if the start failed meanwhile.
             let _ = done.send(loaded);
         }
     });
     match runtime.block_on(timeout(loader.limits().policy_start_wait, &mut loaded)) {
-        Ok(Ok(loaded)) => Ok((PolicyEntry::new(policy.clone(), slot, loaded?), None)),
+        Ok(Ok(loaded)) => Ok((PolicyEntry::new(policy.clone(), shared, loaded?), None)),
         Ok(Err(_)) => Err(PolicyLoadError::panicked(&policy.tag)),
         Err(_) => {
             tracing::warn!(
@@ -149,7 +149,7 @@ fn load_within_limits(
                 "policy still compiling, starting without it"
             );
             let tag = policy.tag.clone();
-            let entry = PolicyEntry::loading(policy.clone(), slot, progress);
+            let entry = PolicyEntry::loading(policy.clone(), shared, progress);
             Ok((entry, Some(PendingPolicy { tag, loaded })))
         }
     }
@@ -158,11 +158,14 @@ fn load_within_limits(
 fn load_stand_in(loader: &PolicyLoader) -> Result<Arc<BalancerGeneration>, StartError> {
     let policy = PolicyConfig::shipped(STAND_IN, serde_json::json!({}));
     let load = || {
-        let (source, slot) = (ComponentBytes::read(&policy)?, loader.slot(&policy)?);
+        let (source, shared) = (
+            ComponentBytes::read(&policy)?,
+            loader.shared_state(&policy)?,
+        );
         loader.load(
             &policy,
             &source,
-            &slot,
+            &shared,
             1,
             CompilePriority::Startup,
             &LoadProgress::new(),

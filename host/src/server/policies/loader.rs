@@ -71,21 +71,21 @@ impl PolicyLoader {
         &self.trouble
     }
 
-    /// Returns a slot for `policy`, with its shadow.
+    /// Returns the state that the generations of `policy` share, with its shadow.
     ///
     /// # Errors
     /// The record or the shadow cannot be used.
-    pub(crate) fn slot(
+    pub(crate) fn shared_state(
         &self,
         policy: &PolicyConfig,
     ) -> Result<Arc<SharedPolicyState>, PolicyLoadError> {
-        let slot = SharedPolicyState::new(policy, &self.limits, &self.threads, &self.trouble)
+        let shared = SharedPolicyState::new(policy, &self.limits, &self.threads, &self.trouble)
             .map_err(|error| PolicyLoadError::rejected(&policy.tag, LoadStage::Start, error))?;
         if let Some(shadow) = shadow_config(policy) {
             let source = ComponentBytes::read(&shadow)?;
-            slot.set_shadow(Some(self.load_shadow(&shadow, &source)?));
+            shared.set_shadow(Some(self.load_shadow(&shadow, &source)?));
         }
-        Ok(slot)
+        Ok(shared)
     }
 
     /// Loads a shadow from its own configuration, that of `shadow_config`, and its component.
@@ -108,7 +108,7 @@ impl PolicyLoader {
         &self,
         policy: &PolicyConfig,
         source: &ComponentBytes,
-        slot: &Arc<SharedPolicyState>,
+        shared: &Arc<SharedPolicyState>,
         generation: u64,
         priority: CompilePriority,
         progress: &LoadProgress,
@@ -122,19 +122,19 @@ impl PolicyLoader {
         }
         let started = Instant::now();
         let loading = LoadOptions {
-            shared: slot,
+            shared,
             generation,
             priority,
             progress: &|stage| progress.enter(stage),
         };
         let loaded = PolicyGeneration::load(&self.engine, policy, source, &loading)?;
-        let stamp = loaded.identity();
+        let component = loaded.identity();
         tracing::debug!(
             policy = policy.tag,
             generation,
-            name = stamp.name,
-            version = stamp.version,
-            digest = stamp.digest,
+            name = component.name,
+            version = component.version,
+            digest = component.digest,
             took_ms = started.elapsed().as_millis() as u64,
             "policy loaded"
         );

@@ -76,9 +76,9 @@ pub(crate) struct CallDurations {
 
 impl PolicyStatus {
     pub(crate) fn of(entry: &PolicyEntry) -> Self {
-        let (config, slot) = (entry.config(), entry.slot());
+        let (config, shared) = (entry.config(), entry.shared());
         let (conduct, stamp) = (entry.current().status(), entry.current().identity());
-        let stats = slot.stats();
+        let stats = shared.stats();
         Self {
             tag: config.tag.clone(),
             kind: kind_name(config.kind),
@@ -108,9 +108,9 @@ impl PolicyStatus {
             instances: stats.instances(),
             memory_bytes: stats.memory_bytes(),
             unlogged: stats.unlogged(),
-            unrecorded: slot.unrecorded(),
+            unrecorded: shared.unrecorded(),
             last_reload: entry.last_reload().cloned(),
-            shadow: slot.shadow().map(|shadow| shadow.status()),
+            shadow: shared.shadow().map(|shadow| shadow.status()),
         }
     }
 }
@@ -141,7 +141,7 @@ fn state(entry: &PolicyEntry) -> PolicyState {
 
 fn call_durations(entry: &PolicyEntry) -> CallDurations {
     let micros = |span: Duration| span.as_nanos() as f64 / 1e3;
-    let time = entry.slot().stats().time();
+    let time = entry.shared().stats().time();
     CallDurations {
         p50: time.quantile(0.5).map(micros),
         p99: time.quantile(0.99).map(micros),

@@ -37,7 +37,7 @@ enum KnownPolicy {
     Unchanged,
     /// Another generation, which shares counts, record and shadow with the ones before it.
     NewGeneration {
-        slot: Arc<SharedPolicyState>,
+        shared: Arc<SharedPolicyState>,
         number: u64,
     },
     /// A policy that starts with new counts and its own record.
@@ -71,17 +71,17 @@ impl KnownPolicy {
         let number = known.next_number();
         if known.config().is_equivalent(policy) {
             Self::Unchanged
-        } else if can_share_slot(known.config(), policy) {
-            let slot = Arc::clone(known.slot());
-            Self::NewGeneration { slot, number }
+        } else if can_share_state(known.config(), policy) {
+            let shared = Arc::clone(known.shared());
+            Self::NewGeneration { shared, number }
         } else {
             Self::New { number }
         }
     }
 }
 
-/// Whether generations under both configurations can share one slot.
-fn can_share_slot(old: &PolicyConfig, new: &PolicyConfig) -> bool {
+/// Whether generations under both configurations can share their state.
+fn can_share_state(old: &PolicyConfig, new: &PolicyConfig) -> bool {
     old.kind == new.kind && old.record == new.record && old.shadow == new.shadow
 }
 
@@ -166,21 +166,21 @@ fn load_policy(
     policy: &PolicyConfig,
     known: KnownPolicy,
 ) -> Result<Option<PolicyEntry>, PolicyLoadError> {
-    let (slot, number) = match known {
+    let (shared, number) = match known {
         KnownPolicy::Unchanged => return Ok(None),
-        KnownPolicy::NewGeneration { slot, number } => (slot, number),
-        KnownPolicy::New { number } => (loader.slot(policy)?, number),
+        KnownPolicy::NewGeneration { shared, number } => (shared, number),
+        KnownPolicy::New { number } => (loader.shared_state(policy)?, number),
     };
     let source = ComponentBytes::read(policy)?;
     let loaded = loader.load(
         policy,
         &source,
-        &slot,
+        &shared,
         number,
         CompilePriority::Background,
         &LoadProgress::new(),
     )?;
-    Ok(Some(PolicyEntry::new(policy.clone(), slot, loaded)))
+    Ok(Some(PolicyEntry::new(policy.clone(), shared, loaded)))
 }
 
 /// Returns the parts of `config` that take effect only after a restart. `running` are the services' tags and addresses.
@@ -214,7 +214,8 @@ pub(crate) fn needs_restart(
     parts
 }
 
-/// The limits that differ and were built into something at the start: listeners, the ledger, sessions, a policy's slot.
+/// Returns the limits that differ and were built into something at the start: listeners, the ledger, sessions, the state of
+/// policies.
 fn limits_of_the_start(old: &Limits, new: &Limits) -> Vec<String> {
     let mut names = Vec::new();
     macro_rules! compare {
