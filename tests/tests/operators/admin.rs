@@ -91,7 +91,7 @@ async fn with_a_token_its_holders_read_and_change_and_others_see_health_alone() 
     let (mut rig, _, admin) = running(json!({ "token": ADMIN })).await;
     let longer = format!("{ADMIN}x");
     let others = [
-        ("nobody", admin.clone()),
+        ("without a token", admin.clone()),
         ("another's", admin.token("token-bob")),
         ("a user's", admin.token(ALICE)),
         ("empty", admin.token("")),
