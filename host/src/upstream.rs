@@ -1,7 +1,7 @@
-//! Upstream: connections to OpenAI, pooled per credential, and what goes over them.
+//! Connections to upstream, pooled per credential, and the bodies that are sent over them.
 //!
-//! Owns the client's rustls settings, connecting and the body that a request is sent with; refuses to know what is
-//! asked. Invariant: two credentials never share a connection.
+//! Owns the client's rustls settings, connecting, and the bodies of requests and responses. Does
+//! not know what a request asks for. Invariant: two credentials never share a connection.
 
 mod body;
 mod connect;
@@ -32,43 +32,43 @@ use crate::values::limits::{Limits, RESET_STREAMS};
 use connect::TimedConnector;
 use response_body::DrainRoom;
 
-/// Idle connections that are kept for one credential.
-const IDLE_CONNECTIONS: usize = 64;
+/// The most idle connections of one credential.
+const IDLE_CONNECTIONS_MAX: usize = 64;
 
-/// No answer from upstream.
+/// Why there is no response.
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
-    /// No connection came about: the request was not sent.
+    /// No connection could be made: the request was not sent.
     #[error("cannot connect: {0}")]
     Unreachable(String),
     /// The response did not come in time.
     #[error("no response in time")]
     TimedOut,
-    /// The client's body broke off while it was being sent.
-    #[error("the request's body: {0}")]
+    /// The client's body failed while it was being sent.
+    #[error("request body: {0}")]
     RequestBody(RequestBodyError),
-    /// The connection broke, or what came over it was no HTTP.
+    /// The connection broke, or upstream did not speak HTTP.
     #[error("{0}")]
     Broken(String),
 }
 
-/// The certificates that upstream's are checked against: the platform's, or those of `SSL_CERT_FILE`.
+/// The root certificates that verify upstream's: the platform's, or those of `SSL_CERT_FILE`.
 #[derive(Clone)]
 pub struct TrustRoots {
     config: ClientConfig,
-    roots: usize,
+    count: usize,
 }
 
 impl std::fmt::Debug for TrustRoots {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("TrustRoots")
-            .field("roots", &self.roots)
+            .field("count", &self.count)
             .finish_non_exhaustive()
     }
 }
 
 impl TrustRoots {
-    /// Reads the platform's certificates. One that cannot be read is left out.
+    /// Loads the platform's certificates. Unreadable ones are left out.
     pub fn from_platform() -> Self {
         Self::new(rustls_native_certs::load_native_certs().certs)
     }
@@ -84,18 +84,16 @@ impl TrustRoots {
         let count = roots.len();
         let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
+            // The provider supports TLS 1.2 and 1.3, which are the defaults.
             .unwrap_or_else(|error| unreachable!("ring has the default versions: {error}"))
             .with_root_certificates(roots)
             .with_no_client_auth();
-        Self {
-            config,
-            roots: count,
-        }
+        Self { config, count }
     }
 
-    /// Whether there is no certificate to check against: every `https` upstream will be refused.
+    /// Whether there is no root certificate: every `https` upstream fails.
     pub fn is_empty(&self) -> bool {
-        self.roots == 0
+        self.count == 0
     }
 }
 
@@ -103,19 +101,19 @@ impl TrustRoots {
 #[derive(Clone)]
 pub struct UpstreamClient {
     client: Client<TimedConnector, RequestBody>,
-    /// Speaks HTTP/1.1 alone, and keeps no connection: each becomes a WebSocket.
-    sockets: Client<TimedConnector, RequestBody>,
+    /// Speaks only HTTP/1.1 and pools no connection: each becomes a WebSocket.
+    handshakes: Client<TimedConnector, RequestBody>,
     drains: DrainRoom,
 }
 
 impl std::fmt::Debug for UpstreamClient {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Upstream").finish_non_exhaustive()
+        f.debug_struct("UpstreamClient").finish_non_exhaustive()
     }
 }
 
 impl UpstreamClient {
-    /// No connections yet.
+    /// Creates a client without connections.
     pub fn new(trust: &TrustRoots, limits: &Limits) -> Self {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
@@ -125,76 +123,76 @@ impl UpstreamClient {
                 .with_tls_config(trust.config.clone())
                 .https_or_http()
         };
-        let for_sockets = https().enable_http1().wrap_connector(tcp.clone());
+        let https_1 = https().enable_http1().wrap_connector(tcp.clone());
         let https = https().enable_all_versions().wrap_connector(tcp);
         let client = Client::builder(TokioExecutor::new())
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(limits.upstream_keep_alive)
-            .pool_max_idle_per_host(IDLE_CONNECTIONS)
+            .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
             .http2_max_concurrent_reset_streams(RESET_STREAMS)
             .build(TimedConnector::new(https, limits.connect_timeout));
-        let sockets = Client::builder(TokioExecutor::new())
+        let handshakes = Client::builder(TokioExecutor::new())
             .pool_max_idle_per_host(0)
-            .build(TimedConnector::new(for_sockets, limits.connect_timeout));
+            .build(TimedConnector::new(https_1, limits.connect_timeout));
         Self {
             client,
-            sockets,
+            handshakes,
             drains: DrainRoom::new(),
         }
     }
 
-    /// Sends a request and waits for the response's head, at most for `limit`.
+    /// Sends a request and waits for the response's head, for at most `limit`.
     ///
     /// # Errors
-    /// There is none.
+    /// There is no response.
     pub async fn send(
         &self,
         request: Request<RequestBody>,
         limit: Duration,
     ) -> Result<Response<ResponseBody>, UpstreamError> {
-        self.head(self.client.request(request), limit).await
+        self.wait_for_head(self.client.request(request), limit)
+            .await
     }
 
-    /// Sends a WebSocket's handshake and waits for its answer, at most for `limit`. An answer of 101 can be upgraded.
+    /// Sends a WebSocket handshake and waits for the response's head, for at most `limit`. A
+    /// connection whose response is 101 can be upgraded.
     ///
     /// # Errors
-    /// There is none.
+    /// There is no response.
     pub async fn handshake(
         &self,
         request: Request<RequestBody>,
         limit: Duration,
     ) -> Result<Response<ResponseBody>, UpstreamError> {
-        self.head(self.sockets.request(request), limit).await
+        self.wait_for_head(self.handshakes.request(request), limit)
+            .await
     }
 
-    /// Sends a request and reads the whole of its answer, of at most `bytes_max`, within `limit`.
+    /// Sends a request and reads the whole response, of at most `bytes_max`, within `limit`.
     ///
     /// # Errors
-    /// There is none, or it is larger.
+    /// There is no response, or it is larger.
     pub async fn fetch(
         &self,
         request: Request<RequestBody>,
         bytes_max: usize,
         limit: Duration,
     ) -> Result<Response<Bytes>, UpstreamError> {
-        let exchange = async {
+        let response = async {
             let (head, body) = self.send(request, limit).await?.into_parts();
-            let broken = |error: Box<dyn std::error::Error + Send + Sync>| {
-                UpstreamError::Broken(cause(&*error))
-            };
             let body = Limited::new(body, bytes_max)
                 .collect()
                 .await
-                .map_err(broken)?;
+                .map_err(|error| UpstreamError::Broken(root_cause(&*error)))?;
             Ok(Response::from_parts(head, body.to_bytes()))
         };
-        timeout(limit, exchange)
+        timeout(limit, response)
             .await
             .unwrap_or(Err(UpstreamError::TimedOut))
     }
 
-    async fn head(
+    async fn wait_for_head(
         &self,
         response: ResponseFuture,
         limit: Duration,
@@ -210,18 +208,18 @@ impl UpstreamClient {
 }
 
 fn classify(error: &hyper_util::client::legacy::Error) -> UpstreamError {
-    if let Some(body) = find::<RequestBodyError>(error) {
+    if let Some(body) = find_cause::<RequestBodyError>(error) {
         return UpstreamError::RequestBody(*body);
     }
     if error.is_connect() {
-        UpstreamError::Unreachable(cause(error))
+        UpstreamError::Unreachable(root_cause(error))
     } else {
-        UpstreamError::Broken(cause(error))
+        UpstreamError::Broken(root_cause(error))
     }
 }
 
-/// The innermost cause's words.
-fn cause(error: &dyn std::error::Error) -> String {
+/// Returns the text of the innermost cause.
+fn root_cause(error: &dyn std::error::Error) -> String {
     let mut innermost = error;
     while let Some(source) = innermost.source() {
         innermost = source;
@@ -229,7 +227,8 @@ fn cause(error: &dyn std::error::Error) -> String {
     innermost.to_string()
 }
 
-fn find<'a, E: std::error::Error + 'static>(
+/// Returns the first error of type `E` in the chain of causes.
+fn find_cause<'a, E: std::error::Error + 'static>(
     error: &'a (dyn std::error::Error + 'static),
 ) -> Option<&'a E> {
     let mut next = Some(error);

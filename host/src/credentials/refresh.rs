@@ -26,7 +26,7 @@ use zeroize::Zeroizing;
 
 use super::auth_file::{self, AuthFileError};
 use super::identity::SecretFingerprint;
-use crate::files::{check_replaceable, io_reason, replace};
+use crate::files::{Settling, check_replaceable, io_reason, replace};
 use journal::RefreshJournal;
 use lock::AuthFileLock;
 use new_tokens::NewTokens;
@@ -43,11 +43,6 @@ const SCOPE: &str = "openid profile email";
 /// An auth.json with new tokens is assumed not to be larger than this: so much room is required
 /// before a token is spent.
 const ROOM_BYTES: usize = 64 * 1024;
-
-/// How often, and how far apart, a file that another process is writing is read again after the
-/// response.
-const REREAD_TRIES: u32 = 10;
-const REREAD_INTERVAL: Duration = Duration::from_millis(100);
 
 /// One refresh to be done.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -280,24 +275,24 @@ impl RefreshTransaction {
         }
     }
 
-    /// Reads the file again, since it may have changed during the request; several times if it is
+    /// Reads the file again, since it may have changed during the request; repeatedly if it is
     /// unusable, since another process may be writing it.
     fn reread(&self) -> Reread {
-        let mut tries = 1;
+        let mut settling = Settling::new();
         loop {
-            match StoredTokens::read(&self.auth_file) {
+            let error = match StoredTokens::read(&self.auth_file) {
                 Ok(stored) if stored.refresh_fingerprint().as_ref() == Some(&self.spent) => {
                     return Reread::SameToken;
                 }
                 Ok(_) => return Reread::OtherToken,
-                Err(_) if tries < REREAD_TRIES => sleep(REREAD_INTERVAL),
+                Err(error) => error,
+            };
+            match settling.pause_after(error.clone()) {
+                Some(pause) => sleep(pause),
                 // A file that cannot be seen at the moment is not gone.
-                Err(_) if matches!(self.auth_file.try_exists(), Ok(false)) => {
-                    return Reread::Removed;
-                }
-                Err(error) => return Reread::Unusable(error),
+                None if matches!(self.auth_file.try_exists(), Ok(false)) => return Reread::Removed,
+                None => return Reread::Unusable(error),
             }
-            tries += 1;
         }
     }
 

@@ -52,13 +52,13 @@ pub enum CredentialLoadError {
 }
 
 /// The SHA-256 of a file's text.
-pub(super) type FileDigest = [u8; 32];
+pub(super) type AuthFileDigest = [u8; 32];
 
 /// What a credential's source contained when it was read.
 pub(super) struct LoadedSource {
     pub(super) identity: Result<Arc<UpstreamIdentity>, CredentialLoadError>,
     /// `None` if there is no text.
-    pub(super) digest: Option<FileDigest>,
+    pub(super) digest: Option<AuthFileDigest>,
 }
 
 /// What a change means for those that watch the credential.
@@ -116,7 +116,7 @@ pub(super) struct CredentialState {
     /// Counts the changes of `account_id`, so that a poll of an earlier account is recognised.
     account_generation: u64,
     /// The digest of the text that `identity` was read from.
-    digest: Option<FileDigest>,
+    digest: Option<AuthFileDigest>,
     read_at: Option<Timestamp>,
     /// Upstream rejected the token: the credential is avoided until then.
     rejected_until: Option<Timestamp>,

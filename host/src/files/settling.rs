@@ -1,8 +1,9 @@
 //! When a changed file counts as completely written.
 //!
-//! Owns how often, how far apart and for how long a file that cannot be used is read again: another process may still be
-//! writing it. It does not read files and does not wait; the caller does both, in async code or on a thread. Invariant: a
-//! file that stays the same is settled after [`READS`] reads, one that keeps changing after [`UNSETTLED_MAX`].
+//! Owns how often, how far apart and for how long a file that cannot be used is read again: another
+//! process may still be writing it. It does not read files and does not wait; the caller does both,
+//! in async code or on a thread. Invariant: a file that stays the same is settled after [`READS`]
+//! reads, one that keeps changing after [`UNSETTLED_MAX`].
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,8 @@ const UNSETTLED_MAX: Duration = Duration::from_secs(60);
 
 /// Follows one changed file until it can be used or has settled.
 ///
-/// `V` tells the versions of the file apart, for example a digest. `()` stands for "not known": reads are counted alone.
+/// `V` tells the versions of the file apart, for example a digest. `()` stands for "not known":
+/// reads are counted alone.
 #[derive(Debug)]
 pub struct Settling<V> {
     started: Instant,

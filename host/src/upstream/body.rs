@@ -1,4 +1,8 @@
-//! A request's body on its way to upstream: what was kept of it, then what the client still sends.
+//! A request's body on its way to upstream: the parts that were read already, then the parts that
+//! the client still sends.
+//!
+//! Owns the bounds of a client's body. Does not know what a body contains. Invariant: the bytes are
+//! passed on unchanged and in order.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,45 +14,45 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Sleep, sleep};
 
-/// Why a client's body does not come to its end.
+/// Why a client's body ended early. The client must act.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RequestBodyError {
-    /// It is larger than `limits.request_body_bytes`.
+    /// The body is larger than `limits.request_body_bytes`.
     #[error("too large")]
     TooLarge,
-    /// Nothing came for `limits.body_timeout`.
+    /// The client sent nothing for `limits.body_timeout`.
     #[error("timed out")]
     TimedOut,
-    /// The client broke it off.
-    #[error("broken off by the client")]
+    /// The client's connection or stream broke.
+    #[error("aborted by the client")]
     Broken,
 }
 
-/// A client's body, under its bounds.
+/// A client's body, bounded in size and in the time between its parts.
 #[derive(Debug)]
 pub struct ClientBody {
     inner: Incoming,
-    /// Bytes that may still come.
+    /// The bytes that are still accepted.
     left: u64,
-    limit: Duration,
+    part_timeout: Duration,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-/// A part of a client's body.
+/// A part of a client's body; `None` at its end.
 pub type BodyPart = Option<Result<Bytes, RequestBodyError>>;
 
 impl ClientBody {
-    /// `inner`, of at most `bytes_max`, with at most `limit` between its parts.
-    pub fn new(inner: Incoming, bytes_max: u64, limit: Duration) -> Self {
+    /// Creates a body of at most `bytes_max`, with at most `part_timeout` between its parts.
+    pub fn new(inner: Incoming, bytes_max: u64, part_timeout: Duration) -> Self {
         Self {
             inner,
             left: bytes_max,
-            limit,
+            part_timeout,
             timer: None,
         }
     }
 
-    /// Whether there is nothing in it.
+    /// Whether nothing is left to read.
     pub fn is_empty(&self) -> bool {
         self.inner.is_end_stream()
     }
@@ -58,7 +62,7 @@ impl ClientBody {
         self.left = bytes_max;
     }
 
-    /// The next part; none at the end. Trailers are left out.
+    /// Returns the next part; `None` at the end. Trailers are left out.
     pub async fn part(&mut self) -> BodyPart {
         std::future::poll_fn(|cx| self.poll_part(cx)).await
     }
@@ -88,50 +92,56 @@ impl ClientBody {
     }
 
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<BodyPart> {
-        let limit = self.limit;
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(limit)));
+        let part_timeout = self.part_timeout;
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(sleep(part_timeout)));
         ready!(timer.as_mut().poll(cx));
         Poll::Ready(Some(Err(RequestBodyError::TimedOut)))
     }
 }
 
-/// A request's body as it goes to upstream.
+/// A request's body as it is sent to upstream.
 #[derive(Debug)]
 pub struct RequestBody {
-    kept: Arc<[Bytes]>,
+    /// The parts that were read already.
+    buffered: Arc<[Bytes]>,
+    /// The index of the next of them.
     next: usize,
-    kept_left: u64,
+    buffered_left: u64,
+    /// What the client still sends.
     rest: Option<ClientBody>,
-    /// The length of the whole, where the client told it or all of it is kept.
+    /// The bytes that are still to be sent, if the length is known.
     left: Option<u64>,
 }
 
 impl RequestBody {
-    /// A body that is kept whole: it can be sent again.
-    pub fn kept(parts: Arc<[Bytes]>) -> Self {
+    /// Creates a body that was read to its end: it can be sent again.
+    pub fn buffered(parts: Arc<[Bytes]>) -> Self {
         let length: u64 = parts.iter().map(|part| part.len() as u64).sum();
         Self {
-            kept: parts,
+            buffered: parts,
             next: 0,
-            kept_left: length,
+            buffered_left: length,
             rest: None,
             left: Some(length),
         }
     }
 
-    /// A body of which only the beginning was kept, and whose length is `length` where it is known.
+    /// Creates a body of which only the beginning was read, and whose length is `length` if it is
+    /// known.
     pub fn streamed(parts: Arc<[Bytes]>, rest: ClientBody, length: Option<u64>) -> Self {
-        let kept_left = parts.iter().map(|part| part.len() as u64).sum();
+        let buffered_left = parts.iter().map(|part| part.len() as u64).sum();
         Self {
-            kept: parts,
+            buffered: parts,
             next: 0,
-            kept_left,
+            buffered_left,
             rest: Some(rest),
             left: length,
         }
     }
 
-    fn passed(&mut self, data: &Bytes) {
+    fn count_sent(&mut self, data: &Bytes) {
         self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
     }
 }
@@ -144,10 +154,10 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
-        if let Some(part) = self.kept.get(self.next).cloned() {
+        if let Some(part) = self.buffered.get(self.next).cloned() {
             self.next += 1;
-            self.kept_left -= part.remaining() as u64;
-            self.passed(&part);
+            self.buffered_left -= part.remaining() as u64;
+            self.count_sent(&part);
             return Poll::Ready(Some(Ok(Frame::data(part))));
         }
         let Some(rest) = &mut self.rest else {
@@ -155,7 +165,7 @@ impl Body for RequestBody {
         };
         let part = ready!(rest.poll_part(cx));
         if let Some(Ok(data)) = &part {
-            self.passed(data);
+            self.count_sent(data);
         } else {
             self.rest = None;
         }
@@ -163,7 +173,7 @@ impl Body for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.kept_left == 0 && self.rest.is_none()
+        self.buffered_left == 0 && self.rest.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -1,4 +1,4 @@
-//! A connector under one time-out: name look-up, connect and TLS handshake together.
+//! A connector with one timeout for name resolution, connect and TLS handshake together.
 
 use std::error::Error;
 use std::future::Future;
@@ -14,16 +14,16 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tower_service::Service;
 
-type Https = HttpsConnector<HttpConnector>;
-type Failure = Box<dyn Error + Send + Sync>;
+type TcpConnector = HttpsConnector<HttpConnector>;
+type ConnectError = Box<dyn Error + Send + Sync>;
 
 /// A connection to upstream, with TLS or without.
 pub type UpstreamConnection = MaybeHttpsStream<TokioIo<TcpStream>>;
 
-/// What `connection` goes over, where it has no TLS.
+/// Returns the TCP stream of a connection without TLS.
 ///
 /// # Errors
-/// The connection, where it has.
+/// Returns a connection with TLS unchanged.
 pub fn without_tls(connection: UpstreamConnection) -> Result<TcpStream, Box<UpstreamConnection>> {
     match connection {
         MaybeHttpsStream::Http(stream) => Ok(stream.into_inner()),
@@ -31,32 +31,32 @@ pub fn without_tls(connection: UpstreamConnection) -> Result<TcpStream, Box<Upst
     }
 }
 
-/// The connector.
+/// A connector that gives up after `limit`.
 #[derive(Clone)]
 pub(super) struct TimedConnector {
-    inner: Https,
+    inner: TcpConnector,
     limit: Duration,
 }
 
 impl TimedConnector {
-    pub(super) fn new(inner: Https, limit: Duration) -> Self {
+    pub(super) fn new(inner: TcpConnector, limit: Duration) -> Self {
         Self { inner, limit }
     }
 }
 
 impl Service<Uri> for TimedConnector {
-    type Response = <Https as Service<Uri>>::Response;
-    type Error = Failure;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Failure>> + Send>>;
+    type Response = <TcpConnector as Service<Uri>>::Response;
+    type Error = ConnectError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, ConnectError>> + Send>>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
         self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
         let connecting = self.inner.call(uri);
         let limit = self.limit;
-        // Boxed once a connection, not once a request.
+        // One box per connection, not per request.
         Box::pin(async move {
             match timeout(limit, connecting).await {
                 Ok(connected) => connected,

@@ -520,8 +520,13 @@ fn cases() -> Vec<Case> {
             login,
             "without tokens",
         ),
-        case("no end", TokenReply::well().endless(), login, "no answer"),
-        case("a cut", TokenReply::well().cut(), login, "no answer"),
+        case(
+            "no end",
+            TokenReply::well().endless(),
+            login,
+            "did not respond",
+        ),
+        case("a cut", TokenReply::well().cut(), login, "did not respond"),
     ]
 }
 
@@ -1075,7 +1080,7 @@ async fn new_tokens_that_cannot_be_written_wait_until_they_can() {
         status["reason"]
             .as_str()
             .expect("a reason")
-            .contains("new tokens wait"),
+            .contains("the new tokens are still in"),
         "{status:#}"
     );
     fs::remove_dir(obstacle(&scene)).expect("it is there");

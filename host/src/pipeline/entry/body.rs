@@ -98,7 +98,7 @@ impl KeptBody {
     /// Returns the body to send. A body that is not kept whole can be taken once.
     pub(crate) fn take(&mut self) -> RequestBody {
         match self.rest.take().and_then(GuardedBody::hand_on) {
-            None => RequestBody::kept(Arc::clone(&self.kept)),
+            None => RequestBody::buffered(Arc::clone(&self.kept)),
             Some(rest) => RequestBody::streamed(Arc::clone(&self.kept), rest, self.length),
         }
     }

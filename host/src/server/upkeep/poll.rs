@@ -70,7 +70,7 @@ async fn ask(
         request = request.header("chatgpt-account-id", account.clone());
     }
     let request = request
-        .body(RequestBody::kept([].into()))
+        .body(RequestBody::buffered([].into()))
         .map_err(|error| PollFailure::new(error.to_string()))?;
     let response = upstream.fetch(request, ANSWER_BYTES, limit).await;
     let response = response.map_err(|error| PollFailure::new(error.to_string()))?;

@@ -191,7 +191,7 @@ async fn ask(
         .header(CONTENT_TYPE, "application/json")
         .header(ACCEPT, "application/json")
         .header(USER_AGENT, AGENT)
-        .body(RequestBody::kept([Bytes::from_owner(body)].into()))
+        .body(RequestBody::buffered([Bytes::from_owner(body)].into()))
         .map_err(|error| TokenRequestError::NotSent(error.to_string()))?;
     let response = match upstream.fetch(request, ANSWER_BYTES, limit).await {
         Ok(response) => response,
