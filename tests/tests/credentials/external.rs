@@ -1,4 +1,5 @@
-//! External credentials: another gateway as upstream, whom it serves, and what is known of its use.
+//! External credentials: another gateway as upstream, for which users, and what is known about its
+//! usage.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -8,25 +9,25 @@ use serde_json::{Value, json};
 use tollgate_tests::upstream::{Reply, Standing, WAIT_MAX};
 use tollgate_tests::{Answer, Client, Rig, oauth_file, rows, turn, unix_in, wait_for_rows};
 
-/// What the other gateway knows this one by.
+/// The token that this gateway presents to the other one.
 const TOKEN: &str = "token-front";
 
 fn external(tag: &str, url: &str) -> Value {
     json!({ "type": "external", "tag": tag, "url": url, "token": TOKEN })
 }
 
-/// The other gateway is asked for its use so often that a test can wait for it.
-fn often(mut external: Value) -> Value {
+/// Polls the other gateway so often that a test can wait for it.
+fn with_fast_polls(mut external: Value) -> Value {
     external["poll_interval"] = json!("50ms");
     external
 }
 
-/// A pool of these members in that order.
+/// Returns a pool of these members in that order.
 fn pool(strategy: &str, members: &[&str]) -> Value {
     json!({ "tag": "pool", "type": "balancer", "strategy": strategy, "credentials": members })
 }
 
-/// `alice` may use other gateways, `bob` may not: both on the pool.
+/// `alice` may use external credentials, `bob` may not; both use the pool.
 fn users() -> [Value; 2] {
     let user = |name: &str| json!({ "name": name, "token": format!("token-{name}"), "credential": "pool" });
     let mut alice = user("alice");
@@ -34,8 +35,8 @@ fn users() -> [Value; 2] {
     [alice, user("bob")]
 }
 
-/// The other gateway, with the accounts `r0`, `r1`, … in a pool that stand so, and this gateway's user. Answers where
-/// it listens, once it knows how they stand.
+/// Starts the other gateway, with accounts `r0`, `r1`, … of these standings in a pool, and this
+/// gateway's user. Returns its address once it knows the standings.
 async fn remote(standings: &[Standing]) -> (Rig, String) {
     let mut rig = Rig::new().await;
     let tags: Vec<String> = (0..standings.len())
@@ -59,14 +60,14 @@ async fn remote(standings: &[Standing]) -> (Rig, String) {
     (rig, format!("http://{}", client.address()))
 }
 
-/// Where a URL that has no folder leads.
+/// Returns the address of a URL without a path.
 fn address(url: &str) -> SocketAddr {
     url.strip_prefix("http://")
         .and_then(|address| address.parse().ok())
         .expect("an address")
 }
 
-/// Waits until status tells this weekly use and this weight.
+/// Waits until the status reports this weekly usage and this weight.
 async fn wait_for_status(client: &Client, weekly: f64, weight: f64) {
     let begun = Instant::now();
     loop {
@@ -83,7 +84,7 @@ async fn wait_for_status(client: &Client, weekly: f64, weight: f64) {
             begun.elapsed() < WAIT_MAX,
             "{status}, expected {weekly} and {weight}"
         );
-        // The poll is another's: there is no signal but what is known after it.
+        // The other gateway polls: its only signal is what it knows afterwards.
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -97,7 +98,7 @@ async fn front(url: &str, strategy: &str, order: [&str; 2]) -> (Rig, Client) {
     (rig, client)
 }
 
-/// A gateway that has only this other one, and a client of alice's.
+/// A gateway whose only credential is the other one, and alice's client.
 async fn alone(external: Value) -> (Rig, Client) {
     let mut rig = Rig::new().await;
     let config = rig.config(
@@ -113,7 +114,7 @@ fn outcomes(list: &[(&str, &str)]) -> Vec<(String, String)> {
         .collect()
 }
 
-/// The attempts of the last of `count` requests.
+/// Returns the attempts of the last of `count` requests.
 async fn last_attempts(rig: &Rig, count: usize) -> Vec<(String, String)> {
     wait_for_rows(&rig.ledger(), count).await[count - 1].attempts()
 }
@@ -121,10 +122,10 @@ async fn last_attempts(rig: &Rig, count: usize) -> Vec<(String, String)> {
 // What the other gateway sees
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_has_its_path_and_the_credentials_token_and_nothing_of_the_clients_own() {
+async fn a_request_has_its_path_and_the_credentials_token_and_no_secret_of_the_client() {
     for folder in ["", "/", "/team/gateway"] {
         let mut rig = Rig::new().await;
-        // The scripted upstream takes its place: it keeps what it sees.
+        // The scripted upstream stands in for it, since it records requests.
         rig.upstream.api_key(TOKEN, "front");
         let url = format!("{}{folder}", rig.upstream.api_url());
         let credentials = json!([external("x", &url), pool("least_used", &["x"])]);
@@ -246,13 +247,13 @@ async fn chat_completions_pass_to_another_gateway_with_an_api_key() {
     back.stop().await;
 }
 
-// Its use
+// Its usage
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_is_preferred_by_what_its_status_tells() {
+async fn it_is_weighted_by_its_status() {
     let week = unix_in(7 * 24 * 3600);
     let plan = |plan: &str, used: f64| Standing::new(plan).weekly_used(used).weekly_resets_at(week);
-    // The account `a` has used 50: what is left of it is 49. Its pool's status is as they weigh together.
+    // The account `a` has used 50, so 49 are left. The status of its pool is the weighted mean.
     let cases = [
         ("less used", vec![plan("plus", 40.0)], "x"),
         ("further used", vec![plan("plus", 60.0)], "a"),
@@ -312,7 +313,7 @@ async fn it_is_preferred_by_what_its_status_tells() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn status_counts_it_only_for_users_whom_it_may_serve() {
+async fn status_counts_it_only_for_users_that_may_use_it() {
     let (mut back, url) = remote(&[Standing::new("pro").weekly_used(19.0)]).await;
     let (mut rig, client) = front(&url, "least_used", ["a", "x"]).await;
     // (99 x 1 + 80 x 10) / 11 are left.
@@ -323,7 +324,7 @@ async fn status_counts_it_only_for_users_whom_it_may_serve() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rate_limit_headers_of_its_responses_are_not_its_own() {
+async fn rate_limit_headers_of_its_responses_are_ignored() {
     let (mut back, url) = remote(&[Standing::new("plus").weekly_used(20.0)]).await;
     let (mut rig, client) = alone(external("x", &url)).await;
     wait_for_status(&client, 21.0, 1.0).await;
@@ -341,9 +342,9 @@ async fn rate_limit_headers_of_its_responses_are_not_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn its_use_is_asked_for_again_while_it_is_asked_for_more() {
+async fn its_usage_is_polled_again_while_it_has_traffic() {
     let (mut back, url) = remote(&[Standing::new("plus").weekly_used(20.0)]).await;
-    let (mut rig, client) = alone(often(external("x", &url))).await;
+    let (mut rig, client) = alone(with_fast_polls(external("x", &url))).await;
     wait_for_status(&client, 21.0, 1.0).await;
     back.account("r0")
         .set_standing(Standing::new("plus").weekly_used(60.0));
@@ -357,12 +358,12 @@ async fn its_use_is_asked_for_again_while_it_is_asked_for_more() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_that_was_used_up_serves_again_when_its_status_tells_of_room() {
+async fn it_is_used_again_when_its_status_reports_room() {
     let (mut back, url) = remote(&[Standing::new("plus").weekly_used(99.0)]).await;
     let mut rig = Rig::new().await;
     let credentials = json!([
         rig.oauth("a"),
-        often(external("x", &url)),
+        with_fast_polls(external("x", &url)),
         pool("fallback", &["x", "a"])
     ]);
     let config = rig.config(json!({ "credentials": credentials, "users": users() }));
@@ -372,7 +373,7 @@ async fn one_that_was_used_up_serves_again_when_its_status_tells_of_room() {
     assert_eq!(client.turn(&turn("one")).await.status, StatusCode::OK);
     assert_eq!(last_attempts(&rig, 1).await, outcomes(&[("a", "200")]));
 
-    // The other gateway gets another account, which has used nothing.
+    // The other gateway gets another, unused account.
     back.account("fresh");
     back.write(
         "r0.json",
@@ -389,13 +390,13 @@ async fn one_that_was_used_up_serves_again_when_its_status_tells_of_room() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_status_that_fails_makes_what_is_known_stale_and_nothing_else() {
+async fn a_failing_status_only_makes_the_known_usage_stale() {
     let (mut back, url) = remote(&[Standing::new("plus").weekly_used(20.0)]).await;
     let mut rig = Rig::new().await;
-    // Nobody tells the use of `y`: the scripted upstream has no status, and answers turns all the same.
+    // The usage of `y` stays unknown: the scripted upstream has no status, but answers turns.
     let y = rig.upstream.api_key(TOKEN, "front");
     let credentials = json!([
-        often(external("x", &url)),
+        with_fast_polls(external("x", &url)),
         external("y", &rig.upstream.api_url()),
         pool("fallback", &["y", "x"]),
     ]);
@@ -410,7 +411,7 @@ async fn a_status_that_fails_makes_what_is_known_stale_and_nothing_else() {
     assert_eq!(last_attempts(&rig, 1).await, outcomes(&[("y", "200")]));
 
     back.stop().await;
-    // From `y` to `x`, which is gone; and having been asked, it is polled again.
+    // From `y` to `x`, which is down; after the attempt it is polled again.
     y.then(Reply::raw(503, ""));
     assert_ne!(client.turn(&turn("two")).await.status, StatusCode::OK);
     let x = rig
@@ -426,10 +427,10 @@ async fn a_status_that_fails_makes_what_is_known_stale_and_nothing_else() {
     rig.stop().await;
 }
 
-// Whom it serves
+// Users
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_never_serves_a_user_who_may_not_use_other_gateways() {
+async fn it_is_never_used_for_a_user_without_external_usage() {
     for strategy in ["fallback", "least_used", "round_robin", "random"] {
         let (mut back, url) = remote(&[Standing::new("pro")]).await;
         let (mut rig, client) = front(&url, strategy, ["x", "a"]).await;
@@ -458,7 +459,7 @@ async fn it_never_serves_a_user_who_may_not_use_other_gateways() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_serves_a_service_that_has_no_users() {
+async fn it_is_used_in_a_service_without_users() {
     let (mut back, url) = remote(&[Standing::new("plus")]).await;
     let mut rig = Rig::new().await;
     let config = rig.config(json!({ "credentials": [external("x", &url)] }));
@@ -469,7 +470,7 @@ async fn it_serves_a_service_that_has_no_users() {
     back.stop().await;
 }
 
-/// Starts no gateway: `credentials` and these fields of a user are a problem that is told so.
+/// Checks that `credentials` and these fields of a user are rejected with that problem.
 async fn check_problem(credentials: Value, user: Value, expected: &str) {
     let mut rig = Rig::new().await;
     let mut alice = json!({ "name": "alice", "token": "token-alice", "credential": "pool" });
@@ -492,7 +493,7 @@ async fn check_problem(credentials: Value, user: Value, expected: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_user_who_has_only_other_gateways_and_may_not_use_them_is_an_error_at_load() {
+async fn a_user_with_only_external_credentials_and_without_external_usage_is_an_error_at_load() {
     let two = || {
         let [x, y] = ["x", "y"].map(|tag| external(tag, "http://127.0.0.1:1"));
         json!([x, y, pool("least_used", &["x", "y"])])
@@ -504,7 +505,7 @@ async fn a_user_who_has_only_other_gateways_and_may_not_use_them_is_an_error_at_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_wrong_with_it_is_told_at_load_without_its_token() {
+async fn its_problems_are_reported_at_load_without_its_token() {
     let with = |field: &str, value: Value| {
         let mut x = external("x", "http://127.0.0.1:1");
         x[field] = value;
@@ -547,7 +548,7 @@ async fn what_is_wrong_with_it_is_told_at_load_without_its_token() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reverse_credential_is_an_error_that_says_that_it_is_not_there_yet() {
+async fn a_reverse_credential_is_an_error_that_says_that_it_is_not_supported_yet() {
     let reverse = json!([{ "type": "reverse", "tag": "pool" }]);
     let expected =
         r#"services[0].credentials[0].type: credentials of type "reverse" are not supported yet"#;
@@ -562,7 +563,7 @@ fn limited(seconds: u64) -> Reply {
         .resets_in_seconds(seconds)
 }
 
-/// The client is told that all is used up for about so many seconds.
+/// Checks that the response says that everything is used up for about `seconds`.
 #[track_caller]
 fn check_exhausted(answer: &Answer, seconds: u64) {
     assert_eq!(
@@ -586,7 +587,7 @@ fn check_exhausted(answer: &Answer, seconds: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn its_429_sends_the_request_on_and_holds_as_long_as_it_tells() {
+async fn its_429_fails_over_and_lasts_as_long_as_it_says() {
     let (mut back, url) = remote(&[Standing::new("plus")]).await;
     let (mut rig, client) = front(&url, "fallback", ["x", "a"]).await;
     let client = client.token("token-alice");
@@ -607,7 +608,7 @@ async fn its_429_sends_the_request_on_and_holds_as_long_as_it_tells() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_serves_again_when_its_429_is_over() {
+async fn it_is_used_again_after_its_429_has_ended() {
     let (mut back, url) = remote(&[Standing::new("plus")]).await;
     let (mut rig, client) = front(&url, "fallback", ["x", "a"]).await;
     let client = client.token("token-alice");
@@ -625,7 +626,7 @@ async fn it_serves_again_when_its_429_is_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_that_goes_down_is_left_for_the_next() {
+async fn requests_fail_over_if_it_goes_down() {
     let (mut back, url) = remote(&[Standing::new("plus")]).await;
     let (mut rig, client) = front(&url, "fallback", ["x", "a"]).await;
     let client = client.token("token-alice");
@@ -641,7 +642,7 @@ async fn one_that_goes_down_is_left_for_the_next() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_that_does_not_know_the_token_is_left_for_the_next() {
+async fn requests_fail_over_if_it_rejects_the_token() {
     let (mut back, url) = remote(&[Standing::new("plus")]).await;
     let mut rig = Rig::new().await;
     let mut stranger = external("x", &url);
@@ -654,7 +655,7 @@ async fn one_that_does_not_know_the_token_is_left_for_the_next() {
         last_attempts(&rig, 1).await,
         outcomes(&[("x", "401"), ("a", "200")])
     );
-    // It steps back for a while.
+    // It is avoided for a while.
     assert_eq!(client.turn(&turn("two")).await.status, StatusCode::OK);
     assert_eq!(last_attempts(&rig, 2).await, outcomes(&[("a", "200")]));
     rig.stop().await;

@@ -1,5 +1,5 @@
-//! Polling: when upstream is asked for a credential's use, what its answer changes, and that a usage API which fails
-//! makes what is known stale and nothing else.
+//! Polling: when upstream is asked for a credential's usage, what its response changes, and that a
+//! failing usage API only makes the known figures stale.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -10,13 +10,15 @@ use tokio::time::timeout;
 use tollgate_tests::upstream::{Account, Gate, HeaderForm, Reply, SeenRequest, Standing, WAIT_MAX};
 use tollgate_tests::{Client, Rig, oauth_file, turn, unix_in};
 
-/// `{"https://api.openai.com/auth":{"chatgpt_plan_type":"pro"}}` in base64url: the claims of an id token.
+/// `{"https://api.openai.com/auth":{"chatgpt_plan_type":"pro"}}` in base64url: the claims of an id
+/// token.
 const PRO: &str = "eyJodHRwczovL2FwaS5vcGVuYWkuY29tL2F1dGgiOnsiY2hhdGdwdF9wbGFuX3R5cGUiOiJwcm8ifX0";
 
-/// The poll interval of these tests' pools, but where it says otherwise.
+/// The poll interval of these tests' pools, unless a test sets another.
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// A pool in that order whose members are asked every [`INTERVAL`], and alice's client. The first polls are over.
+/// A pool with members in that order, polled every [`INTERVAL`], and alice's client. The first
+/// polls have ended.
 async fn pool(tags: &[&str]) -> (Rig, Client) {
     let mut rig = Rig::new().await;
     let config = config(&rig, tags);
@@ -31,7 +33,7 @@ fn config(rig: &Rig, tags: &[&str]) -> Value {
     )
 }
 
-/// A gateway with so many accounts `c0`, `c1`, …, and a user on each, in a pool of its own.
+/// A gateway with `count` accounts `c0`, `c1`, …, each with a pool and a user.
 async fn separate(mut rig: Rig, count: usize) -> (Rig, Vec<(String, Client, Account)>) {
     let (mut credentials, mut users) = (Vec::new(), Vec::new());
     let tags: Vec<String> = (0..count).map(|place| format!("c{place}")).collect();
@@ -52,7 +54,7 @@ async fn separate(mut rig: Rig, count: usize) -> (Rig, Vec<(String, Client, Acco
     (rig, each)
 }
 
-/// What `wham/usage` answers, with these windows in its slots.
+/// Returns a response of `wham/usage` with these windows in its slots.
 fn usage(primary: Value, secondary: Value) -> Value {
     json!({ "plan_type": "plus", "rate_limit": { "primary_window": primary, "secondary_window": secondary } })
 }
@@ -61,12 +63,13 @@ fn window(used_percent: f64, seconds: u64) -> Value {
     json!({ "used_percent": used_percent, "limit_window_seconds": seconds, "reset_at": unix_in(seconds) })
 }
 
-async fn is_served(client: &Client) {
+async fn check_served(client: &Client) {
     let answer = client.turn(&turn("one")).await;
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
 }
 
-/// The used parts of both windows, in percent: 5-hour and weekly. One that nobody told counts as unused.
+/// Returns the used shares of both windows, in percent: 5-hour and weekly. An unknown one counts as
+/// unused.
 fn used(credential: &Value) -> (f64, f64) {
     let used = |window: &str| credential[window]["used"].as_f64().unwrap_or(0.0);
     (used("five_hour"), used("weekly"))
@@ -79,7 +82,7 @@ async fn wait_for_used(rig: &Rig, tag: &str, expected: (f64, f64)) -> Value {
     .await
 }
 
-/// When its use was told last, in Unix milliseconds.
+/// Returns when the last poll succeeded, in Unix milliseconds.
 fn polled_at(credential: &Value) -> u64 {
     credential["polled_at"]
         .as_u64()
@@ -89,7 +92,7 @@ fn polled_at(credential: &Value) -> u64 {
 // When
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_account_is_asked_once_at_start_as_itself_and_a_key_never() {
+async fn each_account_is_polled_once_at_start_as_itself_and_a_key_never() {
     let mut rig = Rig::new().await;
     let user =
         |tag: &str| json!({ "name": tag, "token": format!("token-{tag}"), "credential": tag });
@@ -98,7 +101,7 @@ async fn each_account_is_asked_once_at_start_as_itself_and_a_key_never() {
         "users": (["a", "b", "k"].map(user)),
     }));
     let client = rig.start_polled(config).await;
-    is_served(&client.token("token-k")).await;
+    check_served(&client.token("token-k")).await;
     rig.stop().await;
 
     let is_poll = |seen: &SeenRequest| seen.path().ends_with("/usage");
@@ -128,12 +131,12 @@ async fn each_account_is_asked_once_at_start_as_itself_and_a_key_never() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_next_poll_comes_with_traffic_and_an_interval_after_the_last() {
+async fn the_next_poll_follows_traffic_and_is_an_interval_after_the_last() {
     let (mut rig, client) = pool(&["a", "b"]).await;
     let mut last = polled_at(&rig.credential("a").await);
     for count in 2..5 {
         assert_eq!(rig.account("a").poll_count(), count - 1, "without traffic");
-        is_served(&client).await;
+        check_served(&client).await;
         let is_so = |found: &Value| polled_at(found) > last;
         let next = polled_at(
             &rig.wait_for_credential("a", WAIT_MAX, "polled again", is_so)
@@ -151,11 +154,11 @@ async fn the_next_poll_comes_with_traffic_and_an_interval_after_the_last() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn much_traffic_asks_for_no_more_than_one_poll_an_interval() {
+async fn heavy_traffic_causes_no_more_than_one_poll_per_interval() {
     let begun = Instant::now();
     let (mut rig, client) = pool(&["a"]).await;
     while rig.account("a").poll_count() < 4 {
-        is_served(&client).await;
+        check_served(&client).await;
         assert!(
             begun.elapsed() < WAIT_MAX,
             "{} polls",
@@ -167,10 +170,10 @@ async fn much_traffic_asks_for_no_more_than_one_poll_an_interval() {
     assert!(rig.account("a").poll_count() as u128 <= intervals + 1);
 }
 
-// What an answer changes
+// What a response changes
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_poll_replaces_what_is_known_though_use_falls() {
+async fn a_poll_replaces_known_usage_even_with_a_lower_one() {
     let (mut rig, client) = pool(&["a"]).await;
     let told = |five_hour: f64, weekly: f64| {
         Standing::new("plus")
@@ -178,17 +181,17 @@ async fn a_poll_replaces_what_is_known_though_use_falls() {
             .weekly_used(weekly)
     };
     rig.account("a").set_standing(told(80.0, 70.0));
-    is_served(&client).await;
+    check_served(&client).await;
     assert_eq!(used(&rig.credential("a").await), (80.0, 70.0), "by headers");
     rig.account("a")
         .set_standing(told(10.0, 5.5).header_form(HeaderForm::Absent));
-    is_served(&client).await;
+    check_served(&client).await;
     wait_for_used(&rig, "a", (10.0, 5.5)).await;
     rig.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_poll_that_a_response_overtook_does_not_undo_it() {
+async fn a_poll_does_not_undo_a_response_that_overtook_it() {
     let mut rig = Rig::new().await;
     let config = config(&rig, &["a"]);
     let gate = Gate::new();
@@ -199,9 +202,9 @@ async fn a_poll_that_a_response_overtook_does_not_undo_it() {
     gate.wait_until_reached().await;
     rig.account("a")
         .set_standing(Standing::new("plus").five_hour_used(50.0).weekly_used(60.0));
-    // Its headers alone tell it: further polls tell nothing.
+    // Only its headers report the usage: further polls report nothing.
     rig.account("a").always_for_poll(Reply::server_error(500));
-    is_served(&client).await;
+    check_served(&client).await;
     gate.open();
     let is_so = |found: &Value| !found["polled_at"].is_null();
     let found = rig
@@ -212,7 +215,7 @@ async fn a_poll_that_a_response_overtook_does_not_undo_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_is_told_to_be_used_up_is_not_picked() {
+async fn a_credential_that_a_poll_reports_as_used_up_is_not_chosen() {
     let cases = [
         ("5-hour", (100.0, 0.0)),
         ("weekly", (0.0, 100.0)),
@@ -230,7 +233,7 @@ async fn who_is_told_to_be_used_up_is_not_picked() {
             ((five_hour.min(100.0), weekly), &json!("paused")),
             "{name}"
         );
-        is_served(&client).await;
+        check_served(&client).await;
         assert_eq!(
             (rig.account("a").turn_count(), rig.account("b").turn_count()),
             (0, 1),
@@ -241,7 +244,7 @@ async fn who_is_told_to_be_used_up_is_not_picked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn windows_are_told_apart_by_their_length_whatever_slot_they_stand_in() {
+async fn windows_are_distinguished_by_their_length_in_either_slot() {
     let (five_hour, weekly) = (|| window(40.5, 18_000), || window(30.0, 604_800));
     let cases = [
         (
@@ -303,7 +306,7 @@ async fn plan_weight(client: &Client) -> Option<f64> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_tokens_plan_counts_until_a_poll_tells_another_and_its_weight_changes_with_it() {
+async fn the_plan_of_the_tokens_counts_until_a_poll_reports_another_and_the_weight_follows() {
     let mut rig = Rig::new().await;
     let config = config(&rig, &["a"]);
     rig.write("a.json", pro_file("a").to_string());
@@ -321,7 +324,7 @@ async fn the_tokens_plan_counts_until_a_poll_tells_another_and_its_weight_change
     gate.open();
     for (plan, weight) in [("plus", 1.0), ("pro", 10.0)] {
         rig.account("a").set_standing(Standing::new(plan));
-        is_served(&client).await;
+        check_served(&client).await;
         rig.wait_for_credential("a", WAIT_MAX, plan, |found| found["plan"] == plan)
             .await;
         assert_eq!(plan_weight(&client).await, Some(weight), "{plan}");
@@ -330,7 +333,7 @@ async fn the_tokens_plan_counts_until_a_poll_tells_another_and_its_weight_change
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_about_another_account_than_the_files_is_not_taken_in() {
+async fn a_response_about_another_account_than_the_files_is_ignored() {
     let mut rig = Rig::new().await;
     let config = config(&rig, &["a"]);
     let gate = Gate::new();
@@ -358,7 +361,7 @@ async fn an_answer_about_another_account_than_the_files_is_not_taken_in() {
 
 // What a failure changes
 
-/// Answers that tell nothing of a credential's use.
+/// Responses without a credential's usage.
 fn failures() -> Vec<(&'static str, Reply)> {
     let json = |body: Value| Reply::json(200, &body);
     let both = |window: &Value| json(usage(window.clone(), window.clone()));
@@ -417,7 +420,7 @@ fn failures() -> Vec<(&'static str, Reply)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_usage_api_that_fails_from_the_start_keeps_nobody_from_being_served() {
+async fn a_usage_api_that_fails_from_the_start_fails_no_request() {
     let cases = failures();
     let rig = Rig::new().await;
     for (place, (_, reply)) in cases.iter().enumerate() {
@@ -428,7 +431,7 @@ async fn a_usage_api_that_fails_from_the_start_keeps_nobody_from_being_served() 
     let (mut rig, each) = separate(rig, cases.len()).await;
     let mut wrong = Vec::new();
     for ((name, _), (tag, client, _)) in cases.iter().zip(&each) {
-        is_served(client).await;
+        check_served(client).await;
         let found = rig.credential(tag).await;
         assert_eq!(
             (&found["state"], &found["usable"]),
@@ -444,7 +447,7 @@ async fn a_usage_api_that_fails_from_the_start_keeps_nobody_from_being_served() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_usage_api_that_fails_later_leaves_what_is_known_and_it_counts_as_stale() {
+async fn a_usage_api_that_fails_later_makes_the_known_usage_stale() {
     let cases = failures();
     let rig = Rig::new().await;
     for (place, (_, reply)) in cases.iter().enumerate() {
@@ -454,7 +457,7 @@ async fn a_usage_api_that_fails_later_leaves_what_is_known_and_it_counts_as_stal
         rig.account(&tag)
             .then_for_poll(Reply::json(200, &told))
             .always_for_poll(reply.clone());
-        // Headers tell nothing.
+        // The headers report nothing.
         rig.account(&tag)
             .set_standing(Standing::new("plus").header_form(HeaderForm::Absent));
     }
@@ -462,7 +465,7 @@ async fn a_usage_api_that_fails_later_leaves_what_is_known_and_it_counts_as_stal
     let mut wrong = Vec::new();
     for ((name, _), (tag, client, account)) in cases.iter().zip(&each) {
         let first = polled_at(&rig.credential(tag).await);
-        is_served(client).await;
+        check_served(client).await;
         account.wait_for_polls(2).await;
         let is_so = |found: &Value| !found["poll_failure"].is_null() || polled_at(found) != first;
         let found = rig.wait_for_credential(tag, WAIT_MAX, name, is_so).await;
@@ -474,14 +477,14 @@ async fn a_usage_api_that_fails_later_leaves_what_is_known_and_it_counts_as_stal
         if polled_at(&found) != first {
             wrong.push(*name);
         }
-        is_served(client).await;
+        check_served(client).await;
     }
     assert!(wrong.is_empty(), "counted as told: {wrong:?}");
     rig.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_poll_is_sent_again_when_it_was_told_to_be() {
+async fn a_poll_that_got_429_is_repeated_after_its_retry_after() {
     let mut rig = Rig::new().await;
     let config = config(&rig, &["a"]);
     rig.account("a")
@@ -490,7 +493,7 @@ async fn a_refused_poll_is_sent_again_when_it_was_told_to_be() {
     let client = rig.start_polled(config).await.token("token-alice");
     assert_eq!(rig.credential("a").await["poll_failure"], "answered 429");
     while rig.account("a").poll_count() < 2 {
-        is_served(&client).await;
+        check_served(&client).await;
         assert!(begun.elapsed() < WAIT_MAX, "it is not asked again");
     }
     assert!(begun.elapsed() >= Duration::from_secs(1));
@@ -500,7 +503,7 @@ async fn a_refused_poll_is_sent_again_when_it_was_told_to_be() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_usage_api_that_hangs_delays_neither_a_request_nor_the_end() {
+async fn a_usage_api_that_hangs_delays_neither_a_request_nor_the_shutdown() {
     let mut rig = Rig::new().await;
     let mut config = config(&rig, &["a"]);
     config["limits"] = json!({ "poll_timeout": "1h" });
@@ -510,7 +513,7 @@ async fn a_usage_api_that_hangs_delays_neither_a_request_nor_the_end() {
     let client = rig.start(config).await.token("token-alice");
     never.wait_until_reached().await;
     for _ in 0..3 {
-        is_served(&client).await;
+        check_served(&client).await;
     }
     let found = rig.credential("a").await;
     assert_eq!(

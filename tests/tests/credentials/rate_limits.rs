@@ -1,4 +1,5 @@
-//! Rate limits: what the headers tell, how long a refusal lasts, and who is asked instead.
+//! Rate limits: how headers are read, how long a refusal lasts, and which credential is used
+//! instead.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};
@@ -16,7 +17,7 @@ use tollgate_tests::{
     Answer, Client, Rig, oauth_file, over_both, replace_file, turn, unix_in, wait_for_rows,
 };
 
-/// A gateway with `count` accounts `c0`, `c1`, …, and a user on each, in a pool of its own.
+/// A gateway with `count` accounts `c0`, `c1`, …, each with a pool and a user.
 async fn separate(count: usize) -> (Rig, Vec<(Client, Account)>) {
     let mut rig = Rig::new().await;
     let (mut credentials, mut users) = (Vec::new(), Vec::new());
@@ -43,7 +44,7 @@ async fn pool(tags: &[&str]) -> (Rig, Client) {
     (rig, client)
 }
 
-/// A refusal that tells nothing by headers.
+/// A refusal without rate-limit headers.
 fn refusal() -> Reply {
     Reply::usage_limit_reached().without_rate_limits()
 }
@@ -54,9 +55,9 @@ fn outcomes(list: &[(&str, &str)]) -> Vec<(String, String)> {
         .collect()
 }
 
-// What the headers tell
+// Headers
 
-/// The gateway knows that so much of the two windows is used. An unset reserve of 1 counts as used.
+/// Checks the known usage of the two windows. An unset reserve of 1 counts as used.
 #[track_caller]
 fn check_known(name: &str, status: &Answer, five_hour: f64, weekly: f64) {
     let body = status.json();
@@ -75,8 +76,8 @@ async fn status(client: &Client) -> Answer {
     client.get("/ocm/v1/status").await
 }
 
-over_both!(every_form_of_the_headers_is_read_whatever_slot_a_window_stands_in);
-async fn every_form_of_the_headers_is_read_whatever_slot_a_window_stands_in() {
+over_both!(every_form_of_the_headers_is_read_for_windows_in_either_slot);
+async fn every_form_of_the_headers_is_read_for_windows_in_either_slot() {
     let forms = [
         HeaderForm::Plain,
         HeaderForm::ActiveLimit,
@@ -182,8 +183,8 @@ async fn fields_are_read_by_the_active_limit_and_windows_by_their_minutes() {
     rig.stop().await;
 }
 
-over_both!(use_never_falls_within_a_window_and_starts_anew_with_the_next);
-async fn use_never_falls_within_a_window_and_starts_anew_with_the_next() {
+over_both!(usage_never_falls_within_a_window_and_resets_with_the_next);
+async fn usage_never_falls_within_a_window_and_resets_with_the_next() {
     let (mut rig, each) = separate(1).await;
     let (client, account) = &each[0];
     let (resets, week) = (unix_in(3600), unix_in(7 * 24 * 3600));
@@ -206,8 +207,8 @@ async fn use_never_falls_within_a_window_and_starts_anew_with_the_next() {
     rig.stop().await;
 }
 
-over_both!(the_headers_of_every_response_are_read_failed_ones_too);
-async fn the_headers_of_every_response_are_read_failed_ones_too() {
+over_both!(the_headers_of_every_response_are_read_even_of_failed_ones);
+async fn the_headers_of_every_response_are_read_even_of_failed_ones() {
     let replies = [
         Reply::raw(400, "no"),
         Reply::server_error(500),
@@ -230,7 +231,7 @@ async fn the_headers_of_every_response_are_read_failed_ones_too() {
 
 // How long a refusal lasts
 
-/// The gateway says that all is exhausted for about that many seconds more, in all three places.
+/// Checks that all three places of the response say that everything is used up for about `seconds`.
 #[track_caller]
 fn check_exhausted(name: &str, answer: &Answer, seconds: u64) {
     assert_eq!(
@@ -268,8 +269,8 @@ fn check_exhausted(name: &str, answer: &Answer, seconds: u64) {
     );
 }
 
-/// A refusal holds for so many seconds: on the request that met it and on the next, which does not
-/// go to upstream.
+/// Checks how long each refusal lasts: in the response to its request and to the next one, which is
+/// not sent to upstream.
 async fn check_refusals(cases: Vec<(&str, Standing, Reply, u64)>) {
     let (mut rig, each) = separate(cases.len()).await;
     for ((name, standing, reply, seconds), (client, account)) in cases.into_iter().zip(each) {
@@ -292,8 +293,8 @@ fn http_date(seconds_from_now: i64) -> String {
         .replace("+0000", "GMT")
 }
 
-over_both!(a_refusal_lasts_as_the_headers_else_the_body_else_retry_after_tell);
-async fn a_refusal_lasts_as_the_headers_else_the_body_else_retry_after_tell() {
+over_both!(a_refusal_lasts_as_its_headers_else_its_body_else_retry_after_say);
+async fn a_refusal_lasts_as_its_headers_else_its_body_else_retry_after_say() {
     let free = || Standing::new("plus");
     let limits = || Reply::usage_limit_reached();
     check_refusals(vec![
@@ -392,8 +393,8 @@ async fn a_refusal_without_an_end_or_with_one_in_the_past_lasts_five_minutes() {
     .await;
 }
 
-over_both!(a_packed_refusal_tells_its_end_too);
-async fn a_packed_refusal_tells_its_end_too() {
+over_both!(the_end_of_a_refusal_is_read_from_a_compressed_body);
+async fn the_end_of_a_refusal_is_read_from_a_compressed_body() {
     let packed = |encoding| refusal().resets_in_seconds(800).encoded(encoding);
     check_refusals(vec![
         ("gzip", Standing::new("plus"), packed(Encoding::Gzip), 800),
@@ -422,8 +423,8 @@ async fn a_pool_over_its_caps_is_exhausted_until_its_windows_reset() {
     rig.stop().await;
 }
 
-over_both!(a_refused_credential_of_its_own_is_not_asked_again);
-async fn a_refused_credential_of_its_own_is_not_asked_again() {
+over_both!(a_single_credential_that_is_rate_limited_gets_no_requests);
+async fn a_single_credential_that_is_rate_limited_gets_no_requests() {
     let mut rig = Rig::new().await;
     let config = rig.config(json!({ "credentials": [rig.oauth("a")] }));
     let client = rig.start(config).await;
@@ -439,8 +440,8 @@ async fn a_refused_credential_of_its_own_is_not_asked_again() {
 
 // Failover
 
-over_both!(a_refused_request_goes_to_the_next_credential_exactly_as_it_was);
-async fn a_refused_request_goes_to_the_next_credential_exactly_as_it_was() {
+over_both!(a_refused_request_is_sent_to_the_next_credential_unchanged);
+async fn a_refused_request_is_sent_to_the_next_credential_unchanged() {
     let (mut rig, client) = pool(&["a", "b", "c"]).await;
     for tag in ["a", "b"] {
         rig.account(tag).then(refusal().resets_in_seconds(600));
@@ -484,8 +485,8 @@ async fn a_refused_request_goes_to_the_next_credential_exactly_as_it_was() {
     rig.stop().await;
 }
 
-over_both!(when_all_are_refused_the_first_to_come_back_tells_when);
-async fn when_all_are_refused_the_first_to_come_back_tells_when() {
+over_both!(if_all_are_refused_the_response_has_the_earliest_reset);
+async fn if_all_are_refused_the_response_has_the_earliest_reset() {
     let (mut rig, client) = pool(&["a", "b", "c"]).await;
     for (tag, seconds) in [("a", 900), ("b", 400), ("c", 600)] {
         rig.account(tag).then(refusal().resets_in_seconds(seconds));
@@ -512,8 +513,8 @@ async fn when_all_are_refused_the_first_to_come_back_tells_when() {
     rig.stop().await;
 }
 
-over_both!(a_refused_token_sends_the_request_to_the_next_credential);
-async fn a_refused_token_sends_the_request_to_the_next_credential() {
+over_both!(a_rejected_token_fails_over_to_the_next_credential);
+async fn a_rejected_token_fails_over_to_the_next_credential() {
     let (mut rig, client) = pool(&["a", "b"]).await;
     rig.account("a")
         .always(Reply::error(401, "invalid_request_error", "expired"));
@@ -528,8 +529,8 @@ async fn a_refused_token_sends_the_request_to_the_next_credential() {
     rig.stop().await;
 }
 
-over_both!(what_is_no_refusal_is_answered_and_not_tried_elsewhere);
-async fn what_is_no_refusal_is_answered_and_not_tried_elsewhere() {
+over_both!(other_errors_are_passed_on_and_not_retried);
+async fn other_errors_are_passed_on_and_not_retried() {
     let (mut rig, client) = pool(&["a", "b"]).await;
     for status in [400, 403, 404, 500, 501] {
         rig.account("a").then(Reply::raw(status, "theirs"));
@@ -548,8 +549,8 @@ async fn what_is_no_refusal_is_answered_and_not_tried_elsewhere() {
     rig.stop().await;
 }
 
-over_both!(after_a_byte_of_an_answer_nobody_else_is_asked);
-async fn after_a_byte_of_an_answer_nobody_else_is_asked() {
+over_both!(no_request_is_sent_again_after_a_byte_of_its_response);
+async fn no_request_is_sent_again_after_a_byte_of_its_response() {
     let (mut rig, client) = pool(&["a", "b"]).await;
     rig.account("a").then(Reply::ok().close_after(100));
     assert!(!client.turn(&turn("one")).await.whole);
@@ -557,8 +558,8 @@ async fn after_a_byte_of_an_answer_nobody_else_is_asked() {
     rig.stop().await;
 }
 
-over_both!(a_refusal_of_one_request_leaves_anothers_stream_alone);
-async fn a_refusal_of_one_request_leaves_anothers_stream_alone() {
+over_both!(a_refusal_of_one_request_does_not_end_the_stream_of_another);
+async fn a_refusal_of_one_request_does_not_end_the_stream_of_another() {
     let (mut rig, client) = pool(&["a", "b"]).await;
     let gate = Gate::new();
     rig.account("a")
@@ -573,11 +574,11 @@ async fn a_refusal_of_one_request_leaves_anothers_stream_alone() {
     rig.stop().await;
 }
 
-// Bodies that are not kept
+// Bodies that are not buffered
 
 const REPLAY_BYTES: usize = 1000;
 
-/// As [`pool`], with room for so long a body to be sent again.
+/// As [`pool`], with room to buffer bodies of this length.
 async fn pool_with_little_room() -> (Rig, Client) {
     let mut rig = Rig::new().await;
     let mut config = rig.team(&["a", "b"], json!({ "strategy": "fallback" }));
@@ -586,7 +587,7 @@ async fn pool_with_little_room() -> (Rig, Client) {
     (rig, client)
 }
 
-/// A turn whose text is so long.
+/// Returns a turn with a text of `bytes`.
 fn body_of(bytes: usize) -> String {
     let empty = r#"{"model":"gpt-5.4","stream":true,"input":""}"#.len();
     format!(
@@ -595,8 +596,8 @@ fn body_of(bytes: usize) -> String {
     )
 }
 
-over_both!(a_body_of_the_kept_length_is_sent_again);
-async fn a_body_of_the_kept_length_is_sent_again() {
+over_both!(a_body_of_the_buffered_length_is_sent_again);
+async fn a_body_of_the_buffered_length_is_sent_again() {
     let (mut rig, client) = pool_with_little_room().await;
     rig.account("a").then(refusal().resets_in_seconds(600));
     let body = body_of(REPLAY_BYTES);
@@ -610,8 +611,8 @@ async fn a_body_of_the_kept_length_is_sent_again() {
     rig.stop().await;
 }
 
-over_both!(a_body_past_the_kept_length_goes_through_whole);
-async fn a_body_past_the_kept_length_goes_through_whole() {
+over_both!(a_body_past_the_buffered_length_is_forwarded_whole);
+async fn a_body_past_the_buffered_length_is_forwarded_whole() {
     let (mut rig, client) = pool_with_little_room().await;
     for bytes in [REPLAY_BYTES + 1, 3 << 20] {
         let body = body_of(bytes);
@@ -629,8 +630,8 @@ async fn a_body_past_the_kept_length_goes_through_whole() {
     rig.stop().await;
 }
 
-over_both!(a_body_past_the_kept_length_is_not_sent_again);
-async fn a_body_past_the_kept_length_is_not_sent_again() {
+over_both!(a_body_past_the_buffered_length_is_not_sent_again);
+async fn a_body_past_the_buffered_length_is_not_sent_again() {
     for bytes in [REPLAY_BYTES + 1, 3 << 20] {
         let (mut rig, client) = pool_with_little_room().await;
         rig.account("a").then(refusal().resets_in_seconds(600));
@@ -654,8 +655,8 @@ async fn a_body_past_the_kept_length_is_not_sent_again() {
     }
 }
 
-over_both!(a_request_that_cannot_be_moved_is_answered_503_while_another_credential_is_usable);
-async fn a_request_that_cannot_be_moved_is_answered_503_while_another_credential_is_usable() {
+over_both!(a_request_that_cannot_be_sent_again_gets_503_while_another_credential_is_usable);
+async fn a_request_that_cannot_be_sent_again_gets_503_while_another_credential_is_usable() {
     let (mut rig, client) = pool_with_little_room().await;
     rig.account("a").then(refusal().resets_in_seconds(600));
     let answer = client
@@ -677,8 +678,8 @@ async fn a_request_that_cannot_be_moved_is_answered_503_while_another_credential
 /// at once.
 const MOVED_MAX: Duration = Duration::from_secs(5);
 
-over_both!(a_request_that_waits_for_its_answer_moves_when_its_credential_is_refused);
-async fn a_request_that_waits_for_its_answer_moves_when_its_credential_is_refused() {
+over_both!(a_request_without_a_response_moves_when_its_credential_is_rate_limited);
+async fn a_request_without_a_response_moves_when_its_credential_is_rate_limited() {
     let (mut rig, client) = pool(&["a", "b"]).await;
     let never = Gate::new();
     rig.account("a")
@@ -703,8 +704,11 @@ async fn a_request_that_waits_for_its_answer_moves_when_its_credential_is_refuse
     rig.stop().await;
 }
 
-over_both!(a_request_that_waits_and_cannot_be_moved_is_answered_503_when_its_credential_is_refused);
-async fn a_request_that_waits_and_cannot_be_moved_is_answered_503_when_its_credential_is_refused() {
+over_both!(
+    a_waiting_request_that_cannot_be_sent_again_gets_503_when_its_credential_is_rate_limited
+);
+async fn a_waiting_request_that_cannot_be_sent_again_gets_503_when_its_credential_is_rate_limited()
+{
     let (mut rig, client) = pool_with_little_room().await;
     let never = Gate::new();
     rig.account("a")
@@ -729,9 +733,9 @@ async fn a_request_that_waits_and_cannot_be_moved_is_answered_503_when_its_crede
     rig.stop().await;
 }
 
-// Upstream away
+// Upstream unreachable
 
-/// A way to upstream whose door can be closed while whoever is in stays in.
+/// A forwarder to upstream that can stop accepting connections while those it has stay open.
 async fn door(upstream: SocketAddr) -> (SocketAddr, JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("an address");
@@ -749,8 +753,8 @@ async fn door(upstream: SocketAddr) -> (SocketAddr, JoinHandle<()>) {
     (address, accepting)
 }
 
-over_both!(a_failure_to_connect_sends_the_request_to_the_next_credential);
-async fn a_failure_to_connect_sends_the_request_to_the_next_credential() {
+over_both!(a_failure_to_connect_fails_over_to_the_next_credential);
+async fn a_failure_to_connect_fails_over_to_the_next_credential() {
     let mut rig = Rig::new().await;
     let (address, accepting) = door(rig.upstream.address()).await;
     let mut config = rig.team(&["a", "b"], json!({ "strategy": "fallback" }));
@@ -787,7 +791,7 @@ async fn a_failure_to_connect_sends_the_request_to_the_next_credential() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_nobody_can_be_connected_each_is_tried_once_and_the_answer_is_502() {
+async fn if_no_credential_can_connect_each_is_tried_once_and_the_response_is_502() {
     let (mut rig, client) = pool(&["a", "b"]).await;
     rig.upstream.stop().await;
     let answer = client.turn(&turn("one")).await;
@@ -804,7 +808,7 @@ async fn where_nobody_can_be_connected_each_is_tried_once_and_the_answer_is_502(
 // auth.json
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_comes_late_of_an_account_says_nothing_of_the_one_that_its_file_has_by_then() {
+async fn late_responses_about_an_account_do_not_change_the_one_that_replaced_it() {
     let used_up = Standing::new("plus").weekly_used(100.0);
     for (name, late) in [
         ("a 429", refusal().resets_in_seconds(600)),
@@ -823,7 +827,7 @@ async fn what_comes_late_of_an_account_says_nothing_of_the_one_that_its_file_has
         gate.wait_until_reached().await;
         let before = rig.credential("a").await["refreshed_at"].clone();
         let new = rig.upstream.account("access-new", "account-new");
-        // A poll of the new account's would put right what is wrong.
+        // A poll of the new account would hide the fault.
         new.always_for_poll(Reply::ok().hold_head(&Gate::new()));
         replace_file(
             &rig.credential_file("a"),
@@ -858,7 +862,7 @@ async fn what_comes_late_of_an_account_says_nothing_of_the_one_that_its_file_has
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_auth_file_that_comes_or_is_mended_later_is_picked_up() {
+async fn an_auth_file_that_appears_or_is_repaired_later_is_loaded() {
     let good = oauth_file("access-a", "account-a").to_string();
     let begin = |text: &str| Some(text.to_owned());
     for (name, first) in [

@@ -1,4 +1,5 @@
-//! Refreshing tokens: when it is done and how often, what becomes of what the token endpoint answers, and of the file.
+//! Token refreshes: when they happen and how often, how the token endpoint's responses are handled,
+//! and what is written to the file.
 
 use std::ffi::CString;
 use std::fs::{self, Permissions};
@@ -21,16 +22,17 @@ use tollgate_tests::{
 
 use crate::peer::{Peer, post};
 
-/// A change of a file shows by then, on a slow machine too: before the gateway looks by itself.
+/// A change of a file is noticed within this time even on a slow machine, before the gateway
+/// rereads the file by itself.
 const SOON: Duration = Duration::from_secs(6);
 
-/// After a failure that nobody told the length of, the gateway tries again no sooner than this,
+/// After a failure without `Retry-After`, the gateway tries again no sooner than this,
 const FIRST_BACK_OFF: Duration = Duration::from_secs(5);
 
 /// and within this.
 const FIRST_BACK_OFF_MAX: Duration = Duration::from_secs(15);
 
-/// The credential `a`, with a login of its own.
+/// The credential `a` and its login.
 struct Scene {
     rig: Rig,
     credential: Value,
@@ -38,7 +40,7 @@ struct Scene {
 }
 
 impl Scene {
-    /// The file has an access token that expires in so many seconds.
+    /// Gives the file an access token that expires in `seconds`.
     async fn new(seconds: i64) -> Self {
         let rig = Rig::new().await;
         let (credential, login) = rig.login("a");
@@ -57,14 +59,14 @@ impl Scene {
         self.rig.credential_file("a")
     }
 
-    /// Starts a gateway with `a` alone.
+    /// Starts a gateway with `a` only.
     async fn start(&mut self, limits: Value) -> Client {
         let mut config = self.rig.config(json!({ "credentials": [self.credential] }));
         config["limits"] = limits;
         self.rig.start(config).await
     }
 
-    /// Starts a gateway with a pool of `a`, and then `b`, which has no troubles.
+    /// Starts a gateway with a pool of `a` and then `b`, which always works.
     async fn start_pool(&mut self, limits: Value) -> Client {
         let pool = json!({ "tag": "pool", "type": "fallback", "credentials": ["a", "b"] });
         let mut config = self
@@ -74,7 +76,7 @@ impl Scene {
         self.rig.start(config).await
     }
 
-    /// Waits until no refresh is under way and the file has the newest tokens of the login.
+    /// Waits until no refresh is running and the file has the newest tokens of the login.
     async fn wait_for_new_tokens(&self) {
         let is_so = |found: &Value| found["state"] == "ready" && self.has_newest_tokens();
         self.rig
@@ -86,7 +88,7 @@ impl Scene {
         read_json(&self.file())["tokens"] == self.login.auth_json()["tokens"]
     }
 
-    /// The attempts of the newest of so many requests.
+    /// Returns the attempts of the last of `count` requests.
     async fn attempts(&self, requests: usize) -> Vec<String> {
         let rows = wait_for_rows(&self.rig.ledger(), requests).await;
         let attempts = rows[requests - 1].attempts().into_iter();
@@ -96,7 +98,7 @@ impl Scene {
     }
 }
 
-/// The access tokens that upstream was shown by turns, in order.
+/// Returns the access tokens that turns presented to upstream, in order.
 fn shown(rig: &Rig) -> Vec<String> {
     let token = |value: &str| {
         value
@@ -118,7 +120,7 @@ fn access_token(file: &Value) -> String {
         .to_owned()
 }
 
-/// POSTs to the token endpoint, with whatever token.
+/// Counts the POSTs to the token endpoint with any token.
 fn posts(rig: &Rig) -> usize {
     rig.upstream
         .requests()
@@ -158,7 +160,7 @@ fn days_ago(days: i64) -> Value {
 // When
 
 #[tokio::test(flavor = "multi_thread")]
-async fn fifty_requests_on_an_expired_token_cost_one_refresh_and_are_all_served_with_the_new_one() {
+async fn fifty_requests_with_an_expired_token_cause_one_refresh_and_all_succeed() {
     let mut scene = Scene::new(-60).await;
     let gate = Gate::new();
     scene.login.then_for_token(TokenReply::well().behind(&gate));
@@ -193,7 +195,7 @@ async fn fifty_requests_on_an_expired_token_cost_one_refresh_and_are_all_served_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_that_ends_soon_is_refreshed_while_requests_go_on_with_it() {
+async fn a_token_that_expires_soon_is_refreshed_while_requests_still_use_it() {
     let mut scene = Scene::new(299).await;
     let old = access_token(&read_json(&scene.file()));
     let gate = Gate::new();
@@ -213,10 +215,10 @@ async fn a_token_that_ends_soon_is_refreshed_while_requests_go_on_with_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tokens_are_refreshed_five_minutes_ahead_and_at_eight_days_and_not_before() {
+async fn tokens_are_refreshed_five_minutes_before_expiry_and_at_eight_days_and_not_before() {
     let cases = [
         ("299 s left", 299, days_ago(0), true),
-        // Some minutes more than five: the machine may be slow.
+        // A few minutes more than five: the machine may be slow.
         ("ten minutes left", 600, days_ago(0), false),
         ("an hour left", 3600, days_ago(0), false),
         ("seven days old", 3600, days_ago(7), false),
@@ -260,8 +262,8 @@ async fn tokens_are_refreshed_five_minutes_ahead_and_at_eight_days_and_not_befor
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_that_tells_no_end_is_refreshed_by_its_age_alone() {
-    // Neither is a JWT: one has no parts, the other's are no JSON.
+async fn a_token_without_an_expiry_is_refreshed_by_its_age_alone() {
+    // Neither is a JWT: one has no parts, those of the other are not JSON.
     for opaque in ["opaque-token", "opaque.token.of-parts"] {
         for (days, due) in [(0, 0), (7, 0), (8, 1)] {
             let mut scene = Scene::new(3600).await;
@@ -288,13 +290,13 @@ async fn a_token_that_tells_no_end_is_refreshed_by_its_age_alone() {
 
 // After a 401
 
-/// As upstream answers to a token that it takes no more.
+/// Upstream's response to a token that it no longer accepts.
 fn expired() -> Reply {
     Reply::error(401, "invalid_request_error", "expired")
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_token_is_refreshed_and_the_same_request_goes_out_again() {
+async fn a_rejected_token_is_refreshed_and_the_same_request_is_sent_again() {
     let mut scene = Scene::new(3600).await;
     let old = access_token(&read_json(&scene.file()));
     scene.login.account().then(expired());
@@ -320,7 +322,7 @@ async fn a_refused_token_is_refreshed_and_the_same_request_goes_out_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_that_are_refused_at_once_share_one_refresh() {
+async fn requests_that_are_rejected_at_the_same_time_share_one_refresh() {
     const REQUESTS: usize = 10;
     let mut scene = Scene::new(3600).await;
     let gate = Gate::new();
@@ -344,7 +346,7 @@ async fn requests_that_are_refused_at_once_share_one_refresh() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_account_that_refuses_every_token_costs_one_refresh_a_request_at_most() {
+async fn an_account_that_rejects_every_token_causes_at_most_one_refresh_per_request() {
     let mut scene = Scene::new(3600).await;
     scene.login.account().always(expired());
     let client = scene.start(json!({})).await;
@@ -363,7 +365,7 @@ async fn an_account_that_refuses_every_token_costs_one_refresh_a_request_at_most
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pool_goes_past_an_account_that_refuses_every_token() {
+async fn a_pool_skips_an_account_that_rejects_every_token() {
     let mut scene = Scene::new(3600).await;
     scene.login.account().always(expired());
     let client = scene.start_pool(json!({})).await;
@@ -376,7 +378,7 @@ async fn a_pool_goes_past_an_account_that_refuses_every_token() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_that_is_too_large_to_be_sent_again_gets_the_401_and_the_next_is_served() {
+async fn a_request_too_large_to_be_sent_again_gets_the_401_and_the_next_succeeds() {
     let mut scene = Scene::new(3600).await;
     let mut file = scene.login.auth_json();
     file["tokens"]["access_token"] = json!("a-token-that-upstream-does-not-know");
@@ -398,12 +400,13 @@ async fn a_request_that_is_too_large_to_be_sent_again_gets_the_401_and_the_next_
     scene.rig.stop().await;
 }
 
-// What the token endpoint answers
+// Responses of the token endpoint
 
-/// A word that stands only in what the token endpoint answers, and in no place that anybody reads.
+/// A word that occurs only in the token endpoint's responses and must not reach any output.
 const CANARY: &str = "Canary-5e1f";
 
-/// What the token endpoint answers, and what becomes of a credential whose access token has expired.
+/// A response of the token endpoint, and the state that a credential with an expired access token
+/// ends in.
 struct Case {
     name: &'static str,
     reply: TokenReply,
@@ -483,7 +486,7 @@ fn cases() -> Vec<Case> {
             "429",
         ),
         case("500", TokenReply::status(500).body(CANARY), again, "500"),
-        // Whoever stands between may have passed the token on.
+        // A proxy may have forwarded the token.
         case(
             "502",
             TokenReply::status(502).body(html.clone()),
@@ -531,7 +534,7 @@ fn cases() -> Vec<Case> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_the_token_endpoint_answers_is_told_and_not_asked_for_again_at_once() {
+async fn every_response_of_the_token_endpoint_is_reported_and_not_requested_again_at_once() {
     let rig = Rig::new().await;
     let cases = cases();
     let (mut credentials, mut users, mut logins) =
@@ -585,7 +588,7 @@ async fn whatever_the_token_endpoint_answers_is_told_and_not_asked_for_again_at_
     check_no_secret(&read, &logins);
 }
 
-/// The token endpoint was asked once since `begun`, and where it may be asked again no more often than is due by now.
+/// The token endpoint received one request since `begun`, or as many as the back-off allows by now.
 #[track_caller]
 fn check_asked(name: &str, login: &Login, state: &str, begun: Instant) {
     let posts = login.post_count();
@@ -603,7 +606,7 @@ fn check_asked(name: &str, login: &Login, state: &str, begun: Instant) {
     assert_eq!(login.reuses(), 0, "{name}");
 }
 
-/// Neither a token of theirs nor the canary is in what anybody can read.
+/// Neither a token of these logins nor the canary is in the output.
 #[track_caller]
 fn check_no_secret(read: &str, logins: &[Login]) {
     let files = logins.iter().map(Login::auth_json);
@@ -618,7 +621,7 @@ fn check_no_secret(read: &str, logins: &[Login]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_endpoint_that_refuses_connections_spends_nothing() {
+async fn a_token_endpoint_that_refuses_connections_spends_no_token() {
     let mut scene = Scene::new(-60).await;
     let nowhere = Nowhere::new();
     let mut config = scene
@@ -632,7 +635,7 @@ async fn a_token_endpoint_that_refuses_connections_spends_nothing() {
     let status = scene.rig.credential("a").await;
     assert_eq!(status["state"], "cannot_refresh", "{status:#}");
     scene.rig.stop().await;
-    // Nothing is noted that keeps the next gateway from trying.
+    // The journal does not prevent the next gateway from trying.
     config["services"][0]["endpoints"]["token"] = json!(scene.rig.upstream.token_url());
     let client = scene.rig.start(config).await;
     check_served("the next gateway", &client.turn(&turn("one")).await);
@@ -641,10 +644,10 @@ async fn a_token_endpoint_that_refuses_connections_spends_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_a_failure_the_endpoint_is_asked_again_by_itself() {
+async fn a_failed_refresh_is_retried_without_a_request() {
     let told = TokenReply::status(429).header("retry-after", "1");
     for (name, reply, pause) in [
-        ("told when", told, 1),
+        ("429 with a time", told, 1),
         ("not told", TokenReply::status(500), 5),
     ] {
         let mut scene = Scene::new(-60).await;
@@ -670,7 +673,7 @@ async fn after_a_failure_the_endpoint_is_asked_again_by_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_without_a_refresh_token_leaves_the_old_one_in_force() {
+async fn a_response_without_a_refresh_token_keeps_the_old_one_valid() {
     let mut scene = Scene::new(-60).await;
     let old = read_json(&scene.file())["tokens"]["refresh_token"].clone();
     scene
@@ -680,7 +683,7 @@ async fn an_answer_without_a_refresh_token_leaves_the_old_one_in_force() {
     check_served("served", &client.turn(&turn("one")).await);
     assert_eq!(read_json(&scene.file())["tokens"]["refresh_token"], old);
     assert!(scene.has_newest_tokens());
-    // It is shown again by the next refresh.
+    // The next refresh presents it again.
     scene.login.account().then(expired());
     scene.rig.stop().await;
     let client = scene.start(json!({})).await;
@@ -699,7 +702,7 @@ async fn an_answer_without_a_refresh_token_leaves_the_old_one_in_force() {
 // Login needed
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_login_that_is_needed_stops_nobody_while_the_access_token_is_good() {
+async fn a_needed_login_fails_no_request_while_the_access_token_is_valid() {
     let mut scene = Scene::new(200).await;
     scene.login.always_for_token(TokenReply::status(401));
     let client = scene.start(json!({})).await;
@@ -718,7 +721,7 @@ async fn a_login_that_is_needed_stops_nobody_while_the_access_token_is_good() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_new_login_is_served_soon_after_it_is_written() {
+async fn a_new_login_is_used_soon_after_it_is_written() {
     for put in [replace_file as fn(&Path, String), |path, text| {
         fs::write(path, text).expect("it can be written")
     }] {
@@ -747,11 +750,11 @@ async fn a_new_login_is_served_soon_after_it_is_written() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_login_that_expired_long_ago_is_refreshed_though_another_was_just_before() {
+async fn a_login_that_expired_long_ago_is_refreshed_right_after_another_refresh() {
     let mut scene = Scene::new(-60).await;
     let client = scene.start(json!({})).await;
     check_served("the first", &client.turn(&turn("one")).await);
-    // Of an account that was not in use for a while.
+    // The login of an account that was unused for a while.
     let other = scene.rig.upstream.login("account-of-another");
     replace_file(&scene.file(), other.renew_with(-3600).to_string());
     other.wait_for_posts(1).await;
@@ -763,9 +766,9 @@ async fn a_login_that_expired_long_ago_is_refreshed_though_another_was_just_befo
     scene.rig.stop().await;
 }
 
-// What happens to the file meanwhile
+// Changes of the file during a refresh
 
-/// A refresh whose answer is held back while `change` happens to the file.
+/// Runs a refresh whose response is held back while `change` changes the file.
 async fn change_during_refresh(change: impl FnOnce(&Scene)) -> (Scene, Client) {
     let mut scene = Scene::new(-60).await;
     let gate = Gate::new();
@@ -777,7 +780,7 @@ async fn change_during_refresh(change: impl FnOnce(&Scene)) -> (Scene, Client) {
     (scene, client)
 }
 
-/// What lies in the rig's folder beside its files, without locks.
+/// Returns what else is in the rig's folder, except locks.
 fn left_over(scene: &Scene) -> Vec<String> {
     let entries = fs::read_dir(scene.rig.folder()).expect("a folder");
     let names = entries.map(|entry| {
@@ -793,7 +796,7 @@ fn left_over(scene: &Scene) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_login_that_is_written_during_a_refresh_stays_and_is_used() {
+async fn a_login_written_during_a_refresh_is_kept_and_used() {
     for account in ["account-a", "account-of-another"] {
         let mut new = None;
         let (mut scene, client) = change_during_refresh(|scene| {
@@ -818,19 +821,19 @@ async fn a_login_that_is_written_during_a_refresh_stays_and_is_used() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_is_removed_during_a_refresh_stays_away() {
+async fn a_file_removed_during_a_refresh_stays_removed() {
     let (mut scene, client) =
         change_during_refresh(|scene| fs::remove_file(scene.file()).expect("it is there")).await;
     check_unavailable("removed", &client.turn(&turn("one")).await);
     scene.rig.wait_for_state("a", "unreadable").await;
-    // The refresh is over when the gateway has ended.
+    // The refresh has ended when the gateway has.
     scene.rig.stop().await;
     assert!(!scene.file().exists());
     assert_eq!((posts(&scene.rig), left_over(&scene)), (1, Vec::new()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_else_is_written_into_the_file_during_a_refresh_is_kept() {
+async fn other_changes_of_the_file_during_a_refresh_are_kept() {
     let (mut scene, client) = change_during_refresh(|scene| {
         let mut file = read_json(&scene.file());
         file["theirs"] = json!({ "added": [1, 2.50] });
@@ -848,7 +851,7 @@ async fn what_else_is_written_into_the_file_during_a_refresh_is_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_breaks_during_a_refresh_gets_its_tokens_when_it_is_mended() {
+async fn a_file_broken_during_a_refresh_gets_its_tokens_once_repaired() {
     let mut old = String::new();
     let (mut scene, client) = change_during_refresh(|scene| {
         old = fs::read_to_string(scene.file()).expect("it is there");
@@ -871,7 +874,7 @@ async fn a_file_that_breaks_during_a_refresh_gets_its_tokens_when_it_is_mended()
 // How the file is written
 
 #[tokio::test(flavor = "multi_thread")]
-async fn everything_but_the_tokens_and_their_date_stays_as_it_was_written() {
+async fn everything_but_the_tokens_and_their_date_is_unchanged() {
     let mut scene = Scene::new(-60).await;
     let written = |tokens: &Value, made: &Value| {
         let [id, access, refresh] =
@@ -928,7 +931,7 @@ async fn a_refresh_keeps_the_owner_and_the_group_of_the_file() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_link_stays_a_link_and_what_it_leads_to_gets_the_tokens() {
+async fn a_link_stays_a_link_and_its_target_gets_the_tokens() {
     let mut scene = Scene::new(-60).await;
     let target = scene.rig.path("home").join("theirs.json");
     fs::create_dir(scene.rig.path("home")).expect("a folder can be made");
@@ -945,7 +948,7 @@ async fn a_link_stays_a_link_and_what_it_leads_to_gets_the_tokens() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_reads_the_file_during_a_hundred_refreshes_finds_it_whole() {
+async fn a_reader_of_the_file_during_a_hundred_refreshes_finds_it_whole() {
     let mut scene = Scene::new(-60).await;
     let (over, reads) = (
         Arc::new(AtomicBool::new(false)),
@@ -980,10 +983,10 @@ async fn whoever_reads_the_file_during_a_hundred_refreshes_finds_it_whole() {
     scene.rig.stop().await;
 }
 
-// What cannot be written or read
+// Files that cannot be written or read
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_new_tokens_could_not_be_kept_none_are_asked_for() {
+async fn no_tokens_are_requested_if_new_ones_could_not_be_stored() {
     for obstacle in [
         "a.json.lock",
         "a.json.refresh-journal",
@@ -991,7 +994,7 @@ async fn where_new_tokens_could_not_be_kept_none_are_asked_for() {
     ] {
         for (seconds, state) in [(-60, "cannot_refresh"), (200, "ready")] {
             let mut scene = Scene::new(seconds).await;
-            // A folder in the place of a file that is to be written: that stops root, too.
+            // Not even root can write a file over a folder.
             fs::create_dir(scene.rig.path(obstacle)).expect("a folder can be made");
             let client = scene.start(json!({})).await;
             let is_so =
@@ -1023,7 +1026,7 @@ async fn where_new_tokens_could_not_be_kept_none_are_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn on_a_disk_that_is_read_only_or_full_no_token_is_spent_until_it_is_not() {
+async fn no_token_is_spent_while_the_disk_is_read_only_or_full() {
     for told in ["read-only", "space"] {
         let mut scene = Scene::new(-60).await;
         let home = scene.rig.path("home");
@@ -1067,8 +1070,8 @@ async fn on_a_disk_that_is_read_only_or_full_no_token_is_spent_until_it_is_not()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn new_tokens_that_cannot_be_written_wait_until_they_can() {
-    // In the place of the file that would become the new one. Before the answer it could have been written.
+async fn new_tokens_that_cannot_be_written_are_kept_until_they_can_be() {
+    // A folder with the name of the temporary file. It appears after the check before the request.
     let obstacle = |scene: &Scene| scene.rig.path("a.json.tollgate-new");
     let (mut scene, client) = change_during_refresh(|scene| {
         fs::create_dir(obstacle(scene)).expect("a folder can be made")
@@ -1097,7 +1100,7 @@ async fn new_tokens_that_cannot_be_written_wait_until_they_can() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_fifo_is_unreadable_and_nobody_hangs_on_it() {
+async fn a_fifo_is_unreadable_and_blocks_nothing() {
     let mut scene = Scene::new(3600).await;
     fs::remove_file(scene.file()).expect("it is there");
     let path =
@@ -1128,14 +1131,15 @@ async fn a_fifo_is_unreadable_and_nobody_hangs_on_it() {
     scene.rig.stop().await;
 }
 
-// What a refresh leaves that was cut off
+// Interrupted refreshes
 
 fn journal(scene: &Scene) -> PathBuf {
     scene.rig.path("a.json.refresh-journal")
 }
 
-/// A refresh whose answer was lost, and the gateway has ended. Its journal says that the token was shown.
-async fn lost_answer() -> Scene {
+/// A refresh whose response was lost, after the gateway has ended. The journal says that the token
+/// was presented.
+async fn lost_response() -> Scene {
     let mut scene = Scene::new(-60).await;
     scene.login.then_for_token(TokenReply::well().cut());
     let client = scene.start(json!({})).await;
@@ -1150,8 +1154,8 @@ async fn lost_answer() -> Scene {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_was_noted_before_a_kill_is_taken_up_at_the_start() {
-    let mut scene = lost_answer().await;
+async fn tokens_journaled_before_a_kill_are_recovered_at_the_start() {
+    let mut scene = lost_response().await;
     let mut noted = read_json(&journal(&scene));
     let tokens = &scene.login.auth_json()["tokens"];
     noted["tokens"] = ["id_token", "access_token", "refresh_token"]
@@ -1168,8 +1172,8 @@ async fn an_answer_that_was_noted_before_a_kill_is_taken_up_at_the_start() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_that_may_be_spent_is_not_shown_again_by_the_next_gateway() {
-    let mut scene = lost_answer().await;
+async fn a_token_that_may_be_spent_is_not_presented_again_by_the_next_gateway() {
+    let mut scene = lost_response().await;
     for _ in 0..2 {
         let client = scene.start(json!({})).await;
         check_unavailable("may be spent", &client.turn(&turn("one")).await);
@@ -1178,7 +1182,7 @@ async fn a_token_that_may_be_spent_is_not_shown_again_by_the_next_gateway() {
         assert_eq!((scene.login.post_count(), scene.login.reuses()), (1, 0));
         scene.rig.stop().await;
     }
-    // A new login ends it.
+    // A new login clears the state.
     let new = scene.rig.upstream.login("account-a");
     replace_file(&scene.file(), new.renew_with(-60).to_string());
     let client = scene.start(json!({})).await;
@@ -1188,7 +1192,7 @@ async fn a_token_that_may_be_spent_is_not_shown_again_by_the_next_gateway() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_journal_of_another_token_or_of_nothing_changes_nothing() {
+async fn a_journal_of_another_token_or_without_content_changes_nothing() {
     let other = json!({
         "spent": "0".repeat(64),
         "at": "2026-01-01T00:00:00.5Z",

@@ -1,5 +1,5 @@
-//! Refreshing tokens beside others: other credentials, other holders of the lock, other writers of the file, links; and
-//! the answers of a token endpoint that is out of its mind.
+//! Token refreshes beside other credentials, other holders of the lock and other writers of the
+//! file; through links; and with a misbehaving token endpoint.
 
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
@@ -18,7 +18,7 @@ use tollgate_tests::{
     Answer, Client, Rig, oauth_file, read_json, replace_file, turn, wait_for_rows,
 };
 
-/// The credential `a`, with a login of its own.
+/// The credential `a` and its login.
 struct Scene {
     rig: Rig,
     credential: Value,
@@ -26,7 +26,7 @@ struct Scene {
 }
 
 impl Scene {
-    /// The file has an access token that expires in so many seconds.
+    /// Gives the file an access token that expires in `seconds`.
     async fn new(seconds: i64) -> Self {
         let rig = Rig::new().await;
         let (credential, login) = rig.login("a");
@@ -45,19 +45,19 @@ impl Scene {
         self.rig.credential_file("a")
     }
 
-    /// The file beside that of the credential whose name is longer by `suffix`.
+    /// Returns the path of the credential's file with `suffix` appended.
     fn beside(&self, suffix: &str) -> PathBuf {
         self.rig.path(&format!("a.json{suffix}"))
     }
 
-    /// Starts a gateway with `a` alone.
+    /// Starts a gateway with `a` only.
     async fn start(&mut self, limits: Value) -> Client {
         let mut config = self.rig.config(json!({ "credentials": [self.credential] }));
         config["limits"] = limits;
         self.rig.start(config).await
     }
 
-    /// Waits until no refresh is under way and the file has the newest tokens of the login.
+    /// Waits until no refresh is running and the file has the newest tokens of the login.
     async fn wait_for_new_tokens(&self) {
         let is_so = |found: &Value| found["state"] == "ready" && self.has_newest_tokens();
         self.rig
@@ -69,7 +69,7 @@ impl Scene {
         read_json(&self.file())["tokens"] == self.login.auth_json()["tokens"]
     }
 
-    /// Holds the lock of the file, as another process would.
+    /// Holds the lock of the file, like another process.
     fn lock(&self) -> File {
         let lock = File::create(self.beside(".lock")).expect("the folder can be written");
         lock.lock().expect("a file can be locked");
@@ -77,7 +77,7 @@ impl Scene {
     }
 }
 
-/// Puts a FIFO at `path`, on which a plain opening for writing waits for ever.
+/// Creates a FIFO at `path`: opening it for writing blocks until it has a reader.
 fn put_fifo(path: &Path) {
     let path = CString::new(path.as_os_str().as_encoded_bytes()).expect("no NUL in it");
     // SAFETY: the path is a C string that lives longer than the call.
@@ -88,7 +88,7 @@ fn put_fifo(path: &Path) {
     );
 }
 
-/// POSTs to the token endpoint, with whatever token.
+/// Counts the POSTs to the token endpoint with any token.
 fn posts(rig: &Rig) -> usize {
     rig.upstream
         .requests()
@@ -97,8 +97,8 @@ fn posts(rig: &Rig) -> usize {
         .count()
 }
 
-/// The access token that upstream was shown by the last turn.
-fn last_shown(rig: &Rig) -> String {
+/// Returns the access token that the last turn presented to upstream.
+fn last_presented(rig: &Rig) -> String {
     let turns = rig.upstream.turns();
     let shown = turns
         .last()
@@ -142,10 +142,10 @@ fn mode(path: &Path) -> u32 {
         & 0o7777
 }
 
-// What is asked
+// The request
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_token_endpoint_is_asked_for_what_codex_asks_and_told_nothing_else() {
+async fn the_token_request_is_the_one_of_codex_and_contains_nothing_else() {
     let mut scene = Scene::new(-60).await;
     let refresh_token = token(&read_json(&scene.file()), "refresh_token").to_owned();
     let client = scene.start(json!({})).await;
@@ -175,7 +175,7 @@ async fn the_token_endpoint_is_asked_for_what_codex_asks_and_told_nothing_else()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tokens_without_a_date_are_refreshed_once_and_have_one_then() {
+async fn tokens_without_a_date_are_refreshed_once_and_then_have_one() {
     let mut scene = Scene::new(3600).await;
     let mut file = scene.login.auth_json();
     file.as_object_mut()
@@ -195,7 +195,7 @@ async fn tokens_without_a_date_are_refreshed_once_and_have_one_then() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_credential_that_has_no_refresh_token_is_not_refreshed() {
+async fn a_credential_without_a_refresh_token_is_not_refreshed() {
     let rig = Rig::new().await;
     let (credential, login) = rig.login("a");
     let mut scene = Scene {
@@ -209,7 +209,7 @@ async fn a_credential_that_has_no_refresh_token_is_not_refreshed() {
         replace_file(&scene.file(), file.to_string());
         let client = scene.start(json!({})).await;
         check_unavailable(name, &client.turn(&turn("one")).await);
-        // Nothing is tried again: somebody must do something.
+        // Nothing is retried: the operator must act.
         let status = scene.rig.credential("a").await;
         assert_eq!(status["state"], "login_needed", "{name}: {status:#}");
         scene.rig.stop().await;
@@ -218,7 +218,7 @@ async fn a_credential_that_has_no_refresh_token_is_not_refreshed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_key_is_not_refreshed() {
+async fn a_rejected_key_is_not_refreshed() {
     let mut rig = Rig::new().await;
     let refused = Reply::error(401, "invalid_request_error", "refused");
     rig.upstream.always(refused.clone());
@@ -230,19 +230,19 @@ async fn a_refused_key_is_not_refreshed() {
     rig.stop().await;
 }
 
-// What the token endpoint answers
+// Responses of the token endpoint
 
-/// What the token endpoint answers to an expired token, and what becomes of the credential.
+/// Responses of the token endpoint to an expired token, and what becomes of the credential.
 struct Case {
     name: &'static str,
     reply: TokenReply,
     state: &'static str,
 }
 
-/// After a failure that nobody told the length of, the gateway tries again no sooner than this.
+/// After a failure without `Retry-After`, the gateway tries again no sooner than this.
 const FIRST_BACK_OFF: Duration = Duration::from_secs(5);
 
-/// The token endpoint was asked once since `begun`, and where it may be asked again no more often than is due by now.
+/// The token endpoint received one request since `begun`, or as many as the back-off allows by now.
 #[track_caller]
 fn check_asked(name: &str, login: &Login, state: &str, begun: Instant) {
     let posts = login.post_count();
@@ -260,7 +260,8 @@ fn check_asked(name: &str, login: &Login, state: &str, begun: Instant) {
     assert_eq!(login.reuses(), 0, "{name}");
 }
 
-/// In one gateway, each for a credential of its own: nobody is served, and nobody asks again at once.
+/// Checks each case in one gateway, with one credential per case: requests fail, and no refresh is
+/// retried at once.
 async fn check_answers(cases: Vec<Case>, limits: Value) {
     let mut rig = Rig::new().await;
     let (mut credentials, mut users, mut logins) = (Vec::new(), Vec::new(), Vec::new());
@@ -294,7 +295,7 @@ async fn check_answers(cases: Vec<Case>, limits: Value) {
             case.name
         );
     }
-    // Nobody shows a token that none of them has.
+    // No unknown token is presented.
     assert_eq!(
         posts(&rig),
         logins.iter().map(Login::post_count).sum::<usize>()
@@ -303,10 +304,10 @@ async fn check_answers(cases: Vec<Case>, limits: Value) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_no_token_endpoint_gives_is_told_and_not_asked_for_again() {
+async fn an_invalid_token_response_is_reported_and_not_requested_again() {
     let (login, again) = ("login_needed", "cannot_refresh");
     let json = |body: Value| TokenReply::well().body(body.to_string());
-    // Whoever follows it would ask twice.
+    // A client that follows it would send the request twice.
     let elsewhere = |status| TokenReply::status(status).header("location", "/oauth/token");
     let filler = "x".repeat(300 << 10);
     let case = |name, reply, state| Case { name, reply, state };
@@ -369,8 +370,7 @@ async fn an_answer_that_no_token_endpoint_gives_is_told_and_not_asked_for_again(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_does_not_come_is_waited_for_as_long_as_the_limit_says_and_not_asked_for_again()
- {
+async fn a_missing_token_response_is_awaited_until_the_limit_and_not_requested_again() {
     let begun = Instant::now();
     let case = |name, reply| Case {
         name,
@@ -393,7 +393,7 @@ async fn an_answer_that_does_not_come_is_waited_for_as_long_as_the_limit_says_an
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_endpoint_that_wants_to_be_asked_again_at_once_is_left_alone_for_a_while() {
+async fn a_retry_after_of_zero_is_raised_to_the_shortest_pause() {
     for told in ["0", "-1", "0.001", "soon", ""] {
         let mut scene = Scene::new(-60).await;
         scene
@@ -416,12 +416,12 @@ async fn a_token_endpoint_that_wants_to_be_asked_again_at_once_is_left_alone_for
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tokens_that_have_expired_when_they_are_given_are_not_asked_for_again_and_again() {
+async fn tokens_that_have_expired_when_issued_are_not_requested_repeatedly() {
     let mut scene = Scene::new(-60).await;
     scene.login.lifetime(Duration::ZERO);
     let client = scene.start(json!({})).await;
     for _ in 0..3 {
-        // Perhaps it is our clock that is wrong: upstream decides.
+        // The gateway's clock may be wrong: upstream decides.
         let answer = client.turn(&turn("one")).await;
         assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{}", answer.text());
         assert_eq!(scene.login.post_count(), 1);
@@ -433,7 +433,7 @@ async fn tokens_that_have_expired_when_they_are_given_are_not_asked_for_again_an
 // Beside other credentials
 
 #[tokio::test(flavor = "multi_thread")]
-async fn refreshes_that_nobody_waits_for_go_one_after_another_and_the_others_at_once() {
+async fn refreshes_without_waiting_requests_run_one_after_another_and_the_others_at_once() {
     let mut rig = Rig::new().await;
     let gate = Gate::new();
     let user =
@@ -484,7 +484,7 @@ async fn refreshes_that_nobody_waits_for_go_one_after_another_and_the_others_at_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_credentials_that_lead_to_one_file_cost_one_refresh() {
+async fn two_credentials_with_one_file_cause_one_refresh() {
     let mut scene = Scene::new(-60).await;
     let link = scene.rig.path("b.json");
     let user =
@@ -498,7 +498,8 @@ async fn two_credentials_that_lead_to_one_file_cost_one_refresh() {
     scene.login.then_for_token(TokenReply::well().behind(&gate));
     let client = scene.rig.start(config).await;
     gate.wait_until_reached().await;
-    // A configuration that names a file twice is refused, so that it is made one later.
+    // A configuration that names a file twice is rejected, so the second path becomes a link to the
+    // file later.
     symlink("a.json", link).expect("a link can be made");
     scene.rig.wait_for_state("b", "refreshing").await;
     gate.open();
@@ -511,7 +512,7 @@ async fn two_credentials_that_lead_to_one_file_cost_one_refresh() {
                 .await,
         );
         assert_eq!(
-            last_shown(&scene.rig),
+            last_presented(&scene.rig),
             token(&scene.login.auth_json(), "access_token")
         );
     }
@@ -522,7 +523,7 @@ async fn two_credentials_that_lead_to_one_file_cost_one_refresh() {
 // Beside another process
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_another_process_holds_the_lock_nothing_is_asked_and_what_it_writes_is_used() {
+async fn no_tokens_are_requested_while_another_process_holds_the_lock_and_its_tokens_are_used() {
     for newer in [true, false] {
         let mut scene = Scene::new(-60).await;
         let lock = scene.lock();
@@ -549,7 +550,7 @@ async fn while_another_process_holds_the_lock_nothing_is_asked_and_what_it_write
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lock_that_is_held_for_too_long_costs_no_token_and_is_waited_for() {
+async fn a_lock_held_for_too_long_spends_no_token_and_is_tried_again() {
     let mut scene = Scene::new(-60).await;
     let lock = scene.lock();
     let client = scene.start(json!({ "lock_timeout": "100ms" })).await;
@@ -563,7 +564,7 @@ async fn a_lock_that_is_held_for_too_long_costs_no_token_and_is_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_fifo_in_the_place_of_the_lock_hangs_nobody() {
+async fn a_fifo_in_the_place_of_the_lock_blocks_nothing() {
     let mut scene = Scene::new(-60).await;
     let lock = scene.beside(".lock");
     put_fifo(&lock);
@@ -573,7 +574,8 @@ async fn a_fifo_in_the_place_of_the_lock_hangs_nobody() {
     let answer = client.turn(&turn("one")).await;
     let told = scene.rig.credential("a").await;
     let ended = timeout(WAIT_MAX, scene.rig.stop()).await.is_ok();
-    // Whoever hangs on it goes on once it has a reader: the end of a test waits for its threads.
+    // A thread that blocks on it continues once it has a reader: the end of a test waits for its
+    // threads.
     let _reader = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NONBLOCK)
@@ -588,10 +590,10 @@ async fn a_fifo_in_the_place_of_the_lock_hangs_nobody() {
     );
 }
 
-// Beside whoever writes the file
+// Beside other writers of the file
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_login_that_needs_a_refresh_gets_it_though_the_last_one_was_a_moment_ago() {
+async fn a_login_that_needs_a_refresh_gets_it_right_after_the_last_one() {
     for during in [false, true] {
         let mut scene = Scene::new(-60).await;
         let other = scene.rig.upstream.login("account-of-another");
@@ -630,7 +632,7 @@ async fn a_login_that_needs_a_refresh_gets_it_though_the_last_one_was_a_moment_a
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_changes_without_other_tokens_does_not_end_that_a_login_is_needed() {
+async fn a_change_of_the_file_without_other_tokens_does_not_clear_login_needed() {
     let mut scene = Scene::new(-60).await;
     scene.login.always_for_token(TokenReply::status(401));
     let client = scene.start(json!({})).await;
@@ -652,7 +654,7 @@ async fn a_file_that_changes_without_other_tokens_does_not_end_that_a_login_is_n
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_refresh_token_that_is_spent_is_the_one_that_stands_in_the_file_by_then() {
+async fn the_refresh_token_is_read_from_the_file_right_before_it_is_spent() {
     let mut scene = Scene::new(3600).await;
     scene
         .rig
@@ -662,7 +664,7 @@ async fn the_refresh_token_that_is_spent_is_the_one_that_stands_in_the_file_by_t
     let mut file = oauth_file("taken-by-upstream", "account-a");
     replace_file(&scene.file(), file.to_string());
     let client = scene.start(json!({})).await;
-    // The access token is the same: there is nothing that the gateway would take up.
+    // The access token is the same: the gateway has nothing to reload.
     file["tokens"]["refresh_token"] = scene.login.auth_json()["tokens"]["refresh_token"].clone();
     replace_file(&scene.file(), file.to_string());
     check_served("refused once", &client.turn(&turn("one")).await);
@@ -671,10 +673,10 @@ async fn the_refresh_token_that_is_spent_is_the_one_that_stands_in_the_file_by_t
     scene.rig.stop().await;
 }
 
-// What a refresh outlives
+// Refreshes that outlive a client or the gateway
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refresh_goes_to_its_end_though_its_client_has_left() {
+async fn a_refresh_completes_after_its_client_has_left() {
     let mut scene = Scene::new(3600).await;
     let gate = Gate::new();
     scene
@@ -702,7 +704,7 @@ async fn a_refresh_goes_to_its_end_though_its_client_has_left() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gateway_that_is_told_to_end_ends_when_its_refresh_has() {
+async fn a_gateway_that_stops_waits_for_its_refresh() {
     let mut scene = Scene::new(-60).await;
     let gate = Gate::new();
     scene.login.then_for_token(TokenReply::well().behind(&gate));
@@ -725,7 +727,7 @@ async fn a_gateway_that_is_told_to_end_ends_when_its_refresh_has() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_lies_beside_the_file_during_a_refresh_is_its_owners_and_has_no_token() {
+async fn the_files_of_a_running_refresh_are_private_and_contain_no_token() {
     let mut scene = Scene::new(-60).await;
     fs::set_permissions(scene.file(), fs::Permissions::from_mode(0o644))
         .expect("its mode can be set");
@@ -751,8 +753,8 @@ async fn what_lies_beside_the_file_during_a_refresh_is_its_owners_and_has_no_tok
 
 // Links
 
-/// The file of the credential is a link to a link to `theirs/auth.json`. Answers that path.
-fn lead_away(scene: &Scene) -> PathBuf {
+/// Makes the credential's file a link to a link to `theirs/auth.json`, and returns that path.
+fn link_to_other_folder(scene: &Scene) -> PathBuf {
     let target = scene.rig.path("theirs").join("auth.json");
     for folder in ["between", "theirs"] {
         fs::create_dir(scene.rig.path(folder)).expect("a folder can be made");
@@ -783,9 +785,9 @@ fn names_in(folder: &Path) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn lock_and_journal_lie_beside_the_file_that_links_lead_to() {
+async fn lock_and_journal_are_beside_the_target_of_links() {
     let mut scene = Scene::new(-60).await;
-    let target = lead_away(&scene);
+    let target = link_to_other_folder(&scene);
     let gate = Gate::new();
     scene.login.then_for_token(TokenReply::well().behind(&gate));
     let client = scene.start(json!({})).await;
@@ -806,9 +808,9 @@ async fn lock_and_journal_lie_beside_the_file_that_links_lead_to() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn past_links_too_nothing_is_asked_for_that_could_not_be_kept() {
+async fn no_tokens_are_requested_if_they_could_not_be_stored_beside_the_target_of_links() {
     let mut scene = Scene::new(-60).await;
-    let journal = lead_away(&scene).with_extension("json.refresh-journal");
+    let journal = link_to_other_folder(&scene).with_extension("json.refresh-journal");
     fs::create_dir(&journal).expect("a folder can be made");
     let client = scene.start(json!({})).await;
     check_unavailable("not writable", &client.turn(&turn("one")).await);
@@ -827,9 +829,9 @@ async fn past_links_too_nothing_is_asked_for_that_could_not_be_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn past_links_too_a_noted_answer_is_taken_up_at_the_start() {
+async fn journaled_tokens_are_recovered_at_the_start_beside_the_target_of_links() {
     let mut scene = Scene::new(-60).await;
-    let journal = lead_away(&scene).with_extension("json.refresh-journal");
+    let journal = link_to_other_folder(&scene).with_extension("json.refresh-journal");
     scene.login.then_for_token(TokenReply::well().cut());
     let client = scene.start(json!({})).await;
     check_unavailable("lost", &client.turn(&turn("one")).await);

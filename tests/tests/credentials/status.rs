@@ -1,4 +1,4 @@
-//! `tollgate status`: what an operator reads of the running gateway, and the socket by which it is asked.
+//! `tollgate status`: what it reports about a running gateway, and the admin socket that it uses.
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -13,14 +13,14 @@ use tokio::net::UnixListener;
 use tollgate_tests::upstream::{Gate, Reply, Standing, TokenReply, WAIT_MAX};
 use tollgate_tests::{Program, Rig, ask_socket, binary, turn, unix_in};
 
-/// In files and answers that are told of.
+/// A secret in the files and responses whose errors are reported.
 const BROKEN: &str = "canary-in-a-broken-file";
 const ANSWER: &str = "canary-in-an-answer";
 const EXTERNAL: &str = "canary-token-of-another-gateway";
 
 const DAY: u64 = 24 * 60 * 60;
 
-/// What a command printed, and how it ended.
+/// The output of a command and its exit code.
 struct Said {
     code: Option<i32>,
     stdout: String,
@@ -43,7 +43,7 @@ fn status(config: &Path, more: &[&str]) -> Said {
     }
 }
 
-/// The table of the gateway that runs by `config.json`.
+/// Returns the table of the gateway that runs with `config.json`.
 fn table(rig: &Rig) -> String {
     let said = status(&rig.path("config.json"), &[]);
     assert_eq!((said.code, said.stderr.as_str()), (Some(0), ""));
@@ -57,8 +57,8 @@ fn json_of(rig: &Rig) -> (String, Value) {
     (said.stdout, value)
 }
 
-/// The cells of a credential's row, by the names in the table's head; those of the weekly window come after those of
-/// the 5-hour one.
+/// Returns the cells of a credential's row, in the order of the table's head; those of the weekly
+/// window follow those of the 5-hour one.
 fn row(table: &str, tag: &str) -> Vec<String> {
     let head = table.lines().next().expect("a head");
     let line = table
@@ -89,7 +89,7 @@ fn of<'a>(status: &'a Value, tag: &str) -> &'a Value {
 
 // Credentials in every state
 
-/// A gateway whose credentials are named as they are.
+/// A gateway whose credentials are named after their states.
 struct Varied {
     rig: Rig,
     program: Program,
@@ -158,7 +158,7 @@ impl Varied {
         varied
     }
 
-    /// Refuses those that are to be refused, and waits until all is as it will be.
+    /// Rate-limits the credentials that need it, and waits until every state is reached.
     async fn settle(&self) {
         let client = self.program.client();
         for (tag, reply) in [
@@ -223,7 +223,7 @@ const STATES: [(&str, &str); 12] = [
     ("branch", "ready"),
 ];
 
-/// What the token endpoint answers to the login `tag`.
+/// Returns the token endpoint's response to the login `tag`.
 fn token_reply(tag: &str) -> TokenReply {
     let error = |code: &str| json!({ "error": { "code": code, "message": ANSWER } }).to_string();
     match tag {
@@ -240,12 +240,12 @@ fn tokens(file: &Value) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_state_is_told_with_its_reason_and_its_end_and_no_secret() {
+async fn every_state_is_reported_with_its_reason_and_its_end_and_no_secret() {
     let begun = Instant::now();
     let varied = Varied::start().await;
     let (text, status) = json_of(&varied.rig);
     let table = table(&varied.rig);
-    // What is told counts down meanwhile.
+    // The reported times count down meanwhile.
     let took = begun.elapsed().as_secs();
 
     for (tag, state) in STATES {
@@ -343,7 +343,7 @@ async fn every_state_is_told_with_its_reason_and_its_end_and_no_secret() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sessions_and_requests_under_way_are_counted_where_they_are() {
+async fn sessions_and_requests_in_flight_are_counted_by_credential() {
     let rig = Rig::new().await;
     let program = rig.spawn(&rig.team(&["a", "b"], json!({}))).await;
     let gate = Gate::new();
@@ -384,7 +384,7 @@ async fn sessions_and_requests_under_way_are_counted_where_they_are() {
     program.kill();
 }
 
-// Nobody to ask
+// No gateway
 
 #[track_caller]
 fn check_refused(rig: &Rig, parts: &[&str]) {
@@ -408,7 +408,7 @@ fn check_refused(rig: &Rig, parts: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_no_gateway_runs_its_socket_is_named_and_the_code_is_1() {
+async fn if_no_gateway_runs_the_socket_is_named_and_the_exit_code_is_1() {
     let rig = Rig::new().await;
     let config = rig.config(json!({ "credentials": [rig.oauth("a")] }));
     rig.write("config.json", config.to_string());
@@ -428,7 +428,7 @@ async fn where_no_gateway_runs_its_socket_is_named_and_the_code_is_1() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_is_no_status_is_not_printed() {
+async fn a_response_that_is_not_a_status_is_not_printed() {
     let rig = Rig::new().await;
     let config = rig.config(json!({ "credentials": [rig.oauth("a")] }));
     rig.write("config.json", config.to_string());
@@ -460,7 +460,7 @@ async fn an_answer_that_is_no_status_is_not_printed() {
 // The socket
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_socket_is_the_owners_alone_and_goes_with_the_gateway() {
+async fn the_socket_is_private_to_its_owner_and_removed_with_the_gateway() {
     let rig = Rig::new().await;
     let program = rig
         .spawn(&rig.config(json!({ "credentials": [rig.oauth("a")] })))
@@ -496,7 +496,7 @@ async fn the_socket_of_a_killed_gateway_is_replaced_by_the_next() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_socket_tells_the_status_and_does_nothing_else() {
+async fn the_socket_serves_only_the_admin_api() {
     let rig = Rig::new().await;
     let program = rig
         .spawn(&rig.config(json!({ "credentials": [rig.oauth("a")] })))
@@ -525,12 +525,12 @@ async fn the_socket_tells_the_status_and_does_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn many_who_ask_and_some_who_say_nothing_keep_nobody_from_an_answer() {
+async fn many_clients_and_some_silent_ones_do_not_block_others() {
     let rig = Rig::new().await;
     let program = rig
         .spawn(&rig.config(json!({ "credentials": [rig.oauth("a")] })))
         .await;
-    // Half as many as are taken at a time.
+    // Half as many as are accepted at a time.
     let mut silent = Vec::new();
     for _ in 0..8 {
         silent.push(

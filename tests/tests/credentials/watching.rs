@@ -1,4 +1,5 @@
-//! Watching: whatever happens to an auth.json takes effect soon, and nothing that the gateway writes itself does.
+//! Watching: a change of an auth.json takes effect soon, except the changes that the gateway makes
+//! itself.
 
 use std::ffi::CString;
 use std::fs::{self, File};
@@ -15,18 +16,19 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tollgate_tests::{Client, Program, Rig, oauth_file, turn};
 
-/// A change shows by then, on a slow machine too: before the ten seconds after which the gateway looks by itself. How long it
-/// took is printed; it should be less than a second.
+/// A change takes effect within this time even on a slow machine, before the ten seconds after
+/// which the gateway rereads files. The time that it took is printed; it should be less than a
+/// second.
 const SOON: Duration = Duration::from_secs(6);
 
-/// A gateway with one credential, `a`, which need not be there.
+/// A gateway with one credential, `a`, whose file may be missing.
 struct Scene {
     rig: Rig,
     client: Client,
     versions: i64,
 }
 
-/// A content of an auth.json: of an account of its own, and made at a time of its own.
+/// A version of an auth.json. Each has its own account and date.
 struct Version {
     account: String,
     text: String,
@@ -45,7 +47,7 @@ impl Scene {
         }
     }
 
-    /// With the file `a.json` in the rig's folder, and the version that is in it.
+    /// Starts with the file `a.json` in the rig's folder, and returns its version.
     async fn with_file() -> (Self, Version) {
         let rig = Rig::new().await;
         let first = version(&rig, 0);
@@ -53,7 +55,7 @@ impl Scene {
         rig.write("a.json", &first.text);
         let mut scene = Self::new(rig, &path).await;
         scene.versions = 1;
-        scene.serves(&first).await;
+        scene.uses(&first).await;
         (scene, first)
     }
 
@@ -62,9 +64,10 @@ impl Scene {
         version(&self.rig, self.versions)
     }
 
-    /// The gateway knows the version soon, and serves by it.
-    async fn serves(&self, version: &Version) {
-        // By its status first: a request has a credential that is away looked at.
+    /// Checks that the gateway loads the version soon and uses it.
+    async fn uses(&self, version: &Version) {
+        // The status first: a request would make the gateway read the file of an unavailable
+        // credential.
         let is_so = |found: &Value| {
             found["state"] == "ready" && found["refreshed_at"] == version.refreshed_at_ms
         };
@@ -79,8 +82,8 @@ impl Scene {
         assert_eq!(account.as_deref(), Some(version.account.as_str()));
     }
 
-    /// The credential is away soon, for that reason, and nobody is served.
-    async fn is_away(&self, reason: &str) {
+    /// Checks that the credential becomes unavailable soon, for that reason, and requests fail.
+    async fn is_unavailable(&self, reason: &str) {
         let is_so = |found: &Value| found["state"] == "unreadable";
         let found = self
             .rig
@@ -118,7 +121,7 @@ fn write(path: &Path, text: &str) {
     fs::write(path, text).expect("the folder can be written");
 }
 
-/// Puts a file in the place of another, as Codex does.
+/// Replaces a file by a rename, as Codex does.
 fn replace(path: &Path, text: &str) {
     let new = path.with_extension("new");
     write(&new, text);
@@ -126,28 +129,28 @@ fn replace(path: &Path, text: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_appears_is_taken_up_whether_or_not_its_folder_was_there() {
+async fn a_file_that_appears_is_loaded_whether_or_not_its_folder_existed() {
     for place in ["a.json", "home/a.json", "home/of/somebody/a.json"] {
         let rig = Rig::new().await;
         let path = rig.path(place);
         let mut scene = Scene::new(rig, &path).await;
-        scene.is_away("cannot read").await;
+        scene.is_unavailable("cannot read").await;
         fs::create_dir_all(path.parent().expect("a folder")).expect("folders can be made");
         let version = scene.version();
         write(&path, &version.text);
-        scene.serves(&version).await;
+        scene.uses(&version).await;
         scene.rig.stop().await;
     }
 }
 
-/// Folders on the way to a file, of which none is there at first.
+/// The folders of a path, none of which exists at first.
 const DEPTH: usize = 12;
 
-/// How often a way is made, each for a credential of its own: the moment between a look and a watch is short.
+/// How many paths are created, one per credential: the moment between a look and a watch is short.
 const WAYS: usize = 200;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn folders_that_are_made_while_they_are_looked_for_are_not_missed() {
+async fn folders_created_during_the_search_for_them_are_not_missed() {
     let mut rig = Rig::new().await;
     let folder = |way: usize, depth: usize| rig.path(&format!("home{way}{}", "/of".repeat(depth)));
     let file = |way: usize| folder(way, DEPTH - 1).join("a.json");
@@ -162,7 +165,7 @@ async fn folders_that_are_made_while_they_are_looked_for_are_not_missed() {
     let making = tokio::task::spawn_blocking(move || {
         for folder in folders {
             fs::create_dir(folder).expect("a folder can be made");
-            // So that the making takes several looks.
+            // Slow enough for several looks.
             std::thread::sleep(Duration::from_micros(20));
         }
         files.iter().for_each(|file| write(file, &text));
@@ -177,33 +180,33 @@ async fn folders_that_are_made_while_they_are_looked_for_are_not_missed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_changes_in_place_or_is_replaced_is_taken_up() {
+async fn a_file_that_changes_in_place_or_is_replaced_is_reloaded() {
     let (mut scene, _) = Scene::with_file().await;
     let path = scene.rig.credential_file("a");
     for put in [write, replace, replace, write] {
         let version = scene.version();
         put(&path, &version.text);
-        scene.serves(&version).await;
+        scene.uses(&version).await;
     }
     scene.rig.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_is_removed_is_away_until_it_comes_back() {
+async fn a_removed_file_is_unavailable_until_it_returns() {
     let (mut scene, _) = Scene::with_file().await;
     let path = scene.rig.credential_file("a");
     for put in [write, replace] {
         fs::remove_file(&path).expect("it can be removed");
-        scene.is_away("cannot read").await;
+        scene.is_unavailable("cannot read").await;
         let version = scene.version();
         put(&path, &version.text);
-        scene.serves(&version).await;
+        scene.uses(&version).await;
     }
     scene.rig.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_folder_that_is_removed_or_moved_away_is_waited_for() {
+async fn a_removed_or_moved_folder_is_noticed_and_awaited() {
     let rig = Rig::new().await;
     let (home, other) = (rig.path("home"), rig.path("other"));
     let path = home.join("a.json");
@@ -216,15 +219,15 @@ async fn a_folder_that_is_removed_or_moved_away_is_waited_for() {
         fs::create_dir(&home).expect("a folder can be made");
         let version = scene.version();
         write(&path, &version.text);
-        scene.serves(&version).await;
+        scene.uses(&version).await;
         remove();
-        scene.is_away("cannot read").await;
+        scene.is_unavailable("cannot read").await;
     }
     scene.rig.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_is_broken_for_good_is_away_with_the_reason_until_it_is_mended() {
+async fn a_broken_file_is_unavailable_with_the_reason_until_it_is_repaired() {
     let (mut scene, first) = Scene::with_file().await;
     let path = scene.rig.credential_file("a");
     let half = &first.text[..first.text.len() / 2];
@@ -238,21 +241,22 @@ async fn a_file_that_is_broken_for_good_is_away_with_the_reason_until_it_is_mend
     ];
     for (text, reason) in cases {
         write(&path, text);
-        scene.is_away(reason).await;
+        scene.is_unavailable(reason).await;
         let version = scene.version();
         write(&path, &version.text);
-        scene.serves(&version).await;
+        scene.uses(&version).await;
     }
     scene.rig.stop().await;
 }
 
-/// Counts how often a file is opened, by whomever.
+/// Counts how often a file is opened by any process.
 struct Opens(File);
 
 impl Opens {
     fn of(path: &Path) -> Self {
         let path = CString::new(path.as_os_str().as_bytes()).expect("no NUL in it");
-        // SAFETY: the path is a C string that lives longer than the call, and the descriptor is nobody else's.
+        // SAFETY: the path is a C string that outlives the call, and the descriptor is not used
+        // elsewhere.
         unsafe {
             let descriptor = libc::inotify_init1(libc::IN_NONBLOCK | libc::IN_CLOEXEC);
             assert!(descriptor >= 0, "files can be watched");
@@ -264,25 +268,26 @@ impl Opens {
         }
     }
 
-    /// Whether it was opened since that was asked.
+    /// Whether it was opened since the last call.
     fn was_opened(&mut self) -> bool {
         self.0.read(&mut [0; 4096]).is_ok_and(|bytes| bytes > 0)
     }
 }
 
-/// A request has a file that is away read again this long after the last time, and not before.
+/// How long after the last read a request makes the gateway read a missing file again.
 const READ_AGAIN: Duration = Duration::from_secs(2);
 
-/// What the gateway reads besides in the time of a test, by itself: one look, and some more while the file may settle.
+/// The most reads that the gateway does by itself during a test: one look, and some more while the
+/// file may settle.
 const OWN_LOOKS: u32 = 8;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_have_a_file_that_is_away_read_again_every_two_seconds_at_most() {
+async fn requests_make_a_missing_file_be_read_again_at_most_every_two_seconds() {
     let rig = Rig::new().await;
     let path = rig.credential_file("a");
     write(&path, "{}");
     let mut scene = Scene::new(rig, &path).await;
-    scene.is_away("tokens: missing").await;
+    scene.is_unavailable("tokens: missing").await;
     let mut opens = Opens::of(&path);
     let begun = Instant::now();
     let (mut requests, mut opened) = (0_u32, 0);
@@ -304,10 +309,10 @@ async fn requests_have_a_file_that_is_away_read_again_every_two_seconds_at_most(
     scene.rig.stop().await;
 }
 
-/// A file may be half-written for so long: shorter than the gateway waits for it to become whole.
+/// How long a file is half-written: shorter than the gateway waits for the rest.
 const HALF_WRITTEN: Duration = Duration::from_millis(300);
 
-/// Past this it may count as broken.
+/// After this it may count as broken.
 const HALF_WRITTEN_MAX: Duration = Duration::from_millis(500);
 
 #[tokio::test(flavor = "multi_thread")]
@@ -318,9 +323,9 @@ async fn a_half_written_file_does_not_replace_the_good_one() {
     loop {
         let version = scene.version();
         let paused = write_in_halves(&scene.rig, &path, &version, &known).await;
-        scene.serves(&version).await;
+        scene.uses(&version).await;
         known = version;
-        // On a machine that stood still meanwhile nothing is shown.
+        // On a machine that was suspended meanwhile, this shows nothing.
         if paused < HALF_WRITTEN_MAX {
             break;
         }
@@ -332,7 +337,8 @@ async fn a_half_written_file_does_not_replace_the_good_one() {
     scene.rig.stop().await;
 }
 
-/// Writes a version with a pause in the middle, in which the one that is known must stay. Answers how long it was.
+/// Writes a version with a pause in the middle, during which the known version must stay. Returns
+/// how long that took.
 async fn write_in_halves(rig: &Rig, path: &Path, version: &Version, known: &Version) -> Duration {
     let (begin, end) = version.text.as_bytes().split_at(version.text.len() / 2);
     let mut file = File::create(path).expect("it can be truncated");
@@ -358,13 +364,13 @@ async fn write_in_halves(rig: &Rig, path: &Path, version: &Version, known: &Vers
 
 // Links
 
-/// Makes a folder with that auth.json in it, as a volume of Kubernetes has one for each of its versions.
+/// Creates a folder with that auth.json, as a Kubernetes volume does for each of its versions.
 fn volume(folder: &Path, name: &str, version: &Version) {
     fs::create_dir(folder.join(name)).expect("a folder can be made");
     write(&folder.join(name).join("a.json"), &version.text);
 }
 
-/// Points the link `link` elsewhere, in one step.
+/// Changes the target of the link `link` atomically.
 fn swap(folder: &Path, link: &str, target: &str) {
     let new = folder.join("..new");
     symlink(target, &new).expect("a link can be made");
@@ -372,7 +378,7 @@ fn swap(folder: &Path, link: &str, target: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_volume_whose_link_is_swapped_is_taken_up_each_time() {
+async fn a_volume_whose_link_is_swapped_is_reloaded_each_time() {
     let rig = Rig::new().await;
     let folder = rig.path("volume");
     fs::create_dir(&folder).expect("a folder can be made");
@@ -382,23 +388,23 @@ async fn a_volume_whose_link_is_swapped_is_taken_up_each_time() {
     volume(&folder, "..0", &first);
     swap(&folder, "..data", "..0");
     swap(&folder, "a.json", "..data/a.json");
-    scene.serves(&first).await;
+    scene.uses(&first).await;
     for number in 1..4 {
         let next = scene.version();
         let name = format!("..{number}");
         volume(&folder, &name, &next);
         swap(&folder, "..data", &name);
         fs::remove_dir_all(folder.join(format!("..{}", number - 1))).expect("it can be removed");
-        scene.serves(&next).await;
+        scene.uses(&next).await;
         let changed = scene.version();
         replace(&folder.join(&name).join("a.json"), &changed.text);
-        scene.serves(&changed).await;
+        scene.uses(&changed).await;
     }
     scene.rig.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_link_to_a_file_elsewhere_is_followed_as_it_changes_and_when_it_is_pointed_elsewhere() {
+async fn a_link_is_followed_when_its_target_changes_and_when_it_gets_another_target() {
     let rig = Rig::new().await;
     let path = rig.credential_file("a");
     let mut scene = Scene::new(rig, &path).await;
@@ -406,21 +412,21 @@ async fn a_link_to_a_file_elsewhere_is_followed_as_it_changes_and_when_it_is_poi
         let version = scene.version();
         volume(scene.rig.folder(), name, &version);
         swap(scene.rig.folder(), "a.json", &format!("{name}/a.json"));
-        scene.serves(&version).await;
+        scene.uses(&version).await;
         for put in [write, replace] {
             let version = scene.version();
             put(&scene.rig.path(name).join("a.json"), &version.text);
-            scene.serves(&version).await;
+            scene.uses(&version).await;
         }
         fs::remove_file(scene.rig.path(name).join("a.json")).expect("it can be removed");
-        scene.is_away("cannot read").await;
+        scene.is_unavailable("cannot read").await;
     }
     scene.rig.stop().await;
 }
 
-// The gateway's own writing, and what many files cost
+// The gateway's own writes, and the cost of many files
 
-/// How many lines of the log say `message`, about `credential` where it is told.
+/// Counts the lines of the log with `message`, and with `credential` if it is given.
 fn lines(program: &Program, message: &str, credential: Option<&str>) -> usize {
     let log = program.log();
     let events = log
@@ -446,7 +452,7 @@ async fn wait_for_lines(program: &Program, message: &str, credential: Option<&st
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_refresh_writes_is_no_change() {
+async fn the_writes_of_a_refresh_are_not_logged_as_changes() {
     let rig = Rig::new().await;
     let tags: Vec<String> = (0..8).map(|number| format!("c{number}")).collect();
     let mut credentials = vec![rig.oauth("other")];
@@ -464,7 +470,7 @@ async fn what_a_refresh_writes_is_no_change() {
     for tag in &tags {
         wait_for_lines(&program, "tokens refreshed", Some(tag), 1).await;
     }
-    // Changes are told in their order: when this one is, those of before were.
+    // Changes are logged in their order: those before this one are in the log.
     replace(
         &rig.credential_file("other"),
         &oauth_file("access-other", "account-other").to_string(),
@@ -493,7 +499,8 @@ async fn what_a_refresh_writes_is_no_change() {
     program.kill();
 }
 
-/// How many threads the gateway has with so many credentials, after all of their files were read, and all changed.
+/// Returns how many threads the gateway has with `count` credentials, after all of their files were
+/// read and changed.
 async fn threads_with(count: usize) -> usize {
     let rig = Rig::new().await;
     let tags: Vec<String> = (0..count).map(|number| format!("c{number}")).collect();
@@ -515,9 +522,10 @@ async fn threads_with(count: usize) -> usize {
 
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hundred_credentials_cost_no_thread_each() {
+async fn a_hundred_credentials_do_not_cost_a_thread_each() {
     let (few, most) = (threads_with(1).await, threads_with(100).await);
-    // Files are read by threads that come as they are needed and stay for some seconds: that many may be there.
+    // Files are read by threads that are started when needed and stay for some seconds: that many
+    // may exist.
     assert!(
         most < few + 20,
         "{few} threads for one credential, {most} for a hundred"

@@ -1,5 +1,6 @@
-//! Refreshing across processes: several gateways on one auth.json, and gateways and refreshing processes that are
-//! killed at any instant. No refresh token is ever shown twice: that would revoke the login.
+//! Token refreshes across processes: several gateways on one auth.json, and gateways and refresh
+//! processes that are killed at any moment. No refresh token is ever presented twice: that would
+//! revoke the login.
 
 #![cfg(target_os = "linux")]
 
@@ -17,13 +18,13 @@ use tollgate_tests::{
     Chance, Client, Program, Rig, ask_socket, read_json, replace_file, turn, unix_in,
 };
 
-/// A change of a file shows by then, on a slow machine too.
+/// A change of a file is noticed within this time even on a slow machine.
 const SOON: Duration = Duration::from_secs(6);
 
-/// The seed of the instants.
+/// The seed of the random moments.
 const SEED: &str = "REFRESH_KILL_SEED";
 
-/// The credential `a`, whose access token has expired, its login, and a configuration with it alone.
+/// The credential `a` with an expired access token, its login, and a configuration with it only.
 async fn scene() -> (Rig, Login, Value) {
     let rig = Rig::new().await;
     let (credential, login) = rig.login("a");
@@ -32,8 +33,8 @@ async fn scene() -> (Rig, Login, Value) {
     (rig, login, config)
 }
 
-/// Puts an access token that has expired into the file, and nothing else: the refresh token stays the one that was
-/// written there. Nobody refreshes meanwhile. Answers what is in the file now.
+/// Writes an expired access token into the file and changes nothing else: the refresh token stays.
+/// No refresh may be running. Returns the new content.
 fn expire(file: &Path, login: &Login) -> Value {
     block_in_place(|| {
         let lock = File::options()
@@ -83,7 +84,7 @@ async fn wait_for_new_tokens(file: &Path, login: &Login) {
 const GATEWAYS: usize = 8;
 const EXPIRIES: usize = 10;
 
-/// Starts gateways on the same credentials, each in a folder of its own.
+/// Starts gateways on the same credentials, each with its own data folder.
 async fn start_several(rig: &Rig, config: &Value, count: usize) -> Vec<Program> {
     let mut starting = JoinSet::new();
     for number in 0..count {
@@ -100,7 +101,7 @@ async fn start_several(rig: &Rig, config: &Value, count: usize) -> Vec<Program> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn eight_gateways_on_one_file_use_no_token_twice_and_all_serve() {
+async fn eight_gateways_on_one_file_present_no_token_twice_and_all_work() {
     let (rig, login, config) = scene().await;
     let file = rig.credential_file("a");
     let gateways = start_several(&rig, &config, GATEWAYS).await;
@@ -123,15 +124,15 @@ async fn eight_gateways_on_one_file_use_no_token_twice_and_all_serve() {
     gateways.into_iter().for_each(Program::kill);
 }
 
-/// When the tokens were made that this gateway knows, of those that [`start_several`] started.
+/// Returns when the tokens that this gateway of [`start_several`] knows were issued.
 async fn known(rig: &Rig, number: usize) -> Value {
     let socket = rig.path(&format!("data-{number}")).join("admin.sock");
     let status = ask_socket(&socket, Method::GET, "/status").await.json();
     status["services"][0]["credentials"][0]["refreshed_at"].clone()
 }
 
-/// Two gateways on one file ask for tokens, and none that they get helps. They ask a few times, and not in turns, each
-/// because of what the other was given.
+/// Runs two gateways on one file whose new tokens are all useless. They refresh a few times, and do
+/// not take turns because of each other's tokens.
 async fn check_useless_tokens(spoil: impl FnOnce(&Login)) {
     let (rig, login, config) = scene().await;
     spoil(&login);
@@ -140,7 +141,7 @@ async fn check_useless_tokens(spoil: impl FnOnce(&Login)) {
         for gateway in &gateways {
             let status = gateway.client().turn(&turn("one")).await.status;
             assert_eq!(status, StatusCode::UNAUTHORIZED);
-            // What one of them was given, the other gets to know.
+            // Each gateway loads the tokens that the other one was issued.
             let begun = Instant::now();
             while known(&rig, 0).await != known(&rig, 1).await && login.post_count() <= 4 {
                 assert!(
@@ -160,41 +161,41 @@ async fn check_useless_tokens(spoil: impl FnOnce(&Login)) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_gateways_on_one_file_do_not_refresh_in_turns_where_upstream_refuses_every_token() {
+async fn two_gateways_on_one_file_do_not_refresh_in_turns_if_upstream_rejects_every_token() {
     let refusal = || Reply::error(401, "invalid_request_error", "expired");
     check_useless_tokens(|login| drop(login.account().always(refusal()).clone())).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_gateways_on_one_file_do_not_refresh_in_turns_where_tokens_have_expired_when_they_are_given()
- {
+async fn two_gateways_on_one_file_do_not_refresh_in_turns_if_tokens_have_expired_when_issued() {
     check_useless_tokens(|login| drop(login.lifetime(Duration::ZERO).clone())).await;
 }
 
 // Gateways that are killed
 
-/// So many gateways are killed, one after another, and each in the middle of the refreshes of so many credentials.
+/// How many gateways are killed one after another, and how many credentials each is refreshing.
 const ROUNDS: usize = 200;
 const CREDENTIALS: usize = 2;
 
-/// From an expiry to the kill, in microseconds: a refresh may be over by the end of it.
+/// The time from an expiry to the kill, in microseconds: a refresh may have ended by its upper
+/// bound.
 const BEFORE_KILL: std::ops::Range<u64> = 0..80_000;
 
 /// What is killed in a round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Killed {
-    /// The gateway. What refreshes for it goes on.
+    /// The gateway. Its refresh processes continue.
     Gateway,
-    /// The gateway, and the processes by which it refreshes.
+    /// The gateway and its refresh processes.
     All,
 }
 
 /// When that is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum When {
-    /// So long after each expiry as chance says.
+    /// At a random time after each expiry.
     ByChance,
-    /// While the token endpoint has every token and holds its answer.
+    /// While the token endpoint holds its responses to all tokens.
     BeforeTheAnswer,
 }
 
@@ -207,7 +208,7 @@ fn of_round(round: usize) -> (Killed, When) {
     }
 }
 
-/// A credential of many, and its login.
+/// One of many credentials, and its login.
 struct Account {
     tag: String,
     login: Login,
@@ -215,7 +216,7 @@ struct Account {
     journal: PathBuf,
 }
 
-/// So many credentials whose access tokens have expired, each for a user of its own.
+/// `count` credentials with expired access tokens, each with its own user.
 async fn many(count: usize) -> (Rig, Vec<Account>, Value) {
     let rig = Rig::new().await;
     let (mut accounts, mut credentials, mut users) = (Vec::new(), Vec::new(), Vec::new());
@@ -250,7 +251,7 @@ impl Account {
 #[derive(Debug, Default)]
 struct Stages {
     before: usize,
-    /// Between the journal's first note and its end.
+    /// Between the first write of the journal and its removal.
     within: usize,
     after: usize,
 }
@@ -269,19 +270,19 @@ impl Stages {
     }
 }
 
-/// What is left of a refresh when its gateway has been killed.
+/// How a refresh ends whose gateway was killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Left {
-    /// It is served without anybody's help.
+    /// The credential works without the operator.
     Good,
-    /// The process that refreshed it was killed, and had noted that it would show the token: it may be spent.
+    /// The refresh process was killed after it had journaled its intent: the token may be spent.
     MayBeSpent,
-    /// That process was killed after it had shown the token, and before there was an answer.
+    /// The refresh process was killed after it had presented the token and before the response.
     Spent,
 }
 
-/// All are served by a gateway that has just started, or somebody must log in first where a token may be spent. No token is
-/// shown twice. Answers how often somebody had to log in.
+/// Checks that a new gateway can use all credentials, or needs a login where a token may be spent.
+/// No token is presented twice. Returns how many logins were needed.
 async fn all_recover(
     rig: &Rig,
     program: &Program,
@@ -294,7 +295,7 @@ async fn all_recover(
         let client = account.client(program);
         let needs_login = match left {
             Left::Good => false,
-            // A state shows what was known then. A request waits for what becomes of it.
+            // A state may be outdated. A request waits for the refresh.
             Left::MayBeSpent | Left::Spent => {
                 client.turn(&turn("one")).await.status != StatusCode::OK
             }
@@ -323,7 +324,7 @@ async fn all_recover(
     logins
 }
 
-/// Each token expires, and then the gateway is killed: so much later as chance says.
+/// Expires each token, and waits for a random time before the kill.
 async fn expire_and_wait(accounts: &[Account], chance: &mut Chance) -> Vec<Value> {
     let mut spans: Vec<Duration> = accounts
         .iter()
@@ -333,7 +334,7 @@ async fn expire_and_wait(accounts: &[Account], chance: &mut Chance) -> Vec<Value
     let kill_at = Instant::now() + spans[spans.len() - 1];
     let mut expired = Vec::new();
     for (account, span) in accounts.iter().zip(spans.into_iter().rev()) {
-        // The instants are what is tested.
+        // The random moments are the subject of the test.
         sleep((kill_at - span).saturating_duration_since(Instant::now())).await;
         expired.push(expire(&account.file, &account.login));
     }
@@ -341,7 +342,8 @@ async fn expire_and_wait(accounts: &[Account], chance: &mut Chance) -> Vec<Value
     expired
 }
 
-/// Each token expires, and the token endpoint has all of them and answers none until the gate opens.
+/// Expires each token, and waits until the token endpoint has all of them; it responds once the
+/// gate opens.
 async fn expire_and_hold(accounts: &[Account], gate: &Gate) -> Vec<Value> {
     let mut expired = Vec::new();
     for account in accounts {
@@ -354,7 +356,7 @@ async fn expire_and_hold(accounts: &[Account], gate: &Gate) -> Vec<Value> {
     expired
 }
 
-/// One round. Answers what is left of each refresh.
+/// Runs one round, and returns how each refresh ended.
 async fn kill_in_round(
     program: Program,
     accounts: &[Account],
@@ -387,8 +389,7 @@ async fn kill_in_round(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kill_at_any_instant_of_a_refresh_never_costs_a_login_but_where_it_took_the_refreshing_process()
- {
+async fn a_kill_during_a_refresh_costs_a_login_only_if_it_hits_the_refresh_process() {
     let mut chance = Chance::seeded(SEED);
     let (rig, mut accounts, config) = many(CREDENTIALS).await;
     let mut stages = Stages::default();
@@ -406,7 +407,7 @@ async fn a_kill_at_any_instant_of_a_refresh_never_costs_a_login_but_where_it_too
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_gateway_after_a_killed_one_waits_for_its_refresh_and_serves_with_it() {
+async fn the_gateway_after_a_killed_one_waits_for_its_refresh_and_uses_its_tokens() {
     let (rig, login, config) = scene().await;
     let gate = Gate::new();
     login.then_for_token(TokenReply::well().behind(&gate));
@@ -427,9 +428,9 @@ async fn the_gateway_after_a_killed_one_waits_for_its_refresh_and_serves_with_it
     next.kill();
 }
 
-// Refreshing processes that are killed
+// Refresh processes that are killed
 
-/// The processes by which this gateway refreshes.
+/// Returns the refresh processes of this gateway.
 fn refreshing(program: &Program) -> Vec<libc::pid_t> {
     let processes = fs::read_dir("/proc").expect("there is /proc");
     let ids = processes.filter_map(|entry| {
@@ -453,7 +454,7 @@ fn refreshing(program: &Program) -> Vec<libc::pid_t> {
     ids.filter(is_one).collect()
 }
 
-/// Waits until the gateway refreshes. Answers the process by which it does.
+/// Waits until the gateway refreshes, and returns the refresh process.
 async fn wait_for_refreshing(program: &Program) -> libc::pid_t {
     let begun = Instant::now();
     loop {
@@ -466,12 +467,12 @@ async fn wait_for_refreshing(program: &Program) -> libc::pid_t {
 }
 
 fn kill(id: libc::pid_t) {
-    // SAFETY: kill has no memory to be unsafe with. The process is the gateway's child, which it reaps when it has
-    // ended; ids are not given again so soon.
+    // SAFETY: kill has no memory to be unsafe with. The process is the gateway's child, which it
+    // reaps when it has ended; ids are not given again so soon.
     unsafe { libc::kill(id, libc::SIGKILL) };
 }
 
-/// A new login is written over the file. It is served soon.
+/// Writes a new login over the file, and waits until it is used.
 async fn log_in_again(rig: &Rig, tag: &str, client: &Client) {
     let new = rig.upstream.login(&format!("account-{tag}"));
     replace_file(&rig.credential_file(tag), new.auth_json().to_string());
@@ -483,7 +484,7 @@ async fn log_in_again(rig: &Rig, tag: &str, client: &Client) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_whose_refreshing_process_was_killed_is_not_shown_again_until_somebody_logs_in() {
+async fn a_token_whose_refresh_process_was_killed_is_not_presented_again_before_a_login() {
     let (rig, login, config) = scene().await;
     let gate = Gate::new();
     login.then_for_token(TokenReply::well().behind(&gate));
@@ -513,17 +514,17 @@ async fn a_token_whose_refreshing_process_was_killed_is_not_shown_again_until_so
     next.kill();
 }
 
-/// So often all processes that refresh are killed, each in its own time.
+/// How many times all refresh processes are killed, each at its own random time.
 const CHILD_ROUNDS: usize = 3;
 
-/// In each, so many credentials are refreshed.
+/// How many credentials are refreshed each time.
 const CHILDREN: usize = 8;
 
-/// From the beginning of a refreshing process to its kill, in microseconds.
+/// The time from the start of a refresh process to its kill, in microseconds.
 const CHILD_LIFE: std::ops::Range<u64> = 0..50_000;
 
-/// Kills each process by which the gateway refreshes, so long after its beginning as chance says, until each credential
-/// has been refreshed or has not. Answers how many were killed.
+/// Kills each refresh process of the gateway at a random time after its start, until the refresh of
+/// each credential has succeeded or failed. Returns how many were killed.
 async fn kill_each(rig: &Rig, program: &Program, chance: &mut Chance) -> usize {
     let mut kill_at = HashMap::new();
     let mut killed = HashSet::new();
@@ -546,7 +547,7 @@ async fn kill_each(rig: &Rig, program: &Program, chance: &mut Chance) -> usize {
     killed.len()
 }
 
-/// Whether the first refresh of a credential whose token had expired is over.
+/// Whether the first refresh of a credential with an expired token has ended.
 fn is_over(credential: &Value) -> bool {
     let has_new_token = credential["expires_at"].as_u64() > Some(unix_in(0) * 1000);
     has_new_token
@@ -554,8 +555,8 @@ fn is_over(credential: &Value) -> bool {
         || credential["state"] == "login_needed"
 }
 
-/// The next gateway serves the credential, or somebody must log in and it serves then. Answers whether that was so: a
-/// request tells it, for it waits for the refresh that is under way.
+/// Checks that the next gateway can use the credential, if necessary after a login. Returns whether
+/// a login was needed: a request shows that, since it waits for the running refresh.
 async fn recovers(rig: &Rig, program: &Program, account: &Account, round: usize) -> bool {
     let client = account.client(program);
     let answer = client.turn(&turn("one")).await;
@@ -577,7 +578,7 @@ async fn recovers(rig: &Rig, program: &Program, account: &Account, round: usize)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refreshing_process_that_is_killed_at_any_instant_never_shows_a_token_twice() {
+async fn a_refresh_process_that_is_killed_at_any_moment_never_presents_a_token_twice() {
     let mut chance = Chance::seeded(SEED);
     let (mut kills, mut logins) = (0, 0);
     for round in 0..CHILD_ROUNDS {
@@ -585,7 +586,7 @@ async fn a_refreshing_process_that_is_killed_at_any_instant_never_shows_a_token_
         let program = rig.spawn(&config).await;
         kills += kill_each(&rig, &program, &mut chance).await;
         program.kill();
-        // It does not wait as after a failure: it knows of none.
+        // It does not back off: it knows of no failure.
         let program = rig.spawn(&config).await;
         for account in &accounts {
             logins += usize::from(recovers(&rig, &program, account, round).await);

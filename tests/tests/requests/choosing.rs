@@ -1,4 +1,5 @@
-//! Choosing a credential: who is usable, what each strategy does, and which session stays where.
+//! Choosing a credential: which are usable, how each strategy chooses, and which sessions keep
+//! their credential.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,7 @@ const PLUS: &str =
 /// `{}`.
 const NO_PLAN: &str = "e30";
 
-/// An account whose id token names its plan, as polls do. Where the name is empty, neither does.
+/// An account whose id token and polls name its plan, unless it is empty.
 fn planned(rig: &Rig, tag: &str, plan: &str) -> Value {
     let credential = rig.oauth(tag);
     rig.account(tag).set_standing(Standing::new(plan));
@@ -36,8 +37,8 @@ fn user(name: &str, credential: &str) -> Value {
     json!({ "name": name, "token": format!("token-{name}"), "credential": credential })
 }
 
-/// The configuration of a team on a pool, and beside alice and bob a user on each credential alone,
-/// named as it.
+/// The configuration of a team on a pool. Beside alice and bob, each credential has a user of its
+/// name.
 fn team(rig: &Rig, tags: &[&str], pool: Value) -> Value {
     let mut config = rig.team(tags, pool);
     let users = config["services"][0]["users"]
@@ -47,7 +48,7 @@ fn team(rig: &Rig, tags: &[&str], pool: Value) -> Value {
     config
 }
 
-/// A running team with a client of alice's.
+/// A running team and alice's client.
 async fn start(tags: &[&str], pool: Value) -> (Rig, Client) {
     let mut rig = Rig::new().await;
     let config = team(&rig, tags, pool);
@@ -55,26 +56,26 @@ async fn start(tags: &[&str], pool: Value) -> (Rig, Client) {
     (rig, client)
 }
 
-/// Sets an account's standing and lets the gateway learn of it: by a turn of the user on that
-/// credential alone. Its first poll is over, or that would undo it.
+/// Sets an account's standing, and reports it to the gateway by a turn of that credential's user.
+/// The account's first poll must have ended, or it would undo that.
 async fn tell(rig: &Rig, client: &Client, tag: &str, standing: Standing) {
     rig.account(tag).set_standing(standing);
     assert_eq!(
         client
             .token(&format!("token-{tag}"))
-            .turn(&homeless())
+            .turn(&without_session())
             .await
             .status,
         StatusCode::OK
     );
 }
 
-/// A turn of no session.
-fn homeless() -> Value {
+/// Returns a turn without a session.
+fn without_session() -> Value {
     json!({ "model": "gpt-5.4", "stream": true, "input": [] })
 }
 
-/// The tag of the account that serves a turn.
+/// Sends a turn, and returns the tag of the account that answers it.
 async fn served(rig: &Rig, client: &Client, body: &Value) -> String {
     let before = rig.upstream.turns().len();
     let answer = client.turn(body).await;
@@ -103,7 +104,7 @@ async fn served_each(
     tags
 }
 
-/// Sends the turn again until that account serves it.
+/// Sends the turn again until that account answers it.
 async fn wait_until_served_by(rig: &Rig, client: &Client, body: &Value, tag: &str) {
     let begun = Instant::now();
     while served(rig, client, body).await != tag {
@@ -211,7 +212,7 @@ async fn a_credential_is_usable_below_its_caps_and_not_at_them() {
         tell(&rig, &client, &tag(place), standing).await;
         let answer = client
             .token(&format!("token-{}", tag(place)))
-            .turn(&homeless())
+            .turn(&without_session())
             .await;
         let expected = if usable {
             StatusCode::OK
@@ -225,11 +226,11 @@ async fn a_credential_is_usable_below_its_caps_and_not_at_them() {
 
 // Strategies
 
-/// A member of a pool: its plan, its fields, and where it stands.
+/// A member of a pool: its plan, its fields and its standing.
 type Member = (&'static str, Value, Standing);
 
-over_both!(least_used_takes_the_highest_score_and_the_first_of_equals);
-async fn least_used_takes_the_highest_score_and_the_first_of_equals() {
+over_both!(least_used_chooses_the_highest_score_and_the_first_of_equals);
+async fn least_used_chooses_the_highest_score_and_the_first_of_equals() {
     let week = unix_in(7 * 24 * 3600);
     let used = |weekly: f64| {
         Standing::new("plus")
@@ -313,7 +314,7 @@ async fn least_used_takes_the_highest_score_and_the_first_of_equals() {
         let found = served(
             &rig,
             &client.token(&format!("token-team{place}")),
-            &homeless(),
+            &without_session(),
         )
         .await;
         assert_eq!(found, format!("c{place}m{expected}"), "{name}");
@@ -344,8 +345,8 @@ async fn round_robin_rotates_over_the_usable_members_evenly() {
     }
 }
 
-over_both!(random_takes_each_usable_one_and_no_other);
-async fn random_takes_each_usable_one_and_no_other() {
+over_both!(random_chooses_every_usable_member_and_no_other);
+async fn random_chooses_every_usable_member_and_no_other() {
     let (mut rig, client) = start(&["a", "b", "c"], json!({ "strategy": "random" })).await;
     tell(
         &rig,
@@ -363,8 +364,8 @@ async fn random_takes_each_usable_one_and_no_other() {
     rig.stop().await;
 }
 
-over_both!(fallback_takes_the_first_usable_and_is_never_sticky);
-async fn fallback_takes_the_first_usable_and_is_never_sticky() {
+over_both!(fallback_chooses_the_first_usable_member_and_is_never_sticky);
+async fn fallback_chooses_the_first_usable_member_and_is_never_sticky() {
     let forms = [
         json!({ "type": "fallback" }),
         json!({ "strategy": "fallback" }),
@@ -400,7 +401,7 @@ async fn an_operators_own_policy_chooses() {
     ]);
     let client = rig.start_polled(config).await.token("token-alice");
     // 99 x 10 against 99 x 50.
-    assert_eq!(served(&rig, &client, &homeless()).await, "b");
+    assert_eq!(served(&rig, &client, &without_session()).await, "b");
     assert_eq!(
         client.get("/ocm/v1/status").await.json()["plan_weight"].as_f64(),
         Some(60.0)
@@ -418,19 +419,24 @@ const SESSION_HEADERS: [&str; 5] = [
     "thread-id",
 ];
 
-over_both!(a_session_stays_by_each_header_and_by_the_cache_key);
-async fn a_session_stays_by_each_header_and_by_the_cache_key() {
+over_both!(a_session_is_identified_by_each_header_and_by_the_cache_key);
+async fn a_session_is_identified_by_each_header_and_by_the_cache_key() {
     let (mut rig, client) = start(&["a", "b", "c"], json!({ "strategy": "round_robin" })).await;
     let alice = client.token("token-alice");
-    let named =
-        SESSION_HEADERS.map(|name| (name, alice.header(name, &format!("by-{name}")), homeless()));
+    let named = SESSION_HEADERS.map(|name| {
+        (
+            name,
+            alice.header(name, &format!("by-{name}")),
+            without_session(),
+        )
+    });
     for (name, client, body) in
         named
             .into_iter()
             .chain([("prompt_cache_key", alice.clone(), turn("by-key"))])
     {
         let home = served(&rig, &client, &body).await;
-        let next = served(&rig, &alice, &homeless()).await;
+        let next = served(&rig, &alice, &without_session()).await;
         assert_ne!(next, home, "one without a session goes on round");
         for _ in 0..3 {
             assert_eq!(served(&rig, &client, &body).await, home, "{name}");
@@ -439,8 +445,8 @@ async fn a_session_stays_by_each_header_and_by_the_cache_key() {
     rig.stop().await;
 }
 
-over_both!(the_sessions_key_is_the_first_that_is_found);
-async fn the_sessions_key_is_the_first_that_is_found() {
+over_both!(the_first_session_key_found_counts);
+async fn the_first_session_key_found_counts() {
     let (mut rig, client) = start(&["a"], json!({})).await;
     let client = client.token("token-alice");
     for (place, name) in SESSION_HEADERS.iter().enumerate() {
@@ -457,7 +463,7 @@ async fn the_sessions_key_is_the_first_that_is_found() {
         );
     }
     client.turn(&turn("by-key")).await;
-    client.turn(&homeless()).await;
+    client.turn(&without_session()).await;
     let found: Vec<Option<String>> = wait_for_rows(&rig.ledger(), SESSION_HEADERS.len() + 2).await
         [SESSION_HEADERS.len()..]
         .iter()
@@ -467,8 +473,8 @@ async fn the_sessions_key_is_the_first_that_is_found() {
     rig.stop().await;
 }
 
-over_both!(a_session_is_its_users_own);
-async fn a_session_is_its_users_own() {
+over_both!(a_session_belongs_to_its_user);
+async fn a_session_belongs_to_its_user() {
     let (mut rig, client) = start(&["a", "b", "c"], json!({ "strategy": "round_robin" })).await;
     let (alice, bob) = (client.token("token-alice"), client.token("token-bob"));
     assert_eq!(served(&rig, &alice, &turn("one")).await, "a");
@@ -478,8 +484,8 @@ async fn a_session_is_its_users_own() {
     rig.stop().await;
 }
 
-over_both!(a_session_stays_though_another_credential_is_better_and_leaves_one_over_its_cap);
-async fn a_session_stays_though_another_credential_is_better_and_leaves_one_over_its_cap() {
+over_both!(a_session_keeps_its_credential_until_that_is_over_its_cap);
+async fn a_session_keeps_its_credential_until_that_is_over_its_cap() {
     let (mut rig, client) = start(&["a", "b"], json!({})).await;
     let alice = client.token("token-alice");
     assert_eq!(served(&rig, &alice, &turn("one")).await, "a");
@@ -525,26 +531,26 @@ async fn a_full_window_that_resets_soon_does_not_move_a_sessions_home() {
     }
 }
 
-over_both!(a_response_is_continued_by_the_credential_that_made_it);
-async fn a_response_is_continued_by_the_credential_that_made_it() {
+over_both!(a_response_is_continued_by_the_credential_that_issued_it);
+async fn a_response_is_continued_by_the_credential_that_issued_it() {
     let (mut rig, client) = start(&["a", "b"], json!({})).await;
     let (alice, bob) = (client.token("token-alice"), client.token("token-bob"));
-    // Whoever has a choice takes b from now on.
+    // From now on, requests without a session go to b.
     rig.account("a")
         .set_standing(Standing::new("plus").weekly_used(50.0));
     let after = |previous: &str| {
-        let mut body = homeless();
+        let mut body = without_session();
         body["previous_response_id"] = json!(previous);
         body
     };
     for (id, stream) in [("resp_streamed", true), ("resp_whole", false)] {
         rig.account("a").then(Reply::ok().response_id(id));
-        let mut body = homeless();
+        let mut body = without_session();
         body["stream"] = json!(stream);
-        // By hand on a: a session that has its home there.
+        // On a: by a session that has its home there.
         body["prompt_cache_key"] = json!("on-a");
         assert_eq!(served(&rig, &alice, &body).await, "a");
-        assert_eq!(served(&rig, &alice, &homeless()).await, "b");
+        assert_eq!(served(&rig, &alice, &without_session()).await, "b");
         assert_eq!(served(&rig, &alice, &after(id)).await, "a", "{id}");
         assert_eq!(
             served(&rig, &bob, &after(id)).await,
@@ -557,18 +563,18 @@ async fn a_response_is_continued_by_the_credential_that_made_it() {
     assert_eq!(
         served(&rig, &alice, &after("resp_whole")).await,
         "b",
-        "its maker is not usable any more"
+        "its issuer is not usable any more"
     );
     rig.stop().await;
 }
 
-over_both!(a_response_is_continued_by_its_maker_under_every_strategy);
-async fn a_response_is_continued_by_its_maker_under_every_strategy() {
+over_both!(a_response_is_continued_by_its_issuer_under_every_strategy);
+async fn a_response_is_continued_by_its_issuer_under_every_strategy() {
     for strategy in ["round_robin", "random", "fallback"] {
         let (mut rig, client) = start(&["a", "b", "c"], json!({ "strategy": strategy })).await;
         let alice = client.token("token-alice");
         if strategy == "fallback" {
-            // So that it is not the first in order.
+            // So that the issuer is not the first in order.
             rig.account("a").then(
                 Reply::usage_limit_reached()
                     .without_rate_limits()
@@ -577,19 +583,19 @@ async fn a_response_is_continued_by_its_maker_under_every_strategy() {
         }
         rig.account("b").then(Reply::ok().response_id("resp_1"));
         rig.account("c").then(Reply::ok().response_id("resp_1"));
-        let mut body = homeless();
-        let maker = loop {
+        let mut body = without_session();
+        let issuer = loop {
             let tag = served(&rig, &alice, &body).await;
             if tag != "a" {
                 break tag;
             }
         };
         if strategy == "fallback" {
-            wait_until_served_by(&rig, &alice, &homeless(), "a").await;
+            wait_until_served_by(&rig, &alice, &without_session(), "a").await;
         }
         body["previous_response_id"] = json!("resp_1");
         for _ in 0..6 {
-            assert_eq!(served(&rig, &alice, &body).await, maker, "{strategy}");
+            assert_eq!(served(&rig, &alice, &body).await, issuer, "{strategy}");
         }
         rig.stop().await;
     }
@@ -678,7 +684,13 @@ async fn a_credential_that_becomes_an_api_key_is_skipped_by_its_pool() {
     rig.upstream.api_key("sk-k", "k");
     rig.write("k.json", key_file("sk-k").to_string());
     let begun = Instant::now();
-    while client.token("token-k").turn(&homeless()).await.status != StatusCode::OK {
+    while client
+        .token("token-k")
+        .turn(&without_session())
+        .await
+        .status
+        != StatusCode::OK
+    {
         assert!(
             begun.elapsed() < Duration::from_secs(10),
             "the key is not picked up"
@@ -686,7 +698,7 @@ async fn a_credential_that_becomes_an_api_key_is_skipped_by_its_pool() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert_eq!(
-        served(&rig, &client.token("token-alice"), &homeless()).await,
+        served(&rig, &client.token("token-alice"), &without_session()).await,
         "a"
     );
     let last = rows(&rig.ledger()).pop().expect("a row");

@@ -1,5 +1,5 @@
-//! Sessions across a restart or a kill of the gateway: who keeps its credential, who begins anew,
-//! and whose turn's state goes where.
+//! Sessions across a restart or a kill of the gateway: which keep their credential, which start
+//! over, and where a turn's state is sent.
 
 use std::fs;
 use std::time::Duration;
@@ -13,14 +13,14 @@ use tollgate_tests::{Client, Rig, over_both, turn, unix_in};
 const HOUR: Duration = Duration::from_secs(3600);
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// A turn of no session.
-fn homeless() -> Value {
+/// Returns a turn without a session.
+fn without_session() -> Value {
     json!({ "model": "gpt-5.4", "stream": true, "input": [] })
 }
 
-/// A turn of no session that goes on from that response.
+/// Returns a turn without a session that continues that response.
 fn after(response_id: &str) -> Value {
-    let mut body = homeless();
+    let mut body = without_session();
     body["previous_response_id"] = json!(response_id);
     body
 }
@@ -31,7 +31,7 @@ fn limited(seconds: u64) -> Reply {
         .resets_in_seconds(seconds)
 }
 
-/// Sends a turn. Answers what upstream saw of it last.
+/// Sends a turn, and returns the last request of it that upstream saw.
 async fn seen(rig: &Rig, client: &Client, body: &Value) -> SeenRequest {
     let before = rig.upstream.turns().len();
     let answer = client.turn(body).await;
@@ -43,7 +43,7 @@ async fn seen(rig: &Rig, client: &Client, body: &Value) -> SeenRequest {
         .expect("a turn")
 }
 
-/// The tag of the account that serves a turn.
+/// Sends a turn, and returns the tag of the account that answers it.
 async fn served(rig: &Rig, client: &Client, body: &Value) -> String {
     let account = seen(rig, client, body).await.account.expect("an account");
     account
@@ -52,8 +52,8 @@ async fn served(rig: &Rig, client: &Client, body: &Value) -> String {
         .to_owned()
 }
 
-/// Alice's session `one` finds its home on `b`, for `a` refuses it. With the gateway that is
-/// forgotten: whoever has a choice after a restart takes `a`.
+/// Gives alice's session `one` its home on `b`, since `a` refuses it. A restart forgets the
+/// refusal: requests without a session go to `a` then.
 async fn settle_on_b(rig: &Rig, client: &Client) {
     rig.account("a").then(limited(600));
     rig.account("b").then(Reply::ok().response_id("resp_of_b"));
@@ -61,8 +61,8 @@ async fn settle_on_b(rig: &Rig, client: &Client) {
     assert_eq!(served(rig, &alice, &turn("one")).await, "b");
 }
 
-/// A gateway with that configuration, on whose `b` alice's session `one` has lived before it was
-/// stopped.
+/// A gateway with that configuration, which was stopped after alice's session `one` had its home
+/// on `b`.
 async fn settled(config: impl FnOnce(&Rig) -> Value) -> (Rig, Value) {
     let mut rig = Rig::new().await;
     let config = config(&rig);
@@ -72,7 +72,7 @@ async fn settled(config: impl FnOnce(&Rig) -> Value) -> (Rig, Value) {
     (rig, config)
 }
 
-/// Whoever has a choice takes the first of these: the others have used more.
+/// Makes the first of these the preferred account: the others have used more.
 fn prefer(rig: &Rig, tags: &[&str]) {
     for (place, tag) in tags.iter().enumerate() {
         rig.account(tag)
@@ -87,7 +87,7 @@ fn two(rig: &Rig) -> Value {
     config
 }
 
-/// Waits until the real gateway has asked for everybody's use, as [`Rig::start_polled`] does.
+/// Waits until the gateway process has polled every account, as [`Rig::start_polled`] does.
 async fn wait_until_polled(rig: &Rig) {
     for tag in ["a", "b"] {
         rig.wait_for_credential(tag, WAIT_MAX, "its use was asked for", |found| {
@@ -97,10 +97,10 @@ async fn wait_until_polled(rig: &Rig) {
     }
 }
 
-// Who keeps its credential
+// Sessions that keep their credential
 
-/// Alice's session `one` and what follows its response are on `b`; everything else is free to go to
-/// `a`, and does.
+/// Checks that alice's session `one` and what continues its response go to `b`, and everything else
+/// to `a`.
 async fn check_kept(rig: &Rig, client: &Client) {
     let (alice, bob) = (client.token("token-alice"), client.token("token-bob"));
     assert_eq!(served(rig, &alice, &turn("another")).await, "a");
@@ -159,8 +159,8 @@ async fn a_session_stays_across_a_restart_under_every_sticky_strategy() {
     }
 }
 
-over_both!(a_session_stays_with_its_credential_though_that_stands_elsewhere_in_the_configuration);
-async fn a_session_stays_with_its_credential_though_that_stands_elsewhere_in_the_configuration() {
+over_both!(a_session_keeps_its_credential_at_another_place_in_the_configuration);
+async fn a_session_keeps_its_credential_at_another_place_in_the_configuration() {
     let (mut rig, _) = settled(two).await;
     let mut config = rig.team(&["c", "b", "a"], json!({}));
     prefer(&rig, &["c", "a", "b"]);
@@ -180,8 +180,8 @@ async fn a_session_stays_with_its_credential_though_that_stands_elsewhere_in_the
     rig.stop().await;
 }
 
-over_both!(a_session_that_was_lent_is_at_home_again_after_a_restart);
-async fn a_session_that_was_lent_is_at_home_again_after_a_restart() {
+over_both!(a_session_returns_from_a_temporary_failover_after_a_restart);
+async fn a_session_returns_from_a_temporary_failover_after_a_restart() {
     let (mut rig, config) = settled(two).await;
     let client = rig.start_polled(config.clone()).await.token("token-alice");
     rig.account("b").then(limited(60));
@@ -196,8 +196,8 @@ async fn a_session_that_was_lent_is_at_home_again_after_a_restart() {
     rig.stop().await;
 }
 
-over_both!(a_session_that_moved_stays_where_it_went_across_a_restart);
-async fn a_session_that_moved_stays_where_it_went_across_a_restart() {
+over_both!(a_session_that_moved_keeps_its_new_home_across_a_restart);
+async fn a_session_that_moved_keeps_its_new_home_across_a_restart() {
     let (mut rig, config) = settled(two).await;
     let client = rig.start_polled(config.clone()).await.token("token-alice");
     rig.account("b").then(limited(24 * 3600));
@@ -237,9 +237,9 @@ async fn a_session_returns_to_its_home_if_the_full_window_resets_within_minutes(
     }
 }
 
-// Who begins anew
+// Sessions that start over
 
-/// Lets what the ledger of a stopped gateway knows of sessions and responses be older by `age`.
+/// Makes the sessions and responses in the ledger of a stopped gateway older by `age`.
 fn age(rig: &Rig, age: Duration) {
     let ledger = Connection::open(rig.ledger()).expect("the ledger opens");
     let age = i64::try_from(age.as_millis()).expect("not so long");
@@ -256,8 +256,8 @@ fn age(rig: &Rig, age: Duration) {
     }
 }
 
-over_both!(a_session_that_was_idle_for_its_lifetime_begins_anew_after_a_restart);
-async fn a_session_that_was_idle_for_its_lifetime_begins_anew_after_a_restart() {
+over_both!(a_session_that_was_idle_for_its_lifetime_starts_over_after_a_restart);
+async fn a_session_that_was_idle_for_its_lifetime_starts_over_after_a_restart() {
     let cases = [
         (None, 24 * HOUR - MINUTE, "b"),
         (None, 24 * HOUR, "a"),
@@ -285,8 +285,8 @@ async fn a_session_that_was_idle_for_its_lifetime_begins_anew_after_a_restart() 
     }
 }
 
-over_both!(a_session_lives_on_from_its_last_use_and_not_from_its_first);
-async fn a_session_lives_on_from_its_last_use_and_not_from_its_first() {
+over_both!(the_lifetime_of_a_session_counts_from_its_last_use);
+async fn the_lifetime_of_a_session_counts_from_its_last_use() {
     let (mut rig, config) = settled(two).await;
     for _ in 0..3 {
         age(&rig, 20 * HOUR);
@@ -296,8 +296,8 @@ async fn a_session_lives_on_from_its_last_use_and_not_from_its_first() {
     }
 }
 
-over_both!(a_session_whose_credential_is_gone_from_the_configuration_begins_anew);
-async fn a_session_whose_credential_is_gone_from_the_configuration_begins_anew() {
+over_both!(a_session_whose_credential_was_removed_from_the_configuration_starts_over);
+async fn a_session_whose_credential_was_removed_from_the_configuration_starts_over() {
     let (mut rig, _) = settled(two).await;
     let config = rig.team(&["a", "c"], json!({}));
     prefer(&rig, &["a", "c"]);
@@ -312,8 +312,8 @@ async fn a_session_whose_credential_is_gone_from_the_configuration_begins_anew()
     rig.stop().await;
 }
 
-over_both!(a_session_whose_credential_left_its_pool_begins_anew);
-async fn a_session_whose_credential_left_its_pool_begins_anew() {
+over_both!(a_session_whose_credential_left_its_pool_starts_over);
+async fn a_session_whose_credential_left_its_pool_starts_over() {
     let (mut rig, mut config) = settled(two).await;
     config["services"][0]["credentials"][2]["credentials"] = json!(["a"]);
     let client = rig.start_polled(config).await.token("token-alice");
@@ -322,8 +322,8 @@ async fn a_session_whose_credential_left_its_pool_begins_anew() {
     rig.stop().await;
 }
 
-over_both!(of_too_many_sessions_those_that_were_used_last_are_known_after_a_restart);
-async fn of_too_many_sessions_those_that_were_used_last_are_known_after_a_restart() {
+over_both!(the_most_recently_used_sessions_are_restored_if_there_are_too_many);
+async fn the_most_recently_used_sessions_are_restored_if_there_are_too_many() {
     let (mut rig, mut config) = settled(two).await;
     config["limits"] = json!({ "sessions": 2 });
     for session in ["two", "three"] {
@@ -348,12 +348,12 @@ async fn of_too_many_sessions_those_that_were_used_last_are_known_after_a_restar
 
 const TURN_STATE: &str = "x-codex-turn-state";
 
-/// A client of alice's that sends this state back.
+/// Returns alice's client, which sends this state back.
 fn with_state(client: &Client, state: &str) -> Client {
     client.token("token-alice").header(TURN_STATE, state)
 }
 
-/// The account that serves alice's session `one`, and the turn's state that it is sent.
+/// Returns the account that answers alice's session `one`, and the turn's state that it receives.
 async fn served_with(rig: &Rig, client: &Client) -> (String, Option<String>) {
     let seen = seen(rig, client, &turn("one")).await;
     (
@@ -367,7 +367,7 @@ fn sent(account: &str, state: Option<&str>) -> (String, Option<String>) {
 }
 
 /// A running team on `a` and `b`. Each has issued a state: `a` first, and then `b`, to which a
-/// minute's refusal sent the session.
+/// refusal of one minute moved the session.
 async fn with_two_states() -> (Rig, Client) {
     let mut rig = Rig::new().await;
     let config = two(&rig);
@@ -389,8 +389,8 @@ async fn with_two_states() -> (Rig, Client) {
     (rig, client)
 }
 
-over_both!(a_turns_state_goes_to_the_account_that_issued_it_and_to_no_other);
-async fn a_turns_state_goes_to_the_account_that_issued_it_and_to_no_other() {
+over_both!(a_turns_state_is_sent_to_the_account_that_issued_it_and_to_no_other);
+async fn a_turns_state_is_sent_to_the_account_that_issued_it_and_to_no_other() {
     let (mut rig, client) = with_two_states().await;
     let of_a = with_state(&client, "state-of-a");
     rig.account("a").then(limited(60));
@@ -421,8 +421,8 @@ async fn a_turns_state_goes_to_the_account_that_issued_it_and_to_no_other() {
     rig.stop().await;
 }
 
-over_both!(a_turns_state_is_kept_back_when_its_issuers_file_is_gone_and_goes_again_when_it_is_back);
-async fn a_turns_state_is_kept_back_when_its_issuers_file_is_gone_and_goes_again_when_it_is_back() {
+over_both!(a_turns_state_is_not_sent_while_the_file_of_its_issuer_is_missing);
+async fn a_turns_state_is_not_sent_while_the_file_of_its_issuer_is_missing() {
     let (mut rig, client) = with_two_states().await;
     let of_a = with_state(&client, "state-of-a");
     let file = rig.credential_file("a");
@@ -432,23 +432,23 @@ async fn a_turns_state_is_kept_back_when_its_issuers_file_is_gone_and_goes_again
     assert_eq!(served_with(&rig, &of_a).await, sent("b", None));
     fs::write(&file, text).expect("the folder can be written");
     rig.wait_for_state("a", "ready").await;
-    // Wherever the session lives by now: a turn of another has its choice.
-    let chosen = seen(&rig, &of_a, &homeless()).await;
+    // The session's home may be elsewhere now: another session has none.
+    let chosen = seen(&rig, &of_a, &without_session()).await;
     assert_eq!(chosen.account.as_deref(), Some("account-a"));
     assert_eq!(chosen.header(TURN_STATE), Some("state-of-a"));
     rig.stop().await;
 }
 
-over_both!(a_turns_state_of_another_users_is_not_sent);
-async fn a_turns_state_of_another_users_is_not_sent() {
+over_both!(a_turns_state_of_another_user_is_not_sent);
+async fn a_turns_state_of_another_user_is_not_sent() {
     let (mut rig, client) = with_two_states().await;
     let bob = client.token("token-bob").header(TURN_STATE, "state-of-a");
     assert_eq!(served_with(&rig, &bob).await, sent("a", None));
     rig.stop().await;
 }
 
-over_both!(where_there_is_one_account_every_turns_state_is_sent);
-async fn where_there_is_one_account_every_turns_state_is_sent() {
+over_both!(with_one_account_every_turns_state_is_sent);
+async fn with_one_account_every_turns_state_is_sent() {
     let mut rig = Rig::new().await;
     let config = rig.config(json!({ "credentials": [rig.oauth("a")] }));
     let client = rig

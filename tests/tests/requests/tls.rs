@@ -1,4 +1,4 @@
-//! TLS on both sides: a listener with a certificate of the test's own, and an upstream behind one.
+//! TLS on both sides: a listener with the test's certificate, and an upstream behind one.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -63,12 +63,12 @@ impl Scene {
         let mut stream = tokio::time::timeout(WAIT_MAX, shaking)
             .await
             .expect("a handshake in time")?;
-        // By TLS 1.3 a server's refusal comes after the client's handshake has ended.
+        // In TLS 1.3, a server's rejection arrives after the client's handshake has ended.
         tokio::io::AsyncWriteExt::flush(&mut stream).await?;
         Ok(stream)
     }
 
-    /// A turn over what was agreed on. Answers that.
+    /// Sends a turn over the negotiated protocol, and returns that protocol.
     async fn turn(&self, alpn: &[&str]) -> Option<String> {
         let stream = self.connect(TLS_VERSIONS, alpn).await.expect("a handshake");
         let agreed = stream
@@ -126,7 +126,7 @@ async fn over_http2(stream: TlsStream<TcpStream>) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn http1_and_http2_are_agreed_on_by_alpn() {
+async fn http1_and_http2_are_negotiated_by_alpn() {
     let scene = Scene::new(json!({}), json!({})).await;
     assert_eq!(scene.turn(&["h2", "http/1.1"]).await.as_deref(), Some("h2"));
     assert_eq!(scene.turn(&["h2"]).await.as_deref(), Some("h2"));
@@ -136,7 +136,7 @@ async fn http1_and_http2_are_agreed_on_by_alpn() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_what_alpn_lists_is_agreed_on() {
+async fn only_protocols_that_alpn_lists_are_negotiated() {
     let scene = Scene::new(json!({ "alpn": "http/1.1" }), json!({})).await;
     assert_eq!(
         scene.turn(&["h2", "http/1.1"]).await.as_deref(),
@@ -191,7 +191,7 @@ async fn min_and_max_version_are_honoured() {
 const HELLO: &[u8] = &[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3, 0, 0, 0];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn handshakes_that_stand_still_do_not_stop_others() {
+async fn stalled_handshakes_do_not_block_others() {
     let scene = Scene::new(
         json!({}),
         json!({ "handshake_timeout": "30s", "drain_timeout": "200ms" }),
@@ -229,7 +229,7 @@ async fn a_handshake_that_does_not_end_is_dropped_after_its_limit() {
             since.elapsed()
         );
     }
-    // Byte by byte is no way around it.
+    // Sending byte by byte does not extend it.
     let mut peer = Peer::connect(scene.address).await;
     let since = Instant::now();
     peer.send(HELLO).await;
@@ -245,7 +245,7 @@ async fn a_handshake_that_does_not_end_is_dropped_after_its_limit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_speaks_no_tls_is_closed() {
+async fn a_client_without_tls_is_disconnected() {
     let scene = Scene::new(json!({}), json!({})).await;
     for bytes in [
         post(&turn("plain").to_string()).as_str(),
@@ -283,7 +283,7 @@ async fn terminator(upstream: SocketAddr, certificate: &Certificate, alpn: &[&st
     address
 }
 
-/// The real binary, trusting the certificates of one file.
+/// The gateway's binary, which trusts the certificates of one file.
 async fn start_trusting(rig: &Rig, config: &Value, trusted: &str) -> Program {
     let config = rig.write("config.json", config.to_string());
     let (ready, log) = (rig.path("ready.json"), rig.path("gateway.log"));
@@ -322,7 +322,7 @@ async fn an_https_upstream_is_trusted_by_ssl_cert_file() {
     }
 }
 
-/// A socket that is asked for over TLS.
+/// Opens a WebSocket over TLS.
 async fn open_wss(
     authority: &Authority,
     address: SocketAddr,
@@ -342,7 +342,7 @@ async fn open_wss(
         .0
 }
 
-/// A turn on a socket that is asked for over TLS. Answers its last event.
+/// Sends a turn on a WebSocket over TLS, and returns its last event.
 async fn turn_by_wss(authority: &Authority, address: SocketAddr) -> Value {
     let mut socket = open_wss(authority, address).await;
     let mut create = turn("wss");
@@ -370,7 +370,7 @@ async fn turn_by_wss(authority: &Authority, address: SocketAddr) -> Value {
     }
 }
 
-/// A gateway with TLS on both sides; upstream speaks what `alpn` lists.
+/// A gateway with TLS on both sides; upstream offers `alpn`.
 async fn between_tls(rig: &Rig, authority: &Authority, alpn: &[&str]) -> Program {
     let own = authority.sign(&["localhost"]);
     let address = terminator(
@@ -387,7 +387,7 @@ async fn between_tls(rig: &Rig, authority: &Authority, alpn: &[&str]) -> Program
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn large_messages_go_both_ways_at_once_over_tls() {
+async fn large_messages_pass_both_ways_at_once_over_tls() {
     const MESSAGES: usize = 8;
     const BYTES: usize = 3_000_000;
     let rig = Rig::new().await;
@@ -425,7 +425,7 @@ async fn large_messages_go_both_ways_at_once_over_tls() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_socket_goes_over_tls_on_both_sides_whatever_else_upstream_speaks() {
+async fn a_websocket_passes_tls_on_both_sides_whatever_alpn_upstream_offers() {
     for alpn in [&["h2", "http/1.1"][..], &["http/1.1"], &[]] {
         let rig = Rig::new().await;
         let authority = Authority::new();
@@ -442,7 +442,7 @@ async fn a_socket_goes_over_tls_on_both_sides_whatever_else_upstream_speaks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_whose_certificate_is_not_trusted_is_502_and_sees_no_request() {
+async fn an_untrusted_upstream_certificate_gives_502_and_no_request_is_sent() {
     let (trusted, stranger) = (Authority::new(), Authority::new());
     let cases = [
         ("of another authority", stranger.sign(&["localhost"])),
