@@ -13,7 +13,7 @@ use crate::source::{Source, host_sources, tokens, without_tests};
 const KNOWN: &[&str] = &["config/resolve"];
 
 /// Files that define what the files of their folder import, though they import from those. This list may only shrink.
-const KNOWN_UPWARD: &[&str] = &["config.rs", "config/resolve.rs", "credentials.rs"];
+const KNOWN_UPWARD: &[&str] = &["config.rs", "config/resolve.rs"];
 
 /// A path that code names: `super::engine::Engine`, with its line and the number of modules of the
 /// file around it.
