@@ -36,7 +36,7 @@ impl Credential {
     }
 
     /// Returns what a request presents in place of `rejected`, which upstream rejected: an identity
-    /// that is loaded already, or one that a refresh gives within `limit`.
+    /// that is loaded already, or the one of a refresh within `limit`.
     pub async fn replacement_identity(
         &self,
         rejected: &UpstreamIdentity,

@@ -2,7 +2,7 @@
 //!
 //! Owns the transitions; every one takes the time as an argument. Does not know about locks, files
 //! or waiting. Invariant: usage and polls are about the account of the last identity that was
-//! loaded; another account starts anew.
+//! loaded; another account starts with new ones.
 
 mod account_usage;
 mod poll_schedule;
@@ -65,7 +65,7 @@ pub(super) struct LoadedSource {
 #[derive(Debug, Clone, Copy, Default)]
 #[must_use]
 pub(super) struct StateChange {
-    /// Balancers weight the credential anew.
+    /// Balancers compute the credential's weight again.
     pub(super) plan_changed: bool,
     /// Requests that wait for its response can be sent with another credential.
     pub(super) became_unusable: bool,

@@ -3,7 +3,7 @@
 //! Owns how often, how far apart and for how long a file that cannot be used is read again: another
 //! process may still be writing it. It does not read files and does not wait; the caller does both,
 //! in async code or on a thread. Invariant: a file that stays the same is settled after [`READS`]
-//! reads, one that keeps changing after [`UNSETTLED_MAX`].
+//! reads, a file that keeps changing after [`UNSETTLED_MAX`].
 
 use std::time::{Duration, Instant};
 

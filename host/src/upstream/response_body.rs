@@ -49,7 +49,7 @@ impl ResponseBody {
         }
     }
 
-    /// Stops reading: upstream is told that the rest is not wanted.
+    /// Stops reading: the stream is reset, so that upstream sends no more.
     pub fn cancel(&mut self) {
         self.inner = None;
     }

@@ -646,7 +646,7 @@ async fn requests_fail_over_if_it_rejects_the_token() {
     let (mut back, url) = remote(&[Standing::new("plus")]).await;
     let mut rig = Rig::new().await;
     let mut stranger = external("x", &url);
-    stranger["token"] = json!("token-of-nobody");
+    stranger["token"] = json!("unknown-token");
     let credentials = json!([rig.oauth("a"), stranger, pool("fallback", &["x", "a"])]);
     let config = rig.config(json!({ "credentials": credentials, "users": users() }));
     let client = rig.start(config).await.token("token-alice");

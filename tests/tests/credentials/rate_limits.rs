@@ -674,8 +674,8 @@ async fn a_request_that_cannot_be_sent_again_gets_503_while_another_credential_i
 
 // Requests that wait while their credential is refused
 
-/// For how long a request may stay where it was after its credential was refused: it should leave
-/// at once.
+/// The longest that a request may stay with a credential that was rate-limited: it should move at
+/// once.
 const MOVED_MAX: Duration = Duration::from_secs(5);
 
 over_both!(a_request_without_a_response_moves_when_its_credential_is_rate_limited);

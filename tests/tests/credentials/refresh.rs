@@ -175,7 +175,7 @@ async fn fifty_requests_with_an_expired_token_cause_one_refresh_and_all_succeed(
     gate.wait_until_reached().await;
     assert!(
         shown(&scene.rig).is_empty(),
-        "an expired token is shown to nobody"
+        "an expired token is not presented"
     );
     gate.open();
     for mut request in requests {
@@ -1166,7 +1166,7 @@ async fn tokens_journaled_before_a_kill_are_recovered_at_the_start() {
     let client = scene.start(json!({})).await;
     assert!(scene.has_newest_tokens());
     assert_eq!(left_over(&scene), Vec::<String>::new());
-    check_served("taken up", &client.turn(&turn("one")).await);
+    check_served("recovered", &client.turn(&turn("one")).await);
     assert_eq!((scene.login.post_count(), scene.login.reuses()), (1, 0));
     scene.rig.stop().await;
 }

@@ -845,7 +845,7 @@ async fn journaled_tokens_are_recovered_at_the_start_beside_the_target_of_links(
     });
     fs::write(&journal, noted.to_string()).expect("it can be written");
     let client = scene.start(json!({})).await;
-    check_served("taken up", &client.turn(&turn("one")).await);
+    check_served("recovered", &client.turn(&turn("one")).await);
     assert!(scene.file().is_symlink() && scene.has_newest_tokens());
     assert_eq!((scene.login.post_count(), journal.exists()), (1, false));
     scene.rig.stop().await;

@@ -336,7 +336,7 @@ async fn every_state_is_reported_with_its_reason_and_its_end_and_no_secret() {
     for secret in &varied.secrets {
         assert!(
             !text.contains(secret) && !table.contains(secret),
-            "{secret} is told:\n{table}\n{text}"
+            "{secret} is printed:\n{table}\n{text}"
         );
     }
     varied.program.kill();

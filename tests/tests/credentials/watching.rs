@@ -130,7 +130,7 @@ fn replace(path: &Path, text: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_appears_is_loaded_whether_or_not_its_folder_existed() {
-    for place in ["a.json", "home/a.json", "home/of/somebody/a.json"] {
+    for place in ["a.json", "home/a.json", "home/of/other/a.json"] {
         let rig = Rig::new().await;
         let path = rig.path(place);
         let mut scene = Scene::new(rig, &path).await;
@@ -300,7 +300,7 @@ async fn requests_make_a_missing_file_be_read_again_at_most_every_two_seconds() 
         opened += u32::from(opens.was_opened());
     }
     let most = OWN_LOOKS + 1 + (begun.elapsed().as_secs() / READ_AGAIN.as_secs()) as u32;
-    assert!(opened > 0, "nobody looked at it");
+    assert!(opened > 0, "the file was not read");
     assert!(
         opened <= most && most < requests,
         "{opened} times for {requests} requests in {:?}",

@@ -403,7 +403,7 @@ async fn a_kill_during_a_refresh_costs_a_login_only_if_it_hits_the_refresh_proce
     let last = rig.spawn(&config).await;
     logins += all_recover(&rig, &last, &mut accounts, &left, ROUNDS).await;
     last.kill();
-    println!("{ROUNDS} kills: {stages:?}; {logins} times somebody had to log in");
+    println!("{ROUNDS} kills: {stages:?}; {logins} logins needed");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -564,7 +564,7 @@ async fn recovers(rig: &Rig, program: &Program, account: &Account, round: usize)
         StatusCode::OK => false,
         StatusCode::SERVICE_UNAVAILABLE => true,
         status => panic!(
-            "round {round}: {} answers {status}: {}",
+            "round {round}: {} gets {status}: {}",
             account.tag,
             answer.text()
         ),
@@ -594,7 +594,7 @@ async fn a_refresh_process_that_is_killed_at_any_moment_never_presents_a_token_t
         program.kill();
     }
     println!(
-        "{kills} of {} killed, after {logins} somebody had to log in",
+        "{kills} of {} killed, after {logins} a login was needed",
         CHILD_ROUNDS * CHILDREN
     );
     assert!(kills > 0, "no process was killed: the test shows nothing");

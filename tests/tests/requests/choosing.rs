@@ -179,13 +179,13 @@ async fn a_credential_is_usable_below_its_caps_and_not_at_them() {
             false,
         ),
         (
-            "5h begun anew",
+            "5h reset",
             json!({}),
             standing(100.0, 0.0).five_hour_resets_at(past),
             true,
         ),
         (
-            "weekly begun anew",
+            "weekly reset",
             json!({}),
             standing(0.0, 100.0).weekly_resets_at(past),
             true,
@@ -494,7 +494,11 @@ async fn a_session_keeps_its_credential_until_that_is_over_its_cap() {
     assert_eq!(served(&rig, &alice, &turn("two")).await, "b");
     tell(&rig, &client, "a", Standing::new("plus").weekly_used(99.0)).await;
     assert_eq!(served(&rig, &alice, &turn("one")).await, "b");
-    assert_eq!(rig.upstream.turns().len(), 6, "nobody over a cap is asked");
+    assert_eq!(
+        rig.upstream.turns().len(),
+        6,
+        "no credential over its cap is used"
+    );
     rig.stop().await;
 }
 

@@ -415,7 +415,7 @@ async fn a_turns_state_is_sent_to_the_account_that_issued_it_and_to_no_other() {
         sent("b", Some("state-of-b"))
     );
     assert_eq!(
-        served_with(&rig, &with_state(&client, "state-of-nobody")).await,
+        served_with(&rig, &with_state(&client, "unknown-state")).await,
         sent("b", None)
     );
     rig.stop().await;

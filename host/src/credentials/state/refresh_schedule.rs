@@ -62,8 +62,8 @@ pub(crate) struct RefreshSchedule {
     obstacle: Option<RefreshObstacle>,
 }
 
-/// The access token that the last refresh issued, to this process or to another one that uses the
-/// same file.
+/// The access token that the last refresh issued, to this process or to another
+/// process that uses the same file.
 #[derive(Debug)]
 struct IssuedToken {
     token: SecretFingerprint,
