@@ -11,16 +11,12 @@ const MANIFEST_BYTES: usize = 256 * 1024;
 
 /// A manifest that was checked.
 pub(crate) struct CheckedManifest {
-    pub(crate) name: String,
-    pub(crate) version: String,
-    /// The JSON Schema of the policy's configuration; empty if the component has none.
-    pub(crate) config_schema: String,
-    /// The strings of a request that the component wants to see, in its order.
-    pub(crate) strings: Vec<RequestField>,
-    /// The header fields of requests that the component wants to see; `*` stands for all.
-    pub(crate) request_headers: Vec<String>,
-    /// The header fields of responses that the component wants to see; `*` stands for all.
-    pub(crate) response_headers: Vec<String>,
+    name: String,
+    version: String,
+    config_schema: String,
+    strings: Vec<RequestField>,
+    request_headers: Vec<String>,
+    response_headers: Vec<String>,
 }
 
 /// A manifest that breaks the contract.
@@ -58,6 +54,34 @@ impl CheckedManifest {
             request_headers: manifest.request_headers,
             response_headers: manifest.response_headers,
         })
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// Returns the JSON Schema of the policy's configuration; empty if the component has none.
+    pub(crate) fn config_schema(&self) -> &str {
+        &self.config_schema
+    }
+
+    /// Returns the strings of a request that the component wants to see, in its order.
+    pub(crate) fn strings(&self) -> &[RequestField] {
+        &self.strings
+    }
+
+    /// Returns the header fields of requests that the component wants to see; `*` stands for all.
+    pub(crate) fn request_headers(&self) -> &[String] {
+        &self.request_headers
+    }
+
+    /// Returns the header fields of responses that the component wants to see; `*` stands for all.
+    pub(crate) fn response_headers(&self) -> &[String] {
+        &self.response_headers
     }
 }
 

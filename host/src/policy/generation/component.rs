@@ -166,9 +166,7 @@ impl<W: PolicyWorld> ComponentGeneration<W> {
 
     /// Returns the request as this component's manifest asks to see it.
     pub(crate) fn request(&self, facts: &RequestFacts<'_>) -> Request {
-        let fields = self
-            .manifest()
-            .map_or(&[][..], |manifest| &manifest.strings);
+        let fields = self.manifest().map_or(&[][..], CheckedManifest::strings);
         Request {
             strings: fields
                 .iter()

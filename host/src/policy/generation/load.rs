@@ -1,8 +1,8 @@
 //! Loads a component stage by stage: inspect, compile, link, instantiate, describe, configure, prepare,
 //! self-test.
 //!
-//! Does not know what replaces what: a failure at any stage is an error, and the caller keeps what
-//! serves.
+//! Does not know which generation a new one replaces: a failure at any stage is an error, and the
+//! caller keeps the current version.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -72,8 +72,8 @@ pub(crate) fn load<W: PolicyWorld>(
         .map_err(|error| rejected(LoadStage::Link, format!("{error:#}")))?;
     let manifest = configure_once::<W>(engine, policy, &linked, options.shared)?;
     let identity = ComponentIdentity {
-        name: manifest.name.clone(),
-        version: manifest.version.clone(),
+        name: manifest.name().to_owned(),
+        version: manifest.version().to_owned(),
         digest: source.digest_hex(),
     };
     let instances = InstancePool::new(
@@ -171,11 +171,11 @@ pub(crate) fn self_test<W: PolicyWorld>(
 
 /// Checks a policy's configuration against the schema of its component.
 fn check_schema(manifest: &CheckedManifest, policy: &PolicyConfig) -> Result<(), PolicyLoadError> {
-    if manifest.config_schema.is_empty() {
+    if manifest.config_schema().is_empty() {
         return Ok(());
     }
     let rejected = |reason| PolicyLoadError::rejected(&policy.tag, LoadStage::Describe, reason);
-    let schema = serde_json::from_str(&manifest.config_schema).map_err(|error| {
+    let schema = serde_json::from_str(manifest.config_schema()).map_err(|error| {
         rejected(format!(
             "manifest: config_schema: expected JSON, found an error: {error}"
         ))

@@ -137,7 +137,7 @@ impl RewriterGeneration {
 
     fn visible_in_request(&self, headers: &HeaderMap) -> Vec<Header> {
         match self.generation.manifest() {
-            Some(manifest) => visible(headers, &manifest.request_headers),
+            Some(manifest) => visible(headers, manifest.request_headers()),
             None => Vec::new(),
         }
     }
@@ -176,10 +176,10 @@ impl RewriterGeneration {
         let Some(manifest) = self.generation.manifest() else {
             return Ok(());
         };
-        if manifest.response_headers.is_empty() {
+        if manifest.response_headers().is_empty() {
             return Ok(());
         }
-        let visible = visible(headers, &manifest.response_headers);
+        let visible = visible(headers, manifest.response_headers());
         let status = u32::from(status.as_u16());
         let edits = if self.generation.is_slow() {
             let (this, facts) = (Arc::clone(self), OwnedRequestFacts::of(facts));
