@@ -31,31 +31,31 @@ const FORGIVEN_AFTER: Duration = Duration::from_secs(15 * 60);
 
 /// A user of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct User {
+pub(crate) struct User {
     /// Its name.
-    pub name: Arc<str>,
+    pub(crate) name: Arc<str>,
     /// Its pool: an index into the service's pools.
-    pub pool: usize,
+    pub(crate) pool: usize,
     /// Whether its requests may be sent to external credentials.
-    pub allow_external_usage: bool,
+    pub(crate) allow_external_usage: bool,
 }
 
 /// Proof that a request was authenticated, and by whom it was sent. Only this module creates one.
 #[derive(Debug)]
-pub struct AuthenticationProof {
+pub(crate) struct AuthenticationProof {
     user: Option<Arc<User>>,
 }
 
 impl AuthenticationProof {
     /// Returns the user; `None` if the service has no users.
-    pub fn user(&self) -> Option<&Arc<User>> {
+    pub(crate) fn user(&self) -> Option<&Arc<User>> {
         self.user.as_ref()
     }
 }
 
 /// Why a request is rejected. The client must act. The texts are public.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum AuthError {
+pub(crate) enum AuthError {
     /// There is no `Authorization` field.
     #[error("missing api key")]
     Missing,
@@ -68,7 +68,7 @@ pub enum AuthError {
 }
 
 /// The users of a service.
-pub struct UserDirectory {
+pub(crate) struct UserDirectory {
     users: Vec<Arc<User>>,
     hash_key: [u8; 16],
     /// Indices into `users`, by the hash of each user's token under `hash_key`.
@@ -85,7 +85,7 @@ impl std::fmt::Debug for UserDirectory {
 
 impl UserDirectory {
     /// Creates the directory of the configured users.
-    pub fn new(configs: &[UserConfig]) -> Self {
+    pub(crate) fn new(configs: &[UserConfig]) -> Self {
         let hash_key = *uuid::Uuid::new_v4().as_bytes();
         let by_hash = configs
             .iter()
@@ -106,13 +106,13 @@ impl UserDirectory {
     }
 
     /// Whether there are no users: every request is accepted.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.users.is_empty()
     }
 
     /// Returns the user of that name. The outer `None` means that there is no such user;
     /// `Some(None)` is the answer to the empty name if the service has no users.
-    pub fn named(&self, name: &str) -> Option<Option<Arc<User>>> {
+    pub(crate) fn named(&self, name: &str) -> Option<Option<Arc<User>>> {
         if self.users.is_empty() {
             return name.is_empty().then_some(None);
         }
@@ -126,7 +126,10 @@ impl UserDirectory {
     ///
     /// # Errors
     /// The request carries no user's token.
-    pub fn authenticate(&self, headers: &HeaderMap) -> Result<AuthenticationProof, AuthError> {
+    pub(crate) fn authenticate(
+        &self,
+        headers: &HeaderMap,
+    ) -> Result<AuthenticationProof, AuthError> {
         if self.users.is_empty() {
             return Ok(AuthenticationProof { user: None });
         }
@@ -148,7 +151,7 @@ impl UserDirectory {
 }
 
 /// The memory of failed attempts, by address. It outlives the users of one configuration.
-pub struct FailedAttempts(Mutex<LruCache<IpAddr, AddressFailures>>);
+pub(crate) struct FailedAttempts(Mutex<LruCache<IpAddr, AddressFailures>>);
 
 struct AddressFailures {
     count: u32,
@@ -163,7 +166,7 @@ impl std::fmt::Debug for FailedAttempts {
 
 impl FailedAttempts {
     /// Creates an empty memory of at most `limits.auth_addresses` addresses.
-    pub fn new(limits: &Limits) -> Self {
+    pub(crate) fn new(limits: &Limits) -> Self {
         let addresses_max = usize::try_from(limits.auth_addresses)
             .ok()
             .and_then(NonZeroUsize::new);
@@ -173,7 +176,7 @@ impl FailedAttempts {
     }
 
     /// Records a failed attempt of `address`, and returns how long its response is delayed.
-    pub fn record(&self, address: IpAddr, now: Timestamp) -> Duration {
+    pub(crate) fn record(&self, address: IpAddr, now: Timestamp) -> Duration {
         let mut addresses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let failures = addresses.get_or_insert_mut(address, || AddressFailures {
             count: 0,

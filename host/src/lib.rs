@@ -12,18 +12,18 @@ pub mod values;
 // Floor 1
 pub mod config;
 // Floor 2
-pub mod authenticate;
+pub(crate) mod authenticate;
 pub mod credentials;
 pub mod frames;
 pub mod ledger;
 pub(crate) mod listener;
 pub mod meter;
-pub mod metrics;
+pub(crate) mod metrics;
 pub mod policy;
-pub mod sessions;
-pub mod tls;
+pub(crate) mod sessions;
+pub(crate) mod tls;
 pub mod upstream;
-pub mod usage_file;
+pub(crate) mod usage_file;
 pub(crate) mod watch;
 // Floor 3
 mod pipeline;

@@ -20,7 +20,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-pub use observed::ObservedMetrics;
+pub(crate) use observed::ObservedMetrics;
 
 use crate::values::counts::TokenCounts;
 use crate::values::exchange::{AttemptOutcome, LedgerRow};
@@ -39,7 +39,7 @@ const ABSENT: &str = "-";
 const PROVIDER: &str = "openai";
 
 /// The content type of the text format.
-pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// The buckets of durations in seconds: OpenTelemetry's for HTTP, and three longer ones, since
 /// responses take minutes.
@@ -62,7 +62,7 @@ type HistogramFamily = Family<CounterLabels, Histogram, fn() -> Histogram>;
 
 /// The counters of the whole gateway.
 #[derive(Debug)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     registry: Registry,
     requests: CountFamily,
     request_durations: HistogramFamily,
@@ -170,7 +170,7 @@ impl Metrics {
     }
 
     /// Counts an exchange that has ended.
-    pub fn record(&self, row: &LedgerRow) {
+    pub(crate) fn record(&self, row: &LedgerRow) {
         self.record_request(row);
         self.record_attempts(row);
         let model = self.model_label(row.model.as_deref());
@@ -282,7 +282,7 @@ impl Metrics {
     }
 
     /// Returns all counters and `observed` in the text format.
-    pub fn to_text(&self, observed: &ObservedMetrics) -> String {
+    pub(crate) fn to_text(&self, observed: &ObservedMetrics) -> String {
         let mut text = String::new();
         for registry in [&self.registry, observed.registry()] {
             // Writing to a `String` does not fail.

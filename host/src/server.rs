@@ -147,18 +147,15 @@ impl Gateway {
         );
         let (commands, received) = mpsc::channel::<SupervisorCommand>(COMMAND_QUEUE);
         let ledger = Arc::clone(&shared.ledger);
-        let (admin, listening, services) = {
-            let context = AcceptContext {
-                config: &config,
-                status: &status,
-                commands: &commands,
-                phases: &phases,
-                tasks: &tasks,
-            };
-            let admin = listeners.admin_address();
-            let (listening, services) = listeners.accept(&context, services, &upkeep, &ledger);
-            (admin, listening, services)
+        let admin = listeners.admin_address();
+        let context = AcceptContext {
+            config: &config,
+            status: &status,
+            commands: &commands,
+            phases: &phases,
+            tasks: &tasks,
         };
+        let (listening, services) = listeners.accept(&context, services, &upkeep, &ledger);
         let parts = SupervisorParts {
             status: Arc::clone(&status),
             shared,
@@ -166,12 +163,8 @@ impl Gateway {
             loader,
             upkeep,
             usage_files: writer.clone(),
-            startup: StartupSettings {
-                data_dir: config.data_dir,
-                log: config.log,
-                admin: config.admin,
-                limits: Arc::clone(&limits),
-            },
+            startup: StartupSettings::new(config, &limits),
+            limits: Arc::clone(&limits),
             watcher,
         };
         tasks.spawn(Supervisor::new(parts, &commands).run(received, pending));

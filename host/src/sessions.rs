@@ -20,11 +20,11 @@ const RECORDS_PER_LIFETIME: u32 = 24;
 
 /// Who sessions and responses belong to: a pool and a user, by name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct SessionOwner {
+pub(crate) struct SessionOwner {
     /// The pool's tag.
-    pub pool: Arc<str>,
+    pub(crate) pool: Arc<str>,
     /// The user's name; `None` if the service has no users.
-    pub user: Option<Arc<str>>,
+    pub(crate) user: Option<Arc<str>>,
 }
 
 #[derive(PartialEq, Eq, Hash)]
@@ -44,7 +44,7 @@ struct AffinityEntry {
 type AffinityMap = LruCache<AffinityKey, AffinityEntry>;
 
 /// The sessions of a service, and the issuers of its responses.
-pub struct Sessions {
+pub(crate) struct Sessions {
     homes: Mutex<AffinityMap>,
     issuers: Mutex<AffinityMap>,
     lifetime: Duration,
@@ -58,7 +58,7 @@ impl fmt::Debug for Sessions {
 
 impl Sessions {
     /// Creates an empty store with room for `limits.sessions` of each kind.
-    pub fn new(limits: &Limits) -> Self {
+    pub(crate) fn new(limits: &Limits) -> Self {
         let entries_max = usize::try_from(limits.sessions)
             .ok()
             .and_then(NonZeroUsize::new)
@@ -72,12 +72,17 @@ impl Sessions {
 
     /// Returns the credential that the session has its home on. This counts as a use of the
     /// session.
-    pub fn home(&self, owner: &SessionOwner, session: &str, now: Timestamp) -> Option<Arc<str>> {
+    pub(crate) fn home(
+        &self,
+        owner: &SessionOwner,
+        session: &str,
+        now: Timestamp,
+    ) -> Option<Arc<str>> {
         self.find(&self.homes, owner, session, now)
     }
 
     /// Makes that credential the session's home.
-    pub fn set_home(
+    pub(crate) fn set_home(
         &self,
         owner: &SessionOwner,
         session: &str,
@@ -94,7 +99,7 @@ impl Sessions {
 
     /// Returns the session's home if the ledger is to record it: it moved, or its last recorded use
     /// is some time ago. The caller must record it.
-    pub fn home_to_record(
+    pub(crate) fn home_to_record(
         &self,
         owner: &SessionOwner,
         session: &str,
@@ -113,7 +118,7 @@ impl Sessions {
     }
 
     /// Restores a session's home as the ledger recorded it, with its last use at `used_at`.
-    pub fn restore_home(
+    pub(crate) fn restore_home(
         &self,
         owner: &SessionOwner,
         session: &str,
@@ -129,7 +134,7 @@ impl Sessions {
     }
 
     /// Returns the number of sessions that have their home on that credential.
-    pub fn homes_on(&self, credential: &str, now: Timestamp) -> usize {
+    pub(crate) fn homes_on(&self, credential: &str, now: Timestamp) -> usize {
         lock(&self.homes)
             .iter()
             .filter(|(_, home)| {
@@ -140,7 +145,7 @@ impl Sessions {
 
     /// Returns the credential that issued the response of that id. This counts as a use of the
     /// response.
-    pub fn issuer(
+    pub(crate) fn issuer(
         &self,
         owner: &SessionOwner,
         response_id: &str,
@@ -150,7 +155,7 @@ impl Sessions {
     }
 
     /// Notes that a credential issued the response of that id.
-    pub fn record_issuer(
+    pub(crate) fn record_issuer(
         &self,
         owner: &SessionOwner,
         response_id: &str,

@@ -17,11 +17,11 @@ use tokio_rustls::server::TlsStream;
 use crate::config::{ConfigProblem, TlsConfig, TlsVersion};
 
 /// A client's connection after its handshake.
-pub type TlsConnection = TlsStream<TcpStream>;
+pub(crate) type TlsConnection = TlsStream<TcpStream>;
 
 /// Why a handshake did not complete.
 #[derive(Debug, thiserror::Error)]
-pub enum HandshakeError {
+pub(crate) enum HandshakeError {
     /// It took longer than `limits.handshake_timeout`.
     #[error("tls handshake: timed out")]
     TimedOut,
@@ -32,7 +32,7 @@ pub enum HandshakeError {
 
 /// Accepts TLS handshakes.
 #[derive(Clone)]
-pub struct TlsServer {
+pub(crate) struct TlsServer {
     acceptor: TlsAcceptor,
     handshake_timeout: Duration,
 }
@@ -48,7 +48,10 @@ impl TlsServer {
     ///
     /// # Errors
     /// The certificate or the key cannot be used; the problem names its place in the configuration.
-    pub fn new(config: &TlsConfig, handshake_timeout: Duration) -> Result<Self, ConfigProblem> {
+    pub(crate) fn new(
+        config: &TlsConfig,
+        handshake_timeout: Duration,
+    ) -> Result<Self, ConfigProblem> {
         let chain = certificate_chain(config)?;
         let key = PrivateKeyDer::from_pem_slice(config.key.expose().as_bytes()).map_err(|_| {
             ConfigProblem::new(
@@ -75,7 +78,7 @@ impl TlsServer {
     ///
     /// # Errors
     /// The handshake failed or timed out.
-    pub async fn accept(&self, stream: TcpStream) -> Result<TlsConnection, HandshakeError> {
+    pub(crate) async fn accept(&self, stream: TcpStream) -> Result<TlsConnection, HandshakeError> {
         match timeout(self.handshake_timeout, self.acceptor.accept(stream)).await {
             Ok(Ok(stream)) => Ok(stream),
             Ok(Err(error)) => Err(HandshakeError::Failed(error)),
@@ -85,7 +88,7 @@ impl TlsServer {
 }
 
 /// Whether the client and the gateway negotiated HTTP/2.
-pub fn is_http2(connection: &TlsConnection) -> bool {
+pub(crate) fn is_http2(connection: &TlsConnection) -> bool {
     connection.get_ref().1.alpn_protocol() == Some(b"h2")
 }
 

@@ -12,8 +12,8 @@ use std::{fs, io};
 
 use sha2::{Digest, Sha256};
 
-pub use json::InvalidUsageFile;
-pub use sums::{ResponseUsage, UsageSums};
+pub(crate) use json::InvalidUsageFile;
+pub(crate) use sums::{ResponseUsage, UsageSums};
 
 use crate::files::{parent_folder, replace};
 use crate::values::clock::Timestamp;
@@ -24,7 +24,7 @@ const FILE_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// The content of a usage file's path.
 #[derive(Debug)]
-pub enum UsageFileContent {
+pub(crate) enum UsageFileContent {
     /// There is no file.
     Missing,
     /// A usage file and its SHA-256.
@@ -43,7 +43,7 @@ pub enum UsageFileContent {
 ///
 /// # Errors
 /// The file cannot be read or moved.
-pub fn read(path: &Path, now: Timestamp) -> io::Result<UsageFileContent> {
+pub(crate) fn read(path: &Path, now: Timestamp) -> io::Result<UsageFileContent> {
     let bytes = match fs::metadata(path) {
         Ok(meta) if !meta.is_file() || meta.len() > FILE_BYTES_MAX => {
             return Err(io::ErrorKind::InvalidData.into());
@@ -66,7 +66,7 @@ pub fn read(path: &Path, now: Timestamp) -> io::Result<UsageFileContent> {
 }
 
 /// Returns the SHA-256 of a file's bytes in hexadecimal.
-pub fn digest(bytes: &[u8]) -> String {
+pub(crate) fn digest(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
@@ -74,7 +74,7 @@ pub fn digest(bytes: &[u8]) -> String {
 ///
 /// # Errors
 /// The file cannot be written; the old one is unchanged.
-pub fn write(path: &Path, text: &str) -> io::Result<()> {
+pub(crate) fn write(path: &Path, text: &str) -> io::Result<()> {
     fs::create_dir_all(parent_folder(path))?;
     replace(path, text.as_bytes())
 }

@@ -22,13 +22,13 @@ type SampleLabels = Vec<(&'static str, String)>;
 
 /// The figures of one scrape.
 #[derive(Debug, Default)]
-pub struct ObservedMetrics {
+pub(crate) struct ObservedMetrics {
     registry: Registry,
 }
 
 impl ObservedMetrics {
     /// Adds a family of figures that rise and fall: each value with its labels.
-    pub fn gauge(
+    pub(crate) fn gauge(
         &mut self,
         name: &str,
         help: &str,
@@ -42,7 +42,7 @@ impl ObservedMetrics {
     }
 
     /// Adds a family of figures that only rise.
-    pub fn counter(
+    pub(crate) fn counter(
         &mut self,
         name: &str,
         help: &str,
@@ -56,7 +56,7 @@ impl ObservedMetrics {
     }
 
     /// Adds a family of durations: each histogram with its labels.
-    pub fn durations<'a>(
+    pub(crate) fn durations<'a>(
         &mut self,
         name: &str,
         help: &str,

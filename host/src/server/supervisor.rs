@@ -58,6 +58,7 @@ pub(super) struct SupervisorParts {
     pub(super) upkeep: Upkeep,
     pub(super) usage_files: UsageFilesWriter,
     pub(super) startup: StartupSettings,
+    pub(super) limits: Arc<Limits>,
     pub(super) watcher: FileWatcher,
 }
 
@@ -86,7 +87,7 @@ impl Supervisor {
     pub(super) fn new(parts: SupervisorParts, commands: &CommandSender) -> Self {
         Self {
             policy_files: PolicyFiles::new(&parts.watcher, commands),
-            limits: Arc::clone(&parts.startup.limits),
+            limits: parts.limits,
             status: parts.status,
             shared: parts.shared,
             services: parts.services,

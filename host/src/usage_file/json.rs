@@ -11,7 +11,7 @@ use crate::values::money::NanoUsd;
 
 /// Why a text is not a usage file.
 #[derive(Debug, thiserror::Error)]
-pub enum InvalidUsageFile {
+pub(crate) enum InvalidUsageFile {
     /// The text is not JSON of the expected shape.
     #[error("{0}")]
     Json(#[from] serde_json::Error),
@@ -22,7 +22,7 @@ pub enum InvalidUsageFile {
 
 impl UsageSums {
     /// Returns the text of the file at `now`.
-    pub fn to_json(&self, now: Timestamp) -> String {
+    pub(crate) fn to_json(&self, now: Timestamp) -> String {
         let mut costs = CostSums::default();
         let mut all = UsageSum::default();
         for (combination, sums) in self.combinations() {
@@ -66,7 +66,7 @@ impl UsageSums {
     ///
     /// # Errors
     /// The text is not a usage file.
-    pub fn parse(text: &[u8]) -> Result<Self, InvalidUsageFile> {
+    pub(crate) fn parse(text: &[u8]) -> Result<Self, InvalidUsageFile> {
         let file: UsageFileJson = serde_json::from_slice(text)?;
         let mut sums = Self::default();
         for entry in file.combinations {

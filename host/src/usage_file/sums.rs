@@ -9,30 +9,30 @@ const DEFAULT_CONTEXT_WINDOW: u64 = 272_000;
 
 /// What a usage file counts of one response.
 #[derive(Debug, Clone)]
-pub struct ResponseUsage<'a> {
+pub(crate) struct ResponseUsage<'a> {
     /// The model that answered.
-    pub model: &'a str,
+    pub(crate) model: &'a str,
     /// The service tier as upstream names it.
-    pub service_tier: &'a str,
+    pub(crate) service_tier: &'a str,
     /// The context window, if the response has a price.
-    pub context_window: Option<u64>,
+    pub(crate) context_window: Option<u64>,
     /// The start of the credential's week, in Unix seconds.
-    pub week_start_unix: Option<u64>,
+    pub(crate) week_start_unix: Option<u64>,
     /// The user's name, if the service has users.
-    pub user: Option<&'a str>,
+    pub(crate) user: Option<&'a str>,
     /// Input tokens, including the cached ones.
-    pub input: u64,
+    pub(crate) input: u64,
     /// Input tokens that were read from a prompt cache.
-    pub cached: u64,
+    pub(crate) cached: u64,
     /// Output tokens of the response.
-    pub output: u64,
+    pub(crate) output: u64,
     /// The cost, 0 without a price.
-    pub cost: NanoUsd,
+    pub(crate) cost: NanoUsd,
 }
 
 /// The sums of one usage file.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct UsageSums {
+pub(crate) struct UsageSums {
     combinations: BTreeMap<UsageCombination, CombinationSums>,
 }
 
@@ -90,7 +90,7 @@ impl UsageSum {
 
 impl UsageSums {
     /// Adds a response.
-    pub fn add(&mut self, usage: &ResponseUsage<'_>) {
+    pub(crate) fn add(&mut self, usage: &ResponseUsage<'_>) {
         let combination = UsageCombination::new(
             usage.model.to_owned(),
             usage.service_tier,

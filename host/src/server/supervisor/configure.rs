@@ -19,10 +19,21 @@ use crate::values::limits::Limits;
 
 /// Settings that take effect only at the start, as they were then.
 pub(crate) struct StartupSettings {
-    pub(crate) data_dir: PathBuf,
-    pub(crate) log: LogConfig,
-    pub(crate) admin: Option<AdminConfig>,
-    pub(crate) limits: Arc<Limits>,
+    data_dir: PathBuf,
+    log: LogConfig,
+    admin: Option<AdminConfig>,
+    limits: Arc<Limits>,
+}
+
+impl StartupSettings {
+    pub(crate) fn new(config: Config, limits: &Arc<Limits>) -> Self {
+        Self {
+            data_dir: config.data_dir,
+            log: config.log,
+            admin: config.admin,
+            limits: Arc::clone(limits),
+        }
+    }
 }
 
 /// The parts of a configuration that the running gateway has already.
