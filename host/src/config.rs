@@ -1,6 +1,7 @@
-//! Floor 1: the configuration. This module owns the file format, its checks and its resolved form. It does not know what
-//! the gateway does with a configuration. A [`Config`] holds only values that can be used as they are, and a
-//! configuration that cannot be used is reported with all its problems at once.
+//! Floor 1: the configuration. This module owns the file format, its checks and its resolved form.
+//! It does not know what the gateway does with a configuration. A [`Config`] holds only values that
+//! can be used as they are, and a configuration that cannot be used is reported with all its
+//! problems at once.
 
 pub mod duration;
 mod jsonc;
@@ -148,7 +149,8 @@ pub fn parse(text: &str) -> Result<LoadedConfig, ConfigError> {
     }
 }
 
-/// Adds to `malformed` the problems of `resolved` that are not there only because something malformed was removed.
+/// Adds to `malformed` the problems of `resolved` that are not there only because something
+/// malformed was removed.
 fn with_independent(
     malformed: Vec<ConfigProblem>,
     resolved: Vec<ConfigProblem>,

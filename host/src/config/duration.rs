@@ -1,4 +1,5 @@
-//! Spans of time as sing-box writes them: Go's `time.ParseDuration` syntax with days besides, without signs.
+//! Durations as sing-box writes them: the syntax of Go's `time.ParseDuration` with days and without
+//! signs.
 
 use std::time::Duration;
 
@@ -13,10 +14,10 @@ const UNITS: [(&str, f64); 8] = [
     ("d", 86400.0),
 ];
 
-/// Longer than anything that is waited for: a hundred years.
+/// The longest duration: 100 years.
 const SECONDS_MAX: f64 = 100.0 * 365.0 * 86400.0;
 
-/// Reads `1h30m`; none where `text` is no duration or longer than a hundred years.
+/// Reads a duration such as `1h30m`. Returns `None` if `text` is not one, or longer than 100 years.
 pub fn parse(text: &str) -> Option<Duration> {
     let mut rest = text;
     let mut seconds = 0.0;
@@ -58,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_none() {
+    fn other_texts_are_not_durations() {
         for text in [
             "",
             "60",

@@ -1,6 +1,6 @@
-//! Reads JSON with comments and trailing commas. It knows nothing of what the configuration means. Apart from these
-//! extensions the text must be strict JSON; an error names the place and what was expected there, and never quotes the
-//! text, which may contain secrets.
+//! Reads JSON with comments and trailing commas. It knows nothing of what the configuration means.
+//! Apart from these extensions the text must be strict JSON; an error names the place and what was
+//! expected there, and never quotes the text, which may contain secrets.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -62,8 +62,8 @@ impl fmt::Display for SyntaxError {
     }
 }
 
-/// Reads `text`, which may begin with a byte order mark. Comments begin with `//` or `#`, or are between `/*` and `*/`.
-/// If an object has a key twice, the last one counts.
+/// Reads `text`, which may begin with a byte order mark. Comments begin with `//` or `#`, or are
+/// between `/*` and `*/`. If an object has a key twice, the last one counts.
 pub(super) fn parse(text: &str) -> Result<Value, SyntaxError> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if text.trim().is_empty() {
@@ -76,8 +76,8 @@ pub(super) fn parse(text: &str) -> Result<Value, SyntaxError> {
     parse_to_serde_value(&text, &OPTIONS).map_err(|error| syntax_error(&error))
 }
 
-/// Replaces comments that begin with `#` by spaces: sing-box reads them, `jsonc-parser` does not. The lines and columns of
-/// everything else stay the same.
+/// Replaces comments that begin with `#` by spaces: sing-box reads them, `jsonc-parser` does not.
+/// The lines and columns of everything else stay the same.
 fn blank_hash_comments(text: &str) -> Cow<'_, str> {
     if !text.contains('#') {
         return Cow::Borrowed(text);
@@ -108,7 +108,8 @@ fn blank_hash_comments(text: &str) -> Cow<'_, str> {
     Cow::Owned(blanked)
 }
 
-/// The length of the string at the beginning of `text`, with its quotes. Without a closing quote it is all of `text`.
+/// The length of the string at the beginning of `text`, with its quotes. Without a closing quote it
+/// is all of `text`.
 fn string_length(text: &str) -> usize {
     let mut escaped = true;
     for (index, byte) in text.bytes().enumerate() {
@@ -126,9 +127,9 @@ fn line_length(text: &str) -> usize {
     text.find(['\n', '\r']).unwrap_or(text.len())
 }
 
-/// Checks what the parser does not: how deep the text is nested, so that neither parser nor validation overflows its
-/// stack, and that no string contains a control character, such as the line break after a forgotten quote. It stops at
-/// what is not a token, which the parser reports.
+/// Checks what the parser does not: how deep the text is nested, so that neither parser nor
+/// validation overflows its stack, and that no string contains a control character, such as the
+/// line break after a forgotten quote. It stops at what is not a token, which the parser reports.
 fn check_tokens(text: &str) -> Result<(), SyntaxError> {
     let mut scanner = Scanner::new(text, &SCANNER_OPTIONS);
     let mut depth = 0_usize;
@@ -225,7 +226,7 @@ fn expectation(kind: &ParseErrorKind) -> &'static str {
         | ParseErrorKind::HexadecimalNumbersNotAllowed
         | ParseErrorKind::NonFiniteNumbersNotAllowed
         | ParseErrorKind::UnaryPlusNumbersNotAllowed
-        // The parser reports nothing else in a text of its own.
+        // The parser uses this kind only for numbers out of range.
         | ParseErrorKind::Custom(_) => "expected a number in the form of JSON",
         ParseErrorKind::NestingDepthExceeded => "expected fewer levels of nesting",
         ParseErrorKind::CommentsNotAllowed

@@ -1,5 +1,6 @@
-//! The resolved configuration: every field can be used as it is. Tags are resolved to indices, defaults are filled in, and
-//! the files that a service needs to start (its certificate and key) are read.
+//! The resolved configuration: every field can be used as it is. Tags are resolved to indices,
+//! defaults are filled in, and the files that a service needs to start (its certificate and key)
+//! are read.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -28,7 +29,8 @@ pub struct Config {
     pub log: LogConfig,
     /// The services, at least one.
     pub services: Vec<ServiceConfig>,
-    /// Every policy that is used or configured, shipped ones included. A [`PolicyId`] is an index into this list.
+    /// Every policy that is used or configured, shipped ones included. A [`PolicyId`] is an index
+    /// into this list.
     pub policies: Vec<PolicyConfig>,
     /// The folder of the ledger.
     pub data_dir: PathBuf,
@@ -100,12 +102,13 @@ pub struct ServiceConfig {
     pub tls: Option<TlsConfig>,
     /// The users. An empty list lets in everyone who can connect.
     pub users: Vec<UserConfig>,
-    /// The credentials.
+    /// The credentials, in the order of the file.
     pub credentials: Vec<CredentialConfig>,
-    /// The pools that users can have: each credential as a pool with itself as the only member, in the same order, then
-    /// the configured pools.
+    /// The pools that users can have: each credential as a pool with itself as the only member, in
+    /// the same order, then the configured pools.
     pub pools: Vec<PoolConfig>,
-    /// The pool of requests without a user, as an index into `pools`: the first entry of the configured list.
+    /// The pool of requests without a user, as an index into `pools`: the first entry of the
+    /// configured list.
     pub default_pool: usize,
     /// The base URLs of upstream.
     pub endpoints: UpstreamEndpoints,
@@ -230,7 +233,7 @@ pub enum TlsVersion {
     V1_3,
 }
 
-/// A policy.
+/// A policy and the limits that it runs under.
 #[derive(Debug, Clone)]
 pub struct PolicyConfig {
     /// The policy's name in the log and in errors.
@@ -283,7 +286,8 @@ impl PolicyConfig {
         }
     }
 
-    /// Returns whether both make the same decisions in the same way: they may differ in tag and place.
+    /// Returns whether both make the same decisions in the same way: they may differ in tag and
+    /// place.
     pub fn is_equivalent(&self, other: &Self) -> bool {
         self.kind == other.kind
             && self.source == other.source

@@ -1,5 +1,6 @@
-//! Where a value is in the configuration file. A path is a list of keys and indices and becomes text only when a person
-//! reads it: a key may contain dots, so the text cannot be taken apart again.
+//! Where a value is in the configuration file. A path is a list of keys and indices and becomes
+//! text only when a person reads it: a key may contain dots, so the text cannot be taken apart
+//! again.
 
 use std::fmt;
 
@@ -34,7 +35,8 @@ impl ConfigPath {
         self.with(PathSegment::Index(index))
     }
 
-    /// Returns the path that `pointer` (RFC 6901) names below this one. A number is taken for an index.
+    /// Returns the path that `pointer` (RFC 6901) names below this one. A number is taken for an
+    /// index.
     pub fn pointer(&self, pointer: &str) -> Self {
         let steps = pointer.split('/').filter(|step| !step.is_empty());
         steps.fold(self.clone(), |path, step| match step.parse() {
@@ -70,8 +72,8 @@ impl ConfigPath {
         self.segments.starts_with(&other.segments) || other.segments.starts_with(&self.segments)
     }
 
-    /// Removes the key at this path from `value`. An item of a list stays: the paths of the items after it would no longer
-    /// be right.
+    /// Removes the key at this path from `value`. An item of a list stays: the paths of the items
+    /// after it would no longer be right.
     pub(super) fn remove_from(&self, value: &mut Value) {
         let Some((PathSegment::Key(last), parents)) = self.segments.split_last() else {
             return;

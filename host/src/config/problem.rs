@@ -1,5 +1,5 @@
-//! What can be wrong with a configuration, and the list in which it is collected. A message says what was expected and
-//! what was found, and never quotes a text that may be a secret.
+//! What can be wrong with a configuration, and the list in which it is collected. A message says
+//! what was expected and what was found, and never quotes a text that may be a secret.
 
 use std::fmt;
 

@@ -1,5 +1,6 @@
-//! The configuration as an operator writes it. The JSON Schema is generated from these types, files are checked against it,
-//! and editors show the doc comments. Only the form is defined here; `resolve` decides whether the values make sense.
+//! The configuration as an operator writes it. The JSON Schema is generated from these types, files
+//! are checked against it, and editors show the doc comments. Only the form is defined here;
+//! `resolve` decides whether the values make sense.
 
 mod credential;
 mod form;
@@ -55,12 +56,13 @@ pub(super) struct RawAdmin {
     pub(super) listen: Option<String>,
     /// The port to listen on. With 0 the system chooses one. Default: 9090.
     pub(super) listen_port: Option<u16>,
-    /// The token that operators send as `Authorization: Bearer`. Required if the address is not loopback. Without a token,
-    /// policies cannot be changed over this listener.
+    /// The token that operators send as `Authorization: Bearer`. Required if the address is not
+    /// loopback. Without a token, policies cannot be changed over this listener.
     pub(super) token: Option<String>,
 }
 
-/// A way to reach upstream. Every outbound of sing-box is accepted here; only one that a `detour` names must be supported.
+/// A way to reach upstream. Every outbound of sing-box is accepted here; only those that a `detour`
+/// names must be supported.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub(super) struct RawOutbound {
     /// The outbound's type.

@@ -1,5 +1,5 @@
-//! Resolves the configuration as it was written to one whose every field can be used, and collects every problem on the
-//! way. Each section is resolved by a file of its own; what they share is in `scope`.
+//! Resolves the configuration as it was written to one whose every field can be used, and collects
+//! every problem on the way. A file for each section resolves it; `scope` holds what they share.
 
 mod admin;
 mod claimed_files;

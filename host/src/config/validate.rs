@@ -1,5 +1,6 @@
-//! Checks a JSON value against a JSON Schema and reports every problem with its place. It does not know what the schema
-//! describes: the configuration file and the configuration of a policy are checked alike.
+//! Checks a JSON value against a JSON Schema and reports every problem with its place. It does not
+//! know what the schema describes: the configuration file and the configuration of a policy are
+//! checked alike.
 
 mod wording;
 
@@ -15,8 +16,8 @@ use super::path::ConfigPath;
 use super::problem::ConfigProblem;
 use crate::values::json_kind::json_kind;
 
-/// A JSON Schema, ready to check values. Its sub-schemas must be inline, without `$ref`, so that an unknown key can be
-/// compared with the known ones.
+/// A JSON Schema, ready to check values. Its sub-schemas must be inline, without `$ref`, so that an
+/// unknown key can be compared with the known ones.
 pub struct SchemaValidator {
     schema: Value,
     validator: Validator,
@@ -86,8 +87,9 @@ impl SchemaValidator {
         }
     }
 
-    /// Reports an error about a value that may have several forms. If one form has the right JSON type and the right
-    /// `type`, that one was meant and its errors are reported; otherwise the problem lists the forms that there are.
+    /// Reports an error about a value that may have several forms. If one form has the right JSON
+    /// type and the right `type`, that one was meant and its errors are reported; otherwise the
+    /// problem lists the forms that there are.
     fn report_likeliest(
         &self,
         root: &ConfigPath,

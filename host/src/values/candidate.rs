@@ -1,5 +1,5 @@
-//! A credential as a balancer sees it: numbers, and nothing that could be a secret. It does not know what they are
-//! computed from.
+//! A credential as a balancer sees it: numbers, and nothing that could be a secret. It does not
+//! know what they are computed from.
 
 /// A member of a pool at the time of a request. Usage and caps are in percent.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]

@@ -1,6 +1,7 @@
 //! The time: whole milliseconds since 1970-01-01T00:00:00Z.
 //!
-//! Code that depends on the time takes a [`Timestamp`] as an argument, so that a test can choose it.
+//! Code that depends on the time takes a [`Timestamp`] as an argument, so that a test can choose
+//! it.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

@@ -1,7 +1,7 @@
 //! The outcome of a request: how it ended, its attempts, and its row in the ledger.
 //!
-//! The types of the stages before (`Received`, `Authenticated`, `Selected`, …) are defined by the code that creates them,
-//! so that no other code can.
+//! The types of the stages before (`Received`, `Authenticated`, `Selected`, …) are defined by the
+//! code that creates them, so that no other code can.
 
 use http::Method;
 
@@ -40,10 +40,10 @@ impl ExchangeEnd {
 /// The protocol that a client speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ClientTransport {
-    /// HTTP.
+    /// A request and its response.
     #[default]
     Http,
-    /// WebSocket.
+    /// Turns on a WebSocket.
     WebSocket,
 }
 
@@ -108,7 +108,7 @@ impl AttemptOutcome {
 /// What metering read from a response.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MeteredResponse {
-    /// The response's id.
+    /// The id that upstream gave the response.
     pub response_id: Option<String>,
     /// The model that responded.
     pub model: Option<String>,
@@ -140,7 +140,7 @@ pub struct LedgerRow {
     pub finished_at: Timestamp,
     /// The user's name.
     pub user: Option<String>,
-    /// The credential that responded, or the last one that was tried.
+    /// The credential that responded, or was tried last.
     pub credential: Option<String>,
     /// The service's tag.
     pub service: String,
@@ -170,7 +170,7 @@ pub struct LedgerRow {
     pub session: Option<String>,
     /// The session's home, if it has to be stored.
     pub home: Option<SessionHome>,
-    /// The response's id.
+    /// The id that upstream gave the response.
     pub response_id: Option<String>,
     /// The tokens, if they are known.
     pub counts: Option<TokenCounts>,

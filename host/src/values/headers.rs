@@ -83,7 +83,8 @@ const SECRET_SHAPES: [&str; 9] = [
 /// Returns whether `name` (in lower case) is that of a field that contains a secret. Policies can
 /// neither read nor set it; an operator can.
 pub fn is_secret_shaped(name: &str) -> bool {
-    // Names are short: a search algorithm with a preparation phase takes longer than a plain search.
+    // Names are short: a search algorithm with a preparation phase takes longer than a plain
+    // search.
     let name = name.as_bytes();
     (0..name.len()).any(|at| {
         let rest = &name[at..];

@@ -78,7 +78,8 @@ impl DurationHistogram {
             .sum()
     }
 
-    /// Returns the duration that the share `quantile` (0 to 1) of them does not exceed, or `None` without any.
+    /// Returns the duration that the share `quantile` (0 to 1) of them does not exceed, or `None`
+    /// without any.
     pub fn quantile(&self, quantile: f64) -> Option<Duration> {
         let count = self.count();
         if count == 0 {

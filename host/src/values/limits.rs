@@ -1,11 +1,12 @@
-//! The limits of the gateway. Those that an operator can set under `limits` are declared once, in the two
-//! `declare_limits!` tables below: name, type, default, range and description. The JSON Schema, the parsing and
-//! validation of the configuration, and the table in the documentation follow from the declaration. This module does not
-//! know who enforces a limit.
+//! The limits of the gateway. Those that an operator can set under `limits` are declared once, in
+//! the two `declare_limits!` tables below: name, type, default, range and description. The JSON
+//! Schema, the parsing and validation of the configuration, and the table in the documentation
+//! follow from the declaration. This module does not know who enforces a limit.
 //!
-//! To add a limit, add an entry to the table of [`Limits`] and use the field. Its doc comment is what operators read, so
-//! it is one or two plain sentences. Then regenerate `host/config.schema.json`, add the limit to
-//! `examples/configs/full.jsonc`, and copy the row that the documentation test prints into `docs/limits.md`.
+//! To add a limit, add an entry to the table of [`Limits`] and use the field. Its doc comment is
+//! what operators read, so it is one or two plain sentences. Then regenerate
+//! `host/config.schema.json`, add the limit to `examples/configs/full.jsonc`, and copy the row that
+//! the documentation test prints into `docs/limits.md`.
 //!
 //! The constants at the end are limits that cannot be configured.
 
@@ -96,7 +97,8 @@ fn write_duration(duration: Duration, f: &mut fmt::Formatter<'_>) -> fmt::Result
     }
 }
 
-/// The numbers that a limit may be set to, both ends included. A time has no range: it must be more than zero.
+/// The numbers that a limit may be set to, both ends included. A time has no range: it must be more
+/// than zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LimitRange {
     /// The smallest number.
@@ -133,7 +135,8 @@ pub struct LimitDeclaration {
 }
 
 impl LimitDeclaration {
-    /// The name of the object that contains the limit, if it is not `limits` itself, and its name there.
+    /// The name of the object that contains the limit, if it is not `limits` itself, and its name
+    /// there.
     pub fn place(&self) -> (Option<&'static str>, &'static str) {
         match self.name.split_once('.') {
             Some((group, name)) => (Some(group), name),
@@ -141,7 +144,8 @@ impl LimitDeclaration {
         }
     }
 
-    /// The limit as a row of the Markdown table in `docs/limits.md`: name, default, range, description.
+    /// The limit as a row of the Markdown table in `docs/limits.md`: name, default, range,
+    /// description.
     pub fn table_row(&self) -> String {
         let (name, default) = (self.name, self.default);
         let range = match (self.default, self.range) {
@@ -190,8 +194,9 @@ limit_field!(Duration, Duration);
 limit_field!(bool, Switch);
 limit_field!(LedgerFull, LedgerFull);
 
-/// Declares a struct of limits: its fields, its defaults, what [`Limits::declarations`] tells of them, and how they are
-/// set by name. A name in the configuration is `prefix` and the field's name.
+/// Declares a struct of limits: its fields, its defaults, what [`Limits::declarations`] tells of
+/// them, and how they are set by name. A name in the configuration is `prefix` and the field's
+/// name.
 macro_rules! declare_limits {
     (
         prefix $prefix:literal;
@@ -231,8 +236,8 @@ macro_rules! declare_limits {
                 declarations
             }
 
-            /// Sets the limit that the configuration calls `name`. Returns false if there is no such limit or if it has
-            /// another type; the caller checks the range.
+            /// Sets the limit that the configuration calls `name`. Returns false if there is no
+            /// such limit or if it has another type; the caller checks the range.
             pub fn set(&mut self, name: &str, value: LimitValue) -> bool {
                 $(
                     if name == concat!($prefix, stringify!($name)) {
@@ -248,17 +253,19 @@ macro_rules! declare_limits {
 
 declare_limits! {
     prefix "failover.";
-    /// When a request is retried with the next credential of its pool, before any output was sent to the client. Fields are
-    /// named as in `limits.failover`.
+    /// When a request is retried with the next credential of its pool, before any output was sent
+    /// to the client. Fields are named as in `limits.failover`.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub struct FailoverSwitches {
         /// Retry with the next credential if upstream responds with 429.
         rate_limited: bool = true;
-        /// Retry with the next credential if upstream rejects the token (401) and a refresh does not help.
+        /// Retry with the next credential if upstream rejects the token (401) and a refresh does
+        /// not help.
         unauthorized: bool = true;
         /// Retry with the next credential if upstream cannot be reached.
         unreachable: bool = true;
-        /// Retry with the next credential if the response's head does not arrive within `upstream_head_timeout`.
+        /// Retry with the next credential if the response's head does not arrive within
+        /// `upstream_head_timeout`.
         timed_out: bool = true;
         /// Retry with the next credential if upstream responds with 502.
         bad_gateway: bool = true;
@@ -271,29 +278,35 @@ declare_limits! {
 
 declare_limits! {
     prefix "";
-    /// The limits that an operator can set. Fields are named as in the configuration's `limits`; sizes are in bytes.
+    /// The limits that an operator can set. Fields are named as in the configuration's `limits`;
+    /// sizes are in bytes.
     #[derive(Debug, Clone, PartialEq, Eq)]
     pub struct Limits {
-        /// Size of a request's head (request line and header fields). A larger one is rejected with 431.
+        /// Size of a request's head (request line and header fields). A larger one is rejected with
+        /// 431.
         request_head_bytes: u64 = 64 * KIB, between(8 * KIB, MIB);
         /// Size of a request's body. A larger one is rejected with 413.
         request_body_bytes: u64 = 128 * MIB;
-        /// How much of a request's body is kept so that it can be sent again with another credential.
+        /// How much of a request's body is kept so that it can be sent again with another
+        /// credential.
         replay_bytes: u64 = 32 * MIB;
         /// How far a compressed body is decoded on the side, for metering.
         decoded_bytes: u64 = 256 * MIB;
-        /// How much of a rejected request's body is read and discarded, so that its client sees the response.
+        /// How much of a rejected request's body is read and discarded, so that its client sees the
+        /// response.
         discard_bytes: u64 = 16 * MIB;
         /// Connections from clients at a time, over all services.
         connections: u64 = 16_384, at_least(1);
         /// Concurrent streams of one HTTP/2 connection.
         http2_streams: u32 = 256, between(1, u32::MAX as u64);
-        /// Requests whose ledger rows are not yet committed. Further requests are rejected with 503.
+        /// Requests whose ledger rows are not yet committed. Further requests are rejected with
+        /// 503.
         settle_queue: u64 = 16_384, between(1, 1_048_576);
         /// Size of the ledger on disk. 0: no limit but the disk.
         ledger_bytes: u64 = 0;
-        /// What to do with requests while the ledger cannot be written: reject them with 503 (`refuse`), or forward them and
-        /// write to the log what does not fit into `settle_queue` (`serve`).
+        /// What to do with requests while the ledger cannot be written: reject them with 503
+        /// (`refuse`), or forward them and write to the log what does not fit into `settle_queue`
+        /// (`serve`).
         ledger_full: LedgerFull = LedgerFull::Refuse;
         /// Size of a WebSocket message. A larger one closes the socket with code 1009.
         websocket_message_bytes: u64 = 64 * MIB, at_least(1);
@@ -305,7 +318,8 @@ declare_limits! {
         auth_addresses: u64 = 4096, at_least(1);
         /// Time for a TLS handshake, with a client or with upstream.
         handshake_timeout: Duration = secs(10);
-        /// Time until a request's head is complete, from the start of the connection or the end of the previous response.
+        /// Time until a request's head is complete, from the start of the connection or the end of
+        /// the previous response.
         head_timeout: Duration = secs(60);
         /// Time between two parts of a request's body. After it the request is rejected with 408.
         body_timeout: Duration = secs(60);
@@ -315,7 +329,8 @@ declare_limits! {
         client_stall_timeout: Duration = minutes(5);
         /// Time for connecting to upstream, name lookup included.
         connect_timeout: Duration = secs(10);
-        /// Time from sending a request to upstream until the response's head. After it the response is 504.
+        /// Time from sending a request to upstream until the response's head. After it the response
+        /// is 504.
         upstream_head_timeout: Duration = minutes(10);
         /// Time between two parts of upstream's response.
         upstream_idle_timeout: Duration = minutes(10);
@@ -323,8 +338,8 @@ declare_limits! {
         commit_timeout: Duration = secs(10);
         /// Time that in-flight requests have to finish after a signal to stop.
         drain_timeout: Duration = secs(30);
-        /// Time from the first attempt of a request until the head of its last attempt's response. After it no other
-        /// credential is tried.
+        /// Time from the first attempt of a request until the head of its last attempt's response.
+        /// After it no other credential is tried.
         failover_timeout: Duration = minutes(15);
         /// Time for the token endpoint to respond to a refresh.
         refresh_timeout: Duration = secs(30);
@@ -334,8 +349,8 @@ declare_limits! {
         poll_timeout: Duration = secs(5);
         /// Time after which a WebSocket without messages is closed with code 1001.
         websocket_idle_timeout: Duration = hours(1);
-        /// Time after which a client that is silent on its WebSocket is pinged. After twice that time it counts as
-        /// disconnected.
+        /// Time after which a client that is silent on its WebSocket is pinged. After twice that
+        /// time it counts as disconnected.
         websocket_ping_interval: Duration = secs(30);
         /// Time for which an idle connection to upstream is kept open.
         upstream_keep_alive: Duration = secs(90);
@@ -347,8 +362,8 @@ declare_limits! {
         policy_queue: u64 = 1024, between(1, 1_048_576);
         /// Duration of a warm call above which a policy runs on these threads.
         policy_slow_after: Duration = Duration::from_micros(250);
-        /// Time for which a start waits until a policy's component is compiled. After it compilation continues in the
-        /// background.
+        /// Time for which a start waits until a policy's component is compiled. After it
+        /// compilation continues in the background.
         policy_start_wait: Duration = secs(3);
         /// Size of the compiled policies that are kept in `data_dir`. 0: none are kept.
         policy_cache_bytes: u64 = 256 * MIB;
@@ -356,7 +371,8 @@ declare_limits! {
         policy_faults: u64 = 5, between(1, 1000);
         /// Time within which faults are counted together.
         policy_fault_window: Duration = secs(60);
-        /// Time for which the circuit breaker is first open. It doubles each time that it opens again.
+        /// Time for which the circuit breaker is first open. It doubles each time that it opens
+        /// again.
         policy_quarantine: Duration = secs(10);
         /// Longest time for which the circuit breaker is open.
         policy_quarantine_max: Duration = minutes(10);
@@ -375,8 +391,8 @@ declare_limits! {
     }
 }
 
-/// The longest string that is read from a request or response for the ledger, a session's key or a policy. A longer one
-/// counts as missing.
+/// The longest string that is read from a request or response for the ledger, a session's key or a
+/// policy. A longer one counts as missing.
 pub const FIELD_BYTES: usize = 256;
 
 /// The largest auth.json that is read.
@@ -397,17 +413,20 @@ pub const ANSWER_BYTES: usize = 256 * KIB as usize;
 /// The largest response body from which an error is read, such as that of a 429.
 pub const ERROR_BODY_BYTES: usize = 64 * KIB as usize;
 
-/// How long the rest of a response's body is read after its reader has what it needs, until upstream ends the stream.
+/// How long the rest of a response's body is read after its reader has what it needs, until
+/// upstream ends the stream.
 pub const RESPONSE_DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How much of that rest is read. Beyond it the stream is reset or the connection closed.
 pub const RESPONSE_DRAIN_BYTES: usize = 256 * KIB as usize;
 
-/// How many bodies of one credential's responses are read to their end at the same time. Further ones are not.
+/// How many bodies of one credential's responses are read to their end at the same time. Further
+/// ones are not.
 pub const RESPONSE_DRAINS: usize = 1024;
 
-/// How many reset HTTP/2 streams of one connection to upstream are remembered. What upstream sends on these before it
-/// learns of the reset is ignored; on other streams it is an error of the connection.
+/// How many reset HTTP/2 streams of one connection to upstream are remembered. What upstream sends
+/// on these before it learns of the reset is ignored; on other streams it is an error of the
+/// connection.
 pub const RESET_STREAMS: usize = 1024;
 
 #[cfg(test)]

@@ -7,7 +7,8 @@ use std::fmt;
 pub struct NanoUsd(pub u64);
 
 impl NanoUsd {
-    /// Returns the amount in USD, for formats without integers. It is exact up to 2^53 nano-dollars (9 million USD).
+    /// Returns the amount in USD, for formats without integers. It is exact up to 2^53 nano-dollars
+    /// (9 million USD).
     pub fn usd(self) -> f64 {
         self.0 as f64 / 1e9
     }
@@ -37,7 +38,7 @@ impl fmt::Display for NanoUsd {
 pub enum ResponseCost {
     /// A policy priced it.
     Priced {
-        /// The amount.
+        /// What the response cost.
         amount: NanoUsd,
         /// The context window that the price belongs to, in tokens.
         context_window: u64,

@@ -6,8 +6,8 @@ use http::HeaderValue;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-/// A token or key. It has no `Display` and no `Serialize`, its `Debug` prints nothing of it, and its memory is cleared
-/// when it is dropped.
+/// A token or key. It has no `Display` and no `Serialize`, its `Debug` prints nothing of it, and
+/// its memory is cleared when it is dropped.
 #[derive(Clone)]
 pub struct SecretString(Zeroizing<String>);
 
@@ -22,8 +22,8 @@ impl SecretString {
         &self.0
     }
 
-    /// Returns the value of an `Authorization` field (RFC 6750), marked sensitive, or `None` if the secret contains bytes
-    /// that a field cannot.
+    /// Returns the value of an `Authorization` field (RFC 6750), marked sensitive, or `None` if the
+    /// secret contains bytes that a field cannot.
     pub fn bearer(&self) -> Option<HeaderValue> {
         let text = Zeroizing::new(format!("Bearer {}", self.expose()));
         let mut value = HeaderValue::from_str(&text).ok()?;

@@ -1,12 +1,14 @@
-//! Rate-limit windows: how much of a credential's 5-hour and weekly windows is used, as upstream reports it. This module
-//! reads the reports and merges them; it does not know what a credential does with them.
+//! Rate-limit windows: how much of a credential's 5-hour and weekly windows is used, as upstream
+//! reports it. This module reads the reports and merges them; it does not know what a credential
+//! does with them.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::Value;
 
 use super::clock::Timestamp;
 
-/// Two resets that are closer than this belong to the same window: upstream's clock and ours differ.
+/// Two resets that are closer than this belong to the same window: upstream's clock and ours
+/// differ.
 const SAME_WINDOW_MS: u64 = 10 * 60 * 1000;
 
 /// The limit that headers belong to if upstream does not name one.
@@ -57,8 +59,8 @@ pub struct RateLimitWindows {
 }
 
 impl RateLimitWindows {
-    /// Returns the used part of a window at `now`, in percent. A window that has reset is unused, and an unknown one
-    /// counts as unused.
+    /// Returns the used part of a window at `now`, in percent. A window that has reset is unused,
+    /// and an unknown one counts as unused.
     pub fn used(&self, span: WindowKind, now: Timestamp) -> f64 {
         match self.window(span) {
             Some(window) if window.reset_at.is_none_or(|reset| reset > now) => window.used,
@@ -78,7 +80,8 @@ impl RateLimitWindows {
             .filter(|reset| *reset > now)
     }
 
-    /// Returns the start of the week that contains `now`, in Unix seconds: the weekly reset minus the window's length.
+    /// Returns the start of the week that contains `now`, in Unix seconds: the weekly reset minus
+    /// the window's length.
     pub fn week_start_unix(&self, now: Timestamp) -> Option<u64> {
         let window = self.weekly?;
         let reset = window.reset_at.filter(|reset| *reset > now)?;
@@ -92,7 +95,8 @@ impl RateLimitWindows {
         }
     }
 
-    /// Merges what a response reports. Within one window, usage never decreases: responses overtake each other.
+    /// Merges what a response reports. Within one window, usage never decreases: responses overtake
+    /// each other.
     pub fn observe(&mut self, reading: &WindowReading, now: Timestamp) {
         for (span, window) in reading.windows() {
             let slot = match span {
@@ -115,7 +119,8 @@ impl RateLimitWindows {
 impl RateLimitWindows {
     /// Replaces what is known by what a poll reports.
     pub fn replace(&mut self, reading: &WindowReading) {
-        // A window that is no longer reported is kept until it resets; without a known reset it is dropped.
+        // A window that is no longer reported is kept until it resets; without a known reset it is
+        // dropped.
         let ends = |window: &RateLimitWindow| window.reset_at.is_some();
         self.five_hour = reading.five_hour.or(self.five_hour.filter(ends));
         self.weekly = reading.weekly.or(self.weekly.filter(ends));
@@ -156,8 +161,9 @@ pub struct WindowReading {
 }
 
 impl WindowReading {
-    /// Reads the `x-<limit>-{primary,secondary}-*` headers. A window's length decides its kind, whichever slot it is in;
-    /// without a length the slot's name decides. Values that are not numbers are ignored.
+    /// Reads the `x-<limit>-{primary,secondary}-*` headers. A window's length decides its kind,
+    /// whichever slot it is in; without a length the slot's name decides. Values that are not
+    /// numbers are ignored.
     pub fn from_headers(headers: &HeaderMap, now: Timestamp) -> Self {
         let limit = active_limit(headers);
         let mut reading = Self::default();
@@ -187,7 +193,8 @@ impl WindowReading {
         reading
     }
 
-    /// Reads the `rate_limit` of `wham/usage`. Values that are missing, null or not numbers are ignored.
+    /// Reads the `rate_limit` of `wham/usage`. Values that are missing, null or not numbers are
+    /// ignored.
     pub fn from_usage(rate_limit: &Value) -> Self {
         let slot = |name: &str| {
             let number = |field: &str| rate_limit.get(name)?.get(field)?.as_f64();
@@ -200,7 +207,8 @@ impl WindowReading {
         Self::from_slots([slot("primary_window"), slot("secondary_window")])
     }
 
-    /// Reads the primary and the secondary slot. Values that are not numbers of 0 or more are ignored.
+    /// Reads the primary and the secondary slot. Values that are not numbers of 0 or more are
+    /// ignored.
     pub fn from_slots(slots: [SlotReading; 2]) -> Self {
         let mut reading = Self::default();
         for (slot, by_name) in slots
@@ -272,7 +280,7 @@ impl WindowReading {
         self.five_hour.is_none() && self.weekly.is_none()
     }
 
-    /// Returns the exhausted window; the one that resets later if both are exhausted.
+    /// Returns the exhausted window. If both are, it is the window with the later reset.
     pub fn exhausted(&self) -> Option<WindowKind> {
         let full = |(_, window): &(WindowKind, RateLimitWindow)| window.used >= 100.0;
         self.windows()
@@ -281,7 +289,8 @@ impl WindowReading {
             .map(|(span, _)| span)
     }
 
-    /// Returns when the limit that rejected a request resets, if its headers report an exhausted window.
+    /// Returns when the limit that rejected a request resets, if its headers report an exhausted
+    /// window.
     pub fn refused_until(&self) -> Option<Timestamp> {
         self.first_reset
     }

@@ -1,9 +1,10 @@
-//! The output of `tollgate check`. A case is a folder of `tests/cases/config` with `case.json`, what the command writes to
-//! standard error (`case.stderr`) and, if it accepts the configuration, what it writes to standard output (`case.stdout`).
-//! The command runs in a folder with the case and the files of [`write_fixtures`].
+//! The output of `tollgate check`. A case is a folder of `tests/cases/config` with `case.json`,
+//! what the command writes to standard error (`case.stderr`) and, if it accepts the configuration,
+//! what it writes to standard output (`case.stdout`). The command runs in a folder with the case
+//! and the files of [`write_fixtures`].
 //!
-//! `UPDATE_CASES=1` rewrites the expected files; review every change. `CASE=NAME` runs the cases whose name contains
-//! `NAME`.
+//! `UPDATE_CASES=1` rewrites the expected files; review every change. `CASE=NAME` runs the cases
+//! whose name contains `NAME`.
 
 use std::fs;
 use std::io::{self, Write};
@@ -302,8 +303,8 @@ fn a_folder_is_reported() {
     );
 }
 
-/// Makes `command` run without the capabilities by which root reads files regardless of their mode. It stays the same
-/// user, so that it can still be started from a private folder.
+/// Makes `command` run without the capabilities by which root reads files regardless of their mode.
+/// It stays the same user, so that it can still be started from a private folder.
 fn without_root_override(command: &mut Command) {
     const DAC_OVERRIDE: libc::c_ulong = 1;
     const DAC_READ_SEARCH: libc::c_ulong = 2;
@@ -416,7 +417,8 @@ fn a_large_file_that_is_not_json_is_rejected_in_one_line() {
     );
 }
 
-/// A configuration with a value of nearly every kind. [`SECRET_PLACES`] lists where its secrets are.
+/// A configuration with a value of nearly every kind. [`SECRET_PLACES`] lists where its secrets
+/// are.
 fn whole() -> Value {
     json!({
         "log": { "level": "info", "output": "stderr", "format": "json", "timestamp": true },
@@ -451,11 +453,11 @@ const SECRET_PLACES: [&str; 6] = [
     "/services/0/tls/key",
 ];
 
-/// Returns what is reported for [`whole`] with `wrong` at `place`. It runs in this process, because there are hundreds of
-/// calls.
+/// Returns what is reported for [`whole`] with `wrong` at `place`. It runs in this process, because
+/// there are hundreds of calls.
 fn report_with(place: &str, wrong: &Value) -> String {
     let mut case = whole();
-    *case.pointer_mut(place).expect("a place of its own") = wrong.clone();
+    *case.pointer_mut(place).expect("the place exists") = wrong.clone();
     match tollgate::config::parse(&case.to_string()) {
         Ok(loaded) => format!("{:?}", loaded.warnings),
         Err(error) => format!("{error}\n{error:?}"),

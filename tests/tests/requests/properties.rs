@@ -1,5 +1,6 @@
-//! What holds for every course of events. Credentials are told of their windows by headers and by polls, refused by 429,
-//! and the clock steps; beside them runs a simple model of what was told, which says whom a balancer may pick.
+//! What holds for every course of events. Credentials are told of their windows by headers and by
+//! polls, refused by 429, and the clock steps; beside them runs a simple model of what was told,
+//! which says whom a balancer may pick.
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -32,7 +33,8 @@ const BEGIN: i64 = 1_800_000_000;
 /// A refusal that tells no end, or one that is past, lasts so long.
 const REFUSED: i64 = 5 * MINUTE;
 
-/// Two resets less far apart belong to one window. Resets are so made that they are far less apart, or far more.
+/// Two resets less far apart belong to one window. Resets are so made that they are far less apart,
+/// or far more.
 const SAME_WINDOW: i64 = 10 * MINUTE;
 
 // Events
@@ -144,7 +146,8 @@ impl Known {
         }
     }
 
-    /// What a poll tells replaces what is known. Of a window that it does not tell, what is known lasts until it ends.
+    /// What a poll tells replaces what is known. Of a window that it does not tell, what is known
+    /// lasts until it ends.
     fn replace(&mut self, message: &Message) {
         for window in [&mut self.five_hour, &mut self.weekly] {
             *window = window.filter(|told| told.resets_at.is_some());
@@ -273,7 +276,8 @@ impl Member {
         self.credential.identity().expect("the file is there")
     }
 
-    /// The clock shows `now`, which may be earlier than before: a refusal lasts as long as it would have.
+    /// The clock shows `now`, which may be earlier than before: a refusal lasts as long as it would
+    /// have.
     fn clock_shows(&mut self, now: Moment, before: Moment) {
         if now < before {
             self.known.refused_until = self.known.refused_until.map(|until| until - (before - now));
@@ -396,7 +400,8 @@ impl Course {
             .expect("the shipped policy does not fail")
     }
 
-    /// Whether a session has its home on one of them or not: nobody is picked who may not be, and somebody is.
+    /// Whether a session has its home on one of them or not: nobody is picked who may not be, and
+    /// somebody is.
     fn check(&self) -> Result<(), TestCaseError> {
         let usable = self.usable();
         for home in [None].into_iter().chain((0..self.members.len()).map(Some)) {
@@ -445,7 +450,8 @@ static BALANCER: LazyLock<Arc<BalancerGeneration>> = LazyLock::new(|| {
     }
 });
 
-/// 256 courses, or as many as `PROPTEST_CASES` says. A failure leaves no file: it becomes a test by its name.
+/// 256 courses, or as many as `PROPTEST_CASES` says. A failure leaves no file: it becomes a test by
+/// its name.
 fn config() -> ProptestConfig {
     ProptestConfig {
         failure_persistence: None,
@@ -490,7 +496,8 @@ fn a_clock_that_is_put_back_makes_no_refusal_longer() {
     let member = refused_for_ten_minutes();
     let is_usable = |at: Moment| member.credential.candidate(millis(at)).usable;
     assert!(!is_usable(BEGIN + 100));
-    // Five hundred seconds are left, whatever the clock shows: it is put back by an hour, and then by half of one.
+    // Five hundred seconds are left, whatever the clock shows: it is put back by an hour, and then
+    // by half of one.
     let mut now = BEGIN + 100;
     for back in [3600, 1800] {
         now -= back;

@@ -74,10 +74,12 @@ pub(in crate::config) struct RawDefault {
     /// Pauses the credential when no more than this many percent of its weekly window are left.
     #[schemars(range(min = 1, max = 99))]
     pub(in crate::config) reserve_weekly: Option<u8>,
-    /// Pauses the credential when this many percent of its 5-hour window are used. Not with `reserve_5h`.
+    /// Pauses the credential when this many percent of its 5-hour window are used. Not with
+    /// `reserve_5h`.
     #[schemars(range(min = 1, max = 100))]
     pub(in crate::config) limit_5h: Option<u8>,
-    /// Pauses the credential when this many percent of its weekly window are used. Not with `reserve_weekly`.
+    /// Pauses the credential when this many percent of its weekly window are used. Not with
+    /// `reserve_weekly`.
     #[schemars(range(min = 1, max = 100))]
     pub(in crate::config) limit_weekly: Option<u8>,
 }
@@ -93,15 +95,16 @@ pub(in crate::config) struct RawBalancer {
     /// The pool's name.
     #[serde(default)]
     pub(in crate::config) tag: String,
-    /// `least_used`, `round_robin`, `random`, `fallback`, or the tag of a policy. Default: `least_used`.
+    /// `least_used`, `round_robin`, `random`, `fallback`, or the tag of a policy. Default:
+    /// `least_used`.
     pub(in crate::config) strategy: Option<String>,
     /// The tags of its members.
     #[serde(default)]
     pub(in crate::config) credentials: OneOrMany<String>,
     /// How often upstream is polled for the members' usage. Default: `60s`.
     pub(in crate::config) poll_interval: Option<RawDuration>,
-    /// Moves a session when its credential's weekly usage exceeds the lowest one by more than this many percentage points,
-    /// divided by the weight of its plan. 0: never. Only for `least_used`.
+    /// Moves a session when its credential's weekly usage exceeds the lowest one by more than this
+    /// many percentage points, divided by the weight of its plan. 0: never. Only for `least_used`.
     #[schemars(range(min = 0.0))]
     pub(in crate::config) rebalance_threshold: Option<f64>,
 }

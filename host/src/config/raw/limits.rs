@@ -1,4 +1,4 @@
-//! The section `limits`. Its schema follows from the declarations in [`Limits`]; it has no fields of its own.
+//! The section `limits`. Its schema follows from the declarations in [`Limits`].
 
 use std::borrow::Cow;
 

@@ -20,18 +20,19 @@ pub(in crate::config) struct RawPolicy {
     pub(in crate::config) path: String,
     /// The policy's configuration, checked against the policy's own schema.
     pub(in crate::config) config: Option<Value>,
-    /// The time that one call may take. Default: `5ms`. It is checked every few milliseconds, so a call with less than
-    /// `4ms` may still take that long.
+    /// The time that one call may take. Default: `5ms`. It is checked every few milliseconds, so a
+    /// call with less than `4ms` may still take that long.
     pub(in crate::config) timeout: Option<RawDuration>,
-    /// The memory that an instance may have, in bytes, and the same again for what it returns from one call.
-    /// Default: 16777216.
+    /// The memory that an instance may have, in bytes, and the same again for what it returns from
+    /// one call. Default: 16777216.
     pub(in crate::config) memory: Option<u64>,
     /// What happens to a request if the policy fails; only for a rewriter. Default: `refuse`.
     pub(in crate::config) on_failure: Option<OnFailure>,
-    /// Another component that is run with the same arguments. Its results have no effect; differences are counted and
-    /// kept.
+    /// Another component that is run with the same arguments. Its results have no effect;
+    /// differences are counted and kept.
     pub(in crate::config) shadow: Option<String>,
-    /// A file in which each call is recorded, as JSON lines, for `tollgate policy replay` and `tollgate explain`.
+    /// A file in which each call is recorded, as JSON lines, for `tollgate policy replay` and
+    /// `tollgate explain`.
     pub(in crate::config) record: Option<String>,
 }
 

@@ -67,13 +67,15 @@ pub(in crate::config) struct RawOcm {
     #[serde(rename = "type")]
     #[expect(dead_code, reason = "read for its form only")]
     kind: OcmType,
-    /// The service's name in the ledger and the log. Default: `ocm`, or `ocm-N` if there are several.
+    /// The service's name in the ledger and the log. Default: `ocm`, or `ocm-N` if there are
+    /// several.
     pub(in crate::config) tag: Option<String>,
     /// The IP address to listen on. Default: `127.0.0.1`.
     pub(in crate::config) listen: Option<String>,
     /// The port to listen on. With 0 the system chooses one. Default: 8080.
     pub(in crate::config) listen_port: Option<u16>,
-    /// The file of the only credential. Default: `$CODEX_HOME/auth.json` or `~/.codex/auth.json`. Not with `credentials`.
+    /// The file of the only credential. Default: `$CODEX_HOME/auth.json` or `~/.codex/auth.json`.
+    /// Not with `credentials`.
     pub(in crate::config) credential_path: Option<String>,
     /// The credentials, and the pools that contain them.
     #[serde(default)]
@@ -152,7 +154,8 @@ impl RawOcm {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(in crate::config) struct RawEndpoints {
-    /// The backend of ChatGPT, for credentials with tokens. Default: `https://chatgpt.com/backend-api`.
+    /// The backend of ChatGPT, for credentials with tokens. Default:
+    /// `https://chatgpt.com/backend-api`.
     pub(in crate::config) chatgpt: Option<String>,
     /// The API, for credentials that are an API key. Default: `https://api.openai.com`.
     pub(in crate::config) api: Option<String>,

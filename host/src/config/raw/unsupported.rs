@@ -1,4 +1,5 @@
-//! Fields of sing-box that are accepted as long as they ask for nothing, because nothing implements them yet.
+//! Fields of sing-box that are accepted as long as they ask for nothing, because nothing implements
+//! them yet.
 
 use serde_json::Value;
 
@@ -12,7 +13,8 @@ macro_rules! fields {
 
 pub(super) use fields;
 
-/// Returns the names of the fields that ask for something. A field that is empty, zero or `false` asks for nothing.
+/// Returns the names of the fields that ask for something. A field that is empty, zero or `false`
+/// asks for nothing.
 pub(super) fn requested(fields: &[(&'static str, &UnsupportedField)]) -> Vec<&'static str> {
     fields
         .iter()

@@ -1,4 +1,5 @@
-//! The files that credentials read or write, over all services. No two of them may be the same, however they are spelled.
+//! The files that credentials read or write, over all services. No two of them may be the same,
+//! however they are spelled.
 
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
@@ -23,7 +24,8 @@ impl ClaimedFiles {
     }
 }
 
-/// Returns the path of the existing file with links resolved, or else the absolute path without dot segments.
+/// Returns the path of the existing file with links resolved, or else the absolute path without dot
+/// segments.
 fn canonical(file: &Path) -> PathBuf {
     if let Ok(found) = file.canonicalize() {
         return found;

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use crate::config::path::ConfigPath;
 use crate::config::problem::Findings;
 
-/// Returns the default folder of the ledger: `$XDG_DATA_HOME/tollgate`, or `~/.local/share/tollgate`.
+/// Returns the default folder of the ledger: `$XDG_DATA_HOME/tollgate`, or
+/// `~/.local/share/tollgate`.
 pub(super) fn data_dir(findings: &mut Findings) -> Option<PathBuf> {
     let field = ConfigPath::root().key("data_dir");
     let folder = variable_or_home("XDG_DATA_HOME", ".local/share", field, findings)?;

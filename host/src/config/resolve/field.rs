@@ -42,7 +42,8 @@ pub(super) fn ip_address(
     address
 }
 
-/// Reports an address that one of `services` listens on already. `owner` is the object with the field `listen_port`.
+/// Reports an address that one of `services` listens on already. `owner` is the object with the
+/// field `listen_port`.
 pub(super) fn check_listen_address(
     listen: SocketAddr,
     owner: &ConfigPath,
@@ -56,7 +57,8 @@ pub(super) fn check_listen_address(
     }
 }
 
-/// Reads a base URL. User, password and query are not allowed: they could be secrets, and paths are appended.
+/// Reads a base URL. User, password and query are not allowed: they could be secrets, and paths are
+/// appended.
 pub(super) fn url(text: &str, field: ConfigPath, findings: &mut Findings) -> Option<Uri> {
     let uri: Option<Uri> = text.trim_end_matches('/').parse().ok();
     let uri = uri.filter(is_base_url);

@@ -1,4 +1,5 @@
-//! The policies that are in use: the configured ones by their tags, and the shipped ones that something needs.
+//! The policies that are in use: the configured ones by their tags, and the shipped ones that
+//! something needs.
 
 use std::collections::HashMap;
 use std::path::PathBuf;

@@ -1,5 +1,5 @@
-//! What the services of a configuration share while they are resolved: the outbounds they may name, the policies they use,
-//! the files they claim, and what was found wrong so far.
+//! What the services of a configuration share while they are resolved: the outbounds they may name,
+//! the policies they use, the files they claim, and what was found wrong so far.
 
 use super::claimed_files::ClaimedFiles;
 use super::policies::PolicyTable;

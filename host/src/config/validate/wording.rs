@@ -64,8 +64,9 @@ pub(super) fn number(limit: &Value) -> String {
     }
 }
 
-/// What was found. A text may be a secret, and so may a number that is in the place of a text: both are described by their
-/// kind. Texts in the place of one from a closed list, and numbers out of a range, are quoted.
+/// What was found. A text may be a secret, and so may a number that is in the place of a text: both
+/// are described by their kind. Texts in the place of one from a closed list, and numbers out of a
+/// range, are quoted.
 pub(super) fn found(kind: &ValidationErrorKind, value: &Value) -> String {
     match kind {
         ValidationErrorKind::Enum { .. }

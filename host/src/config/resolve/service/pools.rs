@@ -1,4 +1,5 @@
-//! The pools of a service. Each credential is a pool with itself as the only member; the configured pools follow.
+//! The pools of a service. Each credential is a pool with itself as the only member; the configured
+//! pools follow.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -170,7 +171,8 @@ impl PollIntervals {
         }
     }
 
-    /// Sets the intervals of credentials in files; other gateways have a `poll_interval` of their own.
+    /// Sets the intervals of credentials in files; other gateways have a `poll_interval` of their
+    /// own.
     fn apply(self, credentials: &mut [CredentialConfig]) {
         for (member, interval) in self.0 {
             if !is_external(&credentials[member]) {

@@ -51,7 +51,8 @@ pub(super) fn tls(path: &ConfigPath, raw: &RawTls, findings: &mut Findings) -> O
     })
 }
 
-/// Returns a PEM text and the field that it came from: `name` itself, or `name` with `_path` for a file.
+/// Returns a PEM text and the field that it came from: `name` itself, or `name` with `_path` for a
+/// file.
 fn pem(
     path: &ConfigPath,
     name: &str,
@@ -82,7 +83,8 @@ fn pem(
 
 fn min_version(text: Option<&str>, field: ConfigPath, findings: &mut Findings) -> TlsVersion {
     match text {
-        // No client of this gateway needs these, and they are broken: a lower bound below ours has no effect.
+        // No client of this gateway needs these, and they are broken: a lower bound below ours has
+        // no effect.
         Some("1.0" | "1.1") => TlsVersion::V1_2,
         text => version(text, field, TlsVersion::V1_2, findings),
     }
