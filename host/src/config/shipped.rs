@@ -2,7 +2,7 @@
 //!
 //! Does not know their components: `policy` has those.
 
-use super::PolicyKind;
+use super::raw::PolicyKind;
 
 macro_rules! shipped_policies {
     ($($variant:ident $name:literal $kind:ident,)*) => {

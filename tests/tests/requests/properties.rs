@@ -1,6 +1,6 @@
-//! What holds for every course of events. Credentials are told of their windows by headers and by
-//! polls, refused by 429, and the clock steps; beside them runs a simple model of what was told,
-//! which says whom a balancer may pick.
+//! Properties that hold for every sequence of events. Headers and polls report the credentials'
+//! windows, 429s reject requests, and the clock is set. A simple model follows the reports and says
+//! which credentials a balancer may pick.
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -27,19 +27,19 @@ const MINUTE: i64 = 60;
 const HOUR: i64 = 60 * MINUTE;
 const DAY: i64 = 24 * HOUR;
 
-/// When each course begins, in Unix seconds.
+/// When each sequence begins, in Unix seconds.
 const BEGIN: i64 = 1_800_000_000;
 
-/// A refusal that tells no end, or one that is past, lasts so long.
+/// How long a rejection lasts if its end is unknown or in the past.
 const REFUSED: i64 = 5 * MINUTE;
 
-/// Two resets less far apart belong to one window. Resets are so made that they are far less apart,
-/// or far more.
+/// Two resets that are closer than this belong to one window. Generated resets are much closer, or
+/// much farther apart.
 const SAME_WINDOW: i64 = 10 * MINUTE;
 
 // Events
 
-/// A moment in Unix seconds.
+/// A point in time, in Unix seconds.
 type Moment = i64;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +48,7 @@ enum Span {
     Weekly,
 }
 
-/// What a header or a poll tells of one window.
+/// What a header or a poll reports about one window.
 #[derive(Debug, Clone, Copy)]
 struct Told {
     /// In percent.
@@ -56,31 +56,31 @@ struct Told {
     resets_at: Option<Moment>,
 }
 
-/// What one response or poll tells.
+/// What one response or poll reports.
 #[derive(Debug, Clone)]
 struct Message {
     five_hour: Option<Told>,
     weekly: Option<Told>,
-    /// The weekly window stands in the primary slot.
+    /// Whether the weekly window is in the primary slot.
     swapped: bool,
 }
 
-/// What befalls one of the credentials.
+/// An event of one of the credentials.
 #[derive(Debug, Clone)]
 enum Event {
     /// A response's headers.
     Headers(Message),
     /// A poll begins.
     PollBegins,
-    /// The poll under way is answered, if there is one.
+    /// The poll in flight ends, if there is one.
     PollEnds(Message),
-    /// A 429 that tells its end so many seconds from now, or not at all.
+    /// A 429 that reports its end in this many seconds, or no end.
     Refused(Option<i64>),
-    /// The clock goes so many seconds forwards or backwards, for all of them.
+    /// The clock moves forward or back by this many seconds, for all credentials.
     Clock(i64),
 }
 
-/// A window's resets lie on a grid, and jitter a little: upstream's clock and ours differ.
+/// A window's resets are on a grid with a little jitter: upstream's clock and ours differ.
 fn reset(grid: i64, places: std::ops::Range<i64>) -> impl Strategy<Value = Moment> {
     (places, -MINUTE..=MINUTE).prop_map(move |(place, jitter)| BEGIN + place * grid + jitter)
 }
@@ -116,14 +116,14 @@ fn caps() -> impl Strategy<Value = (u8, u8)> {
     (1..=100_u8, 1..=100_u8)
 }
 
-// The model: what was told, and what follows from that
+// The model: what was reported, and what follows from it
 
 #[derive(Debug, Clone, Default)]
 struct Known {
     five_hour: Option<Told>,
     weekly: Option<Told>,
     refused_until: Option<Moment>,
-    /// Whether a response told something since the poll under way began; none: there is no poll.
+    /// Whether a response reported something since the poll in flight began; `None` without a poll.
     overtaken: Option<bool>,
 }
 
@@ -135,7 +135,7 @@ impl Known {
         }
     }
 
-    /// Responses overtake each other: within a window use never falls.
+    /// Responses overtake each other: within a window usage never decreases.
     fn hear(&mut self, message: &Message, now: Moment) {
         for (span, told) in message.windows() {
             let known = self.window(span);
@@ -146,8 +146,7 @@ impl Known {
         }
     }
 
-    /// What a poll tells replaces what is known. Of a window that it does not tell, what is known
-    /// lasts until it ends.
+    /// A poll replaces what is known. A window that it does not report is kept until it resets.
     fn replace(&mut self, message: &Message) {
         for window in [&mut self.five_hour, &mut self.weekly] {
             *window = window.filter(|told| told.resets_at.is_some());
@@ -167,19 +166,19 @@ impl Known {
     }
 }
 
-/// Whether the window has begun anew since.
+/// Returns whether the window has reset.
 fn is_over(told: Told, now: Moment) -> bool {
     told.resets_at.is_some_and(|resets_at| resets_at <= now)
 }
 
-/// What is known of a window that goes on, after something further was told.
+/// Returns what is known of a window that has not reset, after a further report.
 fn merged(old: Told, new: Told, now: Moment) -> Told {
     let is_later = |reset: Moment| {
         old.resets_at
             .is_some_and(|known| reset > known + SAME_WINDOW)
     };
     match new.resets_at {
-        // A window that is over says nothing of one that is not, where it is told when that is.
+        // A report about a window that has ended says nothing about the current one.
         Some(reset) if reset <= now && old.resets_at.is_some() => old,
         Some(reset) if is_later(reset) => new,
         reset => Told {
@@ -189,7 +188,7 @@ fn merged(old: Told, new: Told, now: Moment) -> Told {
     }
 }
 
-// What the gateway is told
+// The reports that the gateway receives
 
 impl Message {
     fn windows(&self) -> impl Iterator<Item = (Span, Told)> {
@@ -199,7 +198,7 @@ impl Message {
             .chain(self.weekly.map(|told| (Span::Weekly, told)))
     }
 
-    /// Each window with the slot that it stands in and its length in minutes.
+    /// Returns each window with its slot and its length in minutes.
     fn in_slots(&self) -> impl Iterator<Item = (&'static str, u32, Told)> {
         self.windows().map(|(span, told)| {
             let minutes = if span == Span::FiveHour { 300 } else { 10_080 };
@@ -241,7 +240,7 @@ impl Message {
     }
 }
 
-// The course of events
+// The sequence of events
 
 struct Member {
     credential: Credential,
@@ -276,8 +275,8 @@ impl Member {
         self.credential.identity().expect("the file is there")
     }
 
-    /// The clock shows `now`, which may be earlier than before: a refusal lasts as long as it would
-    /// have.
+    /// Sets the clock to `now`, which may be earlier than before. A rejection does not last longer
+    /// because of that.
     fn clock_shows(&mut self, now: Moment, before: Moment) {
         if now < before {
             self.known.refused_until = self.known.refused_until.map(|until| until - (before - now));
@@ -374,7 +373,7 @@ impl Course {
         }
     }
 
-    /// Whom the model lets be picked.
+    /// Returns the credentials that the model allows to be picked.
     fn usable(&self) -> Vec<usize> {
         let usable = |place: &usize| {
             self.members[*place]
@@ -400,8 +399,8 @@ impl Course {
             .expect("the shipped policy does not fail")
     }
 
-    /// Whether a session has its home on one of them or not: nobody is picked who may not be, and
-    /// somebody is.
+    /// Checks that a usable credential is picked if there is one, for a session with any home and
+    /// without one.
     fn check(&self) -> Result<(), TestCaseError> {
         let usable = self.usable();
         for home in [None].into_iter().chain((0..self.members.len()).map(Some)) {
@@ -440,7 +439,7 @@ static BALANCER: LazyLock<Arc<BalancerGeneration>> = LazyLock::new(|| {
     const MEMORY: usize = 16 * 1024 * 1024;
     let engine = PolicyEngine::of_the_process(MEMORY).expect("an engine");
     let policy = PolicyConfig {
-        // A machine under load is no part of the property.
+        // The properties do not depend on the load of the machine.
         timeout: POLICY_TIMEOUT.max(Duration::from_secs(10)),
         ..PolicyConfig::shipped(ShippedPolicy::LeastUsed, json!({}))
     };
@@ -450,8 +449,8 @@ static BALANCER: LazyLock<Arc<BalancerGeneration>> = LazyLock::new(|| {
     }
 });
 
-/// 256 courses, or as many as `PROPTEST_CASES` says. A failure leaves no file: it becomes a test by
-/// its name.
+/// 256 sequences, or the number in `PROPTEST_CASES`. Failures are not stored in a file: add a named
+/// test for each.
 fn config() -> ProptestConfig {
     ProptestConfig {
         failure_persistence: None,
@@ -463,7 +462,7 @@ proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn nobody_over_a_cap_or_refused_is_picked_and_nobody_at_all_only_where_none_is_usable(
+    fn a_usable_credential_is_picked_if_there_is_one_and_never_another(
         caps in proptest::collection::vec(caps(), 2..=5),
         events in proptest::collection::vec((any::<Index>(), event()), 1..60),
     ) {
@@ -476,9 +475,9 @@ proptest! {
     }
 }
 
-// Two courses by their names
+// Two sequences with names
 
-/// A credential that was refused for ten minutes.
+/// A credential that was rejected for ten minutes.
 fn refused_for_ten_minutes() -> Member {
     let member = Member::new(0, (99, 99));
     assert!(member.credential.candidate(millis(BEGIN)).usable);
@@ -492,12 +491,12 @@ fn refused_for_ten_minutes() -> Member {
 }
 
 #[test]
-fn a_clock_that_is_put_back_makes_no_refusal_longer() {
+fn moving_the_clock_back_does_not_make_a_rejection_longer() {
     let member = refused_for_ten_minutes();
     let is_usable = |at: Moment| member.credential.candidate(millis(at)).usable;
     assert!(!is_usable(BEGIN + 100));
-    // Five hundred seconds are left, whatever the clock shows: it is put back by an hour, and then
-    // by half of one.
+    // 500 seconds are left however the clock is set: it is moved back by an hour, and then by half
+    // an hour.
     let mut now = BEGIN + 100;
     for back in [3600, 1800] {
         now -= back;
@@ -508,7 +507,7 @@ fn a_clock_that_is_put_back_makes_no_refusal_longer() {
 }
 
 #[test]
-fn a_clock_that_is_put_forward_past_a_refusals_end_ends_it() {
+fn moving_the_clock_past_a_rejections_end_ends_it() {
     let member = refused_for_ten_minutes();
     assert!(!member.credential.candidate(millis(BEGIN + 599)).usable);
     assert!(member.credential.candidate(millis(BEGIN + 600)).usable);

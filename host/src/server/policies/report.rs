@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::generations::PolicyEntry;
 use super::last_reload::LastReload;
-use crate::config::{PolicyKind, PolicySource};
+use crate::config::PolicySource;
 use crate::policy::{FaultKind, ShadowStatus};
 
 /// A policy's state.
@@ -81,7 +81,7 @@ impl PolicyStatus {
         let stats = shared.stats();
         Self {
             tag: config.tag.clone(),
-            kind: kind_name(config.kind),
+            kind: config.kind.as_str(),
             source: match &config.source {
                 PolicySource::Shipped(shipped) => format!("builtin:{}", shipped.name()),
                 PolicySource::File(path) => path.display().to_string(),
@@ -112,14 +112,6 @@ impl PolicyStatus {
             last_reload: entry.last_reload().cloned(),
             shadow: shared.shadow().map(|shadow| shadow.status()),
         }
-    }
-}
-
-fn kind_name(kind: PolicyKind) -> &'static str {
-    match kind {
-        PolicyKind::Balancer => "balancer",
-        PolicyKind::Rewriter => "rewriter",
-        PolicyKind::Pricer => "pricer",
     }
 }
 
