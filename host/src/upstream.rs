@@ -29,6 +29,7 @@ pub use response_body::ResponseBody;
 
 use crate::values::limits::{Limits, RESET_STREAMS};
 
+use body::BodyFailure;
 use connect::TimedConnector;
 use response_body::DrainRoom;
 
@@ -151,7 +152,8 @@ impl UpstreamClient {
         request: Request<RequestBody>,
         limit: Duration,
     ) -> Result<Response<ResponseBody>, UpstreamError> {
-        self.wait_for_head(self.client.request(request), limit)
+        let failure = request.body().failure();
+        self.wait_for_head(self.client.request(request), limit, &failure)
             .await
     }
 
@@ -165,7 +167,8 @@ impl UpstreamClient {
         request: Request<RequestBody>,
         limit: Duration,
     ) -> Result<Response<ResponseBody>, UpstreamError> {
-        self.wait_for_head(self.handshakes.request(request), limit)
+        let failure = request.body().failure();
+        self.wait_for_head(self.handshakes.request(request), limit, &failure)
             .await
     }
 
@@ -196,21 +199,21 @@ impl UpstreamClient {
         &self,
         response: ResponseFuture,
         limit: Duration,
+        failure: &BodyFailure,
     ) -> Result<Response<ResponseBody>, UpstreamError> {
         match timeout(limit, response).await {
             Ok(Ok(response)) => {
                 Ok(response.map(|body| ResponseBody::new(body, self.drains.clone())))
             }
-            Ok(Err(error)) => Err(classify(&error)),
+            Ok(Err(error)) => Err(failure
+                .error()
+                .map_or_else(|| classify(&error), UpstreamError::RequestBody)),
             Err(_) => Err(UpstreamError::TimedOut),
         }
     }
 }
 
 fn classify(error: &hyper_util::client::legacy::Error) -> UpstreamError {
-    if let Some(body) = find_cause::<RequestBodyError>(error) {
-        return UpstreamError::RequestBody(*body);
-    }
     if error.is_connect() {
         UpstreamError::Unreachable(root_cause(error))
     } else {
@@ -225,18 +228,4 @@ fn root_cause(error: &dyn std::error::Error) -> String {
         innermost = source;
     }
     innermost.to_string()
-}
-
-/// Returns the first error of type `E` in the chain of causes.
-fn find_cause<'a, E: std::error::Error + 'static>(
-    error: &'a (dyn std::error::Error + 'static),
-) -> Option<&'a E> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(found) = error.downcast_ref::<E>() {
-            return Some(found);
-        }
-        next = error.source();
-    }
-    None
 }

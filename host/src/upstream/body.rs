@@ -5,7 +5,7 @@
 //! passed on unchanged and in order.
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -113,9 +113,25 @@ pub struct RequestBody {
     rest: Option<ClientBody>,
     /// The bytes that are still to be sent, if the length is known.
     left: Option<u64>,
+    failure: BodyFailure,
+}
+
+/// Why a request's body did not come to its end. It can be read after hyper has consumed the body:
+/// over HTTP/2, hyper resets the stream and reports only that.
+#[derive(Clone, Debug, Default)]
+pub(super) struct BodyFailure(Option<Arc<OnceLock<RequestBodyError>>>);
+
+impl BodyFailure {
+    pub(super) fn error(&self) -> Option<RequestBodyError> {
+        self.0.as_ref()?.get().copied()
+    }
 }
 
 impl RequestBody {
+    pub(super) fn failure(&self) -> BodyFailure {
+        self.failure.clone()
+    }
+
     /// Creates a body that was read to its end: it can be sent again.
     pub fn buffered(parts: Arc<[Bytes]>) -> Self {
         let length: u64 = parts.iter().map(|part| part.len() as u64).sum();
@@ -125,6 +141,7 @@ impl RequestBody {
             buffered_left: length,
             rest: None,
             left: Some(length),
+            failure: BodyFailure::default(),
         }
     }
 
@@ -138,6 +155,7 @@ impl RequestBody {
             buffered_left,
             rest: Some(rest),
             left: length,
+            failure: BodyFailure(Some(Arc::default())),
         }
     }
 
@@ -168,6 +186,10 @@ impl Body for RequestBody {
             self.count_sent(data);
         } else {
             self.rest = None;
+        }
+        if let (Some(Err(error)), Some(failure)) = (&part, &self.failure.0) {
+            // It fails once: nothing is read after that.
+            let _ = failure.set(*error);
         }
         Poll::Ready(part.map(|part| part.map(Frame::data)))
     }
