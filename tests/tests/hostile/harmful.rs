@@ -1,5 +1,5 @@
 //! Guests that mean harm: each fails its own call and nothing else. None ends the process, keeps an instance or memory
-//! beyond its call, or holds up whoever is served beside it.
+//! beyond its call, or holds up other requests.
 
 use std::time::{Duration, Instant};
 
@@ -112,7 +112,7 @@ async fn check(name: &str, kind: &str, component: &[u8], fault: &str, status: u1
         .filter_map(Value::as_u64)
         .sum();
     assert_eq!(faults, count, "{name}: {policy:#}");
-    // Of one that trapped, the instance is gone; one that answered nonsense may be warm, one a thread.
+    // An instance that trapped is gone; one with a bad result may stay warm, one per thread.
     let (instances, memory) = (
         policy["instances"].as_u64(),
         policy["memory_bytes"].as_u64(),
@@ -261,7 +261,7 @@ async fn a_balancer_that_means_harm_is_stood_in_for() {
 
 /// The gateway serves, whatever this balancer says of its members' weights.
 #[tokio::test(flavor = "multi_thread")]
-async fn weights_that_are_no_numbers_are_nobodys() {
+async fn weights_that_are_no_numbers_are_not_used() {
     let cases = [
         (
             "not a number",
@@ -418,7 +418,7 @@ async fn a_guest_that_loops_in_configure_is_given_up_and_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_component_of_ten_thousand_functions_is_loaded_beside_whoever_is_served() {
+async fn component_of_ten_thousand_functions_is_loaded_while_requests_are_served() {
     let functions: String = (0..10_000)
         .map(|number| {
             format!("(func $f{number} (param i32) (result i32) (i32.mul (local.get 0) (i32.const {number})))\n")
@@ -500,9 +500,9 @@ async fn floods_of_a_guests_log_and_output_are_cut() {
     }
 }
 
-/// Where nobody calls, the policies' clock stands still; it is there again for the first call.
+/// The policies' clock is parked while there are no calls; the first call wakes it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_guest_that_loops_is_stopped_though_nobody_had_called_for_a_while() {
+async fn looping_guest_is_stopped_though_there_was_no_call_for_a_while() {
     let mut rig = Rig::new().await;
     let (client, _) = start(
         &mut rig,
@@ -514,7 +514,7 @@ async fn a_guest_that_loops_is_stopped_though_nobody_had_called_for_a_while() {
     for turns in 1..=3 {
         tokio::time::sleep(Duration::from_millis(400)).await;
         let session = turn(&format!("session {turns}"));
-        // A clock that nobody sets going looks around by itself, but not so soon.
+        // A parked clock also wakes by itself, but not so soon.
         let answer = tokio::time::timeout(Duration::from_secs(5), client.turn(&session))
             .await
             .expect("in time");

@@ -18,7 +18,8 @@ const MEMORY: usize = 16 * 1024 * 1024;
 /// No load takes longer, on however busy a machine: loading has two seconds for each call.
 const LOAD_MAX: Duration = Duration::from_secs(15);
 
-/// Loads whatever `make` makes of a chance, as each kind of policy. Answers how many were loaded and how many refused.
+/// Loads what `make` creates from random bytes, as each kind of policy. Returns how many were
+/// loaded and how many rejected.
 fn load_all(seed: u64, make: impl Fn(&mut Chance) -> Option<Vec<u8>>) -> (usize, usize) {
     let engine = PolicyEngine::of_the_process(MEMORY).expect("an engine");
     let folder = tempfile::tempdir().expect("a temporary folder");

@@ -44,7 +44,7 @@ async fn reload(rig: &Rig, component: &[u8]) {
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
 }
 
-/// From when to when a component could be the one that serves.
+/// The span in which a component could be the serving one.
 #[derive(Clone, Copy)]
 struct Reign {
     nanousd: i64,

@@ -1,4 +1,4 @@
-//! Slow guests: they run on threads of their own, and nobody else waits for them.
+//! Slow guests: they run on policy threads, and no other request waits for them.
 
 use std::time::{Duration, Instant};
 
@@ -46,7 +46,7 @@ async fn median(client: &Client) -> Duration {
     times[times.len() / 2]
 }
 
-/// Turns of `count` clients at once, again and again, until `over` says so. Answers how many there were.
+/// Runs turns of `count` clients at once until `over` says so. Returns how many there were.
 async fn keep_asking(
     client: &Client,
     count: usize,
@@ -73,7 +73,7 @@ async fn keep_asking(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slow_balancer_is_found_slow_and_delays_nobody_elses_requests_by_much() {
+async fn slow_balancer_is_detected_and_hardly_delays_other_requests() {
     let mut rig = Rig::new().await;
     let (slow, quick) = start(&mut rig, json!({})).await;
     assert_eq!(rig.policy(OWN).await["slow"], true);

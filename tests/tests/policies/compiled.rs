@@ -1,5 +1,5 @@
-//! Compiled code in `data_dir/compiled`: it is used where it is what this gateway wrote, and compiled anew where it is
-//! odd in any way. What serves is the same.
+//! Compiled code in `data_dir/compiled`: it is used if it is what this gateway wrote. Otherwise the
+//! component is compiled again, and the gateway behaves the same.
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -30,7 +30,7 @@ fn folder(rig: &Rig) -> PathBuf {
     rig.path("data").join("compiled")
 }
 
-/// The gateway starts and serves, then stops. Answers its log.
+/// Starts the gateway, has it serve, and stops it. Returns its log.
 async fn run(rig: &Rig, config: &Value) -> String {
     let _ = fs::remove_file(rig.path("gateway.log"));
     let program = rig.spawn(config).await;
@@ -46,7 +46,8 @@ async fn run(rig: &Rig, config: &Value) -> String {
     log
 }
 
-/// The files in the folder of compiled code, with their inodes: one that was compiled anew has another.
+/// The files in the folder of compiled code, with their inodes: code that was compiled again has
+/// another.
 fn inodes(rig: &Rig) -> BTreeMap<PathBuf, u64> {
     let entries = fs::read_dir(folder(rig))
         .expect("it is there")
@@ -87,7 +88,7 @@ async fn what_was_compiled_once_is_its_users_alone_and_used_again() {
         assert_eq!(mode(path), 0o600, "{}", path.display());
     }
     let log = run(&rig, &config).await;
-    assert_eq!(inodes(&rig), first, "nothing was compiled anew");
+    assert_eq!(inodes(&rig), first, "nothing was compiled again");
     assert!(!log.contains("compiled code not used"), "{log}");
     // Another configuration needs another component, and the rest as before.
     let mut other = config.clone();
@@ -175,7 +176,7 @@ const ODD: [(&str, fn(&Path)); 16] = [
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_is_odd_is_not_used_and_compiled_anew() {
+async fn unexpected_file_is_not_used_and_its_component_compiled_again() {
     let rig = Rig::new().await;
     let config = config(&rig);
     run(&rig, &config).await;
@@ -208,7 +209,7 @@ async fn a_file_that_is_odd_is_not_used_and_compiled_anew() {
             good.len(),
             "{what}: {log}"
         );
-        // What was moved aside is nobody's.
+        // The files that a case moved aside are removed.
         for path in inodes(&rig)
             .into_keys()
             .filter(|path| !good.contains_key(path))
@@ -219,7 +220,7 @@ async fn a_file_that_is_odd_is_not_used_and_compiled_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_folder_in_the_place_of_a_file_stops_nobody() {
+async fn folder_in_the_place_of_a_file_does_not_stop_the_gateway() {
     let rig = Rig::new().await;
     let config = config(&rig);
     run(&rig, &config).await;
@@ -252,7 +253,7 @@ async fn a_folder_that_others_could_write_is_not_used() {
         let rig = Rig::new().await;
         let config = config(&rig);
         run(&rig, &config).await;
-        // One that would be compiled anew if the folder were used.
+        // A file that would be replaced if the folder were used.
         if let Some(path) = inodes(&rig).into_keys().next() {
             fs::remove_file(path).expect("it is there");
         }

@@ -1,4 +1,5 @@
-//! Components of former releases, kept as they were: each still loads, and answers as it did.
+//! Components of former releases, kept as they were: each still loads, and returns the same
+//! results.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,5 @@
-//! Components that fail again and again: a new one is taken back, one that has none before it is not called for a while.
+//! Components that fail repeatedly: a new generation is rolled back, a first generation is not
+//! called for a while.
 
 use serde_json::{Value, json};
 use tollgate_tests::{Client, Conduct, OWN, Rig, guest, marked_pricer, turn, wait_for_rows};
@@ -96,7 +97,8 @@ async fn while_a_generation_is_on_the_bench_the_one_before_it_prices() {
     rig.stop().await;
 }
 
-/// A team whose policy of `kind` fails for every request, has nobody before it, and is quarantined after three faults.
+/// A team whose policy of `kind` fails for every request, is the first generation, and is
+/// quarantined after three faults.
 async fn faulty(rig: &mut Rig, kind: &str, more: Value) -> Client {
     let pool = if kind == "balancer" {
         json!({ "strategy": OWN })
@@ -121,7 +123,8 @@ async fn faulty(rig: &mut Rig, kind: &str, more: Value) -> Client {
     rig.start(config).await.token("token-alice")
 }
 
-/// Ten turns, one after the other. Answers the statuses and the errors' codes; three calls reached the guest.
+/// Runs ten turns, one after the other. Returns the statuses and the errors' codes; three calls
+/// reached the guest.
 async fn ten_turns(rig: &Rig, client: &Client) -> Vec<(u16, Value)> {
     let mut answers = Vec::new();
     for number in 0..10 {

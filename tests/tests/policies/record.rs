@@ -72,7 +72,7 @@ async fn calls(rig: &Rig, name: &str, count: usize) -> Vec<Value> {
             "{} calls, expected {count}",
             found.len()
         );
-        // A thread writes it, and tells nobody.
+        // A thread writes it, and no event says when.
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -196,7 +196,7 @@ async fn no_record_has_the_header_value_that_an_earlier_policy_set() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_record_begins_anew_and_so_many_are_kept() {
+async fn full_record_is_rotated_and_a_limited_number_is_kept() {
     for (kept, files) in [
         (2, &["r", "r.1", "r.2"][..]),
         (1, &["r", "r.1"]),
@@ -267,14 +267,14 @@ async fn a_record_goes_on_after_a_start_and_keeps_its_mode() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_record_that_was_removed_begins_anew_when_it_is_full() {
+async fn removed_record_is_created_again_when_it_is_full() {
     let mut rig = Rig::new().await;
     let mut config = config(&rig);
     config["limits"] = json!({ "policy_record_bytes": RECORD_BYTES });
     let client = rig.start(config).await.token(ALICE);
     turns(&client, 1).await;
     calls(&rig, "prices.jsonl", 1).await;
-    // As somebody does who clears up.
+    // As an operator does to free space.
     fs::remove_file(rig.path("prices.jsonl")).expect("it is there");
     turns(&client, 60).await;
     rig.stop().await;
@@ -411,7 +411,7 @@ async fn a_shadow_of_the_same_component_never_disagrees() {
     rig.stop().await;
 }
 
-/// A team whose pricer fails in that way, and the newcomer beside it, too.
+/// A team whose pricer and its shadow fail in this way.
 async fn of_faults(rig: &mut Rig, fault: &str) -> Client {
     let mut config = rig.team(&["a"], json!({}));
     config["services"][0]["pricer"] = json!("mine");
@@ -460,7 +460,7 @@ async fn two_that_fail_in_the_same_way_agree() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_ones_disagreements_are_counted_and_the_last_hundred_kept() {
+async fn disagreements_of_a_shadow_are_counted_and_the_last_hundred_kept() {
     let mut rig = Rig::new().await;
     let mut config = rig.team(&["a", "b"], json!({ "strategy": "mine" }));
     config["policies"] = json!([{
@@ -505,7 +505,7 @@ async fn another_ones_disagreements_are_counted_and_the_last_hundred_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_shadow_that_is_replaced_is_taken_up() {
+async fn replaced_shadow_is_reloaded() {
     let mut rig = Rig::new().await;
     let shadow = rig.write(
         "shadow.wasm",
@@ -526,7 +526,7 @@ async fn a_shadow_that_is_replaced_is_taken_up() {
         found["shadow"]["compared"], 0,
         "it is counted from its own beginning"
     );
-    assert_eq!(found["generation"], 1, "what serves is the same");
+    assert_eq!(found["generation"], 1, "the same generation serves");
     turns(&client, 4).await;
     assert_eq!(wait_for_compared(&rig, 4).await["disagreed"], 0);
     rig.stop().await;

@@ -137,7 +137,8 @@ async fn a_file_that_is_seen_half_written_is_tried_again_and_not_reported() {
         !policy["loading"].is_null()
     })
     .await;
-    // The pause of whoever writes: long enough to be looked at, and shorter than all looks together.
+    // The pause of the writer: long enough for the file to be read, and shorter than all reads
+    // together.
     tokio::time::sleep(Duration::from_millis(100)).await;
     let mut file = fs::File::options()
         .append(true)
@@ -265,7 +266,7 @@ async fn an_operator_reloads_and_rolls_back_over_the_socket() {
     // What an operator asks for is done, though the file is the same.
     let done = change(&rig, "reload").await;
     assert!(done.contains("reloaded: generation 3"), "{done}");
-    let unknown = rig.change_policy("nobody", "reload").await;
+    let unknown = rig.change_policy("unknown", "reload").await;
     assert!(
         unknown.text().contains("no policy has the tag"),
         "{}",

@@ -1,4 +1,5 @@
-//! A policy's file that cannot be used: what serves goes on, and the stage and the reason are there for the operator.
+//! A policy's file that cannot be used: the current generation keeps serving, and the operator sees
+//! stage and reason.
 
 use std::ffi::CString;
 use std::fs;
@@ -8,7 +9,7 @@ use std::os::unix::fs::symlink;
 use serde_json::{Value, json};
 use tollgate_tests::{Conduct, OWN, Rig, guest, marked_pricer, turn, wait_for_rows};
 
-/// What is put in the place of the component, and the words in which the operator is told.
+/// What replaces the component, and the words of the message to the operator.
 struct Case {
     name: &'static str,
     put: fn(&Rig),
@@ -123,7 +124,7 @@ const CASES: [Case; 16] = [
         told: &["rejected at read", "no such file"],
     },
     Case {
-        name: "one that refuses its configuration",
+        name: "a component that rejects its configuration",
         put: |rig| rig.replace_own(&marked_pricer(2, Conduct::RefusesConfig)),
         told: &[
             "rejected at configure",
@@ -131,12 +132,12 @@ const CASES: [Case; 16] = [
         ],
     },
     Case {
-        name: "one that panics when it is configured",
+        name: "a component that panics in configure",
         put: |rig| rig.replace_own(&marked_pricer(3, Conduct::PanicsInConfigure)),
         told: &["rejected at configure", "in new"],
     },
     Case {
-        name: "one that panics when it is tried",
+        name: "a component that panics in its self-test",
         put: |rig| rig.replace_own(&marked_pricer(4, Conduct::PanicsWhenTried)),
         told: &["rejected at self-test", "when tried", "in price"],
     },

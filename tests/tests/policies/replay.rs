@@ -128,14 +128,14 @@ async fn another_components_differences_are_printed_and_it_exits_with_1() {
 #[tokio::test(flavor = "multi_thread")]
 async fn settings_and_the_tag_decide_what_is_repeated() {
     let (rig, _) = recorded().await;
-    let dear = json!({ "prices": { "gpt-5.4": {
+    let expensive = json!({ "prices": { "gpt-5.4": {
         "source": "a test", "date": "2026-01-01", "default": { "input": 99.0, "cached": 9.0, "output": 99.0 },
     } } });
     let both = rig.path("both.jsonl");
     let said = replay(
         "builtin:openai-pricing",
         &both,
-        &["--policy-config", &dear.to_string()],
+        &["--policy-config", &expensive.to_string()],
     );
     assert_eq!(
         (said.code, last_line(&said)),
@@ -340,7 +340,7 @@ async fn a_request_is_explained_by_its_row_and_what_its_policies_said() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_that_nobody_knows_is_said_to_be_so() {
+async fn unknown_request_is_reported_as_unknown() {
     let (rig, ids) = recorded().await;
     for id in [
         "unknown",
