@@ -17,8 +17,8 @@ FUZZ_ENV := CUSTOM_LIBFUZZER_PATH=$(CURDIR)/fuzz/Cargo.toml
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: tools ## Build all and show the main job at work. DEMO_ONCE=1 ends after the tour.
-	@echo "== building the gateway, its policies and the demo (the first build takes some minutes)"
+demo: tools ## Build the gateway and show it at work before a scripted upstream. DEMO_ONCE=1 exits after the tour.
+	@echo "== building the gateway, its policies and the demo (the first build takes a few minutes)"
 	$(CARGO) build --locked -p tollgate -p demo
 	target/debug/demo
 
