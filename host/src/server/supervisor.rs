@@ -448,9 +448,10 @@ impl Supervisor {
         self.usage_files.follow(self.services.configs());
         self.watch_policy_files();
         let took = started.elapsed();
+        let restart = (!needs_restart.is_empty()).then(|| needs_restart.join(", "));
         tracing::info!(
             took_ms = took.as_millis() as u64,
-            needs_restart = needs_restart.join(", "),
+            needs_restart = restart,
             "configuration applied"
         );
         self.status.configuration_applied(took);

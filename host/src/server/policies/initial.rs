@@ -75,12 +75,15 @@ pub(crate) fn load_initial(
     }
     reject_problems(problems)?;
     let stand_in = load_stand_in(&loader)?;
-    tracing::info!(
-        policies = config.policies.len(),
-        pending = pending.len(),
-        took_us = started.elapsed().as_micros() as u64,
-        "policies loaded"
-    );
+    // A check on a running gateway must not look like a start in the log.
+    if let StartWait::OfLimits(_) = wait {
+        tracing::info!(
+            policies = config.policies.len(),
+            pending = pending.len(),
+            took_us = started.elapsed().as_micros() as u64,
+            "policies loaded"
+        );
+    }
     Ok(InitialPolicies {
         table,
         pending,
