@@ -13,10 +13,12 @@ mod component;
 mod gateway;
 mod guests;
 mod ledger;
+mod login_scene;
 mod metrics;
 #[cfg(target_os = "linux")]
 mod mount;
 mod nowhere;
+pub mod peer;
 mod policies;
 mod pricing;
 mod protocol;
@@ -32,6 +34,7 @@ pub use component::component;
 pub use gateway::{Program, Rig, binary};
 pub use guests::{Conduct, guest, marked_pricer};
 pub use ledger::{Row, rows, wait_for_rows};
+pub use login_scene::LoginScene;
 pub use metrics::Metrics;
 #[cfg(target_os = "linux")]
 pub use mount::Mounted;

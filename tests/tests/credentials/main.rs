@@ -1,8 +1,6 @@
 //! Credentials: their files, refreshes, polls, limits and status.
 
 mod external;
-#[path = "../peer/mod.rs"]
-mod peer;
 mod polling;
 mod rate_limits;
 mod refresh;

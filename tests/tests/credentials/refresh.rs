@@ -15,12 +15,11 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::task::JoinSet;
+use tollgate_tests::peer::{Peer, post};
 use tollgate_tests::upstream::{Gate, Login, Reply, TokenReply, WAIT_MAX};
 use tollgate_tests::{
-    Answer, Client, Mounted, Nowhere, Rig, read_json, replace_file, turn, wait_for_rows,
+    Answer, Client, LoginScene, Mounted, Nowhere, Rig, read_json, replace_file, turn, wait_for_rows,
 };
-
-use crate::peer::{Peer, post};
 
 /// A change of a file is noticed within this time even on a slow machine, before the gateway
 /// rereads the file by itself.
@@ -32,70 +31,13 @@ const FIRST_BACK_OFF: Duration = Duration::from_secs(5);
 /// and within this.
 const FIRST_BACK_OFF_MAX: Duration = Duration::from_secs(15);
 
-/// The credential `a` and its login.
-struct Scene {
-    rig: Rig,
-    credential: Value,
-    login: Login,
-}
-
-impl Scene {
-    /// Gives the file an access token that expires in `seconds`.
-    async fn new(seconds: i64) -> Self {
-        let rig = Rig::new().await;
-        let (credential, login) = rig.login("a");
-        let scene = Self {
-            rig,
-            credential,
-            login,
-        };
-        scene
-            .rig
-            .write("a.json", scene.login.renew_with(seconds).to_string());
-        scene
-    }
-
-    fn file(&self) -> PathBuf {
-        self.rig.credential_file("a")
-    }
-
-    /// Starts a gateway with `a` only.
-    async fn start(&mut self, limits: Value) -> Client {
-        let mut config = self.rig.config(json!({ "credentials": [self.credential] }));
-        config["limits"] = limits;
-        self.rig.start(config).await
-    }
-
-    /// Starts a gateway with a pool of `a` and then `b`, which always works.
-    async fn start_pool(&mut self, limits: Value) -> Client {
-        let pool = json!({ "tag": "pool", "type": "fallback", "credentials": ["a", "b"] });
-        let mut config = self
-            .rig
-            .config(json!({ "credentials": [pool, self.credential, self.rig.oauth("b")] }));
-        config["limits"] = limits;
-        self.rig.start(config).await
-    }
-
-    /// Waits until no refresh is running and the file has the newest tokens of the login.
-    async fn wait_for_new_tokens(&self) {
-        let is_so = |found: &Value| found["state"] == "ready" && self.has_newest_tokens();
-        self.rig
-            .wait_for_credential("a", WAIT_MAX, "new tokens", is_so)
-            .await;
-    }
-
-    fn has_newest_tokens(&self) -> bool {
-        read_json(&self.file())["tokens"] == self.login.auth_json()["tokens"]
-    }
-
-    /// Returns the attempts of the last of `count` requests.
-    async fn attempts(&self, requests: usize) -> Vec<String> {
-        let rows = wait_for_rows(&self.rig.ledger(), requests).await;
-        let attempts = rows[requests - 1].attempts().into_iter();
-        attempts
-            .map(|(credential, outcome)| format!("{credential} {outcome}"))
-            .collect()
-    }
+/// Returns the attempts of the newest of `requests` requests.
+async fn newest_attempts(rig: &Rig, requests: usize) -> Vec<String> {
+    let rows = wait_for_rows(&rig.ledger(), requests).await;
+    let attempts = rows[requests - 1].attempts().into_iter();
+    attempts
+        .map(|(credential, outcome)| format!("{credential} {outcome}"))
+        .collect()
 }
 
 /// Returns the access tokens that turns presented to upstream, in order.
@@ -118,15 +60,6 @@ fn access_token(file: &Value) -> String {
         .as_str()
         .expect("a token")
         .to_owned()
-}
-
-/// Counts the POSTs to the token endpoint with any token.
-fn posts(rig: &Rig) -> usize {
-    rig.upstream
-        .requests()
-        .iter()
-        .filter(|seen| seen.path() == "/oauth/token")
-        .count()
 }
 
 #[track_caller]
@@ -161,7 +94,7 @@ fn days_ago(days: i64) -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn fifty_requests_with_an_expired_token_cause_one_refresh_and_all_succeed() {
-    let mut scene = Scene::new(-60).await;
+    let mut scene = LoginScene::new(-60).await;
     let gate = Gate::new();
     scene.login.then_for_token(TokenReply::well().behind(&gate));
     let client = scene.start(json!({})).await;
@@ -187,7 +120,7 @@ async fn fifty_requests_with_an_expired_token_cause_one_refresh_and_all_succeed(
             answer.text()
         );
     }
-    assert_eq!((posts(&scene.rig), scene.login.rotations()), (1, 1));
+    assert_eq!((scene.token_posts(), scene.login.rotations()), (1, 1));
     assert!(scene.has_newest_tokens());
     let new = access_token(&scene.login.auth_json());
     assert_eq!(shown(&scene.rig), vec![new; 50]);
@@ -196,7 +129,7 @@ async fn fifty_requests_with_an_expired_token_cause_one_refresh_and_all_succeed(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_expires_soon_is_refreshed_while_requests_still_use_it() {
-    let mut scene = Scene::new(299).await;
+    let mut scene = LoginScene::new(299).await;
     let old = access_token(&read_json(&scene.file()));
     let gate = Gate::new();
     scene.login.then_for_token(TokenReply::well().behind(&gate));
@@ -266,7 +199,7 @@ async fn a_token_without_an_expiry_is_refreshed_by_its_age_alone() {
     // Neither is a JWT: one has no parts, those of the other are not JSON.
     for opaque in ["opaque-token", "opaque.token.of-parts"] {
         for (days, due) in [(0, 0), (7, 0), (8, 1)] {
-            let mut scene = Scene::new(3600).await;
+            let mut scene = LoginScene::new(3600).await;
             scene.rig.upstream.account(opaque, "account-a");
             let mut file = scene.login.auth_json();
             file["tokens"]["access_token"] = json!(opaque);
@@ -297,13 +230,13 @@ fn expired() -> Reply {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rejected_token_is_refreshed_and_the_same_request_is_sent_again() {
-    let mut scene = Scene::new(3600).await;
+    let mut scene = LoginScene::new(3600).await;
     let old = access_token(&read_json(&scene.file()));
     scene.login.account().then(expired());
     let client = scene.start(json!({})).await;
     let body = turn("one");
     check_served("refused once", &client.turn(&body).await);
-    assert_eq!(scene.attempts(1).await, ["a 401", "a 200"]);
+    assert_eq!(newest_attempts(&scene.rig, 1).await, ["a 401", "a 200"]);
     assert_eq!(
         shown(&scene.rig),
         [old, access_token(&scene.login.auth_json())]
@@ -324,7 +257,7 @@ async fn a_rejected_token_is_refreshed_and_the_same_request_is_sent_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_that_are_rejected_at_the_same_time_share_one_refresh() {
     const REQUESTS: usize = 10;
-    let mut scene = Scene::new(3600).await;
+    let mut scene = LoginScene::new(3600).await;
     let gate = Gate::new();
     for _ in 0..REQUESTS {
         scene.login.account().then(expired().hold_head(&gate));
@@ -347,7 +280,7 @@ async fn requests_that_are_rejected_at_the_same_time_share_one_refresh() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_account_that_rejects_every_token_causes_at_most_one_refresh_per_request() {
-    let mut scene = Scene::new(3600).await;
+    let mut scene = LoginScene::new(3600).await;
     scene.login.account().always(expired());
     let client = scene.start(json!({})).await;
     for (request, attempts) in [(1, vec!["a 401", "a 401"]), (2, vec!["a 401"])] {
@@ -358,7 +291,7 @@ async fn an_account_that_rejects_every_token_causes_at_most_one_refresh_per_requ
             "upstream's own words: {}",
             answer.text()
         );
-        assert_eq!(scene.attempts(request).await, attempts);
+        assert_eq!(newest_attempts(&scene.rig, request).await, attempts);
         assert_eq!(scene.login.post_count(), 1, "request {request}");
     }
     scene.rig.stop().await;
@@ -366,12 +299,12 @@ async fn an_account_that_rejects_every_token_causes_at_most_one_refresh_per_requ
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pool_skips_an_account_that_rejects_every_token() {
-    let mut scene = Scene::new(3600).await;
+    let mut scene = LoginScene::new(3600).await;
     scene.login.account().always(expired());
     let client = scene.start_pool(json!({})).await;
     for (request, attempts) in [(1, vec!["a 401", "a 401", "b 200"]), (2, vec!["b 200"])] {
         check_served("by b", &client.turn(&turn("one")).await);
-        assert_eq!(scene.attempts(request).await, attempts);
+        assert_eq!(newest_attempts(&scene.rig, request).await, attempts);
         assert_eq!(scene.login.post_count(), 1, "request {request}");
     }
     scene.rig.stop().await;
@@ -379,7 +312,7 @@ async fn a_pool_skips_an_account_that_rejects_every_token() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_too_large_to_be_sent_again_gets_the_401_and_the_next_succeeds() {
-    let mut scene = Scene::new(3600).await;
+    let mut scene = LoginScene::new(3600).await;
     let mut file = scene.login.auth_json();
     file["tokens"]["access_token"] = json!("a-token-that-upstream-does-not-know");
     replace_file(&scene.file(), file.to_string());
@@ -389,13 +322,13 @@ async fn a_request_too_large_to_be_sent_again_gets_the_401_and_the_next_succeeds
         .ask(Method::POST, "/v1/responses", large.clone())
         .await;
     assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{}", answer.text());
-    assert_eq!(scene.attempts(1).await, ["a 401"]);
+    assert_eq!(newest_attempts(&scene.rig, 1).await, ["a 401"]);
     scene.wait_for_new_tokens().await;
     check_served(
         "the next",
         &client.ask(Method::POST, "/v1/responses", large).await,
     );
-    assert_eq!(scene.attempts(2).await, ["a 200"]);
+    assert_eq!(newest_attempts(&scene.rig, 2).await, ["a 200"]);
     assert_eq!(scene.login.post_count(), 1);
     scene.rig.stop().await;
 }
@@ -622,7 +555,7 @@ fn check_no_secret(read: &str, logins: &[Login]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_endpoint_that_refuses_connections_spends_no_token() {
-    let mut scene = Scene::new(-60).await;
+    let mut scene = LoginScene::new(-60).await;
     let nowhere = Nowhere::new();
     let mut config = scene
         .rig
@@ -650,7 +583,7 @@ async fn a_failed_refresh_is_retried_without_a_request() {
         ("429 with a time", told, 1),
         ("not told", TokenReply::status(500), 5),
     ] {
-        let mut scene = Scene::new(-60).await;
+        let mut scene = LoginScene::new(-60).await;
         scene.login.then_for_token(reply);
         let begun = Instant::now();
         let client = scene.start(json!({})).await;
@@ -674,7 +607,7 @@ async fn a_failed_refresh_is_retried_without_a_request() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_response_without_a_refresh_token_keeps_the_old_one_valid() {
-    let mut scene = Scene::new(-60).await;
+    let mut scene = LoginScene::new(-60).await;
     let old = read_json(&scene.file())["tokens"]["refresh_token"].clone();
     scene
         .login
@@ -703,7 +636,7 @@ async fn a_response_without_a_refresh_token_keeps_the_old_one_valid() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_needed_login_fails_no_request_while_the_access_token_is_valid() {
-    let mut scene = Scene::new(200).await;
+    let mut scene = LoginScene::new(200).await;
     scene.login.always_for_token(TokenReply::status(401));
     let client = scene.start(json!({})).await;
     scene.rig.wait_for_state("a", "login_needed").await;
@@ -725,7 +658,7 @@ async fn a_new_login_is_used_soon_after_it_is_written() {
     for put in [replace_file as fn(&Path, String), |path, text| {
         fs::write(path, text).expect("it can be written")
     }] {
-        let mut scene = Scene::new(-60).await;
+        let mut scene = LoginScene::new(-60).await;
         scene.login.then_for_token(TokenReply::well().cut());
         let client = scene.start(json!({})).await;
         check_unavailable("before", &client.turn(&turn("one")).await);
@@ -751,7 +684,7 @@ async fn a_new_login_is_used_soon_after_it_is_written() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_login_that_expired_long_ago_is_refreshed_right_after_another_refresh() {
-    let mut scene = Scene::new(-60).await;
+    let mut scene = LoginScene::new(-60).await;
     let client = scene.start(json!({})).await;
     check_served("the first", &client.turn(&turn("one")).await);
     // The login of an account that was unused for a while.
@@ -769,8 +702,8 @@ async fn a_login_that_expired_long_ago_is_refreshed_right_after_another_refresh(
 // Changes of the file during a refresh
 
 /// Runs a refresh whose response is held back while `change` changes the file.
-async fn change_during_refresh(change: impl FnOnce(&Scene)) -> (Scene, Client) {
-    let mut scene = Scene::new(-60).await;
+async fn change_during_refresh(change: impl FnOnce(&LoginScene)) -> (LoginScene, Client) {
+    let mut scene = LoginScene::new(-60).await;
     let gate = Gate::new();
     scene.login.then_for_token(TokenReply::well().behind(&gate));
     let client = scene.start(json!({})).await;
@@ -781,7 +714,7 @@ async fn change_during_refresh(change: impl FnOnce(&Scene)) -> (Scene, Client) {
 }
 
 /// Returns what else is in the rig's folder, except locks.
-fn left_over(scene: &Scene) -> Vec<String> {
+fn left_over(scene: &LoginScene) -> Vec<String> {
     let entries = fs::read_dir(scene.rig.folder()).expect("a folder");
     let names = entries.map(|entry| {
         entry
@@ -812,7 +745,7 @@ async fn a_login_written_during_a_refresh_is_kept_and_used() {
         scene.rig.wait_for_state("a", "ready").await;
         assert_eq!(fs::read_to_string(scene.file()).expect("it is there"), text);
         assert_eq!(
-            (posts(&scene.rig), left_over(&scene)),
+            (scene.token_posts(), left_over(&scene)),
             (1, Vec::new()),
             "{account}"
         );
@@ -829,7 +762,7 @@ async fn a_file_removed_during_a_refresh_stays_removed() {
     // The refresh has ended when the gateway has.
     scene.rig.stop().await;
     assert!(!scene.file().exists());
-    assert_eq!((posts(&scene.rig), left_over(&scene)), (1, Vec::new()));
+    assert_eq!((scene.token_posts(), left_over(&scene)), (1, Vec::new()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -846,7 +779,7 @@ async fn other_changes_of_the_file_during_a_refresh_are_kept() {
         json!({ "added": [1, 2.50] })
     );
     assert!(scene.has_newest_tokens());
-    assert_eq!((posts(&scene.rig), left_over(&scene)), (1, Vec::new()));
+    assert_eq!((scene.token_posts(), left_over(&scene)), (1, Vec::new()));
     scene.rig.stop().await;
 }
 
@@ -865,7 +798,7 @@ async fn a_file_broken_during_a_refresh_gets_its_tokens_once_repaired() {
     check_served("mended", &client.turn(&turn("one")).await);
     assert!(scene.has_newest_tokens());
     assert_eq!(
-        (posts(&scene.rig), scene.login.reuses(), left_over(&scene)),
+        (scene.token_posts(), scene.login.reuses(), left_over(&scene)),
         (1, 0, Vec::new())
     );
     scene.rig.stop().await;
@@ -875,7 +808,7 @@ async fn a_file_broken_during_a_refresh_gets_its_tokens_once_repaired() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn everything_but_the_tokens_and_their_date_is_unchanged() {
-    let mut scene = Scene::new(-60).await;
+    let mut scene = LoginScene::new(-60).await;
     let written = |tokens: &Value, made: &Value| {
         let [id, access, refresh] =
             ["id_token", "access_token", "refresh_token"].map(|name| &tokens[name]);
@@ -915,7 +848,7 @@ async fn everything_but_the_tokens_and_their_date_is_unchanged() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refresh_keeps_the_owner_and_the_group_of_the_file() {
-    let mut scene = Scene::new(-60).await;
+    let mut scene = LoginScene::new(-60).await;
     if let Err(error) = chown(scene.file(), Some(1234), Some(1235)) {
         return println!("skipped: a file cannot be given away here: {error}");
     }
@@ -932,7 +865,7 @@ async fn a_refresh_keeps_the_owner_and_the_group_of_the_file() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_link_stays_a_link_and_its_target_gets_the_tokens() {
-    let mut scene = Scene::new(-60).await;
+    let mut scene = LoginScene::new(-60).await;
     let target = scene.rig.path("home").join("theirs.json");
     fs::create_dir(scene.rig.path("home")).expect("a folder can be made");
     fs::rename(scene.file(), &target).expect("a file can be moved");
@@ -949,7 +882,7 @@ async fn a_link_stays_a_link_and_its_target_gets_the_tokens() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_of_the_file_during_a_hundred_refreshes_finds_it_whole() {
-    let mut scene = Scene::new(-60).await;
+    let mut scene = LoginScene::new(-60).await;
     let (over, reads) = (
         Arc::new(AtomicBool::new(false)),
         Arc::new(AtomicUsize::new(0)),
@@ -993,7 +926,7 @@ async fn no_tokens_are_requested_if_new_ones_could_not_be_stored() {
         "a.json.tollgate-new",
     ] {
         for (seconds, state) in [(-60, "cannot_refresh"), (200, "ready")] {
-            let mut scene = Scene::new(seconds).await;
+            let mut scene = LoginScene::new(seconds).await;
             // Not even root can write a file over a folder.
             fs::create_dir(scene.rig.path(obstacle)).expect("a folder can be made");
             let client = scene.start(json!({})).await;
@@ -1015,7 +948,7 @@ async fn no_tokens_are_requested_if_new_ones_could_not_be_stored() {
                 check_unavailable(obstacle, &answer);
             }
             scene.rig.stop().await;
-            assert_eq!(posts(&scene.rig), 0, "{obstacle}");
+            assert_eq!(scene.token_posts(), 0, "{obstacle}");
             fs::remove_dir(scene.rig.path(obstacle)).expect("it is there");
             let client = scene.start(json!({})).await;
             scene.wait_for_new_tokens().await;
@@ -1028,7 +961,7 @@ async fn no_tokens_are_requested_if_new_ones_could_not_be_stored() {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_token_is_spent_while_the_disk_is_read_only_or_full() {
     for told in ["read-only", "space"] {
-        let mut scene = Scene::new(-60).await;
+        let mut scene = LoginScene::new(-60).await;
         let home = scene.rig.path("home");
         let Some(disk) = Mounted::new(&home, 1 << 20) else {
             return;
@@ -1047,7 +980,7 @@ async fn no_token_is_spent_while_the_disk_is_read_only_or_full() {
             status["reason"].as_str().expect("a reason").contains(told),
             "{status:#}"
         );
-        assert_eq!(posts(&scene.rig), 0, "{told}");
+        assert_eq!(scene.token_posts(), 0, "{told}");
         match filler {
             Some(filler) => fs::remove_file(filler).expect("it is there"),
             None => disk.make_writable(),
@@ -1064,7 +997,11 @@ async fn no_token_is_spent_while_the_disk_is_read_only_or_full() {
             scene.login.auth_json()["tokens"],
             "{told}"
         );
-        assert_eq!((posts(&scene.rig), scene.login.reuses()), (1, 0), "{told}");
+        assert_eq!(
+            (scene.token_posts(), scene.login.reuses()),
+            (1, 0),
+            "{told}"
+        );
         scene.rig.stop().await;
     }
 }
@@ -1072,7 +1009,7 @@ async fn no_token_is_spent_while_the_disk_is_read_only_or_full() {
 #[tokio::test(flavor = "multi_thread")]
 async fn new_tokens_that_cannot_be_written_are_kept_until_they_can_be() {
     // A folder with the name of the temporary file. It appears after the check before the request.
-    let obstacle = |scene: &Scene| scene.rig.path("a.json.tollgate-new");
+    let obstacle = |scene: &LoginScene| scene.rig.path("a.json.tollgate-new");
     let (mut scene, client) = change_during_refresh(|scene| {
         fs::create_dir(obstacle(scene)).expect("a folder can be made")
     })
@@ -1095,13 +1032,13 @@ async fn new_tokens_that_cannot_be_written_are_kept_until_they_can_be() {
         .await;
     check_served("written", &client.turn(&turn("one")).await);
     assert!(scene.has_newest_tokens());
-    assert_eq!((posts(&scene.rig), left_over(&scene)), (1, Vec::new()));
+    assert_eq!((scene.token_posts(), left_over(&scene)), (1, Vec::new()));
     scene.rig.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fifo_is_unreadable_and_blocks_nothing() {
-    let mut scene = Scene::new(3600).await;
+    let mut scene = LoginScene::new(3600).await;
     fs::remove_file(scene.file()).expect("it is there");
     let path =
         CString::new(scene.file().into_os_string().into_encoded_bytes()).expect("no NUL in it");
@@ -1127,20 +1064,20 @@ async fn a_fifo_is_unreadable_and_blocks_nothing() {
         .wait_for_credential("a", SOON, "ready", |found| found["state"] == "ready")
         .await;
     check_served("a file", &client.turn(&turn("one")).await);
-    assert_eq!(posts(&scene.rig), 0);
+    assert_eq!(scene.token_posts(), 0);
     scene.rig.stop().await;
 }
 
 // Interrupted refreshes
 
-fn journal(scene: &Scene) -> PathBuf {
+fn journal(scene: &LoginScene) -> PathBuf {
     scene.rig.path("a.json.refresh-journal")
 }
 
 /// A refresh whose response was lost, after the gateway has ended. The journal says that the token
 /// was presented.
-async fn lost_response() -> Scene {
-    let mut scene = Scene::new(-60).await;
+async fn lost_response() -> LoginScene {
+    let mut scene = LoginScene::new(-60).await;
     scene.login.then_for_token(TokenReply::well().cut());
     let client = scene.start(json!({})).await;
     check_unavailable("lost", &client.turn(&turn("one")).await);
@@ -1203,13 +1140,13 @@ async fn a_journal_of_another_token_or_without_content_changes_nothing() {
         ("half", r#"{"spent": "0"#.to_owned()),
         ("empty", String::new()),
     ] {
-        let mut scene = Scene::new(-60).await;
+        let mut scene = LoginScene::new(-60).await;
         fs::write(journal(&scene), text).expect("it can be written");
         let client = scene.start(json!({})).await;
         check_served(name, &client.turn(&turn("one")).await);
         assert!(scene.has_newest_tokens(), "{name}");
         assert_eq!(
-            (posts(&scene.rig), left_over(&scene)),
+            (scene.token_posts(), left_over(&scene)),
             (1, Vec::new()),
             "{name}"
         );

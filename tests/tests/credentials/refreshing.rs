@@ -15,66 +15,19 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tollgate_tests::upstream::{Gate, Login, Reply, TokenReply, WAIT_MAX};
 use tollgate_tests::{
-    Answer, Client, Rig, oauth_file, read_json, replace_file, turn, wait_for_rows,
+    Answer, Client, LoginScene, Rig, oauth_file, read_json, replace_file, turn, wait_for_rows,
 };
 
-/// The credential `a` and its login.
-struct Scene {
-    rig: Rig,
-    credential: Value,
-    login: Login,
+/// Returns the path of the credential's file with `suffix` added.
+fn beside(rig: &Rig, suffix: &str) -> PathBuf {
+    rig.path(&format!("a.json{suffix}"))
 }
 
-impl Scene {
-    /// Gives the file an access token that expires in `seconds`.
-    async fn new(seconds: i64) -> Self {
-        let rig = Rig::new().await;
-        let (credential, login) = rig.login("a");
-        let scene = Self {
-            rig,
-            credential,
-            login,
-        };
-        scene
-            .rig
-            .write("a.json", scene.login.renew_with(seconds).to_string());
-        scene
-    }
-
-    fn file(&self) -> PathBuf {
-        self.rig.credential_file("a")
-    }
-
-    /// Returns the path of the credential's file with `suffix` appended.
-    fn beside(&self, suffix: &str) -> PathBuf {
-        self.rig.path(&format!("a.json{suffix}"))
-    }
-
-    /// Starts a gateway with `a` only.
-    async fn start(&mut self, limits: Value) -> Client {
-        let mut config = self.rig.config(json!({ "credentials": [self.credential] }));
-        config["limits"] = limits;
-        self.rig.start(config).await
-    }
-
-    /// Waits until no refresh is running and the file has the newest tokens of the login.
-    async fn wait_for_new_tokens(&self) {
-        let is_so = |found: &Value| found["state"] == "ready" && self.has_newest_tokens();
-        self.rig
-            .wait_for_credential("a", WAIT_MAX, "new tokens", is_so)
-            .await;
-    }
-
-    fn has_newest_tokens(&self) -> bool {
-        read_json(&self.file())["tokens"] == self.login.auth_json()["tokens"]
-    }
-
-    /// Holds the lock of the file, like another process.
-    fn lock(&self) -> File {
-        let lock = File::create(self.beside(".lock")).expect("the folder can be written");
-        lock.lock().expect("a file can be locked");
-        lock
-    }
+/// Holds the lock of the file, as another process would.
+fn lock(rig: &Rig) -> File {
+    let lock = File::create(beside(rig, ".lock")).expect("the folder can be written");
+    lock.lock().expect("a file can be locked");
+    lock
 }
 
 /// Creates a FIFO at `path`: opening it for writing blocks until it has a reader.
@@ -86,15 +39,6 @@ fn put_fifo(path: &Path) {
         0,
         "a FIFO can be made"
     );
-}
-
-/// Counts the POSTs to the token endpoint with any token.
-fn posts(rig: &Rig) -> usize {
-    rig.upstream
-        .requests()
-        .iter()
-        .filter(|seen| seen.path() == "/oauth/token")
-        .count()
 }
 
 /// Returns the access token that the last turn presented to upstream.
@@ -146,7 +90,7 @@ fn mode(path: &Path) -> u32 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_token_request_is_the_one_of_codex_and_contains_nothing_else() {
-    let mut scene = Scene::new(-60).await;
+    let mut scene = LoginScene::new(-60).await;
     let refresh_token = token(&read_json(&scene.file()), "refresh_token").to_owned();
     let client = scene.start(json!({})).await;
     check_served(
@@ -176,7 +120,7 @@ async fn the_token_request_is_the_one_of_codex_and_contains_nothing_else() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tokens_without_a_date_are_refreshed_once_and_then_have_one() {
-    let mut scene = Scene::new(3600).await;
+    let mut scene = LoginScene::new(3600).await;
     let mut file = scene.login.auth_json();
     file.as_object_mut()
         .expect("an object")
@@ -198,7 +142,7 @@ async fn tokens_without_a_date_are_refreshed_once_and_then_have_one() {
 async fn a_credential_without_a_refresh_token_is_not_refreshed() {
     let rig = Rig::new().await;
     let (credential, login) = rig.login("a");
-    let mut scene = Scene {
+    let mut scene = LoginScene {
         rig,
         credential,
         login,
@@ -214,7 +158,7 @@ async fn a_credential_without_a_refresh_token_is_not_refreshed() {
         assert_eq!(status["state"], "login_needed", "{name}: {status:#}");
         scene.rig.stop().await;
     }
-    assert_eq!(posts(&scene.rig), 0);
+    assert_eq!(scene.token_posts(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -226,7 +170,7 @@ async fn a_rejected_key_is_not_refreshed() {
     let client = rig.start(config).await;
     let answer = client.turn(&turn("one")).await;
     assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{}", answer.text());
-    assert_eq!((rig.upstream.turns().len(), posts(&rig)), (1, 0));
+    assert_eq!((rig.upstream.turns().len(), rig.token_posts()), (1, 0));
     rig.stop().await;
 }
 
@@ -297,7 +241,7 @@ async fn check_answers(cases: Vec<Case>, limits: Value) {
     }
     // No unknown token is presented.
     assert_eq!(
-        posts(&rig),
+        rig.token_posts(),
         logins.iter().map(Login::post_count).sum::<usize>()
     );
     rig.stop().await;
@@ -395,7 +339,7 @@ async fn a_missing_token_response_is_awaited_until_the_limit_and_not_requested_a
 #[tokio::test(flavor = "multi_thread")]
 async fn a_retry_after_of_zero_is_raised_to_the_shortest_pause() {
     for told in ["0", "-1", "0.001", "soon", ""] {
-        let mut scene = Scene::new(-60).await;
+        let mut scene = LoginScene::new(-60).await;
         scene
             .login
             .always_for_token(TokenReply::status(429).header("retry-after", told));
@@ -417,7 +361,7 @@ async fn a_retry_after_of_zero_is_raised_to_the_shortest_pause() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tokens_that_have_expired_when_issued_are_not_requested_repeatedly() {
-    let mut scene = Scene::new(-60).await;
+    let mut scene = LoginScene::new(-60).await;
     scene.login.lifetime(Duration::ZERO);
     let client = scene.start(json!({})).await;
     for _ in 0..3 {
@@ -479,13 +423,13 @@ async fn refreshes_without_waiting_requests_run_one_after_another_and_the_others
     for tag in ["a", "b", "c"] {
         rig.wait_for_state(tag, "ready").await;
     }
-    assert_eq!(posts(&rig), 3);
+    assert_eq!(rig.token_posts(), 3);
     rig.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_credentials_with_one_file_cause_one_refresh() {
-    let mut scene = Scene::new(-60).await;
+    let mut scene = LoginScene::new(-60).await;
     let link = scene.rig.path("b.json");
     let user =
         |tag: &str| json!({ "name": tag, "token": format!("token-{tag}"), "credential": tag });
@@ -516,7 +460,7 @@ async fn two_credentials_with_one_file_cause_one_refresh() {
             token(&scene.login.auth_json(), "access_token")
         );
     }
-    assert_eq!((posts(&scene.rig), scene.login.reuses()), (1, 0));
+    assert_eq!((scene.token_posts(), scene.login.reuses()), (1, 0));
     scene.rig.stop().await;
 }
 
@@ -525,8 +469,8 @@ async fn two_credentials_with_one_file_cause_one_refresh() {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_tokens_are_requested_while_another_process_holds_the_lock_and_its_tokens_are_used() {
     for newer in [true, false] {
-        let mut scene = Scene::new(-60).await;
-        let lock = scene.lock();
+        let mut scene = LoginScene::new(-60).await;
+        let lock = lock(&scene.rig);
         let client = scene.start(json!({})).await;
         scene.rig.wait_for_state("a", "refreshing").await;
         let waiting = tokio::spawn({
@@ -536,12 +480,12 @@ async fn no_tokens_are_requested_while_another_process_holds_the_lock_and_its_to
         if newer {
             replace_file(&scene.file(), scene.login.renew_with(3600).to_string());
         }
-        assert_eq!(posts(&scene.rig), 0, "newer: {newer}");
+        assert_eq!(scene.token_posts(), 0, "newer: {newer}");
         drop(lock);
         check_served("then", &waiting.await.expect("an answer"));
         scene.wait_for_new_tokens().await;
         assert_eq!(
-            (posts(&scene.rig), scene.login.reuses()),
+            (scene.token_posts(), scene.login.reuses()),
             (usize::from(!newer), 0),
             "newer: {newer}"
         );
@@ -551,22 +495,22 @@ async fn no_tokens_are_requested_while_another_process_holds_the_lock_and_its_to
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lock_held_for_too_long_spends_no_token_and_is_tried_again() {
-    let mut scene = Scene::new(-60).await;
-    let lock = scene.lock();
+    let mut scene = LoginScene::new(-60).await;
+    let lock = lock(&scene.rig);
     let client = scene.start(json!({ "lock_timeout": "100ms" })).await;
     check_unavailable("held", &client.turn(&turn("one")).await);
-    assert_eq!(posts(&scene.rig), 0);
+    assert_eq!(scene.token_posts(), 0);
     drop(lock);
     scene.wait_for_new_tokens().await;
     check_served("released", &client.turn(&turn("one")).await);
-    assert_eq!(posts(&scene.rig), 1);
+    assert_eq!(scene.token_posts(), 1);
     scene.rig.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fifo_in_the_place_of_the_lock_blocks_nothing() {
-    let mut scene = Scene::new(-60).await;
-    let lock = scene.beside(".lock");
+    let mut scene = LoginScene::new(-60).await;
+    let lock = beside(&scene.rig, ".lock");
     put_fifo(&lock);
     let client = scene
         .start(json!({ "lock_timeout": "200ms", "refresh_timeout": "200ms" }))
@@ -584,7 +528,7 @@ async fn a_fifo_in_the_place_of_the_lock_blocks_nothing() {
     assert!(ended, "the gateway ends");
     check_unavailable("a FIFO", &answer);
     assert_eq!(
-        (&told["state"], posts(&scene.rig)),
+        (&told["state"], scene.token_posts()),
         (&json!("cannot_refresh"), 0),
         "{told:#}"
     );
@@ -595,7 +539,7 @@ async fn a_fifo_in_the_place_of_the_lock_blocks_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_login_that_needs_a_refresh_gets_it_right_after_the_last_one() {
     for during in [false, true] {
-        let mut scene = Scene::new(-60).await;
+        let mut scene = LoginScene::new(-60).await;
         let other = scene.rig.upstream.login("account-of-another");
         let text = other.renew_with(-60).to_string();
         let gate = Gate::new();
@@ -633,7 +577,7 @@ async fn a_login_that_needs_a_refresh_gets_it_right_after_the_last_one() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_of_the_file_without_other_tokens_does_not_clear_login_needed() {
-    let mut scene = Scene::new(-60).await;
+    let mut scene = LoginScene::new(-60).await;
     scene.login.always_for_token(TokenReply::status(401));
     let client = scene.start(json!({})).await;
     check_unavailable("before", &client.turn(&turn("one")).await);
@@ -649,13 +593,13 @@ async fn a_change_of_the_file_without_other_tokens_does_not_clear_login_needed()
         .await;
     assert_eq!(status["state"], "login_needed", "{status:#}");
     check_unavailable("after", &client.turn(&turn("one")).await);
-    assert_eq!(posts(&scene.rig), 1);
+    assert_eq!(scene.token_posts(), 1);
     scene.rig.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_refresh_token_is_read_from_the_file_right_before_it_is_spent() {
-    let mut scene = Scene::new(3600).await;
+    let mut scene = LoginScene::new(3600).await;
     scene
         .rig
         .upstream
@@ -669,7 +613,7 @@ async fn the_refresh_token_is_read_from_the_file_right_before_it_is_spent() {
     replace_file(&scene.file(), file.to_string());
     check_served("refused once", &client.turn(&turn("one")).await);
     assert!(scene.has_newest_tokens());
-    assert_eq!((posts(&scene.rig), scene.login.rotations()), (1, 1));
+    assert_eq!((scene.token_posts(), scene.login.rotations()), (1, 1));
     scene.rig.stop().await;
 }
 
@@ -677,7 +621,7 @@ async fn the_refresh_token_is_read_from_the_file_right_before_it_is_spent() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refresh_completes_after_its_client_has_left() {
-    let mut scene = Scene::new(3600).await;
+    let mut scene = LoginScene::new(3600).await;
     let gate = Gate::new();
     scene
         .login
@@ -697,7 +641,7 @@ async fn a_refresh_completes_after_its_client_has_left() {
     scene.wait_for_new_tokens().await;
     check_served("the next", &client.turn(&turn("one")).await);
     assert_eq!(
-        (posts(&scene.rig), scene.login.account().turn_count()),
+        (scene.token_posts(), scene.login.account().turn_count()),
         (1, 2)
     );
     scene.rig.stop().await;
@@ -705,7 +649,7 @@ async fn a_refresh_completes_after_its_client_has_left() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_that_stops_waits_for_its_refresh() {
-    let mut scene = Scene::new(-60).await;
+    let mut scene = LoginScene::new(-60).await;
     let gate = Gate::new();
     scene.login.then_for_token(TokenReply::well().behind(&gate));
     let client = scene.start(json!({})).await;
@@ -721,23 +665,26 @@ async fn a_gateway_that_stops_waits_for_its_refresh() {
     tokio::join!(scene.rig.stop(), opening);
     assert!(scene.has_newest_tokens());
     assert_eq!(
-        (posts(&scene.rig), scene.beside(".refresh-journal").exists()),
+        (
+            scene.token_posts(),
+            beside(&scene.rig, ".refresh-journal").exists()
+        ),
         (1, false)
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_files_of_a_running_refresh_are_private_and_contain_no_token() {
-    let mut scene = Scene::new(-60).await;
+    let mut scene = LoginScene::new(-60).await;
     fs::set_permissions(scene.file(), fs::Permissions::from_mode(0o644))
         .expect("its mode can be set");
     let gate = Gate::new();
     scene.login.then_for_token(TokenReply::well().behind(&gate));
     let client = scene.start(json!({})).await;
     gate.wait_until_reached().await;
-    let journal = scene.beside(".refresh-journal");
+    let journal = beside(&scene.rig, ".refresh-journal");
     assert_eq!(
-        (mode(&journal), mode(&scene.beside(".lock"))),
+        (mode(&journal), mode(&beside(&scene.rig, ".lock"))),
         (0o600, 0o600)
     );
     let noted = fs::read_to_string(&journal).expect("it is there");
@@ -754,7 +701,7 @@ async fn the_files_of_a_running_refresh_are_private_and_contain_no_token() {
 // Links
 
 /// Makes the credential's file a link to a link to `theirs/auth.json`, and returns that path.
-fn link_to_other_folder(scene: &Scene) -> PathBuf {
+fn link_to_other_folder(scene: &LoginScene) -> PathBuf {
     let target = scene.rig.path("theirs").join("auth.json");
     for folder in ["between", "theirs"] {
         fs::create_dir(scene.rig.path(folder)).expect("a folder can be made");
@@ -786,7 +733,7 @@ fn names_in(folder: &Path) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn lock_and_journal_are_beside_the_target_of_links() {
-    let mut scene = Scene::new(-60).await;
+    let mut scene = LoginScene::new(-60).await;
     let target = link_to_other_folder(&scene);
     let gate = Gate::new();
     scene.login.then_for_token(TokenReply::well().behind(&gate));
@@ -803,20 +750,20 @@ async fn lock_and_journal_are_beside_the_target_of_links() {
     assert!(!target.is_symlink() && scene.has_newest_tokens());
     assert_eq!(names_in(&scene.rig.path("between")), ["link"]);
     assert_eq!(names_in(&theirs), ["auth.json", "auth.json.lock"]);
-    assert!(!scene.beside(".lock").exists());
+    assert!(!beside(&scene.rig, ".lock").exists());
     scene.rig.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_tokens_are_requested_if_they_could_not_be_stored_beside_the_target_of_links() {
-    let mut scene = Scene::new(-60).await;
+    let mut scene = LoginScene::new(-60).await;
     let journal = link_to_other_folder(&scene).with_extension("json.refresh-journal");
     fs::create_dir(&journal).expect("a folder can be made");
     let client = scene.start(json!({})).await;
     check_unavailable("not writable", &client.turn(&turn("one")).await);
     let status = scene.rig.credential("a").await;
     assert_eq!(
-        (&status["state"], posts(&scene.rig)),
+        (&status["state"], scene.token_posts()),
         (&json!("cannot_refresh"), 0),
         "{status:#}"
     );
@@ -830,7 +777,7 @@ async fn no_tokens_are_requested_if_they_could_not_be_stored_beside_the_target_o
 
 #[tokio::test(flavor = "multi_thread")]
 async fn journaled_tokens_are_recovered_at_the_start_beside_the_target_of_links() {
-    let mut scene = Scene::new(-60).await;
+    let mut scene = LoginScene::new(-60).await;
     let journal = link_to_other_folder(&scene).with_extension("json.refresh-journal");
     scene.login.then_for_token(TokenReply::well().cut());
     let client = scene.start(json!({})).await;

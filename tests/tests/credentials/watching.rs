@@ -22,7 +22,7 @@ use tollgate_tests::{Client, Program, Rig, oauth_file, turn};
 const SOON: Duration = Duration::from_secs(6);
 
 /// A gateway with one credential, `a`, whose file may be missing.
-struct Scene {
+struct WatchedFileScene {
     rig: Rig,
     client: Client,
     versions: i64,
@@ -35,7 +35,7 @@ struct Version {
     refreshed_at_ms: i64,
 }
 
-impl Scene {
+impl WatchedFileScene {
     async fn new(rig: Rig, path: &Path) -> Self {
         let mut rig = rig;
         let config = rig.config(json!({ "credentials": [{"tag": "a", "credential_path": path}] }));
@@ -133,7 +133,7 @@ async fn a_file_that_appears_is_loaded_whether_or_not_its_folder_existed() {
     for place in ["a.json", "home/a.json", "home/of/other/a.json"] {
         let rig = Rig::new().await;
         let path = rig.path(place);
-        let mut scene = Scene::new(rig, &path).await;
+        let mut scene = WatchedFileScene::new(rig, &path).await;
         scene.is_unavailable("cannot read").await;
         fs::create_dir_all(path.parent().expect("a folder")).expect("folders can be made");
         let version = scene.version();
@@ -181,7 +181,7 @@ async fn folders_created_during_the_search_for_them_are_not_missed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_changes_in_place_or_is_replaced_is_reloaded() {
-    let (mut scene, _) = Scene::with_file().await;
+    let (mut scene, _) = WatchedFileScene::with_file().await;
     let path = scene.rig.credential_file("a");
     for put in [write, replace, replace, write] {
         let version = scene.version();
@@ -193,7 +193,7 @@ async fn a_file_that_changes_in_place_or_is_replaced_is_reloaded() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_removed_file_is_unavailable_until_it_returns() {
-    let (mut scene, _) = Scene::with_file().await;
+    let (mut scene, _) = WatchedFileScene::with_file().await;
     let path = scene.rig.credential_file("a");
     for put in [write, replace] {
         fs::remove_file(&path).expect("it can be removed");
@@ -210,7 +210,7 @@ async fn a_removed_or_moved_folder_is_noticed_and_awaited() {
     let rig = Rig::new().await;
     let (home, other) = (rig.path("home"), rig.path("other"));
     let path = home.join("a.json");
-    let mut scene = Scene::new(rig, &path).await;
+    let mut scene = WatchedFileScene::new(rig, &path).await;
     let removals: [&dyn Fn(); 2] = [
         &|| fs::remove_dir_all(&home).expect("it can be removed"),
         &|| fs::rename(&home, &other).expect("it can be moved"),
@@ -228,7 +228,7 @@ async fn a_removed_or_moved_folder_is_noticed_and_awaited() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broken_file_is_unavailable_with_the_reason_until_it_is_repaired() {
-    let (mut scene, first) = Scene::with_file().await;
+    let (mut scene, first) = WatchedFileScene::with_file().await;
     let path = scene.rig.credential_file("a");
     let half = &first.text[..first.text.len() / 2];
     let large = first.text.clone() + &" ".repeat(10_000_000);
@@ -286,7 +286,7 @@ async fn requests_make_a_missing_file_be_read_again_at_most_every_two_seconds() 
     let rig = Rig::new().await;
     let path = rig.credential_file("a");
     write(&path, "{}");
-    let mut scene = Scene::new(rig, &path).await;
+    let mut scene = WatchedFileScene::new(rig, &path).await;
     scene.is_unavailable("tokens: missing").await;
     let mut opens = Opens::of(&path);
     let begun = Instant::now();
@@ -317,7 +317,7 @@ const HALF_WRITTEN_MAX: Duration = Duration::from_millis(500);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_half_written_file_does_not_replace_the_good_one() {
-    let (mut scene, mut known) = Scene::with_file().await;
+    let (mut scene, mut known) = WatchedFileScene::with_file().await;
     let path = scene.rig.credential_file("a");
     let begun = Instant::now();
     loop {
@@ -383,7 +383,7 @@ async fn a_volume_whose_link_is_swapped_is_reloaded_each_time() {
     let folder = rig.path("volume");
     fs::create_dir(&folder).expect("a folder can be made");
     let path = folder.join("a.json");
-    let mut scene = Scene::new(rig, &path).await;
+    let mut scene = WatchedFileScene::new(rig, &path).await;
     let first = scene.version();
     volume(&folder, "..0", &first);
     swap(&folder, "..data", "..0");
@@ -407,7 +407,7 @@ async fn a_volume_whose_link_is_swapped_is_reloaded_each_time() {
 async fn a_link_is_followed_when_its_target_changes_and_when_it_gets_another_target() {
     let rig = Rig::new().await;
     let path = rig.credential_file("a");
-    let mut scene = Scene::new(rig, &path).await;
+    let mut scene = WatchedFileScene::new(rig, &path).await;
     for name in ["one", "two"] {
         let version = scene.version();
         volume(scene.rig.folder(), name, &version);

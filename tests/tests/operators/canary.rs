@@ -8,10 +8,9 @@ use std::time::Duration;
 use http::{Method, StatusCode};
 use rcgen::{CertificateParams, KeyPair};
 use serde_json::{Value, json};
+use tollgate_tests::peer::{Peer, find};
 use tollgate_tests::upstream::Reply;
 use tollgate_tests::{Answer, Client, Program, Rig, binary, oauth_file, rows, turn, wait_for_rows};
-
-use crate::peer::{Peer, find};
 
 const ALICE: &str = "canary-token-of-alice-5d1f";
 const BOB: &str = "canary-token-of-bob-77ab";
@@ -58,14 +57,14 @@ impl Canaries {
 }
 
 /// The rig, its configuration, and what is in the files that a person wrote.
-struct Scene {
+struct CanaryScene {
     rig: Rig,
     config: Value,
     canaries: Canaries,
     written: Vec<PathBuf>,
 }
 
-impl Scene {
+impl CanaryScene {
     async fn new(log: Value) -> Self {
         let rig = Rig::new().await;
         let mut written = Vec::new();
@@ -400,7 +399,7 @@ fn run(arguments: &[&str]) -> (Option<i32>, String) {
 
 /// What the gateway prints goes to gateway.log; with a `log.output` of its own, its log is another file there.
 async fn check_gateway(log_file: Option<&str>, format: &str) {
-    let mut scene = Scene::new(json!({ "level": "trace", "format": format })).await;
+    let mut scene = CanaryScene::new(json!({ "level": "trace", "format": format })).await;
     if let Some(name) = log_file {
         scene.config["log"]["output"] = json!(scene.rig.path(name));
     }

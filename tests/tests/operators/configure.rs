@@ -11,13 +11,13 @@ use tollgate_tests::{Client, Rig, component, oauth_file, read_json, turn, wait_f
 const APPLIED: &str = "configuration applied";
 
 /// A running gateway and its configuration.
-struct Scene {
+struct TeamScene {
     rig: Rig,
     config: Value,
     client: Client,
 }
 
-impl Scene {
+impl TeamScene {
     /// A team on a pool of these accounts in that order, whose first polls are over.
     async fn new(tags: &[&str]) -> Self {
         Self::of(tags, |_| {}).await
@@ -81,7 +81,7 @@ fn user(name: &str, token: &str) -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn added_and_removed_users_and_changed_tokens_take_effect_at_once() {
-    let mut scene = Scene::new(&["a"]).await;
+    let mut scene = TeamScene::new(&["a"]).await;
     for (token, status) in [
         ("token-alice", 200),
         ("token-bob", 200),
@@ -106,7 +106,7 @@ async fn added_and_removed_users_and_changed_tokens_take_effect_at_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_renamed_user_is_recorded_by_the_new_name() {
-    let mut scene = Scene::new(&["a"]).await;
+    let mut scene = TeamScene::new(&["a"]).await;
     assert_eq!(scene.status("token-alice").await, 200);
     scene
         .change(|config| service(config)["users"] = json!([user("ada", "token-alice")]))
@@ -120,7 +120,7 @@ async fn a_renamed_user_is_recorded_by_the_new_name() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_user_moved_to_another_pool_is_served_by_it() {
-    let mut scene = Scene::new(&["a", "b"]).await;
+    let mut scene = TeamScene::new(&["a", "b"]).await;
     assert_eq!(scene.account("one").await, "account-a");
     scene
         .change(|config| service(config)["users"][0]["credential"] = json!("b"))
@@ -133,7 +133,7 @@ async fn a_user_moved_to_another_pool_is_served_by_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn header_fields_are_those_of_the_newest_configuration() {
-    let mut scene = Scene::of(&["a"], |config| {
+    let mut scene = TeamScene::of(&["a"], |config| {
         service(config)["headers"] = json!({ "x-old": "1", "x-both": "1" })
     })
     .await;
@@ -166,7 +166,7 @@ async fn header_fields_are_those_of_the_newest_configuration() {
 async fn changed_endpoints_are_used_from_the_next_request_on() {
     let often =
         |config: &mut Value| service(config)["credentials"][1]["poll_interval"] = json!("50ms");
-    let mut scene = Scene::of(&["a"], often).await;
+    let mut scene = TeamScene::of(&["a"], often).await;
     assert_eq!(scene.account("one").await, "account-a");
     let other = Upstream::start().await;
     let account = other.account("access-a", "account-a");
@@ -186,7 +186,7 @@ async fn changed_endpoints_are_used_from_the_next_request_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn added_credentials_are_chosen_and_removed_ones_are_not() {
-    let mut scene = Scene::new(&["a"]).await;
+    let mut scene = TeamScene::new(&["a"]).await;
     let b = scene.rig.oauth("b");
     scene
         .change(|config| {
@@ -230,7 +230,7 @@ async fn added_credentials_are_chosen_and_removed_ones_are_not() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_credential_with_another_file_is_another_one_of_the_same_name() {
-    let mut scene = Scene::new(&["a"]).await;
+    let mut scene = TeamScene::new(&["a"]).await;
     scene
         .rig
         .account("a")
@@ -260,7 +260,7 @@ async fn a_credential_with_another_file_is_another_one_of_the_same_name() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn caps_change_in_place() {
-    let mut scene = Scene::new(&["a", "b"]).await;
+    let mut scene = TeamScene::new(&["a", "b"]).await;
     scene
         .rig
         .account("a")
@@ -286,7 +286,7 @@ async fn caps_change_in_place() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_poll_interval_changes_in_place() {
-    let mut scene = Scene::of(&["a"], |config| {
+    let mut scene = TeamScene::of(&["a"], |config| {
         service(config)["credentials"][1]["poll_interval"] = json!("10h");
     })
     .await;
@@ -303,8 +303,8 @@ async fn a_poll_interval_changes_in_place() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pool_takes_another_strategy_and_other_members() {
-    let mut scene = Scene::new(&["a", "b", "c"]).await;
-    let served = async |scene: &Scene, sessions: &str| {
+    let mut scene = TeamScene::new(&["a", "b", "c"]).await;
+    let served = async |scene: &TeamScene, sessions: &str| {
         let mut served = Vec::new();
         for session in 0..4 {
             served.push(scene.account(&format!("{sessions} {session}")).await);
@@ -341,7 +341,7 @@ fn prices(tag: &str, input: f64) -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_policys_changed_settings_are_its_next_generation() {
-    let mut scene = Scene::of(&["a"], |config| {
+    let mut scene = TeamScene::of(&["a"], |config| {
         config["policies"] = json!([prices("mine", 1.0)]);
         service(config)["pricer"] = json!("mine");
     })
@@ -380,8 +380,8 @@ async fn a_policys_changed_settings_are_its_next_generation() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn added_policies_are_called_and_removed_ones_are_not() {
-    let mut scene = Scene::new(&["a"]).await;
-    let costs = async |scene: &Scene, count: usize| {
+    let mut scene = TeamScene::new(&["a"]).await;
+    let costs = async |scene: &TeamScene, count: usize| {
         scene.account("one").await;
         let rows = wait_for_rows(&scene.rig.ledger(), count).await;
         rows.last()
@@ -418,7 +418,7 @@ async fn added_policies_are_called_and_removed_ones_are_not() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn limits_hold_for_the_next_request() {
-    let mut scene = Scene::new(&["a"]).await;
+    let mut scene = TeamScene::new(&["a"]).await;
     for (bytes, status) in [(64, 413), (1 << 20, 200), (64, 413)] {
         scene
             .change(|config| config["limits"] = json!({ "request_body_bytes": bytes }))
@@ -465,7 +465,7 @@ fn requests(rig: &Rig, name: &str) -> Option<u64> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_removed_usage_file_is_written_once_more_and_an_added_one_counts_from_then() {
-    let mut scene = Scene::new(&["a"]).await;
+    let mut scene = TeamScene::new(&["a"]).await;
     scene.account("before").await;
     wait_for_rows(&scene.rig.ledger(), 1).await;
     let path = scene.rig.path("usages.json");

@@ -12,5 +12,3 @@ mod docs;
 mod full_disk;
 mod log;
 mod metrics;
-#[path = "../peer/mod.rs"]
-mod peer;

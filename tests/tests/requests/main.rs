@@ -9,8 +9,6 @@ mod http2_upstream;
 mod journey;
 mod metering;
 mod parsers;
-#[path = "../peer/mod.rs"]
-mod peer;
 mod properties;
 mod requests;
 mod sessions;

@@ -17,21 +17,20 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
+use tollgate_tests::peer::{Peer, WAIT_MAX, post};
 use tollgate_tests::upstream::Upgrade;
 use tollgate_tests::{
     Authority, Certificate, Program, Rig, TLS_VERSIONS, rows, turn, wait_for_rows,
 };
 
-use crate::peer::{Peer, WAIT_MAX, post};
-
 /// A gateway with a TLS listener.
-struct Scene {
+struct TlsScene {
     rig: Rig,
     authority: Authority,
     address: SocketAddr,
 }
 
-impl Scene {
+impl TlsScene {
     async fn new(tls: Value, limits: Value) -> Self {
         let mut rig = Rig::new().await;
         let authority = Authority::new();
@@ -127,7 +126,7 @@ async fn over_http2(stream: TlsStream<TcpStream>) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn http1_and_http2_are_negotiated_by_alpn() {
-    let scene = Scene::new(json!({}), json!({})).await;
+    let scene = TlsScene::new(json!({}), json!({})).await;
     assert_eq!(scene.turn(&["h2", "http/1.1"]).await.as_deref(), Some("h2"));
     assert_eq!(scene.turn(&["h2"]).await.as_deref(), Some("h2"));
     assert_eq!(scene.turn(&["http/1.1"]).await.as_deref(), Some("http/1.1"));
@@ -137,14 +136,14 @@ async fn http1_and_http2_are_negotiated_by_alpn() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_protocols_that_alpn_lists_are_negotiated() {
-    let scene = Scene::new(json!({ "alpn": "http/1.1" }), json!({})).await;
+    let scene = TlsScene::new(json!({ "alpn": "http/1.1" }), json!({})).await;
     assert_eq!(
         scene.turn(&["h2", "http/1.1"]).await.as_deref(),
         Some("http/1.1")
     );
     assert!(scene.is_refused(TLS_VERSIONS, &["h2"]).await);
     scene.end(1).await;
-    let scene = Scene::new(json!({ "alpn": ["http/1.1", "h2"] }), json!({})).await;
+    let scene = TlsScene::new(json!({ "alpn": ["http/1.1", "h2"] }), json!({})).await;
     assert_eq!(
         scene.turn(&["h2", "http/1.1"]).await.as_deref(),
         Some("http/1.1"),
@@ -167,7 +166,7 @@ async fn min_and_max_version_are_honoured() {
         ),
     ];
     for (tls, by_1_2, by_1_3) in cases {
-        let scene = Scene::new(tls.clone(), json!({})).await;
+        let scene = TlsScene::new(tls.clone(), json!({})).await;
         for (version, taken) in [(&TLS12, by_1_2), (&TLS13, by_1_3)] {
             let connected = scene.connect(&[version], &["http/1.1"]).await;
             assert_eq!(connected.is_ok(), taken, "{tls}: {:?}", version.version);
@@ -192,7 +191,7 @@ const HELLO: &[u8] = &[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3, 0, 0, 0];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn stalled_handshakes_do_not_block_others() {
-    let scene = Scene::new(
+    let scene = TlsScene::new(
         json!({}),
         json!({ "handshake_timeout": "30s", "drain_timeout": "200ms" }),
     )
@@ -217,7 +216,7 @@ async fn stalled_handshakes_do_not_block_others() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_handshake_that_does_not_end_is_dropped_after_its_limit() {
     let limit = Duration::from_millis(300);
-    let scene = Scene::new(json!({}), json!({ "handshake_timeout": "300ms" })).await;
+    let scene = TlsScene::new(json!({}), json!({ "handshake_timeout": "300ms" })).await;
     for begun in [&b""[..], HELLO] {
         let mut peer = Peer::connect(scene.address).await;
         let since = Instant::now();
@@ -246,7 +245,7 @@ async fn a_handshake_that_does_not_end_is_dropped_after_its_limit() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_without_tls_is_disconnected() {
-    let scene = Scene::new(json!({}), json!({})).await;
+    let scene = TlsScene::new(json!({}), json!({})).await;
     for bytes in [
         post(&turn("plain").to_string()).as_str(),
         "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",

@@ -154,7 +154,7 @@ fn closed(code: u16) -> Event {
 }
 
 /// A gateway before an upstream that echoes, and a socket that nothing may happen to.
-struct Scene {
+struct EchoScene {
     rig: Rig,
     client: Client,
     bystander: Socket,
@@ -162,7 +162,7 @@ struct Scene {
     opened: usize,
 }
 
-impl Scene {
+impl EchoScene {
     async fn new() -> Self {
         Self::with(json!({})).await
     }
@@ -295,7 +295,7 @@ async fn messages_of_every_form_of_length_come_back() {
                 .then(frame(FIN | BINARY, &bytes), [Event::Binary(bytes.into())]),
         ]
     });
-    Scene::new().await.check(cases).await;
+    EchoScene::new().await.check(cases).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -318,7 +318,7 @@ async fn a_length_that_is_not_in_its_shortest_form_is_1002() {
             )
         })
     });
-    Scene::new().await.check(cases).await;
+    EchoScene::new().await.check(cases).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -331,7 +331,7 @@ async fn a_clients_unmasked_frame_is_1002() {
             1002,
         )
     });
-    Scene::new().await.check(cases).await;
+    EchoScene::new().await.check(cases).await;
 }
 
 // 2: pings and pongs
@@ -364,12 +364,12 @@ async fn pings_are_answered_by_upstream_and_pongs_are_not() {
     cases.push(each.into_iter().fold(case("2.10"), |case, payload| {
         case.then(ping(payload), [pong(payload)])
     }));
-    Scene::new().await.check(cases).await;
+    EchoScene::new().await.check(cases).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pings_and_pongs_reach_the_other_end_with_their_payload() {
-    let mut scene = Scene::new().await;
+    let mut scene = EchoScene::new().await;
     let mut socket = scene
         .greeted(SocketReply::silent().ping("from upstream").pong("unasked"))
         .await;
@@ -402,7 +402,7 @@ async fn a_reserved_bit_is_1002() {
             Case::broken(format!("3.{bits}, later"), [sent, ping].concat(), 1002),
         ]
     });
-    Scene::new().await.check(cases).await;
+    EchoScene::new().await.check(cases).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -418,7 +418,7 @@ async fn a_reserved_opcode_is_1002() {
             )
         })
     });
-    Scene::new().await.check(cases).await;
+    EchoScene::new().await.check(cases).await;
 }
 
 // 5: fragments
@@ -499,7 +499,7 @@ fn broken_fragments() -> Vec<Case> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn fragments_make_one_message_and_what_is_none_is_1002() {
-    Scene::new()
+    EchoScene::new()
         .await
         .check(sound_fragments().into_iter().chain(broken_fragments()))
         .await;
@@ -509,7 +509,7 @@ async fn fragments_make_one_message_and_what_is_none_is_1002() {
 async fn a_message_of_1000_fragments_of_a_byte_comes_back() {
     let words = "0123456789".repeat(100);
     let sent = fragments(TEXT, words.as_bytes().chunks(1));
-    Scene::new()
+    EchoScene::new()
         .await
         .check([case("1000 fragments").then(sent, [echo(words)])])
         .await;
@@ -576,7 +576,7 @@ async fn texts_of_utf8_come_back_however_they_are_cut() {
         let bytes = fragments(TEXT, words.as_bytes().chunks(1));
         cases.push(case(format!("6, {words:?} in fragments")).then(bytes, [echo(words)]));
     }
-    Scene::new().await.check(cases).await;
+    EchoScene::new().await.check(cases).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -593,7 +593,7 @@ async fn a_text_that_is_no_utf8_is_1007() {
                 .then(frame(FIN | BINARY, bytes), [Event::Binary(bytes.into())]),
         ]
     });
-    Scene::new().await.check(cases).await;
+    EchoScene::new().await.check(cases).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -607,7 +607,7 @@ async fn broken_utf8_is_1007_before_its_message_or_frame_ends() {
             [closed(1007)],
         ),
     ];
-    Scene::new().await.check(cases).await;
+    EchoScene::new().await.check(cases).await;
 }
 
 // 7: closing
@@ -635,7 +635,7 @@ async fn a_clients_close_goes_through_and_nothing_after_it() {
     ] {
         cases.push(case(format!("7.7, {code}")).then(close(code, b"why"), answered(code, "why")));
     }
-    Scene::new().await.check(cases).await;
+    EchoScene::new().await.check(cases).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -654,12 +654,12 @@ async fn a_close_that_is_none_is_1002_and_a_reason_that_is_no_text_1007() {
         close(1000, b"\xce\xba\xed\xa0\x80edited"),
         1007,
     ));
-    Scene::new().await.check(cases).await;
+    EchoScene::new().await.check(cases).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn upstreams_close_reaches_the_client_with_code_and_reason() {
-    let mut scene = Scene::new().await;
+    let mut scene = EchoScene::new().await;
     for (code, reason) in [
         (1000, ""),
         (1001, "bye"),
@@ -708,7 +708,7 @@ async fn large_messages_come_back_in_a_frame_and_in_fragments() {
             cases.push(case(format!("9.4, {bytes} in fragments of {size}")).then(sent, [back]));
         }
     }
-    Scene::new().await.check(cases).await;
+    EchoScene::new().await.check(cases).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -737,7 +737,7 @@ async fn a_message_at_its_bound_comes_back_and_one_past_it_is_1009() {
             1009,
         ),
     ];
-    Scene::with(json!({ "websocket_message_bytes": BOUND }))
+    EchoScene::with(json!({ "websocket_message_bytes": BOUND }))
         .await
         .check(cases)
         .await;
@@ -746,7 +746,7 @@ async fn a_message_at_its_bound_comes_back_and_one_past_it_is_1009() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_goes_on_sending_past_the_bound_still_reads_why() {
     let _heavy = HEAVY.lock().await;
-    let mut scene = Scene::with(json!({ "websocket_message_bytes": BOUND })).await;
+    let mut scene = EchoScene::with(json!({ "websocket_message_bytes": BOUND })).await;
     for _ in 0..10 {
         let mut socket = scene.socket().await;
         socket.send_raw(text("*".repeat(8 * BOUND))).await;
@@ -782,7 +782,7 @@ async fn upstreams_frames_reach_the_client_byte_for_byte() {
         ]
         .concat(),
     ];
-    let mut scene = Scene::new().await;
+    let mut scene = EchoScene::new().await;
     for sent in cases {
         let at_once = SocketReply::silent().raw(sent.clone());
         let dribbled = sent
@@ -860,7 +860,7 @@ fn broken_by_upstream() -> Vec<(&'static str, Vec<u8>)> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_upstream_breaks_is_1011_for_the_client() {
-    let mut scene = Scene::with(json!({ "websocket_message_bytes": BOUND })).await;
+    let mut scene = EchoScene::with(json!({ "websocket_message_bytes": BOUND })).await;
     let mut failed = Vec::new();
     for (name, bytes) in broken_by_upstream() {
         let gate = Gate::new();
@@ -880,7 +880,7 @@ async fn whatever_upstream_breaks_is_1011_for_the_client() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_in_the_middle_of_a_frame_is_sent_nothing_that_is_not_of_it() {
-    let mut scene = Scene::new().await;
+    let mut scene = EchoScene::new().await;
     let cases: [(&str, &[u8], &[u8]); 4] = [
         (
             "a text that ends within a character",
@@ -922,7 +922,7 @@ const WAYS: [Vanish; 2] = [Vanish::Fin, Vanish::Reset];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_vanishes_takes_upstreams_socket_with_it() {
-    let mut scene = Scene::new().await;
+    let mut scene = EchoScene::new().await;
     let whole = text("a message");
     let cases: [(&str, &[u8]); 5] = [
         ("between messages", &whole),
@@ -964,7 +964,7 @@ async fn a_client_that_vanishes_takes_upstreams_socket_with_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upstream_that_vanishes_between_frames_is_1011_and_within_one_the_end() {
-    let mut scene = Scene::new().await;
+    let mut scene = EchoScene::new().await;
     let cases: [(&str, &[u8], &[Event]); 5] = [
         ("before anything", b"", &[closed(1011), Event::Gone]),
         (
@@ -1021,7 +1021,7 @@ async fn head(from: &mut (impl AsyncRead + Unpin)) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_handshake_that_is_none_is_told_what_it_lacks() {
-    let scene = Scene::new().await;
+    let scene = EchoScene::new().await;
     let key = |key: &str| format!("Sec-WebSocket-Key: {key}\r\n");
     let (short, long, none) = (
         key("c2hvcnQ="),
@@ -1102,7 +1102,7 @@ async fn a_handshake_that_is_none_is_told_what_it_lacks() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_post_is_no_handshake_and_is_answered_as_a_post() {
-    let scene = Scene::new().await;
+    let scene = EchoScene::new().await;
     let mut stream = scene.client.raw().await;
     let length = "Content-Length: 2\r\n";
     let sent = handshake(
@@ -1125,7 +1125,7 @@ async fn a_post_is_no_handshake_and_is_answered_as_a_post() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_form_of_a_sound_handshake_is_taken_without_extensions() {
-    let mut scene = Scene::new().await;
+    let mut scene = EchoScene::new().await;
     let forms = [
         UPGRADE,
         "Connection: keep-alive, upgrade\r\nUpgrade: WebSocket\r\n",
@@ -1212,9 +1212,10 @@ async fn thousands_of_idle_sockets_stay_open_and_a_sample_of_them_still_works() 
     let _heavy = HEAVY.lock().await;
     let count = IDLE_MAX.min(file_limit().saturating_sub(OTHER_FILES) / ENDS);
     // Nobody reads here while they are idle, and so nobody answers pings.
-    let mut scene =
-        Scene::with(json!({ "websockets_per_user": count + 1, "websocket_ping_interval": "1h" }))
-            .await;
+    let mut scene = EchoScene::with(
+        json!({ "websockets_per_user": count + 1, "websocket_ping_interval": "1h" }),
+    )
+    .await;
     let before = resident_bytes();
     let mut sockets = Vec::with_capacity(count);
     for _ in 0..count {

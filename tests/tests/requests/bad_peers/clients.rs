@@ -8,8 +8,8 @@ use tokio::time::timeout;
 use tollgate_tests::upstream::{Gate, Reply};
 use tollgate_tests::{Client, over_both, turn};
 
-use super::scene::{Scene, ends};
-use crate::peer::post;
+use super::scene::{BadPeerScene, ends};
+use tollgate_tests::peer::post;
 
 const BODY_BYTES: usize = 100_000;
 /// How long after its limit something may happen on a machine that is busy.
@@ -27,7 +27,7 @@ fn head_of(bytes: usize) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_head_at_the_limit_is_served_and_one_past_it_is_431() {
     for limit in [8 * 1024, 16 * 1024] {
-        let scene = Scene::new(json!({ "request_head_bytes": limit })).await;
+        let scene = BadPeerScene::new(json!({ "request_head_bytes": limit })).await;
         for (bytes, status) in [(limit, 200), (limit + 1, 431), (10 * limit, 431)] {
             let mut peer = scene.peer().await;
             peer.send(head_of(bytes)).await;
@@ -43,7 +43,7 @@ async fn a_head_at_the_limit_is_served_and_one_past_it_is_431() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn too_many_header_fields_are_431() {
-    let scene = Scene::new(json!({})).await;
+    let scene = BadPeerScene::new(json!({})).await;
     // Where the gateway itself answers: upstream has a bound of its own. One of the fields is the
     // host.
     for (fields, status) in [(256, 404), (257, 431)] {
@@ -89,8 +89,10 @@ fn chunked(body: &str) -> String {
 }
 
 async fn check_body_limit(replay_bytes: usize) {
-    let scene =
-        Scene::new(json!({ "request_body_bytes": BODY_BYTES, "replay_bytes": replay_bytes })).await;
+    let scene = BadPeerScene::new(
+        json!({ "request_body_bytes": BODY_BYTES, "replay_bytes": replay_bytes }),
+    )
+    .await;
     for (bytes, status) in [
         (BODY_BYTES, 200),
         (BODY_BYTES + 1, 413),
@@ -142,7 +144,7 @@ async fn a_body_that_is_not_kept_is_413_past_the_limit() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_413_reaches_a_client_that_sends_on() {
-    let scene = Scene::new(json!({ "request_body_bytes": BODY_BYTES })).await;
+    let scene = BadPeerScene::new(json!({ "request_body_bytes": BODY_BYTES })).await;
     let mut peer = scene.peer().await;
     // Far more than the sockets hold: the client is still sending when it is refused.
     peer.send(post(&body_of(32 * 1024 * 1024))).await;
@@ -155,7 +157,7 @@ async fn a_413_reaches_a_client_that_sends_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_head_that_does_not_come_to_its_end_is_closed() {
-    let scene = Scene::new(json!({ "head_timeout": "200ms" })).await;
+    let scene = BadPeerScene::new(json!({ "head_timeout": "200ms" })).await;
     for begun in [
         "",
         "P",
@@ -179,7 +181,7 @@ async fn a_head_that_does_not_come_to_its_end_is_closed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_head_that_comes_byte_by_byte_has_no_more_time_than_another() {
-    let scene = Scene::new(json!({ "head_timeout": "300ms" })).await;
+    let scene = BadPeerScene::new(json!({ "head_timeout": "300ms" })).await;
     let mut peer = scene.peer().await;
     let since = Instant::now();
     let mut sent = 0;
@@ -198,7 +200,7 @@ async fn a_head_that_comes_byte_by_byte_has_no_more_time_than_another() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idle_connection_is_closed_after_its_last_answer() {
-    let scene = Scene::new(json!({ "head_timeout": "200ms" })).await;
+    let scene = BadPeerScene::new(json!({ "head_timeout": "200ms" })).await;
     let mut peer = scene.peer().await;
     peer.send(post(&turn("idle").to_string())).await;
     assert_eq!(peer.message().await.expect("an answer").status(), 200);
@@ -210,7 +212,7 @@ async fn an_idle_connection_is_closed_after_its_last_answer() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_stops_is_408() {
-    let scene = Scene::new(json!({ "body_timeout": "200ms" })).await;
+    let scene = BadPeerScene::new(json!({ "body_timeout": "200ms" })).await;
     let heads = [
         ("content-length: 100", "{\"model\":"),
         ("transfer-encoding: chunked", "9\r\n{\"model\":"),
@@ -238,7 +240,7 @@ async fn a_body_that_stops_is_408() {
 
 over_both!(a_body_that_stops_on_its_way_to_upstream_is_408);
 async fn a_body_that_stops_on_its_way_to_upstream_is_408() {
-    let scene = Scene::new(json!({ "body_timeout": "200ms", "replay_bytes": 1000 })).await;
+    let scene = BadPeerScene::new(json!({ "body_timeout": "200ms", "replay_bytes": 1000 })).await;
     let mut peer = scene.peer().await;
     let begun = &body_of(5000)[..4000];
     peer.send(format!(
@@ -253,7 +255,7 @@ async fn a_body_that_stops_on_its_way_to_upstream_is_408() {
 over_both!(a_client_that_leaves_in_the_middle_of_its_request_is_recorded_as_gone);
 async fn a_client_that_leaves_in_the_middle_of_its_request_is_recorded_as_gone() {
     for replay_bytes in [100_000, 1000] {
-        let scene = Scene::new(json!({ "replay_bytes": replay_bytes })).await;
+        let scene = BadPeerScene::new(json!({ "replay_bytes": replay_bytes })).await;
         let mut peer = scene.peer().await;
         let begun = &body_of(5000)[..4000];
         peer.send(format!(
@@ -276,7 +278,7 @@ async fn a_client_that_leaves_in_the_middle_of_its_request_is_recorded_as_gone()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn garbage_is_refused_and_makes_no_row() {
-    let scene = Scene::new(json!({ "head_timeout": "500ms" })).await;
+    let scene = BadPeerScene::new(json!({ "head_timeout": "500ms" })).await;
     let tls_hello = [&[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3][..], &[0; 500]].concat();
     let cases: [&[u8]; 10] = [
         b"\0\0\0\0\r\n\r\n",
@@ -307,7 +309,8 @@ async fn garbage_is_refused_and_makes_no_row() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_framings_of_one_body_do_not_smuggle_a_request() {
-    let scene = Scene::new(json!({ "head_timeout": "500ms", "body_timeout": "500ms" })).await;
+    let scene =
+        BadPeerScene::new(json!({ "head_timeout": "500ms", "body_timeout": "500ms" })).await;
     let mut peer = scene.peer().await;
     let inner = "GET /v1/models HTTP/1.1\r\nhost: gateway\r\n\r\n";
     let head = "POST /v1/responses HTTP/1.1\r\nhost: gateway\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n";
@@ -324,7 +327,7 @@ async fn two_framings_of_one_body_do_not_smuggle_a_request() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn http_1_0_is_served_and_its_connection_closed() {
-    let scene = Scene::new(json!({})).await;
+    let scene = BadPeerScene::new(json!({})).await;
     let body = turn("old").to_string();
     let mut peer = scene.peer().await;
     peer.send(format!(
@@ -351,7 +354,7 @@ async fn http_1_0_is_served_and_its_connection_closed() {
 
 over_both!(a_body_that_is_no_json_reaches_upstream_as_it_is);
 async fn a_body_that_is_no_json_reaches_upstream_as_it_is() {
-    let scene = Scene::new(json!({})).await;
+    let scene = BadPeerScene::new(json!({})).await;
     let deep = "[".repeat(100_000);
     let cases: [&[u8]; 6] = [
         b"not JSON",
@@ -378,7 +381,7 @@ async fn a_body_that_is_no_json_reaches_upstream_as_it_is() {
 
 over_both!(a_string_of_50_mb_in_model_passes_and_counts_as_missing);
 async fn a_string_of_50_mb_in_model_passes_and_counts_as_missing() {
-    let scene = Scene::new(json!({})).await;
+    let scene = BadPeerScene::new(json!({})).await;
     scene.account().then(Reply::json(
         200,
         &json!({ "id": "resp_1", "object": "response" }),
@@ -400,7 +403,7 @@ async fn a_string_of_50_mb_in_model_passes_and_counts_as_missing() {
 
 over_both!(a_body_of_10_mb_passes_byte_for_byte);
 async fn a_body_of_10_mb_passes_byte_for_byte() {
-    let scene = Scene::new(json!({})).await;
+    let scene = BadPeerScene::new(json!({})).await;
     let body = body_of(10_000_000);
     for client in [scene.client.clone(), scene.client.http2()] {
         let answer = client
@@ -417,7 +420,7 @@ async fn a_body_of_10_mb_passes_byte_for_byte() {
 
 over_both!(a_body_that_lies_about_its_encoding_reaches_upstream_as_it_is);
 async fn a_body_that_lies_about_its_encoding_reaches_upstream_as_it_is() {
-    let scene = Scene::new(json!({})).await;
+    let scene = BadPeerScene::new(json!({})).await;
     scene.account().always(Reply::ok().model("gpt-5.4"));
     let encodings = ["gzip", "zstd", "br", "deflate", "nonsense", "gzip, zstd"];
     for encoding in encodings {
@@ -438,7 +441,7 @@ async fn a_body_that_lies_about_its_encoding_reaches_upstream_as_it_is() {
 
 over_both!(a_request_that_comes_byte_by_byte_is_served);
 async fn a_request_that_comes_byte_by_byte_is_served() {
-    let scene = Scene::new(json!({})).await;
+    let scene = BadPeerScene::new(json!({})).await;
     let mut peer = scene.peer().await;
     peer.dribble(post(&turn("dribble").to_string())).await;
     let answer = peer.message().await.expect("an answer");
@@ -454,7 +457,7 @@ async fn a_request_that_comes_byte_by_byte_is_served() {
 
 over_both!(pipelined_requests_are_answered_in_order);
 async fn pipelined_requests_are_answered_in_order() {
-    let scene = Scene::new(json!({})).await;
+    let scene = BadPeerScene::new(json!({})).await;
     for number in 1..=3 {
         scene
             .account()
@@ -484,7 +487,7 @@ async fn pipelined_requests_are_answered_in_order() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn garbage_after_a_good_request_does_not_touch_its_answer() {
-    let scene = Scene::new(json!({})).await;
+    let scene = BadPeerScene::new(json!({})).await;
     let mut peer = scene.peer().await;
     peer.send(post(&turn("first").to_string()) + "\0\0garbage\r\n\r\n")
         .await;
@@ -498,7 +501,7 @@ async fn garbage_after_a_good_request_does_not_touch_its_answer() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_past_the_limit_wait_and_are_served_then() {
-    let scene = Scene::new(json!({ "connections": 2 })).await;
+    let scene = BadPeerScene::new(json!({ "connections": 2 })).await;
     let gate = Gate::new();
     scene.account().always(Reply::ok().hold_after(1, &gate));
     let open: Vec<_> = {
@@ -542,7 +545,8 @@ async fn silent_connections_do_not_keep_their_places() {
         "PRI * HTTP/2.0\r\n",
         "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     ] {
-        let mut scene = Scene::new(json!({ "connections": 1, "head_timeout": "300ms" })).await;
+        let mut scene =
+            BadPeerScene::new(json!({ "connections": 1, "head_timeout": "300ms" })).await;
         let mut silent = scene.peer().await;
         silent.send(begun).await;
         let served = timeout(LATE, scene.serves()).await;

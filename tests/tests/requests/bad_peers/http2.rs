@@ -7,7 +7,7 @@ use serde_json::json;
 use tollgate_tests::upstream::{Gate, Reply};
 use tollgate_tests::{Client, Protocol, over_both, turn};
 
-use super::scene::{Scene, ends};
+use super::scene::{BadPeerScene, ends};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const HEADERS: u8 = 1;
@@ -40,7 +40,7 @@ fn post() -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn http2_by_prior_knowledge_is_served() {
-    let scene = Scene::new(json!({})).await;
+    let scene = BadPeerScene::new(json!({})).await;
     let client = scene.client.http2();
     let answers = (0..20).map(|_| {
         let client = client.clone();
@@ -60,7 +60,7 @@ async fn http2_by_prior_knowledge_is_served() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_head_past_the_limit_is_431_over_http2() {
-    let scene = Scene::new(json!({ "request_head_bytes": 16_384 })).await;
+    let scene = BadPeerScene::new(json!({ "request_head_bytes": 16_384 })).await;
     let client = scene.client.http2().header("x-filler", &"f".repeat(20_000));
     assert_eq!(
         client.get("/v1/models").await.status,
@@ -71,7 +71,7 @@ async fn a_head_past_the_limit_is_431_over_http2() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_past_the_limit_is_413_over_http2() {
-    let scene = Scene::new(json!({ "request_body_bytes": 100_000 })).await;
+    let scene = BadPeerScene::new(json!({ "request_body_bytes": 100_000 })).await;
     let answer = scene
         .client
         .http2()
@@ -84,7 +84,7 @@ async fn a_body_past_the_limit_is_413_over_http2() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_preface_in_pieces_is_understood() {
-    let scene = Scene::new(json!({})).await;
+    let scene = BadPeerScene::new(json!({})).await;
     let mut peer = scene.peer().await;
     let request = frame(HEADERS, END_HEADERS | END_STREAM, 1, &post());
     peer.dribble([PREFACE, &frame(SETTINGS, 0, 0, &[]), &request].concat())
@@ -96,7 +96,7 @@ async fn a_preface_in_pieces_is_understood() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_preface_and_nothing_more_is_closed() {
-    let scene = Scene::new(json!({ "head_timeout": "300ms" })).await;
+    let scene = BadPeerScene::new(json!({ "head_timeout": "300ms" })).await;
     let mut peer = scene.peer().await;
     peer.send(PREFACE).await;
     let since = Instant::now();
@@ -111,7 +111,7 @@ async fn a_preface_and_nothing_more_is_closed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_endless_head_over_http2_is_refused() {
-    let scene = Scene::new(json!({ "request_head_bytes": 16_384 })).await;
+    let scene = BadPeerScene::new(json!({ "request_head_bytes": 16_384 })).await;
     let mut peer = scene.peer().await;
     peer.send(
         [
@@ -136,7 +136,7 @@ async fn streams_that_are_reset_at_once_leave_nothing_behind() {
     const ROOM: usize = 16;
     const CONNECTIONS: usize = 5;
     const STREAMS: u32 = 200;
-    let scene = Scene::new(json!({ "settle_queue": ROOM })).await;
+    let scene = BadPeerScene::new(json!({ "settle_queue": ROOM })).await;
     for connection in 0..CONNECTIONS {
         let mut peer = scene.peer().await;
         peer.send([PREFACE, &frame(SETTINGS, 0, 0, &[])].concat())
@@ -192,7 +192,7 @@ async fn streams_that_are_reset_at_once_leave_nothing_behind() {
 
 over_both!(a_stream_that_is_reset_under_way_leaves_the_others_alone);
 async fn a_stream_that_is_reset_under_way_leaves_the_others_alone() {
-    let scene = Scene::new(json!({})).await;
+    let scene = BadPeerScene::new(json!({})).await;
     let gate = Gate::new();
     scene.account().always(Reply::ok().hold_after(2, &gate));
     let client = scene.client.http2();

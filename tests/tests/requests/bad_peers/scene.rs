@@ -4,19 +4,18 @@ use std::net::SocketAddr;
 
 use http::StatusCode;
 use serde_json::{Value, json};
+use tollgate_tests::peer::Peer;
 use tollgate_tests::upstream::{Account, Upstream};
 use tollgate_tests::{Client, Rig, Row, rows, turn, wait_for_rows};
 
-use crate::peer::Peer;
-
-pub(crate) struct Scene {
+pub(crate) struct BadPeerScene {
     rig: Rig,
     pub(crate) client: Client,
     /// Good requests that were sent, for which there are rows too.
     good: usize,
 }
 
-impl Scene {
+impl BadPeerScene {
     /// A gateway with these limits. Everybody may ask.
     pub(crate) async fn new(limits: Value) -> Self {
         Self::start(limits, None).await

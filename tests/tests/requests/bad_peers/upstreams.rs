@@ -11,8 +11,8 @@ use tokio::net::TcpListener;
 use tollgate_tests::upstream::{Encoding, Gate, Reply};
 use tollgate_tests::{Answer, Client, Row, over_both, turn};
 
-use super::scene::{Scene, ends};
-use crate::peer::Peer;
+use super::scene::{BadPeerScene, ends};
+use tollgate_tests::peer::Peer;
 
 /// What a good upstream answers, byte by byte.
 const GOOD: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 18\r\n\r\n{\"id\": \"resp_one\"}";
@@ -75,7 +75,7 @@ fn check_error(answer: &Answer, status: u16, code: &str) {
 
 over_both!(an_upstream_that_closes_before_its_head_is_502);
 async fn an_upstream_that_closes_before_its_head_is_502() {
-    let scene = Scene::new(json!({})).await;
+    let scene = BadPeerScene::new(json!({})).await;
     // Once on a fresh connection, once on one that has served before.
     for reply in [
         Reply::close_before_head(),
@@ -116,7 +116,7 @@ async fn an_upstream_that_nobody_listens_on_is_502() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         listener.local_addr().expect("an address")
     };
-    let mut scene = Scene::before(closed, json!({})).await;
+    let mut scene = BadPeerScene::before(closed, json!({})).await;
     check_error(
         &scene.client.turn(&turn("bad")).await,
         502,
@@ -157,7 +157,7 @@ async fn an_upstream_that_speaks_no_http_is_502() {
         many.as_bytes(),
     ];
     for bytes in cases {
-        let scene = Scene::before(bare(bytes, Then::Close).await, json!({})).await;
+        let scene = BadPeerScene::before(bare(bytes, Then::Close).await, json!({})).await;
         let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(60)]).into_owned();
         let answer = scene.client.turn(&turn("bad")).await;
         assert_eq!(
@@ -173,7 +173,7 @@ async fn an_upstream_that_speaks_no_http_is_502() {
 
 over_both!(an_upstream_that_does_not_answer_is_504);
 async fn an_upstream_that_does_not_answer_is_504() {
-    let scene = Scene::new(json!({ "upstream_head_timeout": "200ms" })).await;
+    let scene = BadPeerScene::new(json!({ "upstream_head_timeout": "200ms" })).await;
     let gate = Gate::new();
     scene.account().then(Reply::ok().hold_head(&gate));
     check_error(
@@ -191,7 +191,7 @@ async fn an_upstream_that_does_not_answer_is_504() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upstream_that_begins_its_head_and_stops_is_504() {
     let address = bare("HTTP/1.1 200 OK\r\nx-slow: ", Then::Stay).await;
-    let scene = Scene::before(address, json!({ "upstream_head_timeout": "300ms" })).await;
+    let scene = BadPeerScene::before(address, json!({ "upstream_head_timeout": "300ms" })).await;
     check_error(
         &scene.client.turn(&turn("bad")).await,
         504,
@@ -203,7 +203,7 @@ async fn an_upstream_that_begins_its_head_and_stops_is_504() {
 
 over_both!(a_stream_that_falls_silent_is_cut);
 async fn a_stream_that_falls_silent_is_cut() {
-    let scene = Scene::new(json!({ "upstream_idle_timeout": "200ms" })).await;
+    let scene = BadPeerScene::new(json!({ "upstream_idle_timeout": "200ms" })).await;
     let gate = Gate::new();
     for client in [scene.client.clone(), scene.client.http2()] {
         scene.account().then(Reply::ok().hold_after(2, &gate));
@@ -224,7 +224,7 @@ async fn a_stream_that_falls_silent_is_cut() {
 
 over_both!(a_stream_that_is_slow_and_not_silent_is_not_cut);
 async fn a_stream_that_is_slow_and_not_silent_is_not_cut() {
-    let scene = Scene::new(json!({ "upstream_idle_timeout": "400ms" })).await;
+    let scene = BadPeerScene::new(json!({ "upstream_idle_timeout": "400ms" })).await;
     // 700 ms in all.
     scene.account().then(
         Reply::ok()
@@ -262,7 +262,7 @@ async fn check_cut(what: &str, client: &Client, body: &Value) -> (i64, &'static 
 
 over_both!(an_upstream_that_closes_in_the_middle_is_cut);
 async fn an_upstream_that_closes_in_the_middle_is_cut() {
-    let scene = Scene::new(json!({})).await;
+    let scene = BadPeerScene::new(json!({})).await;
     let mut told = Vec::new();
     for body in [turn("bad"), turn_as_json()] {
         for reply in [
@@ -286,7 +286,7 @@ async fn an_upstream_that_closes_in_the_middle_is_cut() {
 
 over_both!(what_came_before_a_cut_reaches_the_client);
 async fn what_came_before_a_cut_reaches_the_client() {
-    let scene = Scene::new(json!({})).await;
+    let scene = BadPeerScene::new(json!({})).await;
     let gate = Gate::new();
     for client in [scene.client.clone(), scene.client.http2()] {
         scene
@@ -304,7 +304,7 @@ async fn what_came_before_a_cut_reaches_the_client() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_content_length_that_is_too_long_is_a_cut() {
     let bytes = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 500\r\n\r\n{\"id\": \"resp_1\"}";
-    let scene = Scene::before(bare(bytes, Then::Close).await, json!({})).await;
+    let scene = BadPeerScene::before(bare(bytes, Then::Close).await, json!({})).await;
     let answer = scene.client.turn(&turn_as_json()).await;
     assert_eq!(
         (answer.status, answer.whole, answer.text().as_str()),
@@ -317,7 +317,7 @@ async fn a_content_length_that_is_too_long_is_a_cut() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_comes_after_the_content_length_is_nobodys_answer() {
     let bytes = format!("{GOOD}HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nforged");
-    let scene = Scene::before(bare(bytes, Then::Stay).await, json!({})).await;
+    let scene = BadPeerScene::before(bare(bytes, Then::Stay).await, json!({})).await;
     let answer = scene.client.turn(&turn_as_json()).await;
     assert!(answer.whole);
     assert_eq!(answer.text(), "{\"id\": \"resp_one\"}");
@@ -331,7 +331,7 @@ async fn what_comes_after_the_content_length_is_nobodys_answer() {
 async fn a_body_that_ends_with_its_connection_is_whole() {
     let bytes = "HTTP/1.0 200 OK\r\ncontent-type: application/json\r\n\r\n{\"id\": \"resp_old\", \"model\": \"gpt-5.4\", \
         \"usage\": {\"input_tokens\": 7, \"output_tokens\": 3}}";
-    let scene = Scene::before(bare(bytes, Then::Close).await, json!({})).await;
+    let scene = BadPeerScene::before(bare(bytes, Then::Close).await, json!({})).await;
     let answer = scene.client.turn(&turn_as_json()).await;
     assert!(answer.whole && answer.json()["id"] == "resp_old");
     let rows = scene.end(1).await;
@@ -356,7 +356,7 @@ async fn broken_chunks_are_a_cut() {
         let bytes = format!(
             "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ntransfer-encoding: chunked\r\n\r\n{chunks}"
         );
-        let scene = Scene::before(bare(bytes, Then::Close).await, json!({})).await;
+        let scene = BadPeerScene::before(bare(bytes, Then::Close).await, json!({})).await;
         let told = check_cut(chunks, &scene.client, &turn("bad")).await;
         let rows = scene.end(1).await;
         assert_eq!(ends(&rows), [told], "{chunks:?}");
@@ -374,7 +374,7 @@ fn completed(more: &str) -> String {
 /// The stream reaches the client byte for byte, and its row has its tokens.
 async fn check_stream(what: &str, stream: impl Into<Vec<u8>>) {
     let stream = stream.into();
-    let scene = Scene::new(json!({})).await;
+    let scene = BadPeerScene::new(json!({})).await;
     scene
         .account()
         .then(Reply::sse(stream.clone()))
@@ -451,7 +451,7 @@ async fn lines_that_end_in_cr_are_lines() {
 }
 
 /// What upstream answers to a client that asks it without a gateway.
-async fn directly(scene: &Scene, reply: &Reply) -> Answer {
+async fn directly(scene: &BadPeerScene, reply: &Reply) -> Answer {
     scene.account().then(reply.clone());
     let client = Client::new(scene.upstream().address()).token("access-a");
     client
@@ -464,7 +464,7 @@ async fn directly(scene: &Scene, reply: &Reply) -> Answer {
 }
 
 async fn check_undecodable(what: &str, limits: Value, reply: Reply, reason: &str) {
-    let scene = Scene::new(limits).await;
+    let scene = BadPeerScene::new(limits).await;
     let direct = directly(&scene, &reply).await;
     scene.account().then(reply);
     let answer = scene.client.turn(&turn("encoded")).await;
@@ -515,7 +515,7 @@ async fn a_content_encoding_that_lies_is_delivered_untouched_and_its_row_says_wh
 
 over_both!(a_compressed_stream_that_breaks_off_is_a_cut);
 async fn a_compressed_stream_that_breaks_off_is_a_cut() {
-    let scene = Scene::new(json!({})).await;
+    let scene = BadPeerScene::new(json!({})).await;
     scene
         .account()
         .then(Reply::ok().encoded(Encoding::Gzip).close_after(50));

@@ -1,6 +1,5 @@
-//! A peer that sends and reads bytes as they are: whatever no client library would send.
-//! Invariant: no wait of it is longer than [`WAIT_MAX`].
-#![allow(dead_code, reason = "each test uses its part")]
+//! A peer that sends and reads raw bytes, which no client library would send.
+//! Invariant: no wait is longer than [`WAIT_MAX`].
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,29 +9,32 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// No wait for the other side is longer.
-pub(crate) const WAIT_MAX: Duration = Duration::from_secs(20);
+/// The longest wait for the other side.
+pub const WAIT_MAX: Duration = Duration::from_secs(20);
 
 /// One side of a connection.
-pub(crate) struct Peer<S> {
+pub struct Peer<S> {
     io: S,
     read: Vec<u8>,
 }
 
-/// An HTTP/1 message: an answer, or a request that came to a bare upstream.
+/// An HTTP/1 message: an answer, or a request to a bare upstream.
 #[derive(Debug)]
-pub(crate) struct Message {
+pub struct Message {
     /// The first line and the header fields, in lower case.
-    pub(crate) head: String,
+    pub head: String,
     /// The body, without its chunks' framing.
-    pub(crate) body: Vec<u8>,
-    /// Whether the body came to its end in order.
-    pub(crate) whole: bool,
+    pub body: Vec<u8>,
+    /// Whether the body ended in order.
+    pub whole: bool,
 }
 
 impl Message {
-    /// The status, where it is an answer.
-    pub(crate) fn status(&self) -> u16 {
+    /// Returns the status of an answer.
+    ///
+    /// # Panics
+    /// Panics if it is a request.
+    pub fn status(&self) -> u16 {
         self.head
             .split(' ')
             .nth(1)
@@ -40,22 +42,25 @@ impl Message {
             .expect("a status line")
     }
 
-    /// A header field.
-    pub(crate) fn field(&self, name: &str) -> Option<&str> {
+    /// Returns a header field.
+    pub fn field(&self, name: &str) -> Option<&str> {
         self.head
             .lines()
             .find_map(|line| line.strip_prefix(name)?.strip_prefix(':').map(str::trim))
     }
 
-    /// The body as text.
-    pub(crate) fn text(&self) -> String {
+    /// Returns the body as text.
+    pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 }
 
 impl Peer<TcpStream> {
-    /// Connects.
-    pub(crate) async fn connect(address: SocketAddr) -> Self {
+    /// Connects to `address`.
+    ///
+    /// # Panics
+    /// Panics if that fails.
+    pub async fn connect(address: SocketAddr) -> Self {
         let stream = timeout(WAIT_MAX, TcpStream::connect(address))
             .await
             .expect("in time")
@@ -66,16 +71,16 @@ impl Peer<TcpStream> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
-    /// A peer on an open connection.
-    pub(crate) fn new(io: S) -> Self {
+    /// Creates a peer on an open connection.
+    pub fn new(io: S) -> Self {
         Self {
             io,
             read: Vec::new(),
         }
     }
 
-    /// Sends; whether the other side still took it shows when it is read from.
-    pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+    /// Sends bytes. A closed connection shows when it is read.
+    pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         let sent: io::Result<()> = async {
             self.io.write_all(bytes.as_ref()).await?;
             self.io.flush().await
@@ -84,21 +89,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
         drop(sent);
     }
 
-    /// Sends byte by byte, each in a write of its own.
-    pub(crate) async fn dribble(&mut self, bytes: impl AsRef<[u8]>) {
+    /// Sends byte by byte, each in its own write.
+    pub async fn dribble(&mut self, bytes: impl AsRef<[u8]>) {
         for byte in bytes.as_ref() {
             self.send([*byte]).await;
             tokio::task::yield_now().await;
         }
     }
 
-    /// Says that nothing more will be sent.
-    pub(crate) async fn shutdown(&mut self) {
+    /// Closes the sending side.
+    pub async fn shutdown(&mut self) {
         drop(self.io.shutdown().await);
     }
 
-    /// The next message; none where the connection ends before its head.
-    pub(crate) async fn message(&mut self) -> Option<Message> {
+    /// Returns the next message, or `None` if the connection ends before its head.
+    pub async fn message(&mut self) -> Option<Message> {
         let end = loop {
             if let Some(at) = find(&self.read, b"\r\n\r\n") {
                 break at + 4;
@@ -185,37 +190,37 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
         }
     }
 
-    /// All that comes until the other side ends the connection.
-    pub(crate) async fn rest(&mut self) -> Vec<u8> {
+    /// Returns everything up to the end of the connection.
+    pub async fn rest(&mut self) -> Vec<u8> {
         while self.more().await {}
         std::mem::take(&mut self.read)
     }
 
-    /// Whether more came; not, where the connection has ended.
+    /// Returns `true` if more has arrived, `false` if the connection has ended.
     async fn more(&mut self) -> bool {
         let read = timeout(WAIT_MAX, self.io.read_buf(&mut self.read)).await;
         read.expect("the other side sends or ends the connection")
             .is_ok_and(|length| length > 0)
     }
 
-    /// Whether the other side neither sends nor ends the connection for `span`.
-    pub(crate) async fn is_quiet_for(&mut self, span: Duration) -> bool {
+    /// Returns `true` if the other side neither sends nor closes the connection for `span`.
+    pub async fn is_quiet_for(&mut self, span: Duration) -> bool {
         timeout(span, self.io.read_buf(&mut self.read))
             .await
             .is_err()
     }
 }
 
-/// A POST to `/v1/responses` with that body.
-pub(crate) fn post(body: &str) -> String {
+/// Returns a POST to `/v1/responses` with this body.
+pub fn post(body: &str) -> String {
     format!(
         "POST /v1/responses HTTP/1.1\r\nhost: gateway\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     )
 }
 
-/// Where `needle` begins in `hay`.
-pub(crate) fn find(hay: &[u8], needle: &[u8]) -> Option<usize> {
+/// Returns the position of `needle` in `hay`.
+pub fn find(hay: &[u8], needle: &[u8]) -> Option<usize> {
     hay.windows(needle.len())
         .position(|window| window == needle)
 }
