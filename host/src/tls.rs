@@ -122,7 +122,7 @@ fn certificate_problem(config: &TlsConfig, error: &rustls::Error) -> ConfigProbl
     match error {
         rustls::Error::InvalidCertificate(_) => ConfigProblem::new(
             config.certificate_field.clone(),
-            "expected certificates in PEM, found one that cannot be read",
+            "expected certificates in PEM, found an unreadable one",
         ),
         rustls::Error::InconsistentKeys(_) => ConfigProblem::new(
             config.key_field.clone(),

@@ -47,7 +47,7 @@ pub enum CredentialKind {
     /// A ChatGPT account, by OAuth 2.0 tokens.
     #[serde(rename = "oauth")]
     OAuth,
-    /// An API key.
+    /// A key of the OpenAI API.
     ApiKey,
     /// Another gateway, by the token of one of its users.
     External,

@@ -16,7 +16,7 @@ const CODE_BYTES_MAX: usize = 64;
 /// What the token endpoint answered.
 #[derive(Debug)]
 pub struct TokenResponse {
-    /// The status.
+    /// The HTTP status code.
     pub status: u16,
     /// The pause that `Retry-After` asks for.
     pub retry_after: Option<Duration>,
