@@ -14,7 +14,11 @@ const BETWEEN: u8 = 0xff;
 fn read(
     messages: &[u8],
     size: usize,
-) -> Vec<(UpstreamMessage, Option<MeteredResponse>, Option<ResponseCreate>)> {
+) -> Vec<(
+    UpstreamMessage,
+    Option<MeteredResponse>,
+    Option<ResponseCreate>,
+)> {
     let (mut events, mut creates) = (UpstreamMessageScan::default(), ClientMessageScan::default());
     let each = messages.split(|byte| *byte == BETWEEN).map(|message| {
         events.begin();
