@@ -216,6 +216,12 @@ fn named_paths(tokens: &[(usize, &str)]) -> Vec<NamedPath> {
         match *token {
             "{" => braces.push(at >= 2 && tokens[at - 2].1 == "mod"),
             "}" => drop(braces.pop()),
+            // The path of a visibility, as in `pub(in crate::config)`, is no import.
+            "in" if at >= 2 && tokens[at - 2].1 == "pub" => {
+                while at < tokens.len() && tokens[at].1 != ")" {
+                    at += 1;
+                }
+            }
             "use" => {
                 let mut reader = UseReader {
                     tokens,
@@ -436,7 +442,7 @@ mod the_checker {
         let files = [
             ("a.rs", "mod b; mod c; pub use b::B; pub struct A;"),
             ("a/b.rs", "use super::A;"),
-            ("a/c.rs", "use super::A; use super::B;"),
+            ("a/c.rs", "use super::B; pub(in crate::a) struct C;"),
         ];
         let sources = files.map(|(path, text)| Source::new(path, text));
         let tree = ModuleTree::new(&sources);
