@@ -12,7 +12,7 @@ WASM_TARGET := wasm32-wasip2
 # Linting does not link: any file can stand in for libFuzzer, whose C++ is then not built.
 FUZZ_ENV := CUSTOM_LIBFUZZER_PATH=$(CURDIR)/fuzz/Cargo.toml
 
-.PHONY: help demo test build lint deny docs examples clients bench bench-policies tools
+.PHONY: help demo test clock build lint deny docs examples clients bench bench-policies tools
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,18 @@ test: tools lint ## Check the format, lint, run all tests, check licences, build
 	@echo "== all tests"
 	$(CARGO) test --locked --workspace --no-fail-fast
 	$(MAKE) examples deny docs
+
+# Cargo runs the test programs, and them alone, under this command.
+CLOCK_RUNNER = CARGO_TARGET_$(shell rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')_RUNNER
+CLOCK_TESTS ?= --test credentials --test operators -- canary:: refreshing:: status:: watching::
+
+clock: tools ## Run tests a year ahead and a month back. CLOCK_TESTS chooses them: all with CLOCK_TESTS=--workspace.
+	@command -v faketime > /dev/null || { echo "== installing faketime"; apt-get update -qq && apt-get install -y -qq faketime; }
+	@for offset in +365d -30d; do \
+		echo "== tests with the clock at $$offset: $(CLOCK_TESTS)"; \
+		env FAKETIME_DONT_FAKE_MONOTONIC=1 $(CLOCK_RUNNER)="faketime -f $$offset" \
+			$(CARGO) test --locked --no-fail-fast $(CLOCK_TESTS) || exit 1; \
+	done
 
 build: tools ## Build the release binary.
 	$(CARGO) build --locked --release -p tollgate
