@@ -1,8 +1,9 @@
-//! WebSocket: a handshake that goes the way of every request, and then a relay between two sockets.
+//! WebSocket: a handshake that takes the stages of every request, then a relay between two sockets.
 //!
-//! The handshake is authenticated, admitted, given a credential and rewritten as a request without
-//! a body. Where upstream takes it, each response that is asked for over the socket is a row of its
-//! own; where not, the client gets upstream's answer, and that is the row.
+//! The handshake is authenticated, admitted, given a credential and rewritten like a request
+//! without a body. If upstream accepts it, each response requested over the socket makes a ledger
+//! row; if upstream refuses it, the client receives upstream's response, and the handshake makes
+//! the row.
 
 mod closing;
 mod flow;
@@ -40,7 +41,7 @@ use crate::values::headers::strip_request;
 
 use relay::SocketRelay;
 
-/// Where a WebSocket is.
+/// The path of the WebSocket endpoints.
 const PATH: &str = "/v1/responses";
 
 const KEY: HeaderName = HeaderName::from_static("sec-websocket-key");
@@ -48,17 +49,18 @@ const VERSION: HeaderName = HeaderName::from_static("sec-websocket-version");
 const ACCEPT: HeaderName = HeaderName::from_static("sec-websocket-accept");
 const BETA: HeaderName = HeaderName::from_static("openai-beta");
 
-/// What Codex says in `OpenAI-Beta`; upstream wants it.
+/// The value of `OpenAI-Beta` that Codex sends and upstream requires.
 const BETA_SOCKETS: HeaderValue = HeaderValue::from_static("responses_websockets=2026-02-06");
 
-/// A connection that becomes a WebSocket, and what holds its place among the connections.
+/// A connection that becomes a WebSocket, and the permit by which it counts as a connection.
 pub(crate) struct SocketUpgrade {
     upgrade: OnUpgrade,
     place: Box<dyn Any + Send>,
 }
 
 impl SocketUpgrade {
-    /// The upgrade of the connection of `request`. `place` is dropped when the WebSocket is closed.
+    /// Returns the upgrade of the connection of `request`. `place` is dropped when the WebSocket
+    /// closes.
     pub(crate) fn new<B>(request: &mut http::Request<B>, place: Box<dyn Any + Send>) -> Self {
         Self {
             upgrade: on(request),
@@ -67,13 +69,13 @@ impl SocketUpgrade {
     }
 }
 
-/// How the client asks (RFC 6455, section 4.1; RFC 8441, section 4).
+/// The form of the client's handshake (RFC 6455, section 4.1; RFC 8441, section 4).
 enum ClientHandshake {
     Http1 { key: HeaderValue },
     Http2,
 }
 
-/// Whether a request wants another protocol on its connection.
+/// Returns whether a request asks for another protocol on its connection.
 pub(crate) fn is_upgrade<B>(request: &http::Request<B>) -> bool {
     let names_websocket = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");
     match *request.method() {
@@ -91,17 +93,18 @@ fn has_socket(path: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// Returns whether the path has a WebSocket. Elsewhere an HTTP/1.1 client gets the response to its
-/// GET; one that speaks HTTP/2 asks for a WebSocket and nothing else, and is refused here.
+/// Returns whether the path has a WebSocket endpoint. On another path, an HTTP/1.1 client receives
+/// the response to its GET; an HTTP/2 client asks for a WebSocket and nothing else, and is refused
+/// here.
 pub(super) fn is_requested(received: &Received) -> bool {
     has_socket(received.path()) || received.head.method == Method::CONNECT
 }
 
-/// Sends an admitted handshake to upstream. If upstream accepts it, the client's is accepted, too.
+/// Sends an admitted handshake to upstream, and accepts the client's if upstream accepts it.
 ///
 /// # Errors
-/// The request is no valid handshake, its user has too many WebSockets open, or upstream refuses
-/// it.
+/// Returns an error if the request is not a valid handshake, if its user has too many WebSockets
+/// open, or if upstream refuses it.
 pub(super) async fn connect(
     live: &LiveService,
     admitted: Admitted,
@@ -134,7 +137,7 @@ pub(super) async fn connect(
             let held = HeldPlaces { upgrade, permit };
             accept(live, handshake, answered, held).await
         }
-        // No refusal, and no socket: over HTTP/2 a client would take it for one.
+        // A 2xx without a socket: over HTTP/2 a client would read it as an accepted handshake.
         status if status.is_success() => {
             tracing::warn!(
                 status = status.as_u16(),
@@ -146,7 +149,7 @@ pub(super) async fn connect(
     }
 }
 
-/// What a socket holds as long as it is open.
+/// What a socket holds while it is open.
 struct HeldPlaces {
     upgrade: SocketUpgrade,
     permit: SocketPermit,
@@ -187,7 +190,7 @@ fn names_upgrade(headers: &HeaderMap) -> bool {
         .any(|name| name.trim().eq_ignore_ascii_case("upgrade"))
 }
 
-/// What the client said to this gateway alone is taken out, and what upstream wants is put in.
+/// Removes the fields that are meant for this gateway, and adds those that upstream requires.
 fn prepare(headers: &mut HeaderMap) {
     strip_request(headers);
     let own: Vec<HeaderName> = headers
@@ -201,7 +204,7 @@ fn prepare(headers: &mut HeaderMap) {
     headers.entry(BETA).or_insert(BETA_SOCKETS);
 }
 
-/// Accepts the client's handshake, as upstream accepted it. What is sent from then on is relayed.
+/// Accepts the client's handshake as upstream accepted it, and relays what follows.
 async fn accept(
     live: &LiveService,
     handshake: ClientHandshake,
@@ -228,13 +231,13 @@ async fn accept(
     let Ok(upstream) = on(response).await else {
         return Err(exchange.refuse(Refusal::upstream_broken()));
     };
-    // Rows are of responses: a handshake that was accepted makes none.
+    // Rows describe responses: an accepted handshake makes none.
     exchange.become_socket();
     let handshake_limit = exchange.service().limits().handshake_timeout;
     let relay = SocketRelay::new(live.clone(), exchange, credential, presented);
     tokio::spawn(async move {
         let HeldPlaces { upgrade, permit } = held;
-        // A client that leaves before its answer asked for nothing.
+        // A client that leaves before the response asked for nothing.
         if let Ok(Ok(client)) = timeout(handshake_limit, upgrade.upgrade).await {
             relay.run(client, upstream).await;
         }
@@ -262,7 +265,7 @@ fn accepted(handshake: ClientHandshake, headers: HeaderMap) -> Response<AnswerBo
     response
 }
 
-/// Of upstream's fields, a client of a WebSocket gets those that Codex reads.
+/// Of upstream's response fields, the client of a WebSocket receives those that Codex reads.
 fn keep_reply_fields(headers: &mut HeaderMap) {
     let others: Vec<HeaderName> = headers
         .keys()

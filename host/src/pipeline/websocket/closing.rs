@@ -2,7 +2,7 @@
 
 use crate::frames::{GOING_AWAY, INTERNAL_ERROR, RESTART};
 
-/// What closes a socket from here.
+/// The reason for a close that the gateway initiates.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct CloseReason {
     pub(super) code: u16,
@@ -15,7 +15,7 @@ pub(super) const USED_UP: CloseReason = CloseReason {
 };
 pub(super) const MOVES: CloseReason = CloseReason {
     code: RESTART,
-    text: "the session moves to another credential: connect again",
+    text: "the session is moving to another credential: connect again",
 };
 pub(super) const CHANGED: CloseReason = CloseReason {
     code: RESTART,
@@ -23,21 +23,21 @@ pub(super) const CHANGED: CloseReason = CloseReason {
 };
 pub(super) const STOPS: CloseReason = CloseReason {
     code: RESTART,
-    text: "the gateway stops: connect again",
+    text: "the gateway is shutting down: connect again",
 };
 pub(super) const IDLE: CloseReason = CloseReason {
     code: GOING_AWAY,
-    text: "nothing was asked for a long time",
+    text: "no response was requested for a long time",
 };
 pub(super) const BROKE: CloseReason = CloseReason {
     code: INTERNAL_ERROR,
-    text: "upstream broke off",
+    text: "upstream closed the connection",
 };
 pub(super) const SILENT: CloseReason = CloseReason {
     code: INTERNAL_ERROR,
-    text: "upstream fell silent",
+    text: "upstream stopped responding",
 };
 pub(super) const NOT_RECORDED: CloseReason = CloseReason {
     code: INTERNAL_ERROR,
-    text: "the ledger did not take the response's row in time",
+    text: "the response could not be recorded in time",
 };

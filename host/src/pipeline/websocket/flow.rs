@@ -1,4 +1,8 @@
-//! One direction of a socket: bytes go from one side to the other as they come, and are read on the side.
+//! One direction of a socket: bytes are forwarded as they arrive, and read on the side.
+//!
+//! Knows nothing of credentials or rows: an observer reads the messages and returns the commit that
+//! the last byte of a response waits for. Invariant: nothing more is read before everything read so
+//! far has been written.
 
 use std::cell::RefCell;
 use std::io;
@@ -15,10 +19,10 @@ use crate::frames::{
 };
 use crate::ledger::RowCommit;
 
-/// What is read at once. The buffer is its thread's: a socket that is idle has none.
+/// How much is read at once. The buffer belongs to the thread, so that an idle socket holds none.
 const READ_BYTES: usize = 32 * 1024;
 
-/// A sender that broke the protocol and sends nothing for so long has read why.
+/// A sender that broke the protocol and sends nothing for this long has read the reason.
 const QUIET: Duration = Duration::from_millis(200);
 
 thread_local! {
@@ -28,48 +32,49 @@ thread_local! {
 /// How a direction ends.
 #[derive(Debug)]
 pub(super) enum FlowEnd {
-    /// The sender said that it sends nothing more, and that went through.
+    /// The sender sent its close frame, and the frame was forwarded.
     Closed,
-    /// The sender is gone without that.
+    /// The sender disconnected without a close frame.
     SenderGone,
-    /// The receiver is.
+    /// The receiver disconnected.
     ReceiverGone,
-    /// The sender broke the protocol, or a bound.
+    /// The sender violated the protocol or a limit.
     Violation(ProtocolViolation),
     /// A row could not be committed.
     NotRecorded,
 }
 
-/// What reads a direction on the side.
+/// Reads the frames of a direction on the side.
 pub(super) trait FlowWatcher {
     /// # Errors
-    /// A bound is broken.
+    /// Returns the violation if a limit is exceeded.
     fn begin(&mut self, kind: MessageKind) -> Result<(), ProtocolViolation>;
     fn data(&mut self, piece: &[u8]);
-    /// A message is whole. Its last byte waits for the commit, where there is one.
+    /// Called when a message is complete. Its last byte waits for the returned commit.
     fn end(&mut self) -> Option<RowCommit>;
-    /// A frame passed that belongs to no message.
+    /// Called for each frame that belongs to no message.
     fn control(&mut self);
 }
 
 /// One direction.
 pub(super) struct SocketFlow {
     frames: FrameReader,
-    /// What waits to be written, from `written` on.
+    /// Bytes to write, from `written` on.
     pending: Vec<u8>,
     written: usize,
-    /// It was written, and is to be flushed.
+    /// Bytes were written and are still to be flushed.
     unflushed: bool,
     /// The end of a response, and the commit that it waits for.
     held: Option<(RowCommit, Vec<u8>)>,
-    /// What was read behind it.
+    /// Bytes read after the end of that response.
     unread: Vec<u8>,
-    /// Frames of the gateway's own.
+    /// Frames that the gateway itself sends.
     own: Vec<u8>,
-    /// The receiver is in the middle of a frame.
+    /// The receiver has received part of a frame.
     cut: bool,
-    /// The receiver had no room, and took something again since that was asked.
+    /// The receiver had no room at the last write.
     stuck: bool,
+    /// The receiver has accepted bytes since it was last asked whether it had.
     progress: bool,
 }
 
@@ -89,17 +94,18 @@ impl SocketFlow {
         }
     }
 
-    /// What was read of the sender before this was there.
+    /// Adds bytes that were read from the sender before the relay began.
     pub(super) fn was_read(&mut self, bytes: &[u8]) {
         self.unread.extend_from_slice(bytes);
     }
 
-    /// Whether a receiver that had no room took something since this was asked: it is there, however slowly it reads.
+    /// Returns whether a receiver that had no room has accepted bytes since the last call: it is
+    /// alive, however slowly it reads.
     pub(super) fn made_progress(&mut self) -> bool {
         std::mem::take(&mut self.progress)
     }
 
-    /// Whether nothing is under way: no message, and nothing that waits.
+    /// Returns whether the direction is idle: no partial message, and nothing to write.
     pub(super) fn is_at_rest(&self) -> bool {
         self.frames.is_between_frames()
             && !self.frames.is_in_message()
@@ -107,18 +113,18 @@ impl SocketFlow {
             && self.unread.is_empty()
     }
 
-    /// Whether something waits for its row.
+    /// Returns whether bytes wait for the commit of a row.
     pub(super) fn is_held(&self) -> bool {
         self.held.is_some()
     }
 
-    /// Sends a frame of the gateway's own, as soon as no other is under way.
+    /// Sends a frame of the gateway once no other frame is partly sent.
     pub(super) fn send_own(&mut self, frame: &[u8]) {
         self.own.extend_from_slice(frame);
     }
 
-    /// Writes what waits and then `frame`, the gateway's own last one. Where the receiver is in the middle of a frame it
-    /// gets none: it could not tell it from the frame's rest.
+    /// Writes what is pending, then `frame`, the gateway's last one. A receiver in the middle of a
+    /// frame does not get it, because it could not tell the two apart.
     pub(super) async fn finish(&mut self, to: &mut SocketSide, frame: &[u8]) -> io::Result<()> {
         if self.cut {
             return Ok(());
@@ -128,12 +134,12 @@ impl SocketFlow {
         to.flush().await
     }
 
-    /// Reads to the sender's close frame, or to its end: with what is unread, its system could take back what was sent to
-    /// it last. What comes goes nowhere.
+    /// Reads up to the sender's close frame or the end of its stream, and discards it. If bytes
+    /// stayed unread, the system could reset the connection and lose what was sent last.
     pub(super) async fn drain(&mut self, from: &mut SocketSide) {
         let mut buffer = [0; 1024];
         while !self.frames.is_closed() {
-            // The close frame of one that broke the protocol is not found any more.
+            // After a protocol violation, frames are no longer recognised.
             let limit = if self.frames.is_broken() {
                 QUIET
             } else {
@@ -143,12 +149,12 @@ impl SocketFlow {
                 Ok(Ok(read)) if read > 0 => read,
                 _ => return,
             };
-            // One that broke the protocol is not understood any more, and read all the same.
+            // After a protocol violation, bytes are read without being parsed.
             let _ = self.frames.read(&buffer[..read], |_| ReadControl::Continue);
         }
     }
 
-    /// Lets go through what can.
+    /// Forwards as much as possible without waiting.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -221,7 +227,8 @@ impl SocketFlow {
         })
     }
 
-    /// Reads `input` on the side and lets it go through, up to the end of a response that waits for its row.
+    /// Reads `input` on the side and forwards it, up to the end of a response that waits for its
+    /// row.
     fn take(
         &mut self,
         cx: &mut Context<'_>,
@@ -270,7 +277,7 @@ impl SocketFlow {
         Ok(())
     }
 
-    /// Forwards what ends with a frame, where there is something.
+    /// Forwards the bytes that end a frame, if there are any.
     fn forward_whole(&mut self, cx: &mut Context<'_>, bytes: &[u8], to: Pin<&mut SocketSide>) {
         if !bytes.is_empty() {
             self.forward(cx, bytes, to);
@@ -278,7 +285,8 @@ impl SocketFlow {
         }
     }
 
-    /// Writes what can be written at once. The rest waits: nothing more is read before it is out.
+    /// Writes what can be written at once. The rest stays pending, and nothing is read before it is
+    /// written.
     fn forward(&mut self, cx: &mut Context<'_>, mut bytes: &[u8], mut to: Pin<&mut SocketSide>) {
         while !bytes.is_empty() && self.pending.is_empty() {
             match to.as_mut().poll_write(cx, bytes) {
@@ -286,7 +294,7 @@ impl SocketFlow {
                     bytes = &bytes[written..];
                     self.unflushed = true;
                 }
-                // Gone, or full: what waits is tried again and tells which.
+                // The receiver is gone or full: the next write of the pending bytes tells which.
                 _ => break,
             }
         }
@@ -317,7 +325,7 @@ impl SocketFlow {
             self.written = 0;
         }
         if self.unflushed {
-            // Over HTTP/2 it is this that waits for the receiver.
+            // Over HTTP/2, the flush is what waits for the receiver.
             let Poll::Ready(flushed) = to.poll_flush(cx) else {
                 self.stuck = true;
                 return Poll::Pending;

@@ -1,4 +1,8 @@
-//! The relay of one socket: both directions, and everything that ends it.
+//! The relay of one socket: both directions, and every reason for which it ends.
+//!
+//! Owns the two directions and the deadlines of the socket; does not know what messages mean
+//! (`turns`). Invariant: a socket is closed by the gateway only between responses, or with the
+//! error of the response in progress.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -29,24 +33,24 @@ use crate::values::clock::Timestamp;
 use crate::values::exchange::ExchangeEnd;
 use crate::values::phase::GatewayPhase;
 
-/// After a close frame, the other side's is waited for so long (RFC 6455, section 7.1.1 leaves it open).
+/// How long the other side's close frame is awaited (RFC 6455, section 7.1.1, sets no time).
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A client that leaves may read what is on its way to it for so long.
+/// How long a client that leaves has for reading what was already sent to it.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A socket between a client and upstream.
 pub(super) struct SocketRelay {
     live: LiveService,
-    /// They own the service that the next turn begins in.
+    /// The responses in progress. They own the service that the next turn begins in.
     turns: SocketTurns,
-    /// From the client to upstream.
+    /// The direction from the client to upstream.
     up: SocketFlow,
-    /// From upstream to the client.
+    /// The direction from upstream to the client.
     down: SocketFlow,
-    /// Which directions are over.
+    /// The directions that have ended.
     closed: ClosedDirections,
-    /// It is to be closed when no response is waited for any more.
+    /// Set if the socket is to close as soon as no response is awaited.
     leaving: Option<CloseReason>,
     heard: LastHeard,
     waits: SocketDeadlines,
@@ -56,16 +60,16 @@ pub(super) struct SocketRelay {
 struct ClosedDirections {
     up: bool,
     down: bool,
-    /// Upstream takes nothing more. What it sent before that is still to come.
+    /// Upstream accepts nothing more. What it sent before is still to be forwarded.
     upstream_broke: bool,
 }
 
-/// What is polled when it was woken, of all that a socket waits for. A message wakes its direction, and nothing else looks.
-/// Reading a side and writing to it wake separately: no more than that is asked of what a side is made of.
+/// The parts of the relay that are polled separately, each when it was woken: a message wakes its
+/// direction and nothing else. Reading from a side and writing to it wake separately.
 struct RelayParts {
     up: WakeablePart,
     down: WakeablePart,
-    /// Whatever seldom happens.
+    /// Everything that happens rarely.
     rest: WakeablePart,
 }
 
@@ -81,7 +85,7 @@ impl RelayParts {
         .await
     }
 
-    /// Something of the relay's own changed: all of it is looked at.
+    /// Wakes every part, after a change of the relay's state.
     fn touch(&self) {
         self.up.touch();
         self.down.touch();
@@ -89,29 +93,30 @@ impl RelayParts {
     }
 }
 
-/// What ends a wait.
+/// Why a wait ended.
 enum RelayWake {
     Flows(RelayOutcome),
-    /// The credential or the service is to be looked at.
+    /// The credential or the service changed and is to be checked.
     Look,
     Phase(GatewayPhase),
     Time,
 }
 
-/// What the two directions came to.
+/// What relaying both directions led to.
 enum RelayOutcome {
-    /// Nothing is left to relay.
+    /// Both directions have ended.
     Over(ExchangeEnd),
-    /// The client is to be told why it ends.
+    /// The client is to be sent the reason for the end.
     Close(CloseReason, ExchangeEnd),
-    /// Something has begun that must not go on for ever.
+    /// A wait began that has a deadline.
     DeadlinesChanged,
-    /// A response has ended, and none is waited for: it is time to look whether the session should move.
+    /// A response has ended and none is awaited: the session can move.
     Between,
 }
 
 impl SocketRelay {
-    /// A relay for the socket that was opened by `socket`, the exchange of its handshake, with that credential.
+    /// Returns a relay for the socket opened by `socket`, the exchange of its handshake, with that
+    /// credential.
     pub(super) fn new(
         live: LiveService,
         socket: Box<Exchange>,
@@ -131,14 +136,15 @@ impl SocketRelay {
         }
     }
 
-    /// The side that `flow` comes from. What was read of it already is taken over: the buffer that it lies in is large.
+    /// Takes the side that `flow` reads from. What was already read is moved out, because the
+    /// buffer it is in is large.
     fn side(upgraded: Upgraded, flow: &mut SocketFlow) -> SocketSide {
         let (side, read) = SocketSide::of(upgraded);
         flow.was_read(&read);
         side
     }
 
-    /// Relays until the socket is over.
+    /// Relays until the socket ends.
     pub(super) async fn run(mut self, client: Upgraded, upstream: Upgraded) {
         let mut client = Self::side(client, &mut self.up);
         let mut upstream = Self::side(upstream, &mut self.down);
@@ -150,7 +156,7 @@ impl SocketRelay {
             RelayOutcome::Over(end) => self.turns.over(end),
             RelayOutcome::DeadlinesChanged | RelayOutcome::Between => {}
         }
-        // Whether they are still there does not matter any more.
+        // Whether either side is still connected no longer matters.
         let _ = timeout(SHUTDOWN_TIMEOUT, client.shutdown()).await;
         let _ = timeout(SHUTDOWN_TIMEOUT, upstream.shutdown()).await;
     }
@@ -164,7 +170,7 @@ impl SocketRelay {
         loop {
             self.move_to(&live.now());
             let credential = Arc::clone(self.turns.credential());
-            // Listened for before it is asked: what happens in between must not be missed.
+            // Subscribed before the state is read, so that no change is missed in between.
             let withdrawn = credential.until_unusable();
             if !credential.candidate(Timestamp::now()).usable {
                 self.leave(USED_UP);
@@ -213,12 +219,12 @@ impl SocketRelay {
         }
     }
 
-    /// It closes as soon as no response is waited for.
+    /// Closes the socket as soon as no response is awaited.
     fn leave(&mut self, reason: CloseReason) {
         self.leaving.get_or_insert(reason);
     }
 
-    /// Tells both sides why it ends, and waits for the client to have read it.
+    /// Sends both sides the reason for the end, and waits until the client has read it.
     async fn close(
         &mut self,
         reason: CloseReason,
@@ -231,7 +237,7 @@ impl SocketRelay {
                 return;
             }
             if !self.closed.up {
-                // Upstream may be gone; the client's own close frame goes nowhere then.
+                // Upstream may be gone; the client's own close frame then has no receiver.
                 let _ = self
                     .up
                     .finish(upstream, &close_frame(FrameSender::Client, GOING_AWAY, ""))
@@ -301,7 +307,8 @@ impl SocketRelay {
         }
     }
 
-    /// Whether no response is waited for or on its way. An error, as any end of a response, has reached the client by then.
+    /// Returns whether no response is awaited or being sent. By then an error, like any end of a
+    /// response, has reached the client.
     fn is_between_turns(&self) -> bool {
         !self.turns.is_waiting()
             && self.down.is_at_rest()
@@ -309,7 +316,7 @@ impl SocketRelay {
             && !self.closed.upstream_broke
     }
 
-    /// Whether the session would be given another credential if it came now.
+    /// Returns whether the session would be given another credential if it arrived now.
     async fn moves(&self) -> bool {
         let choice = choice_for_session(self.turns.socket(), Timestamp::now()).await;
         choice.is_some_and(|choice| !Arc::ptr_eq(&choice, self.turns.credential()))
@@ -319,15 +326,15 @@ impl SocketRelay {
         self.turns.service()
     }
 
-    /// Further turns begin in the service as it is now; those under way keep theirs. Where the socket has no place in it any
-    /// more, it closes as soon as no response is waited for.
+    /// Begins further turns in the current service; turns in progress keep theirs. If the socket
+    /// has no place in that service, it closes as soon as no response is awaited.
     fn move_to(&mut self, now: &Arc<Service>) {
         if !Arc::ptr_eq(now, self.turns.service()) && !self.turns.move_to(now) {
             self.leave(CHANGED);
         }
     }
 
-    /// Whether a wait has begun, or ended, since this was asked.
+    /// Returns whether a wait has begun or ended since the last call.
     fn waits_anew(&mut self) -> bool {
         let limits = self.service().limits();
         let before = self.waits;
@@ -345,17 +352,18 @@ impl SocketRelay {
         self.waits != before
     }
 
-    /// Answers what becomes of the socket, where this ends it.
+    /// Returns what becomes of the socket if this ends it.
     fn up_ended(&mut self, end: FlowEnd) -> Option<RelayOutcome> {
         match end {
-            // Upstream answers it, and that goes to the client.
+            // Upstream answers the close frame, and its answer is forwarded to the client.
             FlowEnd::Closed | FlowEnd::NotRecorded => {
                 self.closed.up = true;
                 None
             }
             FlowEnd::SenderGone => Some(RelayOutcome::Over(ExchangeEnd::ClientGone)),
             FlowEnd::ReceiverGone => {
-                // Why may be on its way: an error, or the end of a response, reaches the client before anything is closed.
+                // The reason may be in transit: an error, or the end of a response, reaches the
+                // client before anything is closed.
                 self.closed.up = true;
                 self.closed.upstream_broke = true;
                 None
@@ -370,7 +378,7 @@ impl SocketRelay {
     fn down_ended(&mut self, end: FlowEnd) -> Option<RelayOutcome> {
         match end {
             FlowEnd::Closed => {
-                // It may be the answer to the client's.
+                // It may answer the client's close frame.
                 let answers_client = self.closed.up && !self.closed.upstream_broke;
                 self.turns.over(if answers_client {
                     ExchangeEnd::ClientGone
@@ -396,10 +404,10 @@ impl SocketRelay {
         }
     }
 
-    /// When something is to be looked at, at the latest.
+    /// Returns the time of the next check at the latest.
     fn wake_at(&self) -> Instant {
         let limits = self.service().limits();
-        // One that is waited for may be quiet for as long as upstream may.
+        // While a response is awaited, upstream may be silent for as long as its limit allows.
         let idle =
             (!self.turns.is_waiting()).then(|| self.heard.message + limits.websocket_idle_timeout);
         let others = [
@@ -414,7 +422,7 @@ impl SocketRelay {
             .fold(self.ping_at(), Instant::min)
     }
 
-    /// When the client is to be sent a ping, or has not answered it.
+    /// Returns when the client is to be sent a ping, or has failed to answer one.
     fn ping_at(&self) -> Instant {
         let interval = self.service().limits().websocket_ping_interval;
         self.heard.client
@@ -425,7 +433,7 @@ impl SocketRelay {
             }
     }
 
-    /// When upstream has been silent for too long.
+    /// Returns when upstream has been silent for too long.
     fn silent_at(&self) -> Option<Instant> {
         self.turns
             .is_waiting()
@@ -452,7 +460,7 @@ impl SocketRelay {
         }
         if self.ping_at() <= now {
             if self.heard.pinged {
-                // Nothing came back, not even an answer to a ping.
+                // Nothing was received, not even a pong.
                 return Some(RelayOutcome::Over(ExchangeEnd::ClientGone));
             }
             self.heard.pinged = true;

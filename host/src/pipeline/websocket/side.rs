@@ -1,7 +1,7 @@
-//! A side of a socket: the connection that it became of.
+//! A side of a socket: the connection that it was upgraded from.
 //!
-//! What hyper hands over reads and writes through whatever it wrapped the connection in. Where the connection itself can be
-//! had, it is taken out: each message passes two of them.
+//! The connection that hyper hands over reads and writes through hyper's wrapper. If the connection
+//! itself can be recovered, it is: each message passes through two of them.
 
 use std::io;
 use std::pin::Pin;
@@ -15,20 +15,20 @@ use tokio::net::TcpStream;
 
 use crate::{tls, upstream};
 
-/// A side.
+/// One of the two connections of a socket.
 pub(super) enum SocketSide {
     /// A connection without TLS.
     Clear(TcpStream),
-    /// A client's with TLS.
+    /// A client's connection with TLS.
     FromClient(Box<tls::TlsConnection>),
-    /// Upstream's with TLS.
+    /// Upstream's connection with TLS.
     ToUpstream(TokioIo<Box<upstream::UpstreamConnection>>),
     /// A stream of HTTP/2.
     Stream(TokioIo<Upgraded>),
 }
 
 impl SocketSide {
-    /// The side that `upgraded` is, and what was read of it already.
+    /// Returns the side behind `upgraded`, and what was already read from it.
     pub(super) fn of(upgraded: Upgraded) -> (Self, Bytes) {
         let upgraded = match upgraded.downcast::<TokioIo<TcpStream>>() {
             Ok(Parts { io, read_buf, .. }) => return (Self::Clear(io.into_inner()), read_buf),
@@ -50,7 +50,7 @@ impl SocketSide {
     }
 }
 
-/// Does the same with whichever it is.
+/// Runs the same expression on the connection of either kind.
 macro_rules! with {
     ($side:expr, $io:ident => $what:expr) => {
         match $side.get_mut() {

@@ -1,4 +1,4 @@
-//! When each side of a socket was heard last, and what a socket does not wait for for ever.
+//! When each side of a socket was last heard from, and the deadlines of a socket.
 
 use tokio::time::Instant;
 
@@ -6,17 +6,17 @@ use tokio::time::Instant;
 pub(super) struct LastHeard {
     pub(super) client: Instant,
     pub(super) upstream: Instant,
-    /// The last message of either.
+    /// The last message from either side.
     pub(super) message: Instant,
-    /// What was heard since that was looked at: the clock is read once for all of it.
+    /// What was received since the last update: the clock is read once for all of it.
     pub(super) now: HeardSince,
     /// The client was sent a ping since.
     pub(super) pinged: bool,
-    /// A response ended since that was looked at.
+    /// A response ended since the last update.
     pub(super) turn_ended: bool,
 }
 
-/// Signs of life that are not in [`LastHeard`] yet.
+/// Signs of life that [`LastHeard`] does not include yet.
 #[derive(Default)]
 pub(super) struct HeardSince {
     pub(super) client: bool,
@@ -25,7 +25,7 @@ pub(super) struct HeardSince {
 }
 
 impl LastHeard {
-    /// Both sides as heard at `now`.
+    /// Returns both sides as heard from at `now`.
     pub(super) fn new(now: Instant) -> Self {
         Self {
             client: now,
@@ -60,11 +60,11 @@ impl LastHeard {
     }
 }
 
-/// What does not go on for ever.
+/// The waits of a socket that end at a deadline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct SocketDeadlines {
-    /// One side has closed, and the other is to follow until then.
+    /// One side has closed, and the other is to close by then.
     pub(super) for_close: Option<Instant>,
-    /// A response's end waits for its row, at most until then.
+    /// The end of a response waits for its row until then at most.
     pub(super) for_commit: Option<Instant>,
 }

@@ -1,4 +1,7 @@
-//! What is asked for and answered over a socket: each response a row.
+//! The responses requested over a socket: each makes a row.
+//!
+//! Owns the exchanges of the responses in progress; does not know how bytes are relayed. Invariant:
+//! room for a row is reserved before the message that requests its response is forwarded.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,7 +20,8 @@ use crate::values::clock::Timestamp;
 use crate::values::exchange::ExchangeEnd;
 use crate::values::windows::WindowReading;
 
-/// Responses that a client may wait for at a time on one socket. Upstream makes one after another.
+/// The most responses that a client may await at a time on one socket. Upstream produces them one
+/// after another.
 const OPEN_MAX: usize = 16;
 
 /// The responses of one socket.
@@ -25,19 +29,20 @@ pub(super) struct SocketTurns {
     /// The handshake's exchange, which owns the service: every turn begins from it.
     socket: Box<Exchange>,
     credential: Arc<Credential>,
-    /// What was presented to upstream in the handshake: what upstream says is about that account.
+    /// What was presented to upstream in the handshake: what upstream reports is about that
+    /// account.
     presented: Arc<UpstreamIdentity>,
-    /// The exchange of each response that was asked for and has not ended, in order.
+    /// The exchanges of the responses that were requested and have not ended, in order.
     open: VecDeque<Box<Exchange>>,
     create: ClientMessageScan,
     event: UpstreamMessageScan,
-    /// For the message that the client is sending.
+    /// The room reserved for the message that the client is sending.
     room: Option<RowReservation>,
-    /// The message under way is text.
+    /// Whether the message in progress is text.
     in_text: [bool; 2],
 }
 
-/// Places in [`SocketTurns::in_text`].
+/// Indices into [`SocketTurns::in_text`].
 const UP: usize = 0;
 const DOWN: usize = 1;
 
@@ -59,12 +64,13 @@ impl SocketTurns {
         }
     }
 
-    /// The socket as the handshake had it.
+    /// Returns the exchange of the handshake.
     pub(super) fn socket(&self) -> &Exchange {
         &self.socket
     }
 
-    /// Returns the service that the next turn begins in: the newest that the socket could move to.
+    /// Returns the service that the next turn begins in: the newest in which the socket has a
+    /// place.
     pub(super) fn service(&self) -> &Arc<Service> {
         self.socket.service()
     }
@@ -73,21 +79,22 @@ impl SocketTurns {
         &self.credential
     }
 
-    /// Further turns begin in `service`, if the socket has a place in it. Returns whether it has.
+    /// Begins further turns in `service`, if the socket has a place in it. Returns whether it has.
     #[must_use]
     pub(super) fn move_to(&mut self, service: &Arc<Service>) -> bool {
         self.socket.move_to(service, &self.credential)
     }
 
-    /// Whether a response is waited for.
+    /// Returns whether a response is awaited.
     pub(super) fn is_waiting(&self) -> bool {
         !self.open.is_empty()
     }
 
-    /// The client begins a message. Room for its row is reserved before any of it goes on.
+    /// Called when the client begins a message. Reserves room for its row before any of it is
+    /// forwarded.
     ///
     /// # Errors
-    /// There is none, or as many responses as may be are waited for.
+    /// Returns an error if there is no room, or if as many responses as allowed are awaited.
     pub(super) fn client_begins(&mut self, kind: MessageKind) -> Result<(), ProtocolViolation> {
         self.in_text[UP] = kind == MessageKind::Text;
         if kind != MessageKind::Text {
@@ -114,7 +121,8 @@ impl SocketTurns {
         }
     }
 
-    /// The client's message is whole: what it asks for is waited for from now on.
+    /// Called when the client's message is complete: the response it requests is awaited from now
+    /// on.
     pub(super) fn client_ends(&mut self) {
         let room = self.room.take();
         if !std::mem::take(&mut self.in_text[UP]) {
@@ -142,7 +150,8 @@ impl SocketTurns {
         }
     }
 
-    /// Upstream's message is whole. Where it ends a response, its last byte waits for the row.
+    /// Called when upstream's message is complete. If it ends a response, its last byte waits for
+    /// the row.
     pub(super) fn upstream_ends(&mut self) -> Option<RowCommit> {
         if !std::mem::take(&mut self.in_text[DOWN]) {
             return None;
@@ -176,7 +185,7 @@ impl SocketTurns {
 
     fn refused(&self, reading: &WindowReading, until: Option<Timestamp>, now: Timestamp) {
         if self.presented.kind() == CredentialKind::ApiKey {
-            // A key's limits are of seconds and of its own: its client knows what to do.
+            // The limits of an API key are short and belong to the key: its client handles them.
             return;
         }
         let until = reading.refused_until().or(until);
@@ -187,7 +196,7 @@ impl SocketTurns {
         let metered = self.event.take_metered();
         let mut turn = match self.open.pop_front() {
             Some(turn) => turn,
-            // Nobody asked for it, as far as was understood; it counts all the same.
+            // No recognised message requested this response; it is recorded all the same.
             None if metered.counts.is_some() => {
                 let Ok(room) = self.service().parts().ledger.reserve() else {
                     tracing::error!(
@@ -208,11 +217,11 @@ impl SocketTurns {
         settle(&mut turn, end, metered)
     }
 
-    /// The socket is over: what is still waited for ends so.
+    /// Ends the socket: every response that is still awaited ends with `end`.
     pub(super) fn over(&mut self, end: ExchangeEnd) {
         let mut metered = self.event.take_metered();
         for mut turn in self.open.drain(..) {
-            // What is known belongs to the one that upstream was answering.
+            // What was metered belongs to the response that upstream was sending.
             drop(settle(&mut turn, end, std::mem::take(&mut metered)));
         }
     }

@@ -1,10 +1,10 @@
-//! Parts of one task that are polled when they themselves were woken, and not whenever any of them was.
+//! Parts of one task that are polled only when they themselves were woken.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
-/// A part of a task.
+/// A part of a task, with a waker.
 pub(super) struct WakeablePart {
     woken: Arc<WakeFlag>,
     waker: Waker,
@@ -28,7 +28,7 @@ impl Wake for WakeFlag {
 }
 
 impl WakeablePart {
-    /// A part of the task that `cx` is of. It is polled when it is first asked to be.
+    /// Creates a part of the task that `cx` belongs to. Its first poll always happens.
     pub(super) fn of(cx: &Context<'_>) -> Self {
         let woken = Arc::new(WakeFlag {
             is: AtomicBool::new(true),
@@ -40,12 +40,12 @@ impl WakeablePart {
         }
     }
 
-    /// Something changed that it does not hear of from those it waits for.
+    /// Wakes the part after a change that none of its wakers reports.
     pub(super) fn touch(&self) {
         self.woken.is.store(true, Ordering::Release);
     }
 
-    /// Polls it, if it was woken since the last time.
+    /// Polls the part if it was woken since the last poll.
     pub(super) fn poll<T>(
         &mut self,
         cx: &Context<'_>,
@@ -66,7 +66,7 @@ impl WakeablePart {
 mod tests {
     use super::*;
 
-    /// How often it was woken.
+    /// Counts how often it was woken.
     #[derive(Default)]
     struct WakeCount(std::sync::atomic::AtomicUsize);
 
@@ -76,7 +76,7 @@ mod tests {
         }
     }
 
-    /// Polls `part`; answers the waker that it was polled with.
+    /// Polls `part` and returns the waker that it was polled with.
     fn polled(part: &mut WakeablePart, task: &Waker) -> Option<Waker> {
         let polled = part.poll(&Context::from_waker(task), |cx| {
             Poll::Ready(cx.waker().clone())

@@ -1,4 +1,4 @@
-//! What reads the two directions of a socket on the side.
+//! The observers that read the two directions of a socket on the side.
 
 use super::flow::FlowWatcher;
 use super::timing::LastHeard;
