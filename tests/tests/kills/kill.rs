@@ -78,8 +78,8 @@ fn is_seen_whole(answer: &Answer, streamed: bool) -> bool {
     })
 }
 
-/// Asks on a socket, turn after turn, until the gateway is gone. What was seen whole is told by the
-/// responses' ids.
+/// Sends turn after turn on a socket until the gateway is gone. The ids of the responses seen whole
+/// are added to `seen`.
 async fn ask_by_socket_until_it_dies(mut socket: Socket, body: Value, seen: Seen) {
     loop {
         socket.create(&body).await;

@@ -15,7 +15,7 @@ const ROUNDS: usize = 8;
 /// From ready to the kill, in microseconds.
 const LIFE: std::ops::Range<u64> = 20_000..600_000;
 
-/// Asks until the gateway is gone. Answers the names of what was seen whole.
+/// Sends requests until the gateway is gone. Returns the names of the responses seen whole.
 async fn ask_until_it_dies(client: Client, seen: Arc<Mutex<Vec<String>>>) {
     let client = client
         .token("token-alice")
@@ -113,7 +113,7 @@ async fn a_kill_during_reloads_leaves_a_gateway_that_starts_and_a_whole_ledger()
     program.kill();
 }
 
-/// Reloads as an operator does, who may find nobody.
+/// Reloads as an operator does; the gateway may be gone.
 async fn reload(rig: &Rig) {
     let mut command = Command::new(binary());
     command

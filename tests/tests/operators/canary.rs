@@ -27,7 +27,7 @@ const BROKEN: &str = "canary-in-a-broken-file-8b8b";
 const OF_CLIENTS: [&str; 4] = [ALICE, BOB, WRONG, COOKIE];
 /// What upstream may be shown, and in one header only.
 const FOR_UPSTREAM: [&str; 3] = [API_KEY, ACCESS[0], ACCESS[1]];
-/// What nobody is ever shown.
+/// Secrets that never leave the gateway.
 const OF_NOBODY: [&str; 5] = [REFRESH[0], REFRESH[1], ID[0], ID[1], BROKEN];
 
 /// All canaries, and the middle of the TLS key.
@@ -162,7 +162,7 @@ impl CanaryScene {
             .expect("an address")
     }
 
-    /// Every request that could bring a secret to light. Answers how many were admitted.
+    /// Sends every request that could reveal a secret. Returns how many were admitted.
     async fn traffic(&self, program: &Program) -> usize {
         let bare = program
             .client()
@@ -178,34 +178,38 @@ impl CanaryScene {
         );
 
         // Refused at the door.
-        let nobody = &turn("nobody");
-        check("no token", 401, bare.turn(nobody).await);
-        check("a wrong token", 401, bare.token(WRONG).turn(nobody).await);
+        let anonymous = &turn("anonymous");
+        check("no token", 401, bare.turn(anonymous).await);
+        check(
+            "a wrong token",
+            401,
+            bare.token(WRONG).turn(anonymous).await,
+        );
         check(
             "half a token",
             401,
-            bare.token(&ALICE[..ALICE.len() - 1]).turn(nobody).await,
+            bare.token(&ALICE[..ALICE.len() - 1]).turn(anonymous).await,
         );
         check(
             "another scheme",
             401,
             bare.header("authorization", &format!("Basic {ALICE}"))
-                .turn(nobody)
+                .turn(anonymous)
                 .await,
         );
         check(
             "another field",
             400,
-            bare.header("x-api-key", ALICE).turn(nobody).await,
+            bare.header("x-api-key", ALICE).turn(anonymous).await,
         );
         check(
             "another field",
             400,
-            alice.header("api-key", BOB).turn(nobody).await,
+            alice.header("api-key", BOB).turn(anonymous).await,
         );
         check("another path", 404, alice.get("/elsewhere").await);
         check(
-            "status of nobody",
+            "status without a token",
             401,
             bare.token(WRONG).get("/ocm/v1/status").await,
         );
@@ -383,7 +387,7 @@ fn walk(folder: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
-/// Runs the binary to its end. Answers its exit code and all that it printed.
+/// Runs the binary to its end. Returns its exit code and everything it printed.
 fn run(arguments: &[&str]) -> (Option<i32>, String) {
     let output = Command::new(binary())
         .args(arguments)
@@ -397,7 +401,7 @@ fn run(arguments: &[&str]) -> (Option<i32>, String) {
     )
 }
 
-/// What the gateway prints goes to gateway.log; with a `log.output` of its own, its log is another file there.
+/// The gateway prints to gateway.log; if `log.output` names another file, its log is there.
 async fn check_gateway(log_file: Option<&str>, format: &str) {
     let mut scene = CanaryScene::new(json!({ "level": "trace", "format": format })).await;
     if let Some(name) = log_file {
@@ -447,8 +451,8 @@ fn bad_configs(canary: &str) -> Vec<(&'static str, String)> {
     let user = |user: Value| service(json!({ "users": [user] }));
     let both = json!([{ "name": "a", "token": canary }, { "name": "b", "token": canary }]);
     vec![
-        ("an unknown credential", user(json!({ "name": "a", "token": canary, "credential": "nobody" }))),
-        ("a field that nobody knows", user(json!({ "name": "a", "tokn": canary }))),
+        ("an unknown credential", user(json!({ "name": "a", "token": canary, "credential": "missing" }))),
+        ("an unknown field", user(json!({ "name": "a", "tokn": canary }))),
         ("a list for a token", user(json!({ "name": "a", "token": [canary] }))),
         ("an object for a token", user(json!({ "name": "a", "token": { canary: 1 } }))),
         ("a token for a user", service(json!({ "users": [canary] }))),
@@ -501,7 +505,7 @@ fn no_error_of_a_configuration_quotes_a_secret() {
     check_bad_configs("canary-in-a-bad-config-4f4f", &["check", "run", "usage"]);
 }
 
-/// A token of digits, whose quotes somebody forgot, is a token.
+/// A token of digits without quotes is a token.
 #[test]
 fn no_error_of_a_configuration_quotes_a_secret_that_is_a_number() {
     check_bad_configs("48151623421080", &["check"]);

@@ -128,7 +128,7 @@ async fn a_full_ledger_that_serves_goes_on_and_writes_the_further_rows_to_the_lo
             "{id}: {in_ledger} in the ledger, {in_log} in the log"
         );
     }
-    // What was lost is told whole: who, and how much.
+    // The log names everything that was lost: which user, and how much.
     assert!(
         lost.iter()
             .all(|line| line.contains("alice") && line.contains("1200")),
@@ -259,7 +259,7 @@ async fn requests_that_are_refused_at_the_door_take_no_room() {
     for _ in 0..3 {
         assert_eq!(
             Client::new(open.address())
-                .turn(&turn("nobody"))
+                .turn(&turn("anonymous"))
                 .await
                 .status,
             StatusCode::UNAUTHORIZED

@@ -10,7 +10,7 @@ use tokio::time::{sleep, timeout};
 use tollgate_tests::upstream::{Gate, Reply, Standing};
 use tollgate_tests::{Answer, Client, Nowhere, Rig, over_both, turn, wait_for_rows};
 
-/// Starts the gateway with a pool of these members in that order, and these limits. Answers a
+/// Starts the gateway with a pool of these members in that order, and these limits. Returns a
 /// client of its user.
 async fn start(rig: &mut Rig, members: Vec<Value>, limits: Value) -> Client {
     let tags: Vec<Value> = members.iter().map(|member| member["tag"].clone()).collect();
@@ -58,7 +58,7 @@ fn outcomes(list: &[(&str, &str)]) -> Vec<(String, String)> {
 struct Trouble {
     /// As in `limits.failover`.
     name: &'static str,
-    /// None: nobody listens where it is.
+    /// None: its port is closed.
     reply: Option<Reply>,
     /// In the ledger.
     outcome: &'static str,
@@ -141,7 +141,7 @@ async fn beside(trouble: &Trouble, limits: Value) -> (Rig, Client) {
     (rig, client)
 }
 
-/// The client got what the trouble is answered with, and nobody else was asked.
+/// Checks that the client got the response for this fault, and that no other credential was tried.
 async fn check_answered(rig: &Rig, trouble: &Trouble, answer: &Answer) {
     let Trouble {
         name,
@@ -259,7 +259,7 @@ async fn a_request_that_may_have_been_processed_is_not_sent_again() {
     ];
     for (name, reply) in breaks {
         let (mut rig, client) = pool(&["a", "b"], json!({})).await;
-        // On a new connection, and on one that was of use before.
+        // On a new connection, and on a reused one.
         rig.account("a")
             .then(reply.clone())
             .then(Reply::ok())
@@ -307,7 +307,7 @@ async fn an_answer_that_breaks_after_its_head_is_not_asked_for_elsewhere() {
     }
 }
 
-// Who speaks where nobody is left
+// Which response the client gets when no credential is left
 
 over_both!(where_all_answer_503_the_client_gets_the_last_one_as_it_is);
 async fn where_all_answer_503_the_client_gets_the_last_one_as_it_is() {
@@ -406,7 +406,7 @@ async fn a_further_attempt_waits_only_for_what_is_left_of_the_failover_timeout()
     rig.stop().await;
 }
 
-/// `a` answers so after the time-out. Answers what the client gets; nobody else was asked.
+/// `a` answers so after the time-out. Returns what the client gets; no other credential was tried.
 async fn answered_late(reply: Reply) -> Answer {
     let (mut rig, client) = pool(&["a", "b"], json!({ "failover_timeout": "200ms" })).await;
     let gate = Gate::new();

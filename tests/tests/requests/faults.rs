@@ -1,4 +1,4 @@
-//! Policies that fail: for their own call, at once, and for nobody else.
+//! Policies that fail: only their own call fails, and at once.
 
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -73,7 +73,7 @@ async fn a_balancer_may_choose_nobody() {
             );
             let error = &answer.json()["error"];
             assert_eq!(error["code"], "credentials_exhausted");
-            // Nobody knows when, and a client that is told nothing asks again at once.
+            // The time is unknown, and without a hint a client retries at once.
             let seconds = error["resets_in_seconds"].as_u64().expect("a span");
             assert_eq!(
                 answer.header("retry-after"),

@@ -404,7 +404,7 @@ async fn a_client_that_leaves_before_the_answer_is_recorded() {
 
 /// The client sees that its answer is not whole: where the cut came at once, even the head may be
 /// missing, and where it came before the first byte of the body, the gateway may say so instead.
-/// Answers the status that the row is to tell.
+/// Returns the status that the row should have.
 async fn status_of_cut(name: &str, client: &Client, body: &Value) -> i64 {
     let client = client.header("content-type", "application/json");
     let sent = client

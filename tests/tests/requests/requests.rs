@@ -187,7 +187,7 @@ async fn who_shows_no_token_of_a_user_is_told_what_is_wrong_with_it() {
     assert!(rig.forwarded().is_empty());
     assert!(
         rows(&rig.ledger()).is_empty(),
-        "nobody's requests are no rows"
+        "unauthenticated requests make no rows"
     );
     rig.stop().await;
 }
@@ -388,7 +388,7 @@ async fn the_single_credential_of_a_simple_service_serves_everybody() {
     rig.stop().await;
 }
 
-// 7. Nobody usable
+// 7. No usable credential
 
 over_both!(a_limited_pool_answers_429_and_an_empty_one_503);
 async fn a_limited_pool_answers_429_and_an_empty_one_503() {
@@ -684,7 +684,7 @@ async fn what_codex_sends_goes_on_and_only_the_credential_is_attached() {
         ("x-forwarded-prefix", "/not-named"),
     ];
     let (mut rig, client) = team_rig().await;
-    // A client with a login of its own shows its own account.
+    // A client with its own login presents its own account.
     let client = client
         .token("token-alice")
         .header("chatgpt-account-id", "account-of-the-client");

@@ -1211,7 +1211,7 @@ fn resident_bytes() -> usize {
 async fn thousands_of_idle_sockets_stay_open_and_a_sample_of_them_still_works() {
     let _heavy = HEAVY.lock().await;
     let count = IDLE_MAX.min(file_limit().saturating_sub(OTHER_FILES) / ENDS);
-    // Nobody reads here while they are idle, and so nobody answers pings.
+    // These clients do not read while they are idle, so they answer no pings.
     let mut scene = EchoScene::with(
         json!({ "websockets_per_user": count + 1, "websocket_ping_interval": "1h" }),
     )

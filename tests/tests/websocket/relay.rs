@@ -179,13 +179,13 @@ async fn of_upstreams_fields_the_client_gets_those_that_codex_reads() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_handshake_without_a_good_token_is_401() {
     let (mut rig, client) = pool(&["a"], json!({})).await;
-    let nobody = Client::new(client.address());
-    for nobody in [
-        nobody.clone(),
-        nobody.token("token-mallory"),
-        nobody.http2(),
+    let anonymous = Client::new(client.address());
+    for rejected in [
+        anonymous.clone(),
+        anonymous.token("token-mallory"),
+        anonymous.http2(),
     ] {
-        let answer = nobody.socket().await.expect_err("refused");
+        let answer = rejected.socket().await.expect_err("refused");
         assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
         assert_eq!(answer.json()["error"]["type"], "authentication_error");
     }
@@ -341,7 +341,7 @@ async fn a_handshake_that_is_refused_for_now_goes_to_the_next_credential() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_handshake_that_nobody_takes_is_429_and_tells_when_to_come_back() {
+async fn a_handshake_without_a_usable_credential_is_429_and_says_when_to_retry() {
     let (mut rig, client) = pool(&["a", "b"], json!({})).await;
     for (tag, seconds) in [("a", 900), ("b", 600)] {
         rig.account(tag).then_handshake(
@@ -702,7 +702,7 @@ async fn a_turn_past_the_idle_limit_is_waited_for_without_work() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_quiet_client_that_answers_pings_stays_and_one_that_does_not_is_dropped() {
-    // A slow machine answers a ping within this. One that answers none is dropped after two of them.
+    // A slow machine answers a ping within this. A peer that answers none is dropped after two.
     let (mut rig, client) = pool(&["a"], json!({ "websocket_ping_interval": "1500ms" })).await;
     for client in [client.clone(), client.http2()] {
         let before = rig.upstream.sockets().len();
@@ -739,7 +739,7 @@ async fn an_upstream_that_does_not_read_holds_the_client_up() {
     let mut socket = open(&client).await;
     let piece = Bytes::from(vec![7; PIECE]);
     let mut sent = 0;
-    // The one that does not go through stays with the client's library and goes out with the next.
+    // The message that is not sent stays in the client library and is sent with the next.
     while timeout(Duration::from_secs(1), socket.send_binary(piece.clone()))
         .await
         .is_ok()

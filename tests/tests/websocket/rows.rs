@@ -20,7 +20,7 @@ async fn pool(tags: &[&str], pool: Value, limits: Value) -> (Rig, Client) {
     config["limits"] = limits;
     let client = rig.start(config).await.token("token-alice");
     for tag in tags {
-        // A poll that comes later would replace what a test tells, and one that is known earlier than another decides.
+        // A later poll would replace the figures of the test, and the first known poll would decide.
         rig.wait_for_credential(tag, POLLED, "polled", |found| !found["polled_at"].is_null())
             .await;
     }
@@ -650,7 +650,7 @@ async fn a_response_made_on_a_socket_is_continued_by_the_credential_that_made_it
     let (mut rig, client) = pool(&["a", "b"], json!({}), json!({})).await;
     let mut socket = open(&client).await;
     assert_eq!(last_socket(&rig), "account-a");
-    // Whoever has a choice takes b from now on.
+    // From now on, a free choice falls on b.
     let used = Standing::new("plus").weekly_used(50.0);
     rig.account("a").then_socket(
         SocketReply::begun()

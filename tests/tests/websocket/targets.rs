@@ -12,7 +12,7 @@ fn external(tag: &str, url: &str) -> Value {
     json!({ "type": "external", "tag": tag, "url": url, "token": TOKEN })
 }
 
-/// Starts the gateway with a pool of these members in that order. Answers a client of its user, who may use all of them.
+/// Starts the gateway with a pool of these members in that order. Returns a client of its user, who may use them all.
 async fn pool(rig: &mut Rig, members: Vec<Value>) -> Client {
     let tags: Vec<Value> = members.iter().map(|member| member["tag"].clone()).collect();
     let pool = json!({ "tag": "pool", "type": "fallback", "credentials": tags });

@@ -83,7 +83,7 @@ impl Upgrade {
         self
     }
 
-    /// Answers with the accept key of another request.
+    /// Accepts with the key of another request.
     pub fn wrong_accept_key(mut self) -> Self {
         self.accept_key = AcceptKey::Wrong;
         self

@@ -184,7 +184,7 @@ async fn the_queue_goes_before_always_and_always_before_the_upstreams() {
 async fn strangers_and_unknown_paths_are_refused() {
     let (upstream, _ana) = start().await;
     assert_eq!(ask(&upstream, "/v1/nothing", turn()).await.status, 404);
-    let stranger = send(&upstream, request(RESPONSES, "at-nobody", "{}"))
+    let stranger = send(&upstream, request(RESPONSES, "at-unknown", "{}"))
         .await
         .expect("an answer");
     assert_eq!(stranger.status(), 401);

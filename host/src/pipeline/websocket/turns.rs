@@ -201,7 +201,7 @@ impl SocketTurns {
                 let Ok(room) = self.service().parts().ledger.reserve() else {
                     tracing::error!(
                         ?metered,
-                        "usage that nobody asked for, and no room for its row"
+                        "usage of an unrequested response, and no room for its row"
                     );
                     return None;
                 };

@@ -101,7 +101,7 @@ mod tests {
             .map(|part| polled(part, &task).expect("polled at first"));
         assert!(
             parts.iter_mut().all(|part| polled(part, &task).is_none()),
-            "nobody woke them"
+            "neither was woken"
         );
         wakers[1].wake_by_ref();
         wakers[1].wake_by_ref();
@@ -120,7 +120,7 @@ mod tests {
         let mut part = WakeablePart::of(&Context::from_waker(&task));
         polled(&mut part, &task).expect("polled at first");
         let task = Waker::from(Arc::clone(&after));
-        polled(&mut part, &task).expect("polled anew").wake();
+        polled(&mut part, &task).expect("polled again").wake();
         let counts = [before, after].map(|count| count.0.load(Ordering::Relaxed));
         assert_eq!(counts, [0, 1]);
     }

@@ -44,7 +44,7 @@ async fn a_head_at_the_limit_is_served_and_one_past_it_is_431() {
 #[tokio::test(flavor = "multi_thread")]
 async fn too_many_header_fields_are_431() {
     let scene = BadPeerScene::new(json!({})).await;
-    // Where the gateway itself answers: upstream has a bound of its own. One of the fields is the
+    // If the gateway itself answers: upstream has its own bound. One of the fields is the
     // host.
     for (fields, status) in [(256, 404), (257, 431)] {
         let mut peer = scene.peer().await;

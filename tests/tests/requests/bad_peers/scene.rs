@@ -57,7 +57,7 @@ impl BadPeerScene {
         Peer::connect(self.client.address()).await
     }
 
-    /// A good request, on a connection of its own, is served.
+    /// Checks that a good request on a fresh connection is served.
     pub(crate) async fn serves(&mut self) {
         let answer = Client::new(self.client.address()).turn(&turn("good")).await;
         assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());

@@ -39,7 +39,7 @@ async fn bare(bytes: impl Into<Vec<u8>>, then: Then) -> SocketAddr {
                     // The gateway asks for the account's use besides, whenever it likes.
                     let is_turn = request.head.starts_with("post ");
                     let bad = is_turn
-                        .then(|| first.lock().expect("nobody panics with it").take())
+                        .then(|| first.lock().expect("no holder panics").take())
                         .flatten();
                     let Some(bytes) = bad else {
                         peer.send(GOOD).await;
@@ -76,7 +76,7 @@ fn check_error(answer: &Answer, status: u16, code: &str) {
 over_both!(an_upstream_that_closes_before_its_head_is_502);
 async fn an_upstream_that_closes_before_its_head_is_502() {
     let scene = BadPeerScene::new(json!({})).await;
-    // Once on a fresh connection, once on one that has served before.
+    // Once on a fresh connection, and once on a reused connection.
     for reply in [
         Reply::close_before_head(),
         Reply::close_before_head().by_reset(),
@@ -239,7 +239,7 @@ async fn a_stream_that_is_slow_and_not_silent_is_not_cut() {
 
 /// The client sees that its answer is not whole: where the cut came at once, even the head may be
 /// missing, and where it came before the first byte of the body, the gateway may say so instead.
-/// Answers what the row is to tell.
+/// Returns what the row should contain.
 async fn check_cut(what: &str, client: &Client, body: &Value) -> (i64, &'static str) {
     let sent = client
         .try_send(Method::POST, "/v1/responses", body.to_string())

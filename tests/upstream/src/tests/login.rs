@@ -288,7 +288,7 @@ async fn only_codexs_own_request_is_taken() {
     }
     assert_refused(
         &whole(
-            post(&upstream, &refresh_request(&json!("rt-nobody-1")))
+            post(&upstream, &refresh_request(&json!("rt-unknown-1")))
                 .await
                 .expect("an answer"),
         )
@@ -497,7 +497,7 @@ async fn each_kind_of_request_has_its_count() {
     assert_eq!(
         ask(&upstream, USAGE, Value::Null).await.status,
         401,
-        "a stranger polls nobody"
+        "an unknown token cannot poll"
     );
     assert_eq!(account.poll_count(), 3);
 }

@@ -522,7 +522,7 @@ async fn a_handshake_is_refused_as_any_request_is() {
         assert!(body["error"]["type"].is_string());
     }
     let response =
-        refusal(connect_with(&upstream, handshake(&upstream, RESPONSES, "at-nobody")).await);
+        refusal(connect_with(&upstream, handshake(&upstream, RESPONSES, "at-unknown")).await);
     assert_eq!(response.status(), 401);
     assert_eq!(
         (
