@@ -30,10 +30,29 @@ const LINKS_MAX: usize = 16;
 /// Watches files until the last clone is dropped.
 #[derive(Debug, Clone)]
 pub(crate) struct FileWatcher {
-    messages: Option<SyncSender<WatchMessage>>,
+    /// `None` if the system does not support watching.
+    thread: Option<Arc<WatchThreadHandle>>,
 }
 
+/// Ends the thread when it is dropped. The thread itself keeps its queue open, because the events
+/// arrive there, too.
+#[derive(Debug)]
+struct WatchThreadHandle {
+    messages: SyncSender<WatchMessage>,
+    stopped: Arc<AtomicBool>,
+}
+
+impl Drop for WatchThreadHandle {
+    fn drop(&mut self) {
+        self.stopped.store(true, Ordering::Release);
+        // If the queue is full, the thread finds out at its next message.
+        let _ = self.messages.try_send(WatchMessage::Stop);
+    }
+}
+
+#[derive(Debug)]
 enum WatchMessage {
+    Stop,
     Watch {
         path: PathBuf,
         changed: Weak<Notify>,
@@ -54,6 +73,7 @@ impl FileWatcher {
             }
         };
         let watcher = notify::recommended_watcher(send_event);
+        let stopped = Arc::new(AtomicBool::new(false));
         let started = watcher
             .map_err(|error| error.to_string())
             .and_then(|watcher| {
@@ -62,6 +82,7 @@ impl FileWatcher {
                     files: Vec::new(),
                     folders: HashMap::new(),
                     lost,
+                    stopped: Arc::clone(&stopped),
                 };
                 let run = move || thread.run(&received);
                 thread::Builder::new()
@@ -71,11 +92,11 @@ impl FileWatcher {
             });
         match started {
             Ok(_) => Self {
-                messages: Some(messages),
+                thread: Some(Arc::new(WatchThreadHandle { messages, stopped })),
             },
             Err(error) => {
                 tracing::warn!(error, "files cannot be watched, polling them instead");
-                Self { messages: None }
+                Self { thread: None }
             }
         }
     }
@@ -83,10 +104,10 @@ impl FileWatcher {
     /// Watches the file at `path`; neither the file nor its folder need exist. Notifies `changed` once when watching has
     /// started and then of each change, until the caller drops it.
     pub(crate) fn watch(&self, path: &Path, changed: &Arc<Notify>) {
-        if let Some(messages) = &self.messages {
+        if let Some(thread) = &self.thread {
             let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-            // The thread ends with the process. If it panics, callers find changes by polling.
-            let _ = messages.send(WatchMessage::Watch {
+            // If the thread panicked, callers find changes by polling.
+            let _ = thread.messages.send(WatchMessage::Watch {
                 path,
                 changed: Arc::downgrade(changed),
             });
@@ -101,6 +122,8 @@ struct WatchThread {
     folders: HashMap<PathBuf, Option<String>>,
     /// Set when the queue was full: any file may have changed.
     lost: Arc<AtomicBool>,
+    /// Set when the last [`FileWatcher`] was dropped.
+    stopped: Arc<AtomicBool>,
 }
 
 struct WatchedFile {
@@ -126,6 +149,9 @@ impl WatchThread {
             if self.lost.swap(false, Ordering::AcqRel) {
                 touched.extend(0..self.files.len());
             }
+            if self.stopped.load(Ordering::Acquire) {
+                return;
+            }
             self.report(&touched);
         }
     }
@@ -133,6 +159,8 @@ impl WatchThread {
     /// Adds the indices of the files that `message` is about to `touched`.
     fn handle(&mut self, message: WatchMessage, touched: &mut BTreeSet<usize>) {
         match message {
+            // `run` looks at `stopped`.
+            WatchMessage::Stop => {}
             WatchMessage::Watch { path, changed } => {
                 if touched.is_empty() {
                     // No index is in use at this moment.
@@ -338,6 +366,22 @@ mod tests {
             {}
             step();
             assert!(is_reported(&changed).await, "{what}");
+        }
+    }
+
+    /// Each watcher has an inotify instance, of which a user has 128 by default.
+    #[tokio::test]
+    async fn a_dropped_watcher_ends_its_thread() {
+        let folder = TempFolder::new();
+        let watcher = FileWatcher::start();
+        let changed = Arc::new(Notify::new());
+        watcher.clone().watch(&folder.0.join("auth.json"), &changed);
+        assert!(is_reported(&changed).await, "watching starts");
+        drop(watcher);
+        let begun = Instant::now();
+        while Arc::weak_count(&changed) > 0 {
+            assert!(begun.elapsed() < Duration::from_secs(5), "it goes on");
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
