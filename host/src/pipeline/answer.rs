@@ -61,9 +61,9 @@ pub(crate) async fn answer(answered: Answered) -> Result<Response<AnswerBody>, R
     let mut meter = Meter::new(&head.headers, exchange.service().limits().decoded_bytes);
     let length = declared_length(&head);
     let read = VecDeque::from(read);
-    if has_no_body(&exchange, &head)
-        || (read.is_empty() && (body.is_end_stream() || length == Some(0)))
-    {
+    // A body that broke has ended, too, but its response is not complete.
+    let is_empty = read.is_empty() && !is_broken && (body.is_end_stream() || length == Some(0));
+    if has_no_body(&exchange, &head) || is_empty {
         return record(
             exchange,
             head,

@@ -339,11 +339,12 @@ async fn an_answer_that_is_an_error_failed_and_cost_nothing() {
 
 over_both!(a_row_has_the_status_that_the_client_got_and_not_upstreams);
 async fn a_row_has_the_status_that_the_client_got_and_not_upstreams() {
-    for is_http2 in [false, true] {
+    for (is_http2, bytes) in [(false, 0), (false, 1000), (true, 0), (true, 1000)] {
         let (mut rig, client, account) = open_rig().await;
         let client = if is_http2 { client.http2() } else { client };
         // An error response is read to its end, which never comes: no byte of it was sent by then.
-        account.then(Reply::error(429, "usage_limit_reached", &"x".repeat(2000)).close_after(1000));
+        account
+            .then(Reply::error(429, "usage_limit_reached", &"x".repeat(2000)).close_after(bytes));
         let answer = client.turn(&turn("one")).await;
         assert_eq!(answer.status, StatusCode::BAD_GATEWAY, "{}", answer.text());
         let row = next_row(&rig, 0).await;
@@ -351,7 +352,10 @@ async fn a_row_has_the_status_that_the_client_got_and_not_upstreams() {
             (row.number("status"), row.text("end")),
             (Some(502), Some("upstream_gone"))
         );
-        assert_eq!(row.attempts(), [("a".to_owned(), "429".to_owned())]);
+        // Without any byte of its body, the head may not get out before the break.
+        if bytes > 0 {
+            assert_eq!(row.attempts(), [("a".to_owned(), "429".to_owned())]);
+        }
         rig.stop().await;
     }
 }
