@@ -11,6 +11,7 @@ use super::select::Selected;
 use crate::credentials::{CredentialKind, UpstreamIdentity};
 use crate::frames::new_key;
 use crate::pipeline::affinity;
+use crate::pipeline::entry::body::KeptBody;
 use crate::pipeline::exchange::Exchange;
 use crate::pipeline::refusal::Refusal;
 use crate::pipeline::rewriters::{EditedHead, edit_head};
@@ -35,6 +36,9 @@ pub(crate) struct StrippedHead {
     pub(crate) headers: HeaderMap,
 }
 
+/// Returns the request with `body`, which is taken only if nothing refuses the request: until then
+/// its guard drains it.
+///
 /// # Errors
 /// A policy refuses the request, or failed and its configuration says that the request is refused
 /// then.
@@ -42,7 +46,7 @@ pub(crate) async fn rewrite(
     exchange: &Exchange,
     selected: &Selected,
     head: StrippedHead,
-    body: RequestBody,
+    body: &mut KeptBody,
 ) -> Result<Rewritten, Refusal> {
     let StrippedHead {
         method,
@@ -58,9 +62,10 @@ pub(crate) async fn rewrite(
     if exchange.transport() == ClientTransport::WebSocket {
         add_handshake(&mut headers);
     }
-    let mut request = Request::new(body);
+    let uri = target(exchange, selected, &uri).ok_or_else(Refusal::unsendable)?;
+    let mut request = Request::new(body.take());
     *request.method_mut() = method;
-    *request.uri_mut() = target(exchange, selected, &uri).ok_or_else(Refusal::unsendable)?;
+    *request.uri_mut() = uri;
     *request.headers_mut() = headers;
     Ok(Rewritten { request })
 }
