@@ -94,7 +94,7 @@ pub(crate) async fn select(
 }
 
 /// Returns the credential that the session of the request would be given now, if it has a home and
-/// there is a choice.
+/// there is a choice. Returns `None` while the home is temporarily unusable and stays the home.
 pub(crate) async fn choice_for_session(
     exchange: &Exchange,
     now: Timestamp,
@@ -106,7 +106,10 @@ pub(crate) async fn choice_for_session(
     let home = affinity::home(exchange, now)?;
     let candidates = candidates(exchange, &TriedCredentials::default(), now);
     let choice = choose(exchange, &candidates, Some(home), now).await?;
-    Some(Arc::clone(pool.members()[choice.index].credential()))
+    // While the home is out for a short time, one credential in its place is as good as another: a
+    // rotation would choose a different one each time.
+    let is_temporary = !candidates[home].usable && !choice.moves_home;
+    (!is_temporary).then(|| Arc::clone(pool.members()[choice.index].credential()))
 }
 
 /// Returns whether a member that was not tried is usable now.
