@@ -1,5 +1,6 @@
 //! The token endpoint's responses, and what each means for the refresh token that was presented.
 
+use std::fmt;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -13,15 +14,23 @@ const FINAL_CODE_ENDINGS: [&str; 3] = ["_reused", "_expired", "_invalidated"];
 /// The longest error code that is repeated in a message.
 const CODE_BYTES_MAX: usize = 64;
 
-/// What the token endpoint answered.
-#[derive(Debug)]
+/// What the token endpoint answered. Its `Debug` does not print the body, which holds new tokens.
 pub struct TokenResponse {
-    /// The HTTP status code.
+    /// The HTTP status code of the response.
     pub status: u16,
     /// The pause that `Retry-After` asks for.
     pub retry_after: Option<Duration>,
     /// The body, bounded.
     pub body: Zeroizing<Vec<u8>>,
+}
+
+impl fmt::Debug for TokenResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TokenResponse")
+            .field("status", &self.status)
+            .field("retry_after", &self.retry_after)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Why the token endpoint did not answer.

@@ -90,7 +90,7 @@ impl PoolMembers {
     }
 }
 
-/// A balancer's choice.
+/// What a balancer chose for one request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BalancerChoice {
     /// A usable member.
