@@ -238,21 +238,27 @@ impl AdminApi {
         command: SupervisorCommand,
         done: oneshot::Receiver<Result<T, CommandError>>,
     ) -> AdminResponse {
-        let sent = match self.commands.upgrade() {
-            Some(commands) => commands.send(command).await.is_ok(),
-            None => false,
-        };
-        let result = match done.await {
-            Ok(result) if sent => result,
-            _ => Err(CommandError::ShuttingDown),
-        };
-        match result {
+        match self.carry_out(command, done).await {
             Ok(done) => AdminResponse::ok(&json!({ "done": done.to_string() })),
             Err(error @ CommandError::ShuttingDown) => {
                 AdminResponse::error(StatusCode::SERVICE_UNAVAILABLE, &error.to_string())
             }
             Err(error) => AdminResponse::error(StatusCode::CONFLICT, &error.to_string()),
         }
+    }
+
+    /// Sends `command` to the supervisor and waits for its answer.
+    async fn carry_out<T>(
+        &self,
+        command: SupervisorCommand,
+        done: oneshot::Receiver<Result<T, CommandError>>,
+    ) -> Result<T, CommandError> {
+        // If the queue is gone, this drops `command`, whose reply `done` would wait for in vain.
+        let commands = self.commands.upgrade().ok_or(CommandError::ShuttingDown)?;
+        let sent = commands.send(command).await;
+        drop(commands);
+        sent.map_err(|_| CommandError::ShuttingDown)?;
+        done.await.map_err(|_| CommandError::ShuttingDown)?
     }
 
     fn ready(&self) -> AdminResponse {
