@@ -434,7 +434,7 @@ impl Supervisor {
         self.limits = change.limits;
         self.upkeep.set_limits(&self.limits);
         let mut policies = self.status.policies();
-        policies.reconfigure(change.policies);
+        let replaced = policies.reconfigure(change.policies);
         let inputs = ServiceInputs {
             shared: &self.shared,
             policies: &policies,
@@ -444,6 +444,7 @@ impl Supervisor {
             .services
             .reconfigure(change.services, inputs, &self.upkeep, tasks);
         drop(policies);
+        drop(replaced);
         self.status.replace_services(services);
         self.usage_files.follow(self.services.configs());
         self.watch_policy_files();
