@@ -222,7 +222,7 @@ fn a_misspelt_command_names_the_nearest() {
 fn a_bad_configuration_ends_every_command_that_reads_it_with_1() {
     let folder = folder();
     fs::write(folder.path().join("case.json"), "{}").expect("a file");
-    let said = "tollgate: case.json: services: expected at least one of type \"ocm\", found none\n";
+    let said = "tollgate: case.json: services: expected at least one service of type \"ocm\", found none\n";
     for command in ["run", "check", "status", "usage"] {
         let expected = Said {
             code: Some(1),
@@ -658,7 +658,7 @@ mod run {
     #[track_caller]
     fn check_ended_in_order(rig: &Rig, code: Option<i32>, log: &str) {
         assert_eq!(code, Some(0), "{log}");
-        assert!(log.contains("stopped"), "{log}");
+        assert!(log.contains("shut down"), "{log}");
         assert!(
             !rig.path("data/ledger.db-wal").exists(),
             "the ledger was not closed"
