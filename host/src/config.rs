@@ -132,7 +132,9 @@ pub fn parse(text: &str) -> Result<LoadedConfig, ConfigError> {
         }
     }
     let raw: RawConfig = serde_json::from_value(value).map_err(|_| {
-        ConfigError::without_path("expected the form that `tollgate config-schema` prints")
+        ConfigError::without_path(
+            "expected a configuration as in the schema that `tollgate config-schema` prints",
+        )
     })?;
     let config = resolve::resolve(&raw, &mut findings);
     let problems = with_independent(malformed, findings.problems);

@@ -65,7 +65,7 @@ pub enum FileReplaceError {
         reason: String,
     },
     /// The file itself is a mount point.
-    #[error("it is mounted by itself and cannot be replaced: mount its folder")]
+    #[error("it is a mount point and cannot be replaced: mount its folder instead")]
     Mounted,
     /// The file is immutable or append-only.
     #[error("it is marked as immutable or append-only: see lsattr and chattr")]

@@ -126,7 +126,7 @@ fn certificate_problem(config: &TlsConfig, error: &rustls::Error) -> ConfigProbl
         ),
         rustls::Error::InconsistentKeys(_) => ConfigProblem::new(
             config.key_field.clone(),
-            "expected the key of the certificate, found another's",
+            "expected the private key of the certificate, found that of another",
         ),
         other => ConfigProblem::new(
             config.key_field.clone(),

@@ -58,7 +58,7 @@ pub(crate) async fn edit_head(
         match rewriter.on_failure() {
             OnFailure::Skip => log_skipped(head, &fault),
             OnFailure::Refuse => {
-                tracing::error!(head = head.as_str(), %fault, "rewriter failed: exchange refused");
+                tracing::error!(head = head.as_str(), %fault, "rewriter failed, request refused");
                 return Err(Refusal::by_fault(&fault));
             }
         }
@@ -68,8 +68,8 @@ pub(crate) async fn edit_head(
 
 fn log_skipped(head: EditedHead, fault: &PolicyFault) {
     if fault.should_be_logged() {
-        tracing::warn!(head = head.as_str(), %fault, "rewriter failed: edits skipped");
+        tracing::warn!(head = head.as_str(), %fault, "rewriter failed, edits skipped");
     } else {
-        tracing::debug!(head = head.as_str(), %fault, "rewriter failed: edits skipped");
+        tracing::debug!(head = head.as_str(), %fault, "rewriter failed, edits skipped");
     }
 }

@@ -120,7 +120,9 @@ async fn weights(
     for balancer in [pool.balancer(), &service.parts().stand_in] {
         match balancer.weights(&facts, members).await {
             Ok(weights) => return weights,
-            Err(fault) => tracing::error!(%fault, "balancer failed: the next one weighs"),
+            Err(fault) => {
+                tracing::error!(%fault, "balancer failed, using the weights of the next one")
+            }
         }
     }
     vec![1.0; members.tags_and_plans().len()]

@@ -197,7 +197,7 @@ impl UsageFile {
             }
             (UsageFileContent::Sums(sums, digest), None) => (*sums, last_row, Some(digest)),
             (UsageFileContent::Broken { kept, reason }, noted) => {
-                tracing::warn!(kept = %kept.display(), %reason, "broken usage file set aside");
+                tracing::warn!(kept = %kept.display(), %reason, "broken usage file renamed");
                 // The rows of the ledger are summed again.
                 (UsageSums::default(), noted.map_or(last_row, |_| 0), None)
             }

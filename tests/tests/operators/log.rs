@@ -189,7 +189,7 @@ async fn a_log_contains_events_of_its_level_and_above() {
     let messages = [
         ("poll failed", 1),
         ("request", 2),
-        ("upstream rate-limits the credential", 3),
+        ("credential rate-limited", 3),
     ];
     for (place, level) in levels.into_iter().enumerate() {
         let events = events(&log_of(json!({ "level": level })).await);

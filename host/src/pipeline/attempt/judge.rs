@@ -204,7 +204,7 @@ pub(crate) fn note_rate_limit(
     tracing::warn!(
         credential = credential.tag(),
         until = until.rfc3339(),
-        "upstream rate-limits the credential"
+        "credential rate-limited"
     );
 }
 

@@ -254,9 +254,9 @@ async fn choose(
 fn log_balancer_fault(pool: &CredentialPool, fault: &PolicyFault) {
     let pool = &**pool.tag();
     if fault.should_be_logged() {
-        tracing::error!(pool, %fault, "balancer failed: the next one chooses");
+        tracing::error!(pool, %fault, "balancer failed, falling back to the next one");
     } else {
-        tracing::debug!(pool, %fault, "balancer failed: the next one chooses");
+        tracing::debug!(pool, %fault, "balancer failed, falling back to the next one");
     }
 }
 

@@ -249,7 +249,7 @@ impl<W: PolicyWorld> ComponentGeneration<W> {
                     policy = &**self.shared.tag(),
                     generation = component.number,
                     digest = component.identity.digest,
-                    "policy quarantined after too many faults"
+                    "circuit breaker opened after too many faults"
                 );
                 self.shared.notify_breaker_opened();
             }

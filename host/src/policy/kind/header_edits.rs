@@ -43,9 +43,9 @@ enum EditError {
     TooMany(usize),
     #[error("expected edits of at most {EDIT_BYTES_MAX} bytes, found {0}")]
     TooLarge(usize),
-    #[error("header name {0:?}")]
+    #[error("invalid header name {0:?}")]
     InvalidName(String),
-    #[error("header {0}: a value with a character that no field may contain")]
+    #[error("header {0}: invalid character in its value")]
     InvalidValue(HeaderName),
     #[error("header {0} is reserved")]
     Reserved(HeaderName),

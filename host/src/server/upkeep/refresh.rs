@@ -123,7 +123,7 @@ fn failed(reason: String) -> RefreshOutcome {
 enum ChildError {
     #[error("{}", io_reason(.0))]
     Io(#[from] io::Error),
-    #[error("no pipes")]
+    #[error("no pipes to the child process")]
     NoPipes,
     #[error("{0}")]
     Json(#[from] serde_json::Error),
