@@ -3,8 +3,9 @@
 //! WebAssembly policies choose a credential for each request, edit its header fields and price its usage. A ledger records
 //! what each user spent.
 //!
-//! Modules stand on floors, and each imports only from lower ones: `ARCHITECTURE.md` has the picture. The library serves the
-//! `tollgate` command, the tests, the benchmark and the fuzz targets; it promises no stable interface.
+//! Modules stand on floors, and each imports only from lower ones: `ARCHITECTURE.md` has the picture.
+//! The library exists for the `tollgate` command, the tests, the benchmark and the fuzz targets; its
+//! interface is not stable.
 
 // Floor 0
 pub mod files;

@@ -6,10 +6,10 @@
 //!          -> answered -> settled (metered, priced, recorded)
 //! ```
 //!
-//! Owns the order of the stages; each is a module of its name, in the room of its part of the
-//! journey. Invariant: a stage takes what only the stage before can make, so that none can be left
-//! out. From its admission on, what is known of a request is its `exchange`, which makes exactly
-//! one row in the ledger.
+//! Owns the order of the stages. Each is in a file of its name, in the folder of its part of the
+//! journey; receive, route and authenticate share one. Invariant: a stage takes what only the stage
+//! before can make, so that none can be left out. From its admission on, what is known of a
+//! request is its `exchange`, which makes exactly one row in the ledger.
 
 mod affinity;
 mod answer;

@@ -11,7 +11,7 @@
 //!
 //! Owns everything that names wasmtime; does not know what a client or a ledger is. Invariant: a guest
 //! can fail only its own call. It gets numbers, names and header fields without secrets, and what it
-//! returns is checked before it is used. Each room imports only from those below it.
+//! returns is checked before it is used. Each of these modules imports only from those below it.
 
 mod call;
 mod contract;

@@ -1,4 +1,4 @@
-//! Attempt: the request is sent with one credential after another until an outcome is final.
+//! Attempts: the request is sent with one credential after another until an outcome is final.
 //!
 //! ```text
 //! [ select -> rewrite -> forward -> judge ]   again, with another credential
@@ -165,7 +165,7 @@ impl AttemptLoop {
             uri: self.uri.clone(),
             headers: headers.unwrap_or_default(),
         };
-        rewrite(&self.exchange, selected, head, &mut self.body).await
+        rewrite(&self.exchange, selected, head, self.body.take()).await
     }
 
     async fn forward(
