@@ -1,5 +1,5 @@
-//! Guests that mean harm: each fails its own call and nothing else. None ends the process, keeps an instance or memory
-//! beyond its call, or holds up other requests.
+//! Hostile guests: each fails its own call and nothing else. None ends the process, keeps an
+//! instance or memory beyond its call, or delays other requests.
 
 use std::time::{Duration, Instant};
 
@@ -8,13 +8,14 @@ use http::StatusCode;
 use serde_json::{Value, json};
 use tollgate_tests::{Client, OWN, Rig, guest, turn, wait_for_rows};
 
-/// Clients of a hostile guest at a time, and the requests of all of them: no thread that serves is left out.
+/// Concurrent clients of a hostile guest, and the total number of their requests: enough for every
+/// thread that serves requests.
 const CLIENTS: usize = 4;
 const TURNS: usize = 24;
 const MEMORY: u64 = 4 * 1024 * 1024;
 
-/// A team whose policy of `kind` is this component; a second service beside it has shipped ones alone. Limits are such
-/// that a guest is called each time, however it failed before.
+/// Starts a team whose policy of `kind` is this component, and a second service with shipped
+/// policies only. The limits keep the circuit breaker closed, so that every request calls the guest.
 async fn start(rig: &mut Rig, kind: &str, component: &[u8]) -> Result<(Client, Client), String> {
     let pool = if kind == "balancer" {
         json!({ "strategy": OWN })
@@ -46,10 +47,10 @@ async fn start(rig: &mut Rig, kind: &str, component: &[u8]) -> Result<(Client, C
     Ok((client, beside))
 }
 
-/// Held by who measures: another test's guests would be measured, too.
+/// Held during a measurement: guests of other tests would distort it.
 static MEASURING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
-/// The slowest of some turns beside.
+/// Returns the duration of the slowest of ten turns on the second service.
 async fn slowest(beside: &Client) -> Duration {
     let mut slowest = Duration::ZERO;
     for number in 0..10 {
@@ -61,7 +62,8 @@ async fn slowest(beside: &Client) -> Duration {
     slowest
 }
 
-/// What one hostile guest may do to others: nothing. Each of its calls is a fault of `fault`, and its clients get `status`.
+/// Checks that a hostile guest affects no other request. Each of its calls is a fault of the kind
+/// `fault`, and its clients receive `status`.
 async fn check(name: &str, kind: &str, component: &[u8], fault: &str, status: u16) {
     let _measuring = MEASURING.lock().await;
     let mut rig = Rig::new().await;
@@ -90,7 +92,8 @@ async fn check(name: &str, kind: &str, component: &[u8], fault: &str, status: u1
             .await
             .unwrap_or_else(|_| panic!("{name}: its clients' answers"));
     }
-    // Generous: this machine is busy. A guest that held a thread until its time-out each time would be seen.
+    // Generous, for a busy machine. A guest that held a thread until its timeout in each call would
+    // still exceed it.
     assert!(
         with < alone * 10 + Duration::from_millis(500),
         "{name}: alone {alone:?}, beside it {with:?}"
@@ -259,7 +262,7 @@ async fn a_balancer_that_means_harm_is_stood_in_for() {
     }
 }
 
-/// The gateway serves, whatever this balancer says of its members' weights.
+/// Requests succeed whatever weights this balancer returns for its members.
 #[tokio::test(flavor = "multi_thread")]
 async fn weights_that_are_no_numbers_are_not_used() {
     let cases = [
@@ -293,7 +296,7 @@ async fn weights_that_are_no_numbers_are_not_used() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rewriter_that_means_harm_refuses_its_requests_and_no_others() {
-    // Edits of 20 bytes each: case, name, value. All of them are the same one.
+    // Identical edits of 20 bytes each: case, name, value.
     let many = |count: usize, length: usize| {
         format!(
             "(i32.store8 (i32.const 3000) (i32.const 97))
@@ -323,7 +326,7 @@ async fn a_rewriter_that_means_harm_refuses_its_requests_and_no_others() {
     }
 }
 
-/// The faults of a rewriter that an SDK writes, where it may be skipped: upstream sees none of its edits.
+/// The faults of a rewriter with `on_failure: skip`: upstream sees none of its edits.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_field_that_carries_a_secret_or_frames_a_message_is_set_by_no_component() {
     for fault in [
@@ -396,7 +399,8 @@ async fn a_guest_that_loops_in_configure_is_given_up_and_told() {
     let is_loading = |policy: &Value| !policy["loading"].is_null();
     rig.wait_for_policy(OWN, "the load", is_loading).await;
     slowest(&beside).await;
-    // Each look at the file has its own time: all of them together take longer than other waits of a test.
+    // Each attempt to read the file has a separate timeout: all of them together take longer than
+    // other waits of a test.
     let begun = Instant::now();
     let policy = loop {
         let policy = rig.policy(OWN).await;
@@ -459,7 +463,7 @@ async fn component_of_ten_thousand_functions_is_loaded_while_requests_are_served
     rig.stop().await;
 }
 
-/// The real binary, whose log is a file: a flood leaves so many lines a second in it.
+/// The real binary with its log in a file, which contains a limited number of lines per second.
 #[tokio::test(flavor = "multi_thread")]
 async fn floods_of_a_guests_log_and_output_are_cut() {
     const LINES: u64 = 20;

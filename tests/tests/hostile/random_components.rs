@@ -1,4 +1,5 @@
-//! Components and modules that chance made: each is refused in words, or loads, and none stops or holds the process.
+//! Random components and modules: each is rejected with a reason, or loads, and none ends or blocks
+//! the process.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -10,12 +11,12 @@ use tollgate::policy::{PolicyEngine, load_standalone};
 use tollgate_tests::{Chance, Conduct, marked_pricer};
 use wasm_smith::{Component, Config, Module};
 
-/// All of it is over by then.
+/// The longest time for the whole test.
 const SPAN: Duration = Duration::from_secs(8);
 const CASES: usize = 4000;
 const INPUT_BYTES: usize = 4096;
 const MEMORY: usize = 16 * 1024 * 1024;
-/// No load takes longer, on however busy a machine: loading has two seconds for each call.
+/// The longest time for one load, even on a busy machine: each call of a load has two seconds.
 const LOAD_MAX: Duration = Duration::from_secs(15);
 
 /// Loads what `make` creates from random bytes, as each kind of policy. Returns how many were

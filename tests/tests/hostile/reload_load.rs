@@ -1,5 +1,5 @@
-//! Reloads without end under load: no request fails, each is priced by a generation that it could begin with, and what a
-//! generation took is given back.
+//! Repeated reloads under load: no request fails, each is priced by a generation that was current
+//! when it began, and the memory of old generations is released.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -17,11 +17,11 @@ use tollgate_tests::{
 const RELOADS: usize = 5000;
 /// Reloads after which memory is compared.
 const RELOADS_FOR_MEMORY: usize = 1000;
-/// Components that take turns: as many as stay compiled in memory.
+/// Components that are loaded in turn: as many as stay compiled in memory.
 const COMPONENTS: usize = 12;
-/// Clients at a time.
+/// Concurrent clients.
 const CLIENTS: usize = 4;
-/// What a process may have grown by, in KiB: allocators keep some of what they got.
+/// How much a process may grow, in KiB: allocators keep some of the memory that was freed.
 const GROWTH_KIB_MAX: u64 = 24 * 1024;
 
 fn reloads() -> usize {
@@ -36,15 +36,17 @@ fn components() -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// Makes the file `component` and reloads it. When this returns, it serves.
+/// Replaces the policy's file by `component` and reloads it. When this returns, it is the current
+/// generation.
 async fn reload(rig: &Rig, component: &[u8]) {
     rig.replace_own(component);
-    // The file's change was seen first; what is loaded for that may be this one or the one before it, and no matter.
+    // The watcher may have seen the change first and loaded this component or the one before it:
+    // both are fine.
     let answer = ask_socket(&rig.socket(), Method::POST, "/api/policies/own/reload").await;
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
 }
 
-/// The span in which a component could be the serving one.
+/// The time span in which a component may be the current one.
 #[derive(Clone, Copy)]
 struct Reign {
     nanousd: i64,
@@ -52,7 +54,7 @@ struct Reign {
     until: Option<Instant>,
 }
 
-/// A request: its name, and when it was sent and its head came.
+/// A request: its id, when it was sent, and when the head of its response arrived.
 struct Asked {
     request_id: String,
     sent: Instant,
@@ -86,7 +88,7 @@ async fn no_request_fails_during_reloads_and_each_is_priced_by_a_generation_that
  {
     let mut rig = Rig::new().await;
     let alice = rig.start_priced(serde_json::json!({})).await;
-    // Its end comes some reloads after its beginning.
+    // The response ends some reloads after it began.
     rig.account("a").always(
         Reply::ok()
             .deltas(4)
@@ -236,7 +238,8 @@ async fn what_a_generation_took_is_given_back() {
         before.0,
         after.0
     );
-    // The generation that serves and the one to go back to, an instance for each thread that called one.
+    // The current generation and the one to roll back to, with an instance for each thread that
+    // called them.
     for (_, policy) in [&before, &after] {
         let (instances, memory) = (
             policy["instances"].as_u64(),

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tollgate_tests::upstream::{Gate, Reply};
 use tollgate_tests::{Client, Conduct, OWN, Rig, guest, marked_pricer, rows, turn, wait_for_rows};
 
-/// A balancer that takes about two milliseconds for a pick, and has the time.
+/// A balancer that takes about two milliseconds for a pick, with a timeout that allows it.
 fn slow_balancer() -> Value {
     let (path, config) = (guest("faulty-balancer"), json!({ "fault": "burn" }));
     json!({ "tag": OWN, "kind": "balancer", "path": path, "config": config, "timeout": "200ms" })
@@ -30,10 +30,10 @@ async fn start(rig: &mut Rig, limits: Value) -> (Client, Client) {
     (slow, quick)
 }
 
-/// Turns beside the slow ones.
+/// Turns on the quick service.
 const QUICK_TURNS: usize = 200;
 
-/// The median of some turns, one after the other.
+/// Returns the median duration of [`QUICK_TURNS`] sequential turns.
 async fn median(client: &Client) -> Duration {
     let mut times = Vec::new();
     for number in 0..QUICK_TURNS {
@@ -46,7 +46,7 @@ async fn median(client: &Client) -> Duration {
     times[times.len() / 2]
 }
 
-/// Runs turns of `count` clients at once until `over` says so. Returns how many there were.
+/// Runs turns of `count` concurrent clients until `over` is set. Returns the number of turns.
 async fn keep_asking(
     client: &Client,
     count: usize,
@@ -85,8 +85,8 @@ async fn slow_balancer_is_detected_and_hardly_delays_other_requests() {
     let beside = median(&quick).await;
     end.send_replace(true);
     let asked = asking.await.expect("no panic");
-    // Generous: 16 clients share these processors with it. On the threads that serve, 16 picks of two milliseconds and
-    // more each would stand before every request.
+    // Generous: 16 clients share the processors. If the picks ran on the threads that serve requests,
+    // every request would wait for 16 of them, of at least two milliseconds each.
     println!("median alone {alone:?}, beside {asked} slow turns {beside:?}");
     assert!(
         beside < alone * 8 + Duration::from_millis(60),
@@ -134,7 +134,7 @@ async fn slow_pricer(rig: &mut Rig) -> Client {
     client
 }
 
-/// A gateway whose pricer behaves so, and has the time.
+/// A gateway with a pricer of this conduct, with a timeout that allows it.
 async fn pricer(rig: &mut Rig, conduct: Conduct) -> Client {
     rig.write("own.wasm", marked_pricer(5, conduct));
     let mut config = rig.priced();

@@ -1,7 +1,8 @@
-//! The commands as a shell sees them: what they print and where, the codes they end with, and what `run` does with
-//! ports, folders, its ready file and signals.
+//! The commands as a shell sees them: what they print and where, their exit codes, and what `run` does
+//! with ports, folders, its ready file and signals.
 //!
-//! `UPDATE_CASES=1` writes the expected help texts (`tests/cases/help`) again. Read each before you commit it.
+//! `UPDATE_CASES=1` writes the expected help texts (`tests/cases/help`) again. Read each before you
+//! commit it.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -17,7 +18,7 @@ use tempfile::TempDir;
 use tollgate_tests::upstream::Gate;
 use tollgate_tests::{Rig, binary, turn, wait_for_rows};
 
-/// No command of a test takes longer: a debug build compiles its policies first.
+/// The longest time for a command: a debug build compiles its policies first.
 const COMMAND_MAX: Duration = Duration::from_secs(60);
 
 /// What a command printed, and how it ended.
@@ -421,7 +422,7 @@ mod config_schema {
 mod run {
     use super::*;
 
-    /// Writes a configuration into `folder` that starts if the test leaves it as it is. Returns its file's name.
+    /// Writes a valid configuration into `folder`. Returns the name of its file.
     fn config(folder: &Path, service: Value, more: Value) -> &'static str {
         let mut whole =
             json!({ "services": [{ "type": "ocm", "listen_port": 0 }], "data_dir": "data" });
@@ -438,7 +439,8 @@ mod run {
         "case.json"
     }
 
-    /// What `tollgate run` says where it does not start. Its log is JSON on standard error; the last line is for people.
+    /// Returns the error of a `tollgate run` that does not start: the last line on standard error,
+    /// after the log in JSON.
     #[track_caller]
     fn check_refused(folder: &Path, file: &str, expected: &str) {
         let said = tollgate(folder, &["run", "-c", file, "--ready-file", "ready.json"]);
@@ -566,7 +568,7 @@ mod run {
         let folder = folder();
         let auth = tollgate_tests::oauth_file("access", "account").to_string();
         fs::write(folder.path().join("auth.json"), &auth).expect("a file");
-        // An address of another machine: the gateway gets as far as listening, and ends.
+        // An address of another machine: the gateway starts until it listens, and ends.
         let service = json!({ "credential_path": "auth.json", "usages_path": "auth.json", "listen": "192.0.2.1" });
         let file = config(folder.path(), service, json!({}));
         assert_eq!(tollgate(folder.path(), &["run", "-c", file]).code, Some(1));

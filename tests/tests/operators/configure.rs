@@ -328,7 +328,7 @@ async fn a_pool_takes_another_strategy_and_other_members() {
 
 // Policies
 
-/// A pricer at so many USD for a million input tokens, under that tag.
+/// A pricer with this price in USD for a million input tokens, under that tag.
 fn prices(tag: &str, input: f64) -> Value {
     let price = json!({ "source": "a test", "date": "2026-01-01", "default": { "input": input, "cached": 0.0, "output": 0.0 } });
     json!({
@@ -448,7 +448,7 @@ async fn limits_hold_for_the_next_request() {
 
 // Usage files
 
-/// What the usage file `name` says of requests; none where there is no such file.
+/// Returns the requests in the usage file `name`; `None` if there is no such file.
 fn requests(rig: &Rig, name: &str) -> Option<u64> {
     let path = rig.path(name);
     path.exists().then(|| {

@@ -1,4 +1,4 @@
-//! A changed configuration of the real binary: by its file, however that is written, and on SIGHUP.
+//! A changed configuration of the real binary: when its file is written in any way, and on SIGHUP.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -13,10 +13,11 @@ use tokio::task::spawn_blocking;
 use tollgate_tests::upstream::{Gate, Reply};
 use tollgate_tests::{Metrics, Program, Rig, replace_file, turn};
 
-/// What happens by itself happens within this.
+/// The longest wait for what the gateway does by itself.
 const SOON: Duration = Duration::from_secs(20);
 
-/// A pause of a writer in the middle of a file: shorter than what such a file is given to become whole.
+/// A writer's pause in the middle of a file: shorter than the time for which the gateway reads an
+/// incomplete file again.
 const PAUSE: Duration = Duration::from_millis(100);
 
 fn config(rig: &Rig) -> Value {
@@ -31,7 +32,7 @@ fn with_token(config: &Value, token: &str) -> String {
     config.to_string()
 }
 
-/// The gateway of `config`, which follows its file: it has taken that up once more.
+/// Starts the gateway with `config`, and waits until it has reloaded its file once.
 async fn following(rig: &Rig, config: &Value) -> Program {
     let program = rig.spawn(config).await;
     program.signal(libc::SIGHUP);
@@ -200,7 +201,7 @@ async fn a_half_written_file_is_not_reported() {
         for part in [first, rest] {
             file.write_all(part.as_bytes())
                 .expect("the file can be written");
-            // The writer's own pause, and no wait of the test's.
+            // The writer's pause; the test does not wait for anything here.
             tokio::time::sleep(PAUSE).await;
         }
         drop(file);
@@ -237,7 +238,7 @@ impl Held {
 
     /// Waits until it is being read, does something, and lets it be read.
     async fn during(self, act: impl FnOnce()) {
-        // Opening it tells that the other end is there.
+        // Opening it succeeds once the reader has opened it.
         let writing = spawn_blocking(move || {
             File::options()
                 .write(true)

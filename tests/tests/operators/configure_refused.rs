@@ -128,7 +128,7 @@ async fn every_limit_is_either_applied_or_named() {
     let mut rig = Rig::new().await;
     let base = base(&rig);
     rig.start(base.clone()).await;
-    // Each is read where a policy's place is made, or where the gateway starts.
+    // Each is read when a policy is added, or when the gateway starts.
     for (name, value) in [
         ("policy_faults", json!(1)),
         ("policy_fault_window", json!("1s")),

@@ -315,7 +315,7 @@ async fn what_a_reload_compiled_is_kept_too() {
     let before = inodes(&rig).len();
     load("fallback");
     rig.wait_for_generation("mine", 2).await;
-    // It serves before it is kept.
+    // Requests use it before it is stored.
     let kept = tokio::time::timeout(SOON, async {
         while inodes(&rig).len() == before {
             tokio::task::yield_now().await;

@@ -1,4 +1,4 @@
-//! Policies that are not what they should be are refused at start, in words that say what is wrong.
+//! Malformed policies are rejected at the start, with an error that says what is wrong.
 
 use serde_json::{Value, json};
 use tollgate::server::StartError;

@@ -1,10 +1,10 @@
-//! Components that fail repeatedly: a new generation is rolled back, a first generation is not
-//! called for a while.
+//! Components that fail repeatedly: a new generation is rolled back, and the circuit breaker of a
+//! first generation opens.
 
 use serde_json::{Value, json};
 use tollgate_tests::{Client, Conduct, OWN, Rig, guest, marked_pricer, turn, wait_for_rows};
 
-/// A bench that is over soon. The second time is twice as long.
+/// A short pause of the circuit breaker. The second pause is twice as long.
 fn short() -> Value {
     json!({ "policy_quarantine": "1s" })
 }
@@ -14,7 +14,7 @@ fn long() -> Value {
     json!({ "policy_quarantine": "10m", "policy_faults": 3 })
 }
 
-/// Two faults are all the room that a new generation has.
+/// Sends two requests that fail: enough to open the breaker of a new generation.
 async fn fail_twice(rig: &Rig, bob: &Client) {
     for _ in 0..2 {
         let answer = bob.turn(&turn("bob's")).await;
@@ -51,7 +51,7 @@ async fn a_new_generation_that_fails_in_its_first_calls_is_taken_back_tried_agai
     );
     fail_twice(&rig, &bob).await;
     rig.wait_for_generation(OWN, 2).await;
-    // Now it is good, for longer than it has to prove itself.
+    // Now it works, for longer than its probation.
     let before = wait_for_rows(&rig.ledger(), 4).await;
     for row in &before {
         let reason = row.text("unpriced_reason").expect("a reason");
@@ -86,7 +86,7 @@ async fn while_a_generation_is_on_the_bench_the_one_before_it_prices() {
     bob.turn(&turn("again")).await;
     let rows = wait_for_rows(&rig.ledger(), 3).await;
     assert_eq!(rows[2].number("cost_nanousd"), Some(1));
-    // A newer one serves at once, whatever lies on the bench.
+    // A newer generation is used at once, even if a suspended one exists.
     rig.replace_own(&marked_pricer(3, Conduct::Fine));
     rig.wait_for_generation(OWN, 3).await;
     bob.turn(&turn("newer")).await;

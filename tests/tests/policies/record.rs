@@ -1,4 +1,4 @@
-//! Records of policies' calls: what is kept of each, within which bounds, and that it has no secret.
+//! Records of policies' calls: their content, their bounds, and the absence of secrets.
 
 use std::collections::BTreeSet;
 use std::ffi::CString;
@@ -18,7 +18,7 @@ const SENT: &str = "canary-header-of-the-client";
 const HEADER: &str = "canary-configured-header";
 const ACCESS: &str = "access-canary";
 
-/// The least that a record may have.
+/// The smallest `limits.policy_record_bytes`.
 const RECORD_BYTES: u64 = 4096;
 
 /// A team of two accounts whose balancer, rewriter and pricer are recorded, in a file each.
@@ -47,7 +47,7 @@ fn config(rig: &Rig) -> Value {
     config
 }
 
-/// The calls in the record `name`, as soon as there are so many.
+/// Waits until the record `name` has `count` calls, and returns them.
 async fn calls(rig: &Rig, name: &str, count: usize) -> Vec<Value> {
     let begun = Instant::now();
     loop {
@@ -148,7 +148,8 @@ async fn each_call_is_a_line_with_its_arguments_its_result_and_who_said_it() {
     rig.stop().await;
 }
 
-/// Nothing secret is in any record, where the rewriters are asked in that order: `spies` sees all that one may.
+/// Checks that no record contains a secret if the rewriters run in that order: `spies` requests every
+/// header that a rewriter may see.
 async fn check_no_secret(rewriters: [&str; 2]) {
     let mut rig = Rig::new().await;
     let mut config = config(&rig);
@@ -210,7 +211,7 @@ async fn full_record_is_rotated_and_a_limited_number_is_kept() {
             json!({ "policy_record_bytes": RECORD_BYTES, "policy_record_files": kept });
         let client = rig.start(config).await.token(ALICE);
         let ids = turns(&client, 60).await;
-        // Its end writes what waits.
+        // The gateway writes pending calls when it ends.
         rig.stop().await;
         let entries = fs::read_dir(rig.path("records")).expect("it is there");
         let found: BTreeSet<String> = entries
@@ -426,7 +427,7 @@ async fn of_faults(rig: &mut Rig, fault: &str) -> Client {
 async fn a_shadow_that_fails_touches_no_request() {
     for fault in ["panic", "loop", "absurd"] {
         let mut rig = Rig::new().await;
-        // It has the settings of the one in service, and so that fails, too: for its own calls alone.
+        // The shadow has the same settings as the current component, which therefore fails, too.
         let client = of_faults(&mut rig, fault).await;
         turns(&client, 10).await;
         let found = wait_for_compared(&rig, 3).await;
@@ -532,7 +533,8 @@ async fn replaced_shadow_is_reloaded() {
     rig.stop().await;
 }
 
-/// A shadow that takes a while to read and to hash, several times: it is no component, and could be half written.
+/// A shadow that takes a while to read and to hash. It is not a component and could be half written,
+/// so it is read several times.
 const LARGE_SHADOW_BYTES: u64 = 16 << 20;
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,5 +1,5 @@
-//! A policy's file changes on a running gateway: what begins from then on is priced by the new component, and what was
-//! under way by its own.
+//! A policy's file changes on a running gateway: requests that begin afterwards are priced by the
+//! new component, and requests in flight by the one that they began with.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -17,7 +17,7 @@ fn fine(nanousd: u64) -> Vec<u8> {
     marked_pricer(nanousd, Conduct::Fine)
 }
 
-/// What the rows cost, in order.
+/// Returns the cost of each row, in order.
 async fn costs(rig: &Rig, count: usize) -> Vec<Option<i64>> {
     let rows = wait_for_rows(&rig.ledger(), count).await;
     rows.iter().map(|row| row.number("cost_nanousd")).collect()
@@ -31,7 +31,7 @@ fn cost_of(rows: &[Row], request_id: &str) -> Option<i64> {
     row.number("cost_nanousd")
 }
 
-/// Reloads of the policy with that outcome, as the metrics tell.
+/// Returns the number of reloads of the policy with that outcome, from the metrics.
 async fn count_reloads(address: std::net::SocketAddr, outcome: &str) -> u64 {
     let metrics = Client::new(address).get("/metrics").await.text();
     let is_it = |line: &&str| {
@@ -50,7 +50,7 @@ async fn count_reloads(address: std::net::SocketAddr, outcome: &str) -> u64 {
         .expect("a number") as u64
 }
 
-/// Changes `own.wasm` by `change`, and the next turn costs what the component there says.
+/// Checks that the component which `change` puts into `own.wasm` prices the next turn.
 async fn check_taken_up(way: &str, prepare: impl Fn(&Rig), change: impl AsyncFn(&Rig)) {
     let mut rig = Rig::new().await;
     prepare(&rig);
@@ -107,7 +107,8 @@ async fn a_file_that_is_deleted_and_made_again_serves_from_the_next_request_on()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_link_that_is_swapped_as_containers_do_it_serves_from_the_next_request_on() {
-    // own.wasm -> ..data/own.wasm, ..data -> VERSION: one rename of a link changes every file of a mounted volume.
+    // own.wasm -> ..data/own.wasm, ..data -> VERSION: one rename of a link changes every file of a
+    // mounted volume.
     let prepare = |rig: &Rig| {
         for (version, nanousd) in [("v1", 1), ("v2", 2)] {
             fs::create_dir(rig.path(version)).expect("a folder can be made");
@@ -189,7 +190,7 @@ async fn a_stream_is_priced_by_the_generation_that_it_began_with() {
     rig.replace_own(&fine(2));
     rig.wait_for_generation(OWN, 2).await;
     let next = client.turn(&turn("next")).await.request_id();
-    // Even where its own is the generation before the one before.
+    // Even if its generation is two generations old.
     rig.replace_own(&fine(3));
     rig.wait_for_generation(OWN, 3).await;
     gate.open();
@@ -263,7 +264,7 @@ async fn an_operator_reloads_and_rolls_back_over_the_socket() {
         client.turn(&turn(session)).await;
     }
     assert_eq!(costs(&rig, 3).await, [Some(2), Some(1), Some(2)]);
-    // What an operator asks for is done, though the file is the same.
+    // An operator's reload happens even if the file is unchanged.
     let done = change(&rig, "reload").await;
     assert!(done.contains("reloaded: generation 3"), "{done}");
     let unknown = rig.change_policy("unknown", "reload").await;
