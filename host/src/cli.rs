@@ -1,6 +1,7 @@
 //! The command line.
 //!
-//! Owns everything that is printed, and the exit codes: 0 for success, 1 for a failure, 2 for wrong usage.
+//! Owns everything that is printed, and the exit codes: 0 for success, 1 for a failure, 2 for wrong
+//! usage.
 
 mod admin_client;
 mod configuration;
@@ -27,8 +28,9 @@ use crate::server;
 
 /// A gateway for several OpenAI Codex credentials and API keys.
 ///
-/// Clients authenticate with tokens that you issue. WebAssembly policies choose a credential for each request, edit its
-/// headers and price it. A ledger records usage and cost. The configuration is that of sing-box's OCM service.
+/// Clients authenticate with tokens that you issue. WebAssembly policies choose a credential for
+/// each request, edit its headers and price it. A ledger records usage and cost. The configuration
+/// is that of sing-box's OCM service.
 #[derive(Debug, Parser)]
 #[command(
     name = "tollgate",
@@ -45,10 +47,11 @@ struct CommandLine {
 enum TollgateCommand {
     /// Run the gateway.
     ///
-    /// SIGTERM or SIGINT shuts it down: it waits for requests in flight, or aborts them on a second signal. The
-    /// configuration is reloaded when its file changes, and on SIGHUP.
+    /// SIGTERM or SIGINT shuts it down: it waits for requests in flight, or aborts them on a second
+    /// signal. The configuration is reloaded when its file changes, and on SIGHUP.
     ///
-    /// Without a configuration, it serves $CODEX_HOME/auth.json (default: ~/.codex/auth.json) on 127.0.0.1:8080.
+    /// Without a configuration, it serves $CODEX_HOME/auth.json (default: ~/.codex/auth.json) on
+    /// 127.0.0.1:8080.
     Run {
         /// The configuration file: JSON, with comments and trailing commas.
         #[arg(short, long, value_name = "FILE")]

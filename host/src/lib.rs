@@ -1,11 +1,11 @@
 //! Tollgate: a gateway in front of several OpenAI Codex credentials and API keys.
 //!
-//! WebAssembly policies choose a credential for each request, edit its header fields and price its usage. A ledger records
-//! what each user spent.
+//! WebAssembly policies choose a credential for each request, edit its header fields and price its
+//! usage. A ledger records what each user spent.
 //!
-//! Modules stand on floors, and each imports only from lower ones: `ARCHITECTURE.md` has the picture.
-//! The library exists for the `tollgate` command, the tests, the benchmark and the fuzz targets; its
-//! interface is not stable.
+//! Modules stand on floors, and each imports only from lower ones: `ARCHITECTURE.md` has the
+//! picture. The library exists for the `tollgate` command, the tests, the benchmark and the fuzz
+//! targets; its interface is not stable.
 
 // Floor 0
 pub mod files;

@@ -1,6 +1,7 @@
 //! Accepts connections from clients, up to `limits.connections` at once.
 //!
-//! Does not know which protocol a connection speaks. Invariant: no client and no error of the kernel ends the accept loop.
+//! Does not know which protocol a connection speaks. Invariant: no client and no error of the
+//! kernel ends the accept loop.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,7 +13,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::sleep;
 
-/// The pause after an accept failed for lack of file descriptors or memory. It doubles up to the maximum.
+/// The pause after an accept failed for lack of file descriptors or memory. It doubles up to the
+/// maximum.
 const BACK_OFF_MIN: Duration = Duration::from_millis(5);
 const BACK_OFF_MAX: Duration = Duration::from_secs(1);
 
@@ -35,8 +37,8 @@ pub(crate) struct AcceptedConnection {
 }
 
 impl ClientListener {
-    /// Binds `address`. All listeners share the permits of `room`. A client that stops reading for `stall_limit` while data
-    /// waits for it loses its connection.
+    /// Binds `address`. All listeners share the permits of `room`. A client that stops reading for
+    /// `stall_limit` while data waits for it loses its connection.
     ///
     /// # Errors
     /// The address cannot be bound.
@@ -60,7 +62,8 @@ impl ClientListener {
         self.address
     }
 
-    /// Accepts the next connection. Waits for a permit first: until then, clients wait in the kernel's queue.
+    /// Accepts the next connection. Waits for a permit first: until then, clients wait in the
+    /// kernel's queue.
     pub(crate) async fn accept(&self) -> AcceptedConnection {
         let mut back_off = BACK_OFF_MIN;
         loop {
@@ -69,9 +72,11 @@ impl ClientListener {
             };
             match self.listener.accept().await {
                 Ok((stream, peer)) => {
-                    // Each part of a response is written as a whole: Nagle's algorithm would only add latency.
+                    // Each part of a response is written as a whole: Nagle's algorithm would only
+                    // add latency.
                     let _ = stream.set_nodelay(true);
-                    // RFC 5482: ends the connection if data stays unacknowledged or the window closed for this long.
+                    // RFC 5482: ends the connection if data stays unacknowledged or the window
+                    // closed for this long.
                     let limit_ms = u32::try_from(self.stall_limit.as_millis()).unwrap_or(u32::MAX);
                     let _ = set_tcp_user_timeout(&stream, limit_ms);
                     return AcceptedConnection {

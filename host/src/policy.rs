@@ -9,9 +9,10 @@
 //! contract     wit/: generated types, imports, manifest, facts about a request
 //! ```
 //!
-//! Owns everything that names wasmtime; does not know what a client or a ledger is. Invariant: a guest
-//! can fail only its own call. It gets numbers, names and header fields without secrets, and what it
-//! returns is checked before it is used. Each of these modules imports only from those below it.
+//! Owns everything that names wasmtime; does not know what a client or a ledger is. Invariant: a
+//! guest can fail only its own call. It gets numbers, names and header fields without secrets, and
+//! what it returns is checked before it is used. Each of these modules imports only from those
+//! below it.
 
 mod call;
 mod contract;

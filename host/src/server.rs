@@ -1,7 +1,8 @@
 //! The gateway: everything that a configuration names, put together, started and stopped.
 //!
-//! Owns the wiring and the order of start and shutdown. Does not know what happens to a request. Invariant: on shutdown,
-//! every request in flight ends or is recorded as aborted before the ledger closes.
+//! Owns the wiring and the order of start and shutdown. Does not know what happens to a request.
+//! Invariant: on shutdown, every request in flight ends or is recorded as aborted before the ledger
+//! closes.
 
 mod admin;
 mod background;
@@ -61,7 +62,8 @@ pub struct Gateway {
     /// Ends with the last background task.
     background: mpsc::Receiver<()>,
     refresh_place: RefreshPlace,
-    /// Ends when nothing holds a service: no connection, and no response whose row is not handed over.
+    /// Ends when nothing holds a service: no connection, and no response whose row is not handed
+    /// over.
     alive: mpsc::Receiver<()>,
     usage_files: UsageFilesThread,
     ledger: Arc<Ledger>,
@@ -91,8 +93,8 @@ impl std::fmt::Debug for Gateway {
 }
 
 impl Gateway {
-    /// Starts what `config` describes. All listeners accept connections when this returns. Tokens are refreshed in this
-    /// process.
+    /// Starts what `config` describes. All listeners accept connections when this returns. Tokens
+    /// are refreshed in this process.
     ///
     /// # Errors
     /// Something that the configuration names cannot be used. Nothing is left running.
@@ -111,7 +113,8 @@ impl Gateway {
         Self::start_trusting(config, refresh_place, None).await
     }
 
-    /// Starts what `config` describes, and checks upstream's certificates against `trust` instead of the platform's.
+    /// Starts what `config` describes, and checks upstream's certificates against `trust` instead
+    /// of the platform's.
     ///
     /// # Errors
     /// As [`Gateway::start`].
@@ -220,13 +223,14 @@ impl Gateway {
         &self.ledger
     }
 
-    /// Shuts down: accepts no new requests, waits up to `limits.drain_timeout` for those in flight, then writes and closes
-    /// usage files and the ledger.
+    /// Shuts down: accepts no new requests, waits up to `limits.drain_timeout` for those in flight,
+    /// then writes and closes usage files and the ledger.
     pub async fn shut_down(self) {
         self.shut_down_or_abort(std::future::pending()).await;
     }
 
-    /// Shuts down, and aborts the requests in flight as soon as `abort` returns. Aborted requests are recorded, too.
+    /// Shuts down, and aborts the requests in flight as soon as `abort` returns. Aborted requests
+    /// are recorded, too.
     pub async fn shut_down_or_abort(mut self, abort: impl Future<Output = ()>) {
         let mut abort = pin!(abort);
         self.phase.send_replace(GatewayPhase::Draining);
@@ -265,8 +269,8 @@ impl Gateway {
 
     /// Waits for background tasks, above all for a refresh in progress: its refresh token is spent.
     ///
-    /// A child process would complete its refresh alone, but not if this process is the first of a container, with which all
-    /// others end.
+    /// A child process would complete its refresh alone, but not if this process is the first of a
+    /// container, with which all others end.
     async fn await_background(&mut self, drain: DrainResult, abort: impl Future<Output = ()>) {
         let background = &mut self.background;
         let ended = async { while background.recv().await.is_some() {} };

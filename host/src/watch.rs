@@ -1,7 +1,9 @@
-//! Watches files through their folders, because a file is usually replaced by another one of the same name.
+//! Watches files through their folders, because a file is usually replaced by another one of the
+//! same name.
 //!
-//! Owns one watcher and one thread for all files. Does not know what the files contain. Invariant: each change is reported at
-//! least once, after it has happened. A report does not mean that the content differs.
+//! Owns one watcher and one thread for all files. Does not know what the files contain. Invariant:
+//! each change is reported at least once, after it has happened. A report does not mean that the
+//! content differs.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsString;
@@ -61,8 +63,8 @@ enum WatchMessage {
 }
 
 impl FileWatcher {
-    /// Starts the thread. If the system does not support watching, this is logged once and nothing is ever reported: callers
-    /// must read their files from time to time, too.
+    /// Starts the thread. If the system does not support watching, this is logged once and nothing
+    /// is ever reported: callers must read their files from time to time, too.
     pub(crate) fn start() -> Self {
         let (messages, received) = mpsc::sync_channel(EVENT_QUEUE);
         let lost = Arc::new(AtomicBool::new(false));
@@ -101,8 +103,8 @@ impl FileWatcher {
         }
     }
 
-    /// Watches the file at `path`; neither the file nor its folder need exist. Notifies `changed` once when watching has
-    /// started and then of each change, until the caller drops it.
+    /// Watches the file at `path`; neither the file nor its folder need exist. Notifies `changed`
+    /// once when watching has started and then of each change, until the caller drops it.
     pub(crate) fn watch(&self, path: &Path, changed: &Arc<Notify>) {
         if let Some(thread) = &self.thread {
             let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
@@ -129,7 +131,8 @@ struct WatchThread {
 struct WatchedFile {
     path: PathBuf,
     changed: Weak<Notify>,
-    /// The names in watched folders on which the file depends: its own, those of links, and those of folders above it.
+    /// The names in watched folders on which the file depends: its own, those of links, and those
+    /// of folders above it.
     names: BTreeSet<(PathBuf, OsString)>,
 }
 
@@ -191,8 +194,9 @@ impl WatchThread {
 
     fn report(&mut self, touched: &BTreeSet<usize>) {
         for place in touched {
-            // Watched before it is reported, so that a change in between is reported again. The names are read once more after
-            // that, because a folder may have been created meanwhile.
+            // Watched before it is reported, so that a change in between is reported again. The
+            // names are read once more after that, because a folder may have been created
+            // meanwhile.
             let path = self.files[*place].path.clone();
             let mut known = BTreeSet::new();
             for _ in 0..LINKS_MAX {
@@ -215,7 +219,8 @@ impl WatchThread {
     }
 
     fn watch_folder(&mut self, folder: &Path) {
-        // Even if it is watched already: it may have been replaced, and the old folder is watched then.
+        // Even if it is watched already: it may have been replaced, and the old folder is watched
+        // then.
         let failure = self
             .watcher
             .watch(folder, RecursiveMode::NonRecursive)
@@ -275,8 +280,8 @@ fn is_change(kind: EventKind) -> bool {
     }
 }
 
-/// Returns the names on which the file at `path` depends, each with the folder to watch for it. For a missing folder, that is
-/// the deepest existing one above it.
+/// Returns the names on which the file at `path` depends, each with the folder to watch for it. For
+/// a missing folder, that is the deepest existing one above it.
 fn names(path: &Path) -> BTreeSet<(PathBuf, OsString)> {
     let mut names = BTreeSet::new();
     let mut next = Some(path.to_owned());

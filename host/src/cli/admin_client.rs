@@ -1,4 +1,5 @@
-//! Requests of commands to the running gateway, over the socket in its `data_dir`, and helpers to read the responses.
+//! Requests of commands to the running gateway, over the socket in its `data_dir`, and helpers to
+//! read the responses.
 
 use std::path::Path;
 use std::time::Duration;

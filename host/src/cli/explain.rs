@@ -1,4 +1,5 @@
-//! `tollgate explain`: how a request was handled, from its row in the ledger and the records of its policies.
+//! `tollgate explain`: how a request was handled, from its row in the ledger and the records of its
+//! policies.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -19,7 +20,8 @@ use crate::values::money::NanoUsd;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct ExplainArgs {
-    /// The request's id, as in its response header x-tollgate-request-id, in the log and in the ledger.
+    /// The request's id, as in its response header x-tollgate-request-id, in the log and in the
+    /// ledger.
     request_id: String,
     /// The configuration file, which names the data_dir and the policies' records.
     #[arg(short, long, value_name = "FILE")]

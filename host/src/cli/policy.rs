@@ -33,8 +33,9 @@ pub(super) enum PolicyCommand {
     },
     /// Load a policy's component again.
     ///
-    /// The gateway does this by itself when the component's file changes. Requests in flight finish with the generation that
-    /// they started with. If the new component cannot be used, the current generation keeps serving.
+    /// The gateway does this by itself when the component's file changes. Requests in flight finish
+    /// with the generation that they started with. If the new component cannot be used, the current
+    /// generation keeps serving.
     Reload {
         /// The policy's tag.
         tag: String,

@@ -93,7 +93,8 @@ fn about_file(path: Option<&Path>, message: String) -> CommandFailure {
     }
 }
 
-/// Returns the path of this program, which works even after the file was replaced by a newer version.
+/// Returns the path of this program, which works even after the file was replaced by a newer
+/// version.
 fn this_program() -> PathBuf {
     let running = PathBuf::from("/proc/self/exe");
     if running.exists() {
@@ -103,7 +104,8 @@ fn this_program() -> PathBuf {
     }
 }
 
-/// Does the refresh that standard input describes, and prints its outcome. Signals do not interrupt it.
+/// Does the refresh that standard input describes, and prints its outcome. Signals do not interrupt
+/// it.
 pub(super) fn refresh_credential() -> Result<(), CommandFailure> {
     let mut text = String::new();
     io::stdin()
@@ -138,7 +140,8 @@ struct StopSignals {
     interrupt: Signal,
 }
 
-/// Signals this soon after the first count as the same one: `timeout` and shells signal a process and its group.
+/// Signals this soon after the first count as the same one: `timeout` and shells signal a process
+/// and its group.
 const REPEATED_SIGNAL: Duration = Duration::from_millis(50);
 
 impl StopSignals {
@@ -168,8 +171,8 @@ impl StopSignals {
     }
 }
 
-/// Applies the configuration in the file at `path` whenever it changes, and on SIGHUP. `digest` is that of the file in
-/// effect.
+/// Applies the configuration in the file at `path` whenever it changes, and on SIGHUP. `digest` is
+/// that of the file in effect.
 async fn follow(
     path: Option<&Path>,
     mut digest_in_effect: Option<ConfigDigest>,

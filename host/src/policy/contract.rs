@@ -1,5 +1,5 @@
-//! The contract between the gateway and a policy: the types generated from `wit/`, and what the host may
-//! give to a component and accept from it.
+//! The contract between the gateway and a policy: the types generated from `wit/`, and what the
+//! host may give to a component and accept from it.
 //!
 //! Knows nothing about engines and calls.
 

@@ -1,7 +1,7 @@
 //! The wasmtime engine that all policies share: its settings, its clock, and compiled components.
 //!
-//! Knows how guests are bounded; does not know kinds of policies and generations. Invariant: every call
-//! into a guest runs under a deadline and a memory limit.
+//! Knows how guests are bounded; does not know kinds of policies and generations. Invariant: every
+//! call into a guest runs under a deadline and a memory limit.
 
 mod cache;
 mod clock;
@@ -28,8 +28,8 @@ use crate::policy::contract::bindings::host;
 /// A guest's stack. A guest that needs more recurses without end.
 const STACK_BYTES_MAX: usize = 256 * 1024;
 
-/// The most instances at a time, over all policies and threads. Each reserves address space, and uses
-/// memory only as the guest does.
+/// The most instances at a time, over all policies and threads. Each reserves address space, and
+/// uses memory only as the guest does.
 const INSTANCES_MAX: u32 = 1000;
 
 /// The most core instances of one component. A Python guest needs over 32.
@@ -62,8 +62,8 @@ impl std::fmt::Debug for PolicyEngine {
     }
 }
 
-/// The engines of this process, by the memory limit of their guests. They are kept: what they compiled
-/// can be used again.
+/// The engines of this process, by the memory limit of their guests. They are kept: what they
+/// compiled can be used again.
 static ENGINES: Mutex<Vec<(usize, PolicyEngine)>> = Mutex::new(Vec::new());
 
 impl PolicyEngine {
@@ -83,8 +83,8 @@ impl PolicyEngine {
 
     fn new(memory_max: usize) -> Result<Self, EngineError> {
         let failed = |error: wasmtime::Error| EngineError(format!("{error:#}"));
-        // If the address space is too small for a pool, instances are allocated one by one: slower, and
-        // as safe.
+        // If the address space is too small for a pool, instances are allocated one by one: slower,
+        // and as safe.
         let engine = wasmtime::Engine::new(&pooled_config(memory_max))
             .or_else(|_| wasmtime::Engine::new(&config()))
             .map_err(failed)?;
@@ -106,8 +106,8 @@ impl PolicyEngine {
         })
     }
 
-    /// Returns the same engine with compiled code stored in `folder`, up to `bytes_max`. If the folder
-    /// cannot be used, compiled code is not stored.
+    /// Returns the same engine with compiled code stored in `folder`, up to `bytes_max`. If the
+    /// folder cannot be used, compiled code is not stored.
     pub(crate) fn with_cache(mut self, folder: &Path, bytes_max: u64) -> Self {
         if bytes_max > 0 {
             self.cache = CompiledCodeCache::open(folder, bytes_max)
@@ -152,8 +152,8 @@ fn config() -> Config {
         .cranelift_nan_canonicalization(true)
         .relaxed_simd_deterministic(true)
         .wasm_memory64(false)
-        // Collecting a backtrace makes a trap four times as expensive, and addresses in the guest are
-        // needed for backtraces only.
+        // Collecting a backtrace makes a trap four times as expensive, and addresses in the guest
+        // are needed for backtraces only.
         .wasm_backtrace_max_frames(None)
         .generate_address_map(false)
         .native_unwind_info(false)

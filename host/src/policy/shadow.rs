@@ -9,8 +9,8 @@ use super::generation::source::ComponentBytes;
 use super::kind::load_standalone_from;
 use crate::config::{PolicyConfig, PolicySource};
 
-/// Returns the configuration of the shadow of `policy`: another component, run like the policy. `None` if
-/// the policy has no shadow.
+/// Returns the configuration of the shadow of `policy`: another component, run like the policy.
+/// `None` if the policy has no shadow.
 pub(crate) fn shadow_config(policy: &PolicyConfig) -> Option<PolicyConfig> {
     let path = policy.shadow.as_ref()?;
     Some(PolicyConfig {

@@ -1,8 +1,8 @@
-//! The admin API: HTTP/1.1 on a Unix socket in `data_dir`, for the gateway's own user and root, and on a TCP listener if the
-//! configuration has one.
+//! The admin API: HTTP/1.1 on a Unix socket in `data_dir`, for the gateway's own user and root, and
+//! on a TCP listener if the configuration has one.
 //!
-//! Owns who may ask for what. Does not know how a change is made: it sends commands to the supervisor. Invariant: no
-//! response contains a secret.
+//! Owns who may ask for what. Does not know how a change is made: it sends commands to the
+//! supervisor. Invariant: no response contains a secret.
 
 mod access;
 mod listen;
@@ -125,7 +125,8 @@ impl AdminApi {
         }
     }
 
-    /// Listens on a Unix socket at `path` until the gateway has drained. Without the socket, the gateway runs all the same.
+    /// Listens on a Unix socket at `path` until the gateway has drained. Without the socket, the
+    /// gateway runs all the same.
     pub(super) fn listen_unix(
         self,
         path: PathBuf,

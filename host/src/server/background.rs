@@ -1,7 +1,7 @@
 //! Tasks that run beside requests.
 //!
-//! Owns the knowledge of when all of them have ended. Does not know what they do. Invariant: the receiver of
-//! [`BackgroundTasks::new`] ends once the last task and the last handle are gone.
+//! Owns the knowledge of when all of them have ended. Does not know what they do. Invariant: the
+//! receiver of [`BackgroundTasks::new`] ends once the last task and the last handle are gone.
 
 use tokio::sync::mpsc;
 

@@ -1,7 +1,8 @@
-//! From a configuration to services: certificates are read, credentials tried, and both put together with policies.
+//! From a configuration to services: certificates are read, credentials tried, and both put
+//! together with policies.
 //!
-//! Does not know how policies are loaded or when a service changes. Invariant: all problems of a configuration are
-//! reported at once.
+//! Does not know how policies are loaded or when a service changes. Invariant: all problems of a
+//! configuration are reported at once.
 
 use std::sync::{Arc, Weak};
 
@@ -129,7 +130,8 @@ impl BuiltGateway {
     }
 }
 
-/// Restores sessions and the issuers of responses from the ledger. Without them, sessions start without a home.
+/// Restores sessions and the issuers of responses from the ledger. Without them, sessions start
+/// without a home.
 fn restore_sessions(
     ledger: &Ledger,
     services: &[(Arc<Service>, Option<TlsServer>)],
@@ -289,7 +291,8 @@ fn has_same_connections(one: &Limits, other: &Limits) -> bool {
         && one.upstream_keep_alive == other.upstream_keep_alive
 }
 
-/// Completes refreshes that a killed gateway left behind. A known credential may be refreshing right now: its lock is held.
+/// Completes refreshes that a killed gateway left behind. A known credential may be refreshing
+/// right now: its lock is held.
 fn recover_refreshes(config: &ServiceConfig, known: &[Arc<Credential>]) {
     for credential in &config.credentials {
         if let CredentialSource::File(path) = &credential.source
@@ -305,7 +308,8 @@ fn recover_refreshes(config: &ServiceConfig, known: &[Arc<Credential>]) {
     }
 }
 
-/// Opens each credential, and reads those that are not in `known` once. An unavailable one may become available later.
+/// Opens each credential, and reads those that are not in `known` once. An unavailable one may
+/// become available later.
 fn open_credentials(config: &ServiceConfig, known: &[Arc<Credential>]) -> Vec<Arc<Credential>> {
     config
         .credentials

@@ -1,7 +1,8 @@
 //! Serves client connections: from the accepted socket to its requests.
 //!
-//! Owns TLS and HTTP on a connection, and its end when the gateway drains. Does not know what happens to a request.
-//! Invariant: each connection runs in its own task, handshake included, so that none delays another.
+//! Owns TLS and HTTP on a connection, and its end when the gateway drains. Does not know what
+//! happens to a request. Invariant: each connection runs in its own task, handshake included, so
+//! that none delays another.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -28,7 +29,8 @@ use crate::tls::{TlsServer, is_http2};
 use crate::values::limits::Limits;
 use crate::values::phase::GatewayPhase;
 
-/// How a client that speaks HTTP/2 by prior knowledge starts (RFC 9113, section 3.4). No method of HTTP/1.1 starts so.
+/// How a client that speaks HTTP/2 by prior knowledge starts (RFC 9113, section 3.4). No method of
+/// HTTP/1.1 starts so.
 const HTTP2_PREFACE: &[u8] = b"PRI ";
 
 /// The pause before the rest of a preface that arrives in pieces is read.
@@ -130,7 +132,8 @@ async fn serve_clear(
     }
 }
 
-/// Waits for what comes before a connection's first request, or returns `None` once the gateway drains.
+/// Waits for what comes before a connection's first request, or returns `None` once the gateway
+/// drains.
 async fn before_draining<T>(
     context: &ConnectionContext,
     waiting: impl Future<Output = T>,
@@ -200,7 +203,8 @@ where
         // RFC 8441: a WebSocket over a stream.
         .enable_connect_protocol()
         .serve_connection(io, requests(context, client, Arc::clone(&activity)));
-    // `header_read_timeout` exists for HTTP/1.1 only; without this, a silent client would hold its permit for ever.
+    // `header_read_timeout` exists for HTTP/1.1 only; without this, a silent client would hold its
+    // permit for ever.
     let idle = idle(activity, limits.head_timeout);
     drive(
         connection,
@@ -254,8 +258,8 @@ impl ConnectionActivity {
         OpenRequest(Arc::clone(activity))
     }
 
-    /// When the connection became idle, `None` if a request is open. A connection without any request is idle since
-    /// `start`.
+    /// When the connection became idle, `None` if a request is open. A connection without any
+    /// request is idle since `start`.
     fn idle_since(&self, start: Instant) -> Option<Instant> {
         if self.open.load(Ordering::Acquire) > 0 {
             return None;

@@ -1,4 +1,5 @@
-//! The listeners of services and of the admin API: bound first, accepting once everything else is ready.
+//! The listeners of services and of the admin API: bound first, accepting once everything else is
+//! ready.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -70,7 +71,8 @@ impl BoundListeners {
         self.admin.as_ref()?.local_addr().ok()
     }
 
-    /// Accepts connections from now on. Operators are first, so that they can see a gateway that has just started.
+    /// Accepts connections from now on. Operators are first, so that they can see a gateway that
+    /// has just started.
     pub(super) fn accept(
         self,
         context: &AcceptContext<'_>,

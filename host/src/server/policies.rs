@@ -1,8 +1,8 @@
 //! The policies of the running gateway: for each, the generation that serves and the one before it.
 //!
-//! Owns loading policies and which generation serves. Does not know who calls a policy or who asked for a reload.
-//! Invariant: a generation that serves was loaded, configured and tried; a failure on the way leaves the current one in
-//! place.
+//! Owns loading policies and which generation serves. Does not know who calls a policy or who asked
+//! for a reload. Invariant: a generation that serves was loaded, configured and tried; a failure on
+//! the way leaves the current one in place.
 
 mod generations;
 mod initial;

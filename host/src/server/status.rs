@@ -1,7 +1,8 @@
 //! What operators see of the running gateway.
 //!
-//! Owns the table of policies and the outcome of configuration changes. Does not know who reads it. Invariant: it keeps no
-//! service and no ledger alive, and a reader waits for nothing but another reader.
+//! Owns the table of policies and the outcome of configuration changes. Does not know who reads it.
+//! Invariant: it keeps no service and no ledger alive, and a reader waits for nothing but another
+//! reader.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;

@@ -1,7 +1,8 @@
 //! The one task that changes the running gateway: policies are reloaded, configurations applied.
 //!
-//! Owns the order of changes. Does not know what happens to a request. Invariant: whatever a change needs was loaded, read
-//! and tried beforehand, so that it is made at once; a failure on the way leaves everything as it was.
+//! Owns the order of changes. Does not know what happens to a request. Invariant: whatever a change
+//! needs was loaded, read and tried beforehand, so that it is made at once; a failure on the way
+//! leaves everything as it was.
 
 mod commands;
 mod configure;
@@ -103,7 +104,8 @@ impl Supervisor {
         }
     }
 
-    /// Makes the changes that `commands` ask for, until the gateway shuts down. `pending` are policies still being loaded.
+    /// Makes the changes that `commands` ask for, until the gateway shuts down. `pending` are
+    /// policies still being loaded.
     pub(super) async fn run(
         mut self,
         mut commands: mpsc::Receiver<SupervisorCommand>,
@@ -217,7 +219,8 @@ impl Supervisor {
         });
     }
 
-    /// Loads a policy's component beside requests. Without `replies`, only if the file holds another component.
+    /// Loads a policy's component beside requests. Without `replies`, only if the file holds
+    /// another component.
     fn load_policy(&mut self, tag: &str, replies: Vec<PolicyReply>) {
         let mut policies = self.status.policies();
         let Some(entry) = policies.find_mut(tag) else {

@@ -1,7 +1,9 @@
-//! The upkeep of credentials beside requests: their files are watched, their tokens refreshed, their usage polled.
+//! The upkeep of credentials beside requests: their files are watched, their tokens refreshed,
+//! their usage polled.
 //!
-//! Owns three tasks for each credential. Does not know how a refresh or a poll changes a credential. Invariant: a refresh
-//! that has begun runs to its end, because its refresh token is spent.
+//! Owns three tasks for each credential. Does not know how a refresh or a poll changes a
+//! credential. Invariant: a refresh that has begun runs to its end, because its refresh token is
+//! spent.
 
 mod poll;
 pub(super) mod refresh;
@@ -31,7 +33,8 @@ const REREAD_INTERVAL: Duration = Duration::from_secs(10);
 /// Files that are read at once. Each read takes a thread for as long as the disk needs.
 const CONCURRENT_READS: usize = 4;
 
-/// After this, a read no longer counts as one of [`CONCURRENT_READS`]: a disk that hangs delays one credential alone.
+/// After this, a read no longer counts as one of [`CONCURRENT_READS`]: a disk that hangs delays one
+/// credential alone.
 const READ_HANGS: Duration = Duration::from_secs(2);
 
 /// How often it is checked whether a refresh is due. The clock may have been set forward.
@@ -110,8 +113,8 @@ impl Upkeep {
         self.limits = Arc::clone(limits);
     }
 
-    /// Starts the upkeep of the credentials of `service`. Of `running`, credentials that are still in use keep their tasks
-    /// if `tasks` says so; all other tasks end.
+    /// Starts the upkeep of the credentials of `service`. Of `running`, credentials that are still
+    /// in use keep their tasks if `tasks` says so; all other tasks end.
     pub(super) fn start(
         &self,
         service: &Service,

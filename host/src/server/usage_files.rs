@@ -1,7 +1,8 @@
-//! Usage files as views of the ledger: every minute the new rows are added and the file is replaced.
+//! Usage files as views of the ledger: every minute the new rows are added and the file is
+//! replaced.
 //!
-//! Owns which rows a file holds. Does not know its format. Invariant: the ledger knows what a file holds before the file is
-//! replaced, so that a kill in between neither loses nor doubles a row.
+//! Owns which rows a file holds. Does not know its format. Invariant: the ledger knows what a file
+//! holds before the file is replaced, so that a kill in between neither loses nor doubles a row.
 
 use std::io;
 use std::path::PathBuf;
@@ -73,8 +74,8 @@ struct UsageFile {
     state: UsageFileState,
 }
 
-/// Tells the writing thread which files to write. The thread writes them once more and ends when the last clone is
-/// dropped.
+/// Tells the writing thread which files to write. The thread writes them once more and ends when
+/// the last clone is dropped.
 #[derive(Clone)]
 pub(super) struct UsageFilesWriter(Sender<Vec<UsageFileTarget>>);
 
@@ -233,7 +234,8 @@ impl UsageFile {
             through_before: self.state.through,
             digest_before: self.state.digest.clone(),
         };
-        // Noted before it is written: a kill in between leaves the old file, whose digest is in the note, too.
+        // Noted before it is written: a kill in between leaves the old file, whose digest is in the
+        // note, too.
         if !ledger.save_usage_file(&self.key(), state.clone()).wait() {
             return Err(UsageFileError::LedgerFailing);
         }

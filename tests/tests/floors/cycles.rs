@@ -12,7 +12,8 @@ use crate::source::{Source, host_sources, tokens, without_tests};
 /// Folders with cycles today. This list may only shrink.
 const KNOWN: &[&str] = &[];
 
-/// Files that define what the files of their folder import, though they import from those. This list may only shrink.
+/// Files that define what the files of their folder import, though they import from those. This
+/// list may only shrink.
 const KNOWN_UPWARD: &[&str] = &[];
 
 /// A path that code names: `super::engine::Engine`, with its line and the number of modules of the

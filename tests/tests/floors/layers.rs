@@ -98,8 +98,9 @@ fn wrong_imports(sources: &[Source]) -> Result<Vec<String>, String> {
     Ok(wrong)
 }
 
-/// Returns the top-level modules that `code` names, with their lines: after `crate::`, in the braces
-/// of `crate::{…}`, and after as many `super::` as lead to the crate from `depth` modules below it.
+/// Returns the top-level modules that `code` names, with their lines: after `crate::`, in the
+/// braces of `crate::{…}`, and after as many `super::` as lead to the crate from `depth` modules
+/// below it.
 fn imports(code: &str, depth: usize) -> Vec<(usize, String)> {
     let tokens = tokens(code);
     let mut found = Vec::new();

@@ -93,8 +93,8 @@ fn files_named_in_comments_and_documents_exist() {
     let mut missing = Vec::new();
     for place in &paths {
         let is_rust = place.ends_with(".rs");
-        // The changelog may name files that were removed, and the tests in this file name files that
-        // do not exist.
+        // The changelog may name files that were removed, and the tests in this file name files
+        // that do not exist.
         let is_read = is_rust || place.ends_with(".md") && place != "CHANGELOG.md";
         if !is_read || place == "tests/tests/floors/paths.rs" {
             continue;

@@ -15,7 +15,8 @@ const TURNS: usize = 24;
 const MEMORY: u64 = 4 * 1024 * 1024;
 
 /// Starts a team whose policy of `kind` is this component, and a second service with shipped
-/// policies only. The limits keep the circuit breaker closed, so that every request calls the guest.
+/// policies only. The limits keep the circuit breaker closed, so that every request calls the
+/// guest.
 async fn start(rig: &mut Rig, kind: &str, component: &[u8]) -> Result<(Client, Client), String> {
     let pool = if kind == "balancer" {
         json!({ "strategy": OWN })

@@ -1,5 +1,5 @@
-//! Hostile, slow and random guests, and reloads under load. A process apart, because its tests measure
-//! the memory and the time of this one.
+//! Hostile, slow and random guests, and reloads under load. A process apart, because its tests
+//! measure the memory and the time of this one.
 
 mod harmful;
 mod random_components;

@@ -85,8 +85,8 @@ async fn slow_balancer_is_detected_and_hardly_delays_other_requests() {
     let beside = median(&quick).await;
     end.send_replace(true);
     let asked = asking.await.expect("no panic");
-    // Generous: 16 clients share the processors. If the picks ran on the threads that serve requests,
-    // every request would wait for 16 of them, of at least two milliseconds each.
+    // Generous: 16 clients share the processors. If the picks ran on the threads that serve
+    // requests, every request would wait for 16 of them, of at least two milliseconds each.
     println!("median alone {alone:?}, beside {asked} slow turns {beside:?}");
     assert!(
         beside < alone * 8 + Duration::from_millis(60),

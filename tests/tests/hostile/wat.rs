@@ -1,4 +1,5 @@
-//! Hostile guests as text: the part that all have stands in `base.wat`, and a case adds what it does.
+//! Hostile guests as text: the part that all have stands in `base.wat`, and a case adds what it
+//! does.
 
 use std::path::Path;
 
@@ -75,8 +76,9 @@ pub(super) fn pricer_with(imports: &str, configure: &str, price: &str) -> Vec<u8
     component("pricer", imports, &text)
 }
 
-/// A balancer: `pick` runs for a request, and may change the decision at 1028 (member, whether the session moves, reason);
-/// where it does not, the first member serves. `members` may change the list of weights at 1024, which are ones at 2048.
+/// A balancer: `pick` runs for a request, and may change the decision at 1028 (member, whether the
+/// session moves, reason); where it does not, the first member serves. `members` may change the
+/// list of weights at 1024, which are ones at 2048.
 pub(super) fn balancer(members: &str, pick: &str) -> Vec<u8> {
     let text = format!(
         r#"{CONFIGURE}
@@ -102,7 +104,8 @@ pub(super) fn balancer(members: &str, pick: &str) -> Vec<u8> {
     component("balancer", "", &text)
 }
 
-/// A rewriter: `rewrite` runs for a request, and may change the list of edits at 1028, which is empty.
+/// A rewriter: `rewrite` runs for a request, and may change the list of edits at 1028, which is
+/// empty.
 pub(super) fn rewriter(rewrite: &str) -> Vec<u8> {
     let text = format!(
         r#"{CONFIGURE}

@@ -1,5 +1,5 @@
-//! The commands as a shell sees them: what they print and where, their exit codes, and what `run` does
-//! with ports, folders, its ready file and signals.
+//! The commands as a shell sees them: what they print and where, their exit codes, and what `run`
+//! does with ports, folders, its ready file and signals.
 //!
 //! `UPDATE_CASES=1` writes the expected help texts (`tests/cases/help`) again. Read each before you
 //! commit it.

@@ -1,4 +1,5 @@
-//! A changed configuration on a running gateway: what needs a restart is named, and a rejected configuration changes nothing.
+//! A changed configuration on a running gateway: what needs a restart is named, and a rejected
+//! configuration changes nothing.
 
 use http::{Method, StatusCode};
 use serde_json::{Value, json};

@@ -1,5 +1,5 @@
-//! A changed configuration on a running gateway: requests in flight finish as they began, and what outlasts a request stays in
-//! place.
+//! A changed configuration on a running gateway: requests in flight finish as they began, and what
+//! outlasts a request stays in place.
 
 use std::fs;
 use std::sync::Arc;

@@ -1,4 +1,5 @@
-//! Policies on a running gateway: loading, reloading, recording, and the components of every release.
+//! Policies on a running gateway: loading, reloading, recording, and the components of every
+//! release.
 
 mod compiled;
 mod example_policies;

@@ -148,8 +148,8 @@ async fn each_call_is_a_line_with_its_arguments_its_result_and_who_said_it() {
     rig.stop().await;
 }
 
-/// Checks that no record contains a secret if the rewriters run in that order: `spies` requests every
-/// header that a rewriter may see.
+/// Checks that no record contains a secret if the rewriters run in that order: `spies` requests
+/// every header that a rewriter may see.
 async fn check_no_secret(rewriters: [&str; 2]) {
     let mut rig = Rig::new().await;
     let mut config = config(&rig);
@@ -533,8 +533,8 @@ async fn replaced_shadow_is_reloaded() {
     rig.stop().await;
 }
 
-/// A shadow that takes a while to read and to hash. It is not a component and could be half written,
-/// so it is read several times.
+/// A shadow that takes a while to read and to hash. It is not a component and could be half
+/// written, so it is read several times.
 const LARGE_SHADOW_BYTES: u64 = 16 << 20;
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,5 +1,5 @@
-//! `tollgate policy replay` and `tollgate explain`: what a component would have said, and why a request went where it
-//! went.
+//! `tollgate policy replay` and `tollgate explain`: what a component would have said, and why a
+//! request went where it went.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use tollgate_tests::upstream::Reply;
 use tollgate_tests::{Rig, Said, component, tollgate, turn};
 
-/// A stopped gateway, whose balancer and pricer were recorded in one file: twelve picks and twelve prices.
+/// A stopped gateway, whose balancer and pricer were recorded in one file: twelve picks and twelve
+/// prices.
 async fn recorded() -> (Rig, Vec<String>) {
     let mut rig = Rig::new().await;
     let mut config = rig.team(&["a", "b"], json!({ "strategy": "chooses" }));

@@ -1,4 +1,5 @@
-//! Shutdown by a signal: no new connections, requests in flight end or are recorded as aborted, and the files are written.
+//! Shutdown by a signal: no new connections, requests in flight end or are recorded as aborted, and
+//! the files are written.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

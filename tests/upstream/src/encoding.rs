@@ -1,4 +1,5 @@
-//! Content encodings of a response body. Invariant: each part decodes by itself, given those before it.
+//! Content encodings of a response body. Invariant: each part decodes by itself, given those before
+//! it.
 
 use std::io::{self, Write};
 
@@ -36,7 +37,8 @@ impl Encoding {
         }
     }
 
-    /// Compresses the parts as one stream, flushed after each, so that a client can read each as it comes.
+    /// Compresses the parts as one stream, flushed after each, so that a client can read each as it
+    /// comes.
     pub(crate) fn encode(self, parts: Vec<Bytes>) -> Vec<Bytes> {
         let encoded = match self {
             Encoding::Gzip => squeeze(GzEncoder::new(Vec::new(), Compression::default()), parts),

@@ -1,7 +1,7 @@
 //! Shadows: a candidate component repeats a policy's calls, off the path of requests.
 //!
-//! Invariant: the outcomes of a shadow change nothing. Those that differ are counted and kept for the
-//! operator.
+//! Invariant: the outcomes of a shadow change nothing. Those that differ are counted and kept for
+//! the operator.
 
 use std::collections::VecDeque;
 use std::io;

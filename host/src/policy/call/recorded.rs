@@ -1,7 +1,8 @@
-//! Calls that can be repeated: the arguments of a call and its outcome, to the bit and without secrets.
+//! Calls that can be repeated: the arguments of a call and its outcome, to the bit and without
+//! secrets.
 //!
-//! A policy sees no secret, so its arguments contain none. What a rewriter writes may be a secret of the
-//! operator: of a value only a digest is recorded, which distinguishes two values.
+//! A policy sees no secret, so its arguments contain none. What a rewriter writes may be a secret
+//! of the operator: of a value only a digest is recorded, which distinguishes two values.
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -225,8 +226,8 @@ impl CallOutcome {
         }
     }
 
-    /// Returns whether both outcomes mean the same. Two failures of one kind do, even if their details
-    /// differ.
+    /// Returns whether both outcomes mean the same. Two failures of one kind do, even if their
+    /// details differ.
     pub(crate) fn agrees_with(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Failed { fault, .. }, Self::Failed { fault: other, .. }) => fault == other,

@@ -1,4 +1,5 @@
-//! The tap on a policy's calls: passes each call to the policy's recorder and shadow, if it has them.
+//! The tap on a policy's calls: passes each call to the policy's recorder and shadow, if it has
+//! them.
 
 use std::sync::{Arc, PoisonError, RwLock};
 

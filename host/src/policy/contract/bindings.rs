@@ -1,5 +1,5 @@
-//! Rust types of the contract, generated from `wit/`: one module per world. All worlds share the types
-//! of the first.
+//! Rust types of the contract, generated from `wit/`: one module per world. All worlds share the
+//! types of the first.
 
 #![allow(missing_docs, unreachable_pub, clippy::all)]
 

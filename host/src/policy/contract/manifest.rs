@@ -1,7 +1,7 @@
 //! A component's manifest, checked: what the component is called and what it wants to see.
 //!
-//! Invariant: a checked manifest is at most [`MANIFEST_BYTES`] long, has a name, and names only strings
-//! that the gateway knows.
+//! Invariant: a checked manifest is at most [`MANIFEST_BYTES`] long, has a name, and names only
+//! strings that the gateway knows.
 
 use super::bindings::types::Manifest;
 use super::facts::RequestField;

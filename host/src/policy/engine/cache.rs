@@ -1,8 +1,9 @@
 //! Compiled code on disk, so that a component is not compiled again at every start.
 //!
-//! Compiled code runs with the gateway's own rights. Invariant: only what this gateway wrote is read
-//! back. The folder and its files can be written by the gateway's user only, each file begins with the
-//! digest of its code, and a file that differs in any way is removed and its component compiled again.
+//! Compiled code runs with the gateway's own rights. Invariant: only what this gateway wrote is
+//! read back. The folder and its files can be written by the gateway's user only, each file begins
+//! with the digest of its code, and a file that differs in any way is removed and its component
+//! compiled again.
 
 use std::fs::{self, DirBuilder, File, FileTimes, OpenOptions};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -67,8 +68,8 @@ enum UnusableFile {
 }
 
 impl CompiledCodeCache {
-    /// Opens the cache in `folder`, which is created if it is missing, and removes the files that have
-    /// not been used for longest until the rest has at most `bytes_max`.
+    /// Opens the cache in `folder`, which is created if it is missing, and removes the files that
+    /// have not been used for longest until the rest has at most `bytes_max`.
     ///
     /// # Errors
     /// The folder cannot be used, or another user can write to it.
@@ -132,8 +133,8 @@ impl CompiledCodeCache {
         }
     }
 
-    /// Returns the path for a component, this engine's version and settings, and this processor: code
-    /// can be used only if all of them are the same.
+    /// Returns the path for a component, this engine's version and settings, and this processor:
+    /// code can be used only if all of them are the same.
     fn path(&self, engine: &wasmtime::Engine, digest: &[u8; 32]) -> PathBuf {
         let mut hasher = DefaultHasher::new();
         engine.precompile_compatibility_hash().hash(&mut hasher);

@@ -1,9 +1,9 @@
-//! The clock that bounds calls: it advances the engine's epoch while a call runs, and at each advance
-//! the call checks its deadline.
+//! The clock that bounds calls: it advances the engine's epoch while a call runs, and at each
+//! advance the call checks its deadline.
 //!
-//! Most calls end before the clock looks for the first time: a thread that wakes a thousand times per
-//! second for them would cost more than relaying a thousand messages. When there has been no call for a
-//! while, the clock parks, and the next call wakes it.
+//! Most calls end before the clock looks for the first time: a thread that wakes a thousand times
+//! per second for them would cost more than relaying a thousand messages. When there has been no
+//! call for a while, the clock parks, and the next call wakes it.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -46,8 +46,8 @@ impl Compiler {
         }
     }
 
-    /// Returns the compiled code of the component `bytes`: from memory, from `cache`, or by compiling
-    /// it.
+    /// Returns the compiled code of the component `bytes`: from memory, from `cache`, or by
+    /// compiling it.
     pub(super) fn compile(
         &self,
         digest: ComponentDigest,
@@ -107,8 +107,8 @@ static BACKGROUND: LazyLock<Option<ThreadPool>> = LazyLock::new(|| {
         // If that is not permitted, the thread keeps its priority.
         let _ = setpriority_process(None, NICE);
     };
-    // `install` passes a panic to its caller. A spawned job has no caller, and without this handler its
-    // panic would abort the process.
+    // `install` passes a panic to its caller. A spawned job has no caller, and without this handler
+    // its panic would abort the process.
     let report_panic = |_| tracing::error!("storing compiled code panicked");
     ThreadPoolBuilder::new()
         .thread_name(|_| "policy-compile".to_owned())

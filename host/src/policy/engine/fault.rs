@@ -1,7 +1,7 @@
 //! The failure of a policy's call.
 //!
-//! Knows how a call can fail and which failures are the component's fault; does not know what becomes
-//! of the request.
+//! Knows how a call can fail and which failures are the component's fault; does not know what
+//! becomes of the request.
 
 use std::fmt;
 use std::sync::Arc;
@@ -34,7 +34,8 @@ impl fmt::Display for GuestFunction {
     }
 }
 
-/// A call of a policy that failed. Its text is for the operator: it may contain the policy's own words.
+/// A call of a policy that failed. Its text is for the operator: it may contain the policy's own
+/// words.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("policy {tag:?}: {detail} in {function}")]
 pub struct PolicyFault {
@@ -50,8 +51,8 @@ impl PolicyFault {
         self.kind
     }
 
-    /// Returns whether each such fault is worth a log event. An open circuit breaker and a component
-    /// that is not available were logged when that began.
+    /// Returns whether each such fault is worth a log event. An open circuit breaker and a
+    /// component that is not available were logged when that began.
     pub(crate) fn should_be_logged(&self) -> bool {
         !matches!(self.kind, FaultKind::Quarantined | FaultKind::Unavailable)
     }
@@ -106,8 +107,8 @@ impl CallFailure {
 /// How a call failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FaultKind {
-    /// The guest trapped (it panicked, divided by zero, accessed memory out of bounds), or no instance
-    /// of it could be created.
+    /// The guest trapped (it panicked, divided by zero, accessed memory out of bounds), or no
+    /// instance of it could be created.
     Trap,
     /// The call exceeded its timeout.
     Deadline,
@@ -148,8 +149,8 @@ impl FaultKind {
         }
     }
 
-    /// Returns whether the component is at fault, so that the fault counts for its circuit breaker. A
-    /// component that reports a failure itself works as intended.
+    /// Returns whether the component is at fault, so that the fault counts for its circuit breaker.
+    /// A component that reports a failure itself works as intended.
     pub(crate) fn is_misconduct(self) -> bool {
         match self {
             Self::Trap | Self::Deadline | Self::Memory | Self::BadOutput => true,

@@ -55,8 +55,8 @@ pub(crate) struct MembersVersion {
     pub(crate) version: u64,
 }
 
-/// The deadline of a call, in processor time: wall-clock time also passes while the thread waits for a
-/// processor.
+/// The deadline of a call, in processor time: wall-clock time also passes while the thread waits
+/// for a processor.
 struct CallDeadline {
     timeout: Duration,
     started: Instant,
@@ -97,8 +97,8 @@ fn thread_cpu_time() -> Duration {
 }
 
 impl GuestState {
-    /// Creates a store with every limit set. The first calls into it load the component, so it starts
-    /// with the timeout of loading.
+    /// Creates a store with every limit set. The first calls into it load the component, so it
+    /// starts with the timeout of loading.
     pub(crate) fn new_store(
         engine: &wasmtime::Engine,
         stats: &Arc<PolicyStats>,
@@ -121,8 +121,8 @@ impl GuestState {
         };
         let mut store = Store::new(engine, state);
         store.limiter(|state| state);
-        // A guest may return the same string many times: what the host copies out of it has the limit
-        // of the guest's memory.
+        // A guest may return the same string many times: what the host copies out of it has the
+        // limit of the guest's memory.
         store.set_hostcall_fuel(memory_bytes_max);
         store.epoch_deadline_callback(|mut store| Ok(store.data_mut().deadline.check()));
         store
@@ -183,7 +183,8 @@ impl GuestState {
             .extend_from_slice(&bytes[..bytes.len().min(room)]);
     }
 
-    /// Describes `error` together with what the guest wrote before it trapped, such as a panic message.
+    /// Describes `error` together with what the guest wrote before it trapped, such as a panic
+    /// message.
     pub(crate) fn describe_error(&self, error: &wasmtime::Error) -> String {
         let cause = error.root_cause();
         let output = String::from_utf8_lossy(&self.output);

@@ -1,5 +1,5 @@
-//! The log lines of a policy's guests: written to the gateway's log under the policy's tag, within a
-//! budget per second that all its instances share.
+//! The log lines of a policy's guests: written to the gateway's log under the policy's tag, within
+//! a budget per second that all its instances share.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,8 +25,8 @@ impl GuestLog {
         }
     }
 
-    /// Writes a line, or drops and counts it if this second's budget is used up. Levels are those of
-    /// the contract.
+    /// Writes a line, or drops and counts it if this second's budget is used up. Levels are those
+    /// of the contract.
     pub(super) fn write(&self, level: u32, line: &str) {
         if !self.budget.has_room(Timestamp::now().unix()) {
             self.drop_line();

@@ -1,7 +1,7 @@
 //! Counters of a policy's calls, over all its generations, for the operator.
 //!
-//! Knows nothing about metrics and status output. Each counter is read by itself: values read one after
-//! another may be of slightly different moments.
+//! Knows nothing about metrics and status output. Each counter is read by itself: values read one
+//! after another may be of slightly different moments.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

@@ -1,8 +1,8 @@
 //! The interfaces of WASI 0.2 that the toolchains of guests import, in an inert form: no files, no
 //! sockets, no environment, no waiting.
 //!
-//! Invariant: clock and random numbers come from the call's arguments, and what a guest writes to its
-//! standard streams stays in a bounded buffer.
+//! Invariant: clock and random numbers come from the call's arguments, and what a guest writes to
+//! its standard streams stays in a bounded buffer.
 
 use wasmtime::component::{
     ComponentType, Lift, Linker, LinkerInstance, Lower, Resource, ResourceType,

@@ -1,5 +1,5 @@
-//! The worlds of the contract behind one trait, so that loading and calling are written once for all
-//! kinds of policies.
+//! The worlds of the contract behind one trait, so that loading and calling are written once for
+//! all kinds of policies.
 
 use wasmtime::component::InstancePre;
 use wasmtime::{Result, Store};

@@ -1,5 +1,5 @@
-//! The circuit breaker of a generation: a component that fails repeatedly is not called for a while,
-//! then one call tries it.
+//! The circuit breaker of a generation: a component that fails repeatedly is not called for a
+//! while, then one call tries it.
 //!
 //! ```text
 //! closed -- too many faults --> open -- the pause ends --> half-open (one call)
@@ -7,8 +7,8 @@
 //!    '--- the call succeeds ------+------- the call fails ------'
 //! ```
 //!
-//! The configuration, metrics and status call an open breaker a quarantine. Invariant: asking whether a
-//! call may run never waits for another call.
+//! The configuration, metrics and status call an open breaker a quarantine. Invariant: asking
+//! whether a call may run never waits for another call.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};

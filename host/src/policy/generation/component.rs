@@ -1,7 +1,7 @@
 //! A generation of a policy whose kind is `W`: a loaded component, or the reason why there is none.
 //!
-//! Owns everything that is the same for all calls: the circuit breaker, counters, finding out that a
-//! component is slow, and the policy threads for slow ones. Does not know what a call decides.
+//! Owns everything that is the same for all calls: the circuit breaker, counters, finding out that
+//! a component is slow, and the policy threads for slow ones. Does not know what a call decides.
 
 use std::fmt;
 use std::sync::Arc;
@@ -293,8 +293,8 @@ impl<W: PolicyWorld> ComponentGeneration<W> {
         self.count_fault(CallFailure::new(FaultKind::Unavailable, detail), function)
     }
 
-    /// Passes a call that ended to the policy's recorder and shadow. `call` returns its arguments and
-    /// outcome; it runs only if there is an observer.
+    /// Passes a call that ended to the policy's recorder and shadow. `call` returns its arguments
+    /// and outcome; it runs only if there is an observer.
     pub(crate) fn observe(
         &self,
         facts: &RequestFacts<'_>,
@@ -355,9 +355,9 @@ impl<W: PolicyWorld> GenerationControl for ComponentGeneration<W> {
 }
 
 impl CallSpeed {
-    /// Notes the duration of a call, and returns whether the component turned out to be slow by it. A
-    /// component may be slow for requests though it was fast in its self-test; a single slow call means
-    /// little, since its thread may have waited for a processor.
+    /// Notes the duration of a call, and returns whether the component turned out to be slow by it.
+    /// A component may be slow for requests though it was fast in its self-test; a single slow call
+    /// means little, since its thread may have waited for a processor.
     fn note(&self, took: Duration, slow_after: Duration) -> bool {
         if took <= slow_after {
             if self.slow_calls_in_a_row.load(Ordering::Relaxed) > 0 {

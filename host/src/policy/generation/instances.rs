@@ -1,7 +1,8 @@
-//! The warm instances of a generation: each thread takes one for a call and puts it back afterwards.
+//! The warm instances of a generation: each thread takes one for a call and puts it back
+//! afterwards.
 //!
-//! Invariant: an instance that trapped is never entered again, and all instances are dropped together
-//! with their generation.
+//! Invariant: an instance that trapped is never entered again, and all instances are dropped
+//! together with their generation.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, TryLockError};
@@ -128,8 +129,8 @@ impl<W: PolicyWorld> InstancePool<W> {
         try_lock(self.place())?.take()
     }
 
-    /// Keeps `instance` for the next call. If another thread that shares the place was faster, one of
-    /// the two instances is enough.
+    /// Keeps `instance` for the next call. If another thread that shares the place was faster, one
+    /// of the two instances is enough.
     fn put_back(&self, instance: Box<WarmInstance<W>>) {
         if let Some(mut place) = try_lock(self.place()) {
             *place = Some(instance);
@@ -141,8 +142,8 @@ impl<W: PolicyWorld> InstancePool<W> {
         &self.warm[THREAD_NUMBER.with(|number| number % WARM_INSTANCES_MAX)]
     }
 
-    /// Creates a configured instance, under the timeout of loading: a new instance touches its memory
-    /// for the first time.
+    /// Creates a configured instance, under the timeout of loading: a new instance touches its
+    /// memory for the first time.
     fn create(&self, shared: &SharedPolicyState) -> Result<Box<WarmInstance<W>>> {
         let mut store = GuestState::new_store(
             self.engine.wasmtime(),

@@ -1,5 +1,5 @@
-//! Loads a component stage by stage: inspect, compile, link, instantiate, describe, configure, prepare,
-//! self-test.
+//! Loads a component stage by stage: inspect, compile, link, instantiate, describe, configure,
+//! prepare, self-test.
 //!
 //! Does not know which generation a new one replaces: a failure at any stage is an error, and the
 //! caller keeps the current version.

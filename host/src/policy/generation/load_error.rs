@@ -77,8 +77,8 @@ pub struct PolicyLoadError {
 enum LoadFailure {
     /// A stage rejected the component.
     Rejected { stage: LoadStage, reason: String },
-    /// The component's schema or the component itself rejected the policy's configuration, for these
-    /// problems at paths below the policy's `config`.
+    /// The component's schema or the component itself rejected the policy's configuration, for
+    /// these problems at paths below the policy's `config`.
     Config(Vec<ConfigProblem>),
     /// The policy's memory limit is above that of the engine's guests.
     Memory { most: usize, found: usize },
@@ -113,8 +113,8 @@ impl PolicyLoadError {
         }
     }
 
-    /// Returns whether the component's file may be incomplete, because a program is still writing it. A
-    /// component that could be run is complete.
+    /// Returns whether the component's file may be incomplete, because a program is still writing
+    /// it. A component that could be run is complete.
     pub(crate) fn may_be_half_written(&self) -> bool {
         match &self.failure {
             LoadFailure::Rejected { stage, .. } => match stage {

@@ -1,4 +1,5 @@
-//! The state that all generations of a policy share: counters, the log's budget, recorder and shadow.
+//! The state that all generations of a policy share: counters, the log's budget, recorder and
+//! shadow.
 //!
 //! It does not know components. It outlives a reload, so that counters continue.
 

@@ -1,7 +1,7 @@
 //! Policy threads: slow guests run here, so that they do not delay the threads that serve requests.
 //!
-//! Owns a fixed number of threads and the queue before them. Invariant: queueing a job never waits; if
-//! the queue is full, it fails.
+//! Owns a fixed number of threads and the queue before them. Invariant: queueing a job never waits;
+//! if the queue is full, it fails.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -14,8 +14,8 @@ use crate::values::limits::Limits;
 
 type PolicyJob = Box<dyn FnOnce() + Send>;
 
-/// The policy threads of a gateway. Clones are cheap and share the threads, which start with the first
-/// job.
+/// The policy threads of a gateway. Clones are cheap and share the threads, which start with the
+/// first job.
 #[derive(Clone)]
 pub(crate) struct PolicyThreads {
     shared: Arc<ThreadPoolState>,

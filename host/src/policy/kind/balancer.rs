@@ -90,7 +90,7 @@ impl PoolMembers {
     }
 }
 
-/// What a balancer chose for one request.
+/// What a balancer returned for a request, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BalancerChoice {
     /// A usable member.
@@ -259,8 +259,8 @@ impl BalancerGeneration {
 
 /// The pool that a pick is about: its members, and the columns of its table.
 struct PickPool<'a> {
-    /// The columns of a recorded table. `None` stands for those of this release, which are copied only
-    /// if an instance does not know the members yet.
+    /// The columns of a recorded table. `None` stands for those of this release, which are copied
+    /// only if an instance does not know the members yet.
     recorded_columns: Option<&'a [String]>,
     members: &'a PoolMembers,
 }
@@ -273,8 +273,8 @@ impl<'a> PickPool<'a> {
         }
     }
 
-    /// Gives the members and the names of the columns to an instance, and returns the weights that the
-    /// policy gives to the members.
+    /// Gives the members and the names of the columns to an instance, and returns the weights that
+    /// the policy gives to the members.
     fn announce(
         &self,
         store: &mut Store<GuestState>,

@@ -58,8 +58,9 @@ pub(super) fn column_names() -> Vec<String> {
     COLUMNS.map(str::to_owned).to_vec()
 }
 
-/// Returns whether the member at `index` is usable by `table`, whose columns are `columns`, or those of
-/// this release if `None`. Recorded tables may lack the column: their members count as usable.
+/// Returns whether the member at `index` is usable by `table`, whose columns are `columns`, or
+/// those of this release if `None`. Recorded tables may lack the column: their members count as
+/// usable.
 pub(super) fn is_usable(table: &[f64], columns: Option<&[String]>, index: usize) -> bool {
     let (width, usable) = match columns {
         None => (COLUMNS.len(), Some(0)),

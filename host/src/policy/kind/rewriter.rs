@@ -97,8 +97,8 @@ impl RewriterGeneration {
         self.on_failure
     }
 
-    /// Edits the header fields of a request. On an error they are unchanged. A slow rewriter runs on a
-    /// policy thread.
+    /// Edits the header fields of a request. On an error they are unchanged. A slow rewriter runs
+    /// on a policy thread.
     ///
     /// # Errors
     /// The policy failed, or its edits cannot be applied.

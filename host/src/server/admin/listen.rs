@@ -143,7 +143,8 @@ pub(super) fn bind_unix(path: PathBuf) -> io::Result<(UnixListener, SocketFile)>
     Ok((listener, file))
 }
 
-/// Whether the peer is the gateway's own user or root. The socket's mode says the same, but not before it is set.
+/// Whether the peer is the gateway's own user or root. The socket's mode says the same, but not
+/// before it is set.
 fn is_ours(stream: &UnixStream) -> bool {
     stream
         .peer_cred()

@@ -1,5 +1,5 @@
-//! Metrics that are read from the gateway's state when an operator scrapes them. What is counted per request is in
-//! `metrics`.
+//! Metrics that are read from the gateway's state when an operator scrapes them. What is counted
+//! per request is in `metrics`.
 
 use crate::metrics::ObservedMetrics;
 use crate::policy::FaultKind;

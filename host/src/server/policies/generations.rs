@@ -1,7 +1,8 @@
 //! Which generation of each policy serves, and which one a rollback or a failure returns to.
 //!
-//! Owns the changes from one generation to another. Does not load any. Invariant: the generation that serves changes only
-//! through the methods of [`PolicyEntry`], each of which notes it in [`LastReload`].
+//! Owns the changes from one generation to another. Does not load any. Invariant: the generation
+//! that serves changes only through the methods of [`PolicyEntry`], each of which notes it in
+//! [`LastReload`].
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -168,7 +169,8 @@ impl PolicyEntry {
         self.note(ReloadOutcome::Ok, None, took);
     }
 
-    /// Notes a failed load. The current generation keeps serving; if there is none, requests fail with `reason`.
+    /// Notes a failed load. The current generation keeps serving; if there is none, requests fail
+    /// with `reason`.
     pub(crate) fn load_failed(&mut self, reason: String, took: Duration) {
         if self.generation() == 0 {
             let reason = format!("its component cannot be used: {reason}");
@@ -189,25 +191,26 @@ impl PolicyEntry {
         Ok(())
     }
 
-    /// Applies a changed configuration. `new` is what had to be loaded for it; if it is `None`, the generations stay.
-    /// Returns the entry that serves from now on, and the one that it replaces.
-    fn reconfigure(mut self, config: PolicyConfig, new: Option<Self>) -> (Self, Option<Self>) {
+    /// Applies a changed configuration. `new` is what had to be loaded for it; if it is `None`, the
+    /// generations stay.
+    pub(crate) fn reconfigure(mut self, config: PolicyConfig, new: Option<Self>) -> Self {
         match new {
             Some(new) if Arc::ptr_eq(&self.shared, &new.shared) => {
                 self.config = config;
                 self.loading = None;
                 self.install(new.current, Duration::ZERO);
-                (self, None)
+                self
             }
-            Some(new) => (new, Some(self)),
+            Some(new) => new,
             None => {
                 self.config = config;
-                (self, None)
+                self
             }
         }
     }
 
-    /// Falls back from a generation that failed too often, and retries a suspended one when its pause is over.
+    /// Falls back from a generation that failed too often, and retries a suspended one when its
+    /// pause is over.
     pub(crate) fn review(&mut self, rules: BreakerRules, now: Instant) -> Option<GenerationChange> {
         if self.fall_back(rules, now) {
             Some(GenerationChange::FellBack)
@@ -314,31 +317,17 @@ impl PolicyTable {
     }
 
     /// Applies a changed configuration: all its policies, and for each what had to be loaded.
-    ///
-    /// Returns the entries that are no longer in use. Dropping one waits until its record is written: drop them after
-    /// the lock of this table is released.
-    #[must_use]
-    pub(crate) fn reconfigure(
-        &mut self,
-        policies: Vec<(PolicyConfig, Option<PolicyEntry>)>,
-    ) -> Vec<PolicyEntry> {
+    pub(crate) fn reconfigure(&mut self, policies: Vec<(PolicyConfig, Option<PolicyEntry>)>) {
         let mut known = std::mem::take(&mut self.entries);
-        let mut replaced = Vec::new();
         for (policy, new) in policies {
             let place = known.iter().position(|entry| entry.tag() == policy.tag);
             let known = place.map(|place| known.swap_remove(place));
             self.entries.push(match (known, new) {
-                (Some(known), new) => {
-                    let (entry, old) = known.reconfigure(policy, new);
-                    replaced.extend(old);
-                    entry
-                }
+                (Some(known), new) => known.reconfigure(policy, new),
                 (None, Some(new)) => new,
                 (None, None) => unreachable!("a policy that is not known was loaded"),
             });
         }
-        replaced.extend(known);
-        replaced
     }
 
     // The resolved configuration refers to each policy by an id of the right kind.

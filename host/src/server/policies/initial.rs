@@ -1,7 +1,7 @@
 //! The policies that a gateway starts with.
 //!
-//! Owns how long a start waits for slow compilations. Invariant: what a start does not wait for is loaded beside requests,
-//! which fail or are passed over by the policy's `on_failure` until then.
+//! Owns how long a start waits for slow compilations. Invariant: what a start does not wait for is
+//! loaded beside requests, which fail or are passed over by the policy's `on_failure` until then.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -22,7 +22,8 @@ use crate::server::error::{StartError, reject_problems};
 /// The balancer that stands in for a failing one.
 const STAND_IN: ShippedPolicy = ShippedPolicy::LeastUsed;
 
-/// A component larger than this, in bytes, contains a language's interpreter and takes long to compile.
+/// A component larger than this, in bytes, contains a language's interpreter and takes long to
+/// compile.
 const LARGE_COMPONENT: usize = 1024 * 1024;
 
 /// The policies of a configuration.
@@ -92,7 +93,8 @@ pub(crate) fn load_initial(
     })
 }
 
-/// Loads the first generation of `policy`, or returns an entry without one and the load that goes on.
+/// Loads the first generation of `policy`, or returns an entry without one and the load that goes
+/// on.
 fn first_generation(
     loader: &PolicyLoader,
     policy: &PolicyConfig,

@@ -1,4 +1,5 @@
-//! The outcome of the last reload of a policy or of the configuration. The field names are those of the admin API.
+//! The outcome of the last reload of a policy or of the configuration. The field names are those of
+//! the admin API.
 
 use std::time::Duration;
 

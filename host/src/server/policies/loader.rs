@@ -1,6 +1,7 @@
 //! Loads generations and shadows of policies.
 //!
-//! Owns what every load needs: the engine, its threads, the limits. Does not know which generation serves.
+//! Owns what every load needs: the engine, its threads, the limits. Does not know which generation
+//! serves.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -162,7 +163,8 @@ impl LoadProgress {
     }
 }
 
-/// The memory that any policy of `config` may use, in bytes: the engine's pool reserves it for each instance.
+/// The memory that any policy of `config` may use, in bytes: the engine's pool reserves it for each
+/// instance.
 fn memory_max(config: &Config) -> usize {
     let largest = config.policies.iter().map(|policy| policy.memory).max();
     largest

@@ -10,7 +10,7 @@ use super::last_reload::LastReload;
 use crate::config::PolicySource;
 use crate::policy::{FaultKind, ShadowStatus};
 
-/// Whether a policy serves, and if not, why.
+/// What a policy does with calls now, as `tollgate policy list` shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum PolicyState {

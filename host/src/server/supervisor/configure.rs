@@ -1,7 +1,8 @@
 //! What a changed configuration changes on the running gateway.
 //!
-//! Owns loading what is new in it, and naming what needs a restart. Does not apply anything: the supervisor does.
-//! Invariant: a [`ConfigurationChange`] is complete; a configuration of which a part cannot be used makes none.
+//! Owns loading what is new in it, and naming what needs a restart. Does not apply anything: the
+//! supervisor does. Invariant: a [`ConfigurationChange`] is complete; a configuration of which a
+//! part cannot be used makes none.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -157,7 +158,8 @@ pub(crate) fn load_change(
     })
 }
 
-/// Moves problems of the configuration into `problems`, so that all are reported at once. Other errors pass.
+/// Moves problems of the configuration into `problems`, so that all are reported at once. Other
+/// errors pass.
 fn collect<T>(
     loaded: Result<T, StartError>,
     problems: &mut Vec<ConfigProblem>,
@@ -194,7 +196,8 @@ fn load_policy(
     Ok(Some(PolicyEntry::new(policy.clone(), shared, loaded)))
 }
 
-/// Returns the parts of `config` that take effect only after a restart. `running` are the services' tags and addresses.
+/// Returns the parts of `config` that take effect only after a restart. `running` are the services'
+/// tags and addresses.
 pub(crate) fn needs_restart(
     config: &Config,
     startup: &StartupSettings,
@@ -225,8 +228,8 @@ pub(crate) fn needs_restart(
     parts
 }
 
-/// Returns the limits that differ and were built into something at the start: listeners, the ledger, sessions, the state of
-/// policies.
+/// Returns the limits that differ and were built into something at the start: listeners, the
+/// ledger, sessions, the state of policies.
 fn limits_of_the_start(old: &Limits, new: &Limits) -> Vec<String> {
     let mut names = Vec::new();
     macro_rules! compare {

@@ -1,5 +1,5 @@
-//! Reviews the policies: a generation that failed too often is replaced by the one before it and retried later, and long loads
-//! are logged.
+//! Reviews the policies: a generation that failed too often is replaced by the one before it and
+//! retried later, and long loads are logged.
 
 use std::time::{Duration, Instant};
 

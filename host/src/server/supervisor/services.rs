@@ -1,7 +1,7 @@
 //! The services that clients reach.
 //!
-//! Owns which [`Service`] requests find, and the upkeep of its credentials. Does not load anything. Invariant: requests find
-//! a complete service at any time; a change swaps it as a whole.
+//! Owns which [`Service`] requests find, and the upkeep of its credentials. Does not load anything.
+//! Invariant: requests find a complete service at any time; a change swaps it as a whole.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -164,8 +164,8 @@ impl RunningServices {
             .collect()
     }
 
-    /// Applies a changed configuration, of which `loaded` has all services. Services that are not among them stay as they
-    /// are.
+    /// Applies a changed configuration, of which `loaded` has all services. Services that are not
+    /// among them stay as they are.
     pub(crate) fn reconfigure(
         &mut self,
         loaded: Vec<LoadedService>,

@@ -18,7 +18,8 @@ pub(crate) enum LoadedComponent<T> {
 
 /// Loads the component of `policy` with `load`, again and again while it may be half written.
 ///
-/// All reading, hashing and loading happens on a blocking thread. A component whose digest is `known` is not loaded.
+/// All reading, hashing and loading happens on a blocking thread. A component whose digest is
+/// `known` is not loaded.
 ///
 /// # Errors
 /// The component cannot be used, and its file no longer changes.

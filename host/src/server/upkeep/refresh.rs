@@ -1,7 +1,9 @@
-//! Refreshes of tokens: the transaction of `credentials`, the request of `upstream`, and the process in which both run.
+//! Refreshes of tokens: the transaction of `credentials`, the request of `upstream`, and the
+//! process in which both run.
 //!
-//! `tollgate run` has each refresh done by a child process: a gateway that is killed between the token endpoint's response
-//! and the write to disk would have spent the refresh token for nothing. The child survives the gateway and writes it.
+//! `tollgate run` has each refresh done by a child process: a gateway that is killed between the
+//! token endpoint's response and the write to disk would have spent the refresh token for nothing.
+//! The child survives the gateway and writes it.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -33,7 +35,8 @@ use crate::values::limits::{ANSWER_BYTES, Limits};
 pub(crate) const AGENT: HeaderValue =
     HeaderValue::from_static(concat!("tollgate/", env!("CARGO_PKG_VERSION")));
 
-/// How much longer than its own timeouts a child process may take before its outcome counts as unknown. It is not killed.
+/// How much longer than its own timeouts a child process may take before its outcome counts as
+/// unknown. It is not killed.
 const CHILD_SLACK: Duration = Duration::from_secs(15);
 
 /// Bounds connecting, because Codex waits five seconds for the lock that is held meanwhile.
@@ -164,7 +167,8 @@ pub async fn run_refresh(request: RefreshRequest) -> RefreshOutcome {
 }
 
 async fn run(request: RefreshRequest, trust: &TrustRoots, limits: &Limits) -> RefreshOutcome {
-    // A new connection: if upstream closed an idle one at this moment, it would be unknown whether the token was sent.
+    // A new connection: if upstream closed an idle one at this moment, it would be unknown whether
+    // the token was sent.
     let upstream = UpstreamClient::new(trust, limits);
     let handle = Handle::current();
     let refreshing = spawn_blocking(move || {
