@@ -1,5 +1,5 @@
 //! A policy's file changes on a running gateway: requests that begin afterwards are priced by the
-//! new component, and requests in flight by the one that they began with.
+//! new component, and requests in flight by the component that they began with.
 
 use std::fs;
 use std::os::unix::fs::symlink;
