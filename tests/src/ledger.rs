@@ -77,7 +77,7 @@ pub fn rows(path: &Path) -> Vec<Row> {
     };
     connection
         .busy_timeout(Duration::from_secs(5))
-        .expect("a time-out can be set");
+        .expect("a timeout can be set");
     let Ok(mut query) = connection.prepare("SELECT * FROM usage ORDER BY id") else {
         return Vec::new();
     };

@@ -121,7 +121,7 @@ async fn weights(
         match balancer.weights(&facts, members).await {
             Ok(weights) => return weights,
             Err(fault) => {
-                tracing::error!(%fault, "balancer failed, using the weights of the next one")
+                tracing::error!(%fault, "balancer failed, using the weights of the next one");
             }
         }
     }

@@ -31,7 +31,7 @@ use crate::{
 /// How often the bench checks which generation serves: rarely enough not to slow down the
 /// compilation.
 const ASK_EVERY: Duration = Duration::from_millis(2);
-/// The time-out of a reload.
+/// The timeout of a reload.
 const RELOAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// The pause between two timed reloads.
 const REST: Duration = Duration::from_millis(50);

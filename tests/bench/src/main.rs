@@ -71,10 +71,10 @@ struct Arguments {
     /// Milliseconds of silence before memory is measured
     #[arg(long, default_value_t = 1500)]
     idle_settle_ms: u64,
-    /// Time-out of one measurement in seconds
+    /// Timeout of one measurement in seconds
     #[arg(long, default_value_t = 60)]
     measurement_timeout_s: u64,
-    /// Time-out of the whole run in seconds
+    /// Timeout of the whole run in seconds
     #[arg(long, default_value_t = 1800)]
     run_timeout_s: u64,
     /// A smoke run of a few seconds

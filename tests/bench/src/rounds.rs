@@ -212,7 +212,7 @@ impl Bench<'_> {
         .await
     }
 
-    /// Runs `measurement` under the time-out, and adds the forwarder and the measure to its
+    /// Runs `measurement` under the timeout, and adds the forwarder and the measure to its
     /// failure.
     async fn bounded(
         &self,

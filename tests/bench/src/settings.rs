@@ -39,9 +39,9 @@ pub struct Settings {
     pub idle_streams: usize,
     /// Silence before memory is measured.
     pub idle_settle: Duration,
-    /// Time-out of one measurement.
+    /// Timeout of one measurement.
     pub measurement_timeout: Duration,
-    /// Time-out of the whole run.
+    /// Timeout of the whole run.
     pub run_timeout: Duration,
 }
 

@@ -166,7 +166,7 @@ async fn show_limit(scene: &Scene, visitor: &Visitor, visits: &[Visit]) -> Outco
     let path_of_next = servers(scene, session)?.split_off(before + path.len());
     if path_of_next.is_empty() || path_of_next.contains(&tag) {
         return Err(format!(
-            "session {name}: expected {tag:?} to be left in peace, found {path_of_next:?}"
+            "session {name}: expected {tag:?} to receive no more requests, found {path_of_next:?}"
         ));
     }
     println!("   {tag:<9} 429 usage_limit_reached");

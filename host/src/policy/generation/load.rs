@@ -175,11 +175,8 @@ fn check_schema(manifest: &CheckedManifest, policy: &PolicyConfig) -> Result<(),
         return Ok(());
     }
     let rejected = |reason| PolicyLoadError::rejected(&policy.tag, LoadStage::Describe, reason);
-    let schema = serde_json::from_str(manifest.config_schema()).map_err(|error| {
-        rejected(format!(
-            "manifest: config_schema: expected JSON, found an error: {error}"
-        ))
-    })?;
+    let schema = serde_json::from_str(manifest.config_schema())
+        .map_err(|error| rejected(format!("manifest: config_schema: invalid JSON: {error}")))?;
     let validator = SchemaValidator::new(schema).map_err(|error| {
         rejected(format!(
             "manifest: config_schema: expected a JSON Schema: {error}"

@@ -58,7 +58,7 @@ impl fmt::Display for PolicyCommandDone {
                 f,
                 "reloaded: generation {generation} ({name} {version}) after {took_ms} ms"
             ),
-            Self::Unchanged => f.write_str("unchanged: the component already serves"),
+            Self::Unchanged => f.write_str("unchanged: this component is already in use"),
             Self::RolledBack { generation } => write!(f, "rolled back to generation {generation}"),
         }
     }
