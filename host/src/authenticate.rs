@@ -32,7 +32,6 @@ const FORGIVEN_AFTER: Duration = Duration::from_secs(15 * 60);
 /// A user of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct User {
-    /// As the configuration and the ledger name it.
     pub(crate) name: Arc<str>,
     /// Its pool: an index into the service's pools.
     pub(crate) pool: usize,

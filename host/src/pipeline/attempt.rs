@@ -1,4 +1,4 @@
-//! Attempts: the request is sent with one credential after another until an outcome is final.
+//! Attempt: the request is sent with one credential after another until an outcome is final.
 //!
 //! ```text
 //! [ select -> rewrite -> forward -> judge ]   again, with another credential

@@ -90,7 +90,7 @@ impl PoolMembers {
     }
 }
 
-/// What a balancer returned for a request, checked.
+/// What a balancer chose for one request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BalancerChoice {
     /// A usable member.

@@ -1,8 +1,7 @@
 //! Which generation of each policy serves, and which one a rollback or a failure returns to.
 //!
-//! Owns the changes from one generation to another. Does not load any. Invariant: the generation
-//! that serves changes only through the methods of [`PolicyEntry`], each of which notes it in
-//! [`LastReload`].
+//! Owns the changes from one generation to another. Does not load any. Invariant: the generation that serves changes only
+//! through the methods of [`PolicyEntry`], each of which notes it in [`LastReload`].
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -169,8 +168,7 @@ impl PolicyEntry {
         self.note(ReloadOutcome::Ok, None, took);
     }
 
-    /// Notes a failed load. The current generation keeps serving; if there is none, requests fail
-    /// with `reason`.
+    /// Notes a failed load. The current generation keeps serving; if there is none, requests fail with `reason`.
     pub(crate) fn load_failed(&mut self, reason: String, took: Duration) {
         if self.generation() == 0 {
             let reason = format!("its component cannot be used: {reason}");
@@ -191,8 +189,7 @@ impl PolicyEntry {
         Ok(())
     }
 
-    /// Applies a changed configuration. `new` is what had to be loaded for it; if it is `None`, the
-    /// generations stay.
+    /// Applies a changed configuration. `new` is what had to be loaded for it; if it is `None`, the generations stay.
     pub(crate) fn reconfigure(mut self, config: PolicyConfig, new: Option<Self>) -> Self {
         match new {
             Some(new) if Arc::ptr_eq(&self.shared, &new.shared) => {
@@ -209,8 +206,7 @@ impl PolicyEntry {
         }
     }
 
-    /// Falls back from a generation that failed too often, and retries a suspended one when its
-    /// pause is over.
+    /// Falls back from a generation that failed too often, and retries a suspended one when its pause is over.
     pub(crate) fn review(&mut self, rules: BreakerRules, now: Instant) -> Option<GenerationChange> {
         if self.fall_back(rules, now) {
             Some(GenerationChange::FellBack)

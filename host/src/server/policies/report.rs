@@ -10,7 +10,7 @@ use super::last_reload::LastReload;
 use crate::config::PolicySource;
 use crate::policy::{FaultKind, ShadowStatus};
 
-/// What a policy does with calls now, as `tollgate policy list` shows it.
+/// Whether a policy serves, and if not, why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum PolicyState {
