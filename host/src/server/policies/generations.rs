@@ -190,18 +190,19 @@ impl PolicyEntry {
     }
 
     /// Applies a changed configuration. `new` is what had to be loaded for it; if it is `None`, the generations stay.
-    pub(crate) fn reconfigure(mut self, config: PolicyConfig, new: Option<Self>) -> Self {
+    /// Returns the entry that serves from now on, and the entry that it replaces.
+    fn reconfigure(mut self, config: PolicyConfig, new: Option<Self>) -> (Self, Option<Self>) {
         match new {
             Some(new) if Arc::ptr_eq(&self.shared, &new.shared) => {
                 self.config = config;
                 self.loading = None;
                 self.install(new.current, Duration::ZERO);
-                self
+                (self, None)
             }
-            Some(new) => new,
+            Some(new) => (new, Some(self)),
             None => {
                 self.config = config;
-                self
+                (self, None)
             }
         }
     }
@@ -313,17 +314,31 @@ impl PolicyTable {
     }
 
     /// Applies a changed configuration: all its policies, and for each what had to be loaded.
-    pub(crate) fn reconfigure(&mut self, policies: Vec<(PolicyConfig, Option<PolicyEntry>)>) {
+    ///
+    /// Returns the entries that are no longer in use. Dropping one waits until its record is written: drop them after
+    /// the lock of this table is released.
+    #[must_use]
+    pub(crate) fn reconfigure(
+        &mut self,
+        policies: Vec<(PolicyConfig, Option<PolicyEntry>)>,
+    ) -> Vec<PolicyEntry> {
         let mut known = std::mem::take(&mut self.entries);
+        let mut replaced = Vec::new();
         for (policy, new) in policies {
             let place = known.iter().position(|entry| entry.tag() == policy.tag);
             let known = place.map(|place| known.swap_remove(place));
             self.entries.push(match (known, new) {
-                (Some(known), new) => known.reconfigure(policy, new),
+                (Some(known), new) => {
+                    let (entry, old) = known.reconfigure(policy, new);
+                    replaced.extend(old);
+                    entry
+                }
                 (None, Some(new)) => new,
                 (None, None) => unreachable!("a policy that is not known was loaded"),
             });
         }
+        replaced.extend(known);
+        replaced
     }
 
     // The resolved configuration refers to each policy by an id of the right kind.
