@@ -165,7 +165,7 @@ impl AttemptLoop {
             uri: self.uri.clone(),
             headers: headers.unwrap_or_default(),
         };
-        rewrite(&self.exchange, selected, head, self.body.take()).await
+        rewrite(&self.exchange, selected, head, &mut self.body).await
     }
 
     async fn forward(
