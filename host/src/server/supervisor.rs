@@ -186,15 +186,14 @@ impl Supervisor {
                 started,
                 reply,
             } => {
-                let done = match change {
-                    Ok(change) => Ok(self.apply(change, needs_restart, started)),
+                match change {
+                    Ok(change) => self.apply(change, needs_restart, started, reply),
                     Err(error) => {
                         let reason = error.to_string();
                         self.status.configuration_rejected(&reason);
-                        Err(CommandError::ConfigurationRejected(reason))
+                        let _ = reply.send(Err(CommandError::ConfigurationRejected(reason)));
                     }
-                };
-                let _ = reply.send(done);
+                }
                 self.start_next_configuration();
             }
         }
@@ -421,13 +420,15 @@ impl Supervisor {
         });
     }
 
-    /// Applies a configuration of which everything is loaded.
+    /// Applies a configuration of which everything is loaded, and replies once its usage files are
+    /// open.
     fn apply(
         &mut self,
         change: ConfigurationChange,
         needs_restart: Vec<String>,
         started: Instant,
-    ) -> AppliedConfiguration {
+        reply: ConfigureReply,
+    ) {
         let tasks = if *change.limits == *self.limits {
             RunningTasks::Keep
         } else {
@@ -449,7 +450,7 @@ impl Supervisor {
         drop(policies);
         drop(replaced);
         self.status.replace_services(services);
-        self.usage_files.follow(self.services.configs());
+        let usage_files_opening = self.usage_files.follow(self.services.configs());
         self.watch_policy_files();
         let took = started.elapsed();
         let restart = (!needs_restart.is_empty()).then(|| needs_restart.join(", "));
@@ -459,7 +460,10 @@ impl Supervisor {
             "configuration applied"
         );
         self.status.configuration_applied(took);
-        AppliedConfiguration { needs_restart }
+        tokio::spawn(async move {
+            usage_files_opening.done().await;
+            let _ = reply.send(Ok(AppliedConfiguration { needs_restart }));
+        });
     }
 
     /// Lets policies fall back from generations that failed too often, and retry suspended ones.

@@ -11,6 +11,8 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use tokio::sync::oneshot;
+
 use super::error::StartError;
 use crate::config::ServiceConfig;
 use crate::files::io_reason;
@@ -77,13 +79,36 @@ struct UsageFile {
 /// Tells the writing thread which files to write. The thread writes them once more and ends when
 /// the last clone is dropped.
 #[derive(Clone)]
-pub(super) struct UsageFilesWriter(Sender<Vec<UsageFileTarget>>);
+pub(super) struct UsageFilesWriter(Sender<FollowCommand>);
+
+struct FollowCommand {
+    targets: Vec<UsageFileTarget>,
+    /// Dropped when the files are open: rows count from then on.
+    opened: oneshot::Sender<()>,
+}
+
+/// Usage files that are being opened.
+pub(super) struct UsageFilesOpening(oneshot::Receiver<()>);
+
+impl UsageFilesOpening {
+    /// Waits until the files are open: rows count from then on.
+    pub(super) async fn done(self) {
+        // The sender is dropped, never used.
+        let _ = self.0.await;
+    }
+}
 
 impl UsageFilesWriter {
     /// Writes the files that `services` name from now on, and the others for the last time.
-    pub(super) fn follow<'a>(&self, services: impl IntoIterator<Item = &'a ServiceConfig>) {
+    pub(super) fn follow<'a>(
+        &self,
+        services: impl IntoIterator<Item = &'a ServiceConfig>,
+    ) -> UsageFilesOpening {
+        let (opened, is_open) = oneshot::channel();
+        let targets = targets(services);
         // The thread outlives all senders.
-        let _ = self.0.send(targets(services));
+        let _ = self.0.send(FollowCommand { targets, opened });
+        UsageFilesOpening(is_open)
     }
 }
 
@@ -121,7 +146,10 @@ impl UsageFiles {
             loop {
                 match received.recv_timeout(WRITE_INTERVAL) {
                     Err(RecvTimeoutError::Timeout) => self.write_all(),
-                    Ok(targets) => self.follow(targets),
+                    Ok(FollowCommand { targets, opened }) => {
+                        self.follow(targets);
+                        drop(opened);
+                    }
                     Err(RecvTimeoutError::Disconnected) => break,
                 }
             }

@@ -236,7 +236,7 @@ async fn what_cannot_be_replayed_is_named() {
             "other.jsonl line 2: expected a recorded call",
         ),
         ("builtin:round-robin", "binary.jsonl", &[], "binary.jsonl"),
-        ("builtin:round-robin", "empty.jsonl", &[], "no call that"),
+        ("builtin:round-robin", "empty.jsonl", &[], "no calls that"),
         (
             "builtin:round-robin",
             "missing.jsonl",
@@ -247,7 +247,7 @@ async fn what_cannot_be_replayed_is_named() {
             "builtin:unknown",
             "chooses.jsonl",
             &[],
-            "no shipped policy of that name",
+            "no shipped policy has this name",
         ),
         (
             "/nowhere/p.wasm",
@@ -259,7 +259,7 @@ async fn what_cannot_be_replayed_is_named() {
             &module,
             "chooses.jsonl",
             &[],
-            "expected a balancer, a rewriter or a pricer",
+            "expected a balancer, rewriter or pricer",
         ),
         (
             "builtin:round-robin",
