@@ -509,7 +509,7 @@ async fn a_content_encoding_that_lies_is_delivered_untouched_and_its_row_says_wh
     }
     for encoding in ["nonsense", "gzip, zstd"] {
         let reply = Reply::sse(completed("")).header("content-encoding", encoding);
-        check_undecodable(encoding, json!({}), reply, "not known").await;
+        check_undecodable(encoding, json!({}), reply, "unknown content encoding").await;
     }
 }
 
