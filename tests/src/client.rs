@@ -237,6 +237,19 @@ impl Client {
         self.ask(Method::GET, path, "").await
     }
 
+    /// Sends a turn whose response is cut off. Its head can be lost with the rest: over HTTP/2,
+    /// upstream's head and reset can arrive together.
+    ///
+    /// # Panics
+    /// Panics if the response is whole.
+    pub async fn turn_cut_off(&self, body: &Value) {
+        let client = self.header("content-type", "application/json");
+        let sent = client.try_send(Method::POST, "/v1/responses", body.to_string());
+        if let Ok(stream) = sent.await {
+            assert!(!stream.finish().await.whole, "the response is whole");
+        }
+    }
+
     /// POSTs `body` to `/v1/responses` and reads the whole answer.
     pub async fn turn(&self, body: &Value) -> Answer {
         self.start_turn(body).await.finish().await

@@ -93,7 +93,11 @@ async fn a_core_module_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_component_that_breaks_off_is_refused() {
     let whole = importing("wasi:cli/environment@0.2.0");
-    check(&whole[..whole.len() - 4], &["expected a WebAssembly component", "invalid bytes"]).await;
+    check(
+        &whole[..whole.len() - 4],
+        &["expected a WebAssembly component", "invalid bytes"],
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

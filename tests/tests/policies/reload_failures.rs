@@ -139,7 +139,11 @@ const CASES: [Case; 16] = [
     Case {
         name: "a component that panics in its self-test",
         put: |rig| rig.replace_own(&marked_pricer(4, Conduct::PanicsWhenTried)),
-        told: &["rejected at self-test", "panic in the self-test", "in price"],
+        told: &[
+            "rejected at self-test",
+            "panic in the self-test",
+            "in price",
+        ],
     },
     Case {
         name: "a folder",
