@@ -14,7 +14,7 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 
 use self::claimed_files::ClaimedFiles;
-use self::policies::PolicyTable;
+use self::policies::DeclaredPolicies;
 use self::scope::ResolveScope;
 use super::model::{Config, LogConfig, LogOutput, ServiceConfig};
 use super::path::ConfigPath;
@@ -24,7 +24,7 @@ use crate::values::limits::LedgerFull;
 
 /// Resolves `raw`. Returns `None` only if there is a problem.
 pub(super) fn resolve(raw: &RawConfig, findings: &mut Findings) -> Option<Config> {
-    let policies = PolicyTable::configured(raw.policies.as_slice(), findings);
+    let policies = DeclaredPolicies::configured(raw.policies.as_slice(), findings);
     let mut scope = ResolveScope {
         outbounds: raw.outbounds.as_slice(),
         policies,

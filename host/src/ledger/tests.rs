@@ -8,9 +8,9 @@ use crate::values::counts::TokenCounts;
 use crate::values::exchange::{ClientTransport, ExchangeEnd};
 use crate::values::money::{NanoUsd, ResponseCost};
 
-struct Folder(PathBuf);
+struct LedgerFolder(PathBuf);
 
-impl Folder {
+impl LedgerFolder {
     fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("tollgate-{name}-{}", uuid::Uuid::new_v4()));
         fs::create_dir_all(&path).expect("a temporary folder");
@@ -18,7 +18,7 @@ impl Folder {
     }
 }
 
-impl Drop for Folder {
+impl Drop for LedgerFolder {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
@@ -70,7 +70,7 @@ fn committed(ledger: &Ledger, id: &str) -> bool {
 
 #[test]
 fn a_row_is_on_the_file_once_it_is_committed() {
-    let folder = Folder::new("commit");
+    let folder = LedgerFolder::new("commit");
     let ledger = Ledger::open(&folder.0, &Limits::default()).expect("a new ledger");
     assert!(committed(&ledger, "one"));
     let summary = ledger
@@ -90,7 +90,7 @@ fn a_row_is_on_the_file_once_it_is_committed() {
 
 #[test]
 fn room_is_released_with_the_commit_and_not_before() {
-    let folder = Folder::new("room");
+    let folder = LedgerFolder::new("room");
     let limits = Limits {
         settle_queue: 1,
         ..Limits::default()
@@ -112,7 +112,7 @@ fn room_is_released_with_the_commit_and_not_before() {
 
 #[test]
 fn a_file_that_is_no_ledger_is_rejected_and_not_changed() {
-    let folder = Folder::new("foreign");
+    let folder = LedgerFolder::new("foreign");
     let path = folder.0.join(FILE_NAME);
     fs::write(
         &path,
@@ -142,7 +142,7 @@ fn a_file_that_is_no_ledger_is_rejected_and_not_changed() {
 
 #[test]
 fn an_old_file_is_migrated_and_keeps_its_rows() {
-    let folder = Folder::new("old");
+    let folder = LedgerFolder::new("old");
     let old = Connection::open(folder.0.join(FILE_NAME)).expect("opens");
     old.execute_batch(file::FIRST_SCHEMA)
         .expect("the first schema");
@@ -173,7 +173,7 @@ fn an_old_file_is_migrated_and_keeps_its_rows() {
 
 #[test]
 fn a_newer_file_and_a_file_in_use_are_rejected() {
-    let folder = Folder::new("newer");
+    let folder = LedgerFolder::new("newer");
     let ledger = Ledger::open(&folder.0, &Limits::default()).expect("a new ledger");
     assert!(matches!(
         Ledger::open(&folder.0, &Limits::default()),
@@ -193,7 +193,7 @@ fn a_newer_file_and_a_file_in_use_are_rejected() {
 
 #[test]
 fn a_full_ledger_rejects_requests_and_loses_no_row() {
-    let folder = Folder::new("full");
+    let folder = LedgerFolder::new("full");
     let limits = Limits {
         ledger_bytes: 64 * 1024,
         ..Limits::default()
@@ -232,7 +232,7 @@ fn a_full_ledger_rejects_requests_and_loses_no_row() {
 
 #[test]
 fn a_full_ledger_that_may_serve_keeps_the_rows_in_memory() {
-    let folder = Folder::new("serve");
+    let folder = LedgerFolder::new("serve");
     let limits = Limits {
         ledger_bytes: 64 * 1024,
         ledger_full: LedgerFull::Serve,
@@ -254,7 +254,7 @@ fn a_full_ledger_that_may_serve_keeps_the_rows_in_memory() {
 
 #[test]
 fn a_usage_file_state_does_not_wait_for_a_full_ledger_and_is_not_committed() {
-    let folder = Folder::new("note");
+    let folder = LedgerFolder::new("note");
     let limits = Limits {
         ledger_bytes: 64 * 1024,
         ledger_full: LedgerFull::Serve,

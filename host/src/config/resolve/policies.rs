@@ -18,12 +18,12 @@ const MEMORY_MAX: u64 = 4 * 1024 * 1024 * 1024;
 const BUILTIN: &str = "builtin:";
 
 /// The policies found so far. A [`PolicyId`] is an index into it.
-pub(super) struct PolicyTable {
+pub(super) struct DeclaredPolicies {
     policies: Vec<PolicyConfig>,
     by_tag: HashMap<String, PolicyId>,
 }
 
-impl PolicyTable {
+impl DeclaredPolicies {
     pub(super) fn configured(entries: &[RawPolicy], findings: &mut Findings) -> Self {
         let mut table = Self {
             policies: Vec::new(),

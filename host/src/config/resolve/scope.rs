@@ -2,7 +2,7 @@
 //! the policies they use, the files they claim, and what was found wrong so far.
 
 use super::claimed_files::ClaimedFiles;
-use super::policies::PolicyTable;
+use super::policies::DeclaredPolicies;
 use crate::config::model::PolicyId;
 use crate::config::path::ConfigPath;
 use crate::config::problem::Findings;
@@ -10,7 +10,7 @@ use crate::config::raw::{PolicyKind, RawOutbound};
 
 pub(super) struct ResolveScope<'a> {
     pub(super) outbounds: &'a [RawOutbound],
-    pub(super) policies: PolicyTable,
+    pub(super) policies: DeclaredPolicies,
     pub(super) files: ClaimedFiles,
     pub(super) findings: &'a mut Findings,
 }

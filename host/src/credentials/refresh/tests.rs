@@ -5,9 +5,9 @@ use serde_json::Value;
 
 use super::*;
 
-struct Folder(PathBuf);
+struct CredentialFolder(PathBuf);
 
-impl Folder {
+impl CredentialFolder {
     fn new() -> Self {
         let path = std::env::temp_dir().join(format!("tollgate-refresh-{}", uuid::Uuid::new_v4()));
         fs::create_dir_all(&path).expect("a folder");
@@ -35,7 +35,7 @@ impl Folder {
     }
 }
 
-impl Drop for Folder {
+impl Drop for CredentialFolder {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
@@ -67,7 +67,7 @@ const NEW: &str = r#"{"access_token": "a2", "refresh_token": "r2"}"#;
 
 #[test]
 fn new_tokens_are_written_and_the_journal_is_removed() {
-    let folder = Folder::new();
+    let folder = CredentialFolder::new();
     folder.write(&tokens("a1", "r1"));
     let outcome = refresh_tokens(&folder.job("a1"), |body| {
         let body: Value = serde_json::from_slice(&body).expect("JSON");
@@ -92,7 +92,7 @@ fn new_tokens_are_written_and_the_journal_is_removed() {
 
 #[test]
 fn a_file_that_has_other_tokens_is_not_refreshed() {
-    let folder = Folder::new();
+    let folder = CredentialFolder::new();
     folder.write(&tokens("a2", "r2"));
     assert_eq!(
         refresh_tokens(&folder.job("a1"), |_| panic!("nothing is presented")),
@@ -102,7 +102,7 @@ fn a_file_that_has_other_tokens_is_not_refreshed() {
 
 #[test]
 fn a_token_whose_response_was_lost_is_not_presented_again() {
-    let folder = Folder::new();
+    let folder = CredentialFolder::new();
     folder.write(&tokens("a1", "r1"));
     let lost = refresh_tokens(&folder.job("a1"), |_| {
         Err(TokenRequestError::Lost("timed out".to_owned()))
@@ -123,7 +123,7 @@ fn a_token_whose_response_was_lost_is_not_presented_again() {
 
 #[test]
 fn tokens_issued_to_a_killed_refresh_are_recovered() {
-    let folder = Folder::new();
+    let folder = CredentialFolder::new();
     folder.write(&tokens("a1", "r1"));
     let journal = RefreshJournal::of(&folder.file());
     let write_issued = || {
@@ -147,7 +147,7 @@ fn tokens_issued_to_a_killed_refresh_are_recovered() {
 
 #[track_caller]
 fn check_answer(status: u16, body: &str, expected: fn(&RefreshOutcome) -> bool, noted: bool) {
-    let folder = Folder::new();
+    let folder = CredentialFolder::new();
     folder.write(&tokens("a1", "r1"));
     let outcome = refresh_tokens(&folder.job("a1"), |_| answer(status, body));
     assert!(expected(&outcome), "{status} {body}: {outcome:?}");
@@ -196,7 +196,7 @@ fn rejections_and_failures_are_distinguished() {
 
 #[test]
 fn a_response_without_a_refresh_token_keeps_the_old_one() {
-    let folder = Folder::new();
+    let folder = CredentialFolder::new();
     folder.write(&tokens("a1", "r1"));
     assert_eq!(
         refresh_tokens(&folder.job("a1"), |_| answer(
@@ -215,7 +215,7 @@ fn a_response_without_a_refresh_token_keeps_the_old_one() {
 #[test]
 fn a_file_whose_tokens_change_during_the_refresh_is_not_overwritten() {
     for (other, left) in [(tokens("b", "rb"), true), (String::new(), false)] {
-        let folder = Folder::new();
+        let folder = CredentialFolder::new();
         folder.write(&tokens("a1", "r1"));
         let outcome = refresh_tokens(&folder.job("a1"), |_| {
             if left {
@@ -234,7 +234,7 @@ fn a_file_whose_tokens_change_during_the_refresh_is_not_overwritten() {
 
 #[test]
 fn other_changes_during_the_refresh_are_kept() {
-    let folder = Folder::new();
+    let folder = CredentialFolder::new();
     folder.write(&tokens("a1", "r1"));
     let outcome = refresh_tokens(&folder.job("a1"), |_| {
         folder.write(&tokens("a1", "r1").replace("1.0", "\"changed\""));
@@ -246,7 +246,7 @@ fn other_changes_during_the_refresh_are_kept() {
 
 #[test]
 fn a_lock_that_another_process_holds_is_respected() {
-    let folder = Folder::new();
+    let folder = CredentialFolder::new();
     folder.write(&tokens("a1", "r1"));
     let held = AuthFileLock::acquire(&folder.file(), Duration::ZERO)
         .expect("a lock")
@@ -264,7 +264,7 @@ fn a_lock_that_another_process_holds_is_respected() {
 
 #[test]
 fn through_a_link_the_file_itself_is_replaced() {
-    let folder = Folder::new();
+    let folder = CredentialFolder::new();
     let target = folder.0.join("target.json");
     fs::write(&target, tokens("a1", "r1")).expect("writes");
     std::os::unix::fs::symlink(&target, folder.file()).expect("links");
@@ -288,7 +288,7 @@ fn through_a_link_the_file_itself_is_replaced() {
 
 #[test]
 fn no_token_is_presented_if_the_journal_cannot_be_written() {
-    let folder = Folder::new();
+    let folder = CredentialFolder::new();
     folder.write(&tokens("a1", "r1"));
     // Not even root can write a file over a folder.
     fs::create_dir_all(RefreshJournal::of(&folder.file()).path()).expect("a folder");
