@@ -260,7 +260,7 @@ fn the_architecture_names_modules_and_tests_that_exist() {
     for module in layout.lines().filter(is_floor).flat_map(quoted) {
         assert!(is_module(&sources.join(module)), "{module}: no such module");
     }
-    let (_, rooms) = layout.split_once("| rooms |").expect("the table of rooms");
+    let (_, rooms) = layout.split_once("| parts |").expect("the table of parts");
     for (names, cells) in rows(rooms) {
         for room in quoted(cells[0]) {
             let path = sources.join(names[0]).join(room);
