@@ -63,7 +63,7 @@ deny: $(DENY)
 
 docs:
 	@echo "== the documentation"
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps -p tollgate -p tollgate-policy
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --workspace --lib --exclude scripted-upstream
 
 clients: ## Run openai-python, openai-node and the Codex CLI against the gateway.
 	$(CARGO) build --locked --workspace --bins

@@ -5,8 +5,8 @@
 //! key leaves this module only as an `Authorization` value that is marked sensitive, and a refresh
 //! token only in the body of its one refresh.
 //!
-//! A [`Credential`] is one value with three rooms: it is loaded from its source ([`loading`]),
-//! presented to upstream ([`presenting`]), and used up ([`usage`]). [`state`] decides, [`health`]
+//! A [`Credential`] is one value with three rooms: it is loaded from its source (`loading`),
+//! presented to upstream (`presenting`), and used up (`usage`). `state` decides, `health`
 //! reports.
 
 mod auth_file;

@@ -26,7 +26,8 @@ fn unstreamed(session: &str) -> Value {
 async fn alone() -> (Rig, Client) {
     let mut rig = Rig::over_http2(|_| {}).await;
     let config = rig.config(json!({ "credentials": [rig.oauth("a")] }));
-    let client = rig.start(config).await;
+    // Polled first: polls and turns that connect at once would open two connections.
+    let client = rig.start_polled(config).await;
     (rig, client)
 }
 
@@ -35,7 +36,8 @@ async fn pool() -> (Rig, Client) {
     let mut rig = Rig::over_http2(|_| {}).await;
     let pool = json!({ "tag": "pool", "type": "fallback", "credentials": ["a", "b"] });
     let config = rig.config(json!({ "credentials": [pool, rig.oauth("a"), rig.oauth("b")] }));
-    let client = rig.start(config).await;
+    // Polled first: polls and turns that connect at once would open two connections.
+    let client = rig.start_polled(config).await;
     (rig, client)
 }
 

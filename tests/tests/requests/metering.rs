@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use tollgate_tests::upstream::{Account, Encoding, End, Gate, Reply, Standing, Usage};
-use tollgate_tests::{Client, Rig, Row, over_both, rows, turn, unix_in, wait_for_rows};
+use tollgate_tests::{Client, Protocol, Rig, Row, over_both, rows, turn, unix_in, wait_for_rows};
 
 const USED: Usage = Usage {
     input: 1000,
@@ -352,8 +352,9 @@ async fn a_row_has_the_status_that_the_client_got_and_not_upstreams() {
             (row.number("status"), row.text("end")),
             (Some(502), Some("upstream_gone"))
         );
-        // Without any byte of its body, the head may not get out before the break.
-        if bytes > 0 {
+        // Without any byte of its body, the head may not get out before the break; over HTTP/2, a
+        // reset can overtake it.
+        if bytes > 0 && Protocol::current() == Protocol::Http1 {
             assert_eq!(row.attempts(), [("a".to_owned(), "429".to_owned())]);
         }
         rig.stop().await;

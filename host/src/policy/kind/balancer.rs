@@ -178,10 +178,10 @@ impl BalancerGeneration {
             .await
     }
 
-    /// Like [`BalancerGeneration::pick`], on this thread even if the balancer is slow.
+    /// Like `BalancerGeneration::pick`, on this thread even if the balancer is slow.
     ///
     /// # Errors
-    /// The same as those of [`BalancerGeneration::pick`].
+    /// The same as those of `BalancerGeneration::pick`.
     pub fn pick_on_this_thread(
         &self,
         facts: &RequestFacts<'_>,

@@ -120,10 +120,10 @@ impl RewriterGeneration {
         Ok(decision?.map(|edits| apply(edits, self.authority, headers)))
     }
 
-    /// Like [`RewriterGeneration::rewrite_request`], on this thread even if the rewriter is slow.
+    /// Like `RewriterGeneration::rewrite_request`, on this thread even if the rewriter is slow.
     ///
     /// # Errors
-    /// The same as those of [`RewriterGeneration::rewrite_request`].
+    /// The same as those of `RewriterGeneration::rewrite_request`.
     pub fn rewrite_request_on_this_thread(
         &self,
         facts: &RequestFacts<'_>,

@@ -287,8 +287,8 @@ async fn an_upstream_that_closes_in_the_middle_is_cut() {
 over_both!(what_came_before_a_cut_reaches_the_client);
 async fn what_came_before_a_cut_reaches_the_client() {
     let scene = BadPeerScene::new(json!({})).await;
-    let gate = Gate::new();
     for client in [scene.client.clone(), scene.client.http2()] {
+        let gate = Gate::new();
         scene
             .account()
             .then(Reply::ok().hold_after(2, &gate).close_after(1500));
