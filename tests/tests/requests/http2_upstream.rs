@@ -214,7 +214,7 @@ async fn requests_past_upstreams_stream_limit_wait_for_their_turn() {
     const STREAMS: usize = 4;
     let mut rig = Rig::over_http2(|tls| tls.streams_max = Some(STREAMS as u32)).await;
     let config = rig.config(json!({ "credentials": [rig.oauth("a")] }));
-    let client = rig.start(config).await;
+    let client = rig.start_polled(config).await;
     // With its answer, upstream's limit is known.
     check_whole(&client.turn(&turn("first")).await);
     let gate = Gate::new();
@@ -238,7 +238,7 @@ async fn requests_past_upstreams_stream_limit_wait_for_their_turn() {
 async fn large_requests_pass_through_upstreams_small_windows() {
     let mut rig = Rig::over_http2(|tls| tls.window_bytes = Some(1000)).await;
     let config = rig.config(json!({ "credentials": [rig.oauth("a")] }));
-    let client = rig.start(config).await;
+    let client = rig.start_polled(config).await;
     check_whole(&client.turn(&turn("first")).await);
     let mut body = turn("large");
     body["input"] = json!("x".repeat(1_000_000));
