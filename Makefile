@@ -33,7 +33,7 @@ test: tools lint ## Check the format, lint, run all tests, check licences, build
 CLOCK_RUNNER = CARGO_TARGET_$(shell rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')_RUNNER
 CLOCK_TESTS ?= --test credentials --test operators -- canary:: refreshing:: status:: watching::
 
-clock: tools ## Run tests a year ahead and a month back. CLOCK_TESTS chooses them: all with CLOCK_TESTS=--workspace.
+clock: tools ## Run some tests with the clock a year ahead and a month back. CLOCK_TESTS names others.
 	@command -v faketime > /dev/null || { echo "== installing faketime"; apt-get update -qq && apt-get install -y -qq faketime; }
 	@for offset in +365d -30d; do \
 		echo "== tests with the clock at $$offset: $(CLOCK_TESTS)"; \
