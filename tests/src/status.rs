@@ -93,6 +93,17 @@ impl Rig {
         }
     }
 
+    /// Waits until the usage of each of `tags` has been polled. Before that, which of them a balancer picks depends on
+    /// whose poll ends first.
+    pub async fn wait_until_polled(&self, tags: &[&str]) {
+        for tag in tags {
+            self.wait_for_credential(tag, WAIT_MAX, "polled", |found| {
+                !found["polled_at"].is_null()
+            })
+            .await;
+        }
+    }
+
     /// Returns the state of the policy `tag`.
     pub async fn policy(&self, tag: &str) -> Value {
         policy(&self.socket(), tag).await

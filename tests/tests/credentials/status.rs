@@ -170,11 +170,7 @@ impl Varied {
                     .resets_in_seconds(600),
             ),
         ] {
-            self.rig
-                .wait_for_credential(tag, WAIT_MAX, "polled", |found| {
-                    !found["polled_at"].is_null()
-                })
-                .await;
+            self.rig.wait_until_polled(&[tag]).await;
             let resets = unix_in(2 * 3600 + 60);
             self.rig.account(tag).set_standing(
                 Standing::new("plus")
@@ -191,13 +187,7 @@ impl Varied {
         for (tag, state) in STATES {
             self.rig.wait_for_state(tag, state).await;
         }
-        for tag in ["whole", "paused"] {
-            self.rig
-                .wait_for_credential(tag, WAIT_MAX, "polled", |found| {
-                    !found["polled_at"].is_null()
-                })
-                .await;
-        }
+        self.rig.wait_until_polled(&["whole", "paused"]).await;
         for tag in ["stale", "branch"] {
             self.rig
                 .wait_for_credential(tag, WAIT_MAX, "stale", |found| {
@@ -346,6 +336,7 @@ async fn every_state_is_reported_with_its_reason_and_its_end_and_no_secret() {
 async fn sessions_and_requests_in_flight_are_counted_by_credential() {
     let rig = Rig::new().await;
     let program = rig.spawn(&rig.team(&["a", "b"], json!({}))).await;
+    rig.wait_until_polled(&["a", "b"]).await;
     let gate = Gate::new();
     rig.account("a").always(Reply::ok().hold_after(1, &gate));
     let (alice, bob) = (
