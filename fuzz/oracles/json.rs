@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
-use tollgate::values::json_scan::{
+use tollgate::values::json::scan::{
     JsonScalar, JsonScan, ScanFlow, ScanProgress, WantedKey, WantedValue,
 };
 use tollgate::values::limits::FIELD_BYTES;

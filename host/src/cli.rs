@@ -4,22 +4,19 @@
 //! usage.
 
 mod admin_client;
+mod commands;
 mod configuration;
 mod error;
-mod explain;
 mod logging;
 mod output;
-mod policy;
-mod run;
-mod status;
 mod table;
-mod usage;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use self::commands::{explain, policy, run, status, usage};
 use self::configuration::{in_file, load, summary};
 use self::error::CommandFailure;
 use self::output::print;

@@ -22,9 +22,9 @@ use prometheus_client::registry::{Registry, Unit};
 
 pub(crate) use observed::ObservedMetrics;
 
-use crate::values::counts::TokenCounts;
+use crate::values::exchange::counts::TokenCounts;
+use crate::values::exchange::money::ResponseCost;
 use crate::values::exchange::{AttemptOutcome, LedgerRow};
-use crate::values::money::ResponseCost;
 
 /// How many models have series of their own names.
 const MODELS_MAX: usize = 64;

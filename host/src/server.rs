@@ -7,7 +7,6 @@
 mod admin;
 mod background;
 mod build;
-mod connection;
 mod error;
 mod listeners;
 mod policies;

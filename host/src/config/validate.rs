@@ -14,7 +14,7 @@ use serde_json::Value;
 use self::wording::{A_DURATION, expected, found, found_choice, is_of_durations, number, options};
 use super::path::ConfigPath;
 use super::problem::ConfigProblem;
-use crate::values::json_kind::json_kind;
+use crate::values::json::kind::json_kind;
 
 /// A JSON Schema, ready to check values. Its sub-schemas must be inline, without `$ref`, so that an
 /// unknown key can be compared with the known ones.

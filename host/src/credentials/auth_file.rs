@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 use super::identity::{OAuthFacts, UpstreamIdentity};
 use crate::files::{FileReadError, read_regular};
 use crate::values::clock::Timestamp;
-use crate::values::json_kind::json_kind;
+use crate::values::json::kind::json_kind;
 use crate::values::limits::AUTH_FILE_BYTES;
 use crate::values::secret::SecretString;
 

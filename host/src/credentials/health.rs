@@ -8,7 +8,7 @@ use super::credential::Credential;
 use super::identity::{CredentialKind, UpstreamIdentity};
 use super::state::{CredentialLoadError, CredentialState};
 use crate::values::clock::Timestamp;
-use crate::values::windows::WindowKind;
+use crate::values::credential::windows::WindowKind;
 
 /// The most important thing to know about a credential.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -11,9 +11,9 @@ use tokio::time::timeout;
 use super::credential::Credential;
 use super::identity::UpstreamIdentity;
 use super::state::{StartedPoll, UsageReport};
-use crate::values::candidate::BalancerCandidate;
 use crate::values::clock::Timestamp;
-use crate::values::windows::{WindowKind, WindowReading};
+use crate::values::credential::candidate::BalancerCandidate;
+use crate::values::credential::windows::{WindowKind, WindowReading};
 
 /// What is known.
 impl Credential {

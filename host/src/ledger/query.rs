@@ -7,7 +7,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use serde_json::{Map, Value};
 
 use super::file::{self, LedgerError};
-use crate::values::money::NanoUsd;
+use crate::values::exchange::money::NanoUsd;
 
 /// What the sums are grouped by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

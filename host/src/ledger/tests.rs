@@ -4,9 +4,9 @@ use rusqlite::Connection;
 
 use super::*;
 use crate::values::clock::Timestamp;
-use crate::values::counts::TokenCounts;
+use crate::values::exchange::counts::TokenCounts;
+use crate::values::exchange::money::{NanoUsd, ResponseCost};
 use crate::values::exchange::{ClientTransport, ExchangeEnd};
-use crate::values::money::{NanoUsd, ResponseCost};
 
 struct LedgerFolder(PathBuf);
 

@@ -1,8 +1,8 @@
 //! The values that are read from an event or body, and what they say about the response.
 
-use crate::values::counts::TokenCounts;
+use crate::values::exchange::counts::TokenCounts;
 use crate::values::exchange::{ExchangeEnd, MeteredResponse};
-use crate::values::json_scan::{JsonScalar, ScanFlow, WantedKey};
+use crate::values::json::scan::{JsonScalar, ScanFlow, WantedKey};
 
 pub(super) const TYPE: u8 = 0;
 pub(super) const ID: u8 = 1;

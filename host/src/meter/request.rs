@@ -6,7 +6,7 @@
 use std::io::{self, Write};
 
 use super::decode::{BodyDecoder, DecoderChoice};
-use crate::values::json_scan::{JsonScalar, JsonScan, ScanFlow, WantedKey};
+use crate::values::json::scan::{JsonScalar, JsonScan, ScanFlow, WantedKey};
 
 pub(super) const MODEL: u8 = 0;
 pub(super) const TIER: u8 = 1;

@@ -3,7 +3,7 @@
 use super::reading::{BodyProgress, RESPONSE_KEYS, ResponseReading};
 use super::sse::SseScanner;
 use crate::values::exchange::ExchangeEnd;
-use crate::values::json_scan::{JsonScan, ScanProgress};
+use crate::values::json::scan::{JsonScan, ScanProgress};
 
 pub(super) enum BodyScanner {
     Sse(SseScanner),

@@ -8,7 +8,7 @@ use memchr::memchr2;
 
 use super::reading::{BodyProgress, RESPONSE_KEYS, ResponseReading};
 use crate::values::exchange::ExchangeEnd;
-use crate::values::json_scan::{JsonScan, ScanProgress};
+use crate::values::json::scan::{JsonScan, ScanProgress};
 
 const DATA: &[u8] = b"data:";
 /// The last event of a stream of chat completions.

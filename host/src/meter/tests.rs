@@ -3,7 +3,7 @@ use std::io::Write;
 use http::HeaderMap;
 
 use super::*;
-use crate::values::counts::TokenCounts;
+use crate::values::exchange::counts::TokenCounts;
 
 const DELTA: &str = "event: response.output_text.delta\ndata: {\"type\":\"response.output_text.delta\",\"delta\":\"hi\"}\n\n";
 const LAST: &str = concat!(

@@ -2,9 +2,9 @@ use std::time::Duration;
 
 use super::*;
 use crate::values::clock::Timestamp;
+use crate::values::exchange::money::NanoUsd;
 use crate::values::exchange::{ClientTransport, ExchangeEnd, UpstreamAttempt};
 use crate::values::histogram::DurationHistogram;
-use crate::values::money::NanoUsd;
 
 fn row(model: &str) -> LedgerRow {
     let attempt = |outcome| UpstreamAttempt {

@@ -1,15 +1,17 @@
 //! The listeners of services and of the admin API: bound first, accepting once everything else is
 //! ready.
 
+mod connection;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
+use self::connection::{ConnectionContext, accept};
 use super::admin::{AdminAccess, AdminApi, SOCKET};
 use super::background::BackgroundTasks;
-use super::connection::{ConnectionContext, accept};
 use super::error::StartError;
 use super::status::GatewayStatus;
 use super::supervisor::{CommandSender, RunningService};

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::sums::{CombinationSums, UsageCombination, UsageSum, UsageSums};
 use crate::values::clock::Timestamp;
-use crate::values::money::NanoUsd;
+use crate::values::exchange::money::NanoUsd;
 
 /// Why a text is not a usage file.
 #[derive(Debug, thiserror::Error)]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::values::money::NanoUsd;
+use crate::values::exchange::money::NanoUsd;
 
 /// The context window of a response without a price.
 const DEFAULT_CONTEXT_WINDOW: u64 = 272_000;

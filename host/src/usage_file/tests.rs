@@ -1,5 +1,5 @@
 use super::*;
-use crate::values::money::NanoUsd;
+use crate::values::exchange::money::NanoUsd;
 
 fn usage(user: Option<&'static str>, cost: u64) -> ResponseUsage<'static> {
     ResponseUsage {

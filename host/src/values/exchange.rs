@@ -3,11 +3,14 @@
 //! The types of the stages before (`Received`, `Authenticated`, `Selected`, …) are defined by the
 //! code that creates them, so that no other code can.
 
+pub mod counts;
+pub mod money;
+
 use http::Method;
 
+use self::counts::TokenCounts;
+use self::money::ResponseCost;
 use super::clock::Timestamp;
-use super::counts::TokenCounts;
-use super::money::ResponseCost;
 
 /// How an exchange ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,9 +8,9 @@ use tollgate::config::{PolicyConfig, PolicyKind, PolicySource, ShippedPolicy};
 use tollgate::policy::{
     PolicyEngine, PolicyGeneration, PoolMembers, RequestFacts, load_standalone,
 };
-use tollgate::values::candidate::BalancerCandidate;
 use tollgate::values::clock::Timestamp;
-use tollgate::values::counts::TokenCounts;
+use tollgate::values::credential::candidate::BalancerCandidate;
+use tollgate::values::exchange::counts::TokenCounts;
 use tollgate_bench::timing::{Figure, Timer};
 
 const MEMORY: usize = 16 * 1024 * 1024;

@@ -12,6 +12,9 @@ const LINES_MAX: usize = 700;
 /// Longer files of today. This list may only shrink.
 const KNOWN_LONG: &[&str] = &[];
 
+/// The most files of a folder of the host, except that of the floors.
+const FILES_MAX: usize = 10;
+
 /// The words of a documentation comment that is noise if nothing else is in it.
 const WORDS_MAX: usize = 3;
 
@@ -105,6 +108,22 @@ fn no_file_of_the_host_is_too_long() {
         long,
         KNOWN_LONG.iter().map(|path| (*path).to_owned()).collect(),
     );
+}
+
+#[test]
+fn no_folder_of_the_host_has_too_many_files() {
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    for source in host_sources() {
+        if let Some((folder, _)) = source.path.rsplit_once('/') {
+            *counts.entry(folder.to_owned()).or_default() += 1;
+        }
+    }
+    counts.retain(|_, count| *count > FILES_MAX);
+    let full: Vec<String> = counts
+        .iter()
+        .map(|(folder, count)| format!("{folder}: {count} files"))
+        .collect();
+    check_none(&full);
 }
 
 #[test]

@@ -18,9 +18,9 @@ use tollgate::policy::{
     BalancerChoice, BalancerGeneration, PolicyEngine, PolicyGeneration, PoolMembers, RequestFacts,
     load_standalone,
 };
-use tollgate::values::candidate::BalancerCandidate;
 use tollgate::values::clock::Timestamp;
-use tollgate::values::windows::WindowReading;
+use tollgate::values::credential::candidate::BalancerCandidate;
+use tollgate::values::credential::windows::WindowReading;
 use tollgate_tests::oauth_file;
 
 const MINUTE: i64 = 60;

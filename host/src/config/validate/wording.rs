@@ -3,7 +3,7 @@
 use jsonschema::error::{TypeKind, ValidationErrorKind};
 use serde_json::Value;
 
-use crate::values::json_kind::json_kind;
+use crate::values::json::kind::json_kind;
 
 /// The longest text that is quoted.
 const QUOTED_BYTES: usize = 40;

@@ -7,9 +7,9 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::config::WindowCaps;
-use crate::values::candidate::BalancerCandidate;
 use crate::values::clock::Timestamp;
-use crate::values::windows::{RateLimitWindows, WindowKind, WindowReading};
+use crate::values::credential::candidate::BalancerCandidate;
+use crate::values::credential::windows::{RateLimitWindows, WindowKind, WindowReading};
 
 /// How long a failure counts as recent, and how many are remembered.
 const FAILURE_MEMORY: Duration = Duration::from_secs(5 * 60);

@@ -3,8 +3,8 @@
 use rusqlite::{Transaction, params};
 
 use crate::ledger::query::{UsageFileState, signed};
+use crate::values::exchange::money::ResponseCost;
 use crate::values::exchange::{LedgerRow, UpstreamAttempt};
-use crate::values::money::ResponseCost;
 
 const INSERT_ROW: &str = "INSERT INTO usage (
     request_id, started_at, finished_at, user, credential, service, model, service_tier, transport, path, status, end,

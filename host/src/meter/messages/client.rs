@@ -1,7 +1,7 @@
 //! Messages from the client: what a `response.create` asks for.
 
 use crate::meter::request::{self, RequestFields};
-use crate::values::json_scan::{JsonScalar, JsonScan, ScanFlow, WantedKey};
+use crate::values::json::scan::{JsonScalar, JsonScan, ScanFlow, WantedKey};
 
 const TYPE: u8 = request::FIRST_FREE;
 const GENERATE: u8 = TYPE + 1;

@@ -2,8 +2,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::values::clock::Timestamp;
+use crate::values::credential::windows::{RateLimitWindows, WindowKind};
 use crate::values::exchange::{ExchangeEnd, MeteredResponse};
-use crate::values::windows::{RateLimitWindows, WindowKind};
 
 const NOW: Timestamp = Timestamp(1_000_000_000);
 

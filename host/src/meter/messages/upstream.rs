@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use crate::meter::reading::{self, ResponseReading, USAGE_KEYS};
 use crate::values::clock::Timestamp;
+use crate::values::credential::windows::{self, SlotReading};
 use crate::values::exchange::{ExchangeEnd, MeteredResponse};
-use crate::values::json_scan::{JsonScalar, JsonScan, ScanFlow, WantedKey};
-use crate::values::windows::{self, SlotReading};
+use crate::values::json::scan::{JsonScalar, JsonScan, ScanFlow, WantedKey};
 
 const PRIMARY: u8 = reading::FIRST_FREE;
 const SECONDARY: u8 = PRIMARY + SLOT_FIELDS;

@@ -15,11 +15,11 @@ use crate::pipeline::refusal::Refusal;
 use crate::pipeline::service::Service;
 use crate::policy::{OwnedRequestFacts, PolicyFault, PricerGeneration, RequestFacts};
 use crate::values::clock::Timestamp;
-use crate::values::counts::TokenCounts;
+use crate::values::exchange::counts::TokenCounts;
+use crate::values::exchange::money::ResponseCost;
 use crate::values::exchange::{
     AttemptOutcome, ExchangeEnd, LedgerRow, MeteredResponse, UpstreamAttempt,
 };
-use crate::values::money::ResponseCost;
 
 /// Settles an exchange. Returns the commit of its row, for a caller that must not go on before
 /// that, or `None` if the exchange is settled already.

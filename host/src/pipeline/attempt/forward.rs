@@ -15,8 +15,8 @@ use crate::frames::accept_of;
 use crate::pipeline::exchange::Exchange;
 use crate::upstream::{RequestBody, ResponseBody, UpstreamClient, UpstreamError};
 use crate::values::clock::Timestamp;
+use crate::values::credential::windows::WindowReading;
 use crate::values::exchange::{AttemptOutcome, ClientTransport};
-use crate::values::windows::WindowReading;
 
 /// The head of upstream's response, whose body is still to come.
 pub(crate) struct Sent {

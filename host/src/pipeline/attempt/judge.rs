@@ -21,8 +21,8 @@ use crate::pipeline::exchange::Exchange;
 use crate::pipeline::refusal::Refusal;
 use crate::upstream::{ResponseBody, UpstreamError};
 use crate::values::clock::Timestamp;
+use crate::values::credential::windows::{WindowKind, WindowReading};
 use crate::values::limits::ERROR_BODY_BYTES;
-use crate::values::windows::{WindowKind, WindowReading};
 
 /// How far the body of a refusal is decoded.
 const DECODED_BYTES: usize = 4 * ERROR_BODY_BYTES;

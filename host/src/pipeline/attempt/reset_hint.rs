@@ -6,7 +6,7 @@ use http::header::HeaderMap;
 
 use crate::values::clock::Timestamp;
 use crate::values::headers::retry_after;
-use crate::values::json_scan::{JsonScalar, JsonScan, ScanFlow, WantedKey};
+use crate::values::json::scan::{JsonScalar, JsonScan, ScanFlow, WantedKey};
 
 const RESETS_AT: u8 = 0;
 const RESETS_IN: u8 = 1;

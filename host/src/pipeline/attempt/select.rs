@@ -17,8 +17,8 @@ use crate::pipeline::exchange::Exchange;
 use crate::pipeline::refusal::Refusal;
 use crate::pipeline::service::{CredentialPool, PoolMember};
 use crate::policy::{BalancerChoice, PolicyFault, RequestFacts};
-use crate::values::candidate::BalancerCandidate;
 use crate::values::clock::Timestamp;
+use crate::values::credential::candidate::BalancerCandidate;
 
 /// How long a request waits for the file of an unavailable credential to be read.
 const FILE_TIMEOUT: Duration = Duration::from_secs(2);

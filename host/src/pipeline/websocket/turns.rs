@@ -17,8 +17,8 @@ use crate::pipeline::attempt::judge::note_rate_limit;
 use crate::pipeline::exchange::Exchange;
 use crate::pipeline::service::Service;
 use crate::values::clock::Timestamp;
+use crate::values::credential::windows::WindowReading;
 use crate::values::exchange::ExchangeEnd;
-use crate::values::windows::WindowReading;
 
 /// The most responses that a client may await at a time on one socket. Upstream produces them one
 /// after another.

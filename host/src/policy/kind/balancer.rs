@@ -26,7 +26,7 @@ use crate::policy::generation::load::{LoadOptions, load, self_test};
 use crate::policy::generation::load_error::PolicyLoadError;
 use crate::policy::generation::shared::SharedPolicyState;
 use crate::policy::generation::source::ComponentBytes;
-use crate::values::candidate::BalancerCandidate;
+use crate::values::credential::candidate::BalancerCandidate;
 
 impl_policy_world!(
     BalancerPolicy,

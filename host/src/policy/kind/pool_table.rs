@@ -2,7 +2,7 @@
 //!
 //! Invariant: a table of this release has the columns [`COLUMNS`]. Recorded tables may have others.
 
-use crate::values::candidate::BalancerCandidate;
+use crate::values::credential::candidate::BalancerCandidate;
 
 /// The columns of the table, in the order of [`row`]. The contract describes them.
 const COLUMNS: [&str; 13] = [

@@ -23,8 +23,8 @@ use crate::policy::generation::load::{LoadOptions, load, self_test};
 use crate::policy::generation::load_error::PolicyLoadError;
 use crate::policy::generation::shared::SharedPolicyState;
 use crate::policy::generation::source::ComponentBytes;
-use crate::values::counts::{COLUMN_NAMES, TokenCounts};
-use crate::values::money::{NanoUsd, ResponseCost};
+use crate::values::exchange::counts::{COLUMN_NAMES, TokenCounts};
+use crate::values::exchange::money::{NanoUsd, ResponseCost};
 
 /// A million dollars, more than any response costs. A higher price is a fault.
 const NANO_USD_MAX: f64 = 1e15;

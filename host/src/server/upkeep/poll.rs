@@ -11,9 +11,9 @@ use super::refresh::AGENT;
 use crate::credentials::{Credential, StartedPoll, UpstreamIdentity, UsageReport};
 use crate::upstream::{RequestBody, UpstreamClient};
 use crate::values::clock::Timestamp;
+use crate::values::credential::windows::WindowReading;
 use crate::values::headers::retry_after;
 use crate::values::limits::ANSWER_BYTES;
-use crate::values::windows::WindowReading;
 
 /// Polls once, and passes the result to the credential.
 pub(super) async fn poll(

@@ -10,18 +10,18 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 use tokio::time::sleep;
 
-use super::admin_client::{get, in_runtime, list, number, post, span, text};
-use super::configuration::load;
-use super::error::CommandFailure;
-use super::output::print;
-use super::table::{CellSide, lines};
+use crate::cli::admin_client::{get, in_runtime, list, number, post, span, text};
+use crate::cli::configuration::load;
+use crate::cli::error::CommandFailure;
+use crate::cli::output::print;
+use crate::cli::table::{CellSide, lines};
 use crate::config::Config;
 
 /// How often the stage of a running load is printed.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Subcommand)]
-pub(super) enum PolicyCommand {
+pub(in crate::cli) enum PolicyCommand {
     /// Show the policies of the running gateway.
     List {
         /// The configuration file, which names the data_dir.
@@ -85,7 +85,7 @@ impl PolicyChange {
     }
 }
 
-pub(super) fn policy(command: &PolicyCommand) -> Result<(), CommandFailure> {
+pub(in crate::cli) fn policy(command: &PolicyCommand) -> Result<(), CommandFailure> {
     match command {
         PolicyCommand::List { config, json } => {
             let config = load(config.as_deref())?.config;

@@ -6,7 +6,7 @@
 
 use memchr::memchr2;
 
-use super::limits::FIELD_BYTES;
+use crate::values::limits::FIELD_BYTES;
 
 /// How deep the wanted objects may be nested.
 const DEPTH_MAX: usize = 6;

@@ -7,19 +7,19 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::configuration::load;
-use super::error::CommandFailure;
-use super::output::print;
-use super::table::{CellSide, lines};
+use crate::cli::configuration::load;
+use crate::cli::error::CommandFailure;
+use crate::cli::output::print;
+use crate::cli::table::{CellSide, lines};
 use crate::config::Config;
 use crate::files::path_with_suffix;
 use crate::ledger::{FILE_NAME, LedgerReader};
 use crate::policy::{CallArguments, CallOutcome, RecordedCall};
 use crate::values::clock::Timestamp;
-use crate::values::money::NanoUsd;
+use crate::values::exchange::money::NanoUsd;
 
 #[derive(Debug, clap::Args)]
-pub(super) struct ExplainArgs {
+pub(in crate::cli) struct ExplainArgs {
     /// The request's id, as in its response header x-tollgate-request-id, in the log and in the
     /// ledger.
     request_id: String,
@@ -28,7 +28,7 @@ pub(super) struct ExplainArgs {
     config: Option<PathBuf>,
 }
 
-pub(super) fn explain(args: &ExplainArgs) -> Result<(), CommandFailure> {
+pub(in crate::cli) fn explain(args: &ExplainArgs) -> Result<(), CommandFailure> {
     let config = load(args.config.as_deref())?.config;
     let reader =
         LedgerReader::open(&config.data_dir.join(FILE_NAME)).map_err(|error| error.to_string())?;

@@ -5,7 +5,7 @@
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::Value;
 
-use super::clock::Timestamp;
+use crate::values::clock::Timestamp;
 
 /// Two resets that are closer than this belong to the same window: upstream's clock and ours
 /// differ.

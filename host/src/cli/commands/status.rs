@@ -4,14 +4,14 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
-use super::admin_client::{get, in_runtime, list, number, span, text};
-use super::configuration::load;
-use super::error::CommandFailure;
-use super::output::print;
-use super::table::{CellSide, lines};
+use crate::cli::admin_client::{get, in_runtime, list, number, span, text};
+use crate::cli::configuration::load;
+use crate::cli::error::CommandFailure;
+use crate::cli::output::print;
+use crate::cli::table::{CellSide, lines};
 
 #[derive(Debug, clap::Args)]
-pub(super) struct StatusArgs {
+pub(in crate::cli) struct StatusArgs {
     /// The configuration file, which names the data_dir.
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -20,7 +20,7 @@ pub(super) struct StatusArgs {
     json: bool,
 }
 
-pub(super) fn status(args: &StatusArgs) -> Result<(), CommandFailure> {
+pub(in crate::cli) fn status(args: &StatusArgs) -> Result<(), CommandFailure> {
     let config = load(args.config.as_deref())?.config;
     let status = in_runtime(get(&config, "/status"))?;
     print(&if args.json {

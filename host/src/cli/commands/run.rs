@@ -15,10 +15,10 @@ use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
-use super::configuration::{in_file, load};
-use super::error::CommandFailure;
-use super::logging;
-use super::output::print;
+use crate::cli::configuration::{in_file, load};
+use crate::cli::error::CommandFailure;
+use crate::cli::logging;
+use crate::cli::output::print;
 use crate::config::{Config, LoadedConfig};
 use crate::files::{Settling, io_reason, path_with_suffix, read_regular};
 use crate::server::{Gateway, RefreshPlace, run_refresh};
@@ -27,7 +27,10 @@ use crate::watch::FileWatcher;
 
 type ConfigDigest = [u8; 32];
 
-pub(super) fn run(path: Option<&Path>, ready_file: Option<&Path>) -> Result<(), CommandFailure> {
+pub(in crate::cli) fn run(
+    path: Option<&Path>,
+    ready_file: Option<&Path>,
+) -> Result<(), CommandFailure> {
     // Before the file is read: a change from here on must be noticed.
     let digest = path.and_then(digest);
     let LoadedConfig { config, warnings } = load(path)?;
@@ -106,7 +109,7 @@ fn this_program() -> PathBuf {
 
 /// Does the refresh that standard input describes, and prints its outcome. Signals do not interrupt
 /// it.
-pub(super) fn refresh_credential() -> Result<(), CommandFailure> {
+pub(in crate::cli) fn refresh_credential() -> Result<(), CommandFailure> {
     let mut text = String::new();
     io::stdin()
         .read_to_string(&mut text)

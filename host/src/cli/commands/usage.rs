@@ -5,15 +5,15 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use serde_json::json;
 
-use super::configuration::load;
-use super::error::CommandFailure;
-use super::output::print;
-use super::table::{CellSide, lines as table_lines};
+use crate::cli::configuration::load;
+use crate::cli::error::CommandFailure;
+use crate::cli::output::print;
+use crate::cli::table::{CellSide, lines as table_lines};
 use crate::ledger::{FILE_NAME, LedgerReader, UsageGrouping, UsageSummary};
-use crate::values::money::NanoUsd;
+use crate::values::exchange::money::NanoUsd;
 
 #[derive(Debug, clap::Args)]
-pub(super) struct UsageArgs {
+pub(in crate::cli) struct UsageArgs {
     /// The configuration file, which names the data_dir.
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -67,7 +67,7 @@ const NUMBER_COLUMNS: [&str; 8] = [
     "unpriced",
 ];
 
-pub(super) fn usage(args: &UsageArgs) -> Result<(), CommandFailure> {
+pub(in crate::cli) fn usage(args: &UsageArgs) -> Result<(), CommandFailure> {
     let config = load(args.config.as_deref())?.config;
     let path = config.data_dir.join(FILE_NAME);
     if !path.exists() {
