@@ -67,7 +67,7 @@ impl Weights {
     }
 }
 
-/// A balancer's decision.
+/// What a balancer decides for one request: a member, or none with a reason.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Decision {
     pub(crate) member: Option<usize>,

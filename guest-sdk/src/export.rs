@@ -68,7 +68,7 @@ pub type RewriterInstance<P> = ConfiguredPolicy<P, ()>;
 pub type PricerInstance<P> = ConfiguredPolicy<P, TokenColumns>;
 
 impl<P: Balancer> ConfiguredPolicy<P, PoolLayout> {
-    /// Implements `lifecycle.describe`.
+    /// Implements `describe` of the interface `lifecycle`.
     pub fn describe(name: &str, version: &str) -> types::Manifest {
         types::Manifest {
             name: name.to_owned(),
@@ -80,7 +80,7 @@ impl<P: Balancer> ConfiguredPolicy<P, PoolLayout> {
         }
     }
 
-    /// Implements `lifecycle.configure`.
+    /// Implements `configure` of the interface `lifecycle`.
     pub fn configure(&self, text: &str) -> Result<(), Vec<types::Diagnostic>> {
         let mut weights = Weights::default();
         let created = config::parse(text).and_then(|config| P::new(config, &mut weights));
@@ -89,7 +89,7 @@ impl<P: Balancer> ConfiguredPolicy<P, PoolLayout> {
         Ok(())
     }
 
-    /// Implements `balancer.members`.
+    /// Implements `members` of the interface `balancer`.
     pub fn members(&self, columns: Vec<String>, members: Vec<balancer_world::Member>) -> Vec<f64> {
         let members = members
             .into_iter()
@@ -105,7 +105,7 @@ impl<P: Balancer> ConfiguredPolicy<P, PoolLayout> {
         weights
     }
 
-    /// Implements `balancer.pick`.
+    /// Implements `pick` of the interface `balancer`.
     pub fn pick(
         &self,
         request: types::Request,
@@ -125,7 +125,7 @@ impl<P: Balancer> ConfiguredPolicy<P, PoolLayout> {
 }
 
 impl<P: Rewriter> ConfiguredPolicy<P, ()> {
-    /// Implements `lifecycle.describe`.
+    /// Implements `describe` of the interface `lifecycle`.
     pub fn describe(name: &str, version: &str) -> types::Manifest {
         types::Manifest {
             name: name.to_owned(),
@@ -137,12 +137,12 @@ impl<P: Rewriter> ConfiguredPolicy<P, ()> {
         }
     }
 
-    /// Implements `lifecycle.configure`.
+    /// Implements `configure` of the interface `lifecycle`.
     pub fn configure(&self, text: &str) -> Result<(), Vec<types::Diagnostic>> {
         self.set_policy(config::parse(text).and_then(P::new))
     }
 
-    /// Implements `rewriter.rewrite-request`.
+    /// Implements `rewrite-request` of the interface `rewriter`.
     pub fn request(
         &self,
         request: types::Request,
@@ -157,7 +157,7 @@ impl<P: Rewriter> ConfiguredPolicy<P, ()> {
         policy.request(&Request::from(request), &Headers::new(headers))
     }
 
-    /// Implements `rewriter.rewrite-response`.
+    /// Implements `rewrite-response` of the interface `rewriter`.
     pub fn response(
         &self,
         request: types::Request,
@@ -172,7 +172,7 @@ impl<P: Rewriter> ConfiguredPolicy<P, ()> {
 }
 
 impl<P: Pricer> ConfiguredPolicy<P, TokenColumns> {
-    /// Implements `lifecycle.describe`.
+    /// Implements `describe` of the interface `lifecycle`.
     pub fn describe(name: &str, version: &str) -> types::Manifest {
         types::Manifest {
             name: name.to_owned(),
@@ -184,17 +184,17 @@ impl<P: Pricer> ConfiguredPolicy<P, TokenColumns> {
         }
     }
 
-    /// Implements `lifecycle.configure`.
+    /// Implements `configure` of the interface `lifecycle`.
     pub fn configure(&self, text: &str) -> Result<(), Vec<types::Diagnostic>> {
         self.set_policy(config::parse(text).and_then(P::new))
     }
 
-    /// Implements `pricer.columns`.
+    /// Implements `columns` of the interface `pricer`.
     pub fn columns(&self, columns: &[String]) {
         *self.known.borrow_mut() = TokenColumns::new(columns);
     }
 
-    /// Implements `pricer.price`.
+    /// Implements `price` of the interface `pricer`.
     pub fn price(
         &self,
         request: types::Request,

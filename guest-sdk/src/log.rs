@@ -5,11 +5,11 @@
 pub enum Level {
     /// A failure that requires action.
     Error,
-    /// An unexpected condition.
+    /// An unexpected condition that the policy can handle.
     Warn,
     /// An event of interest to the operator.
     Info,
-    /// Details for troubleshooting.
+    /// Details that help an operator to find a fault.
     Debug,
     /// Details for the policy's author.
     Trace,

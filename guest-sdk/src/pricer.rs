@@ -53,7 +53,7 @@ pub struct Price {
     pub cached: u64,
     /// Input tokens written to a prompt cache.
     pub cache_write: u64,
-    /// Output tokens.
+    /// Output tokens, including reasoning tokens that are not priced separately.
     pub output: u64,
     /// Reasoning tokens, if they are priced separately from output tokens.
     pub reasoning: u64,

@@ -7,7 +7,7 @@ use crate::request::Request;
 
 pub use crate::bindings::lifecycle::tollgate::policy::types::{Edit, Header, Refusal};
 
-/// Edits header fields.
+/// A policy that edits header fields, or refuses a request.
 pub trait Rewriter: Sized + 'static {
     /// The policy's configuration. Use [`NoConfig`](crate::NoConfig) for a policy that takes none.
     type Config: DeserializeOwned + JsonSchema;

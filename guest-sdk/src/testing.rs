@@ -25,7 +25,7 @@ pub fn member(tag: &str) -> Member {
 }
 
 impl Member {
-    /// Sets the plan.
+    /// Sets the plan, `plus` until then.
     pub fn plan(mut self, plan: &str) -> Self {
         self.plan = plan.to_owned();
         self

@@ -61,7 +61,7 @@ enum TollgateCommand {
     ///
     /// Prints all problems and warnings. Starts nothing and writes nothing.
     Check {
-        /// The configuration file.
+        /// The configuration file to check: JSON, with comments and trailing commas.
         #[arg(short, long, value_name = "FILE")]
         config: PathBuf,
     },
@@ -76,7 +76,7 @@ enum TollgateCommand {
     Explain(explain::ExplainArgs),
     /// Print the JSON Schema of the configuration.
     ConfigSchema,
-    /// Print the version.
+    /// Print the version of this binary.
     Version,
     /// Refresh one credential's tokens as standard input says. The gateway runs it.
     #[command(hide = true, name = server::REFRESH_COMMAND)]

@@ -55,7 +55,7 @@ const IGNORED_KEYS: [&str; 8] = [
 /// A configuration and what its operator should know about it.
 #[derive(Debug)]
 pub struct LoadedConfig {
-    /// The configuration.
+    /// The resolved form: defaults filled in, references checked.
     pub config: Config,
     /// What was ignored or is risky.
     pub warnings: Vec<ConfigProblem>,

@@ -59,9 +59,9 @@ pub enum FileReplaceError {
     /// The new file could not be written beside the old one.
     #[error("{}: {reason}", path.display())]
     Temporary {
-        /// The new file.
+        /// The temporary file, in the folder of the file to replace.
         path: PathBuf,
-        /// Why.
+        /// The operating system's reason.
         reason: String,
     },
     /// The file itself is a mount point.

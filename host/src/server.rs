@@ -51,7 +51,7 @@ use crate::values::limits::Limits;
 use crate::values::phase::GatewayPhase;
 use crate::watch::FileWatcher;
 
-/// A running gateway.
+/// A gateway that accepts connections until it is shut down.
 pub struct Gateway {
     listening: Vec<ServiceAddress>,
     admin: Option<SocketAddr>,
@@ -217,7 +217,7 @@ impl Gateway {
         &self.listening
     }
 
-    /// Returns the ledger.
+    /// Returns the ledger that rows are committed to.
     pub fn ledger(&self) -> &Ledger {
         &self.ledger
     }

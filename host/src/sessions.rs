@@ -21,7 +21,6 @@ const RECORDS_PER_LIFETIME: u32 = 24;
 /// Who sessions and responses belong to: a pool and a user, by name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct SessionOwner {
-    /// The pool's tag.
     pub(crate) pool: Arc<str>,
     /// The user's name; `None` if the service has no users.
     pub(crate) user: Option<Arc<str>>,

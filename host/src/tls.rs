@@ -30,7 +30,6 @@ pub(crate) enum HandshakeError {
     Failed(std::io::Error),
 }
 
-/// Accepts TLS handshakes.
 #[derive(Clone)]
 pub(crate) struct TlsServer {
     acceptor: TlsAcceptor,

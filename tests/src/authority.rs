@@ -13,18 +13,18 @@ use tokio_rustls::TlsConnector;
 /// The supported versions of TLS.
 pub const TLS_VERSIONS: &[&SupportedProtocolVersion] = &[&TLS12, &TLS13];
 
-/// A certificate authority.
+/// A certificate authority that issues certificates for tests.
 pub struct Authority {
-    /// Its own certificate.
+    /// The authority's certificate, in PEM.
     pub pem: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
 /// A certificate and its key, in PEM.
 pub struct Certificate {
-    /// The certificate.
+    /// The certificate, without the authority's.
     pub pem: String,
-    /// Its private key.
+    /// The private key that belongs to it.
     pub key: String,
 }
 

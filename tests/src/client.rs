@@ -32,14 +32,14 @@ pub(crate) enum Version {
     Http2,
 }
 
-/// A whole answer.
+/// An answer that was read to the end of its body.
 #[derive(Debug)]
 pub struct Answer {
-    /// The status.
+    /// The HTTP status code.
     pub status: StatusCode,
-    /// The header fields.
+    /// The header fields of the answer's head.
     pub headers: HeaderMap,
-    /// The body.
+    /// The bytes of the body, as far as they arrived.
     pub body: Bytes,
     /// Whether the body ended in order.
     pub whole: bool,
@@ -77,9 +77,9 @@ impl Answer {
 
 /// An answer whose body has not been read.
 pub struct Stream {
-    /// The status.
+    /// The HTTP status code.
     pub status: StatusCode,
-    /// The header fields.
+    /// The header fields of the answer's head.
     pub headers: HeaderMap,
     body: Incoming,
 }
@@ -232,7 +232,7 @@ impl Client {
         self.send(method, path, body).await.finish().await
     }
 
-    /// GETs `path`.
+    /// Sends a GET for `path` and reads the whole answer.
     pub async fn get(&self, path: &str) -> Answer {
         self.ask(Method::GET, path, "").await
     }

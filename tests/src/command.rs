@@ -12,9 +12,9 @@ use crate::gateway::binary;
 pub struct Said {
     /// The exit code; `None` if a signal ended it.
     pub code: Option<i32>,
-    /// Its standard output.
+    /// What it wrote to standard output.
     pub stdout: String,
-    /// Its standard error.
+    /// What it wrote to standard error.
     pub stderr: String,
 }
 

@@ -24,7 +24,7 @@ const READY_MAX: Duration = Duration::from_secs(60);
 
 /// A scripted upstream, a folder, and a gateway that starts once its configuration is known.
 pub struct Rig {
-    /// The upstream.
+    /// The scripted upstream, which runs before the gateway does.
     pub upstream: Upstream,
     folder: TempDir,
     gateway: Option<Gateway>,
@@ -265,7 +265,7 @@ fn merge(whole: &mut Value, more: Value) {
     whole.extend(more);
 }
 
-/// The running binary.
+/// The real binary, killed when this is dropped.
 pub struct Program {
     child: Child,
     address: SocketAddr,

@@ -12,7 +12,7 @@ const MARK: &str = "TOLLGATE-MARK-";
 /// What a marked pricer does besides naming its price.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Conduct {
-    /// It works.
+    /// It prices every request.
     Fine,
     /// It refuses its configuration.
     RefusesConfig,

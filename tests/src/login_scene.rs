@@ -11,7 +11,7 @@ use crate::gateway::Rig;
 
 /// A rig with the credential `a`, which has its own login.
 pub struct LoginScene {
-    /// The rig.
+    /// The rig, whose gateway is not started yet.
     pub rig: Rig,
     /// The credential, for a configuration.
     pub credential: Value,

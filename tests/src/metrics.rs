@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// The labels of a sample.
 type Labels = BTreeMap<String, String>;
 
-/// Parsed metrics.
+/// The samples of one scrape.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     /// The families and their types, by name.
@@ -152,7 +152,7 @@ fn is_of(name: &str, family: &str, kind: &str) -> bool {
     }
 }
 
-/// `name{label="value",…} 1.5`
+/// Parses a line such as `name{label="value",…} 1.5`.
 #[track_caller]
 fn sample(line: &str) -> (String, Labels, f64) {
     let is_name = |name: &str| {

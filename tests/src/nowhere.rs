@@ -27,7 +27,7 @@ impl Nowhere {
         }
     }
 
-    /// Returns `http://127.0.0.1:PORT`.
+    /// Returns a URL that refuses connections: `http://127.0.0.1:PORT`.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }

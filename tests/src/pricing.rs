@@ -9,7 +9,7 @@ use crate::client::Client;
 use crate::gateway::Rig;
 use crate::guests::{Conduct, marked_pricer};
 
-/// The pricer's tag.
+/// The tag of the scenarios' own pricer.
 pub const OWN: &str = "own";
 
 impl Rig {

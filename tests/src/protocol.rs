@@ -9,7 +9,7 @@ use crate::authority::UPSTREAM_TLS;
 /// A protocol between the gateway and upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
-    /// HTTP/1.1 in clear.
+    /// HTTP/1.1 in clear, without TLS.
     Http1,
     /// HTTP/2 over TLS, as the real upstream speaks it.
     Http2,

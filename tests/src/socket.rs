@@ -46,7 +46,7 @@ const LAST_EVENTS: [&str; 4] = [
     "error",
 ];
 
-/// An open socket.
+/// A WebSocket after its handshake.
 #[derive(Debug)]
 pub struct Socket {
     /// The header fields of the handshake's answer.
@@ -68,13 +68,13 @@ pub enum Part {
 /// What is received on a socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A text message.
+    /// A whole text message.
     Text(String),
-    /// A binary message.
+    /// A whole binary message.
     Binary(Bytes),
     /// A ping; the library answers it.
     Ping(Bytes),
-    /// A pong.
+    /// A pong, solicited or not.
     Pong(Bytes),
     /// A close frame: its code, which is 1005 if it has none, and its reason.
     Close(u16, String),
@@ -278,7 +278,7 @@ impl Socket {
         .await;
     }
 
-    /// Sends a ping.
+    /// Sends a ping, whose pong is received as an [`Event`].
     pub async fn ping(&mut self, payload: impl Into<Bytes>) {
         self.send(Message::Ping(payload.into())).await;
     }

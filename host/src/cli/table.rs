@@ -3,9 +3,7 @@
 /// The side of its column that a cell is aligned to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum CellSide {
-    /// For words.
     Left,
-    /// For numbers.
     Right,
 }
 

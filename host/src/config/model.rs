@@ -83,9 +83,9 @@ impl Default for LogConfig {
 /// Where the log is written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LogOutput {
-    /// To standard error.
+    /// Standard error, the default.
     Stderr,
-    /// To standard output.
+    /// Standard output, if the configuration says `stdout`.
     Stdout,
     /// Appended to a file.
     File(PathBuf),
@@ -112,7 +112,7 @@ pub struct ServiceConfig {
     pub default_pool: usize,
     /// The base URLs of upstream.
     pub endpoints: UpstreamEndpoints,
-    /// The pricing policy.
+    /// The policy that prices the service's usage.
     pub pricer: PolicyId,
     /// The rewriting policies, in order.
     pub rewriters: Vec<PolicyId>,
@@ -149,7 +149,7 @@ pub struct CredentialConfig {
 /// Where a credential's tokens come from.
 #[derive(Debug, Clone, PartialEq)]
 pub enum CredentialSource {
-    /// An auth.json.
+    /// The path of an auth.json.
     File(PathBuf),
     /// Another gateway that speaks this protocol.
     External {
@@ -172,7 +172,7 @@ pub struct WindowCaps {
 /// A pool of credentials.
 #[derive(Debug, Clone)]
 pub struct PoolConfig {
-    /// The pool's name.
+    /// The pool's name; that of the credential if it is a single one.
     pub tag: String,
     /// Its members, as indices into [`ServiceConfig::credentials`].
     pub members: Vec<usize>,
@@ -193,7 +193,7 @@ pub struct UpstreamEndpoints {
     pub chatgpt: Uri,
     /// The API, without a slash at the end.
     pub api: Uri,
-    /// The token endpoint.
+    /// The URL that refresh tokens are presented to.
     pub token: Uri,
 }
 
@@ -227,9 +227,9 @@ impl fmt::Debug for TlsConfig {
 /// A version of TLS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TlsVersion {
-    /// RFC 5246
+    /// TLS 1.2 (RFC 5246).
     V1_2,
-    /// RFC 8446
+    /// TLS 1.3 (RFC 8446).
     V1_3,
 }
 
@@ -240,7 +240,7 @@ pub struct PolicyConfig {
     pub tag: String,
     /// The policy's entry in the file; `None` for a shipped policy that the file does not name.
     pub entry_path: Option<ConfigPath>,
-    /// What it decides.
+    /// What it decides. A file's component must export the same world.
     pub kind: PolicyKind,
     /// Where its component is.
     pub source: PolicySource,
@@ -303,8 +303,8 @@ impl PolicyConfig {
 /// Where a policy's component is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PolicySource {
-    /// In the binary.
+    /// The component is part of the binary.
     Shipped(ShippedPolicy),
-    /// In a file.
+    /// The component is in this file, which is watched for changes.
     File(PathBuf),
 }

@@ -25,7 +25,7 @@ pub(super) use tls::RawTls;
 pub use log::{LogFormat, LogLevel};
 pub use policy::{OnFailure, PolicyKind};
 
-/// Tollgate's configuration.
+/// The configuration of Tollgate, as an operator writes it.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawConfig {
@@ -65,10 +65,10 @@ pub(super) struct RawAdmin {
 /// names must be supported.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub(super) struct RawOutbound {
-    /// The outbound's type.
+    /// The outbound's type. Only `direct` is supported.
     #[serde(rename = "type")]
     pub(super) kind: String,
-    /// The outbound's name.
+    /// The name that a `detour` refers to.
     #[serde(default)]
     pub(super) tag: String,
 }

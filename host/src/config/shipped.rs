@@ -16,7 +16,7 @@ macro_rules! shipped_policies {
         }
 
         impl ShippedPolicy {
-            /// All of them.
+            /// Every policy that the binary contains.
             pub const ALL: &'static [Self] = &[$(Self::$variant),*];
 
             /// Returns the name of the policy's crate, which is also its tag.

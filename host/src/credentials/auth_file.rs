@@ -31,9 +31,9 @@ pub enum AuthFileError {
     /// The file cannot be read.
     #[error("cannot read {}: {reason}", path.display())]
     Unreadable {
-        /// The file.
+        /// The path of the auth.json.
         path: PathBuf,
-        /// Why.
+        /// What keeps it from being read.
         reason: FileReadError,
     },
     /// The file has no text.
@@ -67,7 +67,7 @@ pub enum AuthFileError {
     /// A value has characters that no header field may hold.
     #[error("{place}: expected visible ASCII characters, found others")]
     NotSendable {
-        /// The value's path.
+        /// The path of the value in the file, such as `tokens.access_token`.
         place: &'static str,
     },
 }

@@ -166,7 +166,6 @@ impl Credential {
         }
     }
 
-    /// Locks the state.
     pub(super) fn state(&self) -> MutexGuard<'_, CredentialState> {
         // A panic elsewhere cannot leave these plain figures half-written.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

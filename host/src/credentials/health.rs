@@ -36,17 +36,17 @@ pub enum CredentialCondition {
     },
     /// The operator must log in again.
     LoginNeeded {
-        /// Why.
+        /// A sentence for the operator, without any secret.
         reason: String,
     },
     /// Its access token has expired and the last refresh failed; another attempt follows.
     CannotRefresh {
-        /// Why.
+        /// A sentence for the operator, without any secret.
         reason: String,
     },
     /// Its file cannot be used.
     Unreadable {
-        /// Why.
+        /// A sentence for the operator, without any secret.
         reason: String,
     },
 }
@@ -65,7 +65,7 @@ pub struct WindowHealth {
 /// A credential's condition and the figures behind it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct CredentialHealth {
-    /// The credential's tag.
+    /// The tag, unique in its service.
     pub credential: String,
     /// What it is; `None` while it is not loaded.
     pub kind: Option<CredentialKind>,
@@ -76,9 +76,9 @@ pub struct CredentialHealth {
     pub usable: bool,
     /// Its plan; empty while unknown.
     pub plan: String,
-    /// The 5-hour window.
+    /// The window of about five hours; its cap is known even if its usage is not.
     pub five_hour: WindowHealth,
-    /// The weekly window.
+    /// The window of about a week; its cap is known even if its usage is not.
     pub weekly: WindowHealth,
     /// When the last poll succeeded, in Unix milliseconds.
     pub polled_at: Option<u64>,
@@ -90,7 +90,7 @@ pub struct CredentialHealth {
     pub refreshed_at: Option<u64>,
     /// Why the last refresh failed, if it did.
     pub refresh_failure: Option<String>,
-    /// Requests in flight.
+    /// The number of requests in flight with the credential.
     pub in_flight: u32,
 }
 

@@ -28,7 +28,7 @@ pub struct UpstreamIdentity {
 /// The facts of an OAuth identity beside its access token.
 #[derive(Debug, Default)]
 pub(super) struct OAuthFacts {
-    /// The `ChatGPT-Account-Id` field.
+    /// The value of the header field `ChatGPT-Account-Id`, if the file names an account.
     pub(super) account_id: Option<HeaderValue>,
     /// The account's plan, if a token names it.
     pub(super) plan: Option<String>,

@@ -14,7 +14,6 @@ use super::refresh::RefreshOutcome;
 use super::state::IdentityAvailability;
 use crate::values::clock::Timestamp;
 
-/// Presenting.
 impl Credential {
     /// Whether a request can be sent with it, at once or after a refresh. Its usage is not
     /// considered.
@@ -77,7 +76,6 @@ impl Credential {
     }
 }
 
-/// Refreshing.
 impl Credential {
     /// Starts a refresh if one is due, and returns which access token it replaces. Until
     /// [`finish_refresh`] is called, no other one starts.

@@ -47,7 +47,7 @@ const ROOM_BYTES: usize = 64 * 1024;
 /// One refresh to be done.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RefreshJob {
-    /// The auth.json.
+    /// The auth.json whose tokens are refreshed.
     pub path: PathBuf,
     /// The access token that is due. If the file has another one, nothing is spent.
     pub due: SecretFingerprint,
@@ -69,19 +69,19 @@ pub enum RefreshOutcome {
     Newer,
     /// Nothing can be refreshed until the operator logs in again.
     LoginNeeded {
-        /// Why.
+        /// A sentence for the operator, without any secret.
         reason: String,
     },
     /// Nothing was spent, or the new tokens are safe in the journal: a later attempt can succeed.
     Failed {
-        /// Why.
+        /// A sentence for the operator, without any secret.
         reason: String,
         /// How long to wait before the next attempt.
         retry_after: Option<Duration>,
     },
     /// New tokens could not have been stored, so none were requested.
     NotWritable {
-        /// Why.
+        /// A sentence for the operator, without any secret.
         reason: String,
     },
     /// Another process holds the lock.

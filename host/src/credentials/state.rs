@@ -97,7 +97,7 @@ impl StartedPoll {
 /// What a poll reports.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct UsageReport {
-    /// The windows.
+    /// The rate-limit windows that the report names.
     pub reading: WindowReading,
     /// The plan, if it is named.
     pub plan: Option<String>,
@@ -184,7 +184,6 @@ impl CredentialState {
     }
 }
 
-/// Loading.
 impl CredentialState {
     /// Whether `loaded` is what is known already.
     pub(super) fn is_current(&self, loaded: &LoadedSource) -> bool {
@@ -254,7 +253,6 @@ impl CredentialState {
     }
 }
 
-/// Presenting.
 impl CredentialState {
     pub(super) fn availability(&self, now: Timestamp) -> IdentityAvailability {
         match &self.identity {
@@ -340,7 +338,6 @@ impl CredentialState {
     }
 }
 
-/// Usage.
 impl CredentialState {
     /// Returns what a balancer sees of it, except what concerns one request.
     pub(super) fn candidate(&self, now: Timestamp) -> BalancerCandidate {

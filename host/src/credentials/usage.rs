@@ -15,7 +15,6 @@ use crate::values::clock::Timestamp;
 use crate::values::credential::candidate::BalancerCandidate;
 use crate::values::credential::windows::{WindowKind, WindowReading};
 
-/// What is known.
 impl Credential {
     /// Returns what a balancer sees of it, except what concerns one request. The windows of an API
     /// key are unknown.
@@ -60,7 +59,6 @@ impl Credential {
     }
 }
 
-/// Responses.
 impl Credential {
     /// Records the windows that a response to `presented` reports. Those of another gateway are
     /// ignored: they are about one of its credentials.
@@ -97,7 +95,6 @@ impl Credential {
     }
 }
 
-/// Polls.
 impl Credential {
     /// Waits until a poll is due, and starts it: one is due at start, and one an interval while
     /// there is traffic.

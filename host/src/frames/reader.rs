@@ -13,16 +13,16 @@ const UNMASKED_BYTES: usize = 1024;
 /// The kind of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MessageKind {
-    /// Text, in UTF-8.
+    /// A text message: its payload must be UTF-8.
     Text,
-    /// Binary data.
+    /// A binary message: its payload may be anything.
     Binary,
 }
 
 /// What a reader finds in its input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FramePart<'a> {
-    /// A message begins.
+    /// The header of a message's first frame was read.
     Begin(MessageKind),
     /// A piece of a message, unmasked.
     Data(&'a [u8]),
@@ -42,7 +42,7 @@ pub enum FramePart<'a> {
 /// Whether a reader continues after a part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReadControl {
-    /// The reader continues.
+    /// The reader continues with the next part of its input.
     Continue,
     /// The reader stops and leaves the rest of its input. It obeys after a part that ends a frame.
     Pause,

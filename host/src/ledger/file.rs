@@ -77,13 +77,13 @@ pub enum LedgerError {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// The error.
+        /// The operating system's reason.
         reason: String,
     },
     /// The file is not a ledger.
     #[error("{path}: expected a Tollgate ledger, found {found}; the file was not changed")]
     Foreign {
-        /// The file.
+        /// The path of the ledger.
         path: PathBuf,
         /// A description of it.
         found: &'static str,
@@ -93,7 +93,7 @@ pub enum LedgerError {
         "{path}: expected a schema of version {known} or older, found {found}; use the newer version of Tollgate that created it"
     )]
     Newer {
-        /// The file.
+        /// The path of the ledger.
         path: PathBuf,
         /// The version of its schema.
         found: usize,
@@ -103,15 +103,15 @@ pub enum LedgerError {
     /// Another process writes it.
     #[error("{path}: in use by another process; give each gateway its own data_dir")]
     InUse {
-        /// The folder.
+        /// The path of the folder that is in use.
         path: PathBuf,
     },
     /// SQLite reports an error.
     #[error("{path}: {source}")]
     Sqlite {
-        /// The file.
+        /// The path of the ledger.
         path: PathBuf,
-        /// The error.
+        /// The error that SQLite reports.
         source: rusqlite::Error,
     },
 }

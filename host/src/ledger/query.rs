@@ -12,11 +12,11 @@ use crate::values::exchange::money::NanoUsd;
 /// What the sums are grouped by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UsageGrouping {
-    /// The user's name.
+    /// The user, by name.
     User,
     /// The model that answered.
     Model,
-    /// The credential's tag.
+    /// The credential that responded, by tag.
     Credential,
     /// The day on which the request began, in local time.
     Day,
@@ -59,7 +59,7 @@ pub struct UsageSummary {
 /// The columns of a row that a usage file needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UsageFileRow {
-    /// The row's number.
+    /// The number of the row, which grows with each commit.
     pub id: u64,
     /// The model that answered.
     pub model: String,

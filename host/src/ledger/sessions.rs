@@ -10,15 +10,15 @@ use crate::values::exchange::LedgerRow;
 /// A session and the credential that is its home.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredSession {
-    /// The service's tag.
+    /// The tag of the service that the session belongs to.
     pub service: String,
-    /// The pool's tag.
+    /// The tag of the pool that chose the credential.
     pub pool: String,
     /// The user's name; empty if the service has no users.
     pub user: String,
-    /// The session's key.
+    /// The key that the client identified its session by.
     pub session: String,
-    /// The credential's tag.
+    /// The tag of the credential, which may have left the configuration since.
     pub credential: String,
     /// Its last stored use.
     pub used_at: Timestamp,
@@ -27,13 +27,13 @@ pub struct StoredSession {
 /// The credential that issued a response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ResponseIssuer {
-    /// The service's tag.
+    /// The tag of the service that the session belongs to.
     pub service: String,
     /// The user's name; empty if the service has no users.
     pub user: String,
     /// The id that upstream gave the response.
     pub response_id: String,
-    /// The credential's tag.
+    /// The tag of the credential, which may have left the configuration since.
     pub credential: String,
     /// When the response was issued.
     pub issued_at: Timestamp,

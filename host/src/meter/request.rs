@@ -27,7 +27,7 @@ const KEYS: &[WantedKey] = &[
 /// The fields of a request's body that the gateway reads.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RequestFields {
-    /// The requested model.
+    /// The model that the request names.
     pub model: Option<String>,
     /// The requested service tier.
     pub service_tier: Option<String>,

@@ -27,11 +27,11 @@ use crate::values::limits::Limits;
 /// A generation of a policy of any kind.
 #[derive(Debug, Clone)]
 pub enum PolicyGeneration {
-    /// It selects credentials.
+    /// It selects a credential for a request.
     Balancer(Arc<BalancerGeneration>),
     /// It edits header fields.
     Rewriter(Arc<RewriterGeneration>),
-    /// It prices usage.
+    /// It prices the tokens of a response.
     Pricer(Arc<PricerGeneration>),
 }
 

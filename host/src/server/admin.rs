@@ -42,7 +42,7 @@ pub(crate) const SOCKET: &str = "admin.sock";
 /// The response of `/api/status`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 struct StatusReport {
-    /// In Unix milliseconds.
+    /// When the report was made, in Unix milliseconds.
     at: u64,
     services: Vec<ServiceReport>,
 }

@@ -21,7 +21,7 @@ pub enum StartError {
     /// A usage file cannot be read, or the ledger cannot say what it holds.
     #[error("usage file {path}: {reason}")]
     UsageFile {
-        /// The file's path.
+        /// The path of the usage file.
         path: String,
         /// Why it cannot be used.
         reason: String,

@@ -27,7 +27,7 @@ use crate::values::phase::GatewayPhase;
 /// The address of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceAddress {
-    /// The service's tag.
+    /// The tag of the service that listens there.
     pub service: String,
     /// The bound address. The port is the actual one, even if the configuration has port 0.
     pub address: SocketAddr,

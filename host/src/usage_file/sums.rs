@@ -89,7 +89,6 @@ impl UsageSum {
 }
 
 impl UsageSums {
-    /// Adds a response.
     pub(crate) fn add(&mut self, usage: &ResponseUsage<'_>) {
         let combination = UsageCombination::new(
             usage.model.to_owned(),

@@ -71,7 +71,7 @@ impl ClientTransport {
 /// One attempt to get a response from upstream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UpstreamAttempt {
-    /// The credential's tag.
+    /// The tag of the credential, which may have left the configuration since.
     pub credential: String,
     /// The status of the response, or why there is none.
     pub outcome: AttemptOutcome,
@@ -126,9 +126,9 @@ pub struct MeteredResponse {
 /// The credential that a session returns to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionHome {
-    /// The pool's tag.
+    /// The tag of the pool that chose the credential.
     pub pool: String,
-    /// The credential's tag.
+    /// The tag of the credential, which may have left the configuration since.
     pub credential: String,
 }
 
@@ -141,11 +141,11 @@ pub struct LedgerRow {
     pub started_at: Timestamp,
     /// When the exchange ended.
     pub finished_at: Timestamp,
-    /// The user's name.
+    /// The user's name; `None` if the service has no users.
     pub user: Option<String>,
     /// The credential that responded, or was tried last.
     pub credential: Option<String>,
-    /// The service's tag.
+    /// The tag of the service that received the request.
     pub service: String,
     /// The model that responded, or else the requested one.
     pub model: Option<String>,
@@ -169,7 +169,7 @@ pub struct LedgerRow {
     pub end: ExchangeEnd,
     /// Every attempt, in order.
     pub attempts: Vec<UpstreamAttempt>,
-    /// The session's key.
+    /// The key of the session, if the request named one.
     pub session: Option<String>,
     /// The session's home, if it has to be stored.
     pub home: Option<SessionHome>,

@@ -40,7 +40,7 @@ impl Default for DurationHistogram {
 }
 
 impl DurationHistogram {
-    /// Counts one duration.
+    /// Adds `span` to the bucket that it falls into, without a lock.
     pub fn record(&self, span: Duration) {
         let ns = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
         self.buckets[bucket_of(ns)].fetch_add(1, Ordering::Relaxed);

@@ -65,7 +65,7 @@ impl LedgerFull {
 pub enum LimitValue {
     /// A size in bytes, or a count.
     Number(u64),
-    /// A time.
+    /// The length of a wait.
     Duration(Duration),
     /// Whether something is done.
     Switch(bool),
@@ -101,7 +101,7 @@ fn write_duration(duration: Duration, f: &mut fmt::Formatter<'_>) -> fmt::Result
 /// than zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LimitRange {
-    /// The smallest number.
+    /// The smallest number that is accepted.
     pub min: u64,
     /// The largest number; `u64::MAX` if there is no upper bound.
     pub max: u64,

@@ -46,7 +46,7 @@ pub(crate) struct FamilyPrices {
 #[serde(deny_unknown_fields)]
 #[schemars(crate = "tollgate_policy::schemars")]
 struct UsdPrices {
-    /// Input tokens.
+    /// Input tokens that are not read from a prompt cache.
     #[schemars(range(min = 0.0))]
     input: f64,
     /// Input tokens read from a prompt cache.

@@ -18,6 +18,27 @@ const FILES_MAX: usize = 10;
 /// The words of a documentation comment that is noise if nothing else is in it.
 const WORDS_MAX: usize = 3;
 
+/// Returns the lines where a documentation comment begins that has at most [`WORDS_MAX`] words in
+/// all.
+fn short_comments(source: &Source) -> Vec<String> {
+    let lines: Vec<&str> = source.text.lines().map(str::trim).collect();
+    let is_comment = |line: &&str| line.starts_with("///") && !line.starts_with("////");
+    let mut found = Vec::new();
+    let mut at = 0;
+    while at < lines.len() {
+        let block: Vec<&str> = lines[at..].iter().copied().take_while(is_comment).collect();
+        let words: usize = block
+            .iter()
+            .map(|line| line[3..].split_whitespace().count())
+            .sum();
+        if !block.is_empty() && words <= WORDS_MAX {
+            found.push(format!("{}:{}: {}", source.path, at + 1, block.join(" ")));
+        }
+        at += block.len().max(1);
+    }
+    found
+}
+
 /// Articles and pronouns: a comment that adds only these to a name says nothing.
 const FILLERS: [&str; 8] = ["a", "an", "the", "its", "of", "this", "is", "for"];
 
@@ -143,6 +164,13 @@ fn comments_that_only_repeat_a_name_become_fewer() {
     );
 }
 
+/// A public item whose name says everything can be private; a comment says what its name does not.
+#[test]
+fn no_comment_has_three_words_or_fewer() {
+    let short: Vec<String> = host_sources().iter().flat_map(short_comments).collect();
+    check_none(&short);
+}
+
 #[test]
 fn each_module_opens_with_what_it_owns() {
     let silent: Vec<String> = host_sources()
@@ -163,5 +191,20 @@ fn the_check_finds_comments_that_repeat_a_name() {
     assert_eq!(
         found,
         ["a.rs:1: /// The user's tags.", "a.rs:8: /// A service tier"]
+    );
+}
+
+#[test]
+fn the_check_finds_comments_of_few_words() {
+    let text = "/// A user's name.\nname\n  /// In\n  /// bytes.\nsize\n/// One of four words.\na\n\
+        /// One\n///\n/// of two paragraphs.\nb\n//// No documentation.\nc\n/// At the end";
+    let found = short_comments(&Source::new("a.rs", text));
+    assert_eq!(
+        found,
+        [
+            "a.rs:1: /// A user's name.",
+            "a.rs:3: /// In /// bytes.",
+            "a.rs:14: /// At the end"
+        ]
     );
 }

@@ -33,7 +33,6 @@ pub(crate) enum Route {
     CodexModels,
     Usage,
     Token,
-    /// A WebSocket's handshake.
     Socket,
 }
 
@@ -76,7 +75,7 @@ pub(crate) struct Prepared {
     text: String,
     delta_events: Vec<Bytes>,
     delta_events_joined: Bytes,
-    /// As JSON.
+    /// The object `usage`, as JSON.
     usage: String,
 }
 

@@ -14,13 +14,13 @@ const ZSTD_LEVEL: i32 = 3;
 /// How a response body is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Encoding {
-    /// `gzip`.
+    /// Named `gzip` in `Content-Encoding`.
     Gzip,
     /// `deflate`, which on the web is zlib.
     Deflate,
-    /// `zstd`.
+    /// Named `zstd` in `Content-Encoding`.
     Zstd,
-    /// `br`.
+    /// Named `br` in `Content-Encoding`: Brotli.
     #[cfg(feature = "brotli")]
     Brotli,
 }

@@ -15,7 +15,6 @@ const IN_MESSAGE: &str = r#""item_id":"msg_scripted","output_index":0,"content_i
 /// The counter for response numbers: one for the process, so that ids differ between upstreams too.
 static NEXT_NUMBER: AtomicU64 = AtomicU64::new(1);
 
-/// One turn's response.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TurnResponse<'a> {
     pub(crate) id: &'a str,
@@ -24,7 +23,7 @@ pub(crate) struct TurnResponse<'a> {
     /// The assistant's message: letters and spaces, which need no escapes. `None` if there is no
     /// message.
     pub(crate) text: Option<&'a str>,
-    /// As JSON.
+    /// The object `usage`, as JSON.
     pub(crate) usage: &'a str,
 }
 

@@ -61,7 +61,7 @@ enum Shown {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Access {
     Granted,
-    /// Expired or revoked.
+    /// It expired, or was revoked.
     Refused,
 }
 

@@ -37,7 +37,7 @@ pub struct Reply {
 pub(crate) enum Content {
     /// What the route answers on success.
     Natural(Turn),
-    /// `{"error": {…}}`.
+    /// An object `{"error": {…}}` with these fields.
     Error(Map<String, Value>),
     /// These bytes as the body.
     Raw {
@@ -76,7 +76,7 @@ pub(crate) enum Cut {
 /// How a Responses stream ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// `response.completed`.
+    /// It ends with `response.completed`.
     Completed,
     /// `response.incomplete`, out of output tokens.
     Incomplete,
@@ -91,13 +91,13 @@ pub enum End {
 pub struct Usage {
     /// `input_tokens`, cached ones included.
     pub input: u64,
-    /// `input_tokens_details.cached_tokens`.
+    /// `input_tokens_details.cached_tokens`, a part of the input.
     pub cached: u64,
-    /// `input_tokens_details.cache_write_tokens`.
+    /// `input_tokens_details.cache_write_tokens`, a part of the input.
     pub cache_write: u64,
     /// `output_tokens`, reasoning ones included.
     pub output: u64,
-    /// `output_tokens_details.reasoning_tokens`.
+    /// `output_tokens_details.reasoning_tokens`, a part of the output.
     pub reasoning: u64,
 }
 
@@ -266,7 +266,7 @@ impl Reply {
         self
     }
 
-    /// Omits the Content-Type.
+    /// Omits the header field `Content-Type`.
     pub fn without_content_type(mut self) -> Self {
         self.content_type = Presence::Absent;
         self
@@ -312,7 +312,7 @@ impl Reply {
         self.turn(|turn| turn.end = end)
     }
 
-    /// Compresses the body.
+    /// Compresses the body, and says so in `Content-Encoding`.
     pub fn encoded(mut self, encoding: Encoding) -> Self {
         self.encoding = Some(encoding);
         self

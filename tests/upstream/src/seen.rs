@@ -16,11 +16,11 @@ use crate::server::Remember;
 /// One request, as it arrived.
 #[derive(Clone, Debug)]
 pub struct SeenRequest {
-    /// The method.
+    /// The HTTP method of the request.
     pub method: Method,
-    /// Path and query.
+    /// The path with its query.
     pub target: String,
-    /// All headers.
+    /// All header fields, in lower case.
     pub headers: HeaderMap,
     /// The whole body, still encoded as it came.
     pub body: Bytes,
@@ -29,7 +29,7 @@ pub struct SeenRequest {
     pub account: Option<String>,
     /// The number of its connection; they count from 1 in order of acceptance.
     pub connection: u64,
-    /// HTTP/1.1 or HTTP/2.
+    /// The version of HTTP: 1.1 or 2.
     pub version: Version,
 }
 
@@ -112,7 +112,6 @@ impl Record {
             .clone()
     }
 
-    /// Records a RST_STREAM.
     pub(crate) fn reset(&self, reason: Reason) {
         self.resets
             .lock()

@@ -16,7 +16,7 @@ use crate::server::Remember;
 pub struct SeenSocket {
     /// The id of the account whose token came with the handshake.
     pub account: String,
-    /// The handshake.
+    /// The request of the handshake.
     pub request: SeenRequest,
     /// The client's text and binary messages, in order.
     pub messages: Vec<SeenMessage>,
@@ -33,7 +33,7 @@ pub struct SeenSocket {
 pub enum SeenMessage {
     /// Of text; its payload is UTF-8.
     Text(Bytes),
-    /// Of bytes.
+    /// Of bytes; their content is not checked.
     Binary(Bytes),
 }
 
@@ -44,7 +44,7 @@ pub enum SocketEnd {
     Closed {
         /// [`NO_CLOSE_CODE`](crate::NO_CLOSE_CODE) if it had none.
         code: u16,
-        /// May be empty.
+        /// The text beside the code, often empty.
         reason: String,
     },
     /// The connection ended without a close frame.
@@ -100,7 +100,6 @@ pub(crate) struct Sockets {
 pub(crate) struct SocketCounts {
     pub(crate) accepted: usize,
     pub(crate) messages: usize,
-    /// Pings and pongs.
     controls: usize,
     pub(crate) ended: usize,
 }

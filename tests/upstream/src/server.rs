@@ -62,7 +62,7 @@ pub struct TlsOptions {
 }
 
 impl TlsOptions {
-    /// hyper's defaults.
+    /// Creates options with the defaults of hyper.
     pub fn new(config: Arc<ServerConfig>) -> Self {
         TlsOptions {
             config,

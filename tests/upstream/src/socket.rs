@@ -73,7 +73,6 @@ enum Curtain {
     Open,
     /// Wait for the reader, which sees the end.
     Closed,
-    /// Drop the connection.
     Reset,
 }
 

@@ -27,12 +27,11 @@ pub struct SocketReply {
 
 #[derive(Clone, Debug)]
 pub(crate) enum SocketStep {
-    /// `response.created`.
+    /// The first event, `response.created`.
     Created,
     /// The events of the assistant's message, from `response.in_progress` to
     /// `response.output_item.done`.
     Message,
-    /// The last event.
     End(End),
     Text(Bytes),
     Binary(Bytes),
@@ -91,7 +90,7 @@ impl SocketReply {
         self.step(SocketStep::Created).step(SocketStep::Message)
     }
 
-    /// Step: `response.completed`.
+    /// Step: the event `response.completed`.
     pub fn completed(self) -> Self {
         self.step(SocketStep::End(End::Completed))
     }
@@ -117,7 +116,7 @@ impl SocketReply {
         self.event(&standing.event())
     }
 
-    /// Step: any event.
+    /// Step: an event of any kind.
     pub fn event(self, event: &Value) -> Self {
         self.text(event.to_string())
     }
@@ -132,7 +131,7 @@ impl SocketReply {
         self.step(SocketStep::Binary(payload.into()))
     }
 
-    /// Step: a ping.
+    /// Step: a ping with this payload.
     pub fn ping(self, payload: impl Into<Bytes>) -> Self {
         self.step(SocketStep::Ping(payload.into()))
     }
@@ -167,7 +166,7 @@ impl SocketReply {
         self.step(SocketStep::Finish)
     }
 
-    /// Last step: RST.
+    /// Last step: resets the connection (RST).
     pub fn reset(self) -> Self {
         self.step(SocketStep::Reset)
     }
@@ -359,13 +358,13 @@ impl SocketError {
         self
     }
 
-    /// Omits the status.
+    /// Omits the field `status` of the event.
     pub fn without_status(mut self) -> Self {
         self.status_field = None;
         self
     }
 
-    /// The event.
+    /// Returns the error as an event.
     pub fn event(&self) -> Value {
         let mut event = json!({ "type": "error" });
         if let Some(field) = self.status_field {

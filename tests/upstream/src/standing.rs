@@ -15,9 +15,9 @@ const ACTIVE_LIMIT: &str = "codex_bengalfox";
 pub struct Standing {
     /// `plan_type` of `wham/usage`, for example `plus`.
     pub plan: String,
-    /// The 5-hour window.
+    /// The window of five hours.
     pub five_hour: Window,
-    /// The weekly window.
+    /// The window of a week.
     pub weekly: Window,
     /// Names of the rate-limit headers.
     pub header_form: HeaderForm,
@@ -25,7 +25,7 @@ pub struct Standing {
     pub slots: Slots,
 }
 
-/// One rate-limit window.
+/// The state of one rate-limit window.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Window {
     /// Used, in percent of the window's budget.

@@ -14,7 +14,6 @@ use tokio::sync::Notify;
 
 use crate::http2::Http2Side;
 
-/// One accepted connection.
 #[derive(Debug)]
 pub(crate) struct Wire {
     pub(crate) number: u64,

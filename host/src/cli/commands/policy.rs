@@ -37,7 +37,7 @@ pub(in crate::cli) enum PolicyCommand {
     /// with the generation that they started with. If the new component cannot be used, the current
     /// generation keeps serving.
     Reload {
-        /// The policy's tag.
+        /// The tag of the policy in the configuration.
         tag: String,
         /// The configuration file, which names the data_dir.
         #[arg(short, long, value_name = "FILE")]
@@ -45,7 +45,7 @@ pub(in crate::cli) enum PolicyCommand {
     },
     /// Return to a policy's previous generation.
     Rollback {
-        /// The policy's tag.
+        /// The tag of the policy in the configuration.
         tag: String,
         /// The configuration file, which names the data_dir.
         #[arg(short, long, value_name = "FILE")]
@@ -59,7 +59,7 @@ pub(in crate::cli) enum PolicyCommand {
         component: String,
         /// A record: the file that a policy's `record` names.
         record: PathBuf,
-        /// The component's configuration.
+        /// The configuration that the component is given.
         #[arg(long, value_name = "JSON", default_value = "{}")]
         policy_config: String,
         /// Repeat only the calls of the policy with this tag.

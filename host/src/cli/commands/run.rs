@@ -137,7 +137,6 @@ fn raise_file_limit() {
     }
 }
 
-/// SIGTERM and SIGINT.
 struct StopSignals {
     terminate: Signal,
     interrupt: Signal,

@@ -15,14 +15,13 @@ pub(in crate::config) enum RawCredential {
     Balancer(RawBalancer),
     /// A pool whose members are used in order.
     Fallback(RawFallback),
-    /// Another gateway.
+    /// A user's account at another gateway.
     External(RawExternal),
     /// A type that is not supported yet.
     Reverse(RawReverse),
 }
 
 impl RawCredential {
-    /// The entry's name.
     pub(in crate::config) fn tag(&self) -> &str {
         match self {
             Self::Default(entry) => &entry.tag,
@@ -59,7 +58,7 @@ pub(in crate::config) struct RawDefault {
     #[serde(rename = "type")]
     #[expect(dead_code, reason = "read for its form only")]
     kind: Option<DefaultType>,
-    /// The credential's name.
+    /// The credential's name, unique in its service.
     #[serde(default)]
     pub(in crate::config) tag: String,
     /// The file. Default: `$CODEX_HOME/auth.json` or `~/.codex/auth.json`.
@@ -88,11 +87,11 @@ pub(in crate::config) struct RawDefault {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::config) struct RawBalancer {
-    /// `balancer`
+    /// The type: always `balancer`.
     #[serde(rename = "type")]
     #[expect(dead_code, reason = "read for its form only")]
     kind: BalancerType,
-    /// The pool's name.
+    /// The pool's name, unique among the service's credentials and pools.
     #[serde(default)]
     pub(in crate::config) tag: String,
     /// `least_used`, `round_robin`, `random`, `fallback`, or the tag of a policy. Default:
@@ -113,11 +112,11 @@ pub(in crate::config) struct RawBalancer {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::config) struct RawFallback {
-    /// `fallback`
+    /// The type: always `fallback`.
     #[serde(rename = "type")]
     #[expect(dead_code, reason = "read for its form only")]
     kind: FallbackType,
-    /// The pool's name.
+    /// The pool's name, unique among the service's credentials and pools.
     #[serde(default)]
     pub(in crate::config) tag: String,
     /// The tags of its members, in order.
@@ -131,11 +130,11 @@ pub(in crate::config) struct RawFallback {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::config) struct RawExternal {
-    /// `external`
+    /// The type: always `external`.
     #[serde(rename = "type")]
     #[expect(dead_code, reason = "read for its form only")]
     kind: ExternalType,
-    /// The credential's name.
+    /// The credential's name, unique in its service.
     #[serde(default)]
     pub(in crate::config) tag: String,
     /// Where the gateway listens, such as `https://gateway.example:8080`.
@@ -155,11 +154,11 @@ pub(in crate::config) struct RawExternal {
 /// A gateway that connects to this one. Not supported yet.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub(in crate::config) struct RawReverse {
-    /// `reverse`
+    /// The type: always `reverse`.
     #[serde(rename = "type")]
     #[expect(dead_code, reason = "read for its form only")]
     kind: ReverseType,
-    /// The credential's name.
+    /// The credential's name, unique in its service.
     #[serde(default)]
     tag: String,
 }

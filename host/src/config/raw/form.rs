@@ -9,7 +9,7 @@ use serde::Deserialize;
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub(in crate::config) enum OneOrMany<T> {
-    /// A list.
+    /// A list of any length.
     Many(Vec<T>),
     /// A single item, without the brackets.
     One(T),

@@ -23,15 +23,15 @@ pub(in crate::config) struct RawLog {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LogLevel {
-    /// Everything.
+    /// Every event, however small.
     Trace,
     /// Details for finding faults.
     Debug,
     /// One line per request.
     Info,
-    /// What is unusual.
+    /// What is unusual, but does no harm yet.
     Warn,
-    /// What is wrong.
+    /// What is wrong and needs an operator.
     Error,
     /// The same as `error`.
     Fatal,
@@ -45,6 +45,6 @@ pub enum LogLevel {
 pub enum LogFormat {
     /// One JSON object per line.
     Json,
-    /// Lines of text.
+    /// One line of text per event.
     Text,
 }

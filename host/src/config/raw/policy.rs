@@ -6,14 +6,14 @@ use serde_json::Value;
 
 use super::form::RawDuration;
 
-/// A policy.
+/// A policy, and the limits that it runs under.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::config) struct RawPolicy {
     /// The policy's name in this file. The names of the shipped policies are reserved.
     #[serde(default)]
     pub(in crate::config) tag: String,
-    /// What it decides.
+    /// What it decides. The component must export the same world.
     pub(in crate::config) kind: PolicyKind,
     /// The component's file, or `builtin:NAME` for a shipped policy.
     #[serde(default)]

@@ -10,11 +10,11 @@ use super::form::OneOrMany;
 use super::tls::RawTls;
 use super::unsupported::{UnsupportedField, fields, requested};
 
-/// A service.
+/// An entry of `services`.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub(in crate::config) enum RawService {
-    /// An OCM service.
+    /// A service that Tollgate runs.
     Ocm(Box<RawOcm>),
     /// A service of sing-box that Tollgate ignores.
     Other(RawOtherService),
@@ -23,7 +23,7 @@ pub(in crate::config) enum RawService {
 /// A service of sing-box that Tollgate ignores.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub(in crate::config) struct RawOtherService {
-    /// The service's type.
+    /// The type of the ignored service.
     #[serde(rename = "type")]
     pub(in crate::config) kind: OtherServiceType,
 }
@@ -55,7 +55,7 @@ impl OtherServiceType {
 #[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum OcmType {
-    /// OpenAI Codex Multiplexer.
+    /// The type that sing-box calls "OpenAI Codex Multiplexer".
     Ocm,
 }
 
@@ -63,7 +63,7 @@ enum OcmType {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::config) struct RawOcm {
-    /// `ocm`
+    /// The type: always `ocm`.
     #[serde(rename = "type")]
     #[expect(dead_code, reason = "read for its form only")]
     kind: OcmType,
@@ -90,7 +90,7 @@ pub(in crate::config) struct RawOcm {
     pub(in crate::config) headers: BTreeMap<String, OneOrMany<String>>,
     /// The outbound to upstream of the only credential. Not with `credentials`.
     pub(in crate::config) detour: Option<String>,
-    /// TLS towards clients.
+    /// TLS between the clients and the gateway. Default: none.
     #[serde(default)]
     pub(in crate::config) tls: RawTls,
     /// The base URLs of upstream.
@@ -101,31 +101,31 @@ pub(in crate::config) struct RawOcm {
     /// The tags of rewriting policies, in order. The shipped `standard-headers` runs after them.
     #[serde(default)]
     pub(in crate::config) rewriters: OneOrMany<String>,
-    /// Not supported yet.
+    /// Not supported yet: the network interface to listen on.
     bind_interface: UnsupportedField,
-    /// Not supported yet.
+    /// Not supported yet: the netfilter mark of the connections.
     routing_mark: UnsupportedField,
-    /// Not supported yet.
+    /// Not supported yet: whether the address may be bound more than once.
     reuse_addr: UnsupportedField,
-    /// Not supported yet.
+    /// Not supported yet: the network namespace to listen in.
     netns: UnsupportedField,
-    /// Not supported yet.
+    /// Not supported yet: whether a connection may carry data in its first packet.
     tcp_fast_open: UnsupportedField,
-    /// Not supported yet.
+    /// Not supported yet: whether a connection may use several network paths.
     tcp_multi_path: UnsupportedField,
-    /// Not supported yet.
+    /// Not supported yet: whether no keep-alive probes are sent.
     disable_tcp_keep_alive: UnsupportedField,
-    /// Not supported yet.
+    /// Not supported yet: the idle time before the first keep-alive probe.
     tcp_keep_alive: UnsupportedField,
-    /// Not supported yet.
+    /// Not supported yet: the time between keep-alive probes.
     tcp_keep_alive_interval: UnsupportedField,
-    /// Not supported yet.
+    /// Not supported yet: whether UDP packets may be fragmented.
     udp_fragment: UnsupportedField,
-    /// Not supported yet.
+    /// Not supported yet: how long an idle UDP session is kept.
     udp_timeout: UnsupportedField,
-    /// Not supported yet.
+    /// Not supported yet: whether connections begin with a PROXY header.
     proxy_protocol: UnsupportedField,
-    /// Not supported yet.
+    /// Not supported yet: whether a connection may lack the PROXY header.
     proxy_protocol_accept_no_header: UnsupportedField,
 }
 
@@ -163,7 +163,7 @@ pub(in crate::config) struct RawEndpoints {
     pub(in crate::config) token: Option<String>,
 }
 
-/// A user.
+/// A user, who presents a token and is served by a credential or a pool.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::config) struct RawUser {

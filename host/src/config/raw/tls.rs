@@ -6,7 +6,7 @@ use serde::Deserialize;
 use super::form::OneOrMany;
 use super::unsupported::{UnsupportedField, fields, requested};
 
-/// TLS towards clients.
+/// TLS between the clients and the gateway.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(in crate::config) struct RawTls {
@@ -26,33 +26,33 @@ pub(in crate::config) struct RawTls {
     pub(in crate::config) min_version: Option<String>,
     /// The highest version: `1.2` or `1.3`. Default: `1.3`.
     pub(in crate::config) max_version: Option<String>,
-    /// Not supported yet.
+    /// Not supported yet: the server name that clients must ask for.
     server_name: UnsupportedField,
-    /// Not supported yet.
+    /// Not supported yet: whether certificates are accepted unchecked.
     insecure: UnsupportedField,
-    /// Not supported yet.
+    /// Not supported yet: the cipher suites to offer.
     cipher_suites: UnsupportedField,
-    /// Not supported yet.
+    /// Not supported yet: the key exchanges to offer, the preferred one first.
     curve_preferences: UnsupportedField,
-    /// Not supported yet.
+    /// Not supported yet: whether clients present a certificate.
     client_authentication: UnsupportedField,
-    /// Not supported yet.
+    /// Not supported yet: the certificates that clients are checked against, in PEM.
     client_certificate: UnsupportedField,
-    /// Not supported yet.
+    /// Not supported yet: the files of the certificates that clients are checked against.
     client_certificate_path: UnsupportedField,
-    /// Not supported yet.
+    /// Not supported yet: whether the kernel encrypts what is sent.
     kernel_tx: UnsupportedField,
-    /// Not supported yet.
+    /// Not supported yet: whether the kernel decrypts what is received.
     kernel_rx: UnsupportedField,
-    /// Not supported yet.
+    /// Not supported yet: how long a handshake may take.
     handshake_timeout: UnsupportedField,
-    /// Not supported yet.
+    /// Not supported yet: the provider that the certificate comes from.
     certificate_provider: UnsupportedField,
-    /// Not supported yet.
+    /// Not supported yet: a certificate that is issued over ACME.
     acme: UnsupportedField,
-    /// Not supported yet.
+    /// Not supported yet: Encrypted Client Hello.
     ech: UnsupportedField,
-    /// Not supported yet.
+    /// Not supported yet: the Reality protocol of Xray.
     reality: UnsupportedField,
 }
 

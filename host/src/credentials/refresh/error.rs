@@ -10,28 +10,28 @@ pub enum RefreshFileError {
     /// The lock file cannot be opened or locked.
     #[error("cannot lock {}: {reason}", path.display())]
     Lock {
-        /// The lock file.
+        /// The path of the lock file.
         path: PathBuf,
-        /// Why.
+        /// The operating system's reason.
         reason: String,
     },
     /// auth.json or the journal cannot be written.
     #[error("cannot write {}: {reason}", path.display())]
     Write {
-        /// The file.
+        /// The path of the auth.json or of the journal.
         path: PathBuf,
-        /// Why.
+        /// The operating system's reason.
         reason: String,
     },
     /// The journal cannot be removed.
     #[error("cannot remove {}: {reason}", path.display())]
     Remove {
-        /// The journal.
+        /// The path of the journal.
         path: PathBuf,
-        /// Why.
+        /// The operating system's reason.
         reason: String,
     },
-    /// auth.json is unusable.
+    /// auth.json cannot be read, or has no tokens that can be refreshed.
     #[error(transparent)]
     AuthFile(#[from] AuthFileError),
     /// auth.json has an encoding that tokens cannot be written into.

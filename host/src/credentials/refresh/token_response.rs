@@ -20,7 +20,7 @@ pub struct TokenResponse {
     pub status: u16,
     /// The pause that `Retry-After` asks for.
     pub retry_after: Option<Duration>,
-    /// The body, bounded.
+    /// The whole body, whose size the caller has bounded.
     pub body: Zeroizing<Vec<u8>>,
 }
 

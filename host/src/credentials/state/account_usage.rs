@@ -27,7 +27,7 @@ const RATE_LIMIT_MAX: Duration = Duration::from_secs(31 * 24 * 60 * 60);
 /// What is known about an account's usage.
 #[derive(Debug, Default)]
 pub(crate) struct AccountUsage {
-    /// Empty while unknown.
+    /// The name of the plan; empty while it is unknown.
     plan: String,
     /// The weight of its capacity, if it reports one: another gateway does.
     own_weight: Option<f64>,

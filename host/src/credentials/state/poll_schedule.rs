@@ -35,7 +35,7 @@ pub(crate) struct PollSchedule {
     polled_at: Option<Timestamp>,
     /// No poll before this; set after a failure.
     paused_until: Option<Timestamp>,
-    /// Consecutive failures.
+    /// Failures since the last success.
     failures: usize,
 }
 

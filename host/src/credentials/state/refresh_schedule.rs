@@ -54,7 +54,7 @@ pub(crate) struct RefreshSchedule {
     is_running: bool,
     /// The access token that upstream rejected.
     rejected: Option<SecretFingerprint>,
-    /// Consecutive failures.
+    /// Failures since the last success.
     failures: usize,
     /// No refresh before this.
     paused_until: Option<Timestamp>,

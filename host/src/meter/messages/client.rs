@@ -43,7 +43,7 @@ impl Default for ClientMessageScan {
 }
 
 impl ClientMessageScan {
-    /// Begins a message.
+    /// Begins a message, and forgets the one before it.
     pub fn begin(&mut self) {
         self.scan.reset();
         self.create = ResponseCreate::default();

@@ -123,7 +123,7 @@ impl Default for UpstreamMessageScan {
 }
 
 impl UpstreamMessageScan {
-    /// Begins a message.
+    /// Begins a message, and forgets the one before it.
     pub fn begin(&mut self) {
         self.scan.reset();
         self.reading.begin_event();

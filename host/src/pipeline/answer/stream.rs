@@ -22,7 +22,6 @@ use crate::pipeline::exchange::Exchange;
 use crate::upstream::ResponseBody;
 use crate::values::exchange::ExchangeEnd;
 
-/// A response's body.
 pub(crate) enum AnswerBody {
     /// A body that is complete, or none.
     Whole(Option<Bytes>),
@@ -49,7 +48,6 @@ impl fmt::Debug for AnswerBody {
 /// Why a response is cut off. The client sees its connection closed: what it has is incomplete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum AnswerError {
-    /// Upstream's connection broke.
     #[error("upstream closed the connection before the response was complete")]
     UpstreamBroken,
     /// Nothing came from upstream for `limits.upstream_idle_timeout`.
@@ -87,7 +85,7 @@ enum StreamState {
     },
     /// The row is committed; what upstream still sends passes.
     Recorded,
-    /// Nothing follows.
+    /// The body has ended, in order or not.
     Over,
 }
 

@@ -36,7 +36,6 @@ pub(super) enum FlowEnd {
     Closed,
     /// The sender disconnected without a close frame.
     SenderGone,
-    /// The receiver disconnected.
     ReceiverGone,
     /// The sender violated the protocol or a limit.
     Violation(ProtocolViolation),
@@ -56,7 +55,6 @@ pub(super) trait FlowWatcher {
     fn control(&mut self);
 }
 
-/// One direction.
 pub(super) struct SocketFlow {
     frames: FrameReader,
     /// Bytes to write, from `written` on.

@@ -42,7 +42,8 @@ pub(super) struct SocketTurns {
     in_text: [bool; 2],
 }
 
-/// Indices into [`SocketTurns::in_text`].
+/// The index in [`SocketTurns::in_text`] of the direction from the client; that of the other
+/// follows.
 const UP: usize = 0;
 const DOWN: usize = 1;
 

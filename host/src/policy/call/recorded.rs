@@ -39,7 +39,6 @@ pub struct OwnedRequestFacts {
 }
 
 impl OwnedRequestFacts {
-    /// Copies `facts`.
     pub(crate) fn of(facts: &RequestFacts<'_>) -> Self {
         Self {
             request_id: facts.request_id.to_owned(),
@@ -88,7 +87,7 @@ impl OwnedRequestFacts {
 /// A call and its outcome: one line of a record.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RecordedCall {
-    /// The policy's tag.
+    /// The tag of the policy that was called.
     pub policy: String,
     /// The number of the policy's generation.
     pub generation: u64,
@@ -101,7 +100,7 @@ pub struct RecordedCall {
     /// The arguments besides these facts.
     #[serde(flatten)]
     pub arguments: CallArguments,
-    /// The checked result.
+    /// The result after the host's checks.
     #[serde(rename = "said")]
     pub outcome: CallOutcome,
 }
@@ -128,12 +127,12 @@ pub enum CallArguments {
     },
     /// Edit the header fields of a response.
     RewriteResponse {
-        /// The response's status.
+        /// An HTTP status code.
         status: u32,
         /// The fields that the policy wants to see.
         headers: Vec<(String, String)>,
     },
-    /// Price token counts.
+    /// Price the token counts of a response.
     Price {
         /// The names of the counts.
         columns: Vec<String>,
@@ -148,7 +147,7 @@ pub enum CallArguments {
 pub enum CallOutcome {
     /// A balancer chose a member.
     Member {
-        /// The member's index.
+        /// The member's index in the pool.
         index: usize,
         /// Whether the member becomes the session's home.
         move_home: bool,
@@ -156,7 +155,7 @@ pub enum CallOutcome {
     /// A balancer chose none of the members.
     #[serde(rename = "nobody")]
     NoMember {
-        /// The policy's reason.
+        /// The reason that the policy gives, shortened.
         reason: String,
     },
     /// A rewriter edited header fields.
@@ -166,7 +165,7 @@ pub enum CallOutcome {
     },
     /// A rewriter refused the request.
     Refused {
-        /// The response's status.
+        /// An HTTP status code.
         status: u32,
         /// The message to the client.
         message: String,
@@ -180,14 +179,14 @@ pub enum CallOutcome {
     },
     /// A pricer returned no price.
     Unpriced {
-        /// The policy's reason.
+        /// The reason that the policy gives, shortened.
         reason: String,
     },
-    /// The call failed.
+    /// The call failed, or its result was rejected by the host.
     Failed {
         /// The kind of the fault, as metrics name it.
         fault: String,
-        /// The reason.
+        /// The reason, as the log names it.
         detail: String,
     },
 }
@@ -197,7 +196,7 @@ pub enum CallOutcome {
 pub struct RecordedEdit {
     /// `set`, `append` or `remove`.
     pub edit: String,
-    /// The field's name.
+    /// The field's name in lower case.
     pub name: String,
     /// The first bytes of the value's SHA-256, in hexadecimal.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -13,19 +13,19 @@ const SEED_BITS: u64 = (1 << 53) - 1;
 pub struct RequestFacts<'a> {
     /// The request's id. It is not passed to policies: it identifies the call in records.
     pub request_id: &'a str,
-    /// The user's name.
+    /// The user's name; empty if the service has no users.
     pub user: &'a str,
-    /// The session's key.
+    /// The key that the client identifies its session by.
     pub session: &'a str,
-    /// The requested model.
+    /// The model that the request names.
     pub model: &'a str,
     /// The requested service tier.
     pub service_tier: &'a str,
     /// The path, without the query.
     pub path: &'a str,
-    /// The HTTP method.
+    /// The HTTP method; that of the handshake on a WebSocket.
     pub method: &'a str,
-    /// The service's tag.
+    /// The tag of the service that received the request.
     pub service: &'a str,
     /// The selected credential's tag.
     pub credential: &'a str,

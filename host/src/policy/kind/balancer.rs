@@ -93,16 +93,16 @@ impl PoolMembers {
 /// What a balancer chose for one request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BalancerChoice {
-    /// A usable member.
+    /// A member that was usable when the policy was called.
     Member {
-        /// The member's index.
+        /// The member's index in the pool.
         index: usize,
         /// Whether the member becomes the session's home.
         move_home: bool,
     },
     /// None of the members.
     NoMember {
-        /// The policy's reason.
+        /// The reason that the policy gives, shortened.
         reason: String,
     },
 }

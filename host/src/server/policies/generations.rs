@@ -29,7 +29,6 @@ pub(crate) struct PolicyEntry {
     reloads: ReloadCounts,
 }
 
-/// Reloads by outcome.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct ReloadCounts {
     pub(crate) ok: u64,
@@ -47,7 +46,6 @@ struct SuspendedGeneration {
     times: u32,
 }
 
-/// What [`PolicyEntry::review`] changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum GenerationChange {
     /// The current generation failed too often; the one before it serves.

@@ -10,12 +10,12 @@ use crate::values::clock::Timestamp;
 /// The last reload of a policy or of the configuration.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct LastReload {
-    /// In Unix milliseconds.
+    /// When the reload ended, in Unix milliseconds.
     at: u64,
     outcome: ReloadOutcome,
     /// The generation that serves after it.
     generation: u64,
-    /// Why it failed.
+    /// Why it failed, for an operator; `None` after a success.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
     /// From the first read of the file to the first request that finds it.

@@ -20,7 +20,7 @@ use crate::values::limits::Limits;
 /// The folder of compiled code in `data_dir`.
 const CACHE: &str = "compiled";
 
-/// Loads policies.
+/// What every load needs. Clones share the engine and its threads.
 #[derive(Clone)]
 pub(crate) struct PolicyLoader {
     engine: PolicyEngine,

@@ -23,7 +23,6 @@ pub(crate) enum SupervisorCommand {
     PolicyFileChanged { tag: String },
     /// The file of a policy's shadow may have changed.
     ShadowFileChanged { tag: String },
-    /// Apply a configuration.
     Configure {
         config: Box<Config>,
         reply: ConfigureReply,

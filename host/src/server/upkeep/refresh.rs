@@ -63,7 +63,6 @@ pub struct RefreshRequest {
     refresh_timeout: Duration,
 }
 
-/// Refreshes tokens.
 #[derive(Debug)]
 pub(super) struct TokenRefresher {
     place: RefreshPlace,

@@ -20,9 +20,9 @@ pub struct BalancerCandidate {
     pub weekly_reset_minutes: Option<f64>,
     /// How long upstream rejects it; 0 if it does not.
     pub limited_minutes: f64,
-    /// Requests in flight.
+    /// The number of its requests in flight.
     pub in_flight: u32,
-    /// Recently failed attempts.
+    /// The number of attempts with it that failed in the last five minutes.
     pub recent_failures: u32,
     /// The recent time to the response's head.
     pub recent_latency_ms: Option<f64>,

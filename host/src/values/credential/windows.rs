@@ -14,12 +14,12 @@ const SAME_WINDOW_MS: u64 = 10 * 60 * 1000;
 /// The limit that headers belong to if upstream does not name one.
 const DEFAULT_LIMIT: &str = "codex";
 
-/// A rate-limit window.
+/// A rate-limit window as it was last reported.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RateLimitWindow {
     /// The used part, in percent, 0 to 100.
     pub used: f64,
-    /// When it resets.
+    /// When it resets; `None` if upstream did not say.
     pub reset_at: Option<Timestamp>,
     /// Its length in minutes.
     pub minutes: u32,
@@ -28,9 +28,9 @@ pub struct RateLimitWindow {
 /// A kind of window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WindowKind {
-    /// About 300 minutes.
+    /// A window of about 300 minutes.
     FiveHour,
-    /// About 10080 minutes.
+    /// A window of about 10080 minutes.
     Weekly,
 }
 
@@ -145,7 +145,7 @@ fn is_same(known: &RateLimitWindow, new: &RateLimitWindow, now: Timestamp) -> bo
 pub struct SlotReading {
     /// The used part, in percent.
     pub used_percent: Option<f64>,
-    /// The window's length.
+    /// The length of the window, in minutes.
     pub window_minutes: Option<f64>,
     /// When it resets, in Unix seconds.
     pub reset_at: Option<f64>,

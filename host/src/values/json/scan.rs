@@ -48,7 +48,7 @@ impl WantedKey {
     }
 }
 
-/// A wanted value.
+/// The value of a wanted key, as it is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum JsonScalar<'a> {
     /// The bytes between the quotes of a string, with its escapes.
@@ -91,7 +91,7 @@ impl JsonScalar<'_> {
 /// Whether a scan continues after a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ScanFlow {
-    /// The scan continues.
+    /// The scan looks for the next wanted value.
     Continue,
     /// The scan stops: the rest of the object is not wanted.
     Stop,

@@ -66,7 +66,6 @@ async fn start_login() -> (Upstream, Login) {
     (upstream, login)
 }
 
-/// A JWT's claims.
 fn claims(token: &Value) -> Value {
     const LETTERS: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let middle = token
