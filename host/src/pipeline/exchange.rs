@@ -24,6 +24,7 @@ use crate::values::exchange::{
     AttemptOutcome, ClientTransport, ExchangeEnd, LedgerRow, MeteredResponse, SessionHome,
     UpstreamAttempt,
 };
+use crate::values::headers::hops::HopTrail;
 
 /// What is known of a request when it is admitted.
 #[derive(Debug, Clone)]
@@ -40,6 +41,8 @@ pub(crate) struct AdmittedRequest {
     pub(crate) method: Method,
     /// The session that its headers name.
     pub(crate) session: Option<String>,
+    /// The gateways that it passed before this one.
+    pub(crate) hops: HopTrail,
 }
 
 /// The credential of the latest attempt, which counts as in flight on it.
@@ -137,6 +140,11 @@ impl Exchange {
 
     pub(crate) fn session(&self) -> Option<&str> {
         self.request.session.as_deref()
+    }
+
+    /// Returns the gateways that the request passed before this one.
+    pub(crate) fn hops(&self) -> &HopTrail {
+        &self.request.hops
     }
 
     /// Returns what the body asks for, as far as it was read.

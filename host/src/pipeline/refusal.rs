@@ -19,6 +19,7 @@ use crate::policy::{PolicyFault, RewriterRefusal};
 use crate::upstream::RequestBodyError;
 use crate::values::clock::Timestamp;
 use crate::values::exchange::ExchangeEnd;
+use crate::values::headers::hops::HopError;
 
 /// How long a client is asked to wait if no credential's reset is known: as long as a refusal
 /// without an end counts.
@@ -243,6 +244,11 @@ impl Refusal {
             limits.replay_bytes",
         );
         self
+    }
+
+    pub(crate) fn loop_detected(error: HopError) -> Self {
+        Self::new(StatusCode::LOOP_DETECTED, ErrorType::Api, error.to_string())
+            .with_code("loop_detected")
     }
 
     pub(crate) fn upstream_unreachable() -> Self {

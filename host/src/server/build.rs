@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_blocking;
 
 use super::error::{StartError, reject_problems};
+use super::gateway_id::gateway_id;
 use super::policies::{
     InitialPolicies, PendingPolicy, PolicyLoader, PolicyTable, StartWait, load_initial,
 };
@@ -25,6 +26,7 @@ use crate::policy::BalancerGeneration;
 use crate::tls::TlsServer;
 use crate::upstream::{TrustRoots, UpstreamClient};
 use crate::values::clock::Timestamp;
+use crate::values::headers::hops::GatewayId;
 use crate::values::limits::Limits;
 use crate::values::phase::GatewayPhase;
 
@@ -36,6 +38,7 @@ pub(super) struct SharedResources {
     pub(super) trust: TrustRoots,
     pub(super) stand_in: Arc<BalancerGeneration>,
     pub(super) phases: watch::Receiver<GatewayPhase>,
+    pub(super) id: GatewayId,
     /// Held by every service: its receiver ends with the last one.
     pub(super) alive: mpsc::Sender<()>,
 }
@@ -95,6 +98,7 @@ impl BuiltGateway {
             trust,
             stand_in,
             phases,
+            id: gateway_id(&config.data_dir),
             alive,
         };
         let mut problems = Vec::new();
@@ -265,6 +269,7 @@ pub(super) fn assemble(
         ledger: Arc::clone(&shared.ledger),
         metrics: Arc::clone(&shared.metrics),
         limits: Arc::clone(limits),
+        hop: shared.id.hop(&config.tag),
         phases: shared.phases.clone(),
         _alive: shared.alive.clone(),
         credentials,

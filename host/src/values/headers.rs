@@ -1,6 +1,8 @@
 //! Header fields: which of them a gateway forwards (RFC 9110, section 7.6.1), which only the host
 //! may read or edit, and how those are read that several stages need.
 
+pub mod hops;
+
 use std::time::{Duration, UNIX_EPOCH};
 
 use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
@@ -32,18 +34,19 @@ const PROXY_ADDED: [&str; 7] = [
     "forwarded",
 ];
 
-/// Fields that can contain the client's own credentials, and `host`.
-const CLIENT_ONLY: [&str; 6] = [
+/// Fields that can contain the client's own credentials, `host`, and the hops of the request.
+const CLIENT_ONLY: [&str; 7] = [
     "host",
     "authorization",
     "x-api-key",
     "api-key",
     "cookie",
     "chatgpt-account-id",
+    "tollgate-hops",
 ];
 
 /// Fields that policies can neither read nor edit.
-const RESERVED: [&str; 8] = [
+const RESERVED: [&str; 9] = [
     "authorization",
     "chatgpt-account-id",
     "cookie",
@@ -52,6 +55,7 @@ const RESERVED: [&str; 8] = [
     "content-length",
     "content-encoding",
     "x-api-key",
+    "tollgate-hops",
 ];
 
 fn is_hop_by_hop(name: &str) -> bool {
@@ -219,6 +223,7 @@ mod tests {
             ("cookie", "a"),
             ("chatgpt-account-id", "a"),
             ("cf-ray", "a"),
+            ("tollgate-hops", "a"),
             ("session-id", "a"),
         ];
         assert_eq!(stripped(strip_request, &fields), ["session-id"]);

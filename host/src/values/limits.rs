@@ -424,6 +424,9 @@ pub const RESPONSE_DRAIN_BYTES: usize = 256 * KIB as usize;
 /// ones are not.
 pub const RESPONSE_DRAINS: usize = 1024;
 
+/// The most gateways that a request may pass, one after the other.
+pub const HOPS_MAX: usize = 16;
+
 /// How many reset HTTP/2 streams of one connection to upstream are remembered. What upstream sends
 /// on these before it learns of the reset is ignored; on other streams it is an error of the
 /// connection.

@@ -1,6 +1,7 @@
 //! Credentials: their files, refreshes, polls, limits and status.
 
 mod external;
+mod loops;
 mod polling;
 mod rate_limits;
 mod refresh;

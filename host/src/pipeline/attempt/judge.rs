@@ -119,6 +119,9 @@ async fn judge_response(
         StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
             judge_upstream_failure(exchange, sent, others)
         }
+        StatusCode::LOOP_DETECTED if sent.presented.kind() == CredentialKind::External => {
+            judge_loop(sent, others)
+        }
         _ => AttemptVerdict::Answer(unread(sent)),
     }
 }
@@ -234,6 +237,16 @@ fn judge_upstream_failure(
         AttemptVerdict::Next(FailedAttempt::Answer(answer))
     } else {
         AttemptVerdict::Answer(answer)
+    }
+}
+
+/// The other gateway would send the request back here. That says nothing of the credential: a
+/// request that begins at this gateway may be answered.
+fn judge_loop(sent: Sent, others: OtherCredentials) -> AttemptVerdict {
+    let answer = unread(sent);
+    match others {
+        OtherCredentials::Left => AttemptVerdict::Next(FailedAttempt::Answer(answer)),
+        OtherCredentials::NoneLeft | OtherCredentials::OutOfReach => AttemptVerdict::Answer(answer),
     }
 }
 

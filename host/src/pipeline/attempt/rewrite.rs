@@ -18,6 +18,7 @@ use crate::pipeline::rewriters::{EditedHead, edit_head};
 use crate::upstream::RequestBody;
 use crate::values::clock::Timestamp;
 use crate::values::exchange::ClientTransport;
+use crate::values::headers::hops::HOPS;
 
 /// The key of a WebSocket's handshake, which upstream must answer in `Sec-WebSocket-Accept`.
 pub(crate) const SOCKET_KEY: HeaderName = HeaderName::from_static("sec-websocket-key");
@@ -59,6 +60,7 @@ pub(crate) async fn rewrite(
     edit_head(exchange, credential, EditedHead::Request, &mut headers).await?;
     // After rewriting: a policy must never see the upstream secret.
     attach(&selected.identity, &mut headers);
+    add_hop(exchange, &selected.identity, &mut headers);
     if exchange.transport() == ClientTransport::WebSocket {
         add_handshake(&mut headers);
     }
@@ -74,6 +76,15 @@ fn attach(identity: &UpstreamIdentity, headers: &mut HeaderMap) {
     headers.insert(AUTHORIZATION, identity.authorization().clone());
     if let Some(account) = identity.account_id() {
         headers.insert(ACCOUNT_ID, account.clone());
+    }
+}
+
+/// Adds this gateway to the hops of a request to another gateway. No other upstream sees them.
+fn add_hop(exchange: &Exchange, identity: &UpstreamIdentity, headers: &mut HeaderMap) {
+    if identity.kind() == CredentialKind::External
+        && let Some(hops) = exchange.hops().continued(&exchange.service().parts().hop)
+    {
+        headers.insert(HOPS, hops);
     }
 }
 

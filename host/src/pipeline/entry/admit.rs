@@ -10,6 +10,7 @@ use super::receive::AuthenticatedRequest;
 use crate::pipeline::affinity::session_in_headers;
 use crate::pipeline::exchange::{AdmittedRequest, Exchange};
 use crate::pipeline::refusal::Refusal;
+use crate::values::headers::hops::HopTrail;
 
 /// A request that will be recorded, however it ends.
 pub(crate) struct Admitted {
@@ -19,16 +20,22 @@ pub(crate) struct Admitted {
 }
 
 /// # Errors
-/// The ledger has no room for another row.
+/// The request was here before, or the ledger has no room for another row.
 pub(crate) fn admit(authenticated: AuthenticatedRequest) -> Result<Admitted, Refusal> {
     let (received, user) = authenticated.into_parts();
     let service = received.service;
     let path = received.head.uri.path().to_owned();
-    let room = service.parts().ledger.reserve().map_err(|reason| {
-        let refusal = Refusal::no_room(reason);
+    let log = |refusal: Refusal| {
         refusal.log(service.tag(), &received.id, &path);
         refusal
-    })?;
+    };
+    let hops = HopTrail::read(&received.head.headers, &service.parts().hop)
+        .map_err(|error| log(Refusal::loop_detected(error)))?;
+    let room = service
+        .parts()
+        .ledger
+        .reserve()
+        .map_err(|reason| log(Refusal::no_room(reason)))?;
     let request = AdmittedRequest {
         id: received.id,
         seed: received.seed,
@@ -38,6 +45,7 @@ pub(crate) fn admit(authenticated: AuthenticatedRequest) -> Result<Admitted, Ref
         path,
         method: received.head.method.clone(),
         session: session_in_headers(&received.head.headers),
+        hops,
     };
     Ok(Admitted {
         exchange: Exchange::open(service, room, request),

@@ -9,6 +9,7 @@ use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::policy::{BalancerGeneration, PricerGeneration, RewriterGeneration};
 use crate::upstream::UpstreamClient;
+use crate::values::headers::hops::HopId;
 use crate::values::limits::Limits;
 use crate::values::phase::GatewayPhase;
 
@@ -30,6 +31,8 @@ pub(crate) struct ServiceParts {
     /// What is counted for operators.
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) limits: Arc<Limits>,
+    /// The service's id among the hops of a request.
+    pub(crate) hop: HopId,
     /// Whether the gateway is serving, draining or ending.
     pub(crate) phases: watch::Receiver<GatewayPhase>,
     /// Held as long as anything holds the service, so that the receiver learns when all of its
