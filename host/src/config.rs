@@ -192,7 +192,10 @@ fn remove_ignored_keys(value: &mut Value, findings: &mut Findings) {
         .filter(|key| object.shift_remove(*key).is_some())
         .collect();
     if !ignored.is_empty() {
-        let message = format!("ignored keys of sing-box: {}", ignored.join(", "));
+        let message = format!(
+            "sections of sing-box that have no effect here: {}",
+            ignored.join(", ")
+        );
         findings.warning(ConfigPath::root(), message);
     }
 }

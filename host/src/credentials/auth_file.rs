@@ -39,13 +39,16 @@ pub enum AuthFileError {
     /// The file has no text.
     #[error("expected a JSON object, found an empty file")]
     Empty,
+    /// The text ends in the middle of its JSON, as if the file was written in part.
+    #[error("incomplete JSON: the file ends in the middle of a value")]
+    Incomplete,
     /// The text is not JSON. The parser's own message could quote a secret, so only the position is
     /// kept.
-    #[error("expected JSON, found something else at line {line} column {column}")]
+    #[error("invalid JSON at line {line}, column {column}")]
     NotJson {
         /// The line, from 1.
         line: usize,
-        /// The column, from 1; 0 is the end of the line before.
+        /// The column in bytes, from 1.
         column: usize,
     },
     /// The JSON, or a value in it, has another type.
@@ -92,6 +95,24 @@ pub(super) fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, AuthFileError> {
     })
 }
 
+fn not_json(text: &[u8], error: &serde_json::Error) -> AuthFileError {
+    if error.is_eof() {
+        return AuthFileError::Incomplete;
+    }
+    let (line, column) = (error.line(), error.column());
+    if column > 0 {
+        return AuthFileError::NotJson { line, column };
+    }
+    // serde_json reports the end of a line as column 0 of the next one.
+    let mut lines = text.split(|byte| *byte == b'\n');
+    let line = line.saturating_sub(1).max(1);
+    let length = lines.nth(line - 1).map_or(0, <[u8]>::len);
+    AuthFileError::NotJson {
+        line,
+        column: length + 1,
+    }
+}
+
 /// Returns what a file with this text presents to upstream.
 ///
 /// # Errors
@@ -100,10 +121,7 @@ pub(super) fn parse(text: &[u8]) -> Result<UpstreamIdentity, AuthFileError> {
     if text.iter().all(u8::is_ascii_whitespace) {
         return Err(AuthFileError::Empty);
     }
-    let value: Value = serde_json::from_slice(text).map_err(|error| AuthFileError::NotJson {
-        line: error.line(),
-        column: error.column(),
-    })?;
+    let value: Value = serde_json::from_slice(text).map_err(|error| not_json(text, &error))?;
     let Value::Object(object) = &value else {
         return Err(wrong_type("", "a JSON object", &value));
     };
@@ -253,7 +271,16 @@ mod tests {
         check_error("[]", "expected a JSON object, found an array");
         check_error(
             &format!(r#"{{"tokens": {{"access_token": "{CANARY}"#),
-            "expected JSON",
+            "incomplete JSON: the file ends",
+        );
+        check_error(
+            &format!(r#"{{"tokens": {CANARY}}}"#),
+            "invalid JSON at line 1, column",
+        );
+        // A line that ends within a string.
+        check_error(
+            &format!("{{\n\"{CANARY}\n\": 1}}"),
+            &format!("invalid JSON at line 2, column {}", CANARY.len() + 2),
         );
         check_error(
             &format!(r#""{CANARY}""#),

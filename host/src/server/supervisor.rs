@@ -224,7 +224,7 @@ impl Supervisor {
         let mut policies = self.status.policies();
         let Some(entry) = policies.find_mut(tag) else {
             drop(policies);
-            return answer(replies, &Err(CommandError::UnknownPolicy(tag.to_owned())));
+            return answer(replies, &Err(CommandError::UnknownPolicy));
         };
         if entry.load_progress().is_some() {
             drop(policies);
@@ -315,7 +315,7 @@ impl Supervisor {
         let mut policies = self.status.policies();
         let entry = policies
             .find_mut(tag)
-            .ok_or_else(|| CommandError::UnknownPolicy(tag.to_owned()))?;
+            .ok_or_else(|| CommandError::UnknownPolicy)?;
         entry
             .roll_back()
             .map_err(|_| CommandError::NoPreviousGeneration)?;

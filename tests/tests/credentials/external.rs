@@ -513,14 +513,14 @@ async fn its_problems_are_reported_at_load_without_its_token() {
     };
     let user = || json!({ "allow_external_usage": true });
     for (field, value, expected) in [
-        ("url", json!(""), "url: missing"),
+        ("url", json!(""), "url: must not be empty"),
         ("url", json!("gateway.example:8080"), "url: expected a URL"),
         (
             "url",
             json!(format!("http://front:{TOKEN}@127.0.0.1:1")),
             "url: expected a URL",
         ),
-        ("token", json!(""), "token: missing"),
+        ("token", json!(""), "token: must not be empty"),
         (
             "token",
             json!(format!("{TOKEN} {TOKEN}")),

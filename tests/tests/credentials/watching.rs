@@ -234,7 +234,7 @@ async fn a_broken_file_is_unavailable_with_the_reason_until_it_is_repaired() {
     let large = first.text.clone() + &" ".repeat(10_000_000);
     let cases = [
         ("", "empty"),
-        (half, "expected JSON"),
+        (half, "incomplete JSON"),
         ("[]", "expected a JSON object"),
         ("{}", "tokens: missing"),
         (&large, "expected at most"),

@@ -203,7 +203,7 @@ async fn a_quarantined_pricer_leaves_rows_unpriced_with_the_reason() {
         let expected = if place < 3 {
             "the guest's panic message"
         } else {
-            "quarantined for another"
+            "circuit breaker open after too many faults; half-open in "
         };
         let reason = row.text("unpriced_reason").expect("a reason");
         assert!(

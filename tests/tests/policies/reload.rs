@@ -269,7 +269,7 @@ async fn an_operator_reloads_and_rolls_back_over_the_socket() {
     assert!(done.contains("reloaded: generation 3"), "{done}");
     let unknown = rig.change_policy("unknown", "reload").await;
     assert!(
-        unknown.text().contains("no policy has the tag"),
+        unknown.text().contains("no policy has this tag"),
         "{}",
         unknown.text()
     );

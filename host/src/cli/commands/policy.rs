@@ -193,7 +193,7 @@ fn cells(policy: &Value, at: u64) -> [String; 10] {
     let last = match reload["at"].as_u64() {
         Some(when) => format!(
             "{} {} ago",
-            text(reload, "outcome").replace('_', " "),
+            in_words(text(reload, "outcome")),
             span(at.saturating_sub(when))
         ),
         None => "-".to_owned(),
@@ -202,11 +202,8 @@ fn cells(policy: &Value, at: u64) -> [String; 10] {
         Some((stage, age)) if text(policy, "state") == "loading" => {
             format!("{stage} for {}", span(age))
         }
-        Some((stage, _)) => format!(
-            "{}, {stage} a new one",
-            text(policy, "state").replace('_', " ")
-        ),
-        None => text(policy, "state").replace('_', " "),
+        Some((stage, _)) => format!("{}, {stage} a new one", in_words(text(policy, "state"))),
+        None => in_words(text(policy, "state")),
     };
     [
         text(policy, "tag").to_owned(),
@@ -222,6 +219,14 @@ fn cells(policy: &Value, at: u64) -> [String; 10] {
         time("p99"),
         last,
     ]
+}
+
+/// Returns a name of the admin API as a person reads it.
+fn in_words(name: &str) -> String {
+    match name {
+        "quarantined" => "breaker open".to_owned(),
+        _ => name.replace('_', " "),
+    }
 }
 
 /// Formats a duration: `850 ns`, `3.2 us`, `4.1 ms`.
@@ -240,7 +245,7 @@ fn notes(policy: &Value) -> Vec<String> {
     if let Some(reason) = policy["last_reload"]["reason"].as_str() {
         notes.push(format!(
             "{tag}: {}: {reason}",
-            text(&policy["last_reload"], "outcome").replace('_', " ")
+            in_words(text(&policy["last_reload"], "outcome"))
         ));
     }
     if let Some(faults) = policy["faults"]
@@ -249,7 +254,7 @@ fn notes(policy: &Value) -> Vec<String> {
     {
         let kinds: Vec<String> = faults
             .iter()
-            .map(|(kind, count)| format!("{} {}", count, kind.replace('_', " ")))
+            .map(|(kind, count)| format!("{} {}", count, in_words(kind)))
             .collect();
         notes.push(format!("{tag}: faults: {}", kinds.join(", ")));
     }

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::form::{OneOrMany, RawDuration};
+use super::form::{OneOrMany, RawDuration, RequiredText};
 
 /// A credential, or a pool of credentials.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -23,6 +23,10 @@ pub(in crate::config) enum RawCredential {
 
 impl RawCredential {
     pub(in crate::config) fn tag(&self) -> &str {
+        self.required_tag()
+    }
+
+    pub(in crate::config) fn required_tag(&self) -> &RequiredText {
         match self {
             Self::Default(entry) => &entry.tag,
             Self::Balancer(entry) => &entry.tag,
@@ -60,7 +64,7 @@ pub(in crate::config) struct RawDefault {
     kind: Option<DefaultType>,
     /// The credential's name, unique in its service.
     #[serde(default)]
-    pub(in crate::config) tag: String,
+    pub(in crate::config) tag: RequiredText,
     /// The file. Default: `$CODEX_HOME/auth.json` or `~/.codex/auth.json`.
     pub(in crate::config) credential_path: Option<String>,
     /// The usage file. Default: none.
@@ -93,7 +97,7 @@ pub(in crate::config) struct RawBalancer {
     kind: BalancerType,
     /// The pool's name, unique among the service's credentials and pools.
     #[serde(default)]
-    pub(in crate::config) tag: String,
+    pub(in crate::config) tag: RequiredText,
     /// `least_used`, `round_robin`, `random`, `fallback`, or the tag of a policy. Default:
     /// `least_used`.
     pub(in crate::config) strategy: Option<String>,
@@ -118,7 +122,7 @@ pub(in crate::config) struct RawFallback {
     kind: FallbackType,
     /// The pool's name, unique among the service's credentials and pools.
     #[serde(default)]
-    pub(in crate::config) tag: String,
+    pub(in crate::config) tag: RequiredText,
     /// The tags of its members, in order.
     #[serde(default)]
     pub(in crate::config) credentials: OneOrMany<String>,
@@ -136,13 +140,13 @@ pub(in crate::config) struct RawExternal {
     kind: ExternalType,
     /// The credential's name, unique in its service.
     #[serde(default)]
-    pub(in crate::config) tag: String,
+    pub(in crate::config) tag: RequiredText,
     /// Where the gateway listens, such as `https://gateway.example:8080`.
     #[serde(default)]
-    pub(in crate::config) url: String,
+    pub(in crate::config) url: RequiredText,
     /// The token of one of its users.
     #[serde(default)]
-    pub(in crate::config) token: String,
+    pub(in crate::config) token: RequiredText,
     /// The outbound to it.
     pub(in crate::config) detour: Option<String>,
     /// The usage file. Default: none.
@@ -160,5 +164,5 @@ pub(in crate::config) struct RawReverse {
     kind: ReverseType,
     /// The credential's name, unique in its service.
     #[serde(default)]
-    tag: String,
+    tag: RequiredText,
 }

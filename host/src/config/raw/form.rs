@@ -1,6 +1,7 @@
 //! Forms that values of several sections have.
 
 use std::borrow::Cow;
+use std::ops::Deref;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
@@ -27,6 +28,50 @@ impl<T> OneOrMany<T> {
             Self::Many(items) => items,
             Self::One(item) => std::slice::from_ref(item),
         }
+    }
+}
+
+/// A text that an entry must have. It is empty if the field is absent.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(from = "String")]
+pub(in crate::config) struct RequiredText(Option<String>);
+
+impl RequiredText {
+    /// Returns what is wrong if there is no text.
+    pub(in crate::config) fn problem(&self) -> Option<&'static str> {
+        match self.0.as_deref() {
+            None => Some("missing"),
+            Some("") => Some("must not be empty"),
+            Some(_) => None,
+        }
+    }
+}
+
+impl From<String> for RequiredText {
+    fn from(text: String) -> Self {
+        Self(Some(text))
+    }
+}
+
+impl Deref for RequiredText {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        self.0.as_deref().unwrap_or_default()
+    }
+}
+
+impl JsonSchema for RequiredText {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "RequiredText".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        String::json_schema(generator)
     }
 }
 

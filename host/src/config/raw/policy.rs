@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::form::RawDuration;
+use super::form::{RawDuration, RequiredText};
 
 /// A policy, and the limits that it runs under.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -12,12 +12,12 @@ use super::form::RawDuration;
 pub(in crate::config) struct RawPolicy {
     /// The policy's name in this file. The names of the shipped policies are reserved.
     #[serde(default)]
-    pub(in crate::config) tag: String,
+    pub(in crate::config) tag: RequiredText,
     /// What it decides. The component must export the same world.
     pub(in crate::config) kind: PolicyKind,
     /// The component's file, or `builtin:NAME` for a shipped policy.
     #[serde(default)]
-    pub(in crate::config) path: String,
+    pub(in crate::config) path: RequiredText,
     /// The policy's configuration, checked against the policy's own schema.
     pub(in crate::config) config: Option<Value>,
     /// The time that one call may take. Default: `5ms`. It is checked every few milliseconds, so a

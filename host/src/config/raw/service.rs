@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::credential::RawCredential;
-use super::form::OneOrMany;
+use super::form::{OneOrMany, RequiredText};
 use super::tls::RawTls;
 use super::unsupported::{UnsupportedField, fields, requested};
 
@@ -169,10 +169,10 @@ pub(in crate::config) struct RawEndpoints {
 pub(in crate::config) struct RawUser {
     /// The user's name in the ledger and the log.
     #[serde(default)]
-    pub(in crate::config) name: String,
+    pub(in crate::config) name: RequiredText,
     /// The token that the user's clients send as `Authorization: Bearer`.
     #[serde(default)]
-    pub(in crate::config) token: String,
+    pub(in crate::config) token: RequiredText,
     /// The tag of the user's credential or pool. Required with `credentials`.
     pub(in crate::config) credential: Option<String>,
     /// Whether credentials of type `external` may be used for the user. Default: false.

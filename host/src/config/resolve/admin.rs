@@ -26,7 +26,12 @@ pub(super) fn admin(
         Some(token) => field::check_token(token, token_field, findings),
         None if address.is_loopback() => {}
         None => {
-            let message = format!("missing: required because {address} is not a loopback address");
+            let problem = match raw.token {
+                None => "missing",
+                Some(_) => "must not be empty",
+            };
+            let message =
+                format!("{problem}: required because {address} is not a loopback address");
             findings.problem(token_field, message);
         }
     }

@@ -10,7 +10,7 @@ use super::field;
 use crate::config::model::{POLICY_MEMORY, POLICY_TIMEOUT, PolicyConfig, PolicyId, PolicySource};
 use crate::config::path::ConfigPath;
 use crate::config::problem::Findings;
-use crate::config::raw::{PolicyKind, RawPolicy};
+use crate::config::raw::{PolicyKind, RawPolicy, RequiredText};
 use crate::config::shipped::ShippedPolicy;
 
 const MEMORY_MIN: u64 = 65_536;
@@ -60,7 +60,7 @@ impl DeclaredPolicies {
         self.check_record(record.as_ref(), path.key("record"), findings);
         let Some(source) = source else { return };
         let id = self.push(PolicyConfig {
-            tag: raw.tag.clone(),
+            tag: raw.tag.to_string(),
             entry_path: Some(path),
             kind: raw.kind,
             source,
@@ -71,16 +71,19 @@ impl DeclaredPolicies {
             shadow: field::file(raw.shadow.as_deref()),
             record,
         });
-        self.by_tag.insert(raw.tag.clone(), id);
+        self.by_tag.insert(raw.tag.to_string(), id);
     }
 
-    fn check_tag(&self, tag: &str, field: ConfigPath, findings: &mut Findings) {
-        if tag.is_empty() {
-            findings.problem(field, "missing");
+    fn check_tag(&self, tag: &RequiredText, field: ConfigPath, findings: &mut Findings) {
+        if let Some(problem) = tag.problem() {
+            findings.problem(field, problem);
         } else if ShippedPolicy::from_name(&tag.replace('_', "-")).is_some() {
-            findings.problem(field, format!("{tag:?} is the name of a shipped policy"));
-        } else if self.by_tag.contains_key(tag) {
-            findings.problem(field, format!("duplicate tag {tag:?}"));
+            findings.problem(
+                field,
+                format!("{:?} is the name of a shipped policy", &**tag),
+            );
+        } else if self.by_tag.contains_key(&**tag) {
+            findings.problem(field, format!("duplicate tag {:?}", &**tag));
         }
     }
 
@@ -168,12 +171,12 @@ impl DeclaredPolicies {
 }
 
 fn source(raw: &RawPolicy, field: ConfigPath, findings: &mut Findings) -> Option<PolicySource> {
-    if raw.path.is_empty() {
-        findings.problem(field, "missing");
+    if let Some(problem) = raw.path.problem() {
+        findings.problem(field, problem);
         return None;
     }
     let Some(name) = raw.path.strip_prefix(BUILTIN) else {
-        return Some(PolicySource::File(PathBuf::from(&raw.path)));
+        return Some(PolicySource::File(PathBuf::from(&*raw.path)));
     };
     match ShippedPolicy::from_name(name) {
         Some(shipped) if shipped.kind() == raw.kind => Some(PolicySource::Shipped(shipped)),
@@ -181,7 +184,7 @@ fn source(raw: &RawPolicy, field: ConfigPath, findings: &mut Findings) -> Option
             let names: Vec<String> = ShippedPolicy::of_kind(raw.kind)
                 .map(|shipped| format!("\"{BUILTIN}{}\"", shipped.name()))
                 .collect();
-            let (names, found) = (names.join(", "), &raw.path);
+            let (names, found) = (names.join(", "), &*raw.path);
             let message = format!("expected a file or one of {names}, found {found:?}");
             findings.problem(field, message);
             None

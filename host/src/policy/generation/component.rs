@@ -210,8 +210,8 @@ impl<W: PolicyWorld> ComponentGeneration<W> {
         }
         if let Err(left) = component.breaker.admit(started) {
             let detail = format!(
-                "quarantined for another {} ms after too many faults",
-                left.as_millis()
+                "circuit breaker open after too many faults; half-open in {}",
+                in_seconds(left)
             );
             let failure = CallFailure::new(FaultKind::Quarantined, detail);
             return Err(self.count_fault(failure, function));
@@ -354,6 +354,15 @@ impl<W: PolicyWorld> GenerationControl for ComponentGeneration<W> {
     }
 }
 
+/// Formats a duration as `10s` or `9m 58s`, rounded up to whole seconds.
+fn in_seconds(duration: Duration) -> String {
+    let seconds = duration.as_millis().div_ceil(1000);
+    match (seconds / 60, seconds % 60) {
+        (0, seconds) => format!("{seconds}s"),
+        (minutes, seconds) => format!("{minutes}m {seconds}s"),
+    }
+}
+
 impl CallSpeed {
     /// Notes the duration of a call, and returns whether the component turned out to be slow by it.
     /// A component may be slow for requests though it was fast in its self-test; a single slow call
@@ -370,5 +379,23 @@ impl CallSpeed {
             self.is_slow.store(true, Ordering::Relaxed);
         }
         is_slow
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_is_rounded_up_to_seconds() {
+        for (milliseconds, expected) in [
+            (0, "0s"),
+            (1, "1s"),
+            (59_000, "59s"),
+            (59_001, "1m 0s"),
+            (598_400, "9m 59s"),
+        ] {
+            assert_eq!(in_seconds(Duration::from_millis(milliseconds)), expected);
+        }
     }
 }

@@ -83,9 +83,9 @@ impl fmt::Display for AppliedConfiguration {
 /// A command that was not carried out. Everything is as it was before.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CommandError {
-    /// No policy has this tag.
-    #[error("no policy has the tag {0:?}")]
-    UnknownPolicy(String),
+    /// No policy has the tag that the command names.
+    #[error("no policy has this tag; `tollgate policy list` shows the tags")]
+    UnknownPolicy,
     /// The policy has had one generation.
     #[error("there is no earlier generation to roll back to")]
     NoPreviousGeneration,

@@ -102,18 +102,18 @@ pub(super) fn external(
     scope.check_detour(raw.detour.as_deref(), path.key("detour"));
     let findings = &mut *scope.findings;
     let poll_interval = poll_interval(raw.poll_interval.as_ref(), path, findings);
-    if raw.token.is_empty() {
-        findings.problem(path.key("token"), "missing");
+    if let Some(problem) = raw.token.problem() {
+        findings.problem(path.key("token"), problem);
     } else {
         field::check_token(&raw.token, path.key("token"), findings);
     }
-    if raw.url.is_empty() {
-        findings.problem(path.key("url"), "missing");
+    if let Some(problem) = raw.url.problem() {
+        findings.problem(path.key("url"), problem);
         return None;
     }
     let source = CredentialSource::External {
         url: field::url(&raw.url, path.key("url"), findings)?,
-        token: SecretString::new(raw.token.clone()),
+        token: SecretString::new(raw.token.to_string()),
     };
     // The other gateway keeps to its own reserves.
     let caps = WindowCaps {
@@ -121,7 +121,7 @@ pub(super) fn external(
         weekly: 100.0,
     };
     Some(CredentialConfig {
-        tag: raw.tag.clone(),
+        tag: raw.tag.to_string(),
         source,
         usages_path,
         caps,

@@ -108,8 +108,8 @@ fn check_tags(list: &ConfigPath, entries: &[RawCredential], findings: &mut Findi
     for (index, entry) in entries.iter().enumerate() {
         let field = list.index(index).key("tag");
         let tag = entry.tag();
-        if tag.is_empty() {
-            findings.problem(field, "missing");
+        if let Some(problem) = entry.required_tag().problem() {
+            findings.problem(field, problem);
         } else if !tags.insert(tag) {
             findings.problem(field, format!("duplicate tag {tag:?}"));
         }

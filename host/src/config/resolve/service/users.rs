@@ -32,17 +32,20 @@ pub(super) fn users(
     let mut users = Vec::new();
     for (index, user) in entries.iter().enumerate() {
         let path = list.index(index);
-        if user.name.is_empty() {
-            findings.problem(path.key("name"), "missing");
-        } else if !names.insert(user.name.as_str()) {
-            findings.problem(path.key("name"), format!("duplicate name {:?}", user.name));
+        if let Some(problem) = user.name.problem() {
+            findings.problem(path.key("name"), problem);
+        } else if !names.insert(&*user.name) {
+            findings.problem(
+                path.key("name"),
+                format!("duplicate name {:?}", &*user.name),
+            );
         }
         let token_field = path.key("token");
-        if user.token.is_empty() {
-            findings.problem(token_field, "missing");
+        if let Some(problem) = user.token.problem() {
+            findings.problem(token_field, problem);
         } else if !field::is_sendable_token(&user.token) {
             field::check_token(&user.token, token_field, findings);
-        } else if !tokens.insert(user.token.as_str()) {
+        } else if !tokens.insert(&*user.token) {
             findings.problem(token_field, "duplicate token: another user has the same");
         }
         let pool = pool_of(&path, user, choice, pools, findings);
@@ -57,8 +60,8 @@ pub(super) fn users(
             findings.problem(path.key("allow_external_usage"), message);
         }
         users.push(UserConfig {
-            name: user.name.clone(),
-            token: SecretString::new(user.token.clone()),
+            name: user.name.to_string(),
+            token: SecretString::new(user.token.to_string()),
             pool,
             allow_external_usage: user.allow_external_usage,
         });
