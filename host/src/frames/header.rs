@@ -8,6 +8,9 @@ pub(super) const HEADER_BYTES_MAX: usize = 14;
 /// The longest payload of a control frame (RFC 6455, section 5.5).
 pub(super) const CONTROL_BYTES_MAX: usize = 125;
 
+/// The bit of the second byte that says that the payload is masked.
+const MASK_BIT: u8 = 0x80;
+
 /// The side that sends a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FrameSender {
@@ -88,8 +91,8 @@ impl FrameHeader {
         let [second, rest @ ..] = rest else {
             return Ok(None);
         };
-        let is_masked = second & 0x80 != 0;
-        check_masking(sender, is_masked)?;
+        let is_masked = second & MASK_BIT != 0;
+        check_mask_bit(*second, sender)?;
         let short = second & 0x7f;
         if opcode.is_control() && (usize::from(short) > CONTROL_BYTES_MAX || !is_final) {
             return Err(ProtocolViolation::protocol(
@@ -125,15 +128,16 @@ fn parse_first_byte(first: u8) -> Result<FrameOpcode, ProtocolViolation> {
     FrameOpcode::from_bits(first & 0x0f).ok_or(ProtocolViolation::protocol("an opcode is reserved"))
 }
 
-fn check_masking(sender: FrameSender, is_masked: bool) -> Result<(), ProtocolViolation> {
-    match (sender, is_masked) {
-        (FrameSender::Client, true) | (FrameSender::Server, false) => Ok(()),
-        (FrameSender::Client, false) => Err(ProtocolViolation::protocol(
+/// Checks the mask bit in the second byte: a client masks its frames, a server does not.
+fn check_mask_bit(second: u8, sender: FrameSender) -> Result<(), ProtocolViolation> {
+    match (sender, second & MASK_BIT) {
+        (FrameSender::Client, 0) => Err(ProtocolViolation::protocol(
             "a frame from the client is not masked",
         )),
-        (FrameSender::Server, true) => Err(ProtocolViolation::protocol(
+        (FrameSender::Server, MASK_BIT) => Err(ProtocolViolation::protocol(
             "a frame from the server is masked",
         )),
+        (FrameSender::Client | FrameSender::Server, _) => Ok(()),
     }
 }
 

@@ -24,9 +24,14 @@ impl WriterState {
         self.failing.load(Ordering::Relaxed)
     }
 
-    /// Sets whether the last commit failed. Returns the value before.
-    pub(super) fn set_failing(&self, failing: bool) -> bool {
-        self.failing.swap(failing, Ordering::Relaxed)
+    /// Records that a commit failed. Returns whether it is the first in a row.
+    pub(super) fn record_failure(&self) -> bool {
+        !self.failing.swap(true, Ordering::Relaxed)
+    }
+
+    /// Records that a commit succeeded. Returns whether the one before had failed.
+    pub(super) fn record_success(&self) -> bool {
+        self.failing.swap(false, Ordering::Relaxed)
     }
 }
 

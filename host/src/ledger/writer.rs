@@ -206,7 +206,7 @@ impl LedgerWriter {
         match self.write() {
             Ok(()) => {
                 self.state.commit_time.record(begun.elapsed());
-                if self.state.set_failing(false) {
+                if self.state.record_success() {
                     tracing::info!(rows = self.pending.len(), "ledger writable again");
                 }
                 for mut entry in self.pending.drain(..) {
@@ -215,7 +215,7 @@ impl LedgerWriter {
                 }
             }
             Err(error) => {
-                if !self.state.set_failing(true) {
+                if self.state.record_failure() {
                     tracing::error!(%error, "ledger cannot be written; its rows wait in memory");
                 }
                 for entry in &mut self.pending {

@@ -1,43 +1,51 @@
 //! Why the gateway closes a socket: the code and the text of its close frame.
 
-use crate::frames::{GOING_AWAY, INTERNAL_ERROR, RESTART};
+use crate::frames::{GOING_AWAY, INTERNAL_ERROR, ProtocolViolation, RESTART};
 
 /// The reason for a close that the gateway initiates.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct CloseReason {
-    pub(super) code: u16,
-    pub(super) text: &'static str,
+pub(super) enum CloseReason {
+    CredentialUnusable,
+    /// The balancer would assign the session to another credential now.
+    SessionMoves,
+    /// The socket has no place in the current configuration.
+    ConfigurationChanged,
+    ShuttingDown,
+    Idle,
+    UpstreamClosed,
+    /// Upstream sent nothing for too long while a response was awaited.
+    UpstreamSilent,
+    /// The row of a response was not committed in time.
+    NotRecorded,
+    ClientViolation(ProtocolViolation),
 }
 
-pub(super) const USED_UP: CloseReason = CloseReason {
-    code: RESTART,
-    text: "the credential is used up: connect again",
-};
-pub(super) const MOVES: CloseReason = CloseReason {
-    code: RESTART,
-    text: "the session is moving to another credential: connect again",
-};
-pub(super) const CHANGED: CloseReason = CloseReason {
-    code: RESTART,
-    text: "the gateway's configuration changed: connect again",
-};
-pub(super) const STOPS: CloseReason = CloseReason {
-    code: RESTART,
-    text: "the gateway is shutting down: connect again",
-};
-pub(super) const IDLE: CloseReason = CloseReason {
-    code: GOING_AWAY,
-    text: "no response was requested for a long time",
-};
-pub(super) const BROKE: CloseReason = CloseReason {
-    code: INTERNAL_ERROR,
-    text: "upstream closed the connection",
-};
-pub(super) const SILENT: CloseReason = CloseReason {
-    code: INTERNAL_ERROR,
-    text: "upstream stopped responding",
-};
-pub(super) const NOT_RECORDED: CloseReason = CloseReason {
-    code: INTERNAL_ERROR,
-    text: "the response could not be recorded in time",
-};
+impl CloseReason {
+    /// Returns the code of the close frame.
+    pub(super) fn code(self) -> u16 {
+        match self {
+            Self::CredentialUnusable
+            | Self::SessionMoves
+            | Self::ConfigurationChanged
+            | Self::ShuttingDown => RESTART,
+            Self::Idle => GOING_AWAY,
+            Self::UpstreamClosed | Self::UpstreamSilent | Self::NotRecorded => INTERNAL_ERROR,
+            Self::ClientViolation(violation) => violation.code,
+        }
+    }
+
+    /// Returns the text of the close frame.
+    pub(super) fn text(self) -> &'static str {
+        match self {
+            Self::CredentialUnusable => "the credential is used up: connect again",
+            Self::SessionMoves => "the session is moving to another credential: connect again",
+            Self::ConfigurationChanged => "the gateway's configuration changed: connect again",
+            Self::ShuttingDown => "the gateway is shutting down: connect again",
+            Self::Idle => "no response was requested for a long time",
+            Self::UpstreamClosed => "upstream closed the connection",
+            Self::UpstreamSilent => "upstream stopped responding",
+            Self::NotRecorded => "the response could not be recorded in time",
+            Self::ClientViolation(violation) => violation.reason,
+        }
+    }
+}

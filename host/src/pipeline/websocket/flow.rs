@@ -187,7 +187,7 @@ impl SocketFlow {
             }
             if !self.unread.is_empty() {
                 let unread = std::mem::take(&mut self.unread);
-                if let Err(violation) = self.take(cx, &unread, to.as_mut(), watcher) {
+                if let Err(violation) = self.read_and_forward(cx, &unread, to.as_mut(), watcher) {
                     return Poll::Ready(FlowEnd::Violation(violation));
                 }
                 continue;
@@ -218,7 +218,7 @@ impl SocketFlow {
             let input = read.filled();
             let length = input.len();
             Poll::Ready(
-                self.take(cx, input, to, watcher)
+                self.read_and_forward(cx, input, to, watcher)
                     .map(|()| length)
                     .map_err(ReadStop::Violation),
             )
@@ -227,7 +227,7 @@ impl SocketFlow {
 
     /// Reads `input` on the side and forwards it, up to the end of a response that waits for its
     /// row.
-    fn take(
+    fn read_and_forward(
         &mut self,
         cx: &mut Context<'_>,
         input: &[u8],

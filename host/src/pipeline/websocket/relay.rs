@@ -14,9 +14,7 @@ use hyper::upgrade::Upgraded;
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::closing::{
-    BROKE, CHANGED, CloseReason, IDLE, MOVES, NOT_RECORDED, SILENT, STOPS, USED_UP,
-};
+use super::closing::CloseReason;
 use super::flow::{FlowEnd, SocketFlow};
 use super::side::SocketSide;
 use super::timing::{LastHeard, SocketDeadlines};
@@ -24,7 +22,7 @@ use super::turns::SocketTurns;
 use super::waking::WakeablePart;
 use super::watching::{ClientWatcher, UpstreamWatcher};
 use crate::credentials::{Credential, UpstreamIdentity};
-use crate::frames::{FrameSender, GOING_AWAY, ProtocolViolation, close_frame, ping_frame};
+use crate::frames::{FrameSender, GOING_AWAY, close_frame, ping_frame};
 use crate::pipeline::attempt::select::choice_for_session;
 use crate::pipeline::exchange::Exchange;
 use crate::pipeline::service::Service;
@@ -173,7 +171,7 @@ impl SocketRelay {
             // Subscribed before the state is read, so that no change is missed in between.
             let withdrawn = credential.until_unusable();
             if !credential.candidate(Timestamp::now()).usable {
-                self.leave(USED_UP);
+                self.leave(CloseReason::CredentialUnusable);
             }
             let wake = self.wake_at();
             let mut rest = pin!(async {
@@ -196,7 +194,7 @@ impl SocketRelay {
                 RelayWake::Flows(RelayOutcome::DeadlinesChanged) | RelayWake::Look => {}
                 RelayWake::Flows(RelayOutcome::Between) => {
                     if self.moves().await {
-                        self.leave(MOVES);
+                        self.leave(CloseReason::SessionMoves);
                     }
                 }
                 RelayWake::Flows(outcome) => return outcome,
@@ -215,7 +213,7 @@ impl SocketRelay {
 
     fn phase(&mut self, phase: GatewayPhase) {
         if phase != GatewayPhase::Running {
-            self.leave(STOPS);
+            self.leave(CloseReason::ShuttingDown);
         }
     }
 
@@ -232,8 +230,8 @@ impl SocketRelay {
         upstream: &mut SocketSide,
     ) {
         let closing = async {
-            let told = close_frame(FrameSender::Server, reason.code, reason.text);
-            if self.closed.down || self.down.finish(client, &told).await.is_err() {
+            let frame = close_frame(FrameSender::Server, reason.code(), reason.text());
+            if self.closed.down || self.down.finish(client, &frame).await.is_err() {
                 return;
             }
             if !self.closed.up {
@@ -288,7 +286,7 @@ impl SocketRelay {
             }
             self.heard.now.client |= self.down.made_progress();
         }
-        self.heard.take_in();
+        self.heard.update();
         if self.closed.up && self.closed.down {
             return Poll::Ready(RelayOutcome::Over(ExchangeEnd::ClientGone));
         }
@@ -330,7 +328,7 @@ impl SocketRelay {
     /// has no place in that service, it closes as soon as no response is awaited.
     fn move_to(&mut self, now: &Arc<Service>) {
         if !Arc::ptr_eq(now, self.turns.service()) && !self.turns.move_to(now) {
-            self.leave(CHANGED);
+            self.leave(CloseReason::ConfigurationChanged);
         }
     }
 
@@ -368,8 +366,8 @@ impl SocketRelay {
                 self.closed.upstream_broke = true;
                 None
             }
-            FlowEnd::Violation(ProtocolViolation { code, reason }) => Some(RelayOutcome::Close(
-                CloseReason { code, text: reason },
+            FlowEnd::Violation(violation) => Some(RelayOutcome::Close(
+                CloseReason::ClientViolation(violation),
                 ExchangeEnd::ClientGone,
             )),
         }
@@ -392,15 +390,24 @@ impl SocketRelay {
             FlowEnd::SenderGone if self.closed.up && !self.closed.upstream_broke => {
                 Some(RelayOutcome::Over(ExchangeEnd::ClientGone))
             }
-            FlowEnd::SenderGone => Some(RelayOutcome::Close(BROKE, ExchangeEnd::UpstreamGone)),
+            FlowEnd::SenderGone => Some(RelayOutcome::Close(
+                CloseReason::UpstreamClosed,
+                ExchangeEnd::UpstreamGone,
+            )),
             FlowEnd::Violation(violation) => {
                 tracing::warn!(
                     what = violation.reason,
                     "upstream broke the WebSocket protocol"
                 );
-                Some(RelayOutcome::Close(BROKE, ExchangeEnd::UpstreamGone))
+                Some(RelayOutcome::Close(
+                    CloseReason::UpstreamClosed,
+                    ExchangeEnd::UpstreamGone,
+                ))
             }
-            FlowEnd::NotRecorded => Some(RelayOutcome::Close(NOT_RECORDED, ExchangeEnd::Failed)),
+            FlowEnd::NotRecorded => Some(RelayOutcome::Close(
+                CloseReason::NotRecorded,
+                ExchangeEnd::Failed,
+            )),
         }
     }
 
@@ -443,20 +450,32 @@ impl SocketRelay {
     fn wake(&mut self, now: Instant) -> Option<RelayOutcome> {
         let is_over = |end: Option<Instant>| end.is_some_and(|end| end <= now);
         if is_over(self.waits.for_close) && self.closed.upstream_broke && !self.closed.down {
-            return Some(RelayOutcome::Close(BROKE, ExchangeEnd::UpstreamGone));
+            return Some(RelayOutcome::Close(
+                CloseReason::UpstreamClosed,
+                ExchangeEnd::UpstreamGone,
+            ));
         }
         if is_over(self.waits.for_close) {
             return Some(RelayOutcome::Over(ExchangeEnd::ClientGone));
         }
         if is_over(self.waits.for_commit) {
-            return Some(RelayOutcome::Close(NOT_RECORDED, ExchangeEnd::Failed));
+            return Some(RelayOutcome::Close(
+                CloseReason::NotRecorded,
+                ExchangeEnd::Failed,
+            ));
         }
         if is_over(self.silent_at()) {
-            return Some(RelayOutcome::Close(SILENT, ExchangeEnd::UpstreamGone));
+            return Some(RelayOutcome::Close(
+                CloseReason::UpstreamSilent,
+                ExchangeEnd::UpstreamGone,
+            ));
         }
         let idle_limit = self.service().limits().websocket_idle_timeout;
         if !self.turns.is_waiting() && self.heard.message + idle_limit <= now {
-            return Some(RelayOutcome::Close(IDLE, ExchangeEnd::ClientGone));
+            return Some(RelayOutcome::Close(
+                CloseReason::Idle,
+                ExchangeEnd::ClientGone,
+            ));
         }
         if self.ping_at() <= now {
             if self.heard.pinged {

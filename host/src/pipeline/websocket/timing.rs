@@ -37,7 +37,8 @@ impl LastHeard {
         }
     }
 
-    pub(super) fn take_in(&mut self) {
+    /// Dates what was received since the last update.
+    pub(super) fn update(&mut self) {
         let HeardSince {
             client,
             upstream,

@@ -38,14 +38,10 @@ pub(super) struct SocketTurns {
     event: UpstreamMessageScan,
     /// The room reserved for the message that the client is sending.
     room: Option<RowReservation>,
-    /// Whether the message in progress is text.
-    in_text: [bool; 2],
+    /// The kind of the message that each side is sending.
+    from_client: Option<MessageKind>,
+    from_upstream: Option<MessageKind>,
 }
-
-/// The index in [`SocketTurns::in_text`] of the direction from the client; that of the other
-/// follows.
-const UP: usize = 0;
-const DOWN: usize = 1;
 
 impl SocketTurns {
     pub(super) fn new(
@@ -61,7 +57,8 @@ impl SocketTurns {
             create: ClientMessageScan::default(),
             event: UpstreamMessageScan::default(),
             room: None,
-            in_text: [false; 2],
+            from_client: None,
+            from_upstream: None,
         }
     }
 
@@ -97,7 +94,7 @@ impl SocketTurns {
     /// # Errors
     /// Returns an error if there is no room, or if as many responses as allowed are awaited.
     pub(super) fn client_begins(&mut self, kind: MessageKind) -> Result<(), ProtocolViolation> {
-        self.in_text[UP] = kind == MessageKind::Text;
+        self.from_client = Some(kind);
         if kind != MessageKind::Text {
             return Ok(());
         }
@@ -117,7 +114,7 @@ impl SocketTurns {
     }
 
     pub(super) fn client_sends(&mut self, piece: &[u8]) {
-        if self.in_text[UP] {
+        if self.from_client == Some(MessageKind::Text) {
             self.create.feed(piece);
         }
     }
@@ -126,7 +123,7 @@ impl SocketTurns {
     /// on.
     pub(super) fn client_ends(&mut self) {
         let room = self.room.take();
-        if !std::mem::take(&mut self.in_text[UP]) {
+        if self.from_client.take() != Some(MessageKind::Text) {
             return;
         }
         if let (Some(create), Some(room)) = (self.create.end(), room) {
@@ -136,7 +133,7 @@ impl SocketTurns {
     }
 
     pub(super) fn upstream_begins(&mut self, kind: MessageKind) {
-        self.in_text[DOWN] = kind == MessageKind::Text;
+        self.from_upstream = Some(kind);
         if kind == MessageKind::Text {
             self.event.begin();
         }
@@ -146,7 +143,7 @@ impl SocketTurns {
     }
 
     pub(super) fn upstream_sends(&mut self, piece: &[u8]) {
-        if self.in_text[DOWN] {
+        if self.from_upstream == Some(MessageKind::Text) {
             self.event.feed(piece);
         }
     }
@@ -154,13 +151,13 @@ impl SocketTurns {
     /// Called when upstream's message is complete. If it ends a response, its last byte waits for
     /// the row.
     pub(super) fn upstream_ends(&mut self) -> Option<RowCommit> {
-        if !std::mem::take(&mut self.in_text[DOWN]) {
+        if self.from_upstream.take() != Some(MessageKind::Text) {
             return None;
         }
         match self.event.end(Timestamp::now) {
             UpstreamMessage::Other => None,
             UpstreamMessage::RateLimits(reading) => {
-                self.account(&reading, Timestamp::now());
+                self.observe(&reading, Timestamp::now());
                 None
             }
             UpstreamMessage::Ended(end) => self.settle(end, None),
@@ -170,9 +167,9 @@ impl SocketTurns {
                 until,
             } => {
                 let now = Timestamp::now();
-                self.account(&reading, now);
+                self.observe(&reading, now);
                 if status == Some(StatusCode::TOO_MANY_REQUESTS.as_u16()) {
-                    self.refused(&reading, until, now);
+                    self.note_refusal(&reading, until, now);
                 }
                 let status = status.and_then(|status| StatusCode::from_u16(status).ok());
                 self.settle(ExchangeEnd::Failed, status)
@@ -180,11 +177,11 @@ impl SocketTurns {
         }
     }
 
-    fn account(&self, reading: &WindowReading, now: Timestamp) {
+    fn observe(&self, reading: &WindowReading, now: Timestamp) {
         self.credential.observe(&self.presented, reading, now);
     }
 
-    fn refused(&self, reading: &WindowReading, until: Option<Timestamp>, now: Timestamp) {
+    fn note_refusal(&self, reading: &WindowReading, until: Option<Timestamp>, now: Timestamp) {
         if self.presented.kind() == CredentialKind::ApiKey {
             // The limits of an API key are short and belong to the key: its client handles them.
             return;

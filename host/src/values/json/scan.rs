@@ -120,10 +120,18 @@ enum ScanState {
     /// Inside an unwanted container or string, in which `nested` containers are open.
     Skip {
         nested: u32,
-        in_string: bool,
+        within: SkippedPart,
     },
     Done,
     Stopped,
+}
+
+/// The part of an unwanted value that a scan is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SkippedPart {
+    String,
+    /// Between strings, where brackets open and close containers.
+    Structure,
 }
 
 /// A scan of one JSON object.
@@ -195,7 +203,7 @@ impl JsonScan {
                 ScanState::Done | ScanState::Stopped => break,
                 ScanState::Key | ScanState::Text => self.string(input, &mut sink),
                 ScanState::Bare => self.bare(input, &mut sink),
-                ScanState::Skip { nested, in_string } => self.skip(input, nested, in_string),
+                ScanState::Skip { nested, within } => self.skip(input, nested, within),
                 ScanState::Start | ScanState::BeforeKey | ScanState::Colon | ScanState::Value => {
                     self.structure(input)
                 }
@@ -226,7 +234,7 @@ impl JsonScan {
             (ScanState::Value, b'{') => self.open_object(),
             (ScanState::Value, b'[') => ScanState::Skip {
                 nested: 1,
-                in_string: false,
+                within: SkippedPart::Structure,
             },
             (ScanState::Value, b'"') => self.open_string(),
             (ScanState::Value, _) => {
@@ -248,7 +256,7 @@ impl JsonScan {
             }
             _ => ScanState::Skip {
                 nested: 1,
-                in_string: false,
+                within: SkippedPart::Structure,
             },
         }
     }
@@ -270,7 +278,7 @@ impl JsonScan {
             }
             _ => ScanState::Skip {
                 nested: 0,
-                in_string: true,
+                within: SkippedPart::String,
             },
         }
     }
@@ -341,16 +349,16 @@ impl JsonScan {
     }
 
     /// Reads within an unwanted value. Returns how many bytes it took.
-    fn skip(&mut self, input: &[u8], mut nested: u32, mut in_string: bool) -> usize {
+    fn skip(&mut self, input: &[u8], mut nested: u32, mut within: SkippedPart) -> usize {
         let mut at = 0;
         while at < input.len() {
-            if in_string {
+            if within == SkippedPart::String {
                 let (length, ended) = self.string_end(&input[at..]);
                 at += length;
                 if !ended {
                     break;
                 }
-                in_string = false;
+                within = SkippedPart::Structure;
                 at += 1;
                 if nested == 0 {
                     self.state = ScanState::BeforeKey;
@@ -359,7 +367,7 @@ impl JsonScan {
                 continue;
             }
             match input[at] {
-                b'"' => in_string = true,
+                b'"' => within = SkippedPart::String,
                 b'{' | b'[' => nested = nested.saturating_add(1),
                 b'}' | b']' => nested -= 1,
                 _ => {}
@@ -370,7 +378,7 @@ impl JsonScan {
                 return at;
             }
         }
-        self.state = ScanState::Skip { nested, in_string };
+        self.state = ScanState::Skip { nested, within };
         at
     }
 
