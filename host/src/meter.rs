@@ -15,7 +15,7 @@ use std::io::{self, Write};
 
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
 
-use crate::values::exchange::{ExchangeEnd, MeteredResponse};
+use crate::values::exchange::{ExchangeEnd, MeteredResponse, UnknownUsage};
 
 use decode::{BodyDecoder, DecoderChoice};
 use scanner::BodyScanner;
@@ -34,7 +34,7 @@ enum MeterSource {
     Plain(BodyScanner),
     Encoded(Box<BodyDecoder<DecodedResponse>>),
     /// The body cannot be read, for this reason.
-    Unreadable(&'static str),
+    Unreadable(UnknownUsage),
 }
 
 impl std::fmt::Debug for Meter {
@@ -62,9 +62,7 @@ impl Meter {
         let source = match BodyDecoder::choose(encoding, response) {
             DecoderChoice::Identity(response) => MeterSource::Plain(response.scanner),
             DecoderChoice::Decoder(decoder) => MeterSource::Encoded(decoder),
-            DecoderChoice::Unknown(_) => {
-                MeterSource::Unreadable("the response has an unknown content encoding")
-            }
+            DecoderChoice::Unknown(_) => MeterSource::Unreadable(UnknownUsage::UnknownEncoding),
         };
         Self { source }
     }
@@ -108,7 +106,7 @@ impl Meter {
     pub fn metered(&self) -> MeteredResponse {
         match &self.source {
             MeterSource::Unreadable(reason) => MeteredResponse {
-                unknown: Some(reason),
+                unknown: Some(*reason),
                 ..MeteredResponse::default()
             },
             MeterSource::Plain(scanner) => scanner.reading().metered.clone(),
@@ -135,10 +133,8 @@ fn feed_encoded(decoder: &mut BodyDecoder<DecodedResponse>, piece: &[u8]) -> Bod
         // What was read so far remains known.
         response.is_abandoned = true;
         response.scanner.reading_mut().metered.unknown = Some(match error.kind() {
-            io::ErrorKind::FileTooLarge => {
-                "the decoded response is larger than limits.decoded_bytes"
-            }
-            _ => "the response cannot be decoded",
+            io::ErrorKind::FileTooLarge => UnknownUsage::TooLarge,
+            _ => UnknownUsage::Undecodable,
         });
     }
     std::mem::replace(&mut response.progress, BodyProgress::Open)

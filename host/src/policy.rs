@@ -37,7 +37,7 @@ pub(crate) use call::comparison::PolicyShadow;
 pub(crate) use engine::compile::CompilePriority;
 pub(crate) use generation::breaker::BreakerRules;
 pub(crate) use generation::load::LoadOptions;
-pub(crate) use generation::load_error::LoadStage;
+pub(crate) use generation::load_error::{LoadPhase, LoadStage};
 pub(crate) use generation::shared::SharedPolicyState;
 pub(crate) use generation::source::ComponentBytes;
 pub(crate) use generation::threads::PolicyThreads;

@@ -40,8 +40,8 @@ const IDLE_CONNECTIONS_MAX: usize = 64;
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
     /// No connection could be made: the request was not sent.
-    #[error("cannot connect: {0}")]
-    Unreachable(String),
+    #[error("cannot connect: {}", root_cause(.0))]
+    Unreachable(hyper_util::client::legacy::Error),
     /// The response did not come in time.
     #[error("no response in time")]
     TimedOut,
@@ -49,8 +49,8 @@ pub enum UpstreamError {
     #[error("request body: {0}")]
     RequestBody(RequestBodyError),
     /// The connection broke, or upstream did not speak HTTP.
-    #[error("{0}")]
-    Broken(String),
+    #[error("{}", root_cause(&**.0))]
+    Broken(Box<dyn std::error::Error + Send + Sync>),
 }
 
 /// The root certificates that verify upstream's: the platform's, or those of `SSL_CERT_FILE`.
@@ -187,7 +187,7 @@ impl UpstreamClient {
             let body = Limited::new(body, bytes_max)
                 .collect()
                 .await
-                .map_err(|error| UpstreamError::Broken(root_cause(&*error)))?;
+                .map_err(UpstreamError::Broken)?;
             Ok(Response::from_parts(head, body.to_bytes()))
         };
         timeout(limit, response)
@@ -207,17 +207,17 @@ impl UpstreamClient {
             }
             Ok(Err(error)) => Err(failure
                 .error()
-                .map_or_else(|| classify(&error), UpstreamError::RequestBody)),
+                .map_or_else(|| classify(error), UpstreamError::RequestBody)),
             Err(_) => Err(UpstreamError::TimedOut),
         }
     }
 }
 
-fn classify(error: &hyper_util::client::legacy::Error) -> UpstreamError {
+fn classify(error: hyper_util::client::legacy::Error) -> UpstreamError {
     if error.is_connect() {
-        UpstreamError::Unreachable(root_cause(error))
+        UpstreamError::Unreachable(error)
     } else {
-        UpstreamError::Broken(root_cause(error))
+        UpstreamError::Broken(error.into())
     }
 }
 

@@ -3,44 +3,56 @@
 use std::fs::OpenOptions;
 use std::io::{self, IsTerminal};
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
 use std::sync::Mutex;
 
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{Layer, Registry, fmt};
 
 use crate::config::{LogConfig, LogFormat, LogLevel, LogOutput};
 use crate::files::io_reason;
 
+/// Why the log cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LogError {
+    #[error("log.output: cannot open {}: {}", path.display(), io_reason(error))]
+    Open { path: PathBuf, error: io::Error },
+    /// The process has a log already.
+    #[error("log: {0}")]
+    Started(#[from] TryInitError),
+}
+
 /// Starts the log of this process.
 ///
 /// # Errors
 /// The log file cannot be opened.
-pub(super) fn start(config: &LogConfig) -> Result<(), String> {
+pub(super) fn start(config: &LogConfig) -> Result<(), LogError> {
     if config.disabled {
         return Ok(());
     }
     let (writer, is_terminal) = writer(&config.output)?;
-    let text = match config.format {
-        Some(format) => format == LogFormat::Text,
-        None => is_terminal,
-    };
+    let format = config.format.unwrap_or(if is_terminal {
+        LogFormat::Text
+    } else {
+        LogFormat::Json
+    });
     let base = fmt::layer().with_writer(writer).with_ansi(is_terminal);
-    let layer: Box<dyn Layer<Registry> + Send + Sync> = match (text, config.timestamp) {
-        (true, true) => Box::new(base),
-        (true, false) => Box::new(base.without_time()),
-        (false, true) => Box::new(base.json().flatten_event(true)),
-        (false, false) => Box::new(base.json().flatten_event(true).without_time()),
+    let layer: Box<dyn Layer<Registry> + Send + Sync> = match (format, config.timestamp) {
+        (LogFormat::Text, true) => Box::new(base),
+        (LogFormat::Text, false) => Box::new(base.without_time()),
+        (LogFormat::Json, true) => Box::new(base.json().flatten_event(true)),
+        (LogFormat::Json, false) => Box::new(base.json().flatten_event(true).without_time()),
     };
     // Only our own events: those of libraries may contain secrets.
     let filter = Targets::new().with_target("tollgate", level(config.level));
-    let started = tracing_subscriber::registry()
+    tracing_subscriber::registry()
         .with(layer.with_filter(filter))
-        .try_init();
-    started.map_err(|error| format!("log: {error}"))
+        .try_init()?;
+    Ok(())
 }
 
 fn level(level: LogLevel) -> LevelFilter {
@@ -53,7 +65,8 @@ fn level(level: LogLevel) -> LevelFilter {
     }
 }
 
-fn writer(output: &LogOutput) -> Result<(BoxMakeWriter, bool), String> {
+/// Opens what the log is written to. Returns it, and whether it is a terminal.
+fn writer(output: &LogOutput) -> Result<(BoxMakeWriter, bool), LogError> {
     Ok(match output {
         LogOutput::Stderr => (BoxMakeWriter::new(io::stderr), io::stderr().is_terminal()),
         LogOutput::Stdout => (BoxMakeWriter::new(io::stdout), io::stdout().is_terminal()),
@@ -63,12 +76,9 @@ fn writer(output: &LogOutput) -> Result<(BoxMakeWriter, bool), String> {
                 .append(true)
                 .mode(0o600)
                 .open(path);
-            let file = file.map_err(|error| {
-                format!(
-                    "log.output: cannot open {}: {}",
-                    path.display(),
-                    io_reason(&error)
-                )
+            let file = file.map_err(|error| LogError::Open {
+                path: path.clone(),
+                error,
             })?;
             (BoxMakeWriter::new(Mutex::new(file)), false)
         }

@@ -53,6 +53,11 @@ impl ShippedPolicy {
             .filter(|policy| policy.kind() == PolicyKind::Balancer)
     }
 
+    /// Returns the name as a pool's `strategy`.
+    pub(crate) fn strategy(self) -> String {
+        self.name().replace('-', "_")
+    }
+
     /// Returns the policies of `kind`.
     pub(crate) fn of_kind(kind: PolicyKind) -> impl Iterator<Item = Self> {
         Self::ALL

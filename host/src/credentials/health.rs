@@ -25,12 +25,12 @@ pub enum CredentialCondition {
         /// The end, in Unix milliseconds.
         until: u64,
         /// The window that is exhausted, if upstream says which.
-        window: Option<&'static str>,
+        window: Option<WindowKind>,
     },
     /// Its use reached a cap: the rest is its owner's.
     Paused {
         /// The window that reached its cap.
-        window: &'static str,
+        window: WindowKind,
         /// The end, in Unix milliseconds, if it is known.
         until: Option<u64>,
     },
@@ -154,12 +154,12 @@ fn condition(state: &CredentialState, path: Option<&Path>, now: Timestamp) -> Cr
     if let Some(limit) = state.usage().rate_limit(now) {
         return CredentialCondition::RateLimited {
             until: limit.until.0,
-            window: limit.window.map(window_name),
+            window: limit.window,
         };
     }
     match window_over_cap(state, now) {
         Some(span) => CredentialCondition::Paused {
-            window: window_name(span),
+            window: span,
             until: state.usage().windows().reset_at(span, now).map(|at| at.0),
         },
         None => CredentialCondition::Ready,
@@ -200,12 +200,5 @@ fn with_path(path: Option<&Path>, reason: &str) -> String {
     match path {
         Some(path) => format!("{path}: {reason}"),
         None => reason.to_owned(),
-    }
-}
-
-fn window_name(span: WindowKind) -> &'static str {
-    match span {
-        WindowKind::FiveHour => "5-hour",
-        WindowKind::Weekly => "weekly",
     }
 }

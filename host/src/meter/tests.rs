@@ -237,11 +237,9 @@ fn a_body_that_expands_past_the_limit_is_abandoned_with_a_reason() {
             &encoded(encoding, body.as_bytes()),
             64,
         );
-        assert!(
-            meter
-                .metered()
-                .unknown
-                .is_some_and(|reason| reason.contains("decoded_bytes")),
+        assert_eq!(
+            meter.metered().unknown,
+            Some(UnknownUsage::TooLarge),
             "{encoding}"
         );
     }
@@ -254,7 +252,10 @@ fn an_unknown_or_violated_encoding_is_a_reason() {
         LAST.as_bytes(),
         64,
     );
-    assert!(unknown.metered().unknown.is_some());
+    assert_eq!(
+        unknown.metered().unknown,
+        Some(UnknownUsage::UnknownEncoding)
+    );
     let (broken, _) = meter(&headers("text/event-stream", "gzip"), LAST.as_bytes(), 64);
-    assert!(broken.metered().unknown.is_some());
+    assert_eq!(broken.metered().unknown, Some(UnknownUsage::Undecodable));
 }

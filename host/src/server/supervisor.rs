@@ -189,9 +189,9 @@ impl Supervisor {
                 match change {
                     Ok(change) => self.apply(change, needs_restart, started, reply),
                     Err(error) => {
-                        let reason = error.to_string();
-                        self.status.configuration_rejected(&reason);
-                        let _ = reply.send(Err(CommandError::ConfigurationRejected(reason)));
+                        self.status.configuration_rejected(&error.to_string());
+                        let error = CommandError::ConfigurationRejected(Arc::new(error));
+                        let _ = reply.send(Err(error));
                     }
                 }
                 self.start_next_configuration();
@@ -298,8 +298,8 @@ impl Supervisor {
                     serves = entry.generation(),
                     "policy reload failed"
                 );
-                entry.load_failed(reason.clone(), took);
-                Err(CommandError::NotLoaded(reason))
+                entry.load_failed(reason, took);
+                Err(CommandError::NotLoaded(Arc::new(error)))
             }
         };
         // A failure of the first generation changes the reason with which requests fail.

@@ -120,7 +120,32 @@ pub struct MeteredResponse {
     /// The tokens, if upstream reported them.
     pub counts: Option<TokenCounts>,
     /// Why the tokens are unknown, if the response may have used some.
-    pub unknown: Option<&'static str>,
+    pub unknown: Option<UnknownUsage>,
+}
+
+/// Why the tokens of a response are unknown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnknownUsage {
+    /// Its content encoding is one that the gateway does not know.
+    UnknownEncoding,
+    /// It does not have the content encoding that its head names.
+    Undecodable,
+    /// It is larger than `limits.decoded_bytes` once decoded.
+    TooLarge,
+    /// Upstream did not report any.
+    NotReported,
+}
+
+impl UnknownUsage {
+    /// Returns the reason in the ledger.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::UnknownEncoding => "the response has an unknown content encoding",
+            Self::Undecodable => "the response cannot be decoded",
+            Self::TooLarge => "the decoded response is larger than limits.decoded_bytes",
+            Self::NotReported => "upstream told no usage",
+        }
+    }
 }
 
 /// The credential that a session returns to.

@@ -34,7 +34,7 @@ pub(in crate::cli) fn run(
     // Before the file is read: a change from here on must be noticed.
     let digest = path.and_then(digest);
     let LoadedConfig { config, warnings } = load(path)?;
-    logging::start(&config.log).map_err(|error| about_file(path, error))?;
+    logging::start(&config.log).map_err(|error| about_file(path, error.to_string()))?;
     for warning in &warnings {
         tracing::warn!("{warning}");
     }

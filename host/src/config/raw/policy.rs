@@ -1,7 +1,7 @@
 //! The section `policies`.
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::form::{RawDuration, RequiredText};
@@ -37,7 +37,7 @@ pub(in crate::config) struct RawPolicy {
 }
 
 /// What a policy decides.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum PolicyKind {
     /// Which credential is used for a request.

@@ -18,7 +18,7 @@ use crate::values::clock::Timestamp;
 use crate::values::exchange::counts::TokenCounts;
 use crate::values::exchange::money::ResponseCost;
 use crate::values::exchange::{
-    AttemptOutcome, ExchangeEnd, LedgerRow, MeteredResponse, UpstreamAttempt,
+    AttemptOutcome, ExchangeEnd, LedgerRow, MeteredResponse, UnknownUsage, UpstreamAttempt,
 };
 
 /// Settles an exchange. Returns the commit of its row, for a caller that must not go on before
@@ -35,21 +35,21 @@ pub(crate) fn settle(
         affinity::record_response(exchange, response_id, credential, now);
     }
     let home = affinity::home_to_record(exchange, now);
-    let bill = bill(exchange, &metered);
+    let usage = usage_to_price(exchange, &metered);
     let mut row = exchange.row(end, metered, credential.as_ref(), home, now);
     let service = exchange.service();
     let pricer = &service.parts().pricer;
-    match bill {
-        Billable::Nothing => {}
-        Billable::Unknown(reason) => {
+    match usage {
+        UsageToPrice::Nothing => {}
+        UsageToPrice::Unknown(reason) => {
             row.cost = Some(ResponseCost::Unpriced {
-                reason: reason.to_owned(),
+                reason: reason.as_str().to_owned(),
             });
         }
-        Billable::Counts(counts) if pricer.is_slow() => {
+        UsageToPrice::Counts(counts) if pricer.is_slow() => {
             return Some(price_later(exchange, room, row, counts));
         }
-        Billable::Counts(counts) => {
+        UsageToPrice::Counts(counts) => {
             row.cost = Some(price(pricer, &pricing_facts(exchange, &row), &counts));
         }
     }
@@ -97,25 +97,25 @@ impl Drop for Exchange {
 }
 
 /// What there is to price.
-enum Billable {
+enum UsageToPrice {
     Nothing,
     /// The response may have cost something, but the amount is unknown for this reason.
-    Unknown(&'static str),
+    Unknown(UnknownUsage),
     Counts(TokenCounts),
 }
 
 /// Returns what the response can have cost: nothing if upstream refused it, or if it was no turn of
 /// a model.
-fn bill(exchange: &Exchange, metered: &MeteredResponse) -> Billable {
+fn usage_to_price(exchange: &Exchange, metered: &MeteredResponse) -> UsageToPrice {
     if let Some(counts) = metered.counts {
-        return Billable::Counts(counts);
+        return UsageToPrice::Counts(counts);
     }
     let names_model = metered.model.is_some() || exchange.asked().model.is_some();
     let is_turn = names_model || metered.response_id.is_some() || metered.unknown.is_some();
     if is_turn && exchange.attempts().iter().any(may_have_worked) {
-        Billable::Unknown(metered.unknown.unwrap_or("upstream told no usage"))
+        UsageToPrice::Unknown(metered.unknown.unwrap_or(UnknownUsage::NotReported))
     } else {
-        Billable::Nothing
+        UsageToPrice::Nothing
     }
 }
 

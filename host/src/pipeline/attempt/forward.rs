@@ -106,6 +106,11 @@ async fn send(
     }
 }
 
+/// Upstream accepted a WebSocket handshake with the answer to another key.
+#[derive(Debug, thiserror::Error)]
+#[error("Sec-WebSocket-Accept does not match the key that was sent")]
+struct SocketKeyMismatch;
+
 async fn handshake(
     upstream: &UpstreamClient,
     request: Request<RequestBody>,
@@ -123,9 +128,7 @@ async fn handshake(
     if response.status() == StatusCode::SWITCHING_PROTOCOLS
         && accepted != expected.as_deref().map(str::as_bytes)
     {
-        return Err(UpstreamError::Broken(
-            "Sec-WebSocket-Accept does not match the key that was sent".to_owned(),
-        ));
+        return Err(UpstreamError::Broken(SocketKeyMismatch.into()));
     }
     Ok(response)
 }

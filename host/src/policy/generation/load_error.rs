@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde::Serialize;
+
 use crate::config::{ConfigProblem, PolicyConfig};
 
 /// A stage of loading a policy, in order.
@@ -43,18 +45,40 @@ impl LoadStage {
         }
     }
 
-    /// Returns the name of the stage's part of a load in status and logs.
-    pub(crate) fn progress(self) -> &'static str {
+    /// Returns the stage as operators see it.
+    pub(crate) fn phase(self) -> LoadPhase {
         match self {
-            Self::Read | Self::Inspect => "reading",
-            Self::Compile => "compiling",
+            Self::Read | Self::Inspect => LoadPhase::Reading,
+            Self::Compile => LoadPhase::Compiling,
             Self::Link
             | Self::Instantiate
             | Self::Describe
             | Self::Configure
             | Self::Prepare
-            | Self::Start => "configuring",
-            Self::SelfTest => "trying",
+            | Self::Start => LoadPhase::Configuring,
+            Self::SelfTest => LoadPhase::Trying,
+        }
+    }
+}
+
+/// The stages of a load as status and logs name them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum LoadPhase {
+    Reading,
+    Compiling,
+    Configuring,
+    /// The self-test runs.
+    Trying,
+}
+
+impl LoadPhase {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Reading => "reading",
+            Self::Compiling => "compiling",
+            Self::Configuring => "configuring",
+            Self::Trying => "trying",
         }
     }
 }

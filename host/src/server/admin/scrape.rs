@@ -42,7 +42,7 @@ fn services(status: &GatewayStatus, metrics: &mut ObservedMetrics) {
                 ("service", tag.clone()),
                 ("credential", health.credential.clone()),
             ];
-            usable.push((labels.clone(), as_number(health.usable)));
+            usable.push((labels.clone(), f64::from(health.usable)));
             in_flight.push((labels.clone(), f64::from(health.in_flight)));
             for (name, window) in [("five_hour", &health.five_hour), ("weekly", &health.weekly)] {
                 let labels = with(&labels, "window", name);
@@ -97,7 +97,7 @@ fn ledger(status: &GatewayStatus, metrics: &mut ObservedMetrics) {
     metrics.gauge(
         "tollgate_ledger_failing",
         "Whether the ledger cannot be written",
-        [(vec![], as_number(ledger.is_failing()))],
+        [(vec![], f64::from(ledger.is_failing()))],
     );
     metrics.durations(
         "tollgate_ledger_commit_duration",
@@ -154,14 +154,13 @@ fn policy_calls(reports: &[PolicyStatus], metrics: &mut ObservedMetrics) {
         "tollgate_policy_quarantined",
         "Whether a policy's circuit breaker is open",
         each(reports, |policy| {
-            as_number(policy.state == PolicyState::Quarantined)
+            f64::from(policy.state == PolicyState::Quarantined)
         }),
     );
     let faults = reports.iter().flat_map(|policy| {
         FaultKind::ALL.into_iter().map(|kind| {
-            let name = kind.as_str();
-            let count = policy.faults.get(name).copied().unwrap_or_default();
-            (with(&labels(policy), "fault", name), count as f64)
+            let count = policy.faults(kind);
+            (with(&labels(policy), "fault", kind.as_str()), count as f64)
         })
     });
     metrics.counter("tollgate_policy_faults", "Failed calls of a policy", faults);
@@ -231,14 +230,10 @@ fn each(
 fn labels(policy: &PolicyStatus) -> MetricLabels {
     vec![
         ("policy", policy.tag.clone()),
-        ("kind", policy.kind.to_owned()),
+        ("kind", policy.kind.as_str().to_owned()),
     ]
 }
 
 fn with(labels: &MetricLabels, name: &'static str, value: &str) -> MetricLabels {
     [labels.as_slice(), &[(name, value.to_owned())]].concat()
-}
-
-fn as_number(is_so: bool) -> f64 {
-    f64::from(u8::from(is_so))
 }

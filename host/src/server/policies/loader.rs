@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 
 use crate::config::{Config, PolicyConfig};
 use crate::policy::{
-    CompilePriority, ComponentBytes, EngineError, LoadOptions, LoadStage, PolicyEngine,
+    CompilePriority, ComponentBytes, EngineError, LoadOptions, LoadPhase, LoadStage, PolicyEngine,
     PolicyGeneration, PolicyLoadError, PolicyShadow, PolicyThreads, SharedPolicyState, load_shadow,
     shadow_config,
 };
@@ -156,10 +156,10 @@ impl LoadProgress {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).0 = stage;
     }
 
-    /// Returns the current stage, and the time since the load began.
-    pub(crate) fn stage(&self) -> (&'static str, Duration) {
+    /// Returns the current phase, and the time since the load began.
+    pub(crate) fn phase(&self) -> (LoadPhase, Duration) {
         let (stage, started) = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        (stage.progress(), started.elapsed())
+        (stage.phase(), started.elapsed())
     }
 }
 

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::generations::PolicyEntry;
 use super::last_reload::LastReload;
-use crate::config::PolicySource;
-use crate::policy::{FaultKind, ShadowStatus};
+use crate::config::{PolicyKind, PolicySource};
+use crate::policy::{FaultKind, LoadPhase, ShadowStatus};
 
 /// Whether a policy serves, and if not, why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -29,7 +29,7 @@ pub(crate) enum PolicyState {
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct PolicyStatus {
     pub(crate) tag: String,
-    pub(crate) kind: &'static str,
+    pub(crate) kind: PolicyKind,
     /// Its file, or `builtin:NAME`.
     pub(crate) source: String,
     /// The component's own name.
@@ -43,14 +43,15 @@ pub(crate) struct PolicyStatus {
     /// The generation that a rollback returns to.
     pub(crate) generation_before: Option<u64>,
     pub(crate) state: PolicyState,
-    /// The stage of the load in progress, and its age in milliseconds.
-    pub(crate) loading: Option<(&'static str, u64)>,
+    /// The phase of the load in progress, and its age in milliseconds.
+    pub(crate) loading: Option<(LoadPhase, u64)>,
     /// Calls of all generations.
     pub(crate) calls: u64,
     /// Requests that the policy refused.
     pub(crate) refusals: u64,
     /// Faults by kind; kinds without any are left out.
-    pub(crate) faults: BTreeMap<&'static str, u64>,
+    #[serde(serialize_with = "serialize_faults")]
+    faults: Vec<(FaultKind, u64)>,
     pub(crate) call_us: CallDurations,
     /// Whether calls run on policy threads.
     pub(crate) slow: bool,
@@ -81,7 +82,7 @@ impl PolicyStatus {
         let stats = shared.stats();
         Self {
             tag: config.tag.clone(),
-            kind: config.kind.as_str(),
+            kind: config.kind,
             source: match &config.source {
                 PolicySource::Shipped(shipped) => format!("builtin:{}", shipped.name()),
                 PolicySource::File(path) => path.display().to_string(),
@@ -93,14 +94,14 @@ impl PolicyStatus {
             generation_before: entry.previous_generation(),
             state: state(entry),
             loading: entry.load_progress().map(|progress| {
-                let (stage, age) = progress.stage();
-                (stage, age.as_millis() as u64)
+                let (phase, age) = progress.phase();
+                (phase, age.as_millis() as u64)
             }),
             calls: stats.calls(),
             refusals: stats.refusals(),
             faults: FaultKind::ALL
                 .into_iter()
-                .map(|kind| (kind.as_str(), stats.faults(kind)))
+                .map(|kind| (kind, stats.faults(kind)))
                 .filter(|(_, count)| *count > 0)
                 .collect(),
             call_us: call_durations(entry),
@@ -113,6 +114,26 @@ impl PolicyStatus {
             shadow: shared.shadow().map(|shadow| shadow.status()),
         }
     }
+
+    /// Returns how many calls failed in this way.
+    pub(crate) fn faults(&self, kind: FaultKind) -> u64 {
+        self.faults
+            .iter()
+            .find(|(of, _)| *of == kind)
+            .map_or(0, |(_, count)| *count)
+    }
+}
+
+/// Writes an object with the faults by name.
+fn serialize_faults<S: Serializer>(
+    faults: &[(FaultKind, u64)],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    let by_name: BTreeMap<&str, u64> = faults
+        .iter()
+        .map(|(kind, count)| (kind.as_str(), *count))
+        .collect();
+    by_name.serialize(serializer)
 }
 
 fn state(entry: &PolicyEntry) -> PolicyState {

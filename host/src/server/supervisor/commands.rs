@@ -1,10 +1,13 @@
 //! What operators and watched files ask of the supervisor, and its answers.
 
 use std::fmt;
+use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::Config;
+use crate::policy::PolicyLoadError;
+use crate::server::error::StartError;
 
 /// Commands that may wait.
 pub(crate) const COMMAND_QUEUE: usize = 64;
@@ -81,7 +84,7 @@ impl fmt::Display for AppliedConfiguration {
 }
 
 /// A command that was not carried out. Everything is as it was before.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum CommandError {
     /// No policy has the tag that the command names.
     #[error("no policy has this tag; `tollgate policy list` shows the tags")]
@@ -89,15 +92,15 @@ pub enum CommandError {
     /// The policy has had one generation.
     #[error("there is no earlier generation to roll back to")]
     NoPreviousGeneration,
-    /// The component or its configuration cannot be used; the text says why.
-    #[error("{0}")]
-    NotLoaded(String),
+    /// The component or its configuration cannot be used.
+    #[error(transparent)]
+    NotLoaded(Arc<PolicyLoadError>),
     /// A newer configuration replaced the policy's while its component was loading.
     #[error("the policy's configuration changed while its component was loading")]
     ConfigurationChanged,
-    /// The configuration cannot be used; the text says why.
-    #[error("{0}")]
-    ConfigurationRejected(String),
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    ConfigurationRejected(Arc<StartError>),
     /// Too many configurations wait to be applied.
     #[error("too many configuration changes are waiting: try again later")]
     TooManyConfigurations,

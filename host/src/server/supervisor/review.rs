@@ -63,12 +63,17 @@ pub(crate) fn next_review(status: &GatewayStatus) -> Instant {
 /// Logs the stage of each load that takes long.
 pub(crate) fn log_progress(status: &GatewayStatus) {
     for entry in status.policies().entries() {
-        let Some((stage, age)) = entry.load_progress().map(|progress| progress.stage()) else {
+        let Some((phase, age)) = entry.load_progress().map(|progress| progress.phase()) else {
             continue;
         };
         if age >= PROGRESS_INTERVAL {
             let (policy, seconds) = (entry.tag(), age.as_secs());
-            tracing::info!(policy, stage, seconds, "policy still loading");
+            tracing::info!(
+                policy,
+                stage = phase.as_str(),
+                seconds,
+                "policy still loading"
+            );
         }
     }
 }

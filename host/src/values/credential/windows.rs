@@ -3,6 +3,7 @@
 //! does with them.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
+use serde::Serialize;
 use serde_json::Value;
 
 use crate::values::clock::Timestamp;
@@ -25,12 +26,14 @@ pub struct RateLimitWindow {
     pub minutes: u32,
 }
 
-/// A kind of window.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A kind of window. Its serialized name is that of the admin API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub enum WindowKind {
     /// A window of about 300 minutes.
+    #[serde(rename = "5-hour")]
     FiveHour,
     /// A window of about 10080 minutes.
+    #[serde(rename = "weekly")]
     Weekly,
 }
 

@@ -218,18 +218,23 @@ fn balancer<'a>(
     }
 }
 
+/// The policy of a balancer without a strategy.
+const DEFAULT_BALANCER: ShippedPolicy = ShippedPolicy::LeastUsed;
+
 /// Returns the policy of a balancer's strategy: a shipped one, or a configured one by its tag.
 fn strategy(
     path: &ConfigPath,
     raw: &RawBalancer,
     scope: &mut ResolveScope<'_>,
 ) -> Option<PolicyId> {
-    let strategy = field::non_empty(raw.strategy.as_deref()).unwrap_or("least_used");
+    let default = DEFAULT_BALANCER.strategy();
+    let strategy = field::non_empty(raw.strategy.as_deref()).unwrap_or(&default);
     let threshold = raw.rebalance_threshold.unwrap_or(0.0);
     // The tag of a configured policy is never the name of a shipped one.
     let shipped = ShippedPolicy::from_strategy(strategy);
     if threshold > 0.0 && shipped != Some(ShippedPolicy::LeastUsed) {
-        let message = format!("allowed only with the strategy least_used, found {strategy:?}");
+        let needed = ShippedPolicy::LeastUsed.strategy();
+        let message = format!("allowed only with the strategy {needed}, found {strategy:?}");
         scope
             .findings
             .problem(path.key("rebalance_threshold"), message);
@@ -253,8 +258,7 @@ fn configured_strategy(
     if scope.policies.has_tag(strategy) {
         return scope.policy(strategy, PolicyKind::Balancer, field);
     }
-    let shipped = ShippedPolicy::of_kind(PolicyKind::Balancer)
-        .map(|shipped| shipped.name().replace('-', "_"));
+    let shipped = ShippedPolicy::of_kind(PolicyKind::Balancer).map(ShippedPolicy::strategy);
     let configured = scope.policies.tags(PolicyKind::Balancer).map(str::to_owned);
     let names: Vec<String> = shipped.chain(configured).collect();
     let message = format!("expected one of {}, found {strategy:?}", names.join(", "));
