@@ -501,3 +501,34 @@ async fn a_removed_usage_file_is_written_once_more_and_an_added_one_counts_from_
         "it is not written any more"
     );
 }
+
+/// The files are opened one after the other, and each is noted in the ledger: a reply before the last
+/// one is open would let the row of the next request be taken for an older one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_right_after_a_change_is_in_the_last_of_many_added_usage_files() {
+    const OTHERS: usize = 60;
+    let mut scene = TeamScene::new(&["a"]).await;
+    let others: Vec<Value> = (0..OTHERS)
+        .map(|number| {
+            let tag = format!("other-{number}");
+            let mut other = scene.rig.api_key(&tag);
+            other["usages_path"] = json!(scene.rig.path(&format!("{tag}-usages.json")));
+            other
+        })
+        .collect();
+    let path = scene.rig.path("usages.json");
+    scene
+        .change(|config| {
+            let credentials = service(config)["credentials"]
+                .as_array_mut()
+                .expect("a list");
+            credentials[0]["usages_path"] = json!(path);
+            // Before `a`, whose file is then opened last.
+            credentials.splice(0..0, others);
+        })
+        .await;
+    scene.account("one").await;
+    wait_for_rows(&scene.rig.ledger(), 1).await;
+    scene.rig.stop().await;
+    assert_eq!(requests(&scene.rig, "usages.json"), Some(1));
+}

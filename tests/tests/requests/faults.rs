@@ -2,6 +2,7 @@
 
 use http::StatusCode;
 use serde_json::{Value, json};
+use tollgate_tests::peer::Peer;
 use tollgate_tests::{Client, Rig, Row, guest, turn, unix_in, wait_for_rows};
 
 fn policy(kind: &str, fault: &str) -> Value {
@@ -145,6 +146,54 @@ async fn a_rewriter_may_refuse_with_its_own_status_and_words() {
     let answer = client.turn(&turn("one")).await;
     assert_eq!(answer.status, StatusCode::IM_A_TEAPOT);
     assert_eq!(answer.json()["error"]["message"], "refused by the guest");
+    rig.stop().await;
+}
+
+/// The client is still sending when the rewriter refuses: the gateway reads on, so that the client
+/// sees the whole refusal and can use the connection again.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_rest_of_a_large_body_is_drained_when_a_rewriter_refuses_it() {
+    let mut rig = Rig::new().await;
+    let mut config = rig.team(&["a"], json!({}));
+    config["services"][0]["rewriters"] = json!(["faulty"]);
+    config["policies"] = json!([policy("rewriter", "refuse")]);
+    // The rewriter is called once so much of the body has arrived.
+    config["limits"] = json!({ "replay_bytes": 100_000 });
+    let client = rig.start(config).await;
+    let mut large = turn("one");
+    // More than the buffers of the connection hold, and less than limits.discard_bytes.
+    large["input"] = json!("x".repeat(12 * 1024 * 1024));
+    for connection in 0..3 {
+        let mut peer = Peer::connect(client.address()).await;
+        for body in [&large, &turn("two"), &large] {
+            let body = body.to_string();
+            let length = body.len();
+            peer.send(format!(
+                "POST /v1/responses HTTP/1.1\r\nhost: gateway\r\n\
+                authorization: Bearer token-alice\r\ncontent-type: application/json\r\n\
+                content-length: {length}\r\n\r\n{body}"
+            ))
+            .await;
+            let answer = peer
+                .message()
+                .await
+                .unwrap_or_else(|| panic!("connection {connection}: no answer to {length} bytes"));
+            assert!(answer.whole, "{}", answer.text());
+            assert_eq!(answer.status(), 418, "{}", answer.text());
+            assert!(
+                answer.text().contains("refused by the guest"),
+                "{}",
+                answer.text()
+            );
+        }
+    }
+    assert_eq!(rig.forwarded().len(), 0);
+    for row in wait_for_rows(&rig.ledger(), 9).await {
+        assert_eq!(
+            (row.text("end"), row.number("status")),
+            (Some("failed"), Some(418))
+        );
+    }
     rig.stop().await;
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use http::StatusCode;
 use serde_json::{Value, json};
 use tollgate_tests::upstream::{Gate, Reply, SocketError, SocketReply, Standing};
-use tollgate_tests::{Client, Event, Rig, Row, Socket, rows, turn, wait_for_rows};
+use tollgate_tests::{Client, Event, Rig, Row, Socket, rows, turn, unix_in, wait_for_rows};
 
 /// What a response of gpt-5.4 costs that is as long as the scripted upstream's.
 const TURN_NANOUSD: i64 = 3_450_000;
@@ -643,6 +643,45 @@ async fn a_session_that_the_policy_moves_is_closed_after_its_turn_and_comes_back
     again.turn(&turn("session-1")).await;
     again.turn(&turn("session-1")).await;
     rig.stop().await;
+}
+
+/// A rotation would choose another member each time. Of two that stand in for the home, neither is
+/// better.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_in_place_of_a_home_that_is_out_briefly_stays_open() {
+    for strategy in ["round_robin", "random", "least_used"] {
+        let members = ["a", "b", "c"];
+        let (mut rig, client) = pool(&members, json!({ "strategy": strategy }), json!({})).await;
+        let client = client.header("session-id", "session-1");
+        let mut socket = open(&client).await;
+        let home = last_socket(&rig);
+        let full = Standing::new("plus")
+            .five_hour_used(100.0)
+            .five_hour_resets_at(unix_in(300));
+        rig.account(
+            home.strip_prefix("account-")
+                .expect("an account of the rig"),
+        )
+        .then_socket(SocketReply::begun().rate_limits(&full).completed());
+        socket.turn(&turn("session-1")).await;
+        assert_eq!(
+            closed(&mut socket).await,
+            1012,
+            "{strategy}: {home} is full"
+        );
+        let mut socket = open(&client).await;
+        assert_ne!(last_socket(&rig), home, "{strategy}");
+        for place in 0..6 {
+            let events = socket.turn(&turn("session-1")).await;
+            assert_eq!(
+                events.last().expect("events")["type"],
+                "response.completed",
+                "{strategy}: turn {place}"
+            );
+        }
+        assert_eq!(rig.upstream.sockets().len(), 2, "{strategy}");
+        rig.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
