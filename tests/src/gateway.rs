@@ -1,12 +1,16 @@
-//! The gateway of a rig: in this process, or as the real binary.
+//! The gateway of a rig: in this process, or as the real binary; and what an operator reads of it.
+
+pub(crate) mod command;
+pub(crate) mod ledger;
+pub(crate) mod metrics;
+pub(crate) mod program;
+pub(crate) mod status;
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
 
 use scripted_upstream::{Login, Options, SeenRequest, TlsOptions, Upstream};
 use serde_json::{Value, json};
@@ -15,12 +19,10 @@ use tollgate::config;
 use tollgate::server::{Gateway, RefreshPlace, StartError};
 use tollgate::upstream::TrustRoots;
 
-use crate::authority::UPSTREAM_TLS;
-use crate::client::Client;
-use crate::protocol::Protocol;
-
-/// The longest start of the real binary: a debug build compiles its policies first.
-const READY_MAX: Duration = Duration::from_secs(60);
+use crate::clients::authority::UPSTREAM_TLS;
+use crate::clients::client::Client;
+use crate::gateway::program::Program;
+use crate::surroundings::protocol::Protocol;
 
 /// A scripted upstream, a folder, and a gateway that starts once its configuration is known.
 pub struct Rig {
@@ -112,6 +114,16 @@ impl Rig {
         (json!({ "tag": tag, "credential_path": path }), login)
     }
 
+    /// As [`Rig::login`], with an access token that expires in `seconds`.
+    pub fn expiring_login(&self, tag: &str, seconds: i64) -> (Value, Login) {
+        let (credential, login) = self.login(tag);
+        self.write(
+            &format!("{tag}.json"),
+            login.renew_with(seconds).to_string(),
+        );
+        (credential, login)
+    }
+
     /// Returns the path of the auth.json of the default credential `tag`.
     pub fn credential_file(&self, tag: &str) -> PathBuf {
         self.path(&format!("{tag}.json"))
@@ -148,8 +160,8 @@ impl Rig {
         let mut whole = json!({ "tag": "pool", "type": "balancer", "credentials": tags });
         merge(&mut whole, pool);
         credentials.push(whole);
-        let user = |name: &str| json!({ "name": name, "token": format!("token-{name}"), "credential": "pool" });
-        self.config(json!({ "credentials": credentials, "users": [user("alice"), user("bob")] }))
+        let users = ["alice", "bob"].map(|name| crate::user(name, "pool"));
+        self.config(json!({ "credentials": credentials, "users": users }))
     }
 
     /// Starts the gateway in this process. Returns a client of its first service.
@@ -243,6 +255,19 @@ impl Rig {
             .collect()
     }
 
+    /// Returns the access tokens that turns presented to upstream, in order.
+    ///
+    /// # Panics
+    /// Panics if a turn presented none.
+    pub fn presented_tokens(&self) -> Vec<String> {
+        let token = |seen: &SeenRequest| {
+            let field = seen.header("authorization").expect("a token");
+            let token = field.strip_prefix("Bearer ").expect("a bearer token");
+            token.to_owned()
+        };
+        self.upstream.turns().iter().map(token).collect()
+    }
+
     /// Returns the path of the ledger.
     pub fn ledger(&self) -> PathBuf {
         self.path("data").join("ledger.db")
@@ -263,156 +288,4 @@ fn merge(whole: &mut Value, more: Value) {
         panic!("objects are merged");
     };
     whole.extend(more);
-}
-
-/// The real binary, killed when this is dropped.
-pub struct Program {
-    child: Child,
-    address: SocketAddr,
-    admin: Option<SocketAddr>,
-    log: PathBuf,
-}
-
-impl Program {
-    /// Starts `tollgate run` and waits for its ready file. Its output goes to `log`.
-    pub async fn start(config: &str, ready: PathBuf, log: PathBuf) -> Self {
-        Self::start_trusting(config, ready, log, None).await
-    }
-
-    /// As [`Program::start`], with upstream's certificates checked against those in the file
-    /// `trusted`.
-    pub async fn start_trusting(
-        config: &str,
-        ready: PathBuf,
-        log: PathBuf,
-        trusted: Option<&str>,
-    ) -> Self {
-        let _ = fs::remove_file(&ready);
-        let output = fs::File::options()
-            .create(true)
-            .append(true)
-            .open(&log)
-            .expect("the log can be written");
-        let mut command = Command::new(binary());
-        if let Some(file) = trusted {
-            command
-                .env("SSL_CERT_FILE", file)
-                .env_remove("SSL_CERT_DIR");
-        }
-        let child = command
-            .args(["run", "-c", config, "--ready-file"])
-            .arg(&ready)
-            .stdin(Stdio::null())
-            .stdout(output.try_clone().expect("a file can be shared"))
-            .stderr(output)
-            .spawn()
-            .expect("the binary runs");
-        let mut program = Self {
-            child,
-            address: SocketAddr::from(([127, 0, 0, 1], 0)),
-            admin: None,
-            log,
-        };
-        (program.address, program.admin) = program.wait_until_ready(&ready).await;
-        program
-    }
-
-    async fn wait_until_ready(&mut self, ready: &Path) -> (SocketAddr, Option<SocketAddr>) {
-        let begun = Instant::now();
-        loop {
-            if let Ok(text) = fs::read(ready) {
-                let ready: Value =
-                    serde_json::from_slice(&text).expect("the ready file is written whole");
-                let address = ready["services"][0]["address"]
-                    .as_str()
-                    .expect("a service has an address");
-                let admin = ready["admin"]
-                    .as_str()
-                    .map(|admin| admin.parse().expect("an address"));
-                return (address.parse().expect("an address"), admin);
-            }
-            if let Some(status) = self.child.try_wait().expect("the child can be asked") {
-                panic!("the gateway ended at once, {status}:\n{}", self.log());
-            }
-            assert!(
-                begun.elapsed() < READY_MAX,
-                "the gateway is not ready:\n{}",
-                self.log()
-            );
-            // The ready file is the only signal.
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
-
-    /// Returns a client of its first service.
-    pub fn client(&self) -> Client {
-        Client::new(self.address)
-    }
-
-    /// Returns a client of its admin listener.
-    ///
-    /// # Panics
-    /// Panics if it has none.
-    pub fn admin(&self) -> Client {
-        Client::new(self.admin.expect("an admin listener"))
-    }
-
-    /// Returns its output so far.
-    pub fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
-    }
-
-    /// Returns its process id.
-    pub fn id(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// Sends it a signal.
-    pub fn signal(&self, signal: i32) {
-        let pid = libc::pid_t::try_from(self.child.id()).expect("a process id");
-        // SAFETY: kill has no memory to be unsafe with, and the child is not reaped yet.
-        unsafe { libc::kill(pid, signal) };
-    }
-
-    /// Kills it at once and waits for its end.
-    pub fn kill(mut self) {
-        self.child.kill().expect("it can be killed");
-        self.child.wait().expect("it can be waited for");
-    }
-
-    /// Waits for its end, at most for `limit`.
-    pub async fn wait(mut self, limit: Duration) -> ExitStatus {
-        let begun = Instant::now();
-        loop {
-            if let Some(status) = self.child.try_wait().expect("the child can be asked") {
-                return status;
-            }
-            assert!(
-                begun.elapsed() < limit,
-                "the gateway does not end:\n{}",
-                self.log()
-            );
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Returns the path of the gateway's binary: `TOLLGATE_BIN`, or the one beside this test.
-pub fn binary() -> PathBuf {
-    if let Some(path) = std::env::var_os("TOLLGATE_BIN") {
-        return PathBuf::from(path);
-    }
-    let this = std::env::current_exe().expect("a test knows where it is");
-    let folders = this.ancestors().skip(1).take(3);
-    let found = folders
-        .map(|folder| folder.join("tollgate"))
-        .find(|path| path.is_file());
-    found.expect("the gateway is built: cargo build -p tollgate")
 }

@@ -5,73 +5,44 @@
 //! free ones, folders are temporary, and nothing waits by sleeping.
 
 mod auth;
-mod authority;
-mod chance;
-mod client;
-mod command;
-mod component;
+mod clients;
 mod gateway;
-mod guests;
-mod ledger;
-mod login_scene;
-mod metrics;
-#[cfg(target_os = "linux")]
-mod mount;
-mod nowhere;
-pub mod peer;
 mod policies;
-mod pricing;
-mod protocol;
-mod socket;
-mod status;
+mod scenes;
+mod surroundings;
 
-pub use auth::{read_json, replace_file};
-pub use authority::{Authority, Certificate, TLS_VERSIONS};
-pub use chance::Chance;
-pub use client::{Answer, Client, Stream};
-pub use command::{Said, tollgate};
-pub use component::component;
-pub use gateway::{Program, Rig, binary};
-pub use guests::{Conduct, guest, marked_pricer};
-pub use ledger::{Row, rows, wait_for_rows};
-pub use login_scene::LoginScene;
-pub use metrics::Metrics;
-#[cfg(target_os = "linux")]
-pub use mount::Mounted;
-pub use nowhere::Nowhere;
-pub use pricing::OWN;
-pub use protocol::Protocol;
+pub use auth::{days_ago, key_file, make_fifo, oauth_file, read_json, replace_file, token_of};
+pub use clients::authority::{Authority, Certificate, TLS_VERSIONS};
+pub use clients::client::{Answer, Client, Stream};
+pub use clients::frames;
+pub use clients::peer;
+pub use clients::socket::{Event, Part, Socket};
+pub use gateway::Rig;
+pub use gateway::command::{Said, tollgate};
+pub use gateway::ledger::{Row, ends, rows, wait_for_rows};
+pub use gateway::metrics::Metrics;
+pub use gateway::program::{Program, binary};
+pub use gateway::status::{ask_socket, policy};
+pub use policies::component::component;
+pub use policies::conduct::{Conduct, guest, marked_pricer};
+pub use policies::pricing::OWN;
+pub use scenes::bad_peer::BadPeerScene;
+pub use scenes::canary;
+pub use scenes::echo::EchoScene;
+pub use scenes::login::LoginScene;
+pub use scenes::team::TeamScene;
+pub use scenes::tls::TlsScene;
+pub use scenes::watched_file::{AuthVersion, WatchedFileScene};
 pub use scripted_upstream as upstream;
-pub use socket::{Event, Part, Socket};
-pub use status::{ask_socket, policy};
+pub use surroundings::chance::Chance;
+#[cfg(target_os = "linux")]
+pub use surroundings::mount::Mounted;
+pub use surroundings::nowhere::Nowhere;
+pub use surroundings::protocol::Protocol;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
-
-/// Returns an auth.json of a ChatGPT account, as Codex writes it, refreshed just now.
-pub fn oauth_file(access_token: &str, account_id: &str) -> Value {
-    let now = OffsetDateTime::now_utc()
-        .format(&Rfc3339)
-        .expect("a time of this century has an RFC 3339 form");
-    json!({
-        "OPENAI_API_KEY": null,
-        "tokens": {
-            "id_token": "x.e30.y",
-            "access_token": access_token,
-            "refresh_token": format!("refresh-{access_token}"),
-            "account_id": account_id,
-        },
-        "last_refresh": now,
-    })
-}
-
-/// Returns an auth.json of an API key.
-pub fn key_file(key: &str) -> Value {
-    json!({ "OPENAI_API_KEY": key })
-}
 
 /// Returns the Unix second that is `seconds` from now.
 pub fn unix_in(seconds: u64) -> u64 {
@@ -79,6 +50,11 @@ pub fn unix_in(seconds: u64) -> u64 {
         .duration_since(UNIX_EPOCH)
         .expect("the clock stands after 1970");
     now.as_secs() + seconds
+}
+
+/// Returns a user for a configuration, whose token is `token-NAME`, on this credential or pool.
+pub fn user(name: &str, credential: &str) -> Value {
+    json!({ "name": name, "token": format!("token-{name}"), "credential": credential })
 }
 
 /// Returns a turn as Codex sends it: streamed, in `session`.

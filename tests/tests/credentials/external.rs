@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use tollgate_tests::upstream::{Reply, Standing, WAIT_MAX};
-use tollgate_tests::{Answer, Client, Rig, oauth_file, rows, turn, unix_in, wait_for_rows};
+use tollgate_tests::{Answer, Client, Rig, oauth_file, rows, turn, unix_in, user, wait_for_rows};
 
 /// The token that this gateway presents to the other one.
 const TOKEN: &str = "token-front";
@@ -29,7 +29,7 @@ fn pool(strategy: &str, members: &[&str]) -> Value {
 
 /// `alice` may use external credentials, `bob` may not; both use the pool.
 fn users() -> [Value; 2] {
-    let user = |name: &str| json!({ "name": name, "token": format!("token-{name}"), "credential": "pool" });
+    let user = |name: &str| user(name, "pool");
     let mut alice = user("alice");
     alice["allow_external_usage"] = json!(true);
     [alice, user("bob")]

@@ -1,5 +1,6 @@
 //! Credentials: their files, refreshes, polls, limits and status.
 
+mod checks;
 mod external;
 mod loops;
 mod polling;

@@ -8,7 +8,7 @@ use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 use tollgate_tests::upstream::{Account, Gate, HeaderForm, Reply, SeenRequest, Standing, WAIT_MAX};
-use tollgate_tests::{Client, Rig, oauth_file, turn, unix_in};
+use tollgate_tests::{Client, Rig, oauth_file, turn, unix_in, user};
 
 /// `{"https://api.openai.com/auth":{"chatgpt_plan_type":"pro"}}` in base64url: the claims of an id
 /// token.
@@ -41,7 +41,7 @@ async fn separate(mut rig: Rig, count: usize) -> (Rig, Vec<(String, Client, Acco
         let pool = format!("pool-{tag}");
         credentials.push(rig.oauth(tag));
         credentials.push(json!({ "tag": pool, "type": "balancer", "credentials": [tag], "poll_interval": "100ms" }));
-        users.push(json!({ "name": tag, "token": format!("token-{tag}"), "credential": pool }));
+        users.push(user(&tag, &pool));
     }
     let mut config = rig.config(json!({ "credentials": credentials, "users": users }));
     config["limits"] = json!({ "poll_timeout": "200ms" });
@@ -94,8 +94,7 @@ fn polled_at(credential: &Value) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn each_account_is_polled_once_at_start_as_itself_and_a_key_never() {
     let mut rig = Rig::new().await;
-    let user =
-        |tag: &str| json!({ "name": tag, "token": format!("token-{tag}"), "credential": tag });
+    let user = |tag: &str| user(tag, tag);
     let config = rig.config(json!({
         "credentials": [rig.oauth("a"), rig.oauth("b"), rig.api_key("k")],
         "users": (["a", "b", "k"].map(user)),
@@ -206,11 +205,8 @@ async fn a_poll_does_not_undo_a_response_that_overtook_it() {
     rig.account("a").always_for_poll(Reply::server_error(500));
     check_served(&client).await;
     gate.open();
-    let is_so = |found: &Value| !found["polled_at"].is_null();
-    let found = rig
-        .wait_for_credential("a", WAIT_MAX, "polled", is_so)
-        .await;
-    assert_eq!(used(&found), (50.0, 60.0));
+    rig.wait_until_polled(&["a"]).await;
+    assert_eq!(used(&rig.credential("a").await), (50.0, 60.0));
     rig.stop().await;
 }
 

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tollgate_tests::upstream::{Account, Encoding, Gate, HeaderForm, Reply, Slots, Standing};
 use tollgate_tests::{
-    Answer, Client, Rig, oauth_file, over_both, replace_file, turn, unix_in, wait_for_rows,
+    Answer, Client, Rig, oauth_file, over_both, replace_file, turn, unix_in, user, wait_for_rows,
 };
 
 /// A gateway with `count` accounts `c0`, `c1`, …, each with a pool and a user.
@@ -25,7 +25,7 @@ async fn separate(count: usize) -> (Rig, Vec<(Client, Account)>) {
         let (tag, pool) = (format!("c{place}"), format!("pool{place}"));
         credentials.push(rig.oauth(&tag));
         credentials.push(json!({ "tag": pool, "type": "balancer", "credentials": [tag] }));
-        users.push(json!({ "name": tag, "token": format!("token-{tag}"), "credential": pool }));
+        users.push(user(&tag, &pool));
     }
     let config = rig.config(json!({ "credentials": credentials, "users": users }));
     let client = rig.start_polled(config).await;

@@ -1,7 +1,6 @@
 //! Token refreshes: when they happen and how often, how the token endpoint's responses are handled,
 //! and what is written to the file.
 
-use std::ffi::CString;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
@@ -18,18 +17,15 @@ use tokio::task::JoinSet;
 use tollgate_tests::peer::{Peer, post};
 use tollgate_tests::upstream::{Gate, Login, Reply, TokenReply, WAIT_MAX};
 use tollgate_tests::{
-    Answer, Client, LoginScene, Mounted, Nowhere, Rig, read_json, replace_file, turn, wait_for_rows,
+    Client, LoginScene, Mounted, Nowhere, Rig, days_ago, make_fifo, read_json, replace_file,
+    token_of, turn, user, wait_for_rows,
 };
+
+use crate::checks::{FIRST_BACK_OFF_MAX, check_asked, check_served, check_unavailable};
 
 /// A change of a file is noticed within this time even on a slow machine, before the gateway
 /// rereads the file by itself.
 const SOON: Duration = Duration::from_secs(6);
-
-/// After a failure without `Retry-After`, the gateway tries again no sooner than this,
-const FIRST_BACK_OFF: Duration = Duration::from_secs(5);
-
-/// and within this.
-const FIRST_BACK_OFF_MAX: Duration = Duration::from_secs(15);
 
 /// Returns the attempts of the newest of `requests` requests.
 async fn newest_attempts(rig: &Rig, requests: usize) -> Vec<String> {
@@ -38,56 +34,6 @@ async fn newest_attempts(rig: &Rig, requests: usize) -> Vec<String> {
     attempts
         .map(|(credential, outcome)| format!("{credential} {outcome}"))
         .collect()
-}
-
-/// Returns the access tokens that turns presented to upstream, in order.
-fn shown(rig: &Rig) -> Vec<String> {
-    let token = |value: &str| {
-        value
-            .strip_prefix("Bearer ")
-            .expect("a bearer token")
-            .to_owned()
-    };
-    rig.upstream
-        .turns()
-        .iter()
-        .map(|seen| token(seen.header("authorization").expect("a token")))
-        .collect()
-}
-
-fn access_token(file: &Value) -> String {
-    file["tokens"]["access_token"]
-        .as_str()
-        .expect("a token")
-        .to_owned()
-}
-
-#[track_caller]
-fn check_unavailable(name: &str, answer: &Answer) {
-    assert_eq!(
-        answer.status,
-        StatusCode::SERVICE_UNAVAILABLE,
-        "{name}: {}",
-        answer.text()
-    );
-    assert_eq!(
-        answer.json()["error"]["code"],
-        "credentials_unavailable",
-        "{name}"
-    );
-}
-
-#[track_caller]
-fn check_served(name: &str, answer: &Answer) {
-    assert_eq!(answer.status, StatusCode::OK, "{name}: {}", answer.text());
-}
-
-fn days_ago(days: i64) -> Value {
-    let made = OffsetDateTime::now_utc() - time::Duration::days(days);
-    json!(
-        made.format(&Rfc3339)
-            .expect("a time of this century has an RFC 3339 form")
-    )
 }
 
 // When
@@ -107,7 +53,7 @@ async fn fifty_requests_with_an_expired_token_cause_one_refresh_and_all_succeed(
     }
     gate.wait_until_reached().await;
     assert!(
-        shown(&scene.rig).is_empty(),
+        scene.rig.presented_tokens().is_empty(),
         "an expired token is not presented"
     );
     gate.open();
@@ -122,15 +68,15 @@ async fn fifty_requests_with_an_expired_token_cause_one_refresh_and_all_succeed(
     }
     assert_eq!((scene.token_posts(), scene.login.rotations()), (1, 1));
     assert!(scene.has_newest_tokens());
-    let new = access_token(&scene.login.auth_json());
-    assert_eq!(shown(&scene.rig), vec![new; 50]);
+    let new = token_of(&scene.login.auth_json(), "access_token").to_owned();
+    assert_eq!(scene.rig.presented_tokens(), vec![new; 50]);
     scene.rig.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_expires_soon_is_refreshed_while_requests_still_use_it() {
     let mut scene = LoginScene::new(299).await;
-    let old = access_token(&read_json(&scene.file()));
+    let old = token_of(&read_json(&scene.file()), "access_token").to_owned();
     let gate = Gate::new();
     scene.login.then_for_token(TokenReply::well().behind(&gate));
     let client = scene.start(json!({})).await;
@@ -140,8 +86,11 @@ async fn a_token_that_expires_soon_is_refreshed_while_requests_still_use_it() {
     scene.wait_for_new_tokens().await;
     check_served("then", &client.turn(&turn("one")).await);
     assert_eq!(
-        shown(&scene.rig),
-        [old, access_token(&scene.login.auth_json())]
+        scene.rig.presented_tokens(),
+        [
+            old,
+            token_of(&scene.login.auth_json(), "access_token").to_owned()
+        ]
     );
     assert_eq!(scene.login.post_count(), 1);
     scene.rig.stop().await;
@@ -168,7 +117,7 @@ async fn tokens_are_refreshed_five_minutes_before_expiry_and_at_eight_days_and_n
         let mut file = login.renew_with(*seconds);
         file["last_refresh"] = made.clone();
         rig.write(&format!("{tag}.json"), file.to_string());
-        users.push(json!({ "name": tag, "token": format!("token-{tag}"), "credential": tag }));
+        users.push(user(&tag, &tag));
         credentials.push(credential);
         logins.push(login);
     }
@@ -231,15 +180,18 @@ fn expired() -> Reply {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rejected_token_is_refreshed_and_the_same_request_is_sent_again() {
     let mut scene = LoginScene::new(3600).await;
-    let old = access_token(&read_json(&scene.file()));
+    let old = token_of(&read_json(&scene.file()), "access_token").to_owned();
     scene.login.account().then(expired());
     let client = scene.start(json!({})).await;
     let body = turn("one");
     check_served("refused once", &client.turn(&body).await);
     assert_eq!(newest_attempts(&scene.rig, 1).await, ["a 401", "a 200"]);
     assert_eq!(
-        shown(&scene.rig),
-        [old, access_token(&scene.login.auth_json())]
+        scene.rig.presented_tokens(),
+        [
+            old,
+            token_of(&scene.login.auth_json(), "access_token").to_owned()
+        ]
     );
     assert!(
         scene
@@ -474,13 +426,10 @@ async fn every_response_of_the_token_endpoint_is_reported_and_not_requested_agai
         (vec![rig.oauth("good")], Vec::new(), Vec::new());
     for (place, case) in cases.iter().enumerate() {
         let (tag, pool) = (format!("c{place}"), format!("p{place}"));
-        let (credential, login) = rig.login(&tag);
-        rig.write(&format!("{tag}.json"), login.renew_with(-60).to_string());
+        let (credential, login) = rig.expiring_login(&tag, -60);
         login.always_for_token(case.reply.clone());
         for name in [&tag, &pool] {
-            users.push(
-                json!({ "name": name, "token": format!("token-{name}"), "credential": name }),
-            );
+            users.push(user(name, name));
         }
         credentials.push(credential);
         credentials.push(json!({ "tag": pool, "type": "fallback", "credentials": [tag, "good"] }));
@@ -519,24 +468,6 @@ async fn every_response_of_the_token_endpoint_is_reported_and_not_requested_agai
     );
     program.kill();
     check_no_secret(&read, &logins);
-}
-
-/// The token endpoint received one request since `begun`, or as many as the back-off allows by now.
-#[track_caller]
-fn check_asked(name: &str, login: &Login, state: &str, begun: Instant) {
-    let posts = login.post_count();
-    let due = begun.elapsed().as_secs() / FIRST_BACK_OFF.as_secs();
-    let most = if state == "login_needed" {
-        1
-    } else {
-        1 + due as usize
-    };
-    assert!(
-        (1..=most).contains(&posts),
-        "{name}: {posts} times in {:?}",
-        begun.elapsed()
-    );
-    assert_eq!(login.reuses(), 0, "{name}");
 }
 
 /// Neither a token of these logins nor the canary is in the output.
@@ -693,8 +624,13 @@ async fn a_login_that_expired_long_ago_is_refreshed_right_after_another_refresh(
     other.wait_for_posts(1).await;
     scene.rig.wait_for_state("a", "ready").await;
     check_served("the other", &client.turn(&turn("one")).await);
-    let tokens = [&scene.login, &other].map(|login| access_token(&login.auth_json()));
-    assert_eq!(shown(&scene.rig), tokens, "no expired token was shown");
+    let tokens =
+        [&scene.login, &other].map(|login| token_of(&login.auth_json(), "access_token").to_owned());
+    assert_eq!(
+        scene.rig.presented_tokens(),
+        tokens,
+        "no expired token was shown"
+    );
     assert_eq!((scene.login.post_count(), other.post_count()), (1, 1));
     scene.rig.stop().await;
 }
@@ -741,7 +677,10 @@ async fn a_login_written_during_a_refresh_is_kept_and_used() {
         .await;
         let (login, text) = new.expect("a login");
         check_served(account, &client.turn(&turn("one")).await);
-        assert_eq!(shown(&scene.rig), [access_token(&login.auth_json())]);
+        assert_eq!(
+            scene.rig.presented_tokens(),
+            [token_of(&login.auth_json(), "access_token").to_owned()]
+        );
         scene.rig.wait_for_state("a", "ready").await;
         assert_eq!(fs::read_to_string(scene.file()).expect("it is there"), text);
         assert_eq!(
@@ -1040,14 +979,7 @@ async fn new_tokens_that_cannot_be_written_are_kept_until_they_can_be() {
 async fn a_fifo_is_unreadable_and_blocks_nothing() {
     let mut scene = LoginScene::new(3600).await;
     fs::remove_file(scene.file()).expect("it is there");
-    let path =
-        CString::new(scene.file().into_os_string().into_encoded_bytes()).expect("no NUL in it");
-    // SAFETY: the path is a C string that lives longer than the call.
-    assert_eq!(
-        unsafe { libc::mkfifo(path.as_ptr(), 0o600) },
-        0,
-        "a FIFO can be made"
-    );
+    make_fifo(&scene.file());
     let client = scene.start(json!({})).await;
     check_unavailable("a FIFO", &client.turn(&turn("one")).await);
     let status = scene.rig.wait_for_state("a", "unreadable").await;
@@ -1132,7 +1064,7 @@ async fn a_token_that_may_be_spent_is_not_presented_again_by_the_next_gateway() 
 async fn a_journal_of_another_token_or_without_content_changes_nothing() {
     let other = json!({
         "spent": "0".repeat(64),
-        "at": "2026-01-01T00:00:00.5Z",
+        "at": days_ago(300),
         "tokens": { "access_token": "not-ours", "refresh_token": "not-ours" },
     });
     for (name, text) in [

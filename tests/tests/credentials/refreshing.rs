@@ -1,7 +1,6 @@
 //! Token refreshes beside other credentials, other holders of the lock and other writers of the
 //! file; through links; and with a misbehaving token endpoint.
 
-use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -15,8 +14,11 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tollgate_tests::upstream::{Gate, Login, Reply, TokenReply, WAIT_MAX};
 use tollgate_tests::{
-    Answer, Client, LoginScene, Rig, oauth_file, read_json, replace_file, turn, wait_for_rows,
+    Client, LoginScene, Rig, days_ago, make_fifo, oauth_file, read_json, replace_file, token_of,
+    turn, user, wait_for_rows,
 };
+
+use crate::checks::{check_asked, check_served, check_unavailable};
 
 /// Returns the path of the credential's file with `suffix` added.
 fn beside(rig: &Rig, suffix: &str) -> PathBuf {
@@ -28,54 +30,6 @@ fn lock(rig: &Rig) -> File {
     let lock = File::create(beside(rig, ".lock")).expect("the folder can be written");
     lock.lock().expect("a file can be locked");
     lock
-}
-
-/// Creates a FIFO at `path`: opening it for writing blocks until it has a reader.
-fn put_fifo(path: &Path) {
-    let path = CString::new(path.as_os_str().as_encoded_bytes()).expect("no NUL in it");
-    // SAFETY: the path is a C string that lives longer than the call.
-    assert_eq!(
-        unsafe { libc::mkfifo(path.as_ptr(), 0o600) },
-        0,
-        "a FIFO can be made"
-    );
-}
-
-/// Returns the access token that the last turn presented to upstream.
-fn last_presented(rig: &Rig) -> String {
-    let turns = rig.upstream.turns();
-    let shown = turns
-        .last()
-        .and_then(|seen| seen.header("authorization"))
-        .expect("a turn");
-    shown
-        .strip_prefix("Bearer ")
-        .expect("a bearer token")
-        .to_owned()
-}
-
-fn token<'a>(file: &'a Value, name: &str) -> &'a str {
-    file["tokens"][name].as_str().expect("a token")
-}
-
-#[track_caller]
-fn check_unavailable(name: &str, answer: &Answer) {
-    assert_eq!(
-        answer.status,
-        StatusCode::SERVICE_UNAVAILABLE,
-        "{name}: {}",
-        answer.text()
-    );
-    assert_eq!(
-        answer.json()["error"]["code"],
-        "credentials_unavailable",
-        "{name}"
-    );
-}
-
-#[track_caller]
-fn check_served(name: &str, answer: &Answer) {
-    assert_eq!(answer.status, StatusCode::OK, "{name}: {}", answer.text());
 }
 
 fn mode(path: &Path) -> u32 {
@@ -91,7 +45,7 @@ fn mode(path: &Path) -> u32 {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_token_request_is_the_one_of_codex_and_contains_nothing_else() {
     let mut scene = LoginScene::new(-60).await;
-    let refresh_token = token(&read_json(&scene.file()), "refresh_token").to_owned();
+    let refresh_token = token_of(&read_json(&scene.file()), "refresh_token").to_owned();
     let client = scene.start(json!({})).await;
     check_served(
         "served",
@@ -183,27 +137,6 @@ struct Case {
     state: &'static str,
 }
 
-/// After a failure without `Retry-After`, the gateway tries again no sooner than this.
-const FIRST_BACK_OFF: Duration = Duration::from_secs(5);
-
-/// The token endpoint received one request since `begun`, or as many as the back-off allows by now.
-#[track_caller]
-fn check_asked(name: &str, login: &Login, state: &str, begun: Instant) {
-    let posts = login.post_count();
-    let due = begun.elapsed().as_secs() / FIRST_BACK_OFF.as_secs();
-    let most = if state == "login_needed" {
-        1
-    } else {
-        1 + due as usize
-    };
-    assert!(
-        (1..=most).contains(&posts),
-        "{name}: {posts} times in {:?}",
-        begun.elapsed()
-    );
-    assert_eq!(login.reuses(), 0, "{name}");
-}
-
 /// Checks each case in one gateway, with one credential per case: requests fail, and no refresh is
 /// retried at once.
 async fn check_answers(cases: Vec<Case>, limits: Value) {
@@ -211,10 +144,9 @@ async fn check_answers(cases: Vec<Case>, limits: Value) {
     let (mut credentials, mut users, mut logins) = (Vec::new(), Vec::new(), Vec::new());
     for (place, case) in cases.iter().enumerate() {
         let tag = format!("c{place}");
-        let (credential, login) = rig.login(&tag);
-        rig.write(&format!("{tag}.json"), login.renew_with(-60).to_string());
+        let (credential, login) = rig.expiring_login(&tag, -60);
         login.always_for_token(case.reply.clone());
-        users.push(json!({ "name": tag, "token": format!("token-{tag}"), "credential": tag }));
+        users.push(user(&tag, &tag));
         credentials.push(credential);
         logins.push(login);
     }
@@ -380,24 +312,19 @@ async fn tokens_that_have_expired_when_issued_are_not_requested_repeatedly() {
 async fn refreshes_without_waiting_requests_run_one_after_another_and_the_others_at_once() {
     let mut rig = Rig::new().await;
     let gate = Gate::new();
-    let user =
-        |tag: &str| json!({ "name": tag, "token": format!("token-{tag}"), "credential": tag });
     let mut logins = Vec::new();
     let mut credentials = Vec::new();
     for (tag, seconds) in [("a", 200), ("b", 200), ("c", -60)] {
-        let (credential, login) = rig.login(tag);
-        rig.write(
-            &format!("{tag}.json"),
-            login.renew_with(seconds).to_string(),
-        );
+        let (credential, login) = rig.expiring_login(tag, seconds);
         credentials.push(credential);
         logins.push(login);
     }
     for login in &logins[..2] {
         login.then_for_token(TokenReply::well().behind(&gate));
     }
-    let config =
-        rig.config(json!({ "credentials": credentials, "users": (["a", "b", "c"].map(user)) }));
+    let config = rig.config(
+        json!({ "credentials": credentials, "users": (["a", "b", "c"].map(|tag| user(tag, tag))) }),
+    );
     let client = rig.start(config).await;
     gate.wait_until_reached().await;
     for tag in ["c", "a", "b"] {
@@ -431,10 +358,8 @@ async fn refreshes_without_waiting_requests_run_one_after_another_and_the_others
 async fn two_credentials_with_one_file_cause_one_refresh() {
     let mut scene = LoginScene::new(-60).await;
     let link = scene.rig.path("b.json");
-    let user =
-        |tag: &str| json!({ "name": tag, "token": format!("token-{tag}"), "credential": tag });
     let other = json!({ "tag": "b", "credential_path": link });
-    let users = ["a", "b"].map(user);
+    let users = ["a", "b"].map(|tag| user(tag, tag));
     let config = scene
         .rig
         .config(json!({ "credentials": [scene.credential, other], "users": users }));
@@ -456,8 +381,8 @@ async fn two_credentials_with_one_file_cause_one_refresh() {
                 .await,
         );
         assert_eq!(
-            last_presented(&scene.rig),
-            token(&scene.login.auth_json(), "access_token")
+            scene.rig.presented_tokens().pop().as_deref(),
+            Some(token_of(&scene.login.auth_json(), "access_token"))
         );
     }
     assert_eq!((scene.token_posts(), scene.login.reuses()), (1, 0));
@@ -511,7 +436,7 @@ async fn a_lock_held_for_too_long_spends_no_token_and_is_tried_again() {
 async fn a_fifo_in_the_place_of_the_lock_blocks_nothing() {
     let mut scene = LoginScene::new(-60).await;
     let lock = beside(&scene.rig, ".lock");
-    put_fifo(&lock);
+    make_fifo(&lock);
     let client = scene
         .start(json!({ "lock_timeout": "200ms", "refresh_timeout": "200ms" }))
         .await;
@@ -582,11 +507,11 @@ async fn a_change_of_the_file_without_other_tokens_does_not_clear_login_needed()
     let client = scene.start(json!({})).await;
     check_unavailable("before", &client.turn(&turn("one")).await);
     let mut file = read_json(&scene.file());
-    file["last_refresh"] = json!("2026-01-01T00:00:00Z");
-    replace_file(&scene.file(), file.to_string());
+    file["last_refresh"] = days_ago(30);
     let known = scene.rig.credential("a").await["refreshed_at"].clone();
-    let is_so = |found: &Value| found["refreshed_at"] == 1_767_225_600_000_u64;
     assert_ne!(known, Value::Null);
+    replace_file(&scene.file(), file.to_string());
+    let is_so = |found: &Value| found["refreshed_at"] != known;
     let status = scene
         .rig
         .wait_for_credential("a", WAIT_MAX, "the change", is_so)
@@ -690,7 +615,10 @@ async fn the_files_of_a_running_refresh_are_private_and_contain_no_token() {
     let noted = fs::read_to_string(&journal).expect("it is there");
     let file = read_json(&scene.file());
     for name in ["access_token", "refresh_token", "id_token"] {
-        assert!(!noted.contains(token(&file, name)), "{name} is in {noted}");
+        assert!(
+            !noted.contains(token_of(&file, name)),
+            "{name} is in {noted}"
+        );
     }
     gate.open();
     check_served("then", &client.turn(&turn("one")).await);
@@ -786,9 +714,9 @@ async fn journaled_tokens_are_recovered_at_the_start_beside_the_target_of_links(
     let mut noted = read_json(&journal);
     let file = scene.login.auth_json();
     noted["tokens"] = json!({
-        "id_token": token(&file, "id_token"),
-        "access_token": token(&file, "access_token"),
-        "refresh_token": token(&file, "refresh_token"),
+        "id_token": token_of(&file, "id_token"),
+        "access_token": token_of(&file, "access_token"),
+        "refresh_token": token_of(&file, "refresh_token"),
     });
     fs::write(&journal, noted.to_string()).expect("it can be written");
     let client = scene.start(json!({})).await;

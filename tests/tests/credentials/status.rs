@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
 use tollgate_tests::upstream::{Gate, Reply, Standing, TokenReply, WAIT_MAX};
-use tollgate_tests::{Program, Rig, ask_socket, binary, turn, unix_in};
+use tollgate_tests::{Program, Rig, ask_socket, binary, turn, unix_in, user};
 
 /// A secret in the files and responses whose errors are reported.
 const BROKEN: &str = "canary-in-a-broken-file";
@@ -145,8 +145,7 @@ impl Varied {
         credentials.push(json!({ "tag": "missing", "credential_path": rig.path("missing.json") }));
         credentials
             .push(json!({ "type": "external", "tag": "branch", "url": rig.upstream.api_url(), "token": EXTERNAL }));
-        let users = ["limited", "refused"]
-            .map(|tag| json!({ "name": tag, "token": format!("token-{tag}"), "credential": tag }));
+        let users = ["limited", "refused"].map(|tag| user(tag, tag));
         let config = rig.config(json!({ "credentials": credentials, "users": users }));
         let program = rig.spawn(&config).await;
         let varied = Self {

@@ -12,120 +12,19 @@ use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use serde_json::{Value, json};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
-use tollgate_tests::{Client, Program, Rig, oauth_file, turn};
+use tollgate_tests::{AuthVersion, Program, Rig, WatchedFileScene, oauth_file, replace_file, turn};
 
 /// A change takes effect within this time even on a slow machine, before the ten seconds after
 /// which the gateway rereads files. The time that it took is printed; it should be less than a
 /// second.
 const SOON: Duration = Duration::from_secs(6);
 
-/// A gateway with one credential, `a`, whose file may be missing.
-struct WatchedFileScene {
-    rig: Rig,
-    client: Client,
-    versions: i64,
-}
-
-/// A version of an auth.json. Each has its own account and date.
-struct Version {
-    account: String,
-    text: String,
-    refreshed_at_ms: i64,
-}
-
-impl WatchedFileScene {
-    async fn new(rig: Rig, path: &Path) -> Self {
-        let mut rig = rig;
-        let config = rig.config(json!({ "credentials": [{"tag": "a", "credential_path": path}] }));
-        let client = rig.start(config).await;
-        Self {
-            rig,
-            client,
-            versions: 0,
-        }
-    }
-
-    /// Starts with the file `a.json` in the rig's folder, and returns its version.
-    async fn with_file() -> (Self, Version) {
-        let rig = Rig::new().await;
-        let first = version(&rig, 0);
-        let path = rig.credential_file("a");
-        rig.write("a.json", &first.text);
-        let mut scene = Self::new(rig, &path).await;
-        scene.versions = 1;
-        scene.uses(&first).await;
-        (scene, first)
-    }
-
-    fn version(&mut self) -> Version {
-        self.versions += 1;
-        version(&self.rig, self.versions)
-    }
-
-    /// Checks that the gateway loads the version soon and uses it.
-    async fn uses(&self, version: &Version) {
-        // The status first: a request would make the gateway read the file of an unavailable
-        // credential.
-        let is_so = |found: &Value| {
-            found["state"] == "ready" && found["refreshed_at"] == version.refreshed_at_ms
-        };
-        let begun = Instant::now();
-        self.rig
-            .wait_for_credential("a", SOON, &format!("as of {}", version.account), is_so)
-            .await;
-        println!("known after {:?}", begun.elapsed());
-        let answer = self.client.turn(&turn("one")).await;
-        assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
-        let account = self.rig.upstream.turns().pop().expect("a turn").account;
-        assert_eq!(account.as_deref(), Some(version.account.as_str()));
-    }
-
-    /// Checks that the credential becomes unavailable soon, for that reason, and requests fail.
-    async fn is_unavailable(&self, reason: &str) {
-        let is_so = |found: &Value| found["state"] == "unreadable";
-        let found = self
-            .rig
-            .wait_for_credential("a", SOON, "unreadable", is_so)
-            .await;
-        let told = found["reason"].as_str().expect("a reason");
-        assert!(told.contains(reason), "{told:?} has no {reason:?}");
-        let before = self.rig.upstream.turns().len();
-        let answer = self.client.turn(&turn("one")).await;
-        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
-        assert_eq!(answer.json()["error"]["code"], "credentials_unavailable");
-        assert_eq!(self.rig.upstream.turns().len(), before);
-    }
-}
-
-fn version(rig: &Rig, number: i64) -> Version {
-    let (token, account) = (format!("access-{number}"), format!("account-{number}"));
-    rig.upstream.account(&token, &account);
-    let mut file = oauth_file(&token, &account);
-    let made = OffsetDateTime::now_utc() - time::Duration::minutes(number);
-    file["last_refresh"] = json!(
-        made.format(&Rfc3339)
-            .expect("a time of this century has an RFC 3339 form")
-    );
-    let refreshed_at_ms =
-        i64::try_from(made.unix_timestamp_nanos() / 1_000_000).expect("a time of this century");
-    Version {
-        account,
-        text: file.to_string(),
-        refreshed_at_ms,
-    }
+fn replace(path: &Path, text: &str) {
+    replace_file(path, text);
 }
 
 fn write(path: &Path, text: &str) {
     fs::write(path, text).expect("the folder can be written");
-}
-
-/// Replaces a file by a rename, as Codex does.
-fn replace(path: &Path, text: &str) {
-    let new = path.with_extension("new");
-    write(&new, text);
-    fs::rename(new, path).expect("a file can be renamed");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -160,7 +59,7 @@ async fn folders_created_during_the_search_for_them_are_not_missed() {
     let folders = (0..DEPTH).flat_map(|depth| (0..WAYS).map(move |way| (way, depth)));
     let folders: Vec<PathBuf> = folders.map(|(way, depth)| folder(way, depth)).collect();
     let files: Vec<PathBuf> = (0..WAYS).map(file).collect();
-    let text = version(&rig, 0).text;
+    let text = AuthVersion::new(&rig, 0).text;
     rig.start(config).await;
     let making = tokio::task::spawn_blocking(move || {
         for folder in folders {
@@ -339,7 +238,12 @@ async fn a_half_written_file_does_not_replace_the_good_one() {
 
 /// Writes a version with a pause in the middle, during which the known version must stay. Returns
 /// how long that took.
-async fn write_in_halves(rig: &Rig, path: &Path, version: &Version, known: &Version) -> Duration {
+async fn write_in_halves(
+    rig: &Rig,
+    path: &Path,
+    version: &AuthVersion,
+    known: &AuthVersion,
+) -> Duration {
     let (begin, end) = version.text.as_bytes().split_at(version.text.len() / 2);
     let mut file = File::create(path).expect("it can be truncated");
     let begun = Instant::now();
@@ -365,7 +269,7 @@ async fn write_in_halves(rig: &Rig, path: &Path, version: &Version, known: &Vers
 // Links
 
 /// Creates a folder with that auth.json, as a Kubernetes volume does for each of its versions.
-fn volume(folder: &Path, name: &str, version: &Version) {
+fn volume(folder: &Path, name: &str, version: &AuthVersion) {
     fs::create_dir(folder.join(name)).expect("a folder can be made");
     write(&folder.join(name).join("a.json"), &version.text);
 }
@@ -397,7 +301,7 @@ async fn a_volume_whose_link_is_swapped_is_reloaded_each_time() {
         fs::remove_dir_all(folder.join(format!("..{}", number - 1))).expect("it can be removed");
         scene.uses(&next).await;
         let changed = scene.version();
-        replace(&folder.join(&name).join("a.json"), &changed.text);
+        replace_file(&folder.join(&name).join("a.json"), &changed.text);
         scene.uses(&changed).await;
     }
     scene.rig.stop().await;
@@ -458,7 +362,7 @@ async fn the_writes_of_a_refresh_are_not_logged_as_changes() {
     let mut credentials = vec![rig.oauth("other")];
     for tag in &tags {
         let (credential, login) = rig.login(tag);
-        replace(
+        replace_file(
             &rig.credential_file(tag),
             &login.renew_with(-60).to_string(),
         );
@@ -471,7 +375,7 @@ async fn the_writes_of_a_refresh_are_not_logged_as_changes() {
         wait_for_lines(&program, "tokens refreshed", Some(tag), 1).await;
     }
     // Changes are logged in their order: those before this one are in the log.
-    replace(
+    replace_file(
         &rig.credential_file("other"),
         &oauth_file("access-other", "account-other").to_string(),
     );
@@ -479,7 +383,7 @@ async fn the_writes_of_a_refresh_are_not_logged_as_changes() {
     for tag in &tags {
         let file = rig.credential_file(tag);
         let text = fs::read_to_string(&file).expect("it can be read");
-        replace(&file, &format!("{text}\n"));
+        replace_file(&file, &format!("{text}\n"));
         wait_for_lines(&program, "credential changed", Some(tag), 1).await;
     }
     for tag in &tags {
@@ -510,7 +414,7 @@ async fn threads_with(count: usize) -> usize {
         .await;
     for tag in &tags {
         let text = fs::read_to_string(rig.credential_file(tag)).expect("it can be read");
-        replace(&rig.credential_file(tag), &format!("{text}\n"));
+        replace_file(&rig.credential_file(tag), &format!("{text}\n"));
     }
     wait_for_lines(&program, "credential changed", None, count).await;
     let threads = fs::read_dir(format!("/proc/{}/task", program.id()))

@@ -15,7 +15,7 @@ use tokio::task::{JoinSet, block_in_place};
 use tokio::time::sleep;
 use tollgate_tests::upstream::{Gate, Login, Reply, TokenReply, WAIT_MAX};
 use tollgate_tests::{
-    Chance, Client, Program, Rig, ask_socket, read_json, replace_file, turn, unix_in,
+    Chance, Client, Program, Rig, ask_socket, read_json, replace_file, turn, unix_in, user,
 };
 
 /// A change of a file is noticed within this time even on a slow machine.
@@ -228,7 +228,7 @@ async fn many(count: usize) -> (Rig, Vec<Account>, Value) {
             rig.path(&format!("{tag}.json.refresh-journal")),
         );
         replace_file(&file, login.renew_with(-60).to_string());
-        users.push(json!({ "name": tag, "token": format!("token-{tag}"), "credential": tag }));
+        users.push(user(&tag, &tag));
         credentials.push(credential);
         accounts.push(Account {
             tag,

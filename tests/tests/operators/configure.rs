@@ -3,78 +3,18 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use http::StatusCode;
 use serde_json::{Value, json};
 use tollgate_tests::upstream::{Standing, Upstream, WAIT_MAX};
-use tollgate_tests::{Client, Rig, component, oauth_file, read_json, turn, wait_for_rows};
-
-const APPLIED: &str = "configuration applied";
-
-/// A running gateway and its configuration.
-struct TeamScene {
-    rig: Rig,
-    config: Value,
-    client: Client,
-}
-
-impl TeamScene {
-    /// A team on a pool of these accounts in that order, whose first polls are over.
-    async fn new(tags: &[&str]) -> Self {
-        Self::of(tags, |_| {}).await
-    }
-
-    async fn of(tags: &[&str], edit: impl FnOnce(&mut Value)) -> Self {
-        let mut rig = Rig::new().await;
-        let mut config = rig.team(tags, json!({ "strategy": "fallback" }));
-        edit(&mut config);
-        let client = rig.start_polled(config.clone()).await;
-        Self {
-            rig,
-            config,
-            client,
-        }
-    }
-
-    /// Changes the configuration, all of which is applied.
-    async fn change(&mut self, edit: impl FnOnce(&mut Value)) {
-        edit(&mut self.config);
-        assert_eq!(
-            self.rig.configure(&self.config).await.as_deref(),
-            Ok(APPLIED)
-        );
-    }
-
-    async fn status(&self, token: &str) -> u16 {
-        self.client
-            .token(token)
-            .turn(&turn("one"))
-            .await
-            .status
-            .as_u16()
-    }
-
-    /// Returns the account that serves a turn of alice in a new session.
-    async fn account(&self, session: &str) -> String {
-        let before = self.rig.upstream.turns().len();
-        let answer = self.client.token("token-alice").turn(&turn(session)).await;
-        assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
-        let seen = self.rig.upstream.turns().split_off(before);
-        seen.last()
-            .and_then(|seen| seen.account.clone())
-            .expect("a turn with an account's token")
-    }
-
-    async fn end(mut self) {
-        self.rig.stop().await;
-    }
-}
+use tollgate_tests::{Rig, TeamScene, component, oauth_file, read_json, user, wait_for_rows};
 
 fn service(config: &mut Value) -> &mut Value {
     &mut config["services"][0]
 }
 
-fn user(name: &str, token: &str) -> Value {
-    json!({ "name": name, "token": token, "credential": "pool" })
+fn with_token(name: &str, token: &str) -> Value {
+    let mut user = user(name, "pool");
+    user["token"] = json!(token);
+    user
 }
 
 // Users
@@ -89,7 +29,7 @@ async fn added_and_removed_users_and_changed_tokens_take_effect_at_once() {
     ] {
         assert_eq!(scene.status(token).await, status, "before: {token}");
     }
-    let users = json!([user("alice", "token-new"), user("carol", "token-carol")]);
+    let users = json!([with_token("alice", "token-new"), user("carol", "pool")]);
     scene
         .change(|config| service(config)["users"] = users)
         .await;
@@ -109,7 +49,7 @@ async fn a_renamed_user_is_recorded_by_the_new_name() {
     let mut scene = TeamScene::new(&["a"]).await;
     assert_eq!(scene.status("token-alice").await, 200);
     scene
-        .change(|config| service(config)["users"] = json!([user("ada", "token-alice")]))
+        .change(|config| service(config)["users"] = json!([with_token("ada", "token-alice")]))
         .await;
     assert_eq!(scene.status("token-alice").await, 200);
     let rows = wait_for_rows(&scene.rig.ledger(), 2).await;
@@ -196,12 +136,7 @@ async fn added_credentials_are_chosen_and_removed_ones_are_not() {
         })
         .await;
     assert_eq!(scene.account("new").await, "account-b");
-    scene
-        .rig
-        .wait_for_credential("b", WAIT_MAX, "polled", |found| {
-            !found["polled_at"].is_null()
-        })
-        .await;
+    scene.rig.wait_until_polled(&["b"]).await;
     scene
         .change(|config| {
             let credentials = service(config)["credentials"]
@@ -245,12 +180,8 @@ async fn a_credential_with_another_file_is_another_one_of_the_same_name() {
         .change(|config| service(config)["credentials"][0]["credential_path"] = json!(other))
         .await;
     assert_eq!(scene.account("one").await, "account-other");
-    let found = scene
-        .rig
-        .wait_for_credential("a", WAIT_MAX, "polled", |found| {
-            !found["polled_at"].is_null()
-        })
-        .await;
+    scene.rig.wait_until_polled(&["a"]).await;
+    let found = scene.rig.credential("a").await;
     assert_ne!(
         found["five_hour"]["used"], 77.0,
         "the standing is of the account: {found:#}"

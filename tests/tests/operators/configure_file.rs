@@ -11,7 +11,7 @@ use rcgen::CertifiedKey;
 use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
 use tollgate_tests::upstream::{Gate, Reply};
-use tollgate_tests::{Metrics, Program, Rig, replace_file, turn};
+use tollgate_tests::{Metrics, Program, Rig, make_fifo, replace_file, turn};
 
 /// The longest wait for what the gateway does by itself.
 const SOON: Duration = Duration::from_secs(20);
@@ -280,18 +280,6 @@ async fn a_change_during_the_start_is_taken_up_too() {
     );
     wait_for_reloads(&program, "ok", 1.0).await;
     assert_eq!(status(&program, "token-second").await, StatusCode::OK);
-}
-
-fn make_fifo(path: &std::path::Path) {
-    let name = std::ffi::CString::new(path.to_str().expect("temporary folders have plain names"))
-        .expect("no NUL");
-    // SAFETY: the path is a C string that outlives the call.
-    assert_eq!(
-        unsafe { libc::mkfifo(name.as_ptr(), 0o600) },
-        0,
-        "{}",
-        std::io::Error::last_os_error()
-    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

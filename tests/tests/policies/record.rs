@@ -1,7 +1,6 @@
 //! Records of policies' calls: their content, their bounds, and the absence of secrets.
 
 use std::collections::BTreeSet;
-use std::ffi::CString;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -10,7 +9,7 @@ use std::time::{Duration, Instant};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use tollgate_tests::upstream::WAIT_MAX;
-use tollgate_tests::{Client, Mounted, Rig, component, turn, wait_for_rows};
+use tollgate_tests::{Client, Mounted, Rig, component, make_fifo, turn, wait_for_rows};
 
 const ALICE: &str = "canary-token-of-alice";
 const COOKIE: &str = "canary-cookie";
@@ -286,18 +285,6 @@ async fn removed_record_is_created_again_when_it_is_full() {
 }
 
 // Where it cannot be written
-
-fn make_fifo(path: &Path) {
-    let name =
-        CString::new(path.to_str().expect("temporary folders have plain names")).expect("no NUL");
-    // SAFETY: the path is a C string that lives longer than the call.
-    assert_eq!(
-        unsafe { libc::mkfifo(name.as_ptr(), 0o600) },
-        0,
-        "{}",
-        std::io::Error::last_os_error()
-    );
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_place_that_is_no_file_is_named_at_the_start() {

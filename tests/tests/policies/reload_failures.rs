@@ -1,13 +1,11 @@
 //! A policy's file that cannot be used: the current generation keeps serving, and the operator sees
 //! stage and reason.
 
-use std::ffi::CString;
 use std::fs;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 
 use serde_json::{Value, json};
-use tollgate_tests::{Conduct, OWN, Rig, guest, marked_pricer, turn, wait_for_rows};
+use tollgate_tests::{Conduct, OWN, Rig, guest, make_fifo, marked_pricer, turn, wait_for_rows};
 
 /// What replaces the component, and the words of the message to the operator.
 struct Case {
@@ -100,11 +98,7 @@ const CASES: [Case; 16] = [
     Case {
         name: "a FIFO",
         put: |rig| {
-            put(rig, |path| {
-                let path = CString::new(path.as_os_str().as_bytes()).expect("no NUL in it");
-                // SAFETY: the path is a C string that lives longer than the call.
-                assert_eq!(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }, 0);
-            });
+            put(rig, make_fifo);
         },
         told: &["rejected at read", "expected a file"],
     },

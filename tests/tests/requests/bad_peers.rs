@@ -3,5 +3,4 @@
 
 mod clients;
 mod http2;
-mod scene;
 mod upstreams;

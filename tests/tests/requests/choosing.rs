@@ -7,7 +7,7 @@ use http::StatusCode;
 use serde_json::{Value, json};
 use tollgate_tests::upstream::{Reply, Standing};
 use tollgate_tests::{
-    Client, Rig, key_file, oauth_file, over_both, rows, turn, unix_in, wait_for_rows,
+    Client, Rig, key_file, oauth_file, over_both, rows, turn, unix_in, user, wait_for_rows,
 };
 
 /// `{"https://api.openai.com/auth":{"chatgpt_plan_type":"…"}}` in base64url: the claims of an id
@@ -31,10 +31,6 @@ fn planned(rig: &Rig, tag: &str, plan: &str) -> Value {
     file["tokens"]["id_token"] = json!(format!("x.{claims}.y"));
     rig.write(&format!("{tag}.json"), file.to_string());
     credential
-}
-
-fn user(name: &str, credential: &str) -> Value {
-    json!({ "name": name, "token": format!("token-{name}"), "credential": credential })
 }
 
 /// The configuration of a team on a pool. Beside alice and bob, each credential has a user of its

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use tollgate_tests::upstream::{Account, Encoding, End, Gate, Reply, Standing, Usage};
-use tollgate_tests::{Client, Protocol, Rig, Row, over_both, rows, turn, unix_in, wait_for_rows};
+use tollgate_tests::{
+    Client, Protocol, Rig, Row, over_both, rows, turn, unix_in, user, wait_for_rows,
+};
 
 const USED: Usage = Usage {
     input: 1000,
@@ -824,8 +826,7 @@ fn config_with_file(rig: &Rig) -> (Value, PathBuf) {
     let file = rig.path("usages.json");
     let mut credential = rig.oauth("a");
     credential["usages_path"] = json!(file);
-    let user =
-        |name: &str| json!({ "name": name, "token": format!("token-{name}"), "credential": "a" });
+    let user = |name: &str| user(name, "a");
     (
         rig.config(json!({ "credentials": [credential], "users": [user("alice"), user("bob")] })),
         file,

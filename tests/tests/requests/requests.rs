@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use tollgate_tests::upstream::{Encoding, Gate, Reply, SeenRequest, Standing, Upstream};
-use tollgate_tests::{Answer, Client, Protocol, Rig, over_both, rows, turn, wait_for_rows};
+use tollgate_tests::{Answer, Client, Protocol, Rig, over_both, rows, turn, user, wait_for_rows};
 
 const NOT_UNDER_V1: &str = "path must start with /v1/";
 
@@ -469,8 +469,7 @@ over_both!(a_connection_to_upstream_serves_one_credential_alone_and_that_again_a
 async fn a_connection_to_upstream_serves_one_credential_alone_and_that_again_and_again() {
     const TURNS: usize = 6;
     let mut rig = Rig::new().await;
-    let user =
-        |tag: &str| json!({ "name": tag, "token": format!("token-{tag}"), "credential": tag });
+    let user = |tag: &str| user(tag, tag);
     let credentials = json!([rig.oauth("a"), rig.oauth("b"), rig.api_key("k")]);
     let tags = ["a", "b", "k"];
     let config = rig.config(json!({ "credentials": credentials, "users": tags.map(user) }));
@@ -1156,8 +1155,7 @@ async fn status_weighs_what_is_left_under_the_caps_by_plan() {
     (a["reserve_5h"], a["limit_weekly"]) = (json!(20), json!(60));
     let b = pro_file(&rig, "b");
     let away = json!({ "tag": "away", "credential_path": rig.path("away.json") });
-    let user =
-        |name: &str| json!({ "name": name, "token": format!("token-{name}"), "credential": name });
+    let user = |tag: &str| user(tag, tag);
     let config = rig.config(json!({
         "credentials": [a, b, away, {"tag": "pool", "type": "balancer", "credentials": ["a", "b", "away"]}],
         "users": (["a", "b", "away", "pool"].map(user)),

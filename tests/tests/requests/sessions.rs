@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::StatusCode;
 use rusqlite::{Connection, params};
 use serde_json::{Value, json};
-use tollgate_tests::upstream::{Reply, SeenRequest, Standing, WAIT_MAX};
+use tollgate_tests::upstream::{Reply, SeenRequest, Standing};
 use tollgate_tests::{Client, Rig, over_both, turn, unix_in};
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -87,16 +87,6 @@ fn two(rig: &Rig) -> Value {
     config
 }
 
-/// Waits until the gateway process has polled every account, as [`Rig::start_polled`] does.
-async fn wait_until_polled(rig: &Rig) {
-    for tag in ["a", "b"] {
-        rig.wait_for_credential(tag, WAIT_MAX, "its use was asked for", |found| {
-            found["polled_at"].is_u64()
-        })
-        .await;
-    }
-}
-
 // Sessions that keep their credential
 
 /// Checks that alice's session `one` and what continues its response go to `b`, and everything else
@@ -136,10 +126,11 @@ async fn sessions_and_responses_stay_with_their_credential_across_a_kill_right_a
     let rig = Rig::new().await;
     let config = two(&rig);
     let first = rig.spawn(&config).await;
+    rig.wait_until_polled(&["a", "b"]).await;
     settle_on_b(&rig, &first.client()).await;
     first.kill();
     let second = rig.spawn(&config).await;
-    wait_until_polled(&rig).await;
+    rig.wait_until_polled(&["a", "b"]).await;
     check_kept(&rig, &second.client()).await;
     second.kill();
 }

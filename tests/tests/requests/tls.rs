@@ -3,14 +3,11 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
-use http::{Request, StatusCode, Version};
-use http_body_util::{BodyExt, Full};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use http::{StatusCode, Version};
+use rustls::ProtocolVersion;
 use rustls::pki_types::ServerName;
 use rustls::version::{TLS12, TLS13};
-use rustls::{ProtocolVersion, SupportedProtocolVersion};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
@@ -20,109 +17,8 @@ use tokio_tungstenite::tungstenite::Message;
 use tollgate_tests::peer::{Peer, WAIT_MAX, post};
 use tollgate_tests::upstream::Upgrade;
 use tollgate_tests::{
-    Authority, Certificate, Program, Rig, TLS_VERSIONS, rows, turn, wait_for_rows,
+    Authority, Certificate, Program, Rig, TLS_VERSIONS, TlsScene, turn, wait_for_rows,
 };
-
-/// A gateway with a TLS listener.
-struct TlsScene {
-    rig: Rig,
-    authority: Authority,
-    address: SocketAddr,
-}
-
-impl TlsScene {
-    async fn new(tls: Value, limits: Value) -> Self {
-        let mut rig = Rig::new().await;
-        let authority = Authority::new();
-        let certificate = authority.sign(&["localhost"]);
-        let mut config = rig.config(json!({ "credentials": [rig.oauth("a")] }));
-        let mut whole =
-            json!({ "enabled": true, "certificate": certificate.pem, "key": certificate.key });
-        for (name, value) in tls.as_object().expect("fields") {
-            whole[name] = value.clone();
-        }
-        config["services"][0]["tls"] = whole;
-        config["limits"] = limits;
-        let address = rig.start(config).await.address();
-        Self {
-            rig,
-            authority,
-            address,
-        }
-    }
-
-    async fn connect(
-        &self,
-        versions: &[&'static SupportedProtocolVersion],
-        alpn: &[&str],
-    ) -> std::io::Result<TlsStream<TcpStream>> {
-        let stream = TcpStream::connect(self.address).await?;
-        let name = ServerName::try_from("localhost").expect("a name");
-        let shaking = self.authority.client(versions, alpn).connect(name, stream);
-        let mut stream = tokio::time::timeout(WAIT_MAX, shaking)
-            .await
-            .expect("a handshake in time")?;
-        // In TLS 1.3, a server's rejection arrives after the client's handshake has ended.
-        tokio::io::AsyncWriteExt::flush(&mut stream).await?;
-        Ok(stream)
-    }
-
-    /// Sends a turn over the negotiated protocol, and returns that protocol.
-    async fn turn(&self, alpn: &[&str]) -> Option<String> {
-        let stream = self.connect(TLS_VERSIONS, alpn).await.expect("a handshake");
-        let agreed = stream
-            .get_ref()
-            .1
-            .alpn_protocol()
-            .map(|name| String::from_utf8_lossy(name).into_owned());
-        let text = if agreed.as_deref() == Some("h2") {
-            over_http2(stream).await
-        } else {
-            let mut peer = Peer::new(stream);
-            peer.send(post(&turn("tls").to_string())).await;
-            let answer = peer.message().await.expect("an answer");
-            assert!(answer.status() == 200 && answer.whole);
-            answer.text()
-        };
-        assert!(text.contains("response.completed"), "{text}");
-        agreed
-    }
-
-    async fn is_refused(
-        &self,
-        versions: &[&'static SupportedProtocolVersion],
-        alpn: &[&str],
-    ) -> bool {
-        let Ok(stream) = self.connect(versions, alpn).await else {
-            return true;
-        };
-        let mut peer = Peer::new(stream);
-        peer.send(post(&turn("refused").to_string())).await;
-        peer.message().await.is_none()
-    }
-
-    async fn end(mut self, admitted: usize) {
-        wait_for_rows(&self.rig.ledger(), admitted).await;
-        self.rig.stop().await;
-        assert_eq!(rows(&self.rig.ledger()).len(), admitted);
-    }
-}
-
-async fn over_http2(stream: TlsStream<TcpStream>) -> String {
-    let shaken =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
-    let (mut sender, connection) = shaken.expect("HTTP/2");
-    tokio::spawn(connection);
-    let request = Request::post("https://localhost/v1/responses")
-        .body(Full::new(Bytes::from(turn("tls").to_string())))
-        .expect("a request");
-    let answer = sender.send_request(request).await.expect("an answer");
-    assert_eq!(
-        (answer.status(), answer.version()),
-        (StatusCode::OK, Version::HTTP_2)
-    );
-    String::from_utf8(answer.collect().await.expect("whole").to_bytes().to_vec()).expect("text")
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn http1_and_http2_are_negotiated_by_alpn() {

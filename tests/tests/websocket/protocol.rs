@@ -4,102 +4,22 @@
 use std::fs;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
-use tollgate_tests::upstream::{Gate, SeenSocket, SocketEnd, SocketReply, Upgrade};
-use tollgate_tests::{Client, Event, Rig, Socket};
+use tollgate_tests::frames::{
+    BINARY, CLOSE, CONTINUATION, FIN, Length, PING, PONG, TEXT, close, fragments, fragments_with,
+    frame, header, lying, served, text,
+};
+use tollgate_tests::upstream::{Gate, SeenSocket, SocketEnd, SocketReply};
+use tollgate_tests::{EchoScene, Event, Socket};
 
 /// No wait of these tests is longer.
 const WAIT_MAX: Duration = Duration::from_secs(20);
 
 /// Held by tests that take a whole machine: one of them beside another would run into limits of the gateway's.
 static HEAVY: Mutex<()> = Mutex::const_new(());
-
-// Frames
-
-const FIN: u8 = 0x80;
-const CONTINUATION: u8 = 0x0;
-const TEXT: u8 = 0x1;
-const BINARY: u8 = 0x2;
-const CLOSE: u8 = 0x8;
-const PING: u8 = 0x9;
-const PONG: u8 = 0xa;
-const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
-
-/// How a header tells a length.
-#[derive(Clone, Copy)]
-enum Length {
-    Short(u8),
-    Two(u16),
-    Eight(u64),
-}
-
-fn shortest(length: usize) -> Length {
-    match length {
-        0..=125 => Length::Short(length as u8),
-        126..=0xffff => Length::Two(length as u16),
-        _ => Length::Eight(length as u64),
-    }
-}
-
-fn header(first: u8, masked: u8, length: Length) -> Vec<u8> {
-    match length {
-        Length::Short(length) => vec![first, masked | length],
-        Length::Two(length) => [&[first, masked | 126], &length.to_be_bytes()[..]].concat(),
-        Length::Eight(length) => [&[first, masked | 127], &length.to_be_bytes()[..]].concat(),
-    }
-}
-
-fn masked(payload: &[u8]) -> Vec<u8> {
-    payload
-        .iter()
-        .zip(MASK.iter().cycle())
-        .map(|(byte, mask)| byte ^ mask)
-        .collect()
-}
-
-/// A client's frame whose header says `length`, whatever its payload has.
-fn lying(first: u8, length: Length, payload: &[u8]) -> Vec<u8> {
-    [header(first, 0x80, length), MASK.to_vec(), masked(payload)].concat()
-}
-
-/// A client's frame.
-fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
-    lying(first, shortest(payload.len()), payload)
-}
-
-/// A server's frame.
-fn served(first: u8, payload: &[u8]) -> Vec<u8> {
-    [&header(first, 0, shortest(payload.len())), payload].concat()
-}
-
-fn text(payload: impl AsRef<[u8]>) -> Vec<u8> {
-    frame(FIN | TEXT, payload.as_ref())
-}
-
-/// A message in a frame for each piece, and between the frames that.
-fn fragments_with<'a>(
-    opcode: u8,
-    pieces: impl IntoIterator<Item = &'a [u8]>,
-    between: &[u8],
-) -> Vec<u8> {
-    let pieces: Vec<&[u8]> = pieces.into_iter().collect();
-    let frames = pieces.iter().enumerate().map(|(place, piece)| {
-        let fin = if place + 1 == pieces.len() { FIN } else { 0 };
-        frame(fin | if place == 0 { opcode } else { CONTINUATION }, piece)
-    });
-    frames.collect::<Vec<_>>().join(between)
-}
-
-fn fragments<'a>(opcode: u8, pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
-    fragments_with(opcode, pieces, b"")
-}
-
-fn close(code: u16, reason: &[u8]) -> Vec<u8> {
-    frame(FIN | CLOSE, &[&code.to_be_bytes(), reason].concat())
-}
 
 // Cases
 
@@ -153,111 +73,48 @@ fn closed(code: u16) -> Event {
     Event::Close(code, String::new())
 }
 
-/// A gateway before an upstream that echoes, and a socket that nothing may happen to.
-struct EchoScene {
-    rig: Rig,
-    client: Client,
-    bystander: Socket,
-    /// The sockets that were opened besides.
-    opened: usize,
-}
-
-impl EchoScene {
-    async fn new() -> Self {
-        Self::with(json!({})).await
-    }
-
-    async fn with(limits: Value) -> Self {
-        let mut rig = Rig::new().await;
-        let mut config = rig.config(json!({ "credentials": [rig.oauth("a")] }));
-        config["limits"] = limits;
-        let client = rig.start(config).await;
-        rig.account("a").always_handshake(Upgrade::new().echo());
-        let bystander = client.socket().await.expect("a socket");
-        Self {
-            rig,
-            client,
-            bystander,
-            opened: 0,
-        }
-    }
-
-    async fn socket(&mut self) -> Socket {
-        self.opened += 1;
-        self.client
-            .socket()
-            .await
-            .unwrap_or_else(|answer| panic!("no socket: {}", answer.text()))
-    }
-
-    /// A socket on which upstream does this, unasked.
-    async fn greeted(&mut self, greeting: SocketReply) -> Socket {
-        self.rig
-            .account("a")
-            .then_handshake(Upgrade::new().echo().greet(greeting));
-        self.socket().await
-    }
-
-    /// All are over but the bystander, and upstream was sent nothing that breaks the protocol.
-    async fn end(mut self) {
-        self.bystander.send_text("still there").await;
-        assert_eq!(self.bystander.next_message().await, echo("still there"));
-        let seen = self.rig.upstream.wait_for_sockets_ended(self.opened).await;
-        assert_eq!(self.rig.upstream.open_socket_count(), 1, "the bystander's");
-        let violated = seen
-            .iter()
-            .filter(|socket| matches!(socket.end, Some(SocketEnd::Violated(_))))
-            .count();
-        assert_eq!(violated, 0, "upstream was sent what breaks the protocol");
-        self.rig.stop().await;
-    }
-
-    /// Each case at once, in pieces, and byte by byte.
-    async fn check(mut self, cases: impl IntoIterator<Item = Case>) {
-        for case in cases {
-            for size in [usize::MAX, 997, 1] {
-                let bytes = case.sent_bytes();
-                if size == usize::MAX
-                    || (size == 997 && bytes > size)
-                    || (size == 1 && bytes < 3_000)
-                {
-                    self.check_case(&case, size).await;
-                }
+/// Checks each case sent at once, in pieces, and byte by byte.
+async fn check(mut scene: EchoScene, cases: impl IntoIterator<Item = Case>) {
+    for case in cases {
+        for size in [usize::MAX, 997, 1] {
+            let bytes = case.sent_bytes();
+            if size == usize::MAX || (size == 997 && bytes > size) || (size == 1 && bytes < 3_000) {
+                check_case(&mut scene, &case, size).await;
             }
         }
-        self.end().await;
     }
+    scene.end().await;
+}
 
-    async fn check_case(&mut self, case: &Case, size: usize) {
-        let mut socket = self.socket().await;
-        for (place, (sent, back)) in case.exchanges.iter().enumerate() {
-            let found = exchange(&mut socket, sent, size, back.len()).await;
-            assert_eq!(
-                found,
-                in_order(back),
-                "{}, exchange {place}, in pieces of {size}",
-                case.name
-            );
-        }
-        if !case.closes() {
-            socket.send_raw(close(1000, b"over")).await;
-            assert_eq!(
-                socket.next().await,
-                Event::Close(1000, "over".to_owned()),
-                "{}",
-                case.name
-            );
-        }
+async fn check_case(scene: &mut EchoScene, case: &Case, size: usize) {
+    let mut socket = scene.socket().await;
+    for (place, (sent, back)) in case.exchanges.iter().enumerate() {
+        let found = exchange(&mut socket, sent, size, back.len()).await;
         assert_eq!(
-            socket.next().await,
-            Event::Gone,
-            "{}, in pieces of {size}",
+            found,
+            in_order(back),
+            "{}, exchange {place}, in pieces of {size}",
             case.name
         );
     }
+    if !case.closes() {
+        socket.send_raw(close(1000, b"over")).await;
+        assert_eq!(
+            socket.next().await,
+            Event::Close(1000, "over".to_owned()),
+            "{}",
+            case.name
+        );
+    }
+    assert_eq!(
+        socket.next().await,
+        Event::Gone,
+        "{}, in pieces of {size}",
+        case.name
+    );
 }
 
-/// Sends in pieces, and answers the first events that come.
+/// Sends in pieces, and returns the first events that come.
 async fn exchange(socket: &mut Socket, sent: &[u8], size: usize, count: usize) -> Vec<Event> {
     for piece in sent.chunks(size) {
         socket.send_raw(piece).await;
@@ -295,7 +152,7 @@ async fn messages_of_every_form_of_length_come_back() {
                 .then(frame(FIN | BINARY, &bytes), [Event::Binary(bytes.into())]),
         ]
     });
-    EchoScene::new().await.check(cases).await;
+    check(EchoScene::new().await, cases).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -318,7 +175,7 @@ async fn a_length_that_is_not_in_its_shortest_form_is_1002() {
             )
         })
     });
-    EchoScene::new().await.check(cases).await;
+    check(EchoScene::new().await, cases).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -331,7 +188,7 @@ async fn a_clients_unmasked_frame_is_1002() {
             1002,
         )
     });
-    EchoScene::new().await.check(cases).await;
+    check(EchoScene::new().await, cases).await;
 }
 
 // 2: pings and pongs
@@ -364,7 +221,7 @@ async fn pings_are_answered_by_upstream_and_pongs_are_not() {
     cases.push(each.into_iter().fold(case("2.10"), |case, payload| {
         case.then(ping(payload), [pong(payload)])
     }));
-    EchoScene::new().await.check(cases).await;
+    check(EchoScene::new().await, cases).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -402,7 +259,7 @@ async fn a_reserved_bit_is_1002() {
             Case::broken(format!("3.{bits}, later"), [sent, ping].concat(), 1002),
         ]
     });
-    EchoScene::new().await.check(cases).await;
+    check(EchoScene::new().await, cases).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -418,7 +275,7 @@ async fn a_reserved_opcode_is_1002() {
             )
         })
     });
-    EchoScene::new().await.check(cases).await;
+    check(EchoScene::new().await, cases).await;
 }
 
 // 5: fragments
@@ -499,20 +356,22 @@ fn broken_fragments() -> Vec<Case> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn fragments_make_one_message_and_what_is_none_is_1002() {
-    EchoScene::new()
-        .await
-        .check(sound_fragments().into_iter().chain(broken_fragments()))
-        .await;
+    check(
+        EchoScene::new().await,
+        sound_fragments().into_iter().chain(broken_fragments()),
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_of_1000_fragments_of_a_byte_comes_back() {
     let words = "0123456789".repeat(100);
     let sent = fragments(TEXT, words.as_bytes().chunks(1));
-    EchoScene::new()
-        .await
-        .check([case("1000 fragments").then(sent, [echo(words)])])
-        .await;
+    check(
+        EchoScene::new().await,
+        [case("1000 fragments").then(sent, [echo(words)])],
+    )
+    .await;
 }
 
 // 6: UTF-8
@@ -576,7 +435,7 @@ async fn texts_of_utf8_come_back_however_they_are_cut() {
         let bytes = fragments(TEXT, words.as_bytes().chunks(1));
         cases.push(case(format!("6, {words:?} in fragments")).then(bytes, [echo(words)]));
     }
-    EchoScene::new().await.check(cases).await;
+    check(EchoScene::new().await, cases).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -593,7 +452,7 @@ async fn a_text_that_is_no_utf8_is_1007() {
                 .then(frame(FIN | BINARY, bytes), [Event::Binary(bytes.into())]),
         ]
     });
-    EchoScene::new().await.check(cases).await;
+    check(EchoScene::new().await, cases).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -607,7 +466,7 @@ async fn broken_utf8_is_1007_before_its_message_or_frame_ends() {
             [closed(1007)],
         ),
     ];
-    EchoScene::new().await.check(cases).await;
+    check(EchoScene::new().await, cases).await;
 }
 
 // 7: closing
@@ -635,7 +494,7 @@ async fn a_clients_close_goes_through_and_nothing_after_it() {
     ] {
         cases.push(case(format!("7.7, {code}")).then(close(code, b"why"), answered(code, "why")));
     }
-    EchoScene::new().await.check(cases).await;
+    check(EchoScene::new().await, cases).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -654,7 +513,7 @@ async fn a_close_that_is_none_is_1002_and_a_reason_that_is_no_text_1007() {
         close(1000, b"\xce\xba\xed\xa0\x80edited"),
         1007,
     ));
-    EchoScene::new().await.check(cases).await;
+    check(EchoScene::new().await, cases).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -708,7 +567,7 @@ async fn large_messages_come_back_in_a_frame_and_in_fragments() {
             cases.push(case(format!("9.4, {bytes} in fragments of {size}")).then(sent, [back]));
         }
     }
-    EchoScene::new().await.check(cases).await;
+    check(EchoScene::new().await, cases).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -737,10 +596,11 @@ async fn a_message_at_its_bound_comes_back_and_one_past_it_is_1009() {
             1009,
         ),
     ];
-    EchoScene::with(json!({ "websocket_message_bytes": BOUND }))
-        .await
-        .check(cases)
-        .await;
+    check(
+        EchoScene::with(json!({ "websocket_message_bytes": BOUND })).await,
+        cases,
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

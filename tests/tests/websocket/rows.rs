@@ -10,20 +10,14 @@ use tollgate_tests::{Client, Event, Rig, Row, Socket, rows, turn, unix_in, wait_
 /// What a response of gpt-5.4 costs that is as long as the scripted upstream's.
 const TURN_NANOUSD: i64 = 3_450_000;
 
-/// A gateway that has started knows within this what its credentials have used.
-const POLLED: Duration = Duration::from_secs(30);
-
 /// A running team on such a pool, with these limits, and alice's client, which names no session.
 async fn pool(tags: &[&str], pool: Value, limits: Value) -> (Rig, Client) {
     let mut rig = Rig::new().await;
     let mut config = rig.team(tags, pool);
     config["limits"] = limits;
     let client = rig.start(config).await.token("token-alice");
-    for tag in tags {
-        // A later poll would replace the figures of the test, and the first known poll would decide.
-        rig.wait_for_credential(tag, POLLED, "polled", |found| !found["polled_at"].is_null())
-            .await;
-    }
+    // A later poll would replace the figures of the test.
+    rig.wait_until_polled(tags).await;
     (rig, client)
 }
 

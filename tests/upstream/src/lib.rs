@@ -20,46 +20,33 @@
 //! # }
 //! ```
 
-mod account;
-mod answer;
+mod accounts;
 mod asked;
-mod body;
 mod count;
-mod encoding;
-mod events;
 mod gate;
-mod handshake;
-mod http2;
-mod login;
-mod reply;
-mod script;
+mod logins;
+mod responses;
 mod seen;
-mod seen_socket;
 mod server;
-mod socket;
-mod socket_reply;
-mod sse;
-mod standing;
-mod token_reply;
-mod tokens;
-mod wire;
+mod sockets;
+mod transport;
 
 #[cfg(test)]
 mod tests;
 
-pub use account::Account;
-pub use encoding::Encoding;
+pub use accounts::account::Account;
+pub use accounts::standing::{HeaderForm, Slots, Standing, Window};
 pub use gate::Gate;
 pub use h2::Reason;
-pub use handshake::{Handshake, Upgrade};
-pub use login::Login;
-pub use reply::{End, Reply, Usage};
+pub use logins::login::Login;
+pub use logins::token_reply::TokenReply;
+pub use responses::encoding::Encoding;
+pub use responses::reply::{End, Reply, Usage};
 pub use seen::SeenRequest;
-pub use seen_socket::{SeenMessage, SeenSocket, SocketEnd};
 pub use server::{Options, Remember, TlsOptions, Upstream};
-pub use socket_reply::{NO_CLOSE_CODE, SocketError, SocketReply};
-pub use standing::{HeaderForm, Slots, Standing, Window};
-pub use token_reply::TokenReply;
+pub use sockets::handshake::{Handshake, Upgrade};
+pub use sockets::seen_socket::{SeenMessage, SeenSocket, SocketEnd};
+pub use sockets::socket_reply::{NO_CLOSE_CODE, SocketError, SocketReply};
 
 /// How long any wait in this crate lasts before it panics with what was seen instead.
 pub const WAIT_MAX: std::time::Duration = std::time::Duration::from_secs(10);

@@ -16,15 +16,15 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::account::Account;
-use crate::answer::Prepared;
-use crate::login::{Login, Logins};
-use crate::reply::Reply;
-use crate::script::Script;
+use crate::accounts::account::Account;
+use crate::accounts::script::Script;
+use crate::accounts::standing::HeaderForm;
+use crate::logins::login::{Login, Logins};
+use crate::responses::answer::Prepared;
+use crate::responses::reply::Reply;
 use crate::seen::{Record, SeenRequest};
-use crate::seen_socket::{SeenSocket, Sockets};
-use crate::socket_reply::SocketReply;
-use crate::standing::HeaderForm;
+use crate::sockets::seen_socket::{SeenSocket, Sockets};
+use crate::sockets::socket_reply::SocketReply;
 
 use connection::accept;
 

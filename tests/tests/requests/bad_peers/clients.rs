@@ -5,11 +5,9 @@ use std::time::{Duration, Instant};
 use http::{Method, StatusCode};
 use serde_json::json;
 use tokio::time::timeout;
-use tollgate_tests::upstream::{Gate, Reply};
-use tollgate_tests::{Client, over_both, turn};
-
-use super::scene::{BadPeerScene, ends};
 use tollgate_tests::peer::post;
+use tollgate_tests::upstream::{Gate, Reply};
+use tollgate_tests::{BadPeerScene, Client, ends, over_both, turn};
 
 const BODY_BYTES: usize = 100_000;
 /// How long after its limit something may happen on a machine that is busy.

@@ -5,9 +5,7 @@ use std::time::{Duration, Instant};
 use http::{Method, StatusCode};
 use serde_json::json;
 use tollgate_tests::upstream::{Gate, Reply};
-use tollgate_tests::{Client, Protocol, over_both, turn};
-
-use super::scene::{BadPeerScene, ends};
+use tollgate_tests::{BadPeerScene, Client, Protocol, ends, over_both, turn};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const HEADERS: u8 = 1;

@@ -8,11 +8,9 @@ use std::time::Duration;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tollgate_tests::upstream::{Encoding, Gate, Reply, Upstream};
-use tollgate_tests::{Answer, Client, Row, over_both, turn};
-
-use super::scene::{BadPeerScene, ends};
 use tollgate_tests::peer::Peer;
+use tollgate_tests::upstream::{Encoding, Gate, Reply, Upstream};
+use tollgate_tests::{Answer, BadPeerScene, Client, Row, ends, over_both, turn};
 
 /// What a good upstream answers, byte by byte.
 const GOOD: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 18\r\n\r\n{\"id\": \"resp_one\"}";

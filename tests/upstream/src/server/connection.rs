@@ -23,17 +23,17 @@ use tokio_rustls::TlsAcceptor;
 
 use super::decide::{Decided, route};
 use super::{Stage, TlsOptions};
-use crate::account::Account;
-use crate::answer::{Answer, Call, Route};
+use crate::accounts::account::Account;
 use crate::asked::Asked;
-use crate::body::{Break, Broken, ScriptedBody, Underway};
-use crate::events;
-use crate::handshake::Outcome;
-use crate::http2::{Ending, FrameIo, StreamTasks, poll_streams};
-use crate::reply::{Content, Cut, Reply};
+use crate::responses::answer::{Answer, Call, Route};
+use crate::responses::body::{Break, Broken, ScriptedBody, Underway};
+use crate::responses::events;
+use crate::responses::reply::{Content, Cut, Reply};
 use crate::seen::SeenRequest;
-use crate::socket::{AcceptedSocket, Opening};
-use crate::wire::{Wire, WireIo};
+use crate::sockets::handshake::Outcome;
+use crate::sockets::socket::{AcceptedSocket, Opening};
+use crate::transport::http2::{Ending, FrameIo, StreamTasks, poll_streams};
+use crate::transport::wire::{Wire, WireIo};
 
 /// After a failed accept (no file descriptors, usually) the next try waits this long.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(10);

@@ -8,12 +8,12 @@ use http::{HeaderMap, Method};
 use serde_json::{Value, json};
 
 use super::{Stage, TOKEN_PATH};
-use crate::account::Account;
-use crate::answer::{Prepared, Route};
+use crate::accounts::account::Account;
 use crate::asked::Asked;
-use crate::handshake::{self, Outcome};
-use crate::login::{Access, Redeemed};
-use crate::reply::Reply;
+use crate::logins::login::{Access, Redeemed};
+use crate::responses::answer::{Prepared, Route};
+use crate::responses::reply::Reply;
+use crate::sockets::handshake::{self, Outcome};
 
 /// The reply to a request, and its account. Decided as soon as the body is there, so that a client
 /// that leaves before the answer has still changed what it asked to change.

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use super::*;
+use crate::accounts::standing::unix_now;
 
 const USAGE: &str = "/backend-api/wham/usage";
 
@@ -114,7 +115,7 @@ async fn auth_json_is_as_codex_writes_it() {
         ("2026-11-22T10:00:00.000000000Z".len(), "Z")
     );
     let access = claims(&file["tokens"]["access_token"]);
-    let left = access["exp"].as_i64().expect("Unix seconds") - standing::unix_now() as i64;
+    let left = access["exp"].as_i64().expect("Unix seconds") - unix_now() as i64;
     assert!((80..=90).contains(&left), "{left} seconds");
     assert_eq!(
         access["https://api.openai.com/auth"]["chatgpt_plan_type"],

@@ -1,0 +1,9 @@
+//! Arrangements that several scenarios share: a rig, its running gateway, and checks of both.
+
+pub(crate) mod bad_peer;
+pub mod canary;
+pub(crate) mod echo;
+pub(crate) mod login;
+pub(crate) mod team;
+pub(crate) mod tls;
+pub(crate) mod watched_file;

@@ -1,0 +1,5 @@
+//! Accounts: their rate-limit windows, their scripted replies, and how many requests they received.
+
+pub(crate) mod account;
+pub(crate) mod script;
+pub(crate) mod standing;
