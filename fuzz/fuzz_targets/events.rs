@@ -33,7 +33,7 @@ fn read(
             event,
             UpstreamMessage::Ended(_) | UpstreamMessage::Error { .. }
         );
-        (event, ended.then(|| events.take_metered()), creates.end())
+        (event, ended.then(|| events.finish_response()), creates.end())
     });
     each.collect()
 }

@@ -30,7 +30,7 @@ pub use raw::{LogFormat, LogLevel, OnFailure, PolicyKind};
 pub use shipped::ShippedPolicy;
 pub use validate::{SchemaError, SchemaValidator};
 
-use problem::Findings;
+use problem::ProblemReport;
 use raw::RawConfig;
 
 use crate::files::read_bounded;
@@ -114,8 +114,8 @@ pub fn load(path: &Path) -> Result<LoadedConfig, ConfigError> {
 pub fn parse(text: &str) -> Result<LoadedConfig, ConfigError> {
     let mut value =
         jsonc::parse(text).map_err(|error| ConfigError::without_path(error.to_string()))?;
-    let mut findings = Findings::default();
-    remove_ignored_keys(&mut value, &mut findings);
+    let mut report = ProblemReport::default();
+    remove_ignored_keys(&mut value, &mut report);
     let validator = validator();
     let malformed = validator.problems(&ConfigPath::root(), &value);
     if !malformed.is_empty() {
@@ -126,7 +126,7 @@ pub fn parse(text: &str) -> Result<LoadedConfig, ConfigError> {
         if !validator.problems(&ConfigPath::root(), &value).is_empty() {
             return Err(ConfigError {
                 problems: malformed,
-                warnings: findings.warnings,
+                warnings: report.warnings,
                 rest: None,
             });
         }
@@ -136,16 +136,16 @@ pub fn parse(text: &str) -> Result<LoadedConfig, ConfigError> {
             "expected a configuration as in the schema that `tollgate config-schema` prints",
         )
     })?;
-    let config = resolve::resolve(&raw, &mut findings);
-    let problems = with_independent(malformed, findings.problems);
+    let config = resolve::resolve(&raw, &mut report);
+    let problems = with_independent(malformed, report.problems);
     match config {
         Some(config) if problems.is_empty() => Ok(LoadedConfig {
             config,
-            warnings: findings.warnings,
+            warnings: report.warnings,
         }),
         rest => Err(ConfigError {
             problems,
-            warnings: findings.warnings,
+            warnings: report.warnings,
             rest: rest.map(Box::new),
         }),
     }
@@ -183,7 +183,7 @@ fn validator() -> SchemaValidator {
         .unwrap_or_else(|error| unreachable!("the schema of our own types: {error}"))
 }
 
-fn remove_ignored_keys(value: &mut Value, findings: &mut Findings) {
+fn remove_ignored_keys(value: &mut Value, report: &mut ProblemReport) {
     let Some(object) = value.as_object_mut() else {
         return;
     };
@@ -196,6 +196,6 @@ fn remove_ignored_keys(value: &mut Value, findings: &mut Findings) {
             "sections of sing-box that have no effect here: {}",
             ignored.join(", ")
         );
-        findings.warning(ConfigPath::root(), message);
+        report.warning(ConfigPath::root(), message);
     }
 }

@@ -5,7 +5,7 @@
 
 mod settling;
 
-pub use self::settling::Settling;
+pub use self::settling::FileSettling;
 
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read, Write};

@@ -30,7 +30,7 @@ pub use self::error::StartError;
 pub use self::listeners::ServiceAddress;
 pub use self::supervisor::{AppliedConfiguration, CommandError};
 pub use self::upkeep::refresh::{
-    COMMAND as REFRESH_COMMAND, RefreshPlace, RefreshRequest, run_refresh,
+    COMMAND as REFRESH_COMMAND, RefreshProcess, RefreshRequest, run_refresh,
 };
 
 pub(crate) use self::admin::SOCKET;
@@ -61,7 +61,7 @@ pub struct Gateway {
     commands: CommandSender,
     /// Ends with the last background task.
     background: mpsc::Receiver<()>,
-    refresh_place: RefreshPlace,
+    refresh_process: RefreshProcess,
     /// Ends when nothing holds a service: no connection, and no response whose row is not handed
     /// over.
     alive: mpsc::Receiver<()>,
@@ -99,18 +99,18 @@ impl Gateway {
     /// # Errors
     /// Something that the configuration names cannot be used. Nothing is left running.
     pub async fn start(config: Config) -> Result<Self, StartError> {
-        Self::start_with(config, RefreshPlace::ThisProcess).await
+        Self::start_with(config, RefreshProcess::Current).await
     }
 
-    /// Starts what `config` describes, with tokens refreshed in `refresh_place`.
+    /// Starts what `config` describes, with tokens refreshed in `refresh_process`.
     ///
     /// # Errors
     /// As [`Gateway::start`].
     pub async fn start_with(
         config: Config,
-        refresh_place: RefreshPlace,
+        refresh_process: RefreshProcess,
     ) -> Result<Self, StartError> {
-        Self::start_trusting(config, refresh_place, None).await
+        Self::start_trusting(config, refresh_process, None).await
     }
 
     /// Starts what `config` describes, and checks upstream's certificates against `trust` instead
@@ -120,7 +120,7 @@ impl Gateway {
     /// As [`Gateway::start`].
     pub async fn start_trusting(
         config: Config,
-        refresh_place: RefreshPlace,
+        refresh_process: RefreshProcess,
         trust: Option<TrustRoots>,
     ) -> Result<Self, StartError> {
         let (phase, phases) = watch::channel(GatewayPhase::Running);
@@ -143,7 +143,7 @@ impl Gateway {
         let upkeep = Upkeep::new(
             &limits,
             &shared.trust,
-            refresh_place.clone(),
+            refresh_process.clone(),
             &watcher,
             &phases,
             &tasks,
@@ -178,7 +178,7 @@ impl Gateway {
             status,
             commands,
             background,
-            refresh_place,
+            refresh_process,
             alive,
             usage_files: UsageFilesThread { writer, thread },
             ledger,
@@ -274,10 +274,10 @@ impl Gateway {
     async fn await_background(&mut self, drain: DrainResult, abort: impl Future<Output = ()>) {
         let background = &mut self.background;
         let ended = async { while background.recv().await.is_some() {} };
-        match (&self.refresh_place, drain) {
-            (RefreshPlace::ThisProcess, _) => ended.await,
-            (RefreshPlace::ChildProcess(_), DrainResult::Aborted) => {}
-            (RefreshPlace::ChildProcess(_), DrainResult::Over) => tokio::select! {
+        match (&self.refresh_process, drain) {
+            (RefreshProcess::Current, _) => ended.await,
+            (RefreshProcess::Child(_), DrainResult::Aborted) => {}
+            (RefreshProcess::Child(_), DrainResult::Over) => tokio::select! {
                 () = ended => {}
                 () = abort => {}
             },

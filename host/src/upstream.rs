@@ -31,7 +31,7 @@ use crate::values::limits::{Limits, RESET_STREAMS};
 
 use body::BodyFailure;
 use connect::TimedConnector;
-use response_body::DrainRoom;
+use response_body::DrainPermits;
 
 /// The most idle connections of one credential.
 const IDLE_CONNECTIONS_MAX: usize = 64;
@@ -104,7 +104,7 @@ pub struct UpstreamClient {
     client: Client<TimedConnector, RequestBody>,
     /// Speaks only HTTP/1.1 and pools no connection: each becomes a WebSocket.
     handshakes: Client<TimedConnector, RequestBody>,
-    drains: DrainRoom,
+    drains: DrainPermits,
 }
 
 impl std::fmt::Debug for UpstreamClient {
@@ -139,7 +139,7 @@ impl UpstreamClient {
         Self {
             client,
             handshakes,
-            drains: DrainRoom::new(),
+            drains: DrainPermits::new(),
         }
     }
 

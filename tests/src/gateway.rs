@@ -16,7 +16,7 @@ use scripted_upstream::{Login, Options, SeenRequest, TlsOptions, Upstream};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tollgate::config;
-use tollgate::server::{Gateway, RefreshPlace, StartError};
+use tollgate::server::{Gateway, RefreshProcess, StartError};
 use tollgate::upstream::TrustRoots;
 
 use crate::clients::authority::UPSTREAM_TLS;
@@ -179,7 +179,7 @@ impl Rig {
         let loaded = config::parse(&config.to_string()).map_err(StartError::Config)?;
         let trust = TrustRoots::from_pem(UPSTREAM_TLS.root.as_bytes());
         let gateway =
-            Gateway::start_trusting(loaded.config, RefreshPlace::ThisProcess, Some(trust)).await?;
+            Gateway::start_trusting(loaded.config, RefreshProcess::Current, Some(trust)).await?;
         let client = Client::new(gateway.listening()[0].address);
         self.gateway = Some(gateway);
         Ok(client)

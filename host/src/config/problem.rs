@@ -41,12 +41,12 @@ impl fmt::Display for ConfigProblem {
 
 /// The problems and warnings that were found so far.
 #[derive(Debug, Default)]
-pub(super) struct Findings {
+pub(super) struct ProblemReport {
     pub(super) problems: Vec<ConfigProblem>,
     pub(super) warnings: Vec<ConfigProblem>,
 }
 
-impl Findings {
+impl ProblemReport {
     pub(super) fn problem(&mut self, path: ConfigPath, message: impl Into<String>) {
         self.problems.push(ConfigProblem::new(path, message));
     }

@@ -18,35 +18,35 @@ use self::policies::DeclaredPolicies;
 use self::scope::ResolveScope;
 use super::model::{Config, LogConfig, LogOutput, ServiceConfig};
 use super::path::ConfigPath;
-use super::problem::Findings;
+use super::problem::ProblemReport;
 use super::raw::{LogLevel, RawConfig, RawLog, RawService};
 use crate::values::limits::LedgerFull;
 
 /// Resolves `raw`. Returns `None` only if there is a problem.
-pub(super) fn resolve(raw: &RawConfig, findings: &mut Findings) -> Option<Config> {
-    let policies = DeclaredPolicies::configured(raw.policies.as_slice(), findings);
+pub(super) fn resolve(raw: &RawConfig, report: &mut ProblemReport) -> Option<Config> {
+    let policies = DeclaredPolicies::configured(raw.policies.as_slice(), report);
     let mut scope = ResolveScope {
         outbounds: raw.outbounds.as_slice(),
         policies,
         files: ClaimedFiles::default(),
-        findings,
+        report,
     };
     let services = services(raw.services.as_slice(), &mut scope);
     let policies = scope.policies.into_configs();
     let admin = raw
         .admin
         .as_ref()
-        .and_then(|admin| admin::admin(admin, &services, findings));
-    let limits = limits::limits(&raw.limits, findings);
+        .and_then(|admin| admin::admin(admin, &services, report));
+    let limits = limits::limits(&raw.limits, report);
     if limits.ledger_full == LedgerFull::Serve && raw.log.disabled {
-        findings.warning(
+        report.warning(
             ConfigPath::root().key("limits").key("ledger_full"),
             "\"serve\" writes rows to the log while the ledger cannot be written, but the log is disabled",
         );
     }
     let data_dir = match field::non_empty(raw.data_dir.as_deref()) {
         Some(path) => Some(PathBuf::from(path)),
-        None => default_paths::data_dir(findings),
+        None => default_paths::data_dir(report),
     };
     Some(Config {
         log: log(&raw.log),
@@ -64,7 +64,7 @@ fn services(entries: &[RawService], scope: &mut ResolveScope<'_>) -> Vec<Service
     let ocm_count = entries.iter().filter(is_ocm).count();
     if ocm_count == 0 {
         let message = "expected at least one service of type \"ocm\", found none";
-        scope.findings.problem(list.clone(), message);
+        scope.report.problem(list.clone(), message);
     }
     let mut services: Vec<ServiceConfig> = Vec::new();
     let mut tags = HashSet::new();
@@ -75,7 +75,7 @@ fn services(entries: &[RawService], scope: &mut ResolveScope<'_>) -> Vec<Service
             RawService::Other(other) => {
                 let kind = other.kind.as_str();
                 let message = format!("ignored: services of type {kind:?} are not supported");
-                scope.findings.warning(path, message);
+                scope.report.warning(path, message);
                 continue;
             }
         };
@@ -85,12 +85,12 @@ fn services(entries: &[RawService], scope: &mut ResolveScope<'_>) -> Vec<Service
             .unwrap_or_else(|| default_service_tag(index, ocm_count));
         if !tags.insert(tag.clone()) {
             let message = format!("duplicate tag {tag:?}");
-            scope.findings.problem(path.key("tag"), message);
+            scope.report.problem(path.key("tag"), message);
         }
         let Some(service) = service::service(&path, tag, raw, scope) else {
             continue;
         };
-        field::check_listen_address(service.listen, &path, &services, scope.findings);
+        field::check_listen_address(service.listen, &path, &services, scope.report);
         services.push(service);
     }
     services

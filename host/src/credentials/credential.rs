@@ -11,7 +11,7 @@ use http::Uri;
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, watch};
 
-use super::state::{CredentialState, StateChange, Traffic};
+use super::state::{CredentialState, RequestsSincePoll, StateChange};
 use crate::config::{CredentialConfig, CredentialSource, WindowCaps};
 use crate::values::clock::Timestamp;
 
@@ -23,7 +23,7 @@ pub struct Credential {
     /// Counts the changes of its plan and weight.
     plan_version: AtomicU64,
     /// Whether there were requests since the last poll.
-    has_traffic: AtomicBool,
+    had_requests_since_poll: AtomicBool,
     unusable: Notify,
     refresh_needed: Notify,
     poll_needed: Notify,
@@ -48,7 +48,7 @@ impl Credential {
             source: config.source,
             in_flight: AtomicU32::new(0),
             plan_version: AtomicU64::new(0),
-            has_traffic: AtomicBool::new(false),
+            had_requests_since_poll: AtomicBool::new(false),
             unusable: Notify::new(),
             refresh_needed: Notify::new(),
             poll_needed: Notify::new(),
@@ -107,7 +107,7 @@ impl Credential {
     /// Counts a request as in flight until the guard is dropped.
     pub fn track_request(self: &Arc<Self>) -> InFlightGuard {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
-        if !self.has_traffic.swap(true, Ordering::Relaxed) {
+        if !self.had_requests_since_poll.swap(true, Ordering::Relaxed) {
             self.poll_needed.notify_one();
         }
         InFlightGuard {
@@ -131,17 +131,17 @@ impl Credential {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    pub(super) fn traffic(&self) -> Traffic {
-        if self.has_traffic.load(Ordering::Relaxed) {
-            Traffic::Some
+    pub(super) fn requests_since_poll(&self) -> RequestsSincePoll {
+        if self.had_requests_since_poll.load(Ordering::Relaxed) {
+            RequestsSincePoll::Some
         } else {
-            Traffic::None
+            RequestsSincePoll::None
         }
     }
 
     /// Forgets the requests until now: later ones ask for the next poll.
-    pub(super) fn reset_traffic(&self) {
-        self.has_traffic.store(false, Ordering::Relaxed);
+    pub(super) fn reset_requests_since_poll(&self) {
+        self.had_requests_since_poll.store(false, Ordering::Relaxed);
     }
 
     pub(super) fn refresh_needed(&self) -> &Notify {

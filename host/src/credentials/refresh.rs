@@ -26,7 +26,7 @@ use zeroize::Zeroizing;
 
 use super::auth_file::{self, AuthFileError};
 use super::identity::SecretFingerprint;
-use crate::files::{Settling, check_replaceable, io_reason, replace};
+use crate::files::{FileSettling, check_replaceable, io_reason, replace};
 use journal::RefreshJournal;
 use lock::AuthFileLock;
 use new_tokens::NewTokens;
@@ -251,10 +251,12 @@ impl RefreshTransaction {
     fn store(&self, tokens: &NewTokens) -> RefreshOutcome {
         let issued_at = now_rfc3339();
         let journaled = self.journal.write_issued(&self.spent, &issued_at, tokens);
-        let written = match self.reread() {
-            Reread::SameToken => write_tokens(&self.auth_file, tokens, &issued_at),
-            Reread::OtherToken | Reread::Removed => return self.end(RefreshOutcome::Newer),
-            Reread::Unusable(error) => Err(error.into()),
+        let written = match self.read_auth_file_again() {
+            FoundAuthFile::SameToken => write_tokens(&self.auth_file, tokens, &issued_at),
+            FoundAuthFile::OtherToken | FoundAuthFile::Removed => {
+                return self.end(RefreshOutcome::Newer);
+            }
+            FoundAuthFile::Unusable(error) => Err(error.into()),
         };
         let Err(error) = written else {
             return self.end(RefreshOutcome::Refreshed {
@@ -277,21 +279,23 @@ impl RefreshTransaction {
 
     /// Reads the file again, since it may have changed during the request; repeatedly if it is
     /// unusable, since another process may be writing it.
-    fn reread(&self) -> Reread {
-        let mut settling = Settling::new();
+    fn read_auth_file_again(&self) -> FoundAuthFile {
+        let mut settling = FileSettling::new();
         loop {
             let error = match StoredTokens::read(&self.auth_file) {
                 Ok(stored) if stored.refresh_fingerprint().as_ref() == Some(&self.spent) => {
-                    return Reread::SameToken;
+                    return FoundAuthFile::SameToken;
                 }
-                Ok(_) => return Reread::OtherToken,
+                Ok(_) => return FoundAuthFile::OtherToken,
                 Err(error) => error,
             };
             match settling.pause_after(error.clone()) {
                 Some(pause) => sleep(pause),
                 // A file that cannot be seen at the moment is not gone.
-                None if matches!(self.auth_file.try_exists(), Ok(false)) => return Reread::Removed,
-                None => return Reread::Unusable(error),
+                None if matches!(self.auth_file.try_exists(), Ok(false)) => {
+                    return FoundAuthFile::Removed;
+                }
+                None => return FoundAuthFile::Unusable(error),
             }
         }
     }
@@ -315,7 +319,7 @@ impl RefreshTransaction {
 }
 
 /// What auth.json contains after the token endpoint's response.
-enum Reread {
+enum FoundAuthFile {
     /// The refresh token that was spent.
     SameToken,
     /// Another refresh token: the operator logged in during the refresh, perhaps with another

@@ -24,7 +24,7 @@ use account_usage::{AccountUsage, rate_limit_end};
 use poll_schedule::PollSchedule;
 use refresh_schedule::RefreshSchedule;
 
-pub(super) use poll_schedule::Traffic;
+pub(super) use poll_schedule::RequestsSincePoll;
 
 /// How often a file is read again for requests that find its credential unavailable.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(2);
@@ -403,16 +403,24 @@ impl CredentialState {
     }
 
     /// Returns when the next poll is due; `None` if not before something changes.
-    pub(super) fn poll_due_at(&self, traffic: Traffic, now: Timestamp) -> Option<Timestamp> {
+    pub(super) fn poll_due_at(
+        &self,
+        requests: RequestsSincePoll,
+        now: Timestamp,
+    ) -> Option<Timestamp> {
         let identity = self.identity.as_ref().ok()?;
         if identity.kind() == CredentialKind::ApiKey || self.refreshes.is_expired(identity, now) {
             return None;
         }
-        // A credential that is used up until an unknown time gets no traffic: only a poll shows
+        // A credential that is used up until an unknown time gets no requests: only a poll shows
         // that it has room again.
         let is_stuck = self.is_used_up(now) && self.usage.usable_again_at(self.caps, now).is_none();
-        let traffic = if is_stuck { Traffic::Some } else { traffic };
-        self.polls.due_at(traffic, self.poll_interval, now)
+        let requests = if is_stuck {
+            RequestsSincePoll::Some
+        } else {
+            requests
+        };
+        self.polls.due_at(requests, self.poll_interval, now)
     }
 
     /// Starts a poll, if the credential is loaded.

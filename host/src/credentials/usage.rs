@@ -97,11 +97,13 @@ impl Credential {
 
 impl Credential {
     /// Waits until a poll is due, and starts it: one is due at start, and one an interval while
-    /// there is traffic.
+    /// there are requests.
     pub async fn wait_until_poll_due(&self) -> StartedPoll {
         loop {
             let now = Timestamp::now();
-            let due = self.state_at(now).poll_due_at(self.traffic(), now);
+            let due = self
+                .state_at(now)
+                .poll_due_at(self.requests_since_poll(), now);
             match due {
                 Some(due) if due <= now => {
                     if let Some(poll) = self.start_poll() {
@@ -117,7 +119,7 @@ impl Credential {
     /// Starts a poll, if the credential is loaded. Requests from now on ask for the next one.
     pub fn start_poll(&self) -> Option<StartedPoll> {
         let state = self.state();
-        self.reset_traffic();
+        self.reset_requests_since_poll();
         state.start_poll()
     }
 

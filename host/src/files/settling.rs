@@ -21,13 +21,13 @@ const UNSETTLED_MAX: Duration = Duration::from_secs(60);
 /// `V` tells the versions of the file apart, for example a digest. `()` stands for "not known":
 /// reads are counted alone.
 #[derive(Debug)]
-pub struct Settling<V> {
+pub struct FileSettling<V> {
     started: Instant,
     last: Option<V>,
     same_reads: u32,
 }
 
-impl<V: PartialEq> Settling<V> {
+impl<V: PartialEq> FileSettling<V> {
     /// Starts with the file's change.
     #[expect(clippy::new_without_default, reason = "it starts a clock")]
     pub fn new() -> Self {
@@ -56,7 +56,7 @@ mod tests {
 
     #[test]
     fn a_file_that_stays_the_same_settles() {
-        let mut settling = Settling::new();
+        let mut settling = FileSettling::new();
         let pauses: Vec<_> = (0..READS).map(|_| settling.pause_after("half")).collect();
         assert_eq!(pauses[..4], [Some(REREAD_PAUSE); 4]);
         assert_eq!(pauses[4], None);
@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn a_file_that_changes_is_read_again() {
-        let mut settling = Settling::new();
+        let mut settling = FileSettling::new();
         for length in 0..100 {
             assert_eq!(settling.pause_after(length), Some(REREAD_PAUSE), "{length}");
         }
@@ -72,7 +72,7 @@ mod tests {
 
     #[test]
     fn a_file_that_keeps_changing_settles_in_the_end() {
-        let mut settling = Settling::new();
+        let mut settling = FileSettling::new();
         settling.started -= UNSETTLED_MAX;
         assert_eq!(settling.pause_after("changing"), None);
     }

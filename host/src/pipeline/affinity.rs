@@ -37,7 +37,8 @@ const SESSION_HEADERS: [&str; 5] = [
 const TURN_STATE: HeaderName = HeaderName::from_static("x-codex-turn-state");
 
 /// Returns the session that a request's headers name: the first header with a usable value counts.
-/// If there is none, the body's `prompt_cache_key` names the session (see [`Exchange::set_asked`]).
+/// If there is none, the body's `prompt_cache_key` names the session (see
+/// [`Exchange::set_requested`]).
 pub(crate) fn session_in_headers(headers: &HeaderMap) -> Option<String> {
     SESSION_HEADERS
         .iter()
@@ -84,7 +85,7 @@ pub(crate) fn home_to_record(exchange: &Exchange, now: Timestamp) -> Option<Sess
 
 /// Returns the name of the credential that issued the response that the request continues.
 pub(crate) fn issuer_of_previous(exchange: &Exchange, now: Timestamp) -> Option<Arc<str>> {
-    let response_id = exchange.asked().previous_response_id.as_deref()?;
+    let response_id = exchange.requested().previous_response_id.as_deref()?;
     let sessions = exchange.service().sessions();
     sessions.issuer(exchange.owner(), response_id, now)
 }

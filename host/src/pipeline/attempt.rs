@@ -106,7 +106,7 @@ impl AttemptLoop {
             self.check_pool_has_endpoint()?;
             let selected = match self.select().await {
                 Ok(selected) => selected,
-                Err(none_usable) => return self.give_up(none_usable),
+                Err(none_usable) => return self.final_failure(none_usable),
             };
             self.check_credential_has_endpoint(&selected)?;
             let others = self.others();
@@ -121,7 +121,7 @@ impl AttemptLoop {
                     return Ok(answer);
                 }
                 AttemptVerdict::Refuse(refusal) => return Err(refusal),
-                AttemptVerdict::AgainWith(identity) => self.refreshed(selected, identity),
+                AttemptVerdict::AgainWith(identity) => self.retry_refreshed(selected, identity),
                 // The outcome of an earlier attempt counts for more: a failure may be worth another
                 // try.
                 AttemptVerdict::Next(FailedAttempt::Unusable) => {}
@@ -134,7 +134,7 @@ impl AttemptLoop {
     }
 
     async fn select(&mut self) -> Result<Selected, Refusal> {
-        let refreshed = self.take_refreshed();
+        let refreshed = self.refreshed();
         // What another credential answered from here on would come too late.
         let is_late = !self.tried.is_empty() && Instant::now() >= self.deadline;
         if is_late || self.headers.is_none() {
@@ -192,7 +192,7 @@ impl AttemptLoop {
     }
 
     /// Returns what the client gets when no credential is left to be tried.
-    fn give_up(&mut self, none_usable: Refusal) -> Result<UpstreamAnswer, Refusal> {
+    fn final_failure(&mut self, none_usable: Refusal) -> Result<UpstreamAnswer, Refusal> {
         match mem::replace(&mut self.last, FailedAttempt::Unusable) {
             FailedAttempt::Answer(answer) => Ok(answer),
             FailedAttempt::Refusal(refusal) => Err(refusal),
@@ -200,14 +200,14 @@ impl AttemptLoop {
         }
     }
 
-    fn refreshed(&mut self, selected: Selected, identity: Arc<UpstreamIdentity>) {
+    fn retry_refreshed(&mut self, selected: Selected, identity: Arc<UpstreamIdentity>) {
         self.refresh = RefreshUse::Refreshed(Selected {
             identity,
             ..selected
         });
     }
 
-    fn take_refreshed(&mut self) -> Option<Selected> {
+    fn refreshed(&mut self) -> Option<Selected> {
         match mem::replace(&mut self.refresh, RefreshUse::Used) {
             RefreshUse::Unused => {
                 self.refresh = RefreshUse::Unused;
@@ -220,7 +220,7 @@ impl AttemptLoop {
 
     fn others(&self) -> OtherCredentials {
         if !self.body.can_be_sent_again() {
-            OtherCredentials::OutOfReach
+            OtherCredentials::BodyConsumed
         } else if Instant::now() < self.deadline
             && has_other(&self.exchange, &self.tried, Timestamp::now())
         {

@@ -59,7 +59,7 @@ pub(crate) struct Exchange {
     pool: usize,
     owner: SessionOwner,
     sequence: u64,
-    asked: RequestFields,
+    requested: RequestFields,
     transport: ClientTransport,
     /// The client only warms its connection: nothing is to be generated.
     prewarm: bool,
@@ -101,7 +101,7 @@ impl Exchange {
             owner: service.owner(request.user.as_ref()),
             service,
             request,
-            asked: RequestFields::default(),
+            requested: RequestFields::default(),
             transport: ClientTransport::Http,
             prewarm: false,
             attempts: Vec::new(),
@@ -148,8 +148,8 @@ impl Exchange {
     }
 
     /// Returns what the body asks for, as far as it was read.
-    pub(crate) fn asked(&self) -> &RequestFields {
-        &self.asked
+    pub(crate) fn requested(&self) -> &RequestFields {
+        &self.requested
     }
 
     pub(crate) fn transport(&self) -> ClientTransport {
@@ -162,11 +162,11 @@ impl Exchange {
 
     /// Takes what the body asks for. Its cache key is the session's key if no header named the
     /// session.
-    pub(crate) fn set_asked(&mut self, asked: RequestFields) {
+    pub(crate) fn set_requested(&mut self, requested: RequestFields) {
         if self.request.session.is_none() {
-            self.request.session.clone_from(&asked.prompt_cache_key);
+            self.request.session.clone_from(&requested.prompt_cache_key);
         }
-        self.asked = asked;
+        self.requested = requested;
     }
 
     /// Returns whether the client asks for the head of a response alone.
@@ -186,8 +186,8 @@ impl Exchange {
             request_id: &self.request.id,
             user: self.request.user.as_ref().map_or("", |user| &user.name),
             session: self.session().unwrap_or_default(),
-            model: self.asked.model.as_deref().unwrap_or_default(),
-            service_tier: self.asked.service_tier.as_deref().unwrap_or_default(),
+            model: self.requested.model.as_deref().unwrap_or_default(),
+            service_tier: self.requested.service_tier.as_deref().unwrap_or_default(),
             path: &self.request.path,
             method: self.request.method.as_str(),
             service: self.service.tag(),
@@ -294,7 +294,7 @@ impl Exchange {
         let mut turn = Self::open(Arc::clone(&self.service), room, request);
         turn.transport = self.transport;
         turn.prewarm = create.prewarm;
-        turn.set_asked(create.fields);
+        turn.set_requested(create.fields);
         turn.attempts = std::mem::take(&mut self.attempts);
         turn.begin_attempt(credential);
         turn.end_attempt(AttemptOutcome::Status(
@@ -320,7 +320,7 @@ impl Exchange {
 /// The end of an exchange, for `settle`.
 impl Exchange {
     /// Returns the room that is reserved for the row, once.
-    pub(crate) fn take_room(&mut self) -> Option<RowReservation> {
+    pub(crate) fn release_reservation(&mut self) -> Option<RowReservation> {
         self.room.take()
     }
 
@@ -339,10 +339,10 @@ impl Exchange {
         home: Option<SessionHome>,
         now: Timestamp,
     ) -> LedgerRow {
-        let model = metered.model.or_else(|| self.asked.model.clone());
+        let model = metered.model.or_else(|| self.requested.model.clone());
         let service_tier = metered
             .service_tier
-            .or_else(|| self.asked.service_tier.clone());
+            .or_else(|| self.requested.service_tier.clone());
         LedgerRow {
             request_id: self.request.id.clone(),
             started_at: self.request.started_at,
@@ -351,11 +351,11 @@ impl Exchange {
             credential: credential.map(|credential| credential.tag().to_owned()),
             service: self.service.tag().to_owned(),
             model,
-            requested_model: self.asked.model.clone(),
+            requested_model: self.requested.model.clone(),
             service_tier,
             transport: self.transport,
             prewarm: self.prewarm,
-            previous_response_id: self.asked.previous_response_id.clone(),
+            previous_response_id: self.requested.previous_response_id.clone(),
             method: self.request.method.clone(),
             path: self.request.path.clone(),
             status: self.status.map_or(0, |status| status.as_u16()),

@@ -55,16 +55,19 @@ const BETA_SOCKETS: HeaderValue = HeaderValue::from_static("responses_websockets
 /// A connection that becomes a WebSocket, and the permit by which it counts as a connection.
 pub(crate) struct SocketUpgrade {
     upgrade: OnUpgrade,
-    place: Box<dyn Any + Send>,
+    connection_permit: Box<dyn Any + Send>,
 }
 
 impl SocketUpgrade {
-    /// Returns the upgrade of the connection of `request`. `place` is dropped when the WebSocket
-    /// closes.
-    pub(crate) fn new<B>(request: &mut http::Request<B>, place: Box<dyn Any + Send>) -> Self {
+    /// Returns the upgrade of the connection of `request`. `connection_permit` is dropped when the
+    /// WebSocket closes.
+    pub(crate) fn new<B>(
+        request: &mut http::Request<B>,
+        connection_permit: Box<dyn Any + Send>,
+    ) -> Self {
         Self {
             upgrade: on(request),
-            place,
+            connection_permit,
         }
     }
 }
@@ -134,8 +137,8 @@ pub(super) async fn connect(
     let answered = attempt(inspected).await?;
     match answered.answer.response.status() {
         StatusCode::SWITCHING_PROTOCOLS => {
-            let held = HeldPlaces { upgrade, permit };
-            accept(live, handshake, answered, held).await
+            let resources = SocketResources { upgrade, permit };
+            accept(live, handshake, answered, resources).await
         }
         // A 2xx without a socket: over HTTP/2 a client would read it as an accepted handshake.
         status if status.is_success() => {
@@ -150,7 +153,7 @@ pub(super) async fn connect(
 }
 
 /// What a socket holds while it is open.
-struct HeldPlaces {
+struct SocketResources {
     upgrade: SocketUpgrade,
     permit: SocketPermit,
 }
@@ -209,7 +212,7 @@ async fn accept(
     live: &LiveService,
     handshake: ClientHandshake,
     answered: Answered,
-    held: HeldPlaces,
+    resources: SocketResources,
 ) -> Result<Response<AnswerBody>, RefusedRequest> {
     let Answered {
         mut exchange,
@@ -223,7 +226,7 @@ async fn accept(
     } = answered;
     let mut headers = std::mem::take(response.headers_mut());
     affinity::record_turn_state(&exchange, &headers, &credential);
-    keep_reply_fields(&mut headers);
+    retain_reply_fields(&mut headers);
     let edited = EditedHead::Response(StatusCode::SWITCHING_PROTOCOLS);
     if let Err(refusal) = edit_head(&exchange, &credential, edited, &mut headers).await {
         return Err(exchange.refuse(refusal));
@@ -236,12 +239,12 @@ async fn accept(
     let handshake_limit = exchange.service().limits().handshake_timeout;
     let relay = SocketRelay::new(live.clone(), exchange, credential, presented);
     tokio::spawn(async move {
-        let HeldPlaces { upgrade, permit } = held;
+        let SocketResources { upgrade, permit } = resources;
         // A client that leaves before the response asked for nothing.
         if let Ok(Ok(client)) = timeout(handshake_limit, upgrade.upgrade).await {
             relay.run(client, upstream).await;
         }
-        drop((upgrade.place, permit));
+        drop((upgrade.connection_permit, permit));
     });
     Ok(accepted(handshake, headers))
 }
@@ -266,7 +269,7 @@ fn accepted(handshake: ClientHandshake, headers: HeaderMap) -> Response<AnswerBo
 }
 
 /// Of upstream's response fields, the client of a WebSocket receives those that Codex reads.
-fn keep_reply_fields(headers: &mut HeaderMap) {
+fn retain_reply_fields(headers: &mut HeaderMap) {
     let others: Vec<HeaderName> = headers
         .keys()
         .filter(|name| {

@@ -4,6 +4,6 @@
 //! the miss is counted.
 
 pub(crate) mod comparison;
+pub(crate) mod observers;
 pub(crate) mod recorded;
 pub(crate) mod recorder;
-pub(crate) mod tap;

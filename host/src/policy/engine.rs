@@ -21,7 +21,7 @@ use wasmtime::{Config, InstanceAllocationStrategy, PoolingAllocationConfig, Stor
 
 use self::cache::CompiledCodeCache;
 use self::clock::{EpochClock, RunningCall};
-use self::compile::{CompilePriority, Compiler, ComponentDigest};
+use self::compile::{CompilePriority, ComponentCompiler, ComponentDigest};
 use self::guest::{GuestState, TABLE_ELEMENTS_MAX};
 use crate::policy::contract::bindings::host;
 
@@ -53,7 +53,7 @@ struct EngineShared {
     engine: wasmtime::Engine,
     linker: Linker<GuestState>,
     clock: Arc<EpochClock>,
-    compiler: Compiler,
+    compiler: ComponentCompiler,
 }
 
 impl std::fmt::Debug for PolicyEngine {
@@ -94,7 +94,7 @@ impl PolicyEngine {
         wasi::add_to_linker(&mut linker).map_err(failed)?;
         let clock = EpochClock::start(&engine)
             .map_err(|error| EngineError(format!("cannot start the clock thread: {error}")))?;
-        let compiler = Compiler::new(&engine);
+        let compiler = ComponentCompiler::new(&engine);
         Ok(Self {
             shared: Arc::new(EngineShared {
                 engine,

@@ -272,21 +272,21 @@ impl Supervisor {
             Ok(LoadedComponent::Unchanged) => return Ok(PolicyCommandDone::Unchanged),
             Ok(LoadedComponent::New(loaded)) => {
                 entry.install(loaded, took);
-                let stamp = entry.current().identity();
+                let component = entry.current().identity();
                 let (generation, took_ms) = (entry.generation(), took.as_millis() as u64);
                 tracing::info!(
                     policy = policy.tag,
                     generation,
-                    name = stamp.name,
-                    version = stamp.version,
-                    digest = stamp.digest,
+                    name = component.name,
+                    version = component.version,
+                    digest = component.digest,
                     took_ms,
                     "policy reloaded"
                 );
                 Ok(PolicyCommandDone::Reloaded {
                     generation,
-                    name: stamp.name.clone(),
-                    version: stamp.version.clone(),
+                    name: component.name.clone(),
+                    version: component.version.clone(),
                     took_ms,
                 })
             }

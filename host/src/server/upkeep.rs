@@ -16,10 +16,10 @@ use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::{sleep, timeout};
 
 use self::poll::poll;
-use self::refresh::{RefreshPlace, TokenRefresher};
+use self::refresh::{RefreshProcess, TokenRefresher};
 use super::background::BackgroundTasks;
 use crate::credentials::{BrokenFile, Credential, FileCheck, RefreshJob, RefreshOutcome};
-use crate::files::Settling;
+use crate::files::FileSettling;
 use crate::pipeline::Service;
 use crate::upstream::{TrustRoots, UpstreamClient};
 use crate::values::clock::Timestamp;
@@ -78,7 +78,7 @@ impl StopSignal {
 pub(super) struct Upkeep {
     limits: Arc<Limits>,
     trust: TrustRoots,
-    refresh_place: RefreshPlace,
+    refresh_process: RefreshProcess,
     watcher: FileWatcher,
     phases: watch::Receiver<GatewayPhase>,
     /// Refreshes that no request waits for run one at a time, over all services.
@@ -91,7 +91,7 @@ impl Upkeep {
     pub(super) fn new(
         limits: &Arc<Limits>,
         trust: &TrustRoots,
-        refresh_place: RefreshPlace,
+        refresh_process: RefreshProcess,
         watcher: &FileWatcher,
         phases: &watch::Receiver<GatewayPhase>,
         tasks: &BackgroundTasks,
@@ -99,7 +99,7 @@ impl Upkeep {
         Self {
             limits: Arc::clone(limits),
             trust: trust.clone(),
-            refresh_place,
+            refresh_process,
             watcher: watcher.clone(),
             phases: phases.clone(),
             refresh_turn: Arc::new(Semaphore::new(1)),
@@ -123,7 +123,7 @@ impl Upkeep {
     ) -> Vec<CredentialUpkeep> {
         let endpoints = service.endpoints();
         let refresher = Arc::new(TokenRefresher::new(
-            self.refresh_place.clone(),
+            self.refresh_process.clone(),
             endpoints.token.clone(),
             &self.limits,
             &self.trust,
@@ -247,7 +247,7 @@ impl Upkeep {
 /// Reads a credential's file, again and again while it may be half written.
 async fn read_settled(credential: &Arc<Credential>, reads: &Semaphore) {
     let tag = credential.tag();
-    let mut settling = Settling::new();
+    let mut settling = FileSettling::new();
     let mut broken = BrokenFile::Ignore;
     loop {
         let unavailable_before = credential.load_error();

@@ -26,9 +26,9 @@ use crate::values::limits::{RESPONSE_DRAIN_BYTES, RESPONSE_DRAIN_TIMEOUT, RESPON
 
 /// The room for bodies that are drained at the same time. Clones share it.
 #[derive(Clone, Debug)]
-pub(super) struct DrainRoom(Arc<Semaphore>);
+pub(super) struct DrainPermits(Arc<Semaphore>);
 
-impl DrainRoom {
+impl DrainPermits {
     pub(super) fn new() -> Self {
         Self(Arc::new(Semaphore::new(RESPONSE_DRAINS)))
     }
@@ -38,11 +38,11 @@ impl DrainRoom {
 pub struct ResponseBody {
     /// `None` once the body has ended, failed or was cancelled: there is nothing left to drain.
     inner: Option<Incoming>,
-    room: DrainRoom,
+    room: DrainPermits,
 }
 
 impl ResponseBody {
-    pub(super) fn new(inner: Incoming, room: DrainRoom) -> Self {
+    pub(super) fn new(inner: Incoming, room: DrainPermits) -> Self {
         Self {
             inner: Some(inner),
             room,

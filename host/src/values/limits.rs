@@ -137,7 +137,7 @@ pub struct LimitDeclaration {
 impl LimitDeclaration {
     /// The name of the object that contains the limit, if it is not `limits` itself, and its name
     /// there.
-    pub fn place(&self) -> (Option<&'static str>, &'static str) {
+    pub fn group_and_name(&self) -> (Option<&'static str>, &'static str) {
         match self.name.split_once('.') {
             Some((group, name)) => (Some(group), name),
             None => (None, self.name),

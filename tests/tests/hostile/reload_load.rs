@@ -48,20 +48,20 @@ async fn reload(rig: &Rig, component: &[u8]) {
 
 /// The time span in which a component may be the current one.
 #[derive(Clone, Copy)]
-struct Reign {
+struct GenerationPeriod {
     nanousd: i64,
     from: Instant,
     until: Option<Instant>,
 }
 
 /// A request: its id, when it was sent, and when the head of its response arrived.
-struct Asked {
+struct TimedRequest {
     request_id: String,
     sent: Instant,
     answered: Instant,
 }
 
-async fn ask_until(client: Client, number: usize, over: Arc<AtomicBool>) -> Vec<Asked> {
+async fn ask_until(client: Client, number: usize, over: Arc<AtomicBool>) -> Vec<TimedRequest> {
     let mut asked = Vec::new();
     while !over.load(Ordering::Relaxed) {
         let sent = Instant::now();
@@ -74,7 +74,7 @@ async fn ask_until(client: Client, number: usize, over: Arc<AtomicBool>) -> Vec<
             answer.status,
             answer.text()
         );
-        asked.push(Asked {
+        asked.push(TimedRequest {
             request_id: answer.request_id(),
             sent,
             answered,
@@ -95,7 +95,7 @@ async fn no_request_fails_during_reloads_and_each_is_priced_by_a_generation_that
             .pause_between(Duration::from_millis(8)),
     );
     let over = Arc::new(AtomicBool::new(false));
-    let reigns = Mutex::new(vec![Reign {
+    let periods = Mutex::new(vec![GenerationPeriod {
         nanousd: 1,
         from: Instant::now(),
         until: None,
@@ -107,15 +107,18 @@ async fn no_request_fails_during_reloads_and_each_is_priced_by_a_generation_that
     let begun = Instant::now();
     for number in 1..=reloads() {
         let component = number % COMPONENTS;
-        reigns.lock().expect("no holder panics").push(Reign {
-            nanousd: component as i64 + 1,
-            from: Instant::now(),
-            until: None,
-        });
+        periods
+            .lock()
+            .expect("no holder panics")
+            .push(GenerationPeriod {
+                nanousd: component as i64 + 1,
+                from: Instant::now(),
+                until: None,
+            });
         reload(&rig, &components[component]).await;
-        let mut reigns = reigns.lock().expect("no holder panics");
-        let before = reigns.len() - 2;
-        reigns[before].until = Some(Instant::now());
+        let mut periods = periods.lock().expect("no holder panics");
+        let before = periods.len() - 2;
+        periods[before].until = Some(Instant::now());
     }
     let took = begun.elapsed();
     over.store(true, Ordering::Relaxed);
@@ -126,8 +129,8 @@ async fn no_request_fails_during_reloads_and_each_is_priced_by_a_generation_that
     let last = rig.policy(OWN).await;
     rig.stop().await;
 
-    let (reigns, rows) = (
-        reigns.into_inner().expect("no holder panics"),
+    let (periods, rows) = (
+        periods.into_inner().expect("no holder panics"),
         rows(&rig.ledger()),
     );
     let by_id: BTreeMap<&str, _> = rows
@@ -136,7 +139,7 @@ async fn no_request_fails_during_reloads_and_each_is_priced_by_a_generation_that
         .collect();
     let mut digests: BTreeMap<i64, BTreeSet<String>> = BTreeMap::new();
     let mut outlived = 0;
-    for Asked {
+    for TimedRequest {
         request_id,
         sent,
         answered,
@@ -148,13 +151,13 @@ async fn no_request_fails_during_reloads_and_each_is_priced_by_a_generation_that
             .unwrap_or_else(|| panic!("unpriced: {row:?}"));
         let by = row.text("priced_by").expect("who priced it").to_owned();
         digests.entry(cost).or_default().insert(by);
-        let could_serve = |reign: &&Reign| {
-            reign.from <= *answered && reign.until.is_none_or(|until| until >= *sent)
+        let could_serve = |period: &&GenerationPeriod| {
+            period.from <= *answered && period.until.is_none_or(|until| until >= *sent)
         };
-        let possible: Vec<i64> = reigns
+        let possible: Vec<i64> = periods
             .iter()
             .filter(could_serve)
-            .map(|reign| reign.nanousd)
+            .map(|period| period.nanousd)
             .collect();
         assert!(
             possible.contains(&cost),
@@ -162,10 +165,10 @@ async fn no_request_fails_during_reloads_and_each_is_priced_by_a_generation_that
         );
         outlived += usize::from(possible.len() < COMPONENTS);
     }
-    let rate = reigns.len() as f64 / took.as_secs_f64();
+    let rate = periods.len() as f64 / took.as_secs_f64();
     println!(
         "{} reloads in {took:?}, {rate:.0} a second; {} requests",
-        reigns.len() - 1,
+        periods.len() - 1,
         asked.len()
     );
     assert!(

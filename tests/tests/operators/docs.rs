@@ -101,7 +101,7 @@ fn the_schema_names_every_limit_with_its_default() {
         schema["$defs"][definition]["properties"][name]["description"].clone()
     };
     for limit in Limits::declarations() {
-        let described = match limit.place() {
+        let described = match limit.group_and_name() {
             (None, name) => description("RawLimits", name),
             (Some(_), name) => description("RawFailover", name),
         };

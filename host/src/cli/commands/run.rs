@@ -20,8 +20,8 @@ use crate::cli::error::CommandFailure;
 use crate::cli::logging;
 use crate::cli::output::print;
 use crate::config::{Config, LoadedConfig};
-use crate::files::{Settling, io_reason, path_with_suffix, read_regular};
-use crate::server::{Gateway, RefreshPlace, run_refresh};
+use crate::files::{FileSettling, io_reason, path_with_suffix, read_regular};
+use crate::server::{Gateway, RefreshProcess, run_refresh};
 use crate::values::limits::CONFIG_FILE_BYTES;
 use crate::watch::FileWatcher;
 
@@ -54,8 +54,8 @@ async fn run_gateway(
     let failed = |error: io::Error| format!("cannot handle signals: {}", io_reason(&error));
     let mut signals = StopSignals::new().map_err(failed)?;
     let mut hang_ups = signal(SignalKind::hangup()).map_err(failed)?;
-    let refresh_place = RefreshPlace::ChildProcess(this_program());
-    let gateway = Gateway::start_with(config, refresh_place)
+    let refresh_process = RefreshProcess::Child(this_program());
+    let gateway = Gateway::start_with(config, refresh_process)
         .await
         .map_err(|error| about_file(path, error.to_string()))?;
     for listening in gateway.listening() {
@@ -219,7 +219,7 @@ async fn follow(
 
 /// Reads the configuration, again and again while it has problems and may be half written.
 async fn load_settled(path: &Path) -> Result<LoadedConfig, CommandFailure> {
-    let mut settling = Settling::new();
+    let mut settling = FileSettling::new();
     loop {
         let digest = digest_off_thread(path).await;
         let reading = path.to_owned();

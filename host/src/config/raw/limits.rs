@@ -24,7 +24,7 @@ impl JsonSchema for RawLimits {
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
         let mut properties = Map::new();
         for limit in Limits::declarations() {
-            let (group, name) = limit.place();
+            let (group, name) = limit.group_and_name();
             let (name, schema) = match group {
                 None => (name, limit_schema(&limit, generator)),
                 Some(group) => (group, failover_schema(generator)),
@@ -53,7 +53,7 @@ impl JsonSchema for RawFailover {
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
         let mut properties = Map::new();
         for limit in FailoverSwitches::declarations() {
-            let (_, name) = limit.place();
+            let (_, name) = limit.group_and_name();
             properties.insert(name.to_owned(), limit_schema(&limit, generator));
         }
         let description = "When a request is retried with the next credential of its pool, before any output was sent \

@@ -18,12 +18,12 @@ pub(super) use fields;
 pub(super) fn requested(fields: &[(&'static str, &UnsupportedField)]) -> Vec<&'static str> {
     fields
         .iter()
-        .filter(|(_, value)| value.as_ref().is_some_and(asks_for_something))
+        .filter(|(_, value)| value.as_ref().is_some_and(is_enabled))
         .map(|(name, _)| *name)
         .collect()
 }
 
-fn asks_for_something(value: &Value) -> bool {
+fn is_enabled(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => false,
         Value::Bool(true) => true,

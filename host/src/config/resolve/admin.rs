@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use super::field;
 use crate::config::model::{AdminConfig, ServiceConfig};
 use crate::config::path::ConfigPath;
-use crate::config::problem::Findings;
+use crate::config::problem::ProblemReport;
 use crate::config::raw::RawAdmin;
 use crate::values::secret::SecretString;
 
@@ -14,16 +14,16 @@ const DEFAULT_PORT: u16 = 9090;
 pub(super) fn admin(
     raw: &RawAdmin,
     services: &[ServiceConfig],
-    findings: &mut Findings,
+    report: &mut ProblemReport,
 ) -> Option<AdminConfig> {
     let path = ConfigPath::root().key("admin");
-    let address = field::ip_address(raw.listen.as_deref(), path.key("listen"), findings)?;
+    let address = field::ip_address(raw.listen.as_deref(), path.key("listen"), report)?;
     let listen = SocketAddr::new(address, raw.listen_port.unwrap_or(DEFAULT_PORT));
-    field::check_listen_address(listen, &path, services, findings);
+    field::check_listen_address(listen, &path, services, report);
     let token_field = path.key("token");
     let token = field::non_empty(raw.token.as_deref());
     match token {
-        Some(token) => field::check_token(token, token_field, findings),
+        Some(token) => field::check_token(token, token_field, report),
         None if address.is_loopback() => {}
         None => {
             let problem = match raw.token {
@@ -32,7 +32,7 @@ pub(super) fn admin(
             };
             let message =
                 format!("{problem}: required because {address} is not a loopback address");
-            findings.problem(token_field, message);
+            report.problem(token_field, message);
         }
     }
     Some(AdminConfig {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
 
 use crate::config::path::ConfigPath;
-use crate::config::problem::Findings;
+use crate::config::problem::ProblemReport;
 
 #[derive(Default)]
 pub(super) struct ClaimedFiles {
@@ -15,10 +15,10 @@ pub(super) struct ClaimedFiles {
 
 impl ClaimedFiles {
     /// Claims `file` for `field`. Reports a problem if another field has claimed it.
-    pub(super) fn claim(&mut self, file: &Path, field: ConfigPath, findings: &mut Findings) {
+    pub(super) fn claim(&mut self, file: &Path, field: ConfigPath, report: &mut ProblemReport) {
         let file = canonical(file);
         match self.fields.get(&file) {
-            Some(first) => findings.problem(field, format!("the same file as {first}")),
+            Some(first) => report.problem(field, format!("the same file as {first}")),
             None => drop(self.fields.insert(file, field)),
         }
     }

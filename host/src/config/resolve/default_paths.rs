@@ -4,19 +4,19 @@ use std::env;
 use std::path::PathBuf;
 
 use crate::config::path::ConfigPath;
-use crate::config::problem::Findings;
+use crate::config::problem::ProblemReport;
 
 /// Returns the default folder of the ledger: `$XDG_DATA_HOME/tollgate`, or
 /// `~/.local/share/tollgate`.
-pub(super) fn data_dir(findings: &mut Findings) -> Option<PathBuf> {
+pub(super) fn data_dir(report: &mut ProblemReport) -> Option<PathBuf> {
     let field = ConfigPath::root().key("data_dir");
-    let folder = variable_or_home("XDG_DATA_HOME", ".local/share", field, findings)?;
+    let folder = variable_or_home("XDG_DATA_HOME", ".local/share", field, report)?;
     Some(folder.join("tollgate"))
 }
 
 /// Returns the default credential file: `$CODEX_HOME/auth.json`, or `~/.codex/auth.json`.
-pub(super) fn credential_path(field: ConfigPath, findings: &mut Findings) -> Option<PathBuf> {
-    let folder = variable_or_home("CODEX_HOME", ".codex", field, findings)?;
+pub(super) fn credential_path(field: ConfigPath, report: &mut ProblemReport) -> Option<PathBuf> {
+    let folder = variable_or_home("CODEX_HOME", ".codex", field, report)?;
     Some(folder.join("auth.json"))
 }
 
@@ -24,13 +24,13 @@ fn variable_or_home(
     variable: &str,
     below_home: &str,
     field: ConfigPath,
-    findings: &mut Findings,
+    report: &mut ProblemReport,
 ) -> Option<PathBuf> {
     let folder = folder_in(variable).or_else(|| Some(folder_in("HOME")?.join(below_home)));
     if folder.is_none() {
         let message =
             format!("missing: there is no default because neither {variable} nor HOME is set");
-        findings.problem(field, message);
+        report.problem(field, message);
     }
     folder
 }

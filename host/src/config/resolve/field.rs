@@ -9,7 +9,7 @@ use http::uri::Uri;
 use crate::config::duration;
 use crate::config::model::ServiceConfig;
 use crate::config::path::ConfigPath;
-use crate::config::problem::Findings;
+use crate::config::problem::ProblemReport;
 use crate::config::raw::RawDuration;
 
 pub(super) fn non_empty(text: Option<&str>) -> Option<&str> {
@@ -24,7 +24,7 @@ pub(super) fn file(path: Option<&str>) -> Option<PathBuf> {
 pub(super) fn ip_address(
     text: Option<&str>,
     field: ConfigPath,
-    findings: &mut Findings,
+    report: &mut ProblemReport,
 ) -> Option<IpAddr> {
     let Some(text) = non_empty(text) else {
         return Some(IpAddr::V4(Ipv4Addr::LOCALHOST));
@@ -37,7 +37,7 @@ pub(super) fn ip_address(
         };
         let message =
             format!("expected an IP address such as \"127.0.0.1\" or \"::\", found {text:?}{hint}");
-        findings.problem(field, message);
+        report.problem(field, message);
     }
     address
 }
@@ -48,23 +48,23 @@ pub(super) fn check_listen_address(
     listen: SocketAddr,
     owner: &ConfigPath,
     services: &[ServiceConfig],
-    findings: &mut Findings,
+    report: &mut ProblemReport,
 ) {
     let other = services.iter().find(|service| service.listen == listen);
     if let Some(other) = other.filter(|_| listen.port() != 0) {
         let message = format!("{listen} is already used by service {:?}", other.tag);
-        findings.problem(owner.key("listen_port"), message);
+        report.problem(owner.key("listen_port"), message);
     }
 }
 
 /// Reads a base URL. User, password and query are not allowed: they could be secrets, and paths are
 /// appended.
-pub(super) fn url(text: &str, field: ConfigPath, findings: &mut Findings) -> Option<Uri> {
+pub(super) fn url(text: &str, field: ConfigPath, report: &mut ProblemReport) -> Option<Uri> {
     let uri: Option<Uri> = text.trim_end_matches('/').parse().ok();
     let uri = uri.filter(is_base_url);
     if uri.is_none() {
         let message = "expected a URL such as \"https://example.com/path\", with http or https, without user, password and query";
-        findings.problem(field, message);
+        report.problem(field, message);
     }
     uri
 }
@@ -84,10 +84,10 @@ pub(super) fn is_sendable_token(token: &str) -> bool {
 }
 
 /// Reports a token that cannot be sent as `Authorization: Bearer`.
-pub(super) fn check_token(token: &str, field: ConfigPath, findings: &mut Findings) {
+pub(super) fn check_token(token: &str, field: ConfigPath, report: &mut ProblemReport) {
     if !is_sendable_token(token) {
         let message = "expected visible ASCII characters without spaces, found others";
-        findings.problem(field, message);
+        report.problem(field, message);
     }
 }
 
@@ -95,16 +95,16 @@ pub(super) fn check_token(token: &str, field: ConfigPath, findings: &mut Finding
 pub(super) fn positive_duration(
     raw: &RawDuration,
     field: ConfigPath,
-    findings: &mut Findings,
+    report: &mut ProblemReport,
 ) -> Option<Duration> {
     let parsed = duration::parse(&raw.0);
     match parsed {
         None => {
             let message = format!("expected a duration up to 100 years, found {:?}", raw.0);
-            findings.problem(field, message);
+            report.problem(field, message);
         }
         Some(duration) if duration.is_zero() => {
-            findings.problem(field, "expected more than 0, found 0");
+            report.problem(field, "expected more than 0, found 0");
         }
         Some(_) => {}
     }

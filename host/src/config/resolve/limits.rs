@@ -4,15 +4,15 @@ use serde_json::Value;
 
 use super::field;
 use crate::config::path::ConfigPath;
-use crate::config::problem::Findings;
+use crate::config::problem::ProblemReport;
 use crate::config::raw::{RawDuration, RawLimits};
 use crate::values::limits::{LedgerFull, LimitDeclaration, LimitValue, Limits};
 
-pub(super) fn limits(raw: &RawLimits, findings: &mut Findings) -> Limits {
+pub(super) fn limits(raw: &RawLimits, report: &mut ProblemReport) -> Limits {
     let root = ConfigPath::root().key("limits");
     let mut limits = Limits::default();
     for limit in Limits::declarations() {
-        let (group, name) = limit.place();
+        let (group, name) = limit.group_and_name();
         let (path, object) = match group {
             None => (root.clone(), Some(&raw.0)),
             Some(group) => (root.key(group), raw.0.get(group).and_then(Value::as_object)),
@@ -20,7 +20,7 @@ pub(super) fn limits(raw: &RawLimits, findings: &mut Findings) -> Limits {
         let set = object.and_then(|object| object.get(name));
         let value = set
             .filter(|value| !value.is_null())
-            .and_then(|value| read(&limit, value, path.key(name), findings));
+            .and_then(|value| read(&limit, value, path.key(name), report));
         if let Some(value) = value {
             limits.set(limit.name, value);
         }
@@ -33,20 +33,20 @@ fn read(
     limit: &LimitDeclaration,
     value: &Value,
     field: ConfigPath,
-    findings: &mut Findings,
+    report: &mut ProblemReport,
 ) -> Option<LimitValue> {
     match limit.default {
         LimitValue::Number(_) => {
             let number = whole_number(value);
             if number.is_none() {
                 let message = format!("expected at most {}, found {value}", u64::MAX);
-                findings.problem(field, message);
+                report.problem(field, message);
             }
             number.map(LimitValue::Number)
         }
         LimitValue::Duration(_) => {
             let raw = RawDuration(value.as_str()?.to_owned());
-            field::positive_duration(&raw, field, findings).map(LimitValue::Duration)
+            field::positive_duration(&raw, field, report).map(LimitValue::Duration)
         }
         LimitValue::Switch(_) => value.as_bool().map(LimitValue::Switch),
         LimitValue::LedgerFull(_) => {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::field;
 use crate::config::model::{POLICY_MEMORY, POLICY_TIMEOUT, PolicyConfig, PolicyId, PolicySource};
 use crate::config::path::ConfigPath;
-use crate::config::problem::Findings;
+use crate::config::problem::ProblemReport;
 use crate::config::raw::{PolicyKind, RawPolicy, RequiredText};
 use crate::config::shipped::ShippedPolicy;
 
@@ -24,14 +24,14 @@ pub(super) struct DeclaredPolicies {
 }
 
 impl DeclaredPolicies {
-    pub(super) fn configured(entries: &[RawPolicy], findings: &mut Findings) -> Self {
+    pub(super) fn configured(entries: &[RawPolicy], report: &mut ProblemReport) -> Self {
         let mut table = Self {
             policies: Vec::new(),
             by_tag: HashMap::new(),
         };
         let list = ConfigPath::root().key("policies");
         for (index, raw) in entries.iter().enumerate() {
-            table.add(list.index(index), raw, findings);
+            table.add(list.index(index), raw, report);
         }
         table
     }
@@ -40,24 +40,24 @@ impl DeclaredPolicies {
         self.policies
     }
 
-    fn add(&mut self, path: ConfigPath, raw: &RawPolicy, findings: &mut Findings) {
-        self.check_tag(&raw.tag, path.key("tag"), findings);
-        let source = source(raw, path.key("path"), findings);
+    fn add(&mut self, path: ConfigPath, raw: &RawPolicy, report: &mut ProblemReport) {
+        self.check_tag(&raw.tag, path.key("tag"), report);
+        let source = source(raw, path.key("path"), report);
         let timeout = raw
             .timeout
             .as_ref()
-            .and_then(|timeout| field::positive_duration(timeout, path.key("timeout"), findings));
+            .and_then(|timeout| field::positive_duration(timeout, path.key("timeout"), report));
         let memory = raw.memory.unwrap_or(POLICY_MEMORY as u64);
         if !(MEMORY_MIN..=MEMORY_MAX).contains(&memory) {
             let message = format!("expected {MEMORY_MIN} to {MEMORY_MAX}, found {memory}");
-            findings.problem(path.key("memory"), message);
+            report.problem(path.key("memory"), message);
         }
         if raw.on_failure.is_some() && raw.kind != PolicyKind::Rewriter {
             let message = "allowed only for a policy of kind \"rewriter\"";
-            findings.problem(path.key("on_failure"), message);
+            report.problem(path.key("on_failure"), message);
         }
         let record = field::file(raw.record.as_deref());
-        self.check_record(record.as_ref(), path.key("record"), findings);
+        self.check_record(record.as_ref(), path.key("record"), report);
         let Some(source) = source else { return };
         let id = self.push(PolicyConfig {
             tag: raw.tag.to_string(),
@@ -74,24 +74,29 @@ impl DeclaredPolicies {
         self.by_tag.insert(raw.tag.to_string(), id);
     }
 
-    fn check_tag(&self, tag: &RequiredText, field: ConfigPath, findings: &mut Findings) {
+    fn check_tag(&self, tag: &RequiredText, field: ConfigPath, report: &mut ProblemReport) {
         if let Some(problem) = tag.problem() {
-            findings.problem(field, problem);
+            report.problem(field, problem);
         } else if ShippedPolicy::from_name(&tag.replace('_', "-")).is_some() {
-            findings.problem(
+            report.problem(
                 field,
                 format!("{:?} is the name of a shipped policy", &**tag),
             );
         } else if self.by_tag.contains_key(&**tag) {
-            findings.problem(field, format!("duplicate tag {:?}", &**tag));
+            report.problem(field, format!("duplicate tag {:?}", &**tag));
         }
     }
 
-    fn check_record(&self, record: Option<&PathBuf>, field: ConfigPath, findings: &mut Findings) {
+    fn check_record(
+        &self,
+        record: Option<&PathBuf>,
+        field: ConfigPath,
+        report: &mut ProblemReport,
+    ) {
         let Some(file) = record else { return };
         let mut others = self.policies.iter();
         if let Some(other) = others.find(|other| other.record.as_ref() == Some(file)) {
-            findings.problem(
+            report.problem(
                 field,
                 format!("the same file as that of policy {:?}", other.tag),
             );
@@ -104,7 +109,7 @@ impl DeclaredPolicies {
         tag: &str,
         kind: PolicyKind,
         field: &ConfigPath,
-        findings: &mut Findings,
+        report: &mut ProblemReport,
     ) -> Option<PolicyId> {
         let expected = kind.as_str();
         let Some(id) = self.by_tag.get(tag) else {
@@ -116,14 +121,14 @@ impl DeclaredPolicies {
             };
             let message =
                 format!("expected the tag of a {expected} policy ({known}), found {tag:?}");
-            findings.problem(field.clone(), message);
+            report.problem(field.clone(), message);
             return None;
         };
         let found = self.policies[id.0].kind;
         if found != kind {
             let found = found.as_str();
             let message = format!("expected a {expected} policy, found {tag:?}, a {found}");
-            findings.problem(field.clone(), message);
+            report.problem(field.clone(), message);
             return None;
         }
         Some(*id)
@@ -170,9 +175,9 @@ impl DeclaredPolicies {
     }
 }
 
-fn source(raw: &RawPolicy, field: ConfigPath, findings: &mut Findings) -> Option<PolicySource> {
+fn source(raw: &RawPolicy, field: ConfigPath, report: &mut ProblemReport) -> Option<PolicySource> {
     if let Some(problem) = raw.path.problem() {
-        findings.problem(field, problem);
+        report.problem(field, problem);
         return None;
     }
     let Some(name) = raw.path.strip_prefix(BUILTIN) else {
@@ -186,7 +191,7 @@ fn source(raw: &RawPolicy, field: ConfigPath, findings: &mut Findings) -> Option
                 .collect();
             let (names, found) = (names.join(", "), &*raw.path);
             let message = format!("expected a file or one of {names}, found {found:?}");
-            findings.problem(field, message);
+            report.problem(field, message);
             None
         }
     }

@@ -5,14 +5,14 @@ use super::claimed_files::ClaimedFiles;
 use super::policies::DeclaredPolicies;
 use crate::config::model::PolicyId;
 use crate::config::path::ConfigPath;
-use crate::config::problem::Findings;
+use crate::config::problem::ProblemReport;
 use crate::config::raw::{PolicyKind, RawOutbound};
 
 pub(super) struct ResolveScope<'a> {
     pub(super) outbounds: &'a [RawOutbound],
     pub(super) policies: DeclaredPolicies,
     pub(super) files: ClaimedFiles,
-    pub(super) findings: &'a mut Findings,
+    pub(super) report: &'a mut ProblemReport,
 }
 
 impl ResolveScope<'_> {
@@ -23,7 +23,7 @@ impl ResolveScope<'_> {
         kind: PolicyKind,
         field: &ConfigPath,
     ) -> Option<PolicyId> {
-        self.policies.named(tag, kind, field, self.findings)
+        self.policies.named(tag, kind, field, self.report)
     }
 
     /// Reports a `detour` that does not name a supported outbound.
@@ -40,6 +40,6 @@ impl ResolveScope<'_> {
             ),
             None => format!("expected the tag of an outbound, found {tag:?}"),
         };
-        self.findings.problem(field, message);
+        self.report.problem(field, message);
     }
 }

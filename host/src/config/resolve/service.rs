@@ -15,7 +15,7 @@ use super::field;
 use super::scope::ResolveScope;
 use crate::config::model::{PolicyId, ServiceConfig, UpstreamEndpoints};
 use crate::config::path::ConfigPath;
-use crate::config::problem::Findings;
+use crate::config::problem::ProblemReport;
 use crate::config::raw::{PolicyKind, RawEndpoints, RawOcm};
 use crate::config::shipped::ShippedPolicy;
 
@@ -32,16 +32,16 @@ pub(super) fn service(
     scope: &mut ResolveScope<'_>,
 ) -> Option<ServiceConfig> {
     for name in raw.unsupported_fields() {
-        scope.findings.problem(path.key(name), "not supported yet");
+        scope.report.problem(path.key(name), "not supported yet");
     }
-    let listen = listen(path, raw, scope.findings);
+    let listen = listen(path, raw, scope.report);
     let (choice, pools) = if raw.credentials.as_slice().is_empty() {
         (PoolChoice::Single, pools::single(path, raw, scope))
     } else {
         (PoolChoice::ByTag, pools::listed(path, raw, scope))
     };
     let entries = raw.users.as_slice();
-    let users = users::users(path, entries, choice, &pools.pools, scope.findings);
+    let users = users::users(path, entries, choice, &pools.pools, scope.report);
     if let Some(listen) = listen
         && users.is_empty()
         && !listen.ip().is_loopback()
@@ -50,7 +50,7 @@ pub(super) fn service(
             "{} is not a loopback address and there are no users: everyone who can connect uses your credentials",
             listen.ip()
         );
-        scope.findings.warning(path.key("listen"), message);
+        scope.report.warning(path.key("listen"), message);
     }
     let rewriters = rewriters(path, raw, scope);
     let pricer = match &raw.pricer {
@@ -61,8 +61,8 @@ pub(super) fn service(
                 .shipped(ShippedPolicy::OpenaiPricing, json!({})),
         ),
     };
-    let endpoints = endpoints(&path.key("endpoints"), &raw.endpoints, scope.findings);
-    let tls = tls::tls(&path.key("tls"), &raw.tls, scope.findings);
+    let endpoints = endpoints(&path.key("endpoints"), &raw.endpoints, scope.report);
+    let tls = tls::tls(&path.key("tls"), &raw.tls, scope.report);
     Some(ServiceConfig {
         tag,
         listen: listen?,
@@ -77,8 +77,8 @@ pub(super) fn service(
     })
 }
 
-fn listen(path: &ConfigPath, raw: &RawOcm, findings: &mut Findings) -> Option<SocketAddr> {
-    let address = field::ip_address(raw.listen.as_deref(), path.key("listen"), findings)?;
+fn listen(path: &ConfigPath, raw: &RawOcm, report: &mut ProblemReport) -> Option<SocketAddr> {
+    let address = field::ip_address(raw.listen.as_deref(), path.key("listen"), report)?;
     Some(SocketAddr::new(
         address,
         raw.listen_port.unwrap_or(DEFAULT_PORT),
@@ -91,7 +91,7 @@ fn rewriters(path: &ConfigPath, raw: &RawOcm, scope: &mut ResolveScope<'_>) -> V
     for (index, tag) in raw.rewriters.as_slice().iter().enumerate() {
         rewriters.extend(scope.policy(tag, PolicyKind::Rewriter, &list.index(index)));
     }
-    let set = headers::headers(&path.key("headers"), &raw.headers, scope.findings);
+    let set = headers::headers(&path.key("headers"), &raw.headers, scope.report);
     if !set.is_empty() {
         let config = json!({ "set": set });
         rewriters.push(
@@ -106,10 +106,10 @@ fn rewriters(path: &ConfigPath, raw: &RawOcm, scope: &mut ResolveScope<'_>) -> V
 fn endpoints(
     path: &ConfigPath,
     raw: &RawEndpoints,
-    findings: &mut Findings,
+    report: &mut ProblemReport,
 ) -> Option<UpstreamEndpoints> {
     let mut url = |name: &str, set: Option<&str>, default: &str| {
-        field::url(set.unwrap_or(default), path.key(name), findings)
+        field::url(set.unwrap_or(default), path.key(name), report)
     };
     let chatgpt = url("chatgpt", raw.chatgpt.as_deref(), CHATGPT_URL);
     let api = url("api", raw.api.as_deref(), API_URL);

@@ -21,7 +21,7 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(60 * 60);
 
 /// Whether a credential had requests since its last poll.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Traffic {
+pub(crate) enum RequestsSincePoll {
     Some,
     None,
 }
@@ -40,11 +40,11 @@ pub(crate) struct PollSchedule {
 }
 
 impl PollSchedule {
-    /// Returns when the next poll is due: once at start, and once an `interval` while there is
-    /// traffic. `None` if not before there is traffic.
+    /// Returns when the next poll is due: once at start, and once an `interval` while there are
+    /// requests. `None` if not before there are requests.
     pub(crate) fn due_at(
         &self,
-        traffic: Traffic,
+        requests: RequestsSincePoll,
         interval: Duration,
         now: Timestamp,
     ) -> Option<Timestamp> {
@@ -53,11 +53,11 @@ impl PollSchedule {
         let paused_until = self
             .paused_until
             .filter(|until| until.since(now) <= RETRY_AFTER_MAX);
-        match (polled_at, &self.failure, traffic) {
+        match (polled_at, &self.failure, requests) {
             (None, _, _) => Some(now),
             (Some(_), Some(_), _) => Some(paused_until.unwrap_or(now)),
-            (Some(polled_at), None, Traffic::Some) => Some(polled_at.after(interval)),
-            (Some(_), None, Traffic::None) => None,
+            (Some(polled_at), None, RequestsSincePoll::Some) => Some(polled_at.after(interval)),
+            (Some(_), None, RequestsSincePoll::None) => None,
         }
     }
 
@@ -99,17 +99,20 @@ mod tests {
     const MINUTE: Duration = Duration::from_secs(60);
 
     #[test]
-    fn a_poll_is_due_once_at_start_and_then_while_there_is_traffic() {
+    fn a_poll_is_due_once_at_start_and_then_while_there_are_requests() {
         let mut schedule = PollSchedule::default();
-        assert_eq!(schedule.due_at(Traffic::None, MINUTE, NOW), Some(NOW));
-        schedule.succeed(NOW);
-        assert_eq!(schedule.due_at(Traffic::None, MINUTE, NOW), None);
         assert_eq!(
-            schedule.due_at(Traffic::Some, MINUTE, NOW),
+            schedule.due_at(RequestsSincePoll::None, MINUTE, NOW),
+            Some(NOW)
+        );
+        schedule.succeed(NOW);
+        assert_eq!(schedule.due_at(RequestsSincePoll::None, MINUTE, NOW), None);
+        assert_eq!(
+            schedule.due_at(RequestsSincePoll::Some, MINUTE, NOW),
             Some(NOW.after(MINUTE))
         );
         assert_eq!(
-            schedule.due_at(Traffic::None, MINUTE, Timestamp(5)),
+            schedule.due_at(RequestsSincePoll::None, MINUTE, Timestamp(5)),
             Some(Timestamp(5)),
             "the clock was set back"
         );
@@ -121,13 +124,13 @@ mod tests {
         for minutes in [1, 2, 4, 5, 5] {
             schedule.fail("500".to_owned(), None, NOW);
             assert_eq!(
-                schedule.due_at(Traffic::Some, MINUTE, NOW),
+                schedule.due_at(RequestsSincePoll::Some, MINUTE, NOW),
                 Some(NOW.after(MINUTE * minutes))
             );
         }
         schedule.fail("429".to_owned(), Some(Duration::from_secs(7)), NOW);
         assert_eq!(
-            schedule.due_at(Traffic::None, MINUTE, NOW),
+            schedule.due_at(RequestsSincePoll::None, MINUTE, NOW),
             Some(NOW.after(Duration::from_secs(7)))
         );
         schedule.succeed(NOW);

@@ -15,7 +15,7 @@ fn event(text: &str) -> (UpstreamMessage, MeteredResponse) {
         text.as_bytes()
             .chunks(size)
             .for_each(|piece| scan.feed(piece));
-        let now = (scan.end(|| NOW), scan.take_metered());
+        let now = (scan.end(|| NOW), scan.finish_response());
         assert_eq!(
             *found.get_or_insert(now.clone()),
             now,
@@ -156,7 +156,7 @@ proptest! {
                 events.feed(piece);
                 creates.feed(piece);
             }
-            (events.end(|| NOW), events.take_metered(), creates.end())
+            (events.end(|| NOW), events.finish_response(), creates.end())
         };
         for text in [text.clone(), format!(r#"{{"type": "response.completed", {text}"#), format!(r#"{{"type": "error",{text}"#)] {
             let (before, after) = text.as_bytes().split_at(at.min(text.len()));

@@ -159,7 +159,7 @@ impl UpstreamMessageScan {
     }
 
     /// Returns what was found out about the current response, and begins the next one.
-    pub fn take_metered(&mut self) -> MeteredResponse {
+    pub fn finish_response(&mut self) -> MeteredResponse {
         std::mem::take(&mut self.reading).metered
     }
 }

@@ -28,7 +28,7 @@ pub(crate) fn settle(
     end: ExchangeEnd,
     metered: MeteredResponse,
 ) -> Option<RowCommit> {
-    let room = exchange.take_room()?;
+    let room = exchange.release_reservation()?;
     let now = Timestamp::now();
     let credential = exchange.release_credential();
     if let (Some(response_id), Some(credential)) = (&metered.response_id, &credential) {
@@ -110,7 +110,7 @@ fn usage_to_price(exchange: &Exchange, metered: &MeteredResponse) -> UsageToPric
     if let Some(counts) = metered.counts {
         return UsageToPrice::Counts(counts);
     }
-    let names_model = metered.model.is_some() || exchange.asked().model.is_some();
+    let names_model = metered.model.is_some() || exchange.requested().model.is_some();
     let is_turn = names_model || metered.response_id.is_some() || metered.unknown.is_some();
     if is_turn && exchange.attempts().iter().any(may_have_worked) {
         UsageToPrice::Unknown(metered.unknown.unwrap_or(UnknownUsage::NotReported))
@@ -177,14 +177,14 @@ fn price_later(
     let job = {
         let (service, unwritten) = (Arc::clone(service), Arc::clone(&unwritten));
         move || {
-            if let Some((room, mut row, promise)) = take(&unwritten) {
+            if let Some((room, mut row, promise)) = claim(&unwritten) {
                 row.cost = Some(price(&service.parts().pricer, &facts.facts(), &counts));
                 write_as_promised(&service, room, row, promise);
             }
         }
     };
     if let Err(fault) = service.parts().pricer.queue_on_policy_thread(job)
-        && let Some((room, mut row, promise)) = take(&unwritten)
+        && let Some((room, mut row, promise)) = claim(&unwritten)
     {
         row.cost = Some(unpriced(&row.request_id, &fault));
         write_as_promised(service, room, row, promise);
@@ -192,7 +192,7 @@ fn price_later(
     commit
 }
 
-fn take<T>(unwritten: &Mutex<Option<T>>) -> Option<T> {
+fn claim<T>(unwritten: &Mutex<Option<T>>) -> Option<T> {
     unwritten
         .lock()
         .unwrap_or_else(PoisonError::into_inner)

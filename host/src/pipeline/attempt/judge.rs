@@ -38,7 +38,7 @@ pub(crate) enum OtherCredentials {
     /// None is usable, or the time for further attempts is over.
     NoneLeft,
     /// The body was too large to be kept, so it cannot be sent again.
-    OutOfReach,
+    BodyConsumed,
 }
 
 /// Whether this request may still wait for a refresh of refused tokens: it does so once.
@@ -94,7 +94,7 @@ pub(crate) async fn judge(
     match forwarded {
         Ok(sent) => judge_response(exchange, sent, others, refresh).await,
         Err(NoResponse::Withdrawn) => match others {
-            OtherCredentials::OutOfReach => AttemptVerdict::CutOff,
+            OtherCredentials::BodyConsumed => AttemptVerdict::CutOff,
             OtherCredentials::Left | OtherCredentials::NoneLeft => {
                 AttemptVerdict::Next(FailedAttempt::Unusable)
             }
@@ -146,7 +146,7 @@ async fn judge_unauthorized(
     tracing::warn!(credential = credential.tag(), "upstream rejected the token");
     let limit = match (others, refresh) {
         // Too late for this request, but not for the next one.
-        (OtherCredentials::OutOfReach, _) | (_, RefreshAllowance::Used) => None,
+        (OtherCredentials::BodyConsumed, _) | (_, RefreshAllowance::Used) => None,
         (_, RefreshAllowance::Unused { limit }) => Some(limit),
     };
     let replacement = credential
@@ -216,7 +216,7 @@ fn next_or_cut_off(others: OtherCredentials) -> AttemptVerdict {
         OtherCredentials::Left | OtherCredentials::NoneLeft => {
             AttemptVerdict::Next(FailedAttempt::Unusable)
         }
-        OtherCredentials::OutOfReach => AttemptVerdict::CutOff,
+        OtherCredentials::BodyConsumed => AttemptVerdict::CutOff,
     }
 }
 
@@ -246,7 +246,9 @@ fn judge_loop(sent: Sent, others: OtherCredentials) -> AttemptVerdict {
     let answer = unread(sent);
     match others {
         OtherCredentials::Left => AttemptVerdict::Next(FailedAttempt::Answer(answer)),
-        OtherCredentials::NoneLeft | OtherCredentials::OutOfReach => AttemptVerdict::Answer(answer),
+        OtherCredentials::NoneLeft | OtherCredentials::BodyConsumed => {
+            AttemptVerdict::Answer(answer)
+        }
     }
 }
 
@@ -269,10 +271,10 @@ fn judge_failure(
         OtherCredentials::Left if may_continue => {
             AttemptVerdict::Next(FailedAttempt::Refusal(refusal))
         }
-        OtherCredentials::OutOfReach if !exchange.pool().is_single() => {
+        OtherCredentials::BodyConsumed if !exchange.pool().is_single() => {
             AttemptVerdict::Refuse(refusal.because_body_not_kept())
         }
-        OtherCredentials::Left | OtherCredentials::NoneLeft | OtherCredentials::OutOfReach => {
+        OtherCredentials::Left | OtherCredentials::NoneLeft | OtherCredentials::BodyConsumed => {
             AttemptVerdict::Refuse(refusal)
         }
     }

@@ -65,7 +65,7 @@ pub(crate) async fn rewrite(
         add_handshake(&mut headers);
     }
     let uri = target(exchange, selected, &uri).ok_or_else(Refusal::unsendable)?;
-    let mut request = Request::new(body.take());
+    let mut request = Request::new(body.begin_send());
     *request.method_mut() = method;
     *request.uri_mut() = uri;
     *request.headers_mut() = headers;

@@ -96,7 +96,7 @@ impl KeptBody {
     }
 
     /// Returns the body to send. A body that is not kept whole can be taken once.
-    pub(crate) fn take(&mut self) -> RequestBody {
+    pub(crate) fn begin_send(&mut self) -> RequestBody {
         match self.rest.take().and_then(GuardedBody::hand_on) {
             None => RequestBody::buffered(Arc::clone(&self.kept)),
             Some(rest) => RequestBody::streamed(Arc::clone(&self.kept), rest, self.length),

@@ -77,7 +77,7 @@ async fn read(
             break;
         }
     }
-    exchange.set_asked(scan.fields().clone());
+    exchange.set_requested(scan.fields().clone());
     Ok(KeptBody::new(kept, rest, length))
 }
 

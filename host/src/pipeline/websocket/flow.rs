@@ -93,7 +93,7 @@ impl SocketFlow {
     }
 
     /// Adds bytes that were read from the sender before the relay began.
-    pub(super) fn was_read(&mut self, bytes: &[u8]) {
+    pub(super) fn push_unread(&mut self, bytes: &[u8]) {
         self.unread.extend_from_slice(bytes);
     }
 
@@ -195,8 +195,8 @@ impl SocketFlow {
             match ready!(self.poll_read(cx, from.as_mut(), to.as_mut(), watcher)) {
                 Ok(0) => return Poll::Ready(FlowEnd::SenderGone),
                 Ok(_) => {}
-                Err(ReadStop::Gone) => return Poll::Ready(FlowEnd::SenderGone),
-                Err(ReadStop::Violation(violation)) => {
+                Err(ReadFailure::Gone) => return Poll::Ready(FlowEnd::SenderGone),
+                Err(ReadFailure::Violation(violation)) => {
                     return Poll::Ready(FlowEnd::Violation(violation));
                 }
             }
@@ -209,18 +209,18 @@ impl SocketFlow {
         from: Pin<&mut SocketSide>,
         to: Pin<&mut SocketSide>,
         watcher: &mut impl FlowWatcher,
-    ) -> Poll<Result<usize, ReadStop>> {
+    ) -> Poll<Result<usize, ReadFailure>> {
         BUFFER.with_borrow_mut(|buffer| {
             let mut read = ReadBuf::new(&mut buffer[..]);
             if ready!(from.poll_read(cx, &mut read)).is_err() {
-                return Poll::Ready(Err(ReadStop::Gone));
+                return Poll::Ready(Err(ReadFailure::Gone));
             }
             let input = read.filled();
             let length = input.len();
             Poll::Ready(
                 self.read_and_forward(cx, input, to, watcher)
                     .map(|()| length)
-                    .map_err(ReadStop::Violation),
+                    .map_err(ReadFailure::Violation),
             )
         })
     }
@@ -336,7 +336,7 @@ impl SocketFlow {
     }
 }
 
-enum ReadStop {
+enum ReadFailure {
     Gone,
     Violation(ProtocolViolation),
 }

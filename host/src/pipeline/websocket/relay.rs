@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::closing::CloseReason;
 use super::flow::{FlowEnd, SocketFlow};
 use super::side::SocketSide;
-use super::timing::{LastHeard, SocketDeadlines};
+use super::timing::{LastActivity, SocketDeadlines};
 use super::turns::SocketTurns;
 use super::waking::WakeablePart;
 use super::watching::{ClientWatcher, UpstreamWatcher};
@@ -50,7 +50,7 @@ pub(super) struct SocketRelay {
     closed: ClosedDirections,
     /// Set if the socket is to close as soon as no response is awaited.
     leaving: Option<CloseReason>,
-    heard: LastHeard,
+    activity: LastActivity,
     waits: SocketDeadlines,
 }
 
@@ -72,7 +72,7 @@ struct RelayParts {
 }
 
 impl RelayParts {
-    async fn here() -> Self {
+    async fn new() -> Self {
         poll_fn(|cx| {
             Poll::Ready(Self {
                 up: WakeablePart::of(cx),
@@ -95,9 +95,9 @@ impl RelayParts {
 enum RelayWake {
     Flows(RelayOutcome),
     /// The credential or the service changed and is to be checked.
-    Look,
+    Changed,
     Phase(GatewayPhase),
-    Time,
+    Deadline,
 }
 
 /// What relaying both directions led to.
@@ -129,7 +129,7 @@ impl SocketRelay {
             down: SocketFlow::new(FrameSender::Server, bytes_max),
             closed: ClosedDirections::default(),
             leaving: None,
-            heard: LastHeard::new(Instant::now()),
+            activity: LastActivity::new(Instant::now()),
             waits: SocketDeadlines::default(),
         }
     }
@@ -138,7 +138,7 @@ impl SocketRelay {
     /// buffer it is in is large.
     fn side(upgraded: Upgraded, flow: &mut SocketFlow) -> SocketSide {
         let (side, read) = SocketSide::of(upgraded);
-        flow.was_read(&read);
+        flow.push_unread(&read);
         side
     }
 
@@ -148,10 +148,10 @@ impl SocketRelay {
         let mut upstream = Self::side(upstream, &mut self.down);
         match self.relay(&mut client, &mut upstream).await {
             RelayOutcome::Close(reason, end) => {
-                self.turns.over(end);
+                self.turns.end_all(end);
                 self.close(reason, &mut client, &mut upstream).await;
             }
-            RelayOutcome::Over(end) => self.turns.over(end),
+            RelayOutcome::Over(end) => self.turns.end_all(end),
             RelayOutcome::DeadlinesChanged | RelayOutcome::Between => {}
         }
         // Whether either side is still connected no longer matters.
@@ -162,27 +162,27 @@ impl SocketRelay {
     async fn relay(&mut self, client: &mut SocketSide, upstream: &mut SocketSide) -> RelayOutcome {
         let mut phases = self.service().parts().phases.clone();
         let phase = *phases.borrow_and_update();
-        self.phase(phase);
+        self.observe_phase(phase);
         let mut live = self.live.clone();
-        let mut wakings = RelayParts::here().await;
+        let mut wakings = RelayParts::new().await;
         loop {
             self.move_to(&live.now());
             let credential = Arc::clone(self.turns.credential());
             // Subscribed before the state is read, so that no change is missed in between.
             let withdrawn = credential.until_unusable();
             if !credential.candidate(Timestamp::now()).usable {
-                self.leave(CloseReason::CredentialUnusable);
+                self.close_when_idle(CloseReason::CredentialUnusable);
             }
-            let wake = self.wake_at();
+            let wake = self.next_check();
             let mut rest = pin!(async {
                 tokio::select! {
-                    () = withdrawn => RelayWake::Look,
-                    () = live.changed() => RelayWake::Look,
+                    () = withdrawn => RelayWake::Changed,
+                    () = live.changed() => RelayWake::Changed,
                     changed = phases.changed() => match changed {
                         Ok(()) => RelayWake::Phase(*phases.borrow_and_update()),
                         Err(_) => RelayWake::Phase(GatewayPhase::Stopping),
                     },
-                    () = sleep_until(wake) => RelayWake::Time,
+                    () = sleep_until(wake) => RelayWake::Deadline,
                 }
             });
             wakings.touch();
@@ -191,19 +191,19 @@ impl SocketRelay {
                 Poll::Pending => wakings.rest.poll(cx, |cx| rest.as_mut().poll(cx)),
             });
             match woken.await {
-                RelayWake::Flows(RelayOutcome::DeadlinesChanged) | RelayWake::Look => {}
+                RelayWake::Flows(RelayOutcome::DeadlinesChanged) | RelayWake::Changed => {}
                 RelayWake::Flows(RelayOutcome::Between) => {
-                    if self.moves().await {
-                        self.leave(CloseReason::SessionMoves);
+                    if self.should_move().await {
+                        self.close_when_idle(CloseReason::SessionMoves);
                     }
                 }
                 RelayWake::Flows(outcome) => return outcome,
                 RelayWake::Phase(GatewayPhase::Stopping) => {
                     return RelayOutcome::Over(ExchangeEnd::ClientGone);
                 }
-                RelayWake::Phase(phase) => self.phase(phase),
-                RelayWake::Time => {
-                    if let Some(outcome) = self.wake(Instant::now()) {
+                RelayWake::Phase(phase) => self.observe_phase(phase),
+                RelayWake::Deadline => {
+                    if let Some(outcome) = self.check_deadlines(Instant::now()) {
                         return outcome;
                     }
                 }
@@ -211,14 +211,14 @@ impl SocketRelay {
         }
     }
 
-    fn phase(&mut self, phase: GatewayPhase) {
+    fn observe_phase(&mut self, phase: GatewayPhase) {
         if phase != GatewayPhase::Running {
-            self.leave(CloseReason::ShuttingDown);
+            self.close_when_idle(CloseReason::ShuttingDown);
         }
     }
 
     /// Closes the socket as soon as no response is awaited.
-    fn leave(&mut self, reason: CloseReason) {
+    fn close_when_idle(&mut self, reason: CloseReason) {
         self.leaving.get_or_insert(reason);
     }
 
@@ -258,7 +258,7 @@ impl SocketRelay {
         if !self.closed.up {
             let mut watcher = ClientWatcher {
                 turns: &mut self.turns,
-                heard: &mut self.heard,
+                activity: &mut self.activity,
             };
             let up = &mut self.up;
             let polled = wakings.up.poll(cx, |cx| {
@@ -273,7 +273,7 @@ impl SocketRelay {
         if !self.closed.down {
             let mut watcher = UpstreamWatcher {
                 turns: &mut self.turns,
-                heard: &mut self.heard,
+                activity: &mut self.activity,
             };
             let down = &mut self.down;
             let polled = wakings.down.poll(cx, |cx| {
@@ -284,9 +284,9 @@ impl SocketRelay {
             {
                 return Poll::Ready(outcome);
             }
-            self.heard.now.client |= self.down.made_progress();
+            self.activity.now.client |= self.down.made_progress();
         }
-        self.heard.update();
+        self.activity.update();
         if self.closed.up && self.closed.down {
             return Poll::Ready(RelayOutcome::Over(ExchangeEnd::ClientGone));
         }
@@ -294,11 +294,11 @@ impl SocketRelay {
             if let Some(reason) = self.leaving {
                 return Poll::Ready(RelayOutcome::Close(reason, ExchangeEnd::ClientGone));
             }
-            if std::mem::take(&mut self.heard.turn_ended) {
+            if std::mem::take(&mut self.activity.turn_ended) {
                 return Poll::Ready(RelayOutcome::Between);
             }
         }
-        if self.waits_anew() {
+        if self.update_deadlines() {
             Poll::Ready(RelayOutcome::DeadlinesChanged)
         } else {
             Poll::Pending
@@ -315,7 +315,7 @@ impl SocketRelay {
     }
 
     /// Returns whether the session would be given another credential if it arrived now.
-    async fn moves(&self) -> bool {
+    async fn should_move(&self) -> bool {
         let choice = choice_for_session(self.turns.socket(), Timestamp::now()).await;
         choice.is_some_and(|choice| !Arc::ptr_eq(&choice, self.turns.credential()))
     }
@@ -328,12 +328,12 @@ impl SocketRelay {
     /// has no place in that service, it closes as soon as no response is awaited.
     fn move_to(&mut self, now: &Arc<Service>) {
         if !Arc::ptr_eq(now, self.turns.service()) && !self.turns.move_to(now) {
-            self.leave(CloseReason::ConfigurationChanged);
+            self.close_when_idle(CloseReason::ConfigurationChanged);
         }
     }
 
     /// Returns whether a wait has begun or ended since the last call.
-    fn waits_anew(&mut self) -> bool {
+    fn update_deadlines(&mut self) -> bool {
         let limits = self.service().limits();
         let before = self.waits;
         let one_closed = self.closed.up || self.closed.down;
@@ -378,7 +378,7 @@ impl SocketRelay {
             FlowEnd::Closed => {
                 // It may answer the client's close frame.
                 let answers_client = self.closed.up && !self.closed.upstream_broke;
-                self.turns.over(if answers_client {
+                self.turns.end_all(if answers_client {
                     ExchangeEnd::ClientGone
                 } else {
                     ExchangeEnd::UpstreamGone
@@ -412,11 +412,11 @@ impl SocketRelay {
     }
 
     /// Returns the time of the next check at the latest.
-    fn wake_at(&self) -> Instant {
+    fn next_check(&self) -> Instant {
         let limits = self.service().limits();
         // While a response is awaited, upstream may be silent for as long as its limit allows.
-        let idle =
-            (!self.turns.is_waiting()).then(|| self.heard.message + limits.websocket_idle_timeout);
+        let idle = (!self.turns.is_waiting())
+            .then(|| self.activity.message + limits.websocket_idle_timeout);
         let others = [
             self.waits.for_close,
             self.waits.for_commit,
@@ -432,8 +432,8 @@ impl SocketRelay {
     /// Returns when the client is to be sent a ping, or has failed to answer one.
     fn ping_at(&self) -> Instant {
         let interval = self.service().limits().websocket_ping_interval;
-        self.heard.client
-            + if self.heard.pinged {
+        self.activity.client
+            + if self.activity.pinged {
                 interval * 2
             } else {
                 interval
@@ -444,10 +444,10 @@ impl SocketRelay {
     fn silent_at(&self) -> Option<Instant> {
         self.turns
             .is_waiting()
-            .then(|| self.heard.upstream + self.service().limits().upstream_idle_timeout)
+            .then(|| self.activity.upstream + self.service().limits().upstream_idle_timeout)
     }
 
-    fn wake(&mut self, now: Instant) -> Option<RelayOutcome> {
+    fn check_deadlines(&mut self, now: Instant) -> Option<RelayOutcome> {
         let is_over = |end: Option<Instant>| end.is_some_and(|end| end <= now);
         if is_over(self.waits.for_close) && self.closed.upstream_broke && !self.closed.down {
             return Some(RelayOutcome::Close(
@@ -471,18 +471,18 @@ impl SocketRelay {
             ));
         }
         let idle_limit = self.service().limits().websocket_idle_timeout;
-        if !self.turns.is_waiting() && self.heard.message + idle_limit <= now {
+        if !self.turns.is_waiting() && self.activity.message + idle_limit <= now {
             return Some(RelayOutcome::Close(
                 CloseReason::Idle,
                 ExchangeEnd::ClientGone,
             ));
         }
         if self.ping_at() <= now {
-            if self.heard.pinged {
+            if self.activity.pinged {
                 // Nothing was received, not even a pong.
                 return Some(RelayOutcome::Over(ExchangeEnd::ClientGone));
             }
-            self.heard.pinged = true;
+            self.activity.pinged = true;
             self.down.send_own(&ping_frame(FrameSender::Server));
         }
         None

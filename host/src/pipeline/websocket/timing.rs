@@ -3,35 +3,35 @@
 use tokio::time::Instant;
 
 /// The last sign of life of each side.
-pub(super) struct LastHeard {
+pub(super) struct LastActivity {
     pub(super) client: Instant,
     pub(super) upstream: Instant,
     /// The last message from either side.
     pub(super) message: Instant,
     /// What was received since the last update: the clock is read once for all of it.
-    pub(super) now: HeardSince,
+    pub(super) now: NewActivity,
     /// The client was sent a ping since.
     pub(super) pinged: bool,
     /// A response ended since the last update.
     pub(super) turn_ended: bool,
 }
 
-/// Signs of life that [`LastHeard`] does not include yet.
+/// Signs of life that [`LastActivity`] does not include yet.
 #[derive(Default)]
-pub(super) struct HeardSince {
+pub(super) struct NewActivity {
     pub(super) client: bool,
     pub(super) upstream: bool,
     pub(super) message: bool,
 }
 
-impl LastHeard {
+impl LastActivity {
     /// Returns both sides as heard from at `now`.
     pub(super) fn new(now: Instant) -> Self {
         Self {
             client: now,
             upstream: now,
             message: now,
-            now: HeardSince::default(),
+            now: NewActivity::default(),
             pinged: false,
             turn_ended: false,
         }
@@ -39,7 +39,7 @@ impl LastHeard {
 
     /// Dates what was received since the last update.
     pub(super) fn update(&mut self) {
-        let HeardSince {
+        let NewActivity {
             client,
             upstream,
             message,

@@ -191,7 +191,7 @@ impl SocketTurns {
     }
 
     fn settle(&mut self, end: ExchangeEnd, status: Option<StatusCode>) -> Option<RowCommit> {
-        let metered = self.event.take_metered();
+        let metered = self.event.finish_response();
         let mut turn = match self.open.pop_front() {
             Some(turn) => turn,
             // No recognised message requested this response; it is recorded all the same.
@@ -216,8 +216,8 @@ impl SocketTurns {
     }
 
     /// Ends the socket: every response that is still awaited ends with `end`.
-    pub(super) fn over(&mut self, end: ExchangeEnd) {
-        let mut metered = self.event.take_metered();
+    pub(super) fn end_all(&mut self, end: ExchangeEnd) {
+        let mut metered = self.event.finish_response();
         for mut turn in self.open.drain(..) {
             // What was metered belongs to the response that upstream was sending.
             drop(settle(&mut turn, end, std::mem::take(&mut metered)));

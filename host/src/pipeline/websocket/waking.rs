@@ -11,7 +11,7 @@ pub(super) struct WakeablePart {
 }
 
 struct WakeFlag {
-    is: AtomicBool,
+    is_set: AtomicBool,
     task: Waker,
 }
 
@@ -21,7 +21,7 @@ impl Wake for WakeFlag {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        if !self.is.swap(true, Ordering::AcqRel) {
+        if !self.is_set.swap(true, Ordering::AcqRel) {
             self.task.wake_by_ref();
         }
     }
@@ -31,7 +31,7 @@ impl WakeablePart {
     /// Creates a part of the task that `cx` belongs to. Its first poll always happens.
     pub(super) fn of(cx: &Context<'_>) -> Self {
         let woken = Arc::new(WakeFlag {
-            is: AtomicBool::new(true),
+            is_set: AtomicBool::new(true),
             task: cx.waker().clone(),
         });
         Self {
@@ -42,7 +42,7 @@ impl WakeablePart {
 
     /// Wakes the part after a change that none of its wakers reports.
     pub(super) fn touch(&self) {
-        self.woken.is.store(true, Ordering::Release);
+        self.woken.is_set.store(true, Ordering::Release);
     }
 
     /// Polls the part if it was woken since the last poll.
@@ -54,7 +54,9 @@ impl WakeablePart {
         if !self.woken.task.will_wake(cx.waker()) {
             *self = Self::of(cx);
         }
-        if self.woken.is.load(Ordering::Relaxed) && self.woken.is.swap(false, Ordering::AcqRel) {
+        if self.woken.is_set.load(Ordering::Relaxed)
+            && self.woken.is_set.swap(false, Ordering::AcqRel)
+        {
             poll(&mut Context::from_waker(&self.waker))
         } else {
             Poll::Pending

@@ -1,7 +1,7 @@
 //! The observers that read the two directions of a socket on the side.
 
 use super::flow::FlowWatcher;
-use super::timing::LastHeard;
+use super::timing::LastActivity;
 use super::turns::SocketTurns;
 use crate::frames::{MessageKind, ProtocolViolation};
 use crate::ledger::RowCommit;
@@ -9,12 +9,12 @@ use crate::ledger::RowCommit;
 /// Reads what the client sends.
 pub(super) struct ClientWatcher<'a> {
     pub(super) turns: &'a mut SocketTurns,
-    pub(super) heard: &'a mut LastHeard,
+    pub(super) activity: &'a mut LastActivity,
 }
 
 impl FlowWatcher for ClientWatcher<'_> {
     fn begin(&mut self, kind: MessageKind) -> Result<(), ProtocolViolation> {
-        self.heard.now.message = true;
+        self.activity.now.message = true;
         self.control();
         self.turns.client_begins(kind)
     }
@@ -28,25 +28,25 @@ impl FlowWatcher for ClientWatcher<'_> {
         self.control();
         self.turns.client_ends();
         // Upstream's silence counts from here.
-        self.heard.now.upstream = true;
+        self.activity.now.upstream = true;
         None
     }
 
     fn control(&mut self) {
-        self.heard.now.client = true;
+        self.activity.now.client = true;
     }
 }
 
 /// Reads what upstream sends.
 pub(super) struct UpstreamWatcher<'a> {
     pub(super) turns: &'a mut SocketTurns,
-    pub(super) heard: &'a mut LastHeard,
+    pub(super) activity: &'a mut LastActivity,
 }
 
 impl FlowWatcher for UpstreamWatcher<'_> {
     fn begin(&mut self, kind: MessageKind) -> Result<(), ProtocolViolation> {
         self.control();
-        self.heard.now.message = true;
+        self.activity.now.message = true;
         self.turns.upstream_begins(kind);
         Ok(())
     }
@@ -58,11 +58,11 @@ impl FlowWatcher for UpstreamWatcher<'_> {
 
     fn end(&mut self) -> Option<RowCommit> {
         let commit = self.turns.upstream_ends();
-        self.heard.turn_ended |= commit.is_some();
+        self.activity.turn_ended |= commit.is_some();
         commit
     }
 
     fn control(&mut self) {
-        self.heard.now.upstream = true;
+        self.activity.now.upstream = true;
     }
 }

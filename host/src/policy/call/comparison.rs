@@ -153,7 +153,7 @@ impl ShadowComparison {
                 continue;
             };
             if !outcome.agrees_with(&call.outcome) {
-                self.keep(ShadowDisagreement {
+                self.record_disagreement(ShadowDisagreement {
                     call,
                     shadow_outcome: outcome,
                 });
@@ -163,7 +163,7 @@ impl ShadowComparison {
         }
     }
 
-    fn keep(&self, disagreement: ShadowDisagreement) {
+    fn record_disagreement(&self, disagreement: ShadowDisagreement) {
         self.disagreed.fetch_add(1, Ordering::Relaxed);
         let mut disagreements = self.disagreements();
         if disagreements.len() == DISAGREEMENTS_MAX {

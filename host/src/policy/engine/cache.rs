@@ -174,8 +174,8 @@ fn load(engine: &wasmtime::Engine, path: &Path) -> Result<Option<Component>, Unu
     let Some((file, code)) = read(path)? else {
         return Ok(None);
     };
-    // SAFETY: `deserialize` trusts its bytes to be what `serialize` returned. They are in a folder and
-    // a file that only this user can write, and their digest is what this gateway wrote.
+    // SAFETY: `deserialize` trusts its bytes to be what `serialize` returned. They are in a folder
+    // and a file that only this user can write, and their digest is what this gateway wrote.
     let component =
         unsafe { Component::deserialize(engine, code) }.map_err(UnusableFile::Rejected)?;
     // Eviction goes by the time of modification.

@@ -33,12 +33,12 @@ pub(crate) enum CompilePriority {
 }
 
 /// Compiles components, each once.
-pub(super) struct Compiler {
+pub(super) struct ComponentCompiler {
     engine: wasmtime::Engine,
     compiled: Mutex<LruCache<ComponentDigest, Component>>,
 }
 
-impl Compiler {
+impl ComponentCompiler {
     pub(super) fn new(engine: &wasmtime::Engine) -> Self {
         Self {
             engine: engine.clone(),

@@ -151,7 +151,7 @@ impl FaultKind {
 
     /// Returns whether the component is at fault, so that the fault counts for its circuit breaker.
     /// A component that reports a failure itself works as intended.
-    pub(crate) fn is_misconduct(self) -> bool {
+    pub(crate) fn is_component_fault(self) -> bool {
         match self {
             Self::Trap | Self::Deadline | Self::Memory | Self::BadOutput => true,
             Self::Failed | Self::Unavailable | Self::Quarantined => false,

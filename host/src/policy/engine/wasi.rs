@@ -21,25 +21,25 @@ const STREAM_ROOM_BYTES: u64 = 4096;
 const RANDOM_BYTES_MAX: u64 = 64 * 1024;
 
 // Host-side types of the resources. No handle refers to anything.
-struct InputStream;
-struct OutputStream;
-struct Pollable;
-struct IoError;
-struct TerminalInput;
-struct TerminalOutput;
+struct WasiInputStream;
+struct WasiOutputStream;
+struct WasiPollable;
+struct WasiIoError;
+struct WasiTerminalInput;
+struct WasiTerminalOutput;
 
 #[derive(ComponentType, Lower, Lift)]
 #[component(variant)]
-enum StreamError {
+enum WasiStreamError {
     #[component(name = "last-operation-failed")]
-    LastOperationFailed(Resource<IoError>),
+    LastOperationFailed(Resource<WasiIoError>),
     #[component(name = "closed")]
     Closed,
 }
 
 #[derive(ComponentType, Lower, Lift)]
 #[component(record)]
-struct Datetime {
+struct WasiDatetime {
     seconds: u64,
     nanoseconds: u32,
 }
@@ -60,23 +60,25 @@ fn name(interface: &str) -> String {
 
 fn add_errors_and_polling(linker: &mut Linker<GuestState>) -> Result<()> {
     let mut error = linker.instance(&name("io/error"))?;
-    error.resource("error", ResourceType::host::<IoError>(), |_, _| Ok(()))?;
+    error.resource("error", ResourceType::host::<WasiIoError>(), |_, _| Ok(()))?;
     error.func_wrap(
         "[method]error.to-debug-string",
-        |_, (_,): (Resource<IoError>,)| Ok((String::new(),)),
+        |_, (_,): (Resource<WasiIoError>,)| Ok((String::new(),)),
     )?;
 
     let mut poll = linker.instance(&name("io/poll"))?;
-    poll.resource("pollable", ResourceType::host::<Pollable>(), |_, _| Ok(()))?;
+    poll.resource("pollable", ResourceType::host::<WasiPollable>(), |_, _| {
+        Ok(())
+    })?;
     poll.func_wrap(
         "[method]pollable.ready",
-        |_, (_,): (Resource<Pollable>,)| Ok((true,)),
+        |_, (_,): (Resource<WasiPollable>,)| Ok((true,)),
     )?;
     poll.func_wrap(
         "[method]pollable.block",
-        |_, (_,): (Resource<Pollable>,)| Ok(()),
+        |_, (_,): (Resource<WasiPollable>,)| Ok(()),
     )?;
-    poll.func_wrap("poll", |_, (pollables,): (Vec<Resource<Pollable>>,)| {
+    poll.func_wrap("poll", |_, (pollables,): (Vec<Resource<WasiPollable>>,)| {
         Ok(((0..pollables.len() as u32).collect::<Vec<u32>>(),))
     })?;
     Ok(())
@@ -86,12 +88,12 @@ fn add_streams(linker: &mut Linker<GuestState>) -> Result<()> {
     let mut streams = linker.instance(&name("io/streams"))?;
     streams.resource(
         "input-stream",
-        ResourceType::host::<InputStream>(),
+        ResourceType::host::<WasiInputStream>(),
         |_, _| Ok(()),
     )?;
     streams.resource(
         "output-stream",
-        ResourceType::host::<OutputStream>(),
+        ResourceType::host::<WasiOutputStream>(),
         |_, _| Ok(()),
     )?;
     add_input_stream(&mut streams)?;
@@ -103,18 +105,22 @@ fn add_input_stream(streams: &mut LinkerInstance<'_, GuestState>) -> Result<()> 
     for read in ["read", "blocking-read"] {
         streams.func_wrap(
             &format!("[method]input-stream.{read}"),
-            |_, (_, _): (Resource<InputStream>, u64)| Ok((Err::<Vec<u8>, _>(StreamError::Closed),)),
+            |_, (_, _): (Resource<WasiInputStream>, u64)| {
+                Ok((Err::<Vec<u8>, _>(WasiStreamError::Closed),))
+            },
         )?;
     }
     for skip in ["skip", "blocking-skip"] {
         streams.func_wrap(
             &format!("[method]input-stream.{skip}"),
-            |_, (_, _): (Resource<InputStream>, u64)| Ok((Err::<u64, _>(StreamError::Closed),)),
+            |_, (_, _): (Resource<WasiInputStream>, u64)| {
+                Ok((Err::<u64, _>(WasiStreamError::Closed),))
+            },
         )?;
     }
     streams.func_wrap(
         "[method]input-stream.subscribe",
-        |_, (_,): (Resource<InputStream>,)| Ok((Resource::<Pollable>::new_own(0),)),
+        |_, (_,): (Resource<WasiInputStream>,)| Ok((Resource::<WasiPollable>::new_own(0),)),
     )?;
     Ok(())
 }
@@ -123,39 +129,39 @@ fn add_input_stream(streams: &mut LinkerInstance<'_, GuestState>) -> Result<()> 
 fn add_output_stream(streams: &mut LinkerInstance<'_, GuestState>) -> Result<()> {
     streams.func_wrap(
         "[method]output-stream.check-write",
-        |_, (_,): (Resource<OutputStream>,)| Ok((Ok::<_, StreamError>(STREAM_ROOM_BYTES),)),
+        |_, (_,): (Resource<WasiOutputStream>,)| Ok((Ok::<_, WasiStreamError>(STREAM_ROOM_BYTES),)),
     )?;
     for write in ["write", "blocking-write-and-flush"] {
         streams.func_wrap(
             &format!("[method]output-stream.{write}"),
             |mut store: StoreContextMut<'_, GuestState>,
-             (_, bytes): (Resource<OutputStream>, Vec<u8>)| {
+             (_, bytes): (Resource<WasiOutputStream>, Vec<u8>)| {
                 store.data_mut().write_output(&bytes);
-                Ok((Ok::<_, StreamError>(()),))
+                Ok((Ok::<_, WasiStreamError>(()),))
             },
         )?;
     }
     for write in ["write-zeroes", "blocking-write-zeroes-and-flush"] {
         streams.func_wrap(
             &format!("[method]output-stream.{write}"),
-            |_, (_, _): (Resource<OutputStream>, u64)| Ok((Ok::<_, StreamError>(()),)),
+            |_, (_, _): (Resource<WasiOutputStream>, u64)| Ok((Ok::<_, WasiStreamError>(()),)),
         )?;
     }
     for flush in ["flush", "blocking-flush"] {
         streams.func_wrap(
             &format!("[method]output-stream.{flush}"),
-            |_, (_,): (Resource<OutputStream>,)| Ok((Ok::<_, StreamError>(()),)),
+            |_, (_,): (Resource<WasiOutputStream>,)| Ok((Ok::<_, WasiStreamError>(()),)),
         )?;
     }
     streams.func_wrap(
         "[method]output-stream.subscribe",
-        |_, (_,): (Resource<OutputStream>,)| Ok((Resource::<Pollable>::new_own(0),)),
+        |_, (_,): (Resource<WasiOutputStream>,)| Ok((Resource::<WasiPollable>::new_own(0),)),
     )?;
     for splice in ["splice", "blocking-splice"] {
         streams.func_wrap(
             &format!("[method]output-stream.{splice}"),
-            |_, (_, _, _): (Resource<OutputStream>, Resource<InputStream>, u64)| {
-                Ok((Err::<u64, _>(StreamError::Closed),))
+            |_, (_, _, _): (Resource<WasiOutputStream>, Resource<WasiInputStream>, u64)| {
+                Ok((Err::<u64, _>(WasiStreamError::Closed),))
             },
         )?;
     }
@@ -179,13 +185,13 @@ fn add_cli(linker: &mut Linker<GuestState>) -> Result<()> {
     linker
         .instance(&name("cli/stdin"))?
         .func_wrap("get-stdin", |_, (): ()| {
-            Ok((Resource::<InputStream>::new_own(0),))
+            Ok((Resource::<WasiInputStream>::new_own(0),))
         })?;
     for stream in ["stdout", "stderr"] {
         linker
             .instance(&name(&format!("cli/{stream}")))?
             .func_wrap(&format!("get-{stream}"), |_, (): ()| {
-                Ok((Resource::<OutputStream>::new_own(0),))
+                Ok((Resource::<WasiOutputStream>::new_own(0),))
             })?;
     }
     Ok(())
@@ -195,25 +201,25 @@ fn add_terminals(linker: &mut Linker<GuestState>) -> Result<()> {
     let mut input = linker.instance(&name("cli/terminal-input"))?;
     input.resource(
         "terminal-input",
-        ResourceType::host::<TerminalInput>(),
+        ResourceType::host::<WasiTerminalInput>(),
         |_, _| Ok(()),
     )?;
     let mut output = linker.instance(&name("cli/terminal-output"))?;
     output.resource(
         "terminal-output",
-        ResourceType::host::<TerminalOutput>(),
+        ResourceType::host::<WasiTerminalOutput>(),
         |_, _| Ok(()),
     )?;
     linker
         .instance(&name("cli/terminal-stdin"))?
         .func_wrap("get-terminal-stdin", |_, (): ()| {
-            Ok((None::<Resource<TerminalInput>>,))
+            Ok((None::<Resource<WasiTerminalInput>>,))
         })?;
     for stream in ["stdout", "stderr"] {
         linker
             .instance(&name(&format!("cli/terminal-{stream}")))?
             .func_wrap(&format!("get-terminal-{stream}"), |_, (): ()| {
-                Ok((None::<Resource<TerminalOutput>>,))
+                Ok((None::<Resource<WasiTerminalOutput>>,))
             })?;
     }
     Ok(())
@@ -227,20 +233,20 @@ fn add_clocks(linker: &mut Linker<GuestState>) -> Result<()> {
     monotonic.func_wrap("resolution", |_, (): ()| Ok((1_000_000_u64,)))?;
     for subscribe in ["subscribe-instant", "subscribe-duration"] {
         monotonic.func_wrap(subscribe, |_, (_,): (u64,)| {
-            Ok((Resource::<Pollable>::new_own(0),))
+            Ok((Resource::<WasiPollable>::new_own(0),))
         })?;
     }
     let mut wall = linker.instance(&name("clocks/wall-clock"))?;
     wall.func_wrap("now", |store: StoreContextMut<'_, GuestState>, (): ()| {
         let now = store.data().now();
         let nanoseconds = (now.0 % 1000) as u32 * 1_000_000;
-        Ok((Datetime {
+        Ok((WasiDatetime {
             seconds: now.unix(),
             nanoseconds,
         },))
     })?;
     wall.func_wrap("resolution", |_, (): ()| {
-        Ok((Datetime {
+        Ok((WasiDatetime {
             seconds: 0,
             nanoseconds: 1_000_000,
         },))

@@ -59,7 +59,7 @@ impl BreakerRules {
 
 /// Whether a generation replaced one before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Predecessor {
+pub(crate) enum EarlierGeneration {
     /// The generation is the first one: there is nothing to fall back to.
     None,
     /// The gateway can fall back to the generation before, so the new one is on probation at first.
@@ -68,10 +68,10 @@ pub(crate) enum Predecessor {
 
 /// How a call ended, as far as the breaker is concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum CallConduct {
-    Good,
+pub(crate) enum CallVerdict {
+    NotAtFault,
     /// The component is at fault.
-    Misconduct,
+    AtFault,
 }
 
 /// The change that a call's end made to the breaker.
@@ -87,7 +87,7 @@ pub(crate) enum BreakerChange {
 #[derive(Debug)]
 pub(crate) struct CircuitBreaker {
     rules: BreakerRules,
-    predecessor: Predecessor,
+    earlier: EarlierGeneration,
     created: Instant,
     /// The end of the pause in milliseconds since `created`, counted from 1; 0 if the breaker is
     /// closed.
@@ -106,10 +106,10 @@ struct FaultHistory {
 }
 
 impl CircuitBreaker {
-    pub(crate) fn new(rules: BreakerRules, predecessor: Predecessor) -> Self {
+    pub(crate) fn new(rules: BreakerRules, earlier: EarlierGeneration) -> Self {
         Self {
             rules,
-            predecessor,
+            earlier,
             created: Instant::now(),
             open_until: AtomicU64::new(0),
             probation_calls: AtomicU64::new(0),
@@ -143,17 +143,17 @@ impl CircuitBreaker {
     }
 
     /// Notes that a call ended at `at`.
-    pub(crate) fn call_ended(&self, conduct: CallConduct, at: Instant) -> BreakerChange {
+    pub(crate) fn call_ended(&self, verdict: CallVerdict, at: Instant) -> BreakerChange {
         let is_on_probation = self.count_probation_call();
         let is_open = self.open_until.load(Ordering::Relaxed) != 0;
-        match conduct {
-            CallConduct::Good => {
+        match verdict {
+            CallVerdict::NotAtFault => {
                 if is_open {
                     self.close();
                 }
                 BreakerChange::Unchanged
             }
-            CallConduct::Misconduct => {
+            CallVerdict::AtFault => {
                 let faults_max = if is_on_probation {
                     FAULTS_ON_PROBATION.min(self.rules.faults)
                 } else {
@@ -193,16 +193,16 @@ impl CircuitBreaker {
         (until != 0).then(|| Duration::from_millis(until.saturating_sub(self.milliseconds(at))))
     }
 
-    /// Returns whether the generation is past its first calls, or has no predecessor.
+    /// Returns whether the generation is past its first calls, or has no earlier one.
     pub(crate) fn has_passed_probation(&self) -> bool {
-        self.predecessor == Predecessor::None
+        self.earlier == EarlierGeneration::None
             || self.probation_calls.load(Ordering::Relaxed) >= self.rules.probation_calls
     }
 
     /// Counts a call that ended, and returns whether it is one of the probation.
     fn count_probation_call(&self) -> bool {
         let most = self.rules.probation_calls;
-        self.predecessor == Predecessor::Exists
+        self.earlier == EarlierGeneration::Exists
             && self.probation_calls.load(Ordering::Relaxed) < most
             && self.probation_calls.fetch_add(1, Ordering::Relaxed) < most
     }
@@ -240,10 +240,10 @@ fn milliseconds(span: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::BreakerChange::{Opened, Unchanged};
-    use super::CallConduct::{Good, Misconduct};
+    use super::CallVerdict::{AtFault, NotAtFault};
     use super::*;
 
-    fn breaker(predecessor: Predecessor) -> (CircuitBreaker, impl Fn(u64) -> Instant) {
+    fn breaker(earlier: EarlierGeneration) -> (CircuitBreaker, impl Fn(u64) -> Instant) {
         let rules = BreakerRules {
             faults: 3,
             window: Duration::from_secs(60),
@@ -251,7 +251,7 @@ mod tests {
             longest_pause: Duration::from_secs(35),
             probation_calls: 5,
         };
-        let breaker = CircuitBreaker::new(rules, predecessor);
+        let breaker = CircuitBreaker::new(rules, earlier);
         let created = breaker.created;
         (breaker, move |seconds| {
             created + Duration::from_secs(seconds)
@@ -260,10 +260,10 @@ mod tests {
 
     #[test]
     fn faults_outside_the_window_do_not_add_up() {
-        let (breaker, at) = breaker(Predecessor::None);
+        let (breaker, at) = breaker(EarlierGeneration::None);
         for fault in 0..10 {
             assert_eq!(
-                breaker.call_ended(Misconduct, at(fault * 40)),
+                breaker.call_ended(AtFault, at(fault * 40)),
                 Unchanged,
                 "fault {fault}"
             );
@@ -273,25 +273,25 @@ mod tests {
 
     #[test]
     fn open_breaker_admits_one_call_and_opens_for_longer_if_that_fails() {
-        let (breaker, at) = breaker(Predecessor::None);
+        let (breaker, at) = breaker(EarlierGeneration::None);
         assert_eq!(
-            [0, 1, 2].map(|second| breaker.call_ended(Misconduct, at(second))),
+            [0, 1, 2].map(|second| breaker.call_ended(AtFault, at(second))),
             [Unchanged, Unchanged, Opened]
         );
         assert_eq!(breaker.admit(at(3)), Err(Duration::from_secs(9)));
         assert_eq!(breaker.admit(at(12)), Ok(()), "half-open");
         assert!(breaker.admit(at(12)).is_err(), "one call at a time");
-        assert_eq!(breaker.call_ended(Misconduct, at(12)), Opened);
+        assert_eq!(breaker.call_ended(AtFault, at(12)), Opened);
         assert_eq!(breaker.open_for(at(12)), Some(Duration::from_secs(20)));
         assert_eq!(breaker.admit(at(33)), Ok(()));
-        assert_eq!(breaker.call_ended(Misconduct, at(33)), Opened);
+        assert_eq!(breaker.call_ended(AtFault, at(33)), Opened);
         assert_eq!(
             breaker.open_for(at(33)),
             Some(Duration::from_secs(35)),
             "the longest pause"
         );
         assert_eq!(breaker.admit(at(70)), Ok(()));
-        assert_eq!(breaker.call_ended(Good, at(70)), Unchanged);
+        assert_eq!(breaker.call_ended(NotAtFault, at(70)), Unchanged);
         assert_eq!(
             (breaker.admit(at(70)), breaker.open_for(at(70))),
             (Ok(()), None),
@@ -301,24 +301,24 @@ mod tests {
 
     #[test]
     fn few_faults_open_the_breaker_of_a_generation_on_probation() {
-        let (new, at) = breaker(Predecessor::Exists);
+        let (new, at) = breaker(EarlierGeneration::Exists);
         assert_eq!(
-            [0, 1].map(|second| new.call_ended(Misconduct, at(second))),
+            [0, 1].map(|second| new.call_ended(AtFault, at(second))),
             [Unchanged, Opened]
         );
-        let (proven, at) = breaker(Predecessor::Exists);
+        let (proven, at) = breaker(EarlierGeneration::Exists);
         for second in 0..5 {
-            assert_eq!(proven.call_ended(Good, at(second)), Unchanged);
+            assert_eq!(proven.call_ended(NotAtFault, at(second)), Unchanged);
         }
         assert_eq!(
-            [5, 6, 7].map(|second| proven.call_ended(Misconduct, at(second))),
+            [5, 6, 7].map(|second| proven.call_ended(AtFault, at(second))),
             [Unchanged, Unchanged, Opened]
         );
         assert!(proven.has_passed_probation());
         proven.restart_probation();
         assert!(!proven.has_passed_probation());
         assert_eq!(
-            [8, 9].map(|second| proven.call_ended(Misconduct, at(second))),
+            [8, 9].map(|second| proven.call_ended(AtFault, at(second))),
             [Unchanged, Opened]
         );
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use wasmtime::{Result, Store};
 
-use super::breaker::{BreakerChange, BreakerRules, CallConduct, CircuitBreaker, Predecessor};
+use super::breaker::{BreakerChange, BreakerRules, CallVerdict, CircuitBreaker, EarlierGeneration};
 use super::instances::InstancePool;
 use super::shared::SharedPolicyState;
 use super::threads::QueueFull;
@@ -76,7 +76,7 @@ pub(crate) struct GenerationStatus {
     pub(crate) breaker_open_for: Option<Duration>,
     /// Whether calls run on policy threads.
     pub(crate) is_slow: bool,
-    /// Whether the generation is past its first calls, or has no predecessor to fall back to.
+    /// Whether the generation is past its first calls, or has no earlier one to fall back to.
     pub(crate) has_passed_probation: bool,
 }
 
@@ -98,17 +98,17 @@ impl<W: PolicyWorld> ConfiguredComponent<W> {
         instances: InstancePool<W>,
         breaker_rules: BreakerRules,
     ) -> Self {
-        let predecessor = if number > 1 {
-            Predecessor::Exists
+        let earlier = if number > 1 {
+            EarlierGeneration::Exists
         } else {
-            Predecessor::None
+            EarlierGeneration::None
         };
         Self {
             number,
             identity,
             manifest,
             instances,
-            breaker: CircuitBreaker::new(breaker_rules, predecessor),
+            breaker: CircuitBreaker::new(breaker_rules, earlier),
             speed: CallSpeed::default(),
         }
     }
@@ -238,11 +238,11 @@ impl<W: PolicyWorld> ComponentGeneration<W> {
                 "slow policy moved to policy threads"
             );
         }
-        let conduct = match failure {
-            Some(failure) if failure.kind.is_misconduct() => CallConduct::Misconduct,
-            Some(_) | None => CallConduct::Good,
+        let verdict = match failure {
+            Some(failure) if failure.kind.is_component_fault() => CallVerdict::AtFault,
+            Some(_) | None => CallVerdict::NotAtFault,
         };
-        match component.breaker.call_ended(conduct, ended) {
+        match component.breaker.call_ended(verdict, ended) {
             BreakerChange::Unchanged => {}
             BreakerChange::Opened => {
                 tracing::error!(

@@ -34,12 +34,12 @@ pub(super) struct InstancePool<W: PolicyWorld> {
     config: String,
     timeout: Duration,
     memory_bytes_max: usize,
-    warm: Box<[WarmPlace<W>]>,
+    warm: Box<[WarmInstanceCell<W>]>,
 }
 
 /// Room for one warm instance, on its own cache line.
 #[repr(align(128))]
-struct WarmPlace<W>(Mutex<Option<Box<WarmInstance<W>>>>);
+struct WarmInstanceCell<W>(Mutex<Option<Box<WarmInstance<W>>>>);
 
 struct WarmInstance<W> {
     store: Store<GuestState>,
@@ -71,7 +71,7 @@ impl<W: PolicyWorld> InstancePool<W> {
             timeout,
             memory_bytes_max,
             warm: (0..WARM_INSTANCES_MAX)
-                .map(|_| WarmPlace(Mutex::new(None)))
+                .map(|_| WarmInstanceCell(Mutex::new(None)))
                 .collect(),
         }
     }
@@ -85,7 +85,7 @@ impl<W: PolicyWorld> InstancePool<W> {
         started: Instant,
         call: impl FnOnce(&mut Store<GuestState>, &W) -> Result<R>,
     ) -> std::result::Result<R, CallFailure> {
-        let mut instance = match self.take_warm() {
+        let mut instance = match self.acquire_warm() {
             Some(instance) => instance,
             None => self.create(shared).map_err(|error| {
                 let detail = format!("no instance: {}", error.root_cause());
@@ -102,7 +102,7 @@ impl<W: PolicyWorld> InstancePool<W> {
             Ok(result) => {
                 instance.calls += 1;
                 if !instance.should_be_replaced(self.memory_bytes_max) {
-                    self.put_back(instance);
+                    self.release_warm(instance);
                 }
                 Ok(result)
             }
@@ -125,20 +125,20 @@ impl<W: PolicyWorld> InstancePool<W> {
         }
     }
 
-    fn take_warm(&self) -> Option<Box<WarmInstance<W>>> {
-        try_lock(self.place())?.take()
+    fn acquire_warm(&self) -> Option<Box<WarmInstance<W>>> {
+        try_lock(self.cell())?.take()
     }
 
-    /// Keeps `instance` for the next call. If another thread that shares the place was faster, one
+    /// Stores `instance` for the next call. If another thread that shares the cell was faster, one
     /// of the two instances is enough.
-    fn put_back(&self, instance: Box<WarmInstance<W>>) {
-        if let Some(mut place) = try_lock(self.place()) {
-            *place = Some(instance);
+    fn release_warm(&self, instance: Box<WarmInstance<W>>) {
+        if let Some(mut cell) = try_lock(self.cell()) {
+            *cell = Some(instance);
         }
     }
 
-    /// Returns the place that this thread uses.
-    fn place(&self) -> &WarmPlace<W> {
+    /// Returns the cell that this thread uses.
+    fn cell(&self) -> &WarmInstanceCell<W> {
         &self.warm[THREAD_NUMBER.with(|number| number % WARM_INSTANCES_MAX)]
     }
 
@@ -177,9 +177,9 @@ impl<W> WarmInstance<W> {
     }
 }
 
-/// Locks a place without waiting. `None` if another thread uses it at this moment.
-fn try_lock<W>(place: &WarmPlace<W>) -> Option<MutexGuard<'_, Option<Box<WarmInstance<W>>>>> {
-    match place.0.try_lock() {
+/// Locks a cell without waiting. `None` if another thread uses it at this moment.
+fn try_lock<W>(cell: &WarmInstanceCell<W>) -> Option<MutexGuard<'_, Option<Box<WarmInstance<W>>>>> {
+    match cell.0.try_lock() {
         Ok(guard) => Some(guard),
         Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
         Err(TryLockError::WouldBlock) => None,

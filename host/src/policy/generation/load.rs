@@ -152,7 +152,7 @@ pub(crate) fn self_test<W: PolicyWorld>(
     for _ in 0..SELF_TEST_CALLS {
         let started = Instant::now();
         match call(generation) {
-            Err(fault) if fault.kind().is_misconduct() => {
+            Err(fault) if fault.kind().is_component_fault() => {
                 let reason = format!("{} in {}", fault.detail(), fault.function());
                 return Err(PolicyLoadError::rejected(
                     &policy.tag,

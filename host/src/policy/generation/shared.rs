@@ -12,9 +12,9 @@ use super::breaker::BreakerRules;
 use super::threads::PolicyThreads;
 use crate::config::PolicyConfig;
 use crate::policy::call::comparison::PolicyShadow;
+use crate::policy::call::observers::CallObservers;
 use crate::policy::call::recorded::RecordedCall;
 use crate::policy::call::recorder::{CallRecorder, RecordError};
-use crate::policy::call::tap::CallTap;
 use crate::policy::engine::guest_log::GuestLog;
 use crate::policy::engine::stats::PolicyStats;
 use crate::values::limits::Limits;
@@ -27,7 +27,7 @@ pub(crate) struct SharedPolicyState {
     threads: PolicyThreads,
     stats: Arc<PolicyStats>,
     log: Arc<GuestLog>,
-    tap: CallTap,
+    observers: CallObservers,
     /// Notified when the breaker of a generation opens.
     breaker_opened: Arc<Notify>,
 }
@@ -55,13 +55,13 @@ impl SharedPolicyState {
             Some(path) => Some(CallRecorder::start(path, limits)?),
             None => None,
         };
-        let tap = CallTap::new(recorder);
+        let observers = CallObservers::new(recorder);
         Ok(Arc::new(Self::with_tap(
             policy,
             limits,
             threads,
             breaker_opened,
-            tap,
+            observers,
         )))
     }
 
@@ -72,7 +72,7 @@ impl SharedPolicyState {
             limits,
             &PolicyThreads::new(limits),
             &Arc::default(),
-            CallTap::default(),
+            CallObservers::default(),
         ))
     }
 
@@ -81,7 +81,7 @@ impl SharedPolicyState {
         limits: &Limits,
         threads: &PolicyThreads,
         breaker_opened: &Arc<Notify>,
-        tap: CallTap,
+        observers: CallObservers,
     ) -> Self {
         let tag: Arc<str> = policy.tag.as_str().into();
         let stats = Arc::default();
@@ -93,7 +93,7 @@ impl SharedPolicyState {
             threads: threads.clone(),
             stats,
             log: Arc::new(log),
-            tap,
+            observers,
             breaker_opened: Arc::clone(breaker_opened),
         }
     }
@@ -108,17 +108,17 @@ impl SharedPolicyState {
 
     /// Returns the number of calls that could not be recorded because the disk was too slow.
     pub(crate) fn unrecorded(&self) -> u64 {
-        self.tap.unrecorded()
+        self.observers.unrecorded()
     }
 
     /// Returns the component that shadows the policy.
     pub(crate) fn shadow(&self) -> Option<Arc<PolicyShadow>> {
-        self.tap.shadow()
+        self.observers.shadow()
     }
 
     /// Replaces the component that shadows the policy.
     pub(crate) fn set_shadow(&self, shadow: Option<Arc<PolicyShadow>>) {
-        self.tap.set_shadow(shadow);
+        self.observers.set_shadow(shadow);
     }
 
     pub(super) fn breaker_rules(&self) -> BreakerRules {
@@ -143,6 +143,6 @@ impl SharedPolicyState {
 
     /// Passes a call to the recorder and the shadow. `call` is evaluated only if there is one.
     pub(super) fn observe(&self, call: impl FnOnce() -> RecordedCall) {
-        self.tap.observe(call);
+        self.observers.observe(call);
     }
 }

@@ -1,7 +1,8 @@
 //! Which generation of each policy serves, and which one a rollback or a failure returns to.
 //!
-//! Owns the changes from one generation to another. Does not load any. Invariant: the generation that serves changes only
-//! through the methods of [`PolicyEntry`], each of which notes it in [`LastReload`].
+//! Owns the changes from one generation to another. Does not load any. Invariant: the generation
+//! that serves changes only through the methods of [`PolicyEntry`], each of which notes it in
+//! [`LastReload`].
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -166,7 +167,8 @@ impl PolicyEntry {
         self.note(ReloadOutcome::Ok, None, took);
     }
 
-    /// Notes a failed load. The current generation keeps serving; if there is none, requests fail with `reason`.
+    /// Notes a failed load. The current generation keeps serving; if there is none, requests fail
+    /// with `reason`.
     pub(crate) fn load_failed(&mut self, reason: String, took: Duration) {
         if self.generation() == 0 {
             let reason = format!("its component cannot be used: {reason}");
@@ -187,8 +189,8 @@ impl PolicyEntry {
         Ok(())
     }
 
-    /// Applies a changed configuration. `new` is what had to be loaded for it; if it is `None`, the generations stay.
-    /// Returns the entry that serves from now on, and the entry that it replaces.
+    /// Applies a changed configuration. `new` is what had to be loaded for it; if it is `None`, the
+    /// generations stay. Returns the entry that serves from now on, and the entry that it replaces.
     fn reconfigure(mut self, config: PolicyConfig, new: Option<Self>) -> (Self, Option<Self>) {
         match new {
             Some(new) if Arc::ptr_eq(&self.shared, &new.shared) => {
@@ -205,7 +207,8 @@ impl PolicyEntry {
         }
     }
 
-    /// Falls back from a generation that failed too often, and retries a suspended one when its pause is over.
+    /// Falls back from a generation that failed too often, and retries a suspended one when its
+    /// pause is over.
     pub(crate) fn review(&mut self, rules: BreakerRules, now: Instant) -> Option<GenerationChange> {
         if self.fall_back(rules, now) {
             Some(GenerationChange::FellBack)
@@ -313,8 +316,8 @@ impl PolicyTable {
 
     /// Applies a changed configuration: all its policies, and for each what had to be loaded.
     ///
-    /// Returns the entries that are no longer in use. Dropping one waits until its record is written: drop them after
-    /// the lock of this table is released.
+    /// Returns the entries that are no longer in use. Dropping one waits until its record is
+    /// written: drop them after the lock of this table is released.
     #[must_use]
     pub(crate) fn reconfigure(
         &mut self,

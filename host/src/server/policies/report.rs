@@ -78,7 +78,7 @@ pub(crate) struct CallDurations {
 impl PolicyStatus {
     pub(crate) fn of(entry: &PolicyEntry) -> Self {
         let (config, shared) = (entry.config(), entry.shared());
-        let (conduct, stamp) = (entry.current().status(), entry.current().identity());
+        let (status, component) = (entry.current().status(), entry.current().identity());
         let stats = shared.stats();
         Self {
             tag: config.tag.clone(),
@@ -87,10 +87,10 @@ impl PolicyStatus {
                 PolicySource::Shipped(shipped) => format!("builtin:{}", shipped.name()),
                 PolicySource::File(path) => path.display().to_string(),
             },
-            name: stamp.name.clone(),
-            version: stamp.version.clone(),
-            digest: stamp.digest.clone(),
-            generation: conduct.generation,
+            name: component.name.clone(),
+            version: component.version.clone(),
+            digest: component.digest.clone(),
+            generation: status.generation,
             generation_before: entry.previous_generation(),
             state: state(entry),
             loading: entry.load_progress().map(|progress| {
@@ -105,7 +105,7 @@ impl PolicyStatus {
                 .filter(|(_, count)| *count > 0)
                 .collect(),
             call_us: call_durations(entry),
-            slow: conduct.is_slow,
+            slow: status.is_slow,
             instances: stats.instances(),
             memory_bytes: stats.memory_bytes(),
             unlogged: stats.unlogged(),
@@ -137,9 +137,9 @@ fn serialize_faults<S: Serializer>(
 }
 
 fn state(entry: &PolicyEntry) -> PolicyState {
-    let conduct = entry.current().status();
-    let is_absent = conduct.generation == 0;
-    if conduct.breaker_open_for.is_some() {
+    let status = entry.current().status();
+    let is_absent = status.generation == 0;
+    if status.breaker_open_for.is_some() {
         PolicyState::Quarantined
     } else if is_absent && entry.load_progress().is_some() {
         PolicyState::Loading

@@ -6,7 +6,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 use crate::config::PolicyConfig;
-use crate::files::Settling;
+use crate::files::FileSettling;
 use crate::policy::{ComponentBytes, PolicyLoadError};
 
 /// What a component's file holds.
@@ -28,7 +28,7 @@ pub(crate) async fn load_settled<T: Send + 'static>(
     known: Option<String>,
     load: impl Fn(&ComponentBytes) -> Result<T, PolicyLoadError> + Clone + Send + 'static,
 ) -> Result<LoadedComponent<T>, PolicyLoadError> {
-    let mut settling = Settling::new();
+    let mut settling = FileSettling::new();
     loop {
         let attempt = {
             let (policy, known, load) = (policy.clone(), known.clone(), load.clone());
@@ -47,7 +47,7 @@ pub(crate) async fn load_settled<T: Send + 'static>(
 
 fn pause_before_retry(
     error: &PolicyLoadError,
-    settling: &mut Settling<Option<String>>,
+    settling: &mut FileSettling<Option<String>>,
     digest: Option<String>,
 ) -> Option<Duration> {
     if !error.may_be_half_written() {

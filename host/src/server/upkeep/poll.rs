@@ -23,7 +23,7 @@ pub(super) async fn poll(
     chatgpt: &str,
     limit: Duration,
 ) {
-    match ask(credential, poll.presented(), upstream, chatgpt, limit).await {
+    match request_usage(credential, poll.presented(), upstream, chatgpt, limit).await {
         Ok(report) => credential.record_poll(poll, &report, Timestamp::now()),
         Err(PollFailure {
             reason,
@@ -49,7 +49,7 @@ impl PollFailure {
     }
 }
 
-async fn ask(
+async fn request_usage(
     credential: &Credential,
     identity: &UpstreamIdentity,
     upstream: &UpstreamClient,

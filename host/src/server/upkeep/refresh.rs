@@ -47,11 +47,11 @@ pub const COMMAND: &str = "refresh-credential";
 
 /// The process in which refreshes run.
 #[derive(Debug, Clone)]
-pub enum RefreshPlace {
+pub enum RefreshProcess {
     /// This process. If it is killed during a refresh, the credential may need a new login.
-    ThisProcess,
+    Current,
     /// A child process for each refresh: this program with [`COMMAND`].
-    ChildProcess(PathBuf),
+    Child(PathBuf),
 }
 
 /// One refresh, as it is handed to the process that does it. It contains no secret.
@@ -65,7 +65,7 @@ pub struct RefreshRequest {
 
 #[derive(Debug)]
 pub(super) struct TokenRefresher {
-    place: RefreshPlace,
+    process: RefreshProcess,
     endpoint: Uri,
     limits: Arc<Limits>,
     trust: TrustRoots,
@@ -73,13 +73,13 @@ pub(super) struct TokenRefresher {
 
 impl TokenRefresher {
     pub(super) fn new(
-        place: RefreshPlace,
+        process: RefreshProcess,
         endpoint: Uri,
         limits: &Arc<Limits>,
         trust: &TrustRoots,
     ) -> Self {
         Self {
-            place,
+            process,
             endpoint,
             limits: Arc::clone(limits),
             trust: trust.clone(),
@@ -99,9 +99,9 @@ impl TokenRefresher {
                 .min(limits.refresh_timeout / 2),
             refresh_timeout: limits.refresh_timeout,
         };
-        match &self.place {
-            RefreshPlace::ThisProcess => run(request, &self.trust, limits).await,
-            RefreshPlace::ChildProcess(program) => {
+        match &self.process {
+            RefreshProcess::Current => run(request, &self.trust, limits).await,
+            RefreshProcess::Child(program) => {
                 let limit = limits.lock_timeout + limits.refresh_timeout + CHILD_SLACK;
                 match timeout(limit, run_in_child(program, &request)).await {
                     Ok(Ok(outcome)) => outcome,
@@ -173,7 +173,7 @@ async fn run(request: RefreshRequest, trust: &TrustRoots, limits: &Limits) -> Re
     let refreshing = spawn_blocking(move || {
         let limit = request.refresh_timeout;
         refresh_tokens(&request.job, |body| {
-            handle.block_on(ask(&upstream, &request.endpoint, body, limit))
+            handle.block_on(request_tokens(&upstream, &request.endpoint, body, limit))
         })
     });
     refreshing
@@ -182,7 +182,7 @@ async fn run(request: RefreshRequest, trust: &TrustRoots, limits: &Limits) -> Re
 }
 
 /// Sends the one request of a refresh to the token endpoint.
-async fn ask(
+async fn request_tokens(
     upstream: &UpstreamClient,
     endpoint: &str,
     body: Zeroizing<Vec<u8>>,

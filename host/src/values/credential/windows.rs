@@ -190,7 +190,7 @@ impl WindowReading {
                 reset_at: at.or(after),
                 minutes: minutes.unwrap_or(span.minutes()),
             };
-            reading.put(span, window);
+            reading.set(span, window);
         }
         reading.first_reset = reading.enforced_reset();
         reading
@@ -232,7 +232,7 @@ impl WindowReading {
                 reset_at: sound(slot.reset_at).map(|seconds| Timestamp::from_unix(seconds as u64)),
                 minutes: minutes.unwrap_or(span.minutes()),
             };
-            reading.put(span, window);
+            reading.set(span, window);
         }
         reading.first_reset = reading.enforced_reset();
         reading
@@ -254,7 +254,7 @@ impl WindowReading {
         }
     }
 
-    fn put(&mut self, span: WindowKind, window: RateLimitWindow) {
+    fn set(&mut self, span: WindowKind, window: RateLimitWindow) {
         match span {
             WindowKind::FiveHour => self.five_hour = Some(window),
             WindowKind::Weekly => self.weekly = Some(window),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::config::model::{CredentialConfig, CredentialSource, WindowCaps};
 use crate::config::path::ConfigPath;
-use crate::config::problem::Findings;
+use crate::config::problem::ProblemReport;
 use crate::config::raw::{RawDefault, RawDuration, RawExternal, RawOcm};
 use crate::config::resolve::scope::ResolveScope;
 use crate::config::resolve::{default_paths, field};
@@ -50,10 +50,10 @@ pub(super) fn default(
     raw: &RawDefault,
     scope: &mut ResolveScope<'_>,
 ) -> Option<CredentialConfig> {
-    let findings = &mut *scope.findings;
-    let five_hour = cap(path, "5h", raw.reserve_5h, raw.limit_5h, findings);
+    let report = &mut *scope.report;
+    let five_hour = cap(path, "5h", raw.reserve_5h, raw.limit_5h, report);
     let (reserve, limit) = (raw.reserve_weekly, raw.limit_weekly);
-    let weekly = cap(path, "weekly", reserve, limit, findings);
+    let weekly = cap(path, "weekly", reserve, limit, report);
     let paths = RawPaths {
         credential: raw.credential_path.as_deref(),
         usages: raw.usages_path.as_deref(),
@@ -78,9 +78,9 @@ fn in_file(
     let field = path.key("credential_path");
     let file = match field::file(paths.credential) {
         Some(file) => file,
-        None => default_paths::credential_path(field.clone(), scope.findings)?,
+        None => default_paths::credential_path(field.clone(), scope.report)?,
     };
-    scope.files.claim(&file, field, scope.findings);
+    scope.files.claim(&file, field, scope.report);
     let usages_path = usages_path(path, paths.usages, scope);
     scope.check_detour(paths.detour, path.key("detour"));
     Some(CredentialConfig {
@@ -100,19 +100,19 @@ pub(super) fn external(
 ) -> Option<CredentialConfig> {
     let usages_path = usages_path(path, raw.usages_path.as_deref(), scope);
     scope.check_detour(raw.detour.as_deref(), path.key("detour"));
-    let findings = &mut *scope.findings;
-    let poll_interval = poll_interval(raw.poll_interval.as_ref(), path, findings);
+    let report = &mut *scope.report;
+    let poll_interval = poll_interval(raw.poll_interval.as_ref(), path, report);
     if let Some(problem) = raw.token.problem() {
-        findings.problem(path.key("token"), problem);
+        report.problem(path.key("token"), problem);
     } else {
-        field::check_token(&raw.token, path.key("token"), findings);
+        field::check_token(&raw.token, path.key("token"), report);
     }
     if let Some(problem) = raw.url.problem() {
-        findings.problem(path.key("url"), problem);
+        report.problem(path.key("url"), problem);
         return None;
     }
     let source = CredentialSource::External {
-        url: field::url(&raw.url, path.key("url"), findings)?,
+        url: field::url(&raw.url, path.key("url"), report)?,
         token: SecretString::new(raw.token.to_string()),
     };
     // The other gateway keeps to its own reserves.
@@ -137,7 +137,7 @@ fn usages_path(
     let file = field::file(raw)?;
     scope
         .files
-        .claim(&file, path.key("usages_path"), scope.findings);
+        .claim(&file, path.key("usages_path"), scope.report);
     Some(file)
 }
 
@@ -147,11 +147,11 @@ fn cap(
     window: &str,
     reserve: Option<u8>,
     limit: Option<u8>,
-    findings: &mut Findings,
+    report: &mut ProblemReport,
 ) -> f64 {
     if reserve.is_some() && limit.is_some() {
         let message = format!("not allowed together with reserve_{window}");
-        findings.problem(path.key(&format!("limit_{window}")), message);
+        report.problem(path.key(&format!("limit_{window}")), message);
     }
     match (limit, reserve) {
         (Some(limit), _) => f64::from(limit),
@@ -164,9 +164,9 @@ fn cap(
 pub(super) fn poll_interval(
     raw: Option<&RawDuration>,
     path: &ConfigPath,
-    findings: &mut Findings,
+    report: &mut ProblemReport,
 ) -> Duration {
     let field = path.key("poll_interval");
-    raw.and_then(|raw| field::positive_duration(raw, field, findings))
+    raw.and_then(|raw| field::positive_duration(raw, field, report))
         .unwrap_or(DEFAULT_POLL_INTERVAL)
 }

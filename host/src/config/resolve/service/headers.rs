@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use http::{HeaderName, HeaderValue};
 
 use crate::config::path::ConfigPath;
-use crate::config::problem::Findings;
+use crate::config::problem::ProblemReport;
 use crate::config::raw::OneOrMany;
 use crate::values::headers::is_reserved;
 
@@ -13,23 +13,23 @@ use crate::values::headers::is_reserved;
 pub(super) fn headers(
     path: &ConfigPath,
     raw: &BTreeMap<String, OneOrMany<String>>,
-    findings: &mut Findings,
+    report: &mut ProblemReport,
 ) -> BTreeMap<String, Vec<String>> {
     let mut headers = BTreeMap::new();
     for (name, values) in raw {
         let field = path.key(name);
         let values = values.as_slice();
         let Ok(name) = name.parse::<HeaderName>() else {
-            findings.problem(field, "expected the name of a header field");
+            report.problem(field, "expected the name of a header field");
             continue;
         };
         if is_reserved(name.as_str()) {
             let message = "ignored: the gateway sets or removes this header field itself";
-            findings.warning(field, message);
+            report.warning(field, message);
         } else if values.iter().all(|value| is_text(value)) {
             headers.insert(name.as_str().to_owned(), values.to_vec());
         } else {
-            findings.problem(field, "expected visible ASCII characters, found others");
+            report.problem(field, "expected visible ASCII characters, found others");
         }
     }
     headers

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::credentials;
 use crate::config::model::{CredentialConfig, CredentialSource, PolicyId, PoolConfig};
 use crate::config::path::ConfigPath;
-use crate::config::problem::Findings;
+use crate::config::problem::ProblemReport;
 use crate::config::raw::{PolicyKind, RawBalancer, RawCredential, RawFallback, RawOcm};
 use crate::config::resolve::field;
 use crate::config::resolve::scope::ResolveScope;
@@ -45,10 +45,10 @@ pub(super) fn listed(
     raw: &RawOcm,
     scope: &mut ResolveScope<'_>,
 ) -> ServicePools {
-    check_single_fields(path, raw, scope.findings);
+    check_single_fields(path, raw, scope.report);
     let list = path.key("credentials");
     let entries = raw.credentials.as_slice();
-    check_tags(&list, entries, scope.findings);
+    check_tags(&list, entries, scope.report);
     let mut credentials = listed_credentials(&list, entries, scope);
     let mut pools = single_pools(&credentials, scope);
     let mut intervals = PollIntervals::default();
@@ -63,7 +63,7 @@ pub(super) fn listed(
         };
         let members_path = path.key("credentials");
         let names = pool.members;
-        let members = members(&members_path, names, entries, &credentials, scope.findings);
+        let members = members(&members_path, names, entries, &credentials, scope.report);
         intervals.add(&members, pool.poll_interval);
         let Some(balancer) = pool.balancer else {
             continue;
@@ -90,7 +90,7 @@ pub(super) fn listed(
 }
 
 /// Reports fields that belong on a credential if the service has a list of them.
-fn check_single_fields(path: &ConfigPath, raw: &RawOcm, findings: &mut Findings) {
+fn check_single_fields(path: &ConfigPath, raw: &RawOcm, report: &mut ProblemReport) {
     for (name, set) in [
         ("credential_path", &raw.credential_path),
         ("usages_path", &raw.usages_path),
@@ -98,20 +98,20 @@ fn check_single_fields(path: &ConfigPath, raw: &RawOcm, findings: &mut Findings)
     ] {
         if field::non_empty(set.as_deref()).is_some() {
             let message = "not allowed together with \"credentials\": set it on one of them";
-            findings.problem(path.key(name), message);
+            report.problem(path.key(name), message);
         }
     }
 }
 
-fn check_tags(list: &ConfigPath, entries: &[RawCredential], findings: &mut Findings) {
+fn check_tags(list: &ConfigPath, entries: &[RawCredential], report: &mut ProblemReport) {
     let mut tags = HashSet::new();
     for (index, entry) in entries.iter().enumerate() {
         let field = list.index(index).key("tag");
         let tag = entry.tag();
         if let Some(problem) = entry.required_tag().problem() {
-            findings.problem(field, problem);
+            report.problem(field, problem);
         } else if !tags.insert(tag) {
-            findings.problem(field, format!("duplicate tag {tag:?}"));
+            report.problem(field, format!("duplicate tag {tag:?}"));
         }
     }
 }
@@ -133,7 +133,7 @@ fn listed_credentials(
             }
             RawCredential::Reverse(_) => {
                 let message = "credentials of type \"reverse\" are not supported yet";
-                scope.findings.problem(path.key("type"), message);
+                scope.report.problem(path.key("type"), message);
             }
             RawCredential::Balancer(_) | RawCredential::Fallback(_) => {}
         }
@@ -200,7 +200,7 @@ fn fallback<'a>(
         tag: &raw.tag,
         members: raw.credentials.as_slice(),
         balancer: Some(scope.policies.shipped(ShippedPolicy::Fallback, json!({}))),
-        poll_interval: credentials::poll_interval(raw_interval, path, scope.findings),
+        poll_interval: credentials::poll_interval(raw_interval, path, scope.report),
     }
 }
 
@@ -213,7 +213,7 @@ fn balancer<'a>(
     NamedPool {
         tag: &raw.tag,
         members: raw.credentials.as_slice(),
-        poll_interval: credentials::poll_interval(raw_interval, path, scope.findings),
+        poll_interval: credentials::poll_interval(raw_interval, path, scope.report),
         balancer: strategy(path, raw, scope),
     }
 }
@@ -236,7 +236,7 @@ fn strategy(
         let needed = ShippedPolicy::LeastUsed.strategy();
         let message = format!("allowed only with the strategy {needed}, found {strategy:?}");
         scope
-            .findings
+            .report
             .problem(path.key("rebalance_threshold"), message);
     }
     let config = if shipped == Some(ShippedPolicy::LeastUsed) {
@@ -262,7 +262,7 @@ fn configured_strategy(
     let configured = scope.policies.tags(PolicyKind::Balancer).map(str::to_owned);
     let names: Vec<String> = shipped.chain(configured).collect();
     let message = format!("expected one of {}, found {strategy:?}", names.join(", "));
-    scope.findings.problem(field.clone(), message);
+    scope.report.problem(field.clone(), message);
     None
 }
 
@@ -272,11 +272,11 @@ fn members(
     tags: &[String],
     entries: &[RawCredential],
     credentials: &[CredentialConfig],
-    findings: &mut Findings,
+    report: &mut ProblemReport,
 ) -> Vec<usize> {
     if tags.is_empty() {
         let message = "expected at least one credential, found none";
-        findings.problem(list.clone(), message);
+        report.problem(list.clone(), message);
     }
     let mut members = Vec::new();
     for (index, tag) in tags.iter().enumerate() {
@@ -300,7 +300,7 @@ fn members(
                 None => continue,
             },
         };
-        findings.problem(list.index(index), message);
+        report.problem(list.index(index), message);
     }
     members
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashSet};
 
 use crate::config::model::{PoolConfig, UserConfig};
 use crate::config::path::ConfigPath;
-use crate::config::problem::Findings;
+use crate::config::problem::ProblemReport;
 use crate::config::raw::RawUser;
 use crate::config::resolve::field;
 use crate::values::secret::SecretString;
@@ -24,7 +24,7 @@ pub(super) fn users(
     entries: &[RawUser],
     choice: PoolChoice,
     pools: &[PoolConfig],
-    findings: &mut Findings,
+    report: &mut ProblemReport,
 ) -> Vec<UserConfig> {
     let list = path.key("users");
     let mut names = HashSet::new();
@@ -33,22 +33,22 @@ pub(super) fn users(
     for (index, user) in entries.iter().enumerate() {
         let path = list.index(index);
         if let Some(problem) = user.name.problem() {
-            findings.problem(path.key("name"), problem);
+            report.problem(path.key("name"), problem);
         } else if !names.insert(&*user.name) {
-            findings.problem(
+            report.problem(
                 path.key("name"),
                 format!("duplicate name {:?}", &*user.name),
             );
         }
         let token_field = path.key("token");
         if let Some(problem) = user.token.problem() {
-            findings.problem(token_field, problem);
+            report.problem(token_field, problem);
         } else if !field::is_sendable_token(&user.token) {
-            field::check_token(&user.token, token_field, findings);
+            field::check_token(&user.token, token_field, report);
         } else if !tokens.insert(&*user.token) {
-            findings.problem(token_field, "duplicate token: another user has the same");
+            report.problem(token_field, "duplicate token: another user has the same");
         }
-        let pool = pool_of(&path, user, choice, pools, findings);
+        let pool = pool_of(&path, user, choice, pools, report);
         if let Some(pool) = pools.get(pool)
             && pool.only_external
             && !user.allow_external_usage
@@ -57,7 +57,7 @@ pub(super) fn users(
                 "expected true, found false: {:?} consists of external credentials only",
                 pool.tag
             );
-            findings.problem(path.key("allow_external_usage"), message);
+            report.problem(path.key("allow_external_usage"), message);
         }
         users.push(UserConfig {
             name: user.name.to_string(),
@@ -75,7 +75,7 @@ fn pool_of(
     user: &RawUser,
     choice: PoolChoice,
     pools: &[PoolConfig],
-    findings: &mut Findings,
+    report: &mut ProblemReport,
 ) -> usize {
     let message = match (choice, field::non_empty(user.credential.as_deref())) {
         (PoolChoice::Single, None) => return 0,
@@ -88,7 +88,7 @@ fn pool_of(
             None => format!("expected one of {}, found {tag:?}", tags(pools)),
         },
     };
-    findings.problem(path.key("credential"), message);
+    report.problem(path.key("credential"), message);
     0
 }
 

@@ -1,4 +1,4 @@
-//! The tap on a policy's calls: passes each call to the policy's recorder and shadow, if it has
+//! The observers of a policy's calls: its recorder and its shadow, if it has
 //! them.
 
 use std::sync::{Arc, PoisonError, RwLock};
@@ -8,12 +8,12 @@ use super::recorded::RecordedCall;
 use super::recorder::CallRecorder;
 
 #[derive(Default)]
-pub(crate) struct CallTap {
+pub(crate) struct CallObservers {
     recorder: Option<CallRecorder>,
     shadow: RwLock<Option<Arc<PolicyShadow>>>,
 }
 
-impl CallTap {
+impl CallObservers {
     pub(crate) fn new(recorder: Option<CallRecorder>) -> Self {
         Self {
             recorder,
