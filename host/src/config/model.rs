@@ -224,7 +224,7 @@ impl fmt::Debug for TlsConfig {
     }
 }
 
-/// A version of TLS.
+/// A version of TLS that can be accepted, older ones first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TlsVersion {
     /// TLS 1.2 (RFC 5246).

@@ -10,7 +10,7 @@ use super::violation::ProtocolViolation;
 /// A masked payload is unmasked in pieces of this size.
 const UNMASKED_BYTES: usize = 1024;
 
-/// The kind of a message.
+/// Whether a message is text or binary (RFC 6455, section 5.6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MessageKind {
     /// A text message: its payload must be UTF-8.

@@ -14,7 +14,7 @@ use crate::credentials::Credential;
 use crate::policy::PolicyFault;
 use crate::values::clock::Timestamp;
 
-/// The head that is edited.
+/// Whether the head of a request or of a response is edited.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum EditedHead {
     Request,

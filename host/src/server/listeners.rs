@@ -24,7 +24,7 @@ use crate::tls::TlsServer;
 use crate::values::limits::Limits;
 use crate::values::phase::GatewayPhase;
 
-/// The address of a service.
+/// Where a service accepts connections.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceAddress {
     /// The tag of the service that listens there.

@@ -14,7 +14,7 @@ const DOUBLINGS: u32 = 29;
 
 const BUCKETS: usize = (STEPS * DOUBLINGS) as usize + 1;
 
-/// A histogram of durations.
+/// Counts of durations in buckets, which any thread may add to.
 pub struct DurationHistogram {
     buckets: [AtomicU64; BUCKETS],
     sum_ns: AtomicU64,

@@ -1,7 +1,7 @@
 //! Numbers of faults by file that may only fall, in lists beside this file: a number and a path on
 //! each line.
 //!
-//! `UPDATE_COUNTS=1 cargo test -p tollgate-tests --test floors` writes the lists again if no sum
+//! `UPDATE_COUNTS=1 cargo test --test floors` writes the lists again if no sum
 //! rose.
 
 use std::collections::BTreeMap;

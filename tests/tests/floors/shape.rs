@@ -15,7 +15,7 @@ const KNOWN_LONG: &[&str] = &[];
 /// The most files of a folder of the host, except that of the floors.
 const FILES_MAX: usize = 10;
 
-/// The words of a documentation comment that is noise if nothing else is in it.
+/// A documentation comment of so few words says nothing.
 const WORDS_MAX: usize = 3;
 
 /// Returns the lines where a documentation comment begins that has at most [`WORDS_MAX`] words in
@@ -42,7 +42,7 @@ fn short_comments(source: &Source) -> Vec<String> {
 /// Articles and pronouns: a comment that adds only these to a name says nothing.
 const FILLERS: [&str; 8] = ["a", "an", "the", "its", "of", "this", "is", "for"];
 
-/// Returns the lines where a comment of few words repeats the name of the item below.
+/// Returns the lines where a comment of one line repeats the name of the item below.
 fn repeated_names(source: &Source) -> Vec<String> {
     let lines: Vec<&str> = source.text.lines().map(str::trim).collect();
     let mut found = Vec::new();
@@ -66,14 +66,12 @@ fn repeated_names(source: &Source) -> Vec<String> {
     found
 }
 
-/// Whether `comment` has at most [`WORDS_MAX`] words, all of them from `name` or without a meaning.
+/// Whether each word of `comment` is from `name` or without a meaning.
 fn repeats(comment: &str, name: &str) -> bool {
-    let words = words(comment);
-    let of_name = self::words(name);
-    words.len() <= WORDS_MAX
-        && words
-            .iter()
-            .all(|word| FILLERS.contains(&&**word) || of_name.contains(word))
+    let of_name = words(name);
+    words(comment)
+        .iter()
+        .all(|word| FILLERS.contains(&&**word) || of_name.contains(word))
 }
 
 /// Returns the name of the item, field or variant that a line declares.
@@ -186,11 +184,15 @@ fn the_check_finds_comments_that_repeat_a_name() {
     let text =
         "/// The user's tags.\npub user_tag: u8,\n/// The user.\n/// Two lines.\npub user: u8,\n\
         /// In seconds.\nspan: u8,\n/// A service tier\n#[x]\npub(crate) enum ServiceTier {\n/// The
-        /// user that pays.\nuser";
+        /// user that pays.\nuser\n/// The user tags of this user.\nuser_tags";
     let found = repeated_names(&Source::new("a.rs", text));
     assert_eq!(
         found,
-        ["a.rs:1: /// The user's tags.", "a.rs:8: /// A service tier"]
+        [
+            "a.rs:1: /// The user's tags.",
+            "a.rs:8: /// A service tier",
+            "a.rs:14: /// The user tags of this user."
+        ]
     );
 }
 

@@ -19,7 +19,7 @@ pub(in crate::config) struct RawLog {
     pub(in crate::config) format: Option<LogFormat>,
 }
 
-/// A level of the log.
+/// A level of the log, which includes the levels after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LogLevel {
@@ -39,7 +39,7 @@ pub enum LogLevel {
     Panic,
 }
 
-/// The format of the log.
+/// How each event of the log is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {

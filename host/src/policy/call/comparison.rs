@@ -42,7 +42,6 @@ pub(crate) struct ShadowDisagreement {
     /// The call, with the outcome of the policy.
     #[serde(serialize_with = "serialize_shared")]
     call: Arc<RecordedCall>,
-    /// The outcome of the shadow.
     #[serde(rename = "shadow_said")]
     shadow_outcome: CallOutcome,
 }

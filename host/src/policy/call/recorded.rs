@@ -141,7 +141,7 @@ pub enum CallArguments {
     },
 }
 
-/// The outcome of a call.
+/// What a call returned, or why it failed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "says", rename_all = "kebab-case")]
 pub enum CallOutcome {

@@ -68,7 +68,7 @@ pub(crate) enum LoadPhase {
     Reading,
     Compiling,
     Configuring,
-    /// The self-test runs.
+    /// The self-test calls the new instance.
     Trying,
 }
 

@@ -13,7 +13,7 @@ use crate::values::limits::HOPS_MAX;
 /// The field that lists the hops of a request, the first one first. Only other gateways receive it.
 pub const HOPS: HeaderName = HeaderName::from_static("tollgate-hops");
 
-/// The bytes of an id.
+/// The length of an id before it is written in hexadecimal.
 const ID_BYTES: usize = 16;
 
 /// The random id of a gateway. It is the same after a restart.
