@@ -5,7 +5,6 @@
 //! process.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -18,6 +17,7 @@ use subtle::ConstantTimeEq;
 
 use crate::config::UserConfig;
 use crate::values::clock::Timestamp;
+use crate::values::exchange::client_address::ClientAddress;
 use crate::values::headers::bearer_token;
 use crate::values::limits::Limits;
 
@@ -150,7 +150,7 @@ impl UserDirectory {
 }
 
 /// The memory of failed attempts, by address. It outlives the users of one configuration.
-pub(crate) struct FailedAttempts(Mutex<LruCache<IpAddr, AddressFailures>>);
+pub(crate) struct FailedAttempts(Mutex<LruCache<ClientAddress, AddressFailures>>);
 
 struct AddressFailures {
     count: u32,
@@ -175,7 +175,7 @@ impl FailedAttempts {
     }
 
     /// Records a failed attempt of `address`, and returns how long its response is delayed.
-    pub(crate) fn record(&self, address: IpAddr, now: Timestamp) -> Duration {
+    pub(crate) fn record(&self, address: ClientAddress, now: Timestamp) -> Duration {
         let mut addresses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let failures = addresses.get_or_insert_mut(address, || AddressFailures {
             count: 0,
@@ -253,7 +253,7 @@ mod tests {
     #[test]
     fn repeated_failures_are_delayed_up_to_a_bound_and_forgiven() {
         let attempts = FailedAttempts::new(&Limits::default());
-        let address: IpAddr = "192.0.2.1".parse().expect("an address");
+        let address = ClientAddress::from(std::net::IpAddr::from([192, 0, 2, 1]));
         let delays: Vec<u128> = (0..20)
             .map(|_| attempts.record(address, Timestamp(0)).as_millis())
             .collect();

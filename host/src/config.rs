@@ -20,9 +20,10 @@ use schemars::generate::SchemaSettings;
 use serde_json::Value;
 
 pub use model::{
-    AdminConfig, Config, CredentialConfig, CredentialSource, LogConfig, LogOutput, POLICY_MEMORY,
-    POLICY_TIMEOUT, PolicyConfig, PolicyId, PolicySource, PoolConfig, ServiceConfig, TlsConfig,
-    TlsVersion, UpstreamEndpoints, UserConfig, WindowCaps,
+    AdminConfig, Config, CredentialConfig, CredentialSource, KeepAliveTimes, ListenAddress,
+    ListenConfig, ListenOptions, LogConfig, LogOutput, POLICY_MEMORY, POLICY_TIMEOUT, PolicyConfig,
+    PolicyId, PolicySource, PoolConfig, ProxyProtocol, ServiceConfig, TlsConfig, TlsVersion,
+    TrustedProxies, UpstreamEndpoints, UserConfig, WindowCaps,
 };
 pub use path::ConfigPath;
 pub use problem::ConfigProblem;

@@ -1,56 +1,94 @@
 //! Accepts connections from clients, up to `limits.connections` at once.
 //!
-//! Does not know which protocol a connection speaks. Invariant: no client and no error of the
-//! kernel ends the accept loop.
+//! Owns the listening sockets, how they are bound, and the PROXY protocol. Does not know what is
+//! spoken on a connection. Invariant: no client and no error of the kernel ends the accept loop.
+
+mod proxy_header;
+mod socket;
+mod stream;
+mod unix;
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::net::sockopt::set_tcp_user_timeout;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::sleep;
+
+pub(crate) use proxy_header::{ProxyHeaderError, read_proxy_header};
+pub(crate) use socket::ListenError;
+pub(crate) use stream::ClientStream;
+
+use crate::config::{ListenAddress, ListenConfig};
+use crate::values::exchange::client_address::ClientAddress;
+use socket::bind_tcp;
+use unix::UnixSocketFile;
 
 /// The pause after an accept failed for lack of file descriptors or memory. It doubles up to the
 /// maximum.
 const BACK_OFF_MIN: Duration = Duration::from_millis(5);
 const BACK_OFF_MAX: Duration = Duration::from_secs(1);
 
-/// The listener of a service.
+/// A listener of a service.
 #[derive(Debug)]
 pub(crate) struct ClientListener {
-    listener: TcpListener,
-    address: SocketAddr,
+    socket: ListeningSocket,
+    address: ListenAddress,
     room: Arc<Semaphore>,
     stall_limit: Duration,
+}
+
+#[derive(Debug)]
+enum ListeningSocket {
+    Tcp(TcpListener),
+    Unix {
+        listener: UnixListener,
+        /// Removed with the listener.
+        _file: UnixSocketFile,
+    },
 }
 
 /// A connection from a client.
 #[derive(Debug)]
 pub(crate) struct AcceptedConnection {
-    pub(crate) stream: TcpStream,
-    pub(crate) peer: SocketAddr,
+    pub(crate) stream: ClientStream,
+    /// Who is connected: the client, or a proxy in front of it.
+    pub(crate) peer: ClientAddress,
     /// Counts the connection among `limits.connections` until it is dropped.
     pub(crate) permit: OwnedSemaphorePermit,
 }
 
 impl ClientListener {
-    /// Binds `address`. All listeners share the permits of `room`. A client that stops reading for
-    /// `stall_limit` while data waits for it loses its connection.
+    /// Binds the address of `config`. All listeners share the permits of `room`. A client that
+    /// stops reading for `stall_limit` while data waits for it loses its connection.
     ///
     /// # Errors
-    /// The address cannot be bound.
-    pub(crate) async fn bind(
-        address: SocketAddr,
+    /// The address cannot be bound, or an option cannot be set.
+    pub(crate) fn bind(
+        config: &ListenConfig,
         room: Arc<Semaphore>,
         stall_limit: Duration,
-    ) -> io::Result<Self> {
-        let listener = TcpListener::bind(address).await?;
-        let address = listener.local_addr()?;
+    ) -> Result<Self, ListenError> {
+        let socket = match &config.address {
+            ListenAddress::Ip(address) => {
+                let listener = bind_tcp(*address, &config.options)?;
+                ListeningSocket::Tcp(TcpListener::from_std(listener)?)
+            }
+            ListenAddress::Unix(path) => {
+                let (listener, file) = unix::bind(path)?;
+                ListeningSocket::Unix {
+                    listener: UnixListener::from_std(listener)?,
+                    _file: file,
+                }
+            }
+        };
+        let address = match &socket {
+            ListeningSocket::Tcp(listener) => ListenAddress::Ip(listener.local_addr()?),
+            ListeningSocket::Unix { .. } => config.address.clone(),
+        };
         Ok(Self {
-            listener,
+            socket,
             address,
             room,
             stall_limit,
@@ -58,8 +96,8 @@ impl ClientListener {
     }
 
     /// Returns the bound address, with the actual port.
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.address
+    pub(crate) fn address(&self) -> &ListenAddress {
+        &self.address
     }
 
     /// Accepts the next connection. Waits for a permit first: until then, clients wait in the
@@ -70,15 +108,9 @@ impl ClientListener {
             let Ok(permit) = Arc::clone(&self.room).acquire_owned().await else {
                 unreachable!("the semaphore is never closed");
             };
-            match self.listener.accept().await {
+            match self.socket.accept().await {
                 Ok((stream, peer)) => {
-                    // Each part of a response is written as a whole: Nagle's algorithm would only
-                    // add latency.
-                    let _ = stream.set_nodelay(true);
-                    // RFC 5482: ends the connection if data stays unacknowledged or the window
-                    // closed for this long.
-                    let limit_ms = u32::try_from(self.stall_limit.as_millis()).unwrap_or(u32::MAX);
-                    let _ = set_tcp_user_timeout(&stream, limit_ms);
+                    stream.prepare(self.stall_limit);
                     return AcceptedConnection {
                         stream,
                         peer,
@@ -91,6 +123,21 @@ impl ClientListener {
                     sleep(back_off).await;
                     back_off = (back_off * 2).min(BACK_OFF_MAX);
                 }
+            }
+        }
+    }
+}
+
+impl ListeningSocket {
+    async fn accept(&self) -> io::Result<(ClientStream, ClientAddress)> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                Ok((ClientStream::Tcp(stream), ClientAddress::from(peer.ip())))
+            }
+            Self::Unix { listener, .. } => {
+                let (stream, _) = listener.accept().await?;
+                Ok((ClientStream::Unix(stream), ClientAddress::Unix))
             }
         }
     }

@@ -22,8 +22,6 @@ mod service;
 mod status;
 mod websocket;
 
-use std::net::IpAddr;
-
 use http::{HeaderName, HeaderValue, Request, Response};
 use hyper::body::Incoming;
 
@@ -42,16 +40,18 @@ use entry::receive::{Received, authenticate, receive, route};
 use exchange::RefusedRequest;
 use status::status;
 
+use crate::values::exchange::client_address::ClientAddress;
+
 /// The field that names a request in the ledger and the log.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-tollgate-request-id");
 
 /// Handles a request from its head to the head of its response. It keeps the service, and so the
-/// policies, that it finds in `live` when it begins. `upgrade` is what its connection becomes if it
-/// asks for a WebSocket.
+/// policies, that it finds in `live` when it begins. `peer` is who is connected: the client or a
+/// proxy. `upgrade` is what the connection becomes if the request asks for a WebSocket.
 pub(crate) async fn handle(
     live: &LiveService,
     request: Request<Incoming>,
-    peer: IpAddr,
+    peer: ClientAddress,
     upgrade: Option<SocketUpgrade>,
 ) -> Response<AnswerBody> {
     let received = receive(live.now(), request, peer);

@@ -9,7 +9,7 @@ use rustls::ServerConfig;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -17,7 +17,7 @@ use tokio_rustls::server::TlsStream;
 use crate::config::{ConfigProblem, TlsConfig, TlsVersion};
 
 /// A client's connection after its handshake.
-pub(crate) type TlsConnection = TlsStream<TcpStream>;
+pub(crate) type TlsConnection<S> = TlsStream<S>;
 
 /// Why a handshake did not complete.
 #[derive(Debug, thiserror::Error)]
@@ -77,7 +77,10 @@ impl TlsServer {
     ///
     /// # Errors
     /// The handshake failed or timed out.
-    pub(crate) async fn accept(&self, stream: TcpStream) -> Result<TlsConnection, HandshakeError> {
+    pub(crate) async fn accept<S>(&self, stream: S) -> Result<TlsConnection<S>, HandshakeError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
         match timeout(self.handshake_timeout, self.acceptor.accept(stream)).await {
             Ok(Ok(stream)) => Ok(stream),
             Ok(Err(error)) => Err(HandshakeError::Failed(error)),
@@ -87,7 +90,7 @@ impl TlsServer {
 }
 
 /// Whether the client and the gateway negotiated HTTP/2.
-pub(crate) fn is_http2(connection: &TlsConnection) -> bool {
+pub(crate) fn is_http2<S>(connection: &TlsConnection<S>) -> bool {
     connection.get_ref().1.alpn_protocol() == Some(b"h2")
 }
 

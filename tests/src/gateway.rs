@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use scripted_upstream::{Login, Options, SeenRequest, TlsOptions, Upstream};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tollgate::config;
+use tollgate::config::{self, ListenAddress};
 use tollgate::server::{Gateway, RefreshProcess, StartError};
 use tollgate::upstream::TrustRoots;
 
@@ -180,7 +180,7 @@ impl Rig {
         let trust = TrustRoots::from_pem(UPSTREAM_TLS.root.as_bytes());
         let gateway =
             Gateway::start_trusting(loaded.config, RefreshProcess::Current, Some(trust)).await?;
-        let client = Client::new(gateway.listening()[0].address);
+        let client = Client::new(ip_address(&gateway.listening()[0].address));
         self.gateway = Some(gateway);
         Ok(client)
     }
@@ -194,7 +194,7 @@ impl Rig {
         gateway
             .listening()
             .iter()
-            .map(|listening| listening.address)
+            .map(|listening| ip_address(&listening.address))
             .collect()
     }
 
@@ -280,6 +280,10 @@ impl Rig {
         let (ready, log) = (self.path("ready.json"), self.path("gateway.log"));
         Program::start_trusting(&file, ready, log, Some(&trusted)).await
     }
+}
+
+fn ip_address(address: &ListenAddress) -> SocketAddr {
+    address.ip().expect("an IP address")
 }
 
 /// Adds the fields of `more` to those of `whole` and replaces those of the same name.

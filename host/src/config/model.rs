@@ -2,6 +2,8 @@
 //! defaults are filled in, and the files that a service needs to start (its certificate and key)
 //! are read.
 
+mod listen;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -9,6 +11,10 @@ use std::time::Duration;
 
 use http::uri::Uri;
 use serde_json::Value;
+
+pub use listen::{
+    KeepAliveTimes, ListenAddress, ListenConfig, ListenOptions, ProxyProtocol, TrustedProxies,
+};
 
 use super::path::ConfigPath;
 use super::raw::{LogFormat, LogLevel, OnFailure, PolicyKind};
@@ -96,8 +102,10 @@ pub enum LogOutput {
 pub struct ServiceConfig {
     /// The service's name, unique.
     pub tag: String,
-    /// The address to listen on. With port 0 the system chooses one.
-    pub listen: SocketAddr,
+    /// Where it listens, and how.
+    pub listen: ListenConfig,
+    /// The proxies whose statements about a client's address are believed.
+    pub trusted_proxies: TrustedProxies,
     /// TLS towards clients, if they speak it.
     pub tls: Option<TlsConfig>,
     /// The users. An empty list lets in everyone who can connect.

@@ -15,7 +15,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 pub(super) use credential::{RawBalancer, RawCredential, RawDefault, RawExternal, RawFallback};
-pub(super) use form::{OneOrMany, RawDuration, RequiredText};
+pub(super) use form::{OneOrMany, RawDuration, RawRoutingMark, RequiredText};
 pub(super) use limits::RawLimits;
 pub(super) use log::RawLog;
 pub(super) use policy::RawPolicy;

@@ -90,7 +90,7 @@ fn services(entries: &[RawService], scope: &mut ResolveScope<'_>) -> Vec<Service
         let Some(service) = service::service(&path, tag, raw, scope) else {
             continue;
         };
-        field::check_listen_address(service.listen, &path, &services, scope.report);
+        field::check_listen_address(&service.listen.address, &path, &services, scope.report);
         services.push(service);
     }
     services

@@ -4,6 +4,7 @@ use rusqlite::Connection;
 
 use super::*;
 use crate::values::clock::Timestamp;
+use crate::values::exchange::client_address::ClientAddress;
 use crate::values::exchange::counts::TokenCounts;
 use crate::values::exchange::money::{NanoUsd, ResponseCost};
 use crate::values::exchange::{ClientTransport, ExchangeEnd};
@@ -29,6 +30,7 @@ fn row(id: &str) -> LedgerRow {
         request_id: id.to_owned(),
         started_at: Timestamp(1_000),
         finished_at: Timestamp(2_000),
+        client: ClientAddress::Unix,
         user: Some("alice".to_owned()),
         credential: Some("a".to_owned()),
         service: "ocm".to_owned(),

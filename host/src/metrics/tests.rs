@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::values::clock::Timestamp;
+use crate::values::exchange::client_address::ClientAddress;
 use crate::values::exchange::money::NanoUsd;
 use crate::values::exchange::{ClientTransport, ExchangeEnd, UpstreamAttempt};
 use crate::values::histogram::DurationHistogram;
@@ -15,6 +16,7 @@ fn row(model: &str) -> LedgerRow {
         request_id: "r".to_owned(),
         started_at: Timestamp(0),
         finished_at: Timestamp(1500),
+        client: ClientAddress::Unix,
         user: Some("alice".to_owned()),
         credential: Some("a".to_owned()),
         service: "ocm".to_owned(),

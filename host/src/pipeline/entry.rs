@@ -5,5 +5,6 @@
 
 pub(super) mod admit;
 pub(super) mod body;
+mod forwarded;
 pub(super) mod inspect;
 pub(super) mod receive;

@@ -20,6 +20,7 @@ use crate::meter::{RequestFields, ResponseCreate};
 use crate::policy::{CallPurpose, RequestFacts};
 use crate::sessions::SessionOwner;
 use crate::values::clock::Timestamp;
+use crate::values::exchange::client_address::ClientAddress;
 use crate::values::exchange::{
     AttemptOutcome, ClientTransport, ExchangeEnd, LedgerRow, MeteredResponse, SessionHome,
     UpstreamAttempt,
@@ -35,6 +36,8 @@ pub(crate) struct AdmittedRequest {
     pub(crate) seed: u64,
     pub(crate) started_at: Timestamp,
     pub(crate) clock: Instant,
+    /// Where it comes from.
+    pub(crate) client: ClientAddress,
     /// `None` if the service has no users.
     pub(crate) user: Option<Arc<User>>,
     pub(crate) path: String,
@@ -347,6 +350,7 @@ impl Exchange {
             request_id: self.request.id.clone(),
             started_at: self.request.started_at,
             finished_at: now,
+            client: self.request.client,
             user: self.request.user.as_ref().map(|user| user.name.to_string()),
             credential: credential.map(|credential| credential.tag().to_owned()),
             service: self.service.tag().to_owned(),

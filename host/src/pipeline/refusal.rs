@@ -19,6 +19,7 @@ use crate::policy::{PolicyFault, RewriterRefusal};
 use crate::upstream::RequestBodyError;
 use crate::values::clock::Timestamp;
 use crate::values::exchange::ExchangeEnd;
+use crate::values::exchange::client_address::ClientAddress;
 use crate::values::headers::hops::HopError;
 
 /// How long a client is asked to wait if no credential's reset is known: as long as a refusal
@@ -324,11 +325,12 @@ impl Refusal {
     }
 
     /// Logs a request that was refused before its admission: it has no row.
-    pub(crate) fn log(&self, service: &str, request_id: &str, path: &str) {
+    pub(crate) fn log(&self, service: &str, request_id: &str, path: &str, client: ClientAddress) {
         tracing::info!(
             service,
             request_id,
             path,
+            %client,
             status = self.status.as_u16(),
             reason = %self.message,
             "request refused"

@@ -19,7 +19,7 @@ pub(crate) use pool::{CredentialPool, PoolMember};
 pub(crate) use sockets::SocketPermit;
 
 use crate::authenticate::{FailedAttempts, User, UserDirectory};
-use crate::config::{ServiceConfig, UpstreamEndpoints};
+use crate::config::{ServiceConfig, TrustedProxies, UpstreamEndpoints};
 use crate::credentials::{Credential, CredentialHealth};
 use crate::sessions::{SessionOwner, Sessions};
 use crate::upstream::UpstreamClient;
@@ -42,6 +42,7 @@ struct ServiceState {
 pub(crate) struct Service {
     tag: String,
     users: UserDirectory,
+    trusted_proxies: TrustedProxies,
     pools: Vec<CredentialPool>,
     /// An index into `pools`.
     default_pool: usize,
@@ -76,6 +77,7 @@ impl Service {
         Self {
             tag: config.tag.clone(),
             users: UserDirectory::new(&config.users),
+            trusted_proxies: config.trusted_proxies.clone(),
             pools: pools.collect(),
             default_pool: config.default_pool,
             endpoints: config.endpoints.clone(),
@@ -112,6 +114,11 @@ impl Service {
 
     pub(crate) fn users(&self) -> &UserDirectory {
         &self.users
+    }
+
+    /// Returns the proxies whose statements about a client's address are believed.
+    pub(crate) fn trusted_proxies(&self) -> &TrustedProxies {
+        &self.trusted_proxies
     }
 
     pub(crate) fn sessions(&self) -> &Sessions {

@@ -1,8 +1,6 @@
 //! Why a gateway does not start, or rejects a changed configuration.
 
-use std::net::SocketAddr;
-
-use crate::config::{ConfigError, ConfigProblem};
+use crate::config::{ConfigError, ConfigProblem, ListenAddress};
 use crate::ledger::LedgerError;
 use crate::policy::EngineError;
 
@@ -32,7 +30,7 @@ pub enum StartError {
         /// The tag of the service, or `admin`.
         service: String,
         /// The address of the configuration.
-        address: SocketAddr,
+        address: ListenAddress,
         /// Why it cannot be bound.
         reason: String,
     },

@@ -16,9 +16,10 @@ use super::error::StartError;
 use super::status::GatewayStatus;
 use super::supervisor::{CommandSender, RunningService};
 use super::upkeep::Upkeep;
-use crate::config::{Config, ServiceConfig};
+use crate::config::{Config, ListenAddress, ServiceConfig};
+use crate::files::io_reason;
 use crate::ledger::Ledger;
-use crate::listener::ClientListener;
+use crate::listener::{ClientListener, ListenError};
 use crate::pipeline::Service;
 use crate::tls::TlsServer;
 use crate::values::limits::Limits;
@@ -30,7 +31,7 @@ pub struct ServiceAddress {
     /// The tag of the service that listens there.
     pub service: String,
     /// The bound address. The port is the actual one, even if the configuration has port 0.
-    pub address: SocketAddr,
+    pub address: ListenAddress,
 }
 
 /// Listeners that are bound and do not accept yet.
@@ -55,14 +56,23 @@ impl BoundListeners {
         let mut services = Vec::new();
         for service in &config.services {
             let room = Arc::clone(&room);
-            let bound =
-                ClientListener::bind(service.listen, room, limits.client_stall_timeout).await;
-            services.push(bound.map_err(|error| bind_error(&service.tag, service.listen, &error))?);
+            let bound = ClientListener::bind(&service.listen, room, limits.client_stall_timeout);
+            let failed = |error: ListenError| StartError::Listen {
+                service: service.tag.clone(),
+                address: service.listen.address.clone(),
+                reason: error.to_string(),
+            };
+            services.push(bound.map_err(failed)?);
         }
         let admin = match &config.admin {
             Some(admin) => {
                 let bound = TcpListener::bind(admin.listen).await;
-                Some(bound.map_err(|error| bind_error("admin", admin.listen, &error))?)
+                let failed = |error: std::io::Error| StartError::Listen {
+                    service: "admin".to_owned(),
+                    address: ListenAddress::Ip(admin.listen),
+                    reason: io_reason(&error),
+                };
+                Some(bound.map_err(failed)?)
             }
             None => None,
         };
@@ -93,7 +103,7 @@ impl BoundListeners {
         for ((listener, (service, tls)), config) in parts {
             listening.push(ServiceAddress {
                 service: config.tag.clone(),
-                address: listener.address(),
+                address: listener.address().clone(),
             });
             running.push(context.accept_clients(listener, config, service, tls, upkeep));
         }
@@ -134,19 +144,12 @@ impl AcceptContext<'_> {
         let running = RunningService::start(config.clone(), service, tls, upkeep);
         let connections = ConnectionContext {
             live: running.live(),
+            proxy_protocol: config.listen.proxy_protocol,
             tls: running.tls(),
             phases: self.phases.clone(),
         };
         tokio::spawn(accept(listener, connections));
         running
-    }
-}
-
-fn bind_error(service: &str, address: SocketAddr, error: &std::io::Error) -> StartError {
-    StartError::Listen {
-        service: service.to_owned(),
-        address,
-        reason: crate::files::io_reason(error),
     }
 }
 

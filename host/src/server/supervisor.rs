@@ -402,7 +402,7 @@ impl Supervisor {
     fn load_configuration(&mut self, config: Config, reply: ConfigureReply) {
         self.is_configuring = true;
         let started = Instant::now();
-        let needs_restart = needs_restart(&config, &self.startup, &self.services.addresses());
+        let needs_restart = needs_restart(&config, &self.startup, &self.services.listeners());
         let credentials = self.services.credentials();
         let known = KnownParts::new(&config, &self.status.policies(), credentials);
         let loader = self.loader.clone();

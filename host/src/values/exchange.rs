@@ -3,13 +3,16 @@
 //! The types of the stages before (`Received`, `Authenticated`, `Selected`, …) are defined by the
 //! code that creates them, so that no other code can.
 
+pub mod client_address;
 pub mod counts;
 pub mod money;
 
 use http::Method;
 
+use self::client_address::ClientAddress;
 use self::counts::TokenCounts;
 use self::money::ResponseCost;
+
 use super::clock::Timestamp;
 
 /// How an exchange ended.
@@ -166,6 +169,8 @@ pub struct LedgerRow {
     pub started_at: Timestamp,
     /// When the exchange ended.
     pub finished_at: Timestamp,
+    /// Where it came from. Only the log has it.
+    pub client: ClientAddress,
     /// The user's name; `None` if the service has no users.
     pub user: Option<String>,
     /// The credential that responded, or was tried last.

@@ -401,6 +401,9 @@ pub const AUTH_FILE_BYTES: u64 = MIB;
 /// The largest configuration file that is read.
 pub const CONFIG_FILE_BYTES: u64 = 16 * MIB;
 
+/// The largest PROXY protocol header that is read.
+pub const PROXY_HEADER_BYTES: usize = 4 * KIB as usize;
+
 /// How deep objects and lists of the configuration may be nested.
 pub const CONFIG_DEPTH: usize = 128;
 

@@ -7,6 +7,7 @@ mod failover;
 mod faults;
 mod http2_upstream;
 mod journey;
+mod listen;
 mod metering;
 mod parsers;
 mod properties;

@@ -93,3 +93,13 @@ impl JsonSchema for RawDuration {
         })
     }
 }
+
+/// A netfilter mark: a number, or a text with a number in the notation of C.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub(in crate::config) enum RawRoutingMark {
+    /// A number.
+    Number(u32),
+    /// A decimal number, or one that begins with `0x`, `0o` or `0b`.
+    Text(String),
+}

@@ -6,9 +6,9 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::credential::RawCredential;
-use super::form::{OneOrMany, RequiredText};
+use super::form::{OneOrMany, RawRoutingMark, RequiredText};
 use super::tls::RawTls;
-use super::unsupported::{UnsupportedField, fields, requested};
+use super::unsupported::{IgnoredField, fields, requested};
 
 /// An entry of `services`.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -70,7 +70,8 @@ pub(in crate::config) struct RawOcm {
     /// The service's name in the ledger and the log. Default: `ocm`, or `ocm-N` if there are
     /// several.
     pub(in crate::config) tag: Option<String>,
-    /// The IP address to listen on. Default: `127.0.0.1`.
+    /// The IP address to listen on, or `unix:` and the path of a Unix socket. Default:
+    /// `127.0.0.1`.
     pub(in crate::config) listen: Option<String>,
     /// The port to listen on. With 0 the system chooses one. Default: 8080.
     pub(in crate::config) listen_port: Option<u16>,
@@ -101,50 +102,61 @@ pub(in crate::config) struct RawOcm {
     /// The tags of rewriting policies, in order. The shipped `standard-headers` runs after them.
     #[serde(default)]
     pub(in crate::config) rewriters: OneOrMany<String>,
-    /// Not supported yet: the network interface to listen on.
-    bind_interface: UnsupportedField,
-    /// Not supported yet: the netfilter mark of the connections.
-    routing_mark: UnsupportedField,
-    /// Not supported yet: whether the address may be bound more than once.
-    reuse_addr: UnsupportedField,
-    /// Not supported yet: the network namespace to listen in.
-    netns: UnsupportedField,
-    /// Not supported yet: whether a connection may carry data in its first packet.
-    tcp_fast_open: UnsupportedField,
-    /// Not supported yet: whether a connection may use several network paths.
-    tcp_multi_path: UnsupportedField,
-    /// Not supported yet: whether no keep-alive probes are sent.
-    disable_tcp_keep_alive: UnsupportedField,
-    /// Not supported yet: the idle time before the first keep-alive probe.
-    tcp_keep_alive: UnsupportedField,
-    /// Not supported yet: the time between keep-alive probes.
-    tcp_keep_alive_interval: UnsupportedField,
-    /// Not supported yet: whether UDP packets may be fragmented.
-    udp_fragment: UnsupportedField,
-    /// Not supported yet: how long an idle UDP session is kept.
-    udp_timeout: UnsupportedField,
-    /// Not supported yet: whether connections begin with a PROXY header.
-    proxy_protocol: UnsupportedField,
-    /// Not supported yet: whether a connection may lack the PROXY header.
-    proxy_protocol_accept_no_header: UnsupportedField,
+    /// The network interface to listen on, on Linux and macOS.
+    pub(in crate::config) bind_interface: Option<String>,
+    /// The netfilter mark of the listener's packets, on Linux: a number, or a text such as
+    /// `"0x1234"`.
+    pub(in crate::config) routing_mark: Option<RawRoutingMark>,
+    /// Whether other processes may listen on the same address. Default: false.
+    pub(in crate::config) reuse_addr: Option<bool>,
+    /// The network namespace to listen in, on Linux: a name or a path.
+    pub(in crate::config) netns: Option<String>,
+    /// Whether clients may send data with their first packet (TCP Fast Open). Default: false.
+    pub(in crate::config) tcp_fast_open: Option<bool>,
+    /// Whether clients may use several paths (Multipath TCP), on Linux. Default: false.
+    pub(in crate::config) tcp_multi_path: Option<bool>,
+    /// Whether silent clients are not probed. Default: false.
+    pub(in crate::config) disable_tcp_keep_alive: Option<bool>,
+    /// The time without data after which a client is probed. Default: `5m`.
+    pub(in crate::config) tcp_keep_alive: Option<String>,
+    /// The time between two probes. Default: `75s`.
+    pub(in crate::config) tcp_keep_alive_interval: Option<String>,
+    /// Whether each connection begins with a PROXY protocol header (version 1 or 2), which gives
+    /// the client's address. Requires `trusted_proxies`. Default: false.
+    pub(in crate::config) proxy_protocol: Option<bool>,
+    /// The proxies whose statements about a client's address are believed: IP addresses, networks
+    /// such as `10.0.0.0/8`, and `unix` for clients of a Unix socket.
+    #[serde(default)]
+    pub(in crate::config) trusted_proxies: OneOrMany<String>,
+    /// Has no effect: the service does not use UDP.
+    udp_fragment: IgnoredField,
+    /// Has no effect: the service does not use UDP.
+    udp_timeout: IgnoredField,
+    /// Has no effect: the service does not use UDP.
+    udp_disable_domain_unmapping: IgnoredField,
+    /// Has no effect: the service does not look for protocols.
+    sniff: IgnoredField,
+    /// Has no effect: the service does not look for protocols.
+    sniff_override_destination: IgnoredField,
+    /// Has no effect: the service does not look for protocols.
+    sniff_timeout: IgnoredField,
+    /// Has no effect: the service does not look for protocols.
+    domain_strategy: IgnoredField,
+    /// Has no effect: with `proxy_protocol`, a connection without the header is closed.
+    proxy_protocol_accept_no_header: IgnoredField,
 }
 
 impl RawOcm {
-    /// The fields of the listener that are set, but not supported.
-    pub(in crate::config) fn unsupported_fields(&self) -> Vec<&'static str> {
+    /// The fields of the listener that are set, but have no effect.
+    pub(in crate::config) fn ignored_fields(&self) -> Vec<&'static str> {
         requested(&fields!(self:
-            bind_interface,
-            routing_mark,
-            reuse_addr,
-            netns,
-            tcp_fast_open,
-            tcp_multi_path,
-            disable_tcp_keep_alive,
-            tcp_keep_alive,
-            tcp_keep_alive_interval,
             udp_fragment,
             udp_timeout,
-            proxy_protocol,
+            udp_disable_domain_unmapping,
+            sniff,
+            sniff_override_destination,
+            sniff_timeout,
+            domain_strategy,
             proxy_protocol_accept_no_header,
         ))
     }

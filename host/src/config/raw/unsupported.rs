@@ -1,10 +1,13 @@
-//! Fields of sing-box that are accepted as long as they ask for nothing, because nothing implements
-//! them yet.
+//! Fields of sing-box that nothing implements. Those that are not supported are accepted as long as
+//! they ask for nothing; those that are ignored are accepted with a warning.
 
 use serde_json::Value;
 
 /// A field that is not supported yet, whatever its form.
 pub(super) type UnsupportedField = Option<Value>;
+
+/// A field that has no effect, whatever its form.
+pub(super) type IgnoredField = Option<Value>;
 
 /// Lists fields of `$self` with their names, for [`requested`].
 macro_rules! fields {

@@ -7,10 +7,10 @@ use std::time::Duration;
 use http::uri::Uri;
 
 use crate::config::duration;
-use crate::config::model::ServiceConfig;
+use crate::config::model::{ListenAddress, ServiceConfig};
 use crate::config::path::ConfigPath;
 use crate::config::problem::ProblemReport;
-use crate::config::raw::RawDuration;
+use crate::config::raw::{RawDuration, RawRoutingMark};
 
 pub(super) fn non_empty(text: Option<&str>) -> Option<&str> {
     text.filter(|text| !text.is_empty())
@@ -45,16 +45,50 @@ pub(super) fn ip_address(
 /// Reports an address that one of `services` listens on already. `owner` is the object with the
 /// field `listen_port`.
 pub(super) fn check_listen_address(
-    listen: SocketAddr,
+    listen: &ListenAddress,
     owner: &ConfigPath,
     services: &[ServiceConfig],
     report: &mut ProblemReport,
 ) {
-    let other = services.iter().find(|service| service.listen == listen);
-    if let Some(other) = other.filter(|_| listen.port() != 0) {
+    let field = match listen {
+        ListenAddress::Ip(address) if address.port() == 0 => return,
+        ListenAddress::Ip(_) => "listen_port",
+        ListenAddress::Unix(_) => "listen",
+    };
+    let is_same = |service: &&ServiceConfig| service.listen.address == *listen;
+    if let Some(other) = services.iter().find(is_same) {
         let message = format!("{listen} is already used by service {:?}", other.tag);
-        report.problem(owner.key("listen_port"), message);
+        report.problem(owner.key(field), message);
     }
+}
+
+/// Reads a netfilter mark.
+pub(super) fn routing_mark(
+    raw: &RawRoutingMark,
+    field: ConfigPath,
+    report: &mut ProblemReport,
+) -> Option<u32> {
+    let text = match raw {
+        RawRoutingMark::Number(mark) => return Some(*mark),
+        RawRoutingMark::Text(text) => text,
+    };
+    let with_base = |prefix: &str, base: u32| {
+        let digits = text.to_ascii_lowercase();
+        u32::from_str_radix(digits.strip_prefix(prefix)?, base).ok()
+    };
+    let mark = text
+        .parse()
+        .ok()
+        .or_else(|| with_base("0x", 16))
+        .or_else(|| with_base("0o", 8))
+        .or_else(|| with_base("0b", 2));
+    if mark.is_none() && !text.is_empty() {
+        let message =
+            format!("expected a number up to 4294967295, such as \"0x1234\", found {text:?}");
+        report.problem(field, message);
+        return None;
+    }
+    Some(mark.unwrap_or(0))
 }
 
 /// Reads a base URL. User, password and query are not allowed: they could be secrets, and paths are
@@ -97,16 +131,23 @@ pub(super) fn positive_duration(
     field: ConfigPath,
     report: &mut ProblemReport,
 ) -> Option<Duration> {
+    let parsed = duration(raw, field.clone(), report);
+    if parsed.is_some_and(|duration| duration.is_zero()) {
+        report.problem(field, "expected more than 0, found 0");
+    }
+    parsed
+}
+
+/// Reads a duration.
+pub(super) fn duration(
+    raw: &RawDuration,
+    field: ConfigPath,
+    report: &mut ProblemReport,
+) -> Option<Duration> {
     let parsed = duration::parse(&raw.0);
-    match parsed {
-        None => {
-            let message = format!("expected a duration up to 100 years, found {:?}", raw.0);
-            report.problem(field, message);
-        }
-        Some(duration) if duration.is_zero() => {
-            report.problem(field, "expected more than 0, found 0");
-        }
-        Some(_) => {}
+    if parsed.is_none() {
+        let message = format!("expected a duration up to 100 years, found {:?}", raw.0);
+        report.problem(field, message);
     }
     parsed
 }

@@ -2,24 +2,22 @@
 
 mod credentials;
 mod headers;
+mod listen;
 mod pools;
 mod tls;
 mod users;
-
-use std::net::SocketAddr;
 
 use serde_json::json;
 
 use self::users::PoolChoice;
 use super::field;
 use super::scope::ResolveScope;
-use crate::config::model::{PolicyId, ServiceConfig, UpstreamEndpoints};
+use crate::config::model::{ListenAddress, PolicyId, ServiceConfig, UpstreamEndpoints};
 use crate::config::path::ConfigPath;
 use crate::config::problem::ProblemReport;
 use crate::config::raw::{PolicyKind, RawEndpoints, RawOcm};
 use crate::config::shipped::ShippedPolicy;
 
-const DEFAULT_PORT: u16 = 8080;
 const CHATGPT_URL: &str = "https://chatgpt.com/backend-api";
 const API_URL: &str = "https://api.openai.com";
 const TOKEN_URL: &str = "https://auth.openai.com/oauth/token";
@@ -31,10 +29,8 @@ pub(super) fn service(
     raw: &RawOcm,
     scope: &mut ResolveScope<'_>,
 ) -> Option<ServiceConfig> {
-    for name in raw.unsupported_fields() {
-        scope.report.problem(path.key(name), "not supported yet");
-    }
-    let listen = listen(path, raw, scope.report);
+    let trusted_proxies = listen::trusted_proxies(path, raw, scope.report);
+    let listen = listen::listen(path, raw, &trusted_proxies, scope.report);
     let (choice, pools) = if raw.credentials.as_slice().is_empty() {
         (PoolChoice::Single, pools::single(path, raw, scope))
     } else {
@@ -42,13 +38,13 @@ pub(super) fn service(
     };
     let entries = raw.users.as_slice();
     let users = users::users(path, entries, choice, &pools.pools, scope.report);
-    if let Some(listen) = listen
+    if let Some(ListenAddress::Ip(address)) = listen.as_ref().map(|listen| &listen.address)
         && users.is_empty()
-        && !listen.ip().is_loopback()
+        && !address.ip().is_loopback()
     {
         let message = format!(
             "{} is not a loopback address and there are no users: everyone who can connect uses your credentials",
-            listen.ip()
+            address.ip()
         );
         scope.report.warning(path.key("listen"), message);
     }
@@ -66,6 +62,7 @@ pub(super) fn service(
     Some(ServiceConfig {
         tag,
         listen: listen?,
+        trusted_proxies,
         tls,
         users,
         credentials: pools.credentials,
@@ -75,14 +72,6 @@ pub(super) fn service(
         pricer: pricer?,
         rewriters,
     })
-}
-
-fn listen(path: &ConfigPath, raw: &RawOcm, report: &mut ProblemReport) -> Option<SocketAddr> {
-    let address = field::ip_address(raw.listen.as_deref(), path.key("listen"), report)?;
-    Some(SocketAddr::new(
-        address,
-        raw.listen_port.unwrap_or(DEFAULT_PORT),
-    ))
 }
 
 fn rewriters(path: &ConfigPath, raw: &RawOcm, scope: &mut ResolveScope<'_>) -> Vec<PolicyId> {

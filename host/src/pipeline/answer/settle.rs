@@ -251,6 +251,7 @@ fn log(row: &LedgerRow) {
         started_at = row.started_at.0,
         finished_at = row.finished_at.0,
         service = row.service,
+        client = %row.client,
         user = row.user,
         credential = row.credential,
         session = row.session,

@@ -26,7 +26,7 @@ pub(crate) fn admit(authenticated: AuthenticatedRequest) -> Result<Admitted, Ref
     let service = received.service;
     let path = received.head.uri.path().to_owned();
     let log = |refusal: Refusal| {
-        refusal.log(service.tag(), &received.id, &path);
+        refusal.log(service.tag(), &received.id, &path, received.client);
         refusal
     };
     let hops = HopTrail::read(&received.head.headers, &service.parts().hop)
@@ -41,6 +41,7 @@ pub(crate) fn admit(authenticated: AuthenticatedRequest) -> Result<Admitted, Ref
         seed: received.seed,
         started_at: received.at,
         clock: received.clock,
+        client: received.client,
         user,
         path,
         method: received.head.method.clone(),

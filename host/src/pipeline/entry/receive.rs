@@ -4,7 +4,6 @@
 //! Owns the checks that need no more than the request's head; does not know what the body asks for.
 //! Invariant: only [`authenticate`] makes an [`AuthenticatedRequest`], and it holds the proof.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -15,10 +14,12 @@ use tokio::time::sleep;
 use uuid::Uuid;
 
 use super::body::GuardedBody;
+use super::forwarded::client_address;
 use crate::authenticate::{AuthenticationProof, User};
 use crate::pipeline::refusal::Refusal;
 use crate::pipeline::service::Service;
 use crate::values::clock::Timestamp;
+use crate::values::exchange::client_address::ClientAddress;
 
 /// A request whose head was read.
 #[derive(Debug)]
@@ -31,7 +32,8 @@ pub(crate) struct Received {
     pub(crate) seed: u64,
     pub(crate) at: Timestamp,
     pub(crate) clock: Instant,
-    pub(crate) peer: IpAddr,
+    /// Where it comes from, as trusted proxies say.
+    pub(crate) client: ClientAddress,
     pub(crate) head: Parts,
     pub(crate) body: GuardedBody,
 }
@@ -42,12 +44,16 @@ impl Received {
     }
 
     fn log(&self, refusal: &Refusal) {
-        refusal.log(self.service.tag(), &self.id, self.path());
+        refusal.log(self.service.tag(), &self.id, self.path(), self.client);
     }
 }
 
 /// Receives a request: it is named, timed, and given the service that it keeps.
-pub(crate) fn receive(service: Arc<Service>, request: Request<Incoming>, peer: IpAddr) -> Received {
+pub(crate) fn receive(
+    service: Arc<Service>,
+    request: Request<Incoming>,
+    peer: ClientAddress,
+) -> Received {
     let (head, body) = request.into_parts();
     let id = Uuid::now_v7();
     Received {
@@ -56,7 +62,7 @@ pub(crate) fn receive(service: Arc<Service>, request: Request<Incoming>, peer: I
         seed: id.as_u128() as u64,
         at: Timestamp::now(),
         clock: Instant::now(),
-        peer,
+        client: client_address(&head.headers, peer, service.trusted_proxies()),
         head,
         body: GuardedBody::new(body, service.limits()),
         service,
@@ -140,7 +146,9 @@ pub(crate) async fn authenticate_sender(
     match service.users().authenticate(&received.head.headers) {
         Ok(proof) => Ok(proof),
         Err(error) => {
-            let delay = service.failed_attempts().record(received.peer, received.at);
+            let delay = service
+                .failed_attempts()
+                .record(received.client, received.at);
             if !delay.is_zero() {
                 sleep(delay).await;
             }

@@ -13,14 +13,17 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::listener::ClientStream;
 use crate::{tls, upstream};
 
 /// One of the two connections of a socket.
 pub(super) enum SocketSide {
-    /// A connection without TLS.
-    Clear(TcpStream),
+    /// A client's connection without TLS.
+    FromClient(ClientStream),
     /// A client's connection with TLS.
-    FromClient(Box<tls::TlsConnection>),
+    FromClientTls(Box<tls::TlsConnection<ClientStream>>),
+    /// Upstream's connection without TLS.
+    ToUpstreamClear(TcpStream),
     /// Upstream's connection with TLS.
     ToUpstream(TokioIo<Box<upstream::UpstreamConnection>>),
     /// A stream of HTTP/2.
@@ -30,19 +33,19 @@ pub(super) enum SocketSide {
 impl SocketSide {
     /// Returns the side behind `upgraded`, and what was already read from it.
     pub(super) fn of(upgraded: Upgraded) -> (Self, Bytes) {
-        let upgraded = match upgraded.downcast::<TokioIo<TcpStream>>() {
-            Ok(Parts { io, read_buf, .. }) => return (Self::Clear(io.into_inner()), read_buf),
+        let upgraded = match upgraded.downcast::<TokioIo<ClientStream>>() {
+            Ok(Parts { io, read_buf, .. }) => return (Self::FromClient(io.into_inner()), read_buf),
             Err(upgraded) => upgraded,
         };
-        let upgraded = match upgraded.downcast::<TokioIo<tls::TlsConnection>>() {
+        let upgraded = match upgraded.downcast::<TokioIo<tls::TlsConnection<ClientStream>>>() {
             Ok(Parts { io, read_buf, .. }) => {
-                return (Self::FromClient(Box::new(io.into_inner())), read_buf);
+                return (Self::FromClientTls(Box::new(io.into_inner())), read_buf);
             }
             Err(upgraded) => upgraded,
         };
         match upgraded.downcast::<upstream::UpstreamConnection>() {
             Ok(Parts { io, read_buf, .. }) => match upstream::without_tls(io) {
-                Ok(stream) => (Self::Clear(stream), read_buf),
+                Ok(stream) => (Self::ToUpstreamClear(stream), read_buf),
                 Err(connection) => (Self::ToUpstream(TokioIo::new(connection)), read_buf),
             },
             Err(upgraded) => (Self::Stream(TokioIo::new(upgraded)), Bytes::new()),
@@ -54,8 +57,9 @@ impl SocketSide {
 macro_rules! with {
     ($side:expr, $io:ident => $what:expr) => {
         match $side.get_mut() {
-            SocketSide::Clear($io) => $what,
             SocketSide::FromClient($io) => $what,
+            SocketSide::FromClientTls($io) => $what,
+            SocketSide::ToUpstreamClear($io) => $what,
             SocketSide::ToUpstream($io) => $what,
             SocketSide::Stream($io) => $what,
         }

@@ -5,7 +5,6 @@
 //! that none delays another.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,13 +18,16 @@ use hyper::rt::{Read, Write};
 use hyper::server::conn::{http1, http2};
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use crate::listener::{AcceptedConnection, ClientListener};
+use crate::config::ProxyProtocol;
+use crate::listener::{
+    AcceptedConnection, ClientListener, ClientStream, ProxyHeaderError, read_proxy_header,
+};
 use crate::pipeline::{AnswerBody, LiveService, SocketUpgrade, handle, is_upgrade};
 use crate::tls::{TlsServer, is_http2};
+use crate::values::exchange::client_address::ClientAddress;
 use crate::values::limits::Limits;
 use crate::values::phase::GatewayPhase;
 
@@ -46,6 +48,7 @@ const HEADER_FIELDS: usize = 256;
 #[derive(Clone)]
 pub(super) struct ConnectionContext {
     pub(super) live: LiveService,
+    pub(super) proxy_protocol: ProxyProtocol,
     pub(super) tls: watch::Receiver<Option<TlsServer>>,
     pub(super) phases: watch::Receiver<GatewayPhase>,
 }
@@ -81,27 +84,56 @@ async fn serve(connection: AcceptedConnection, context: ConnectionContext) {
         peer,
         permit: Arc::new(permit),
     };
-    let tls = context.tls.borrow().clone();
-    let served = match &tls {
-        Some(tls) => serve_tls(tls, stream, &client, &context).await,
-        None => serve_clear(stream, &client, &context).await,
-    };
-    if let Err(error) = served {
+    if let Err(error) = serve_stream(stream, client, &context).await {
         tracing::debug!(%peer, %error, "connection ended");
     }
 }
 
 /// The peer of a connection, and the connection's permit among `limits.connections`.
 struct ConnectedClient {
-    peer: SocketAddr,
+    peer: ClientAddress,
     permit: Arc<OwnedSemaphorePermit>,
 }
 
 type ConnectionError = Box<dyn std::error::Error + Send + Sync>;
 
+async fn serve_stream(
+    mut stream: ClientStream,
+    mut client: ConnectedClient,
+    context: &ConnectionContext,
+) -> Result<(), ConnectionError> {
+    if context.proxy_protocol == ProxyProtocol::Required {
+        let header = read_client_address(&mut stream, client.peer, context);
+        let Some(address) = before_draining(context, header).await else {
+            return Ok(());
+        };
+        client.peer = address?;
+    }
+    let tls = context.tls.borrow().clone();
+    match &tls {
+        Some(tls) => serve_tls(tls, stream, &client, context).await,
+        None => serve_clear(stream, &client, context).await,
+    }
+}
+
+/// Returns the address in the PROXY protocol header that `stream` begins with, or that of the proxy
+/// itself if the header has none.
+async fn read_client_address(
+    stream: &mut ClientStream,
+    proxy: ClientAddress,
+    context: &ConnectionContext,
+) -> Result<ClientAddress, ConnectionError> {
+    if !context.live.now().trusted_proxies().contains(proxy) {
+        return Err(ProxyHeaderError::Untrusted.into());
+    }
+    let header = timeout(context.limits().head_timeout, read_proxy_header(stream)).await;
+    let address = header.map_err(|_| "timed out waiting for a PROXY protocol header")??;
+    Ok(address.unwrap_or(proxy))
+}
+
 async fn serve_tls(
     tls: &TlsServer,
-    stream: TcpStream,
+    stream: ClientStream,
     client: &ConnectedClient,
     context: &ConnectionContext,
 ) -> Result<(), ConnectionError> {
@@ -117,7 +149,7 @@ async fn serve_tls(
 }
 
 async fn serve_clear(
-    stream: TcpStream,
+    stream: ClientStream,
     client: &ConnectedClient,
     context: &ConnectionContext,
 ) -> Result<(), ConnectionError> {
@@ -146,7 +178,7 @@ async fn before_draining<T>(
 }
 
 /// Whether the client starts with HTTP/2's preface. The bytes stay in the socket.
-async fn begins_http2(stream: &TcpStream) -> std::io::Result<bool> {
+async fn begins_http2(stream: &ClientStream) -> std::io::Result<bool> {
     let mut start = [0; HTTP2_PREFACE.len()];
     loop {
         let length = stream.peek(&mut start).await?;
@@ -227,7 +259,7 @@ fn requests(
     Future: Send + 'static,
 > + use<> {
     let live = context.live.clone();
-    let (address, permit) = (client.peer.ip(), Arc::clone(&client.permit));
+    let (peer, permit) = (client.peer, Arc::clone(&client.permit));
     service_fn(move |mut request| {
         let live = live.clone();
         let open = ConnectionActivity::begin(&activity);
@@ -236,7 +268,7 @@ fn requests(
             SocketUpgrade::new(&mut request, Box::new(keeps))
         });
         async move {
-            let response = handle(&live, request, address, websocket).await;
+            let response = handle(&live, request, peer, websocket).await;
             Ok(response.map(|body| TrackedBody { body, _open: open }))
         }
     })

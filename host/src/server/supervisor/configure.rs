@@ -5,11 +5,12 @@
 //! part cannot be used makes none.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::config::{AdminConfig, Config, ConfigProblem, LogConfig, PolicyConfig, ServiceConfig};
+use crate::config::{
+    AdminConfig, Config, ConfigProblem, ListenConfig, LogConfig, PolicyConfig, ServiceConfig,
+};
 use crate::credentials::Credential;
 use crate::policy::{CompilePriority, ComponentBytes, PolicyLoadError, SharedPolicyState};
 use crate::server::build::{read_certificates, read_credentials};
@@ -201,7 +202,7 @@ fn load_policy(
 pub(crate) fn needs_restart(
     config: &Config,
     startup: &StartupSettings,
-    running: &[(String, SocketAddr)],
+    running: &[(String, ListenConfig)],
 ) -> Vec<String> {
     let mut parts: Vec<String> = [
         ("data_dir", config.data_dir != startup.data_dir),
@@ -215,10 +216,11 @@ pub(crate) fn needs_restart(
     for (place, service) in config.services.iter().enumerate() {
         match running.iter().find(|(tag, _)| *tag == service.tag) {
             None => parts.push(format!("services[{place}] (added)")),
-            Some((_, listen)) if *listen != service.listen => {
-                parts.push(format!("services[{place}].listen"));
-            }
-            Some(_) => {}
+            Some((_, listen)) => parts.extend(
+                changed_listen_fields(listen, &service.listen)
+                    .into_iter()
+                    .map(|field| format!("services[{place}].{field}")),
+            ),
         }
     }
     let is_configured = |tag: &str| config.services.iter().any(|service| service.tag == tag);
@@ -226,6 +228,37 @@ pub(crate) fn needs_restart(
     parts.extend(removed.map(|(tag, _)| format!("service {tag:?} (removed)")));
     parts.extend(limits_of_the_start(&startup.limits, &config.limits));
     parts
+}
+
+fn changed_listen_fields(old: &ListenConfig, new: &ListenConfig) -> Vec<&'static str> {
+    let (options, proxy) = (&old.options, old.proxy_protocol);
+    [
+        ("listen", old.address != new.address),
+        ("bind_interface", options.interface != new.options.interface),
+        (
+            "routing_mark",
+            options.routing_mark != new.options.routing_mark,
+        ),
+        ("reuse_addr", options.reuse_port != new.options.reuse_port),
+        (
+            "netns",
+            options.network_namespace != new.options.network_namespace,
+        ),
+        ("tcp_fast_open", options.fast_open != new.options.fast_open),
+        (
+            "tcp_multi_path",
+            options.multi_path != new.options.multi_path,
+        ),
+        (
+            "tcp_keep_alive",
+            options.keep_alive != new.options.keep_alive,
+        ),
+        ("proxy_protocol", proxy != new.proxy_protocol),
+    ]
+    .into_iter()
+    .filter(|(_, differs)| *differs)
+    .map(|(field, _)| field)
+    .collect()
 }
 
 /// Returns the limits that differ and were built into something at the start: listeners, the

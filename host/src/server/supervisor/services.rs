@@ -4,13 +4,12 @@
 //! Invariant: requests find a complete service at any time; a change swaps it as a whole.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 
 use tokio::sync::watch;
 
 use super::configure::LoadedService;
-use crate::config::ServiceConfig;
+use crate::config::{ListenConfig, ServiceConfig};
 use crate::credentials::Credential;
 use crate::pipeline::{LiveService, Service};
 use crate::server::build::{SharedResources, assemble};
@@ -87,7 +86,7 @@ impl RunningService {
         self.is_configured = true;
         // The listener stays where it is.
         self.config = ServiceConfig {
-            listen: self.config.listen,
+            listen: self.config.listen.clone(),
             ..loaded.config
         };
         self.tls.send_replace(loaded.tls);
@@ -139,9 +138,9 @@ impl RunningServices {
         self.0.iter().map(|service| &service.config)
     }
 
-    pub(crate) fn addresses(&self) -> Vec<(String, SocketAddr)> {
+    pub(crate) fn listeners(&self) -> Vec<(String, ListenConfig)> {
         self.configs()
-            .map(|config| (config.tag.clone(), config.listen))
+            .map(|config| (config.tag.clone(), config.listen.clone()))
             .collect()
     }
 

@@ -1,0 +1,70 @@
+//! A listening Unix socket, and its file.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use super::socket::ListenError;
+use crate::files::io_reason;
+
+/// Who may connect: the gateway's user and the group of the file.
+const MODE: u32 = 0o660;
+
+/// The file of a listening socket, which is removed when this is dropped.
+#[derive(Debug)]
+pub(super) struct UnixSocketFile {
+    path: PathBuf,
+    /// Its device and its number there: another gateway may have replaced it.
+    identity: Option<(u64, u64)>,
+}
+
+impl Drop for UnixSocketFile {
+    fn drop(&mut self) {
+        if self.identity.is_none() || identity(&self.path) != self.identity {
+            return;
+        }
+        if let Err(error) = fs::remove_file(&self.path) {
+            let (path, error) = (self.path.display(), io_reason(&error));
+            tracing::debug!(%path, error, "socket not removed");
+        }
+    }
+}
+
+/// Listens on a Unix socket at `path`. Replaces a socket that no process listens on.
+///
+/// # Errors
+/// The socket cannot be created, or another process listens on it.
+pub(super) fn bind(path: &Path) -> Result<(UnixListener, UnixSocketFile), ListenError> {
+    remove_stale(path)?;
+    let listener = UnixListener::bind(path)?;
+    let file = UnixSocketFile {
+        path: path.to_owned(),
+        identity: identity(path),
+    };
+    fs::set_permissions(path, Permissions::from_mode(MODE))?;
+    listener.set_nonblocking(true)?;
+    Ok((listener, file))
+}
+
+fn remove_stale(path: &Path) -> Result<(), ListenError> {
+    match fs::symlink_metadata(path) {
+        Ok(meta) if meta.file_type().is_socket() => {}
+        Ok(_) => return Err(ListenError::NotASocket),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error.into()),
+    }
+    match UnixStream::connect(path) {
+        Ok(_) => Err(io::Error::from(io::ErrorKind::AddrInUse).into()),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            Ok(fs::remove_file(path)?)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let meta = fs::symlink_metadata(path).ok()?;
+    Some((meta.dev(), meta.ino()))
+}
