@@ -129,7 +129,7 @@ pub struct MeteredResponse {
 /// Why the tokens of a response are unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UnknownUsage {
-    /// Its content encoding is one that the gateway does not know.
+    /// The gateway does not know its content encoding.
     UnknownEncoding,
     /// It does not have the content encoding that its head names.
     Undecodable,

@@ -20,11 +20,11 @@ pub const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
 /// How a header states a length.
 #[derive(Clone, Copy)]
 pub enum Length {
-    /// In seven bits.
+    /// In the seven bits of the second byte.
     Short(u8),
-    /// In two bytes.
+    /// In two bytes, after the value 126.
     Two(u16),
-    /// In eight bytes.
+    /// In eight bytes, after the value 127.
     Eight(u64),
 }
 

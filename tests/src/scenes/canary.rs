@@ -93,9 +93,9 @@ impl Canaries {
 pub struct CanaryScene {
     /// The rig. No gateway runs yet.
     pub rig: Rig,
-    /// The configuration.
+    /// The configuration, which contains some of the canaries.
     pub config: Value,
-    /// The canaries.
+    /// The secrets that no output may contain.
     pub canaries: Canaries,
     /// The files that a person wrote, which contain secrets.
     written: Vec<PathBuf>,

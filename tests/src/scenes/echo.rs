@@ -9,7 +9,7 @@ use crate::gateway::Rig;
 
 /// A gateway before an upstream that echoes every message, and a socket that must stay open.
 pub struct EchoScene {
-    /// The rig.
+    /// The rig that the gateway runs in.
     pub rig: Rig,
     /// A client of the gateway.
     pub client: Client,

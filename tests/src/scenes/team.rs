@@ -9,7 +9,7 @@ use crate::turn;
 
 /// A running gateway for a team on a pool, and its configuration.
 pub struct TeamScene {
-    /// The rig.
+    /// The rig that the gateway runs in.
     pub rig: Rig,
     /// The configuration in use.
     pub config: Value,
@@ -72,7 +72,7 @@ impl TeamScene {
             .expect("a turn with an account's token")
     }
 
-    /// Stops the gateway.
+    /// Stops the gateway and waits for its end.
     pub async fn end(mut self) {
         self.rig.stop().await;
     }

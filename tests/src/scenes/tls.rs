@@ -21,7 +21,7 @@ use crate::turn;
 
 /// A gateway with a TLS listener.
 pub struct TlsScene {
-    /// The rig.
+    /// The rig that the gateway runs in.
     pub rig: Rig,
     /// What signed the certificate of the listener.
     pub authority: Authority,

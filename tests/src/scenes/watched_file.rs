@@ -20,7 +20,7 @@ const SOON: Duration = Duration::from_secs(6);
 
 /// A gateway with one credential, `a`, whose file may be missing.
 pub struct WatchedFileScene {
-    /// The rig.
+    /// The rig that the gateway runs in.
     pub rig: Rig,
     /// A client of the gateway.
     pub client: Client,
