@@ -1,5 +1,9 @@
 //! A changed configuration on a running gateway: what takes effect, from the next request on.
 
+mod file;
+mod refused;
+mod under_way;
+
 use std::fs;
 use std::time::{Duration, Instant};
 

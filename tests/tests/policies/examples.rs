@@ -1,6 +1,8 @@
 //! The configurations in `examples/configs`: those of sing-box's OCM documentation run with only
 //! ports, endpoints and paths changed, and every file passes the check.
 
+mod policies;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};

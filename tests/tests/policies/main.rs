@@ -2,12 +2,10 @@
 //! release.
 
 mod compiled;
-mod example_policies;
 mod examples;
 mod guests;
 mod old_components;
 mod quarantine;
 mod record;
 mod reload;
-mod reload_failures;
 mod replay;

@@ -1,6 +1,8 @@
 //! A policy's file changes on a running gateway: requests that begin afterwards are priced by the
 //! new component, and requests in flight by the component that they began with.
 
+mod failures;
+
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::process::{Command, Output};

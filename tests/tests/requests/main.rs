@@ -2,15 +2,12 @@
 
 mod bad_peers;
 mod choosing;
-mod drain;
+mod connections;
 mod failover;
 mod faults;
-mod http2_upstream;
+mod inputs;
 mod journey;
 mod listen;
 mod metering;
-mod parsers;
-mod properties;
 mod requests;
 mod sessions;
-mod tls;

@@ -5,9 +5,9 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use tollgate::frames::FrameSender;
 
-#[path = "../../../fuzz/oracles/frames.rs"]
+#[path = "../../../../fuzz/oracles/frames.rs"]
 mod frames_oracle;
-#[path = "../../../fuzz/oracles/json.rs"]
+#[path = "../../../../fuzz/oracles/json.rs"]
 mod json_oracle;
 
 /// A key: wanted, longer, escaped, or any other.

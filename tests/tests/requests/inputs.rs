@@ -1,0 +1,4 @@
+//! Generated inputs: the parsers of what peers send, and sequences of events for a credential.
+
+mod parsers;
+mod properties;

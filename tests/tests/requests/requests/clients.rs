@@ -1,0 +1,200 @@
+//! What clients present, and which are refused.
+
+use std::time::{Duration, Instant};
+
+use http::{Method, StatusCode};
+use serde_json::json;
+use tollgate_tests::upstream::Reply;
+use tollgate_tests::{Client, over_both, rows, turn};
+
+use super::{NOT_UNDER_V1, check_error, open_rig, team_rig};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_in_another_header_is_refused_with_a_hint_whatever_else_is_sent() {
+    let (mut rig, client) = team_rig().await;
+    for client in [client.clone(), client.token("token-alice")] {
+        for name in ["x-api-key", "api-key"] {
+            let answer = client.header(name, "token-alice").turn(&turn("one")).await;
+            check_error(
+                &answer,
+                400,
+                "invalid_request_error",
+                None,
+                "Authorization: Bearer",
+            );
+        }
+    }
+    assert!(rig.forwarded().is_empty());
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_in_another_header_is_refused_without_users_too() {
+    let (mut rig, client) = open_rig().await;
+    let answer = client.header("x-api-key", "any").turn(&turn("one")).await;
+    check_error(
+        &answer,
+        400,
+        "invalid_request_error",
+        None,
+        "Authorization: Bearer",
+    );
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_shows_no_token_of_a_user_is_told_what_is_wrong_with_it() {
+    let (mut rig, client) = team_rig().await;
+    let cases: [(Option<&str>, &str); 9] = [
+        (None, "missing api key"),
+        (Some("Basic dG9rZW4tYWxpY2U="), "invalid api key format"),
+        (Some("token-alice"), "invalid api key format"),
+        (Some("Bearer token-mallory"), "invalid api key"),
+        (Some("Bearer token-alic"), "invalid api key"),
+        (Some("Bearer token-alicee"), "invalid api key"),
+        (Some("Bearer TOKEN-ALICE"), "invalid api key"),
+        (Some("Bearer token-alice,token-bob"), "invalid api key"),
+        (Some("Bearer access-a"), "invalid api key"),
+    ];
+    for (value, message) in cases {
+        let client = value.map_or(client.clone(), |value| {
+            client.header("authorization", value)
+        });
+        let answer = client.turn(&turn("one")).await;
+        check_error(&answer, 401, "authentication_error", None, message);
+        assert_eq!(answer.json()["error"]["message"], message, "{value:?}");
+    }
+    assert!(rig.forwarded().is_empty());
+    assert!(
+        rows(&rig.ledger()).is_empty(),
+        "unauthenticated requests make no rows"
+    );
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_failed_often_is_still_answered_and_let_in() {
+    let (mut rig, client) = team_rig().await;
+    for _ in 0..8 {
+        let answer = client.token("wrong").turn(&turn("one")).await;
+        check_error(
+            &answer,
+            401,
+            "authentication_error",
+            None,
+            "invalid api key",
+        );
+    }
+    assert_eq!(
+        client.token("token-alice").turn(&turn("one")).await.status,
+        StatusCode::OK
+    );
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_fails_again_and_again_waits_longer_for_each_refusal() {
+    let (mut rig, client) = team_rig().await;
+    let mut waited = Vec::new();
+    for _ in 0..9 {
+        let begun = Instant::now();
+        let answer = client.token("wrong").turn(&turn("one")).await;
+        waited.push(begun.elapsed());
+        check_error(
+            &answer,
+            401,
+            "authentication_error",
+            None,
+            "invalid api key",
+        );
+    }
+    // Five are free.
+    for (place, least_ms) in [(5, 100), (6, 200), (7, 400), (8, 800)] {
+        assert!(
+            waited[place] >= Duration::from_millis(least_ms),
+            "refusal {place}: {waited:?}"
+        );
+    }
+    assert!(waited[8] < Duration::from_secs(10), "{waited:?}");
+    assert_eq!(
+        client.token("token-alice").turn(&turn("one")).await.status,
+        StatusCode::OK
+    );
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn checks_come_in_order_the_first_that_fails_answers() {
+    let (mut rig, client) = team_rig().await;
+    let upgrade = |client: &Client| {
+        client
+            .header("connection", "upgrade")
+            .header("upgrade", "websocket")
+    };
+
+    // Path before header before token before what is asked.
+    let everything_wrong = upgrade(&client)
+        .header("x-api-key", "any")
+        .get("/v2/responses")
+        .await;
+    check_error(
+        &everything_wrong,
+        404,
+        "invalid_request_error",
+        None,
+        NOT_UNDER_V1,
+    );
+    let wrong_header = upgrade(&client)
+        .header("x-api-key", "any")
+        .get("/v1/responses")
+        .await;
+    check_error(
+        &wrong_header,
+        400,
+        "invalid_request_error",
+        None,
+        "Authorization: Bearer",
+    );
+    let wrong_token = upgrade(&client).get("/v1/responses").await;
+    check_error(
+        &wrong_token,
+        401,
+        "authentication_error",
+        None,
+        "missing api key",
+    );
+    let chat = client.ask(Method::POST, "/v1/chat/completions", "{}").await;
+    check_error(&chat, 401, "authentication_error", None, "missing api key");
+    rig.stop().await;
+}
+
+over_both!(chat_completions_are_refused_to_an_account_even_if_it_is_limited);
+async fn chat_completions_are_refused_to_an_account_even_if_it_is_limited() {
+    let (mut rig, client) = team_rig().await;
+    let client = client.token("token-alice");
+    let body = json!({"model": "gpt-4.1", "messages": []}).to_string();
+
+    let answer = client
+        .ask(Method::POST, "/v1/chat/completions", body.clone())
+        .await;
+    check_error(
+        &answer,
+        400,
+        "invalid_request_error",
+        None,
+        "only available in API key mode",
+    );
+
+    rig.account("a")
+        .then(Reply::usage_limit_reached().resets_in_seconds(600));
+    client.turn(&turn("one")).await;
+    let answer = client.ask(Method::POST, "/v1/chat/completions", body).await;
+    check_error(
+        &answer,
+        400,
+        "invalid_request_error",
+        None,
+        "only available in API key mode",
+    );
+    rig.stop().await;
+}
