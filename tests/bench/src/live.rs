@@ -5,8 +5,10 @@
 //! Only Tollgate is measured here, with its default number of threads, and compared with itself
 //! without the disturbance. Each reload loads new bytes, so that each compiles.
 
+mod figures;
+
 use std::{
-    fmt, fs, io,
+    fs, io,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -24,9 +26,10 @@ use crate::{
     forwarder::{OTHER_TOKEN, Running, Site, StartError},
     load::{Clients, LoadError},
     process::ProcessError,
-    report::Spread,
     settings::Settings,
 };
+
+pub use figures::{Figures, Pair};
 
 /// How often the bench checks which generation serves: rarely enough not to slow down the
 /// compilation.
@@ -65,15 +68,6 @@ pub struct Plan {
     /// Starts that are timed.
     pub starts: usize,
 }
-
-/// The limit of a reload in milliseconds.
-const RELOAD_AIM_MS: f64 = 150.0;
-/// The limit of what cached policies add to a start, in milliseconds.
-const POLICIES_AIM_MS: f64 = 15.0;
-/// The limit of the ratio of request times (p99) during reloads to those without.
-const RELOADS_RATIO_AIM: f64 = 1.5;
-/// The limit of the delay of a request by a guest that loops, in milliseconds.
-const HOSTILE_AIM_MS: f64 = 10.0;
 
 impl Plan {
     /// Returns a plan with the components in this folder, `reloads` timed reloads, five times as
@@ -135,169 +129,6 @@ pub enum LiveError {
     NotServing,
 }
 
-/// The figures.
-#[derive(Clone, Debug, Default)]
-pub struct Figures {
-    /// The time of each reload, from the rename of the component's file until it serves.
-    pub serving: Vec<Duration>,
-    /// Requests without reloads and during them, round by round.
-    pub reloads: Vec<Pair>,
-    /// Requests alone and beside a guest that loops, round by round.
-    pub hostile: Vec<Pair>,
-    /// Memory before and after, in bytes, and the reloads in between.
-    pub memory: Option<(u64, u64, usize)>,
-    /// The times from the start of the process to its readiness, with the policies' code cached.
-    pub starts: Vec<Duration>,
-    /// The share of the policies and their engine in these times.
-    pub policies: Vec<Duration>,
-}
-
-/// The times of the same requests without and with a disturbance.
-#[derive(Clone, Debug)]
-pub struct Pair {
-    /// In ascending order.
-    pub without: Vec<Duration>,
-    /// In ascending order.
-    pub with: Vec<Duration>,
-}
-
-/// Returns the quantile `part` of the sorted `times`; 1 for the longest.
-fn quantile(times: &[Duration], part: f64) -> Duration {
-    let place = (times.len() as f64 * part).ceil() as usize;
-    times
-        .get(place.saturating_sub(1))
-        .copied()
-        .unwrap_or_default()
-}
-
-impl Figures {
-    /// Returns the figures as JSON: times in milliseconds, memory in bytes.
-    pub fn json(&self) -> Value {
-        let times = |times: &[Duration]| times.iter().map(|time| ms(*time)).collect::<Vec<_>>();
-        let pairs = |pairs: &[Pair]| {
-            let told = |times: &[Duration]| json!({"p99": ms(quantile(times, 0.99)), "max": ms(quantile(times, 1.0))});
-            let pair =
-                |pair: &Pair| json!({"without": told(&pair.without), "with": told(&pair.with)});
-            pairs.iter().map(pair).collect::<Vec<_>>()
-        };
-        json!({
-            "serving_ms": times(&self.serving),
-            "starts_ms": times(&self.starts),
-            "starts_policies_ms": times(&self.policies),
-            "requests_reloads_ms": pairs(&self.reloads),
-            "requests_hostile_ms": pairs(&self.hostile),
-            "memory": self.memory.map(|(before, after, reloads)| {
-                json!({"before": before, "after": after, "reloads": reloads})
-            }),
-        })
-    }
-}
-
-impl fmt::Display for Figures {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            out,
-            "Policies on a running gateway, ms{:>31}{:>22}",
-            "median", "min - max"
-        )?;
-        let times = |times: &[Duration]| times.iter().map(|time| ms(*time)).collect::<Vec<_>>();
-        let serving = Spread::of(&times(&self.serving));
-        write_row(
-            out,
-            "a new component, file change to serving",
-            serving,
-            Some((RELOAD_AIM_MS, "")),
-        )?;
-        let starts = Spread::of(&times(&self.starts));
-        let policies = Spread::of(&times(&self.policies));
-        write_row(out, "start to readiness, all code cached", starts, None)?;
-        write_row(
-            out,
-            "of which policies",
-            policies,
-            Some((POLICIES_AIM_MS, "")),
-        )?;
-        let of = |pairs: &[Pair], figure: &dyn Fn(&Pair) -> f64| {
-            Spread::of(&pairs.iter().map(figure).collect::<Vec<_>>())
-        };
-        let p99 = |times: &[Duration]| ms(quantile(times, 0.99));
-        write_row(
-            out,
-            "request, p99, without reloads",
-            of(&self.reloads, &|pair| p99(&pair.without)),
-            None,
-        )?;
-        write_row(
-            out,
-            "request, p99, during reloads",
-            of(&self.reloads, &|pair| p99(&pair.with)),
-            None,
-        )?;
-        let ratio = of(&self.reloads, &|pair| p99(&pair.with) / p99(&pair.without));
-        write_row(
-            out,
-            "ratio of the two",
-            ratio,
-            Some((RELOADS_RATIO_AIM, " x")),
-        )?;
-        let longest = |times: &[Duration]| ms(quantile(times, 1.0));
-        write_row(
-            out,
-            "longest request, alone",
-            of(&self.hostile, &|pair| longest(&pair.without)),
-            None,
-        )?;
-        write_row(
-            out,
-            "longest request, beside a guest that loops",
-            of(&self.hostile, &|pair| longest(&pair.with)),
-            None,
-        )?;
-        let delay = of(&self.hostile, &|pair| {
-            longest(&pair.with) - longest(&pair.without)
-        });
-        write_row(
-            out,
-            "difference of the two",
-            delay,
-            Some((HOSTILE_AIM_MS, "")),
-        )?;
-        if let Some((before, after, reloads)) = self.memory {
-            let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-            let each = (after as f64 - before as f64) / 1024.0 / reloads as f64;
-            let (before, after) = (mib(before), mib(after));
-            writeln!(
-                out,
-                "  memory before {reloads} reloads {before:.1} MiB, after {after:.1} MiB: {each:.2} KiB each"
-            )?;
-        }
-        Ok(())
-    }
-}
-
-fn ms(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e3
-}
-
-/// Writes a row of the table, with the limit of its median.
-fn write_row(
-    out: &mut fmt::Formatter<'_>,
-    name: &str,
-    spread: Spread,
-    aim: Option<(f64, &str)>,
-) -> fmt::Result {
-    let Spread { median, min, max } = spread;
-    let range = format!("{min:.2} - {max:.2}");
-    write!(out, "  {name:<48}{median:>13.2}{range:>22}")?;
-    match aim {
-        Some((most, unit)) => {
-            let verdict = if median <= most { "met" } else { "missed" };
-            writeln!(out, "   limit: {most}{unit}, {verdict}")
-        }
-        None => writeln!(out),
-    }
-}
-
 /// Takes every measurement and reports each step to `progress`.
 ///
 /// # Errors
@@ -341,73 +172,115 @@ pub async fn run(
         figures.policies.push(policies_took(&site.tollgate_log())?);
     }
 
-    let running = start("warn").await?;
-    let mut gateway = Gateway {
+    let gateway = Gateway {
         admin: site.admin_socket(),
-        running,
+        running: start("warn").await?,
     };
-    let answers = Arc::new(Answers::new(settings.streams));
-    let mut clients =
-        Clients::connect(gateway.running.address, settings.connections, &answers).await?;
-    clients.pace(Shape::Json, PACE, WARM_UP).await?;
-    for number in 1..=plan.reloads {
-        progress(&format!("reload {number} of {}", plan.reloads));
-        figures.serving.push(gateway.reload(&mut component).await?);
-        sleep(REST).await;
+    let mut measured = Measured {
+        plan,
+        settings,
+        progress,
+        gateway,
+        component,
+        figures,
+    };
+    measured.time_requests().await?;
+    measured.measure_memory().await?;
+    Ok(measured.figures)
+}
+
+/// A running gateway, and the figures so far.
+struct Measured<'a> {
+    plan: &'a Plan,
+    settings: &'a Settings,
+    progress: &'a dyn Fn(&str),
+    gateway: Gateway,
+    component: Component,
+    figures: Figures,
+}
+
+impl Measured<'_> {
+    /// Times reloads and requests, without a disturbance and with each.
+    async fn time_requests(&mut self) -> Result<(), LiveError> {
+        let answers = Arc::new(Answers::new(self.settings.streams));
+        let address = self.gateway.running.address;
+        let mut clients = Clients::connect(address, self.settings.connections, &answers).await?;
+        clients.pace(Shape::Json, PACE, WARM_UP).await?;
+        self.time_reloads().await?;
+        self.time_during_reloads(&mut clients).await?;
+        self.time_beside_hostile(&mut clients, &answers).await
     }
-    for round in 1..=plan.rounds {
-        progress(&format!(
-            "requests without and during reloads: round {round} of {}",
-            plan.rounds
-        ));
-        let without = clients.pace(Shape::Json, PACE, plan.round).await?;
-        let with = tokio::select! {
-            times = clients.pace(Shape::Json, PACE, plan.round) => times?,
-            failed = gateway.reload_on(&mut component) => return Err(failed),
-        };
-        figures.reloads.push(Pair { without, with });
-    }
-    for round in 1..=plan.rounds {
-        progress(&format!(
-            "requests alone and beside a guest that loops: round {round} of {}",
-            plan.rounds
-        ));
-        let without = clients.pace(Shape::Json, PACE, plan.round).await?;
-        let mut others = Clients::connect_as(
-            OTHER_TOKEN,
-            gateway.running.address,
-            HOSTILE_CONNECTIONS,
-            &answers,
-        )
-        .await?;
-        let (with, beside) = tokio::join!(
-            clients.pace(Shape::Json, PACE, plan.round),
-            others.pace(Shape::Json, PACE, plan.round)
-        );
-        beside?;
-        figures.hostile.push(Pair {
-            without,
-            with: with?,
-        });
-    }
-    drop(clients);
-    let before = gateway.running.process.memory_bytes()?;
-    for number in 1..=plan.reloads_for_memory {
-        if number % 50 == 0 {
-            progress(&format!(
-                "reload {number} of {}, for what they leave in memory",
-                plan.reloads_for_memory
-            ));
+
+    async fn time_reloads(&mut self) -> Result<(), LiveError> {
+        for number in 1..=self.plan.reloads {
+            (self.progress)(&format!("reload {number} of {}", self.plan.reloads));
+            let took = self.gateway.reload(&mut self.component).await?;
+            self.figures.serving.push(took);
+            sleep(REST).await;
         }
-        gateway.reload(&mut component).await?;
+        Ok(())
     }
-    sleep(settings.idle_settle).await;
-    figures.memory = Some((
-        before,
-        gateway.running.process.memory_bytes()?,
-        plan.reloads_for_memory,
-    ));
-    Ok(figures)
+
+    async fn time_during_reloads(&mut self, clients: &mut Clients) -> Result<(), LiveError> {
+        let (rounds, time) = (self.plan.rounds, self.plan.round);
+        for round in 1..=rounds {
+            (self.progress)(&format!(
+                "requests without and during reloads: round {round} of {rounds}"
+            ));
+            let without = clients.pace(Shape::Json, PACE, time).await?;
+            let with = tokio::select! {
+                times = clients.pace(Shape::Json, PACE, time) => times?,
+                failed = self.gateway.reload_on(&mut self.component) => return Err(failed),
+            };
+            self.figures.reloads.push(Pair { without, with });
+        }
+        Ok(())
+    }
+
+    async fn time_beside_hostile(
+        &mut self,
+        clients: &mut Clients,
+        answers: &Arc<Answers>,
+    ) -> Result<(), LiveError> {
+        let (rounds, time) = (self.plan.rounds, self.plan.round);
+        let address = self.gateway.running.address;
+        for round in 1..=rounds {
+            (self.progress)(&format!(
+                "requests alone and beside a guest that loops: round {round} of {rounds}"
+            ));
+            let without = clients.pace(Shape::Json, PACE, time).await?;
+            let mut others =
+                Clients::connect_as(OTHER_TOKEN, address, HOSTILE_CONNECTIONS, answers).await?;
+            let (with, beside) = tokio::join!(
+                clients.pace(Shape::Json, PACE, time),
+                others.pace(Shape::Json, PACE, time)
+            );
+            beside?;
+            self.figures.hostile.push(Pair {
+                without,
+                with: with?,
+            });
+        }
+        Ok(())
+    }
+
+    /// Measures the memory before and after many reloads, while no client is connected.
+    async fn measure_memory(&mut self) -> Result<(), LiveError> {
+        let before = self.gateway.running.process.memory_bytes()?;
+        let reloads = self.plan.reloads_for_memory;
+        for number in 1..=reloads {
+            if number % 50 == 0 {
+                (self.progress)(&format!(
+                    "reload {number} of {reloads}, for what they leave in memory"
+                ));
+            }
+            self.gateway.reload(&mut self.component).await?;
+        }
+        sleep(self.settings.idle_settle).await;
+        let after = self.gateway.running.process.memory_bytes()?;
+        self.figures.memory = Some((before, after, reloads));
+        Ok(())
+    }
 }
 
 /// Returns a configuration with the reloaded pricer, and with a balancer for the second user that

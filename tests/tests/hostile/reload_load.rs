@@ -3,8 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use http::{Method, StatusCode};
@@ -83,56 +83,40 @@ async fn ask_until(client: Client, number: usize, over: Arc<AtomicBool>) -> Vec<
     asked
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn no_request_fails_during_reloads_and_each_is_priced_by_a_generation_that_it_could_begin_with()
- {
-    let mut rig = Rig::new().await;
-    let alice = rig.start_priced(serde_json::json!({})).await;
-    // The response ends some reloads after it began.
-    rig.account("a").always(
-        Reply::ok()
-            .deltas(4)
-            .pause_between(Duration::from_millis(8)),
-    );
-    let over = Arc::new(AtomicBool::new(false));
-    let periods = Mutex::new(vec![GenerationPeriod {
+/// Replaces the component again and again, the first of which is in use since `begun`. Returns when
+/// each price was in use.
+async fn reload_all(rig: &Rig, begun: Instant) -> Vec<GenerationPeriod> {
+    let mut periods = vec![GenerationPeriod {
         nanousd: 1,
-        from: Instant::now(),
+        from: begun,
         until: None,
-    }]);
-    let clients: Vec<_> = (0..CLIENTS)
-        .map(|number| tokio::spawn(ask_until(alice.clone(), number, Arc::clone(&over))))
-        .collect();
+    }];
     let components = components();
-    let begun = Instant::now();
     for number in 1..=reloads() {
         let component = number % COMPONENTS;
-        periods
-            .lock()
-            .expect("no holder panics")
-            .push(GenerationPeriod {
-                nanousd: component as i64 + 1,
-                from: Instant::now(),
-                until: None,
-            });
-        reload(&rig, &components[component]).await;
-        let mut periods = periods.lock().expect("no holder panics");
+        periods.push(GenerationPeriod {
+            nanousd: component as i64 + 1,
+            from: Instant::now(),
+            until: None,
+        });
+        reload(rig, &components[component]).await;
         let before = periods.len() - 2;
         periods[before].until = Some(Instant::now());
     }
-    let took = begun.elapsed();
-    over.store(true, Ordering::Relaxed);
-    let mut asked = Vec::new();
-    for client in clients {
-        asked.extend(client.await.expect("no request fails"));
-    }
-    let last = rig.policy(OWN).await;
-    rig.stop().await;
+    periods
+}
 
-    let (periods, rows) = (
-        periods.into_inner().expect("no holder panics"),
-        rows(&rig.ledger()),
-    );
+/// What the rows of all requests say.
+struct FoundPrices {
+    /// The components by the price that they set.
+    digests: BTreeMap<i64, BTreeSet<String>>,
+    /// Requests during which not all prices were in use.
+    outlived: usize,
+}
+
+/// Checks that each request has a price that was in use between its begin and its head.
+fn check_prices(rig: &Rig, periods: &[GenerationPeriod], asked: &[TimedRequest]) -> FoundPrices {
+    let rows = rows(&rig.ledger());
     let by_id: BTreeMap<&str, _> = rows
         .iter()
         .map(|row| (row.text("request_id").expect("a name"), row))
@@ -143,7 +127,7 @@ async fn no_request_fails_during_reloads_and_each_is_priced_by_a_generation_that
         request_id,
         sent,
         answered,
-    } in &asked
+    } in asked
     {
         let row = by_id.get(request_id.as_str()).expect("a request has a row");
         let cost = row
@@ -165,29 +149,67 @@ async fn no_request_fails_during_reloads_and_each_is_priced_by_a_generation_that
         );
         outlived += usize::from(possible.len() < COMPONENTS);
     }
+    FoundPrices { digests, outlived }
+}
+
+impl FoundPrices {
+    /// Checks that each price is that of one component, and that requests and reloads overlapped.
+    fn check(&self, requests: usize) {
+        let Self { digests, outlived } = self;
+        assert!(
+            outlived * 2 > requests,
+            "requests saw all prices go by before their heads: the test shows nothing"
+        );
+        assert!(
+            digests.len() > COMPONENTS / 2,
+            "the test shows nothing: {digests:?}"
+        );
+        for (cost, by) in digests {
+            assert_eq!(
+                by.len(),
+                1,
+                "price {cost} and its component belong together: {by:?}"
+            );
+        }
+        let all: BTreeSet<_> = digests.values().flatten().collect();
+        assert_eq!(all.len(), digests.len(), "two prices of one component");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_request_fails_during_reloads_and_each_is_priced_by_a_generation_that_it_could_begin_with()
+ {
+    let mut rig = Rig::new().await;
+    let alice = rig.start_priced(serde_json::json!({})).await;
+    // The response ends some reloads after it began.
+    rig.account("a").always(
+        Reply::ok()
+            .deltas(4)
+            .pause_between(Duration::from_millis(8)),
+    );
+    let over = Arc::new(AtomicBool::new(false));
+    let begun = Instant::now();
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|number| tokio::spawn(ask_until(alice.clone(), number, Arc::clone(&over))))
+        .collect();
+    let periods = reload_all(&rig, begun).await;
+    let took = begun.elapsed();
+    over.store(true, Ordering::Relaxed);
+    let mut asked = Vec::new();
+    for client in clients {
+        asked.extend(client.await.expect("no request fails"));
+    }
+    let last = rig.policy(OWN).await;
+    rig.stop().await;
+
+    let found = check_prices(&rig, &periods, &asked);
     let rate = periods.len() as f64 / took.as_secs_f64();
     println!(
         "{} reloads in {took:?}, {rate:.0} a second; {} requests",
         periods.len() - 1,
         asked.len()
     );
-    assert!(
-        outlived * 2 > asked.len(),
-        "requests saw all prices go by before their heads: the test shows nothing"
-    );
-    assert!(
-        digests.len() > COMPONENTS / 2,
-        "the test shows nothing: {digests:?}"
-    );
-    for (cost, by) in &digests {
-        assert_eq!(
-            by.len(),
-            1,
-            "price {cost} and its component belong together: {by:?}"
-        );
-    }
-    let all: BTreeSet<_> = digests.values().flatten().collect();
-    assert_eq!(all.len(), digests.len(), "two prices of one component");
+    found.check(asked.len());
     assert!(
         last["generation"].as_u64() >= Some(reloads() as u64),
         "{last:#}"

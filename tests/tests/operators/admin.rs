@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use tollgate_tests::upstream::{Gate, Reply};
-use tollgate_tests::{Answer, Client, Rig, ask_socket, tollgate, turn};
+use tollgate_tests::{Answer, Client, Rig, Said, ask_socket, tollgate, turn};
 
 const ADMIN: &str = "canary-admin-token";
 const ALICE: &str = "canary-token-of-alice";
@@ -272,6 +272,33 @@ async fn a_gateway_whose_ledger_fails_is_healthy_and_not_ready() {
 
 // Reports
 
+/// Checks what a policy reports of its component and its calls.
+fn check_figures(found: &Value) {
+    let digest = found["digest"].as_str().expect("a digest");
+    assert!(
+        digest.len() == 64 && digest.bytes().all(|byte| byte.is_ascii_hexdigit()),
+        "{digest}"
+    );
+    assert!(
+        found["version"]
+            .as_str()
+            .is_some_and(|version| version.contains('.')),
+        "{found:#}"
+    );
+    let micros = |name: &str| found["call_us"][name].as_f64().expect("a time");
+    assert!(
+        0.0 < micros("p50") && micros("p50") <= micros("p99"),
+        "{found:#}"
+    );
+    assert!(micros("max") > 0.0, "{found:#}");
+    for count in ["instances", "memory_bytes"] {
+        assert!(
+            found[count].as_u64().is_some_and(|count| count > 0),
+            "{count}: {found:#}"
+        );
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn credentials_and_policies_are_reported_with_all_that_an_operator_needs() {
     let (mut rig, client, admin) = running(json!({})).await;
@@ -307,29 +334,7 @@ async fn credentials_and_policies_are_reported_with_all_that_an_operator_needs()
     ] {
         assert_eq!(found[field], value, "{field}: {found:#}");
     }
-    let digest = found["digest"].as_str().expect("a digest");
-    assert!(
-        digest.len() == 64 && digest.bytes().all(|byte| byte.is_ascii_hexdigit()),
-        "{digest}"
-    );
-    assert!(
-        found["version"]
-            .as_str()
-            .is_some_and(|version| version.contains('.')),
-        "{found:#}"
-    );
-    let micros = |name: &str| found["call_us"][name].as_f64().expect("a time");
-    assert!(
-        0.0 < micros("p50") && micros("p50") <= micros("p99"),
-        "{found:#}"
-    );
-    assert!(micros("max") > 0.0, "{found:#}");
-    for count in ["instances", "memory_bytes"] {
-        assert!(
-            found[count].as_u64().is_some_and(|count| count > 0),
-            "{count}: {found:#}"
-        );
-    }
+    check_figures(&found);
     check(
         &ask_socket(&rig.socket(), Method::POST, CHANGES[0]).await,
         200,
@@ -374,51 +379,18 @@ async fn no_response_contains_a_secret() {
 
 // The commands
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_list_of_policies_is_that_of_the_admin_api() {
-    let rig = Rig::new().await;
-    let path = rig.write(
-        "prices.wasm",
-        std::fs::read(tollgate_tests::component("openai-pricing")).expect("it is built"),
-    );
-    let mut config = config(&rig, json!({ "token": ADMIN }));
-    config["policies"][0]["path"] = json!(path);
-    let program = rig.spawn(&config).await;
-    assert_eq!(
-        program
-            .client()
-            .token(ALICE)
-            .turn(&turn("one"))
-            .await
-            .status,
-        StatusCode::OK
-    );
-    let file = rig.path("config.json");
-    let list = |more: &[&str]| {
-        tollgate(
-            ["policy", "list", "-c", file.to_str().expect("plain")]
-                .iter()
-                .chain(more),
-        )
-    };
-
-    let mut reported = program
-        .admin()
-        .token(ADMIN)
-        .get("/api/policies")
-        .await
-        .json();
-    let mut listed = list(&["--json"]).json();
-    for answer in [&mut reported, &mut listed] {
-        answer["at"] = Value::Null;
-        // A gateway that has just started reads its files once more.
-        for policy in answer["policies"].as_array_mut().expect("a list") {
-            policy["loading"] = Value::Null;
-        }
+/// Returns a report of policies without what changes between two of them: a gateway that has just
+/// started reads its files once more.
+fn without_times(mut report: Value) -> Value {
+    report["at"] = Value::Null;
+    for policy in report["policies"].as_array_mut().expect("a list") {
+        policy["loading"] = Value::Null;
     }
-    assert_eq!(listed, reported);
+    report
+}
 
-    let table = list(&[]);
+/// Checks the table of a policy `mine` that was called once.
+fn check_list(table: &Said) {
     assert_eq!((table.code, table.stderr.as_str()), (Some(0), ""));
     let lines: Vec<Vec<&str>> = table
         .stdout
@@ -450,6 +422,47 @@ async fn the_list_of_policies_is_that_of_the_admin_api() {
         "{mine:?}"
     );
     assert!(mine[4].starts_with("serving"), "{mine:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_list_of_policies_is_that_of_the_admin_api() {
+    let rig = Rig::new().await;
+    let path = rig.write(
+        "prices.wasm",
+        std::fs::read(tollgate_tests::component("openai-pricing")).expect("it is built"),
+    );
+    let mut config = config(&rig, json!({ "token": ADMIN }));
+    config["policies"][0]["path"] = json!(path);
+    let program = rig.spawn(&config).await;
+    assert_eq!(
+        program
+            .client()
+            .token(ALICE)
+            .turn(&turn("one"))
+            .await
+            .status,
+        StatusCode::OK
+    );
+    let file = rig.path("config.json");
+    let list = |more: &[&str]| {
+        tollgate(
+            ["policy", "list", "-c", file.to_str().expect("plain")]
+                .iter()
+                .chain(more),
+        )
+    };
+
+    let reported = program
+        .admin()
+        .token(ADMIN)
+        .get("/api/policies")
+        .await
+        .json();
+    assert_eq!(
+        without_times(list(&["--json"]).json()),
+        without_times(reported)
+    );
+    check_list(&list(&[]));
 
     // A failure is reported below the table, with its reason.
     rig.write("prices.wasm", b"\0asm\x01\0\0\0");

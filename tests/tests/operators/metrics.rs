@@ -4,7 +4,7 @@
 use http::StatusCode;
 use serde_json::{Value, json};
 use tollgate_tests::upstream::{Reply, Standing};
-use tollgate_tests::{Client, Metrics, Rig, component, turn, unix_in, wait_for_rows};
+use tollgate_tests::{Client, Metrics, Rig, Row, component, turn, unix_in, wait_for_rows};
 
 /// A team on a fallback pool, with an admin listener, and alice's client.
 async fn team(tags: &[&str]) -> (Rig, Client) {
@@ -86,31 +86,8 @@ async fn every_family_is_there_and_well_formed_before_and_after_traffic() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn counts_agree_with_what_was_sent_and_recorded() {
-    let (mut rig, client) = team(&["a", "b"]).await;
-    let limited = Reply::usage_limit_reached().resets_in_seconds(600);
-    for _ in 0..3 {
-        assert_eq!(client.turn(&turn("one")).await.status, StatusCode::OK);
-    }
-    rig.account("a")
-        .then(Reply::error(400, "invalid_request_error", "no"));
-    assert_eq!(
-        client.turn(&turn("one")).await.status,
-        StatusCode::BAD_REQUEST
-    );
-    rig.account("a").then(limited);
-    assert_eq!(client.turn(&turn("moves")).await.status, StatusCode::OK);
-    let unknown = Client::new(client.address()).token("token-unknown");
-    assert_eq!(
-        unknown.turn(&turn("two")).await.status,
-        StatusCode::UNAUTHORIZED
-    );
-    let bob = Client::new(client.address()).token("token-bob");
-    assert_eq!(bob.turn(&turn("two")).await.status, StatusCode::OK);
-
-    let rows = wait_for_rows(&rig.ledger(), 6).await;
-    let found = scraped(&rig).await;
+/// Checks the counters of requests by user, credential and outcome.
+fn check_requests(found: &Metrics) {
     for (user, credential, status, end, count) in [
         ("alice", "a", "200", "complete", 3.0),
         ("alice", "a", "400", "failed", 1.0),
@@ -137,6 +114,10 @@ async fn counts_agree_with_what_was_sent_and_recorded() {
             .sum::<f64>(),
         6.0
     );
+}
+
+/// Checks the counters of tokens and of cost against the rows.
+fn check_tokens_and_cost(found: &Metrics, rows: &[Row]) {
     let sum = |column: &str| {
         rows.iter()
             .filter_map(|row| row.number(column))
@@ -182,6 +163,10 @@ async fn counts_agree_with_what_was_sent_and_recorded() {
     }
     let cost: f64 = found.values("tollgate_cost_usd_total", &[]).iter().sum();
     assert!((cost - sum("cost_nanousd") / 1e9).abs() < 1e-9, "{cost}");
+}
+
+/// Checks the counters of upstream's errors and the histograms of times.
+fn check_errors_and_times(found: &Metrics) {
     for (error, count) in [("400", 1.0), ("429", 1.0)] {
         let labels = [("credential", "a"), ("error_type", error)];
         assert_eq!(
@@ -209,6 +194,36 @@ async fn counts_agree_with_what_was_sent_and_recorded() {
         ),
         6.0
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn counts_agree_with_what_was_sent_and_recorded() {
+    let (mut rig, client) = team(&["a", "b"]).await;
+    let limited = Reply::usage_limit_reached().resets_in_seconds(600);
+    for _ in 0..3 {
+        assert_eq!(client.turn(&turn("one")).await.status, StatusCode::OK);
+    }
+    rig.account("a")
+        .then(Reply::error(400, "invalid_request_error", "no"));
+    assert_eq!(
+        client.turn(&turn("one")).await.status,
+        StatusCode::BAD_REQUEST
+    );
+    rig.account("a").then(limited);
+    assert_eq!(client.turn(&turn("moves")).await.status, StatusCode::OK);
+    let unknown = Client::new(client.address()).token("token-unknown");
+    assert_eq!(
+        unknown.turn(&turn("two")).await.status,
+        StatusCode::UNAUTHORIZED
+    );
+    let bob = Client::new(client.address()).token("token-bob");
+    assert_eq!(bob.turn(&turn("two")).await.status, StatusCode::OK);
+
+    let rows = wait_for_rows(&rig.ledger(), 6).await;
+    let found = scraped(&rig).await;
+    check_requests(&found);
+    check_tokens_and_cost(&found, &rows);
+    check_errors_and_times(&found);
     let policy = |name: &str, policy: &str| found.value(name, &[("policy", policy)]);
     assert_eq!(policy("tollgate_policy_calls_total", "openai-pricing"), 5.0);
     for name in [

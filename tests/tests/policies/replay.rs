@@ -201,9 +201,8 @@ async fn only_twenty_differences_are_printed_and_all_are_counted() {
     );
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_replayed_is_named() {
-    let (rig, _) = recorded().await;
+/// Writes records that are cut, foreign or empty, beside the good one.
+fn write_broken_records(rig: &Rig) {
     let good = fs::read_to_string(rig.path("chooses.jsonl")).expect("a record");
     let first = good.lines().next().expect("a line");
     rig.write("text.jsonl", format!("{first}\n\nno call\n"));
@@ -214,35 +213,36 @@ async fn what_cannot_be_replayed_is_named() {
     rig.write("other.jsonl", format!("{first}\n{{\"a\": 1}}\n"));
     rig.write("binary.jsonl", b"\xff\xfe\n");
     rig.write("empty.jsonl", "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_replayed_is_named() {
+    let (rig, _) = recorded().await;
+    write_broken_records(&rig);
     let module = rig.write("module.wasm", b"\0asm\x01\0\0\0");
-    let record = |name: &str| rig.path(name);
+    let shipped = "builtin:round-robin";
     for (component, name, more, named) in [
         (
-            "builtin:round-robin",
+            shipped,
             "text.jsonl",
             &[][..],
             "text.jsonl line 3: expected a recorded call",
         ),
         (
-            "builtin:round-robin",
+            shipped,
             "cut.jsonl",
             &[],
             "cut.jsonl line 2: expected a recorded call",
         ),
         (
-            "builtin:round-robin",
+            shipped,
             "other.jsonl",
             &[],
             "other.jsonl line 2: expected a recorded call",
         ),
-        ("builtin:round-robin", "binary.jsonl", &[], "binary.jsonl"),
-        ("builtin:round-robin", "empty.jsonl", &[], "no calls that"),
-        (
-            "builtin:round-robin",
-            "missing.jsonl",
-            &[],
-            "missing.jsonl: no such file",
-        ),
+        (shipped, "binary.jsonl", &[], "binary.jsonl"),
+        (shipped, "empty.jsonl", &[], "no calls that"),
+        (shipped, "missing.jsonl", &[], "missing.jsonl: no such file"),
         (
             "builtin:unknown",
             "chooses.jsonl",
@@ -262,7 +262,7 @@ async fn what_cannot_be_replayed_is_named() {
             "expected a balancer, rewriter or pricer",
         ),
         (
-            "builtin:round-robin",
+            shipped,
             "chooses.jsonl",
             &["--policy-config", "{"],
             "--policy-config: expected JSON",
@@ -274,7 +274,7 @@ async fn what_cannot_be_replayed_is_named() {
             "x",
         ),
     ] {
-        let said = replay(component, &record(name), more);
+        let said = replay(component, &rig.path(name), more);
         assert_eq!(said.code, Some(1), "{component} {name}: {}", said.stdout);
         assert!(
             said.stderr.starts_with("tollgate: ") && said.stderr.contains(named),

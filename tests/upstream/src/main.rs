@@ -107,22 +107,8 @@ fn percent(text: &str) -> Result<f64, String> {
     }
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> io::Result<()> {
-    let arguments = Arguments::parse();
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let remember = if arguments.control_port_file.is_some() {
-        Remember::Everything
-    } else {
-        Remember::Counts
-    };
-    let upstream = Upstream::start_with(Options {
-        port: arguments.port,
-        remember,
-        tls: None,
-    })
-    .await?;
+/// Sets what every account answers: events of this number, length and delay.
+fn script(upstream: &Upstream, arguments: &Arguments) {
     let mut reply = Reply::ok()
         .deltas(arguments.deltas)
         .delta_bytes(arguments.delta_bytes);
@@ -136,26 +122,58 @@ async fn main() -> io::Result<()> {
     }
     upstream.always(reply);
     upstream.always_socket(socket_reply);
+}
+
+/// Creates the accounts, keys and logins of the arguments. Returns them by name, for the control
+/// listener.
+fn steered(
+    upstream: &Upstream,
+    arguments: &mut Arguments,
+) -> (
+    HashMap<String, SteeredAccount>,
+    HashMap<String, SteeredLogin>,
+) {
     let mut accounts = HashMap::new();
     for NamedAccount {
         token,
         id,
         standing,
-    } in arguments.accounts
+    } in arguments.accounts.drain(..)
     {
         let account = upstream.account(&token, &id);
         account.set_standing(standing);
         accounts.insert(id, SteeredAccount::new(account));
     }
-    for NamedKey { key, name } in arguments.api_keys {
+    for NamedKey { key, name } in arguments.api_keys.drain(..) {
         let account = upstream.api_key(&key, &name);
         accounts.insert(name, SteeredAccount::new(account));
     }
     let mut logins = HashMap::new();
-    for id in arguments.logins {
+    for id in arguments.logins.drain(..) {
         let login = upstream.login(&id);
         logins.insert(id, SteeredLogin::new(login));
     }
+    (accounts, logins)
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> io::Result<()> {
+    let mut arguments = Arguments::parse();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let remember = if arguments.control_port_file.is_some() {
+        Remember::Everything
+    } else {
+        Remember::Counts
+    };
+    let upstream = Upstream::start_with(Options {
+        port: arguments.port,
+        remember,
+        tls: None,
+    })
+    .await?;
+    script(&upstream, &arguments);
+    let (accounts, logins) = steered(&upstream, &mut arguments);
     if let Some(file) = &arguments.control_port_file {
         write_port(
             file,

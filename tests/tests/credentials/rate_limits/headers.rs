@@ -50,76 +50,80 @@ async fn every_form_of_the_headers_is_read_for_windows_in_either_slot() {
     rig.stop().await;
 }
 
+/// Names, header fields, and the used percent of the 5-hour and the weekly window that they report.
+const ACTIVE_LIMITS: [(&str, &[(&str, &str)], (f64, f64)); 7] = [
+    (
+        "about as long",
+        &[
+            ("x-codex-primary-used-percent", "12"),
+            ("x-codex-primary-window-minutes", "10079"),
+            ("x-codex-secondary-used-percent", "34"),
+            ("x-codex-secondary-window-minutes", "299"),
+        ],
+        (34.0, 12.0),
+    ),
+    (
+        "a weekly window alone",
+        &[
+            ("x-codex-primary-used-percent", "12"),
+            ("x-codex-primary-window-minutes", "10080"),
+        ],
+        (0.0, 12.0),
+    ),
+    (
+        "a window of another length is neither",
+        &[
+            ("x-codex-primary-used-percent", "90"),
+            ("x-codex-primary-window-minutes", "43200"),
+        ],
+        (0.0, 0.0),
+    ),
+    (
+        "the limit's name in another spelling",
+        &[
+            ("x-codex-active-limit", "CODEX_Other_Limit"),
+            ("x-codex-other-limit-primary-used-percent", "21"),
+            ("x-codex-other-limit-primary-window-minutes", "300"),
+        ],
+        (21.0, 0.0),
+    ),
+    (
+        "what is missing is looked up under codex",
+        &[
+            ("x-codex-active-limit", "codex_other"),
+            ("x-codex-other-primary-used-percent", "22"),
+            ("x-codex-primary-used-percent", "77"),
+            ("x-codex-primary-window-minutes", "10080"),
+            ("x-codex-secondary-used-percent", "33"),
+            ("x-codex-secondary-window-minutes", "300"),
+        ],
+        (33.0, 22.0),
+    ),
+    (
+        "another limit is not the active one",
+        &[
+            ("x-codex-active-limit", "codex_other"),
+            ("x-codex-bengalfox-primary-used-percent", "88"),
+            ("x-codex-bengalfox-primary-window-minutes", "300"),
+        ],
+        (0.0, 0.0),
+    ),
+    (
+        "no number",
+        &[
+            ("x-codex-primary-used-percent", "lots"),
+            ("x-codex-primary-window-minutes", "300"),
+        ],
+        (0.0, 0.0),
+    ),
+];
+
 over_both!(fields_are_read_by_the_active_limit_and_windows_by_their_minutes);
 async fn fields_are_read_by_the_active_limit_and_windows_by_their_minutes() {
-    let cases: [(&str, &[(&str, &str)], (f64, f64)); 7] = [
-        (
-            "about as long",
-            &[
-                ("x-codex-primary-used-percent", "12"),
-                ("x-codex-primary-window-minutes", "10079"),
-                ("x-codex-secondary-used-percent", "34"),
-                ("x-codex-secondary-window-minutes", "299"),
-            ],
-            (34.0, 12.0),
-        ),
-        (
-            "a weekly window alone",
-            &[
-                ("x-codex-primary-used-percent", "12"),
-                ("x-codex-primary-window-minutes", "10080"),
-            ],
-            (0.0, 12.0),
-        ),
-        (
-            "a window of another length is neither",
-            &[
-                ("x-codex-primary-used-percent", "90"),
-                ("x-codex-primary-window-minutes", "43200"),
-            ],
-            (0.0, 0.0),
-        ),
-        (
-            "the limit's name in another spelling",
-            &[
-                ("x-codex-active-limit", "CODEX_Other_Limit"),
-                ("x-codex-other-limit-primary-used-percent", "21"),
-                ("x-codex-other-limit-primary-window-minutes", "300"),
-            ],
-            (21.0, 0.0),
-        ),
-        (
-            "what is missing is looked up under codex",
-            &[
-                ("x-codex-active-limit", "codex_other"),
-                ("x-codex-other-primary-used-percent", "22"),
-                ("x-codex-primary-used-percent", "77"),
-                ("x-codex-primary-window-minutes", "10080"),
-                ("x-codex-secondary-used-percent", "33"),
-                ("x-codex-secondary-window-minutes", "300"),
-            ],
-            (33.0, 22.0),
-        ),
-        (
-            "another limit is not the active one",
-            &[
-                ("x-codex-active-limit", "codex_other"),
-                ("x-codex-bengalfox-primary-used-percent", "88"),
-                ("x-codex-bengalfox-primary-window-minutes", "300"),
-            ],
-            (0.0, 0.0),
-        ),
-        (
-            "no number",
-            &[
-                ("x-codex-primary-used-percent", "lots"),
-                ("x-codex-primary-window-minutes", "300"),
-            ],
-            (0.0, 0.0),
-        ),
-    ];
-    let (mut rig, each) = separate(cases.len()).await;
-    for ((name, fields, (five_hour, weekly)), (client, account)) in cases.into_iter().zip(each) {
+    let (mut rig, each) = separate(ACTIVE_LIMITS.len()).await;
+    for ((name, fields, (five_hour, weekly)), (client, account)) in
+        ACTIVE_LIMITS.into_iter().zip(each)
+    {
         let reply = Reply::ok().without_rate_limits();
         account.then(
             fields

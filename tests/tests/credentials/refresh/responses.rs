@@ -14,6 +14,7 @@ const CANARY: &str = "Canary-5e1f";
 
 /// A response of the token endpoint, and the state that a credential with an expired access token
 /// ends in.
+#[derive(Clone)]
 struct Case {
     name: &'static str,
     reply: TokenReply,
@@ -22,128 +23,170 @@ struct Case {
     told: &'static str,
 }
 
-fn cases() -> Vec<Case> {
-    let case = |name, reply, state, told| Case {
-        name,
-        reply,
-        state,
-        told,
-    };
-    let json = |status: u16, body: Value| TokenReply::status(status).body(body.to_string());
-    let code = |status, code: &str| {
-        json(
-            status,
-            json!({ "error": { "message": CANARY, "code": code } }),
-        )
-    };
-    let html = format!("<html>{CANARY}</html>");
-    let (login, again) = ("login_needed", "cannot_refresh");
+const LOGIN_NEEDED: &str = "login_needed";
+const CANNOT_REFRESH: &str = "cannot_refresh";
+
+impl Case {
+    fn new(name: &'static str, reply: TokenReply, state: &'static str, told: &'static str) -> Self {
+        Self {
+            name,
+            reply,
+            state,
+            told,
+        }
+    }
+}
+
+fn page() -> String {
+    format!("<html>{CANARY}</html>")
+}
+
+fn body(status: u16, body: Value) -> TokenReply {
+    TokenReply::status(status).body(body.to_string())
+}
+
+fn error_code(status: u16, code: &str) -> TokenReply {
+    body(
+        status,
+        json!({ "error": { "message": CANARY, "code": code } }),
+    )
+}
+
+/// Responses that reject the refresh token or the request.
+fn rejections() -> Vec<Case> {
     vec![
-        case(
+        Case::new(
             "400",
-            json(
+            body(
                 400,
                 json!({ "error": "invalid_grant", "error_description": CANARY }),
             ),
-            login,
+            LOGIN_NEEDED,
             "invalid_grant",
         ),
-        case(
+        Case::new(
             "400, another reason",
-            json(400, json!({ "error": "invalid_request" })),
-            again,
+            body(400, json!({ "error": "invalid_request" })),
+            CANNOT_REFRESH,
             "400 invalid_request",
         ),
-        case(
+        Case::new(
             "401, reused",
-            code(401, "refresh_token_reused"),
-            login,
+            error_code(401, "refresh_token_reused"),
+            LOGIN_NEEDED,
             "refresh_token_reused",
         ),
-        case(
+        Case::new(
             "401, expired",
-            code(401, "refresh_token_expired"),
-            login,
+            error_code(401, "refresh_token_expired"),
+            LOGIN_NEEDED,
             "refresh_token_expired",
         ),
-        case(
+        Case::new(
             "401, invalidated",
-            code(401, "refresh_token_invalidated"),
-            login,
+            error_code(401, "refresh_token_invalidated"),
+            LOGIN_NEEDED,
             "refresh_token_invalidated",
         ),
-        case("401, a code that is none", code(401, CANARY), login, "401"),
-        case(
-            "401, a page",
-            TokenReply::status(401).body(html.clone()),
-            login,
+        Case::new(
+            "401, a code that is none",
+            error_code(401, CANARY),
+            LOGIN_NEEDED,
             "401",
         ),
-        case(
+        Case::new(
+            "401, a page",
+            TokenReply::status(401).body(page()),
+            LOGIN_NEEDED,
+            "401",
+        ),
+    ]
+}
+
+/// Responses of an endpoint, or of a proxy before it, that cannot serve the request.
+fn failures() -> Vec<Case> {
+    vec![
+        Case::new(
             "403",
-            TokenReply::status(403).body(html.clone()),
-            again,
+            TokenReply::status(403).body(page()),
+            CANNOT_REFRESH,
             "403",
         ),
-        case("429", TokenReply::status(429), again, "429"),
-        case(
+        Case::new("429", TokenReply::status(429), CANNOT_REFRESH, "429"),
+        Case::new(
             "429, told when",
             TokenReply::status(429).header("retry-after", "600"),
-            again,
+            CANNOT_REFRESH,
             "429",
         ),
-        case("500", TokenReply::status(500).body(CANARY), again, "500"),
+        Case::new(
+            "500",
+            TokenReply::status(500).body(CANARY),
+            CANNOT_REFRESH,
+            "500",
+        ),
         // A proxy may have forwarded the token.
-        case(
+        Case::new(
             "502",
-            TokenReply::status(502).body(html.clone()),
-            login,
+            TokenReply::status(502).body(page()),
+            LOGIN_NEEDED,
             "502",
         ),
-        case(
+        Case::new(
             "503",
-            TokenReply::status(503).body(html.clone()),
-            again,
+            TokenReply::status(503).body(page()),
+            CANNOT_REFRESH,
             "503",
         ),
-        case(
+        Case::new(
             "504",
-            TokenReply::status(504).body(html.clone()),
-            login,
+            TokenReply::status(504).body(page()),
+            LOGIN_NEEDED,
             "504",
         ),
-        case(
+    ]
+}
+
+/// Responses that contain no tokens, or are not whole.
+fn without_tokens() -> Vec<Case> {
+    vec![
+        Case::new(
             "a page",
-            TokenReply::well().body(html),
-            login,
+            TokenReply::well().body(page()),
+            LOGIN_NEEDED,
             "without tokens",
         ),
-        case(
+        Case::new(
             "nothing",
             TokenReply::well().body(""),
-            login,
+            LOGIN_NEEDED,
             "without tokens",
         ),
-        case(
+        Case::new(
             "another object",
             TokenReply::well().body(json!({ "token": CANARY }).to_string()),
-            login,
+            LOGIN_NEEDED,
             "without tokens",
         ),
-        case(
+        Case::new(
             "no end",
             TokenReply::well().endless(),
-            login,
+            LOGIN_NEEDED,
             "did not respond",
         ),
-        case("a cut", TokenReply::well().cut(), login, "did not respond"),
+        Case::new(
+            "a cut",
+            TokenReply::well().cut(),
+            LOGIN_NEEDED,
+            "did not respond",
+        ),
     ]
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_response_of_the_token_endpoint_is_reported_and_not_requested_again_at_once() {
     let rig = Rig::new().await;
-    let cases = cases();
+    let cases = [rejections(), failures(), without_tokens()].concat();
     let (mut credentials, mut users, mut logins) =
         (vec![rig.oauth("good")], Vec::new(), Vec::new());
     for (place, case) in cases.iter().enumerate() {

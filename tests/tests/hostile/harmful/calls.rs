@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use serde_json::{Value, json};
-use tollgate_tests::{OWN, Rig, guest, turn, wait_for_rows};
+use tollgate_tests::{Client, OWN, Rig, guest, turn, wait_for_rows};
 
 use super::{MEASURING, MEMORY, slowest, start};
 use crate::wat::{balancer, pricer, rewriter};
@@ -15,47 +15,18 @@ const CLIENTS: usize = 4;
 
 const TURNS: usize = 24;
 
-/// Checks that a hostile guest affects no other request. Each of its calls is a fault of the kind
-/// `fault`, and its clients receive `status`.
-async fn check(name: &str, kind: &str, component: &[u8], fault: &str, status: u16) {
-    let _measuring = MEASURING.lock().await;
-    let mut rig = Rig::new().await;
-    let (client, beside) = start(&mut rig, kind, component)
-        .await
-        .unwrap_or_else(|error| panic!("{name}: {error}"));
-    slowest(&beside).await;
-    let alone = slowest(&beside).await;
-    let ask = |number: usize| {
-        let client = client.clone();
-        async move {
-            for turn_number in 0..TURNS / CLIENTS {
-                let answer = client
-                    .turn(&turn(&format!("session {number} {turn_number}")))
-                    .await;
-                assert_eq!(answer.status.as_u16(), status, "{}", answer.text());
-            }
-        }
-    };
-    let clients: Vec<_> = (0..CLIENTS)
-        .map(|number| tokio::spawn(ask(number)))
-        .collect();
-    let with = slowest(&beside).await;
-    for client in clients {
-        client
-            .await
-            .unwrap_or_else(|_| panic!("{name}: its clients' answers"));
+/// Sends a client's share of the turns, each in a session of its own name.
+async fn ask(client: Client, number: usize, status: u16) {
+    for turn_number in 0..TURNS / CLIENTS {
+        let answer = client
+            .turn(&turn(&format!("session {number} {turn_number}")))
+            .await;
+        assert_eq!(answer.status.as_u16(), status, "{}", answer.text());
     }
-    // Generous, for a busy machine. A guest that held a thread until its timeout in each call would
-    // still exceed it.
-    assert!(
-        with < alone * 10 + Duration::from_millis(500),
-        "{name}: alone {alone:?}, beside it {with:?}"
-    );
-    let policy = rig.policy(OWN).await;
-    println!(
-        "{name}: alone {alone:?}, beside it {with:?}, its calls {}",
-        policy["call_us"]
-    );
+}
+
+/// Checks that every call failed, all of them by `fault`, and what is left of the instances.
+fn check_faults(name: &str, policy: &Value, fault: &str) {
     let count = policy["faults"][fault].as_u64().unwrap_or_default();
     assert!(
         count >= TURNS as u64,
@@ -83,103 +54,146 @@ async fn check(name: &str, kind: &str, component: &[u8], fault: &str, status: u1
             "{name}: instances of calls that are over: {policy:#}"
         );
     }
+}
+
+/// Checks that no row of the hostile service has a price, and that each says why.
+async fn check_unpriced(name: &str, rig: &Rig) {
+    let rows = wait_for_rows(&rig.ledger(), TURNS + 30).await;
+    let own: Vec<_> = rows
+        .iter()
+        .filter(|row| row.text("service") == Some("hostile"))
+        .collect();
+    assert_eq!(own.len(), TURNS);
+    for row in own {
+        assert!(
+            row.number("cost_nanousd").is_none() && row.text("unpriced_reason").is_some(),
+            "{name}: {row:?}"
+        );
+    }
+}
+
+/// Checks that a hostile guest affects no other request. Each of its calls is a fault of the kind
+/// `fault`, and its clients receive `status`.
+async fn check(name: &str, kind: &str, component: &[u8], fault: &str, status: u16) {
+    let _measuring = MEASURING.lock().await;
+    let mut rig = Rig::new().await;
+    let (client, beside) = start(&mut rig, kind, component)
+        .await
+        .unwrap_or_else(|error| panic!("{name}: {error}"));
+    slowest(&beside).await;
+    let alone = slowest(&beside).await;
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|number| tokio::spawn(ask(client.clone(), number, status)))
+        .collect();
+    let with = slowest(&beside).await;
+    for client in clients {
+        client
+            .await
+            .unwrap_or_else(|_| panic!("{name}: its clients' answers"));
+    }
+    // Generous, for a busy machine. A guest that held a thread until its timeout in each call would
+    // still exceed it.
+    assert!(
+        with < alone * 10 + Duration::from_millis(500),
+        "{name}: alone {alone:?}, beside it {with:?}"
+    );
+    let policy = rig.policy(OWN).await;
+    println!(
+        "{name}: alone {alone:?}, beside it {with:?}, its calls {}",
+        policy["call_us"]
+    );
+    check_faults(name, &policy, fault);
     if kind == "pricer" {
-        let rows = wait_for_rows(&rig.ledger(), TURNS + 30).await;
-        let own: Vec<_> = rows
-            .iter()
-            .filter(|row| row.text("service") == Some("hostile"))
-            .collect();
-        assert_eq!(own.len(), TURNS);
-        for row in own {
-            assert!(
-                row.number("cost_nanousd").is_none() && row.text("unpriced_reason").is_some(),
-                "{name}: {row:?}"
-            );
-        }
+        check_unpriced(name, &rig).await;
     }
     rig.stop().await;
 }
 
+/// What a pricer does in `price`, and the fault that it is.
+const PRICERS: [(&str, &str, &str); 18] = [
+    ("loops", "(loop $ever (br $ever))", "deadline"),
+    ("recurses", "(drop (call $recurse (i32.const 1)))", "trap"),
+    (
+        "allocates for ever",
+        "(loop $ever (drop (memory.grow (i32.const 8))) (br $ever))",
+        "memory",
+    ),
+    ("traps", "unreachable", "trap"),
+    (
+        "divides by zero",
+        "(drop (i32.div_u (i32.const 1) (i32.const 0)))",
+        "trap",
+    ),
+    (
+        "reads past its memory",
+        "(drop (i32.load (i32.const -4)))",
+        "trap",
+    ),
+    (
+        "answers outside of its memory",
+        "(return (i32.const -8))",
+        "trap",
+    ),
+    (
+        "answers an unknown case",
+        "(i32.store8 (i32.const 1024) (i32.const 9))",
+        "trap",
+    ),
+    (
+        "a list longer than its memory",
+        "(i32.store (i32.const 1036) (i32.const 0x7ffffff))",
+        "trap",
+    ),
+    (
+        "a list too long",
+        "(i32.store (i32.const 1036) (i32.const 7000))",
+        "bad_output",
+    ),
+    (
+        "no list",
+        "(i32.store (i32.const 1036) (i32.const 0))",
+        "bad_output",
+    ),
+    (
+        "a total that is no number",
+        "(f64.store (i32.const 1040) (f64.const nan))",
+        "bad_output",
+    ),
+    (
+        "a kind that is no number",
+        "(f64.store (i32.const 2048) (f64.const nan))",
+        "bad_output",
+    ),
+    (
+        "an infinite total",
+        "(f64.store (i32.const 1040) (f64.const inf))",
+        "bad_output",
+    ),
+    (
+        "a negative price",
+        "(f64.store (i32.const 2048) (f64.const -3)) (f64.store (i32.const 1040) (f64.const -3))",
+        "bad_output",
+    ),
+    (
+        "half a nano-dollar",
+        "(f64.store (i32.const 2048) (f64.const 0.5)) (f64.store (i32.const 1040) (f64.const 0.5))",
+        "bad_output",
+    ),
+    (
+        "a sum that is none",
+        "(f64.store (i32.const 1040) (f64.const 4))",
+        "bad_output",
+    ),
+    (
+        "words that are no UTF-8",
+        "(i32.store8 (i32.const 1024) (i32.const 1)) (i32.store8 (i32.const 3000) (i32.const 255)) (i32.store (i32.const 1032) (i32.const 3000)) (i32.store (i32.const 1036) (i32.const 1))",
+        "trap",
+    ),
+];
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pricer_that_means_harm_leaves_rows_unpriced_and_no_more() {
-    let nan = "(f64.store (i32.const 1040) (f64.const nan))";
-    let cases = [
-        ("loops", "(loop $ever (br $ever))", "deadline"),
-        ("recurses", "(drop (call $recurse (i32.const 1)))", "trap"),
-        (
-            "allocates for ever",
-            "(loop $ever (drop (memory.grow (i32.const 8))) (br $ever))",
-            "memory",
-        ),
-        ("traps", "unreachable", "trap"),
-        (
-            "divides by zero",
-            "(drop (i32.div_u (i32.const 1) (i32.const 0)))",
-            "trap",
-        ),
-        (
-            "reads past its memory",
-            "(drop (i32.load (i32.const -4)))",
-            "trap",
-        ),
-        (
-            "answers outside of its memory",
-            "(return (i32.const -8))",
-            "trap",
-        ),
-        (
-            "answers an unknown case",
-            "(i32.store8 (i32.const 1024) (i32.const 9))",
-            "trap",
-        ),
-        (
-            "a list longer than its memory",
-            "(i32.store (i32.const 1036) (i32.const 0x7ffffff))",
-            "trap",
-        ),
-        (
-            "a list too long",
-            "(i32.store (i32.const 1036) (i32.const 7000))",
-            "bad_output",
-        ),
-        (
-            "no list",
-            "(i32.store (i32.const 1036) (i32.const 0))",
-            "bad_output",
-        ),
-        ("a total that is no number", nan, "bad_output"),
-        (
-            "a kind that is no number",
-            "(f64.store (i32.const 2048) (f64.const nan))",
-            "bad_output",
-        ),
-        (
-            "an infinite total",
-            "(f64.store (i32.const 1040) (f64.const inf))",
-            "bad_output",
-        ),
-        (
-            "a negative price",
-            "(f64.store (i32.const 2048) (f64.const -3)) (f64.store (i32.const 1040) (f64.const -3))",
-            "bad_output",
-        ),
-        (
-            "half a nano-dollar",
-            "(f64.store (i32.const 2048) (f64.const 0.5)) (f64.store (i32.const 1040) (f64.const 0.5))",
-            "bad_output",
-        ),
-        (
-            "a sum that is none",
-            "(f64.store (i32.const 1040) (f64.const 4))",
-            "bad_output",
-        ),
-        (
-            "words that are no UTF-8",
-            "(i32.store8 (i32.const 1024) (i32.const 1)) (i32.store8 (i32.const 3000) (i32.const 255)) (i32.store (i32.const 1032) (i32.const 3000)) (i32.store (i32.const 1036) (i32.const 1))",
-            "trap",
-        ),
-    ];
-    for (name, price, fault) in cases {
+    for (name, price, fault) in PRICERS {
         check(name, "pricer", &pricer(price), fault, 200).await;
     }
 }

@@ -205,6 +205,15 @@ async fn configurations_that_come_at_once_are_taken_up_one_after_the_other() {
 
 // Rejected configurations
 
+/// Returns the configuration with an API key in its pool.
+fn with_key_in_pool(rig: &Rig, mut config: Value) -> Value {
+    let credentials = &mut config["services"][0]["credentials"];
+    credentials[1] = json!({ "tag": "pool", "type": "balancer", "credentials": ["a", "k"] });
+    let credentials = credentials.as_array_mut().expect("a list");
+    credentials.push(rig.api_key("k"));
+    config
+}
+
 /// Configurations that are rejected, each with a part of the reason.
 fn broken(rig: &Rig, base: &Value) -> Vec<(&'static str, Value, &'static str)> {
     let own = |kind: &str, path: &str, config: Value| {
@@ -212,13 +221,6 @@ fn broken(rig: &Rig, base: &Value) -> Vec<(&'static str, Value, &'static str)> {
         whole["policies"] = json!([{ "tag": "own", "kind": kind, "path": path, "config": config }]);
         whole
     };
-    let mut key = base.clone();
-    key["services"][0]["credentials"][1] =
-        json!({ "tag": "pool", "type": "balancer", "credentials": ["a", "k"] });
-    key["services"][0]["credentials"]
-        .as_array_mut()
-        .expect("a list")
-        .push(rig.api_key("k"));
     let mut tls = base.clone();
     tls["services"][0]["tls"] =
         json!({ "enabled": true, "certificate": "no PEM", "key": "no PEM" });
@@ -255,7 +257,7 @@ fn broken(rig: &Rig, base: &Value) -> Vec<(&'static str, Value, &'static str)> {
         ),
         (
             "an API key in a pool",
-            key,
+            with_key_in_pool(rig, base.clone()),
             "services[0].credentials[1].credentials[1]",
         ),
         (

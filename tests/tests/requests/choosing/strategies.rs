@@ -21,6 +21,34 @@ async fn served_each(
 /// A member of a pool: its plan, its fields and its standing.
 type Member = (&'static str, Value, Standing);
 
+/// A name, the two members of a pool, and which of them is chosen.
+type PairCase = (&'static str, [Member; 2], usize);
+
+/// Starts a gateway with a pool `poolN` of `cNm0` and `cNm1`, and a user `teamN`, for each case.
+async fn start_pairs(cases: &[PairCase]) -> (Rig, Client) {
+    let mut rig = Rig::new().await;
+    let (mut credentials, mut users) = (Vec::new(), Vec::new());
+    for (place, (_, members, _)) in cases.iter().enumerate() {
+        let tags = [0, 1].map(|member| format!("c{place}m{member}"));
+        for (tag, (plan, fields, _)) in tags.iter().zip(members) {
+            let mut credential = planned(&rig, tag, plan);
+            credential
+                .as_object_mut()
+                .expect("an object")
+                .extend(fields.as_object().expect("an object").clone());
+            credentials.push(credential);
+            users.push(user(tag, tag));
+        }
+        credentials.push(
+            json!({ "tag": format!("pool{place}"), "type": "balancer", "credentials": tags }),
+        );
+        users.push(user(&format!("team{place}"), &format!("pool{place}")));
+    }
+    let config = rig.config(json!({ "credentials": credentials, "users": users }));
+    let client = rig.start_polled(config).await;
+    (rig, client)
+}
+
 over_both!(least_used_chooses_the_highest_score_and_the_first_of_equals);
 async fn least_used_chooses_the_highest_score_and_the_first_of_equals() {
     let week = unix_in(7 * 24 * 3600);
@@ -32,7 +60,7 @@ async fn least_used_chooses_the_highest_score_and_the_first_of_equals() {
     let near =
         |weekly: f64, hours: f64| used(weekly).weekly_resets_at(unix_in((hours * 3600.0) as u64));
     let plain = |standing: Standing| ("", json!({}), standing);
-    let cases: [(&str, [Member; 2], usize); 9] = [
+    let cases: [PairCase; 9] = [
         ("equals", [plain(used(20.0)), plain(used(20.0))], 0),
         ("less used", [plain(used(40.0)), plain(used(20.0))], 1),
         (
@@ -75,32 +103,10 @@ async fn least_used_chooses_the_highest_score_and_the_first_of_equals() {
             1,
         ),
     ];
-    let mut rig = Rig::new().await;
-    let (mut credentials, mut users) = (Vec::new(), Vec::new());
-    for (place, (_, members, _)) in cases.iter().enumerate() {
-        let tags = [0, 1].map(|member| format!("c{place}m{member}"));
-        for (tag, (plan, fields, _)) in tags.iter().zip(members) {
-            let mut credential = planned(&rig, tag, plan);
-            credential
-                .as_object_mut()
-                .expect("an object")
-                .extend(fields.as_object().expect("an object").clone());
-            credentials.push(credential);
-            users.push(user(tag, tag));
-        }
-        credentials.push(
-            json!({ "tag": format!("pool{place}"), "type": "balancer", "credentials": tags }),
-        );
-        users.push(user(&format!("team{place}"), &format!("pool{place}")));
-    }
-    let config = rig.config(json!({ "credentials": credentials, "users": users }));
-    let client = rig.start_polled(config).await;
+    let (mut rig, client) = start_pairs(&cases).await;
     for (place, (name, members, expected)) in cases.into_iter().enumerate() {
-        for (member, (plan, _, standing)) in members.into_iter().enumerate() {
-            let standing = Standing {
-                plan: plan.to_owned(),
-                ..standing
-            };
+        for (member, (plan, _, mut standing)) in members.into_iter().enumerate() {
+            standing.plan = plan.to_owned();
             tell(&rig, &client, &format!("c{place}m{member}"), standing).await;
         }
         let found = served(

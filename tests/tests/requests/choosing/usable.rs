@@ -7,15 +7,14 @@ use tollgate_tests::{Rig, over_both, unix_in, user};
 
 use super::{tell, without_session};
 
-over_both!(a_credential_is_usable_below_its_caps_and_not_at_them);
-async fn a_credential_is_usable_below_its_caps_and_not_at_them() {
+/// Returns names, fields of the credential, its standing, and whether it is usable.
+fn below_and_at_caps() -> Vec<(&'static str, Value, Standing, bool)> {
     let standing = |five_hour: f64, weekly: f64| {
         Standing::new("plus")
             .five_hour_used(five_hour)
             .weekly_used(weekly)
     };
-    let past = unix_in(0) - 60;
-    let cases = [
+    vec![
         ("unset", json!({}), standing(98.9, 98.9), true),
         ("unset 5h", json!({}), standing(99.0, 0.0), false),
         ("unset weekly", json!({}), standing(0.0, 99.0), false),
@@ -67,19 +66,35 @@ async fn a_credential_is_usable_below_its_caps_and_not_at_them() {
             standing(0.0, 100.0),
             false,
         ),
+    ]
+}
+
+/// As [`below_and_at_caps`], with windows that have reset.
+fn after_resets() -> Vec<(&'static str, Value, Standing, bool)> {
+    let past = unix_in(0) - 60;
+    vec![
         (
             "5h reset",
             json!({}),
-            standing(100.0, 0.0).five_hour_resets_at(past),
+            Standing::new("plus")
+                .five_hour_used(100.0)
+                .five_hour_resets_at(past),
             true,
         ),
         (
             "weekly reset",
             json!({}),
-            standing(0.0, 100.0).weekly_resets_at(past),
+            Standing::new("plus")
+                .weekly_used(100.0)
+                .weekly_resets_at(past),
             true,
         ),
-    ];
+    ]
+}
+
+over_both!(a_credential_is_usable_below_its_caps_and_not_at_them);
+async fn a_credential_is_usable_below_its_caps_and_not_at_them() {
+    let cases = [below_and_at_caps(), after_resets()].concat();
     let mut rig = Rig::new().await;
     let tag = |place: usize| format!("c{place}");
     let mut credentials = Vec::new();

@@ -3,11 +3,45 @@
 use http::Method;
 use serde_json::{Value, json};
 use tollgate_tests::upstream::{Encoding, End, Reply, Standing};
-use tollgate_tests::{Rig, over_both, rows, turn, unix_in};
+use tollgate_tests::{Rig, Row, over_both, rows, turn, unix_in};
 
 use super::{USED, check_used, next_row, open_rig, whole};
 
 // The row
+
+/// Checks the numbers of a row whose request began at `began`, in Unix seconds, in the week that
+/// ends at `reset`.
+fn check_numbers(row: &Row, began: u64, reset: u64) {
+    let number = |column: &str| {
+        row.number(column)
+            .unwrap_or_else(|| panic!("{column} is NULL"))
+    };
+    assert_eq!(
+        (
+            number("status"),
+            number("cache_write_tokens"),
+            number("context_window")
+        ),
+        (200, 100, 272_000)
+    );
+    assert_eq!(
+        number("week_start_unix"),
+        i64::try_from(reset).expect("a time") - 10_080 * 60
+    );
+    assert!(number("cost_nanousd") > 0);
+    let priced_by = row.text("priced_by").expect("a policy");
+    assert!(
+        priced_by.contains("openai-pricing") && priced_by.len() > 64,
+        "name, version and digest: {priced_by:?}"
+    );
+    let (started, finished) = (number("started_at"), number("finished_at"));
+    let began = i64::try_from(began).expect("a time") * 1000;
+    assert!(
+        (began..began + 60_000).contains(&started) && (started..began + 60_000).contains(&finished)
+    );
+    assert!(number("ttfb_ms") >= 0 && number("ttfb_ms") <= number("duration_ms"));
+    assert!(number("duration_ms") <= finished - started + 1000);
+}
 
 over_both!(a_row_tells_everything_about_its_request);
 async fn a_row_tells_everything_about_its_request() {
@@ -61,35 +95,7 @@ async fn a_row_tells_everything_about_its_request() {
         [("a", "429"), ("b", "200")].map(|(tag, outcome)| (tag.to_owned(), outcome.to_owned()));
     assert_eq!(row.attempts(), outcomes);
     check_used("all columns", &row, USED);
-    let number = |column: &str| {
-        row.number(column)
-            .unwrap_or_else(|| panic!("{column} is NULL"))
-    };
-    assert_eq!(
-        (
-            number("status"),
-            number("cache_write_tokens"),
-            number("context_window")
-        ),
-        (200, 100, 272_000)
-    );
-    assert_eq!(
-        number("week_start_unix"),
-        i64::try_from(reset).expect("a time") - 10_080 * 60
-    );
-    assert!(number("cost_nanousd") > 0);
-    let priced_by = row.text("priced_by").expect("a policy");
-    assert!(
-        priced_by.contains("openai-pricing") && priced_by.len() > 64,
-        "name, version and digest: {priced_by:?}"
-    );
-    let (started, finished) = (number("started_at"), number("finished_at"));
-    let began = i64::try_from(began).expect("a time") * 1000;
-    assert!(
-        (began..began + 60_000).contains(&started) && (started..began + 60_000).contains(&finished)
-    );
-    assert!(number("ttfb_ms") >= 0 && number("ttfb_ms") <= number("duration_ms"));
-    assert!(number("duration_ms") <= finished - started + 1000);
+    check_numbers(&row, began, reset);
     rig.stop().await;
 }
 

@@ -16,8 +16,8 @@ async fn key_rig() -> (Rig, Client, Account) {
     (rig, client, account)
 }
 
-over_both!(usage_is_counted_however_the_response_is_written);
-async fn usage_is_counted_however_the_response_is_written() {
+/// Returns the ways in which a stream may be written.
+fn writings() -> Vec<(&'static str, Reply)> {
     let ok = || Reply::ok().usage(USED);
     let odd = || {
         ok().crlf()
@@ -26,7 +26,7 @@ async fn usage_is_counted_however_the_response_is_written() {
             .without_final_newline()
             .without_content_type()
     };
-    let cases = [
+    vec![
         ("plain", ok()),
         ("CRLF", ok().crlf()),
         ("comments", ok().comments()),
@@ -67,9 +67,13 @@ async fn usage_is_counted_however_the_response_is_written() {
                 .delta_bytes(500)
                 .encoded(Encoding::Deflate),
         ),
-    ];
+    ]
+}
+
+over_both!(usage_is_counted_however_the_response_is_written);
+async fn usage_is_counted_however_the_response_is_written() {
     let (mut rig, client, account) = open_rig().await;
-    for (place, (name, reply)) in cases.into_iter().enumerate() {
+    for (place, (name, reply)) in writings().into_iter().enumerate() {
         account.then(reply.response_id("resp_counted"));
         let answer = client.turn(&whole(true)).await;
         assert!(answer.status == StatusCode::OK && answer.whole, "{name}");

@@ -60,50 +60,51 @@ struct Way {
     sent: &'static str,
 }
 
+const WAYS: [Way; 8] = [
+    Way {
+        oauth: true,
+        asked: "/v1/responses",
+        sent: "/backend-api/codex/responses",
+    },
+    Way {
+        oauth: true,
+        asked: "/v1/responses/compact",
+        sent: "/backend-api/codex/responses/compact",
+    },
+    Way {
+        oauth: true,
+        asked: "/v1/models?client_version=1.2",
+        sent: "/backend-api/codex/models?client_version=1.2",
+    },
+    Way {
+        oauth: true,
+        asked: "/v1/a%2Fb/v1/c?x=%20&y=/v1&&z",
+        sent: "/backend-api/codex/a%2Fb/v1/c?x=%20&y=/v1&&z",
+    },
+    Way {
+        oauth: true,
+        asked: "/v1/?x",
+        sent: "/backend-api/codex/?x",
+    },
+    Way {
+        oauth: false,
+        asked: "/v1/responses?a=1&a=2",
+        sent: "/v1/responses?a=1&a=2",
+    },
+    Way {
+        oauth: false,
+        asked: "/v1/chat/completions",
+        sent: "/v1/chat/completions",
+    },
+    Way {
+        oauth: false,
+        asked: "/v1/models/gpt-5.4",
+        sent: "/v1/models/gpt-5.4",
+    },
+];
+
 over_both!(paths_are_mapped_by_the_kind_of_credential_and_queries_are_kept);
 async fn paths_are_mapped_by_the_kind_of_credential_and_queries_are_kept() {
-    let ways = [
-        Way {
-            oauth: true,
-            asked: "/v1/responses",
-            sent: "/backend-api/codex/responses",
-        },
-        Way {
-            oauth: true,
-            asked: "/v1/responses/compact",
-            sent: "/backend-api/codex/responses/compact",
-        },
-        Way {
-            oauth: true,
-            asked: "/v1/models?client_version=1.2",
-            sent: "/backend-api/codex/models?client_version=1.2",
-        },
-        Way {
-            oauth: true,
-            asked: "/v1/a%2Fb/v1/c?x=%20&y=/v1&&z",
-            sent: "/backend-api/codex/a%2Fb/v1/c?x=%20&y=/v1&&z",
-        },
-        Way {
-            oauth: true,
-            asked: "/v1/?x",
-            sent: "/backend-api/codex/?x",
-        },
-        Way {
-            oauth: false,
-            asked: "/v1/responses?a=1&a=2",
-            sent: "/v1/responses?a=1&a=2",
-        },
-        Way {
-            oauth: false,
-            asked: "/v1/chat/completions",
-            sent: "/v1/chat/completions",
-        },
-        Way {
-            oauth: false,
-            asked: "/v1/models/gpt-5.4",
-            sent: "/v1/models/gpt-5.4",
-        },
-    ];
     let mut rig = Rig::new().await;
     let config = rig.config(json!({
         "credentials": [rig.oauth("a"), rig.api_key("k")],
@@ -113,7 +114,7 @@ async fn paths_are_mapped_by_the_kind_of_credential_and_queries_are_kept() {
         ],
     }));
     let client = rig.start(config).await;
-    for way in ways {
+    for way in WAYS {
         let token = if way.oauth {
             "token-alice"
         } else {

@@ -32,9 +32,8 @@ async fn head(from: &mut (impl AsyncRead + Unpin)) -> String {
         .to_ascii_lowercase()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_handshake_that_is_none_is_told_what_it_lacks() {
-    let scene = EchoScene::new().await;
+/// Returns handshakes that lack something, with the status of their answer.
+fn incomplete() -> Vec<(&'static str, String, u16)> {
     let key = |key: &str| format!("Sec-WebSocket-Key: {key}\r\n");
     let (short, long, none) = (
         key("c2hvcnQ="),
@@ -43,7 +42,7 @@ async fn a_handshake_that_is_none_is_told_what_it_lacks() {
     );
     let version = |version: &str| format!("Sec-WebSocket-Version: {version}\r\n");
     let upgrade = "Upgrade: websocket\r\n";
-    let cases = [
+    vec![
         (
             "HTTP/1.0",
             handshake("GET /v1/responses HTTP/1.0\r\n", &[UPGRADE, KEY, VERSION]),
@@ -86,8 +85,13 @@ async fn a_handshake_that_is_none_is_told_what_it_lacks() {
             handshake(LINE, &[UPGRADE, KEY, &version("12")]),
             426,
         ),
-    ];
-    for (name, sent, status) in cases {
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handshake_that_is_none_is_told_what_it_lacks() {
+    let scene = EchoScene::new().await;
+    for (name, sent, status) in incomplete() {
         let mut stream = scene.client.raw().await;
         stream
             .write_all(sent.as_bytes())

@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::HOST;
+use http::request::Parts;
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -191,18 +193,8 @@ impl Stage {
             Some(Route::Token) => self.logins.redeem(&head.headers, &body).into(),
             _ => self.decide(route, &head.headers, asked.as_ref()),
         };
-        let seen = SeenRequest {
-            method: head.method,
-            target: head
-                .uri
-                .path_and_query()
-                .map_or_else(|| head.uri.to_string(), ToString::to_string),
-            headers: head.headers,
-            body,
-            account: account.as_ref().map(|account| account.id().to_owned()),
-            connection: wire.number,
-            version: head.version,
-        };
+        let account_id = account.as_ref().map(|account| account.id().to_owned());
+        let seen = seen_request(head, body, account_id, &wire);
         self.record.add(seen.clone());
         if let (Some(account), Some(route)) = (&account, route) {
             account.saw(route);
@@ -243,8 +235,24 @@ impl Stage {
     }
 }
 
+/// Returns what is remembered of a request.
+fn seen_request(head: Parts, body: Bytes, account: Option<String>, wire: &Wire) -> SeenRequest {
+    SeenRequest {
+        method: head.method,
+        target: head
+            .uri
+            .path_and_query()
+            .map_or_else(|| head.uri.to_string(), ToString::to_string),
+        headers: head.headers,
+        body,
+        account,
+        connection: wire.number,
+        version: head.version,
+    }
+}
+
 /// What `:authority` says over HTTP/2 is recorded as the `Host` that it stands for.
-fn name_host(head: &mut http::request::Parts) {
+fn name_host(head: &mut Parts) {
     if let Some(authority) = head.uri.authority()
         && !head.headers.contains_key(HOST)
         && let Ok(host) = HeaderValue::from_str(authority.as_str())
