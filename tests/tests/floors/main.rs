@@ -1,11 +1,12 @@
 //! The layout and the style of the repository, read from its files: floors, import cycles, names,
-//! words, sizes, paths.
+//! words, sizes, paths, dates.
 //!
 //! What does not follow the style yet is listed as data beside each check. Those lists may only
 //! shrink.
 
 mod crates;
 mod cycles;
+mod dates;
 mod layers;
 mod names;
 mod paths;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use tollgate_tests::upstream::Standing;
-use tollgate_tests::{Rig, over_both, turn, unix_in, user};
+use tollgate_tests::{Rig, days_ago, over_both, turn, unix_in, user};
 
 /// Returns a configuration with the users alice and bob, whose only account has a usage file.
 fn config_with_file(rig: &Rig) -> (Value, PathBuf) {
@@ -150,7 +150,7 @@ async fn a_usage_file_of_sing_box_is_the_opening_balance() {
             "cached_tokens": 5 * requests, "cost_usd": cost})
     };
     let theirs = json!({
-        "last_updated": "2026-11-20T10:00:00Z",
+        "last_updated": days_ago(10),
         "costs": {"total_usd": 9.0, "by_user": {"alice": 1.5, "carol": 0.5}, "by_week": {}, "by_user_and_week": {}},
         "combinations": [
             {"model": "gpt-5.4", "service_tier": "default", "context_window": 272_000, "week_start_unix": week,
