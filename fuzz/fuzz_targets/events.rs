@@ -1,4 +1,6 @@
 //! The scanners of messages: any input means the same in any pieces, message after message.
+//!
+//! `cargo +nightly fuzz run events` runs it in the root of the repository.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -33,7 +35,11 @@ fn read(
             event,
             UpstreamMessage::Ended(_) | UpstreamMessage::Error { .. }
         );
-        (event, ended.then(|| events.finish_response()), creates.end())
+        (
+            event,
+            ended.then(|| events.finish_response()),
+            creates.end(),
+        )
     });
     each.collect()
 }

@@ -1,5 +1,7 @@
 //! The frame reader: it finds what an oracle with tungstenite's parser of headers finds, in any
 //! pieces.
+//!
+//! `cargo +nightly fuzz run frames` runs it in the root of the repository.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,6 @@
 //! The JSON scanner: it finds what serde_json finds, in any pieces.
+//!
+//! `cargo +nightly fuzz run json` runs it in the root of the repository.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
