@@ -15,7 +15,7 @@ const CLIENTS: usize = 4;
 
 const TURNS: usize = 24;
 
-/// Sends a client's share of the turns, each in a session of its own name.
+/// Sends a client's share of the turns, each in another session.
 async fn ask(client: Client, number: usize, status: u16) {
     for turn_number in 0..TURNS / CLIENTS {
         let answer = client
