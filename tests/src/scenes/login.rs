@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::auth::read_json;
 use crate::clients::client::Client;
 use crate::gateway::Rig;
+use crate::user;
 
 /// A rig with the credential `a`, which has its own login.
 pub struct LoginScene {
@@ -69,6 +70,34 @@ impl LoginScene {
     /// Returns the number of POSTs to the token endpoint, with any token.
     pub fn token_posts(&self) -> usize {
         self.rig.token_posts()
+    }
+}
+
+/// Credentials with a login each, and a user of the same name for each of them.
+#[derive(Default)]
+pub struct LoginGroup {
+    /// The credentials, for a configuration.
+    pub credentials: Vec<Value>,
+    /// The users, for a configuration.
+    pub users: Vec<Value>,
+    /// The logins of the credentials, to script.
+    pub logins: Vec<Login>,
+}
+
+impl LoginGroup {
+    /// Adds the credential `tag`, whose access token expires in `seconds`, and the user `tag`.
+    /// Returns the login.
+    pub fn add(&mut self, rig: &Rig, tag: &str, seconds: i64) -> Login {
+        let (credential, login) = rig.expiring_login(tag, seconds);
+        self.credentials.push(credential);
+        self.users.push(user(tag, tag));
+        self.logins.push(login.clone());
+        login
+    }
+
+    /// Returns a configuration with these credentials and users.
+    pub fn config(&self, rig: &Rig) -> Value {
+        rig.config(json!({ "credentials": self.credentials, "users": self.users }))
     }
 }
 

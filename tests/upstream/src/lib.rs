@@ -21,32 +21,30 @@
 //! ```
 
 mod accounts;
-mod asked;
-mod count;
-mod gate;
 mod logins;
+mod requests;
 mod responses;
-mod seen;
 mod server;
 mod sockets;
 mod transport;
+mod waits;
 
 #[cfg(test)]
 mod tests;
 
 pub use accounts::account::Account;
 pub use accounts::standing::{HeaderForm, Slots, Standing, Window};
-pub use gate::Gate;
 pub use h2::Reason;
 pub use logins::login::Login;
 pub use logins::token_reply::TokenReply;
+pub use requests::seen::SeenRequest;
 pub use responses::encoding::Encoding;
 pub use responses::reply::{End, Reply, Usage};
-pub use seen::SeenRequest;
 pub use server::{Options, Remember, TlsOptions, Upstream};
 pub use sockets::handshake::{Handshake, Upgrade};
 pub use sockets::seen_socket::{SeenMessage, SeenSocket, SocketEnd};
 pub use sockets::socket_reply::{NO_CLOSE_CODE, SocketError, SocketReply};
+pub use waits::gate::Gate;
 
 /// How long any wait in this crate lasts before it panics with what was seen instead.
 pub const WAIT_MAX: std::time::Duration = std::time::Duration::from_secs(10);

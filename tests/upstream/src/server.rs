@@ -20,9 +20,9 @@ use crate::accounts::account::Account;
 use crate::accounts::script::Script;
 use crate::accounts::standing::HeaderForm;
 use crate::logins::login::{Login, Logins};
+use crate::requests::seen::{Record, SeenRequest};
 use crate::responses::answer::Prepared;
 use crate::responses::reply::Reply;
-use crate::seen::{Record, SeenRequest};
 use crate::sockets::seen_socket::{SeenSocket, Sockets};
 use crate::sockets::socket_reply::SocketReply;
 

@@ -3,7 +3,9 @@
 use serde_json::{Value, json};
 use tollgate_tests::peer::{Peer, post};
 use tollgate_tests::upstream::{Gate, TokenReply};
-use tollgate_tests::{LoginScene, Rig, days_ago, read_json, replace_file, token_of, turn, user};
+use tollgate_tests::{
+    LoginGroup, LoginScene, Rig, days_ago, read_json, replace_file, token_of, turn,
+};
 
 use crate::checks::check_served;
 
@@ -79,25 +81,22 @@ async fn tokens_are_refreshed_five_minutes_before_expiry_and_at_eight_days_and_n
         ("of a date to come", 3600, days_ago(-3), false),
     ];
     let mut rig = Rig::new().await;
-    let (mut credentials, mut users, mut logins) = (Vec::new(), Vec::new(), Vec::new());
+    let mut group = LoginGroup::default();
     for (place, (_, seconds, made, _)) in cases.iter().enumerate() {
         let tag = format!("c{place}");
-        let (credential, login) = rig.login(&tag);
-        let mut file = login.renew_with(*seconds);
+        group.add(&rig, &tag, *seconds);
+        let path = rig.credential_file(&tag);
+        let mut file = read_json(&path);
         file["last_refresh"] = made.clone();
-        rig.write(&format!("{tag}.json"), file.to_string());
-        users.push(user(&tag, &tag));
-        credentials.push(credential);
-        logins.push(login);
+        replace_file(&path, file.to_string());
     }
-    let config = rig.config(json!({ "credentials": credentials, "users": users }));
-    let client = rig.start(config).await;
-    for ((_, _, _, due), login) in cases.iter().zip(&logins) {
+    let client = rig.start(group.config(&rig)).await;
+    for ((_, _, _, due), login) in cases.iter().zip(&group.logins) {
         if *due {
             login.wait_for_posts(1).await;
         }
     }
-    for (place, ((name, _, _, due), login)) in cases.iter().zip(&logins).enumerate() {
+    for (place, ((name, _, _, due), login)) in cases.iter().zip(&group.logins).enumerate() {
         let tag = format!("c{place}");
         check_served(
             name,

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tollgate_tests::upstream::{Login, TokenReply};
-use tollgate_tests::{LoginScene, Nowhere, Rig, read_json, turn, user};
+use tollgate_tests::{LoginGroup, LoginScene, Nowhere, Rig, read_json, turn, user};
 
 use super::expired;
 use crate::checks::{FIRST_BACK_OFF_MAX, check_asked, check_served, check_unavailable};
@@ -187,26 +187,23 @@ fn without_tokens() -> Vec<Case> {
 async fn every_response_of_the_token_endpoint_is_reported_and_not_requested_again_at_once() {
     let rig = Rig::new().await;
     let cases = [rejections(), failures(), without_tokens()].concat();
-    let (mut credentials, mut users, mut logins) =
-        (vec![rig.oauth("good")], Vec::new(), Vec::new());
+    let mut group = LoginGroup::default();
+    group.credentials.push(rig.oauth("good"));
     for (place, case) in cases.iter().enumerate() {
         let (tag, pool) = (format!("c{place}"), format!("p{place}"));
-        let (credential, login) = rig.expiring_login(&tag, -60);
+        let login = group.add(&rig, &tag, -60);
         login.always_for_token(case.reply.clone());
-        for name in [&tag, &pool] {
-            users.push(user(name, name));
-        }
-        credentials.push(credential);
-        credentials.push(json!({ "tag": pool, "type": "fallback", "credentials": [tag, "good"] }));
-        logins.push(login);
+        group.users.push(user(&pool, &pool));
+        let pool = json!({ "tag": pool, "type": "fallback", "credentials": [tag, "good"] });
+        group.credentials.push(pool);
     }
-    let mut config = rig.config(json!({ "credentials": credentials, "users": users }));
+    let mut config = group.config(&rig);
     config["limits"] = json!({ "refresh_timeout": "2s" });
     config["log"] = json!({ "level": "trace" });
     let begun = Instant::now();
     let program = rig.spawn(&config).await;
     let mut read = String::new();
-    for (place, (case, login)) in cases.iter().zip(&logins).enumerate() {
+    for (place, (case, login)) in cases.iter().zip(&group.logins).enumerate() {
         let (tag, name) = (format!("c{place}"), case.name);
         let alone = program.client().token(&format!("token-{tag}"));
         let pooled = program.client().token(&format!("token-p{place}"));
@@ -232,7 +229,7 @@ async fn every_response_of_the_token_endpoint_is_reported_and_not_requested_agai
         "the log is there"
     );
     program.kill();
-    check_no_secret(&read, &logins);
+    check_no_secret(&read, &group.logins);
 }
 
 /// Neither a token of these logins nor the canary is in the output.

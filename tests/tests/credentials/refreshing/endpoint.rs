@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tollgate_tests::upstream::{Gate, Login, Reply, TokenReply, WAIT_MAX};
-use tollgate_tests::{LoginScene, Rig, read_json, replace_file, token_of, turn, user};
+use tollgate_tests::{LoginGroup, LoginScene, Rig, read_json, replace_file, token_of, turn};
 
 use crate::checks::{check_asked, check_served, check_unavailable};
 
@@ -112,20 +112,16 @@ struct Case {
 /// retried at once.
 async fn check_answers(cases: Vec<Case>, limits: Value) {
     let mut rig = Rig::new().await;
-    let (mut credentials, mut users, mut logins) = (Vec::new(), Vec::new(), Vec::new());
+    let mut group = LoginGroup::default();
     for (place, case) in cases.iter().enumerate() {
-        let tag = format!("c{place}");
-        let (credential, login) = rig.expiring_login(&tag, -60);
+        let login = group.add(&rig, &format!("c{place}"), -60);
         login.always_for_token(case.reply.clone());
-        users.push(user(&tag, &tag));
-        credentials.push(credential);
-        logins.push(login);
     }
-    let mut config = rig.config(json!({ "credentials": credentials, "users": users }));
+    let mut config = group.config(&rig);
     config["limits"] = limits;
     let begun = Instant::now();
     let client = rig.start(config).await;
-    for (place, (case, login)) in cases.iter().zip(&logins).enumerate() {
+    for (place, (case, login)) in cases.iter().zip(&group.logins).enumerate() {
         let tag = format!("c{place}");
         for _ in 0..2 {
             let answer = client
@@ -145,7 +141,7 @@ async fn check_answers(cases: Vec<Case>, limits: Value) {
     // No unknown token is presented.
     assert_eq!(
         rig.token_posts(),
-        logins.iter().map(Login::post_count).sum::<usize>()
+        group.logins.iter().map(Login::post_count).sum::<usize>()
     );
     rig.stop().await;
 }

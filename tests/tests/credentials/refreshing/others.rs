@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 use tollgate_tests::upstream::{Gate, Reply, TokenReply, WAIT_MAX};
 use tollgate_tests::{
-    LoginScene, Rig, days_ago, make_fifo, oauth_file, read_json, replace_file, token_of, turn, user,
+    LoginGroup, LoginScene, Rig, days_ago, make_fifo, oauth_file, read_json, replace_file,
+    token_of, turn, user,
 };
 
 use super::beside;
@@ -26,20 +27,15 @@ fn lock(rig: &Rig) -> File {
 async fn refreshes_without_waiting_requests_run_one_after_another_and_the_others_at_once() {
     let mut rig = Rig::new().await;
     let gate = Gate::new();
-    let mut logins = Vec::new();
-    let mut credentials = Vec::new();
+    let mut group = LoginGroup::default();
     for (tag, seconds) in [("a", 200), ("b", 200), ("c", -60)] {
-        let (credential, login) = rig.expiring_login(tag, seconds);
-        credentials.push(credential);
-        logins.push(login);
+        group.add(&rig, tag, seconds);
     }
+    let logins = &group.logins;
     for login in &logins[..2] {
         login.then_for_token(TokenReply::well().behind(&gate));
     }
-    let config = rig.config(
-        json!({ "credentials": credentials, "users": (["a", "b", "c"].map(|tag| user(tag, tag))) }),
-    );
-    let client = rig.start(config).await;
+    let client = rig.start(group.config(&rig)).await;
     gate.wait_until_reached().await;
     for tag in ["c", "a", "b"] {
         check_served(
@@ -58,7 +54,7 @@ async fn refreshes_without_waiting_requests_run_one_after_another_and_the_others
         (1, 1)
     );
     gate.open();
-    for login in &logins {
+    for login in logins {
         login.wait_for_posts(1).await;
     }
     for tag in ["a", "b", "c"] {

@@ -6,12 +6,12 @@ use http::HeaderMap;
 
 use crate::accounts::script::Script;
 use crate::accounts::standing::{HeaderForm, Standing};
-use crate::asked::Create;
-use crate::count::Count;
+use crate::requests::asked::Create;
 use crate::responses::answer::{Prepared, Route};
 use crate::responses::reply::Reply;
 use crate::sockets::handshake::{Handshake, Outcome, Upgrade};
 use crate::sockets::socket_reply::SocketReply;
+use crate::waits::count::Count;
 
 /// A handle on an account. Clones are the same account.
 #[derive(Clone, Debug)]

@@ -6,8 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::WAIT_MAX;
-use crate::gate::Gate;
 use crate::responses::reply::{Content, Cut, Reply};
+use crate::waits::gate::Gate;
 
 const TRICKLE_PAUSE: Duration = Duration::from_millis(100);
 /// An endless answer does end, long after any test has given up.

@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use serde_json::{Value, json};
 
 use crate::accounts::standing::unix_now;
-use crate::asked::Asked;
+use crate::requests::asked::Asked;
 use crate::responses::body::Step;
 use crate::responses::events::{self, Event, TurnResponse, filler};
 use crate::responses::reply::{Content, Cut, End, Presence, Reply, Turn};

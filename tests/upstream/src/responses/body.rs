@@ -12,10 +12,10 @@ use bytes::Bytes;
 use h2::Reason;
 use hyper::body::{Body, Frame, SizeHint};
 
-use crate::gate::Gate;
-use crate::seen::Record;
+use crate::requests::seen::Record;
 use crate::transport::http2::Ending;
 use crate::transport::wire::Wire;
+use crate::waits::gate::Gate;
 
 /// One step of a body.
 #[derive(Debug)]

@@ -7,10 +7,10 @@ use h2::Reason;
 use http::{HeaderName, HeaderValue, StatusCode};
 use serde_json::{Map, Value, json};
 
-use crate::gate::Gate;
 use crate::responses::body::Break;
 use crate::responses::encoding::Encoding;
 use crate::responses::sse::Spelling;
+use crate::waits::gate::Gate;
 
 const DELTAS: usize = 3;
 const DELTA_BYTES: usize = 5;

@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 
 use super::{Stage, TOKEN_PATH};
 use crate::accounts::account::Account;
-use crate::asked::Asked;
 use crate::logins::login::{Access, Redeemed};
+use crate::requests::asked::Asked;
 use crate::responses::answer::{Prepared, Route};
 use crate::responses::reply::Reply;
 use crate::sockets::handshake::{self, Outcome};

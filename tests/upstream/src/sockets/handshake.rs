@@ -9,10 +9,10 @@ use http::header::{
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use crate::gate::Gate;
 use crate::responses::answer::Prepared;
 use crate::responses::reply::{Presence, Reply};
 use crate::sockets::socket_reply::SocketReply;
+use crate::waits::gate::Gate;
 
 /// The answer to one handshake, made from a [`Reply`] or an [`Upgrade`].
 #[derive(Clone, Debug)]

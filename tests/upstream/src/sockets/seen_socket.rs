@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::WAIT_MAX;
-use crate::seen::SeenRequest;
+use crate::requests::seen::SeenRequest;
 use crate::server::Remember;
 
 /// One accepted socket, up to now.

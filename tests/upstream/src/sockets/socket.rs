@@ -22,15 +22,15 @@ use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use crate::accounts::account::Account;
 use crate::accounts::script::Script;
-use crate::asked::Create;
-use crate::gate::Gate;
+use crate::requests::asked::Create;
+use crate::requests::seen::SeenRequest;
 use crate::responses::events::{self, Event, TurnResponse, filler};
 use crate::responses::reply::{End, Turn};
-use crate::seen::SeenRequest;
 use crate::sockets::handshake::{Messages, Upgrade};
 use crate::sockets::seen_socket::{SeenMessage, SocketEnd, Sockets};
 use crate::sockets::socket_reply::{NO_CLOSE_CODE, SocketError, SocketReply, SocketStep};
 use crate::transport::wire::Wire;
+use crate::waits::gate::Gate;
 
 type Frames = WebSocketStream<TokioIo<Upgraded>>;
 

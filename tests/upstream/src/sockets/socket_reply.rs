@@ -7,8 +7,8 @@ use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
 use crate::accounts::standing::Standing;
-use crate::gate::Gate;
 use crate::responses::reply::{End, Turn, Usage};
+use crate::waits::gate::Gate;
 
 /// The code that stands for a close frame without one (RFC 6455, section 7.1.5). It is never sent.
 pub const NO_CLOSE_CODE: u16 = 1005;
