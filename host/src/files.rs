@@ -5,7 +5,7 @@
 
 mod settling;
 
-pub use self::settling::FileSettling;
+pub(crate) use self::settling::FileSettling;
 
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
@@ -52,7 +52,7 @@ impl From<io::Error> for FileReadError {
 
 /// Why a file could not be replaced. Does not name the file: the caller knows it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum FileReplaceError {
+pub(crate) enum FileReplaceError {
     /// The operating system refused, for this reason.
     #[error("{0}")]
     Io(String),
@@ -85,7 +85,7 @@ impl From<io::Error> for FileReplaceError {
 ///
 /// # Errors
 /// The file cannot be read, or is larger.
-pub fn read_bounded(path: &Path, bytes_max: u64) -> Result<Vec<u8>, FileReadError> {
+pub(crate) fn read_bounded(path: &Path, bytes_max: u64) -> Result<Vec<u8>, FileReadError> {
     if fs::metadata(path).is_ok_and(|meta| meta.is_dir()) {
         return Err(FileReadError::Folder);
     }
@@ -97,7 +97,7 @@ pub fn read_bounded(path: &Path, bytes_max: u64) -> Result<Vec<u8>, FileReadErro
 ///
 /// # Errors
 /// The file cannot be read, is not a regular file, or is larger.
-pub fn read_regular(path: &Path, bytes_max: u64) -> Result<Vec<u8>, FileReadError> {
+pub(crate) fn read_regular(path: &Path, bytes_max: u64) -> Result<Vec<u8>, FileReadError> {
     if fs::metadata(path)?.is_dir() {
         return Err(FileReadError::NotRegular);
     }
@@ -127,7 +127,7 @@ fn read_all(file: File, bytes_max: u64) -> Result<Vec<u8>, FileReadError> {
 ///
 /// # Errors
 /// The file cannot be written, or not with the old one's owner; the old file is unchanged.
-pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     replace_like(path, bytes, fs::metadata(path).ok().as_ref())
 }
 
@@ -136,7 +136,7 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 ///
 /// # Errors
 /// The file cannot be written; the old file is unchanged.
-pub fn replace_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn replace_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     replace_like(path, bytes, None)
 }
 
@@ -159,7 +159,7 @@ fn replace_like(path: &Path, bytes: &[u8], like: Option<&Metadata>) -> io::Resul
 ///
 /// # Errors
 /// The file could not be replaced.
-pub fn check_replaceable(path: &Path, length: usize) -> Result<(), FileReplaceError> {
+pub(crate) fn check_replaceable(path: &Path, length: usize) -> Result<(), FileReplaceError> {
     let old = fs::metadata(path)?;
     check_attributes(path)?;
     check_sticky_folder(path, &old)?;
@@ -224,7 +224,7 @@ fn write_new(path: &Path, bytes: &[u8], like: Option<&Metadata>) -> io::Result<(
 ///
 /// # Errors
 /// The file is still there.
-pub fn remove(path: &Path) -> io::Result<()> {
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Ok(()) => sync_folder(path),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -237,21 +237,21 @@ fn sync_folder(path: &Path) -> io::Result<()> {
 }
 
 /// Returns the folder that contains `path`.
-pub fn parent_folder(path: &Path) -> &Path {
+pub(crate) fn parent_folder(path: &Path) -> &Path {
     path.parent()
         .filter(|folder| !folder.as_os_str().is_empty())
         .unwrap_or(Path::new("."))
 }
 
 /// Returns `path` with `suffix` appended to its file name.
-pub fn path_with_suffix(path: &Path, suffix: &str) -> PathBuf {
+pub(crate) fn path_with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     PathBuf::from(name)
 }
 
 /// Returns the reason of a file system error in words, without the error number.
-pub fn io_reason(error: &io::Error) -> String {
+pub(crate) fn io_reason(error: &io::Error) -> String {
     let text = error.to_string();
     let text = text.split(" (os error").next().unwrap_or_default();
     let mut letters = text.chars();

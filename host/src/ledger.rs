@@ -19,10 +19,10 @@ use std::thread::JoinHandle;
 
 use tokio::sync::{Semaphore, oneshot};
 
-pub use command::{CommitPromise, RowCommit, RowReservation};
-pub use file::LedgerError;
-pub use query::{LedgerReader, UsageFileRow, UsageFileState, UsageGrouping, UsageSummary};
-pub use sessions::{ResponseIssuer, StoredSession};
+pub(crate) use command::{CommitPromise, RowCommit, RowReservation};
+pub(crate) use file::LedgerError;
+pub(crate) use query::{LedgerReader, UsageFileRow, UsageFileState, UsageGrouping, UsageSummary};
+pub(crate) use sessions::{ResponseIssuer, StoredSession};
 
 use crate::values::clock::Timestamp;
 use crate::values::exchange::LedgerRow;
@@ -32,7 +32,7 @@ use crate::values::limits::{LedgerFull, Limits};
 use command::{WriterCommand, WriterState};
 
 /// The name of the file in the data folder.
-pub const FILE_NAME: &str = "ledger.db";
+pub(crate) const FILE_NAME: &str = "ledger.db";
 
 /// The ledger, open for writing.
 pub struct Ledger {

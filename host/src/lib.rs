@@ -8,7 +8,7 @@
 //! targets; its interface is not stable.
 
 // Floor 0
-pub mod files;
+pub(crate) mod files;
 pub mod values;
 // Floor 1
 pub mod config;
@@ -16,7 +16,7 @@ pub mod config;
 pub(crate) mod authenticate;
 pub mod credentials;
 pub mod frames;
-pub mod ledger;
+pub(crate) mod ledger;
 pub(crate) mod listener;
 pub mod meter;
 pub(crate) mod metrics;

@@ -3,10 +3,10 @@
 pub mod clock;
 pub mod credential;
 pub mod exchange;
-pub mod headers;
-pub mod hex;
-pub mod histogram;
+pub(crate) mod headers;
+pub(crate) mod hex;
+pub(crate) mod histogram;
 pub mod json;
 pub mod limits;
-pub mod phase;
-pub mod secret;
+pub(crate) mod phase;
+pub(crate) mod secret;

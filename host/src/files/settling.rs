@@ -21,7 +21,7 @@ const UNSETTLED_MAX: Duration = Duration::from_secs(60);
 /// `V` tells the versions of the file apart, for example a digest. `()` stands for "not known":
 /// reads are counted alone.
 #[derive(Debug)]
-pub struct FileSettling<V> {
+pub(crate) struct FileSettling<V> {
     started: Instant,
     last: Option<V>,
     same_reads: u32,
@@ -29,8 +29,7 @@ pub struct FileSettling<V> {
 
 impl<V: PartialEq> FileSettling<V> {
     /// Starts with the file's change.
-    #[expect(clippy::new_without_default, reason = "it starts a clock")]
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             started: Instant::now(),
             last: None,
@@ -41,7 +40,7 @@ impl<V: PartialEq> FileSettling<V> {
     /// Returns the pause after which the file should be read again, or `None` if it has settled.
     ///
     /// The caller has just read `version` of the file and cannot use it.
-    pub fn pause_after(&mut self, version: V) -> Option<Duration> {
+    pub(crate) fn pause_after(&mut self, version: V) -> Option<Duration> {
         let is_same = self.last.as_ref() == Some(&version);
         self.same_reads = if is_same { self.same_reads + 1 } else { 1 };
         self.last = Some(version);

@@ -5,7 +5,7 @@
 
 pub mod client_address;
 pub mod counts;
-pub mod money;
+pub(crate) mod money;
 
 use http::Method;
 

@@ -1,7 +1,7 @@
 //! Header fields: which of them a gateway forwards (RFC 9110, section 7.6.1), which only the host
 //! may read or edit, and how those are read that several stages need.
 
-pub mod hops;
+pub(crate) mod hops;
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -67,7 +67,7 @@ fn is_proxy_added(name: &str) -> bool {
 }
 
 /// Returns whether `name` (in lower case) is hidden from policies.
-pub fn is_reserved(name: &str) -> bool {
+pub(crate) fn is_reserved(name: &str) -> bool {
     RESERVED.contains(&name) || name == "api-key" || is_hop_by_hop(name)
 }
 
@@ -86,7 +86,7 @@ const SECRET_SHAPES: [&str; 9] = [
 
 /// Returns whether `name` (in lower case) is that of a field that contains a secret. Policies can
 /// neither read nor set it; an operator can.
-pub fn is_secret_shaped(name: &str) -> bool {
+pub(crate) fn is_secret_shaped(name: &str) -> bool {
     // Names are short: a search algorithm with a preparation phase takes longer than a plain
     // search.
     let name = name.as_bytes();
@@ -100,13 +100,13 @@ pub fn is_secret_shaped(name: &str) -> bool {
 
 /// Removes from a client's request what must not reach upstream: hop-by-hop fields, what proxies
 /// add, and every credential of the client's.
-pub fn strip_request(headers: &mut HeaderMap) {
+pub(crate) fn strip_request(headers: &mut HeaderMap) {
     strip(headers, |name| CLIENT_ONLY.contains(&name));
 }
 
 /// Removes from upstream's response what must not reach the client: hop-by-hop fields, what proxies
 /// add, and cookies.
-pub fn strip_response(headers: &mut HeaderMap) {
+pub(crate) fn strip_response(headers: &mut HeaderMap) {
     strip(headers, |name| name == "set-cookie");
 }
 
@@ -137,7 +137,7 @@ fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
 }
 
 /// Returns the token of `Bearer <token>` (RFC 6750). The scheme's case does not matter.
-pub fn bearer_token(value: &HeaderValue) -> Option<&str> {
+pub(crate) fn bearer_token(value: &HeaderValue) -> Option<&str> {
     let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
     let token = token.trim();
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
@@ -145,7 +145,7 @@ pub fn bearer_token(value: &HeaderValue) -> Option<&str> {
 
 /// Returns how long the sender of `Retry-After` (RFC 9110, section 10.2.3: seconds, or a date) asks
 /// to be left alone. A date that has passed counts as no field.
-pub fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+pub(crate) fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if let Ok(seconds) = value.parse::<u32>() {
         return Some(Duration::from_secs(u64::from(seconds)));

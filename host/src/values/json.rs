@@ -1,5 +1,5 @@
 //! Reading JSON beside `serde_json`: a scanner for objects that arrive in pieces, and words for
 //! kinds of values.
 
-pub mod kind;
+pub(crate) mod kind;
 pub mod scan;

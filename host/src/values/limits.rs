@@ -1,7 +1,8 @@
 //! The limits of the gateway. Those that an operator can set under `limits` are declared once, in
-//! the two `declare_limits!` tables below: name, type, default, range and description. The JSON
-//! Schema, the parsing and validation of the configuration, and the table in the documentation
-//! follow from the declaration. This module does not know who enforces a limit.
+//! the two `declare_limits!` tables below: name, type, default, range, description and when a
+//! change applies. The JSON Schema, the parsing and validation of the configuration, and the table
+//! in the documentation follow from the declaration. This module does not know who enforces a
+//! limit.
 //!
 //! To add a limit, add an entry to the table of [`Limits`] and use the field. Its doc comment is
 //! what operators read, so it is one or two plain sentences. Then regenerate
@@ -10,8 +11,16 @@
 //!
 //! The constants at the end are limits that cannot be configured.
 
-use std::fmt;
+mod declaration;
+mod value;
+
 use std::time::Duration;
+
+pub use declaration::{LimitChange, LimitDeclaration, LimitRange};
+pub use value::{LedgerFull, LimitValue};
+
+use declaration::{ANY, at_least, at_most, between};
+use value::LimitField;
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
@@ -28,181 +37,20 @@ const fn hours(hours: u64) -> Duration {
     Duration::from_secs(hours * 60 * 60)
 }
 
-/// What to do with new requests while the ledger cannot be written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LedgerFull {
-    /// Reject them with 503: no response goes unrecorded.
-    Refuse,
-    /// Forward them. Up to `settle_queue` rows wait in memory; further rows are written to the log.
-    Serve,
-}
-
-impl LedgerFull {
-    /// All choices, in the order of the documentation.
-    pub const ALL: [Self; 2] = [Self::Refuse, Self::Serve];
-
-    /// The name in the configuration.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Refuse => "refuse",
-            Self::Serve => "serve",
-        }
-    }
-
-    /// What the choice means, for the schema.
-    pub fn description(self) -> &'static str {
-        match self {
-            Self::Refuse => "Requests are rejected with 503.",
-            Self::Serve => {
-                "Requests are forwarded. Their rows wait in memory, and are written to the log when there is no more room."
-            }
-        }
-    }
-}
-
-/// The value of a limit, whatever its type.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LimitValue {
-    /// A size in bytes, or a count.
-    Number(u64),
-    /// The length of a wait.
-    Duration(Duration),
-    /// Whether something is done.
-    Switch(bool),
-    /// A choice for [`Limits::ledger_full`].
-    LedgerFull(LedgerFull),
-}
-
-impl fmt::Display for LimitValue {
-    /// Writes the value as an operator writes it in the configuration, without quotes.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Number(number) => number.fmt(f),
-            Self::Duration(duration) => write_duration(*duration, f),
-            Self::Switch(switch) => switch.fmt(f),
-            Self::LedgerFull(choice) => f.write_str(choice.as_str()),
-        }
-    }
-}
-
-/// Writes `duration` with the largest unit that gives a whole number; one minute is `60s`.
-fn write_duration(duration: Duration, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let (seconds, micros) = (duration.as_secs(), duration.subsec_micros());
-    match (seconds, micros) {
-        (0, micros) if micros % 1000 != 0 => write!(f, "{micros}us"),
-        (_, micros) if micros != 0 => write!(f, "{}ms", duration.as_millis()),
-        (seconds, _) if seconds != 0 && seconds % 3600 == 0 => write!(f, "{}h", seconds / 3600),
-        (seconds, _) if seconds > 60 && seconds % 60 == 0 => write!(f, "{}m", seconds / 60),
-        (seconds, _) => write!(f, "{seconds}s"),
-    }
-}
-
-/// The numbers that a limit may be set to, both ends included. A time has no range: it must be more
-/// than zero.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LimitRange {
-    /// The smallest number that is accepted.
-    pub min: u64,
-    /// The largest number; `u64::MAX` if there is no upper bound.
-    pub max: u64,
-}
-
-const ANY: LimitRange = between(0, u64::MAX);
-
-const fn between(min: u64, max: u64) -> LimitRange {
-    LimitRange { min, max }
-}
-
-const fn at_least(min: u64) -> LimitRange {
-    between(min, u64::MAX)
-}
-
-const fn at_most(max: u64) -> LimitRange {
-    between(0, max)
-}
-
-/// What an operator can know about a limit.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LimitDeclaration {
-    /// The name below `limits`; a switch of `failover` is named `failover.rate_limited`.
-    pub name: &'static str,
-    /// What it limits, and what happens beyond it.
-    pub description: String,
-    /// The value if the configuration does not set it.
-    pub default: LimitValue,
-    /// The range of a number.
-    pub range: LimitRange,
-}
-
-impl LimitDeclaration {
-    /// The name of the object that contains the limit, if it is not `limits` itself, and its name
-    /// there.
-    pub fn group_and_name(&self) -> (Option<&'static str>, &'static str) {
-        match self.name.split_once('.') {
-            Some((group, name)) => (Some(group), name),
-            None => (None, self.name),
-        }
-    }
-
-    /// The limit as a row of the Markdown table in `docs/limits.md`: name, default, range,
-    /// description.
-    pub fn table_row(&self) -> String {
-        let (name, default) = (self.name, self.default);
-        let range = match (self.default, self.range) {
-            (LimitValue::Number(_), ANY) => "any".to_owned(),
-            (LimitValue::Number(_), LimitRange { min, max: u64::MAX }) => format!("{min} or more"),
-            (LimitValue::Number(_), LimitRange { min, max }) => format!("{min} to {max}"),
-            (LimitValue::Duration(_), _) => "more than 0".to_owned(),
-            (LimitValue::Switch(_), _) => "`true`, `false`".to_owned(),
-            (LimitValue::LedgerFull(_), _) => LedgerFull::ALL
-                .map(|choice| format!("`{}`", choice.as_str()))
-                .join(", "),
-        };
-        format!(
-            "| `{name}` | `{default}` | {range} | {} |",
-            self.description
-        )
-    }
-}
-
-/// A type that a limit can have.
-trait LimitField: Sized {
-    fn to_value(&self) -> LimitValue;
-    fn from_value(value: LimitValue) -> Option<Self>;
-}
-
-macro_rules! limit_field {
-    ($type:ty, $variant:ident) => {
-        impl LimitField for $type {
-            fn to_value(&self) -> LimitValue {
-                LimitValue::$variant((*self).into())
-            }
-
-            fn from_value(value: LimitValue) -> Option<Self> {
-                match value {
-                    LimitValue::$variant(value) => value.try_into().ok(),
-                    _ => None,
-                }
-            }
-        }
-    };
-}
-
-limit_field!(u64, Number);
-limit_field!(u32, Number);
-limit_field!(Duration, Duration);
-limit_field!(bool, Switch);
-limit_field!(LedgerFull, LedgerFull);
-
 /// Declares a struct of limits: its fields, its defaults, what [`Limits::declarations`] tells of
 /// them, and how they are set by name. A name in the configuration is `prefix` and the field's
-/// name.
+/// name. A limit that is built into something at the start has `#[change(AtRestart)]`; the others
+/// are [`LimitChange::Live`].
 macro_rules! declare_limits {
     (
         prefix $prefix:literal;
         $(#[$struct_meta:meta])*
         pub struct $struct:ident {
-            $( $(#[doc = $doc:literal])+ $name:ident: $type:ty = $default:expr $(, $range:expr)?; )*
+            $(
+                $(#[doc = $doc:literal])+
+                $(#[change($change:ident)])?
+                $name:ident: $type:ty = $default:expr $(, $range:expr)?;
+            )*
         }
         $( group { $(#[$group_meta:meta])* $group:ident: $group_type:ty } )?
     ) => {
@@ -230,10 +78,24 @@ macro_rules! declare_limits {
                     description: [$($doc.trim()),+].join(" "),
                     default: defaults.$name.to_value(),
                     range: [$($range,)? ANY][0],
+                    change: [$(LimitChange::$change,)? LimitChange::Live][0],
                 }, )* ];
                 let groups: &[Vec<LimitDeclaration>] = &[ $( <$group_type>::declarations() )? ];
                 declarations.extend(groups.iter().flatten().cloned());
                 declarations
+            }
+
+            /// Returns the names of the limits that differ in `new` and apply only at a restart.
+            pub(crate) fn changed_at_restart(&self, new: &Self) -> Vec<&'static str> {
+                let mut names = Vec::new();
+                $(
+                    let change = [$(LimitChange::$change,)? LimitChange::Live][0];
+                    if change == LimitChange::AtRestart && self.$name != new.$name {
+                        names.push(concat!($prefix, stringify!($name)));
+                    }
+                )*
+                $( names.extend(self.$group.changed_at_restart(&new.$group)); )?
+                names
             }
 
             /// Sets the limit that the configuration calls `name`. Returns false if there is no
@@ -296,25 +158,31 @@ declare_limits! {
         /// response.
         discard_bytes: u64 = 16 * MIB;
         /// Connections from clients at a time, over all services.
+        #[change(AtRestart)]
         connections: u64 = 16_384, at_least(1);
         /// Concurrent streams of one HTTP/2 connection.
         http2_streams: u32 = 256, between(1, u32::MAX as u64);
         /// Requests whose ledger rows are not yet committed. Further requests are rejected with
         /// 503.
+        #[change(AtRestart)]
         settle_queue: u64 = 16_384, between(1, 1_048_576);
         /// Size of the ledger on disk. 0: no limit but the disk.
+        #[change(AtRestart)]
         ledger_bytes: u64 = 0;
         /// What to do with requests while the ledger cannot be written: reject them with 503
         /// (`refuse`), or forward them and write to the log what does not fit into `settle_queue`
         /// (`serve`).
+        #[change(AtRestart)]
         ledger_full: LedgerFull = LedgerFull::Refuse;
         /// Size of a WebSocket message. A larger one closes the socket with code 1009.
         websocket_message_bytes: u64 = 64 * MIB, at_least(1);
         /// WebSockets of one user at a time. Further handshakes are rejected with 503.
         websockets_per_user: u64 = 256, at_least(1);
         /// Sessions whose credential is remembered, and responses whose credential is.
+        #[change(AtRestart)]
         sessions: u64 = 65_536, at_least(1);
         /// Client addresses whose failed authentications are counted.
+        #[change(AtRestart)]
         auth_addresses: u64 = 4096, at_least(1);
         /// Time for a TLS handshake, with a client or with upstream.
         handshake_timeout: Duration = secs(10);
@@ -326,6 +194,7 @@ declare_limits! {
         /// Time for reading and discarding a rejected request's body.
         discard_timeout: Duration = secs(10);
         /// Time for which a client may stop reading what is sent to it.
+        #[change(AtRestart)]
         client_stall_timeout: Duration = minutes(5);
         /// Time for connecting to upstream, name lookup included.
         connect_timeout: Duration = secs(10);
@@ -337,6 +206,7 @@ declare_limits! {
         /// Time for which the last byte of a response waits until its ledger row is committed.
         commit_timeout: Duration = secs(10);
         /// Time that in-flight requests have to finish after a signal to stop.
+        #[change(AtRestart)]
         drain_timeout: Duration = secs(30);
         /// Time from the first attempt of a request until the head of its last attempt's response.
         /// After it no other credential is tried.
@@ -355,34 +225,47 @@ declare_limits! {
         /// Time for which an idle connection to upstream is kept open.
         upstream_keep_alive: Duration = secs(90);
         /// Time without requests after which a session's credential is forgotten.
+        #[change(AtRestart)]
         session_lifetime: Duration = hours(24);
         /// Threads for policies that are too slow to run on the threads that forward requests.
+        #[change(AtRestart)]
         policy_threads: u64 = 2, between(1, 256);
         /// Calls that wait for one of these threads. Further calls fail as unavailable.
+        #[change(AtRestart)]
         policy_queue: u64 = 1024, between(1, 1_048_576);
         /// Duration of a warm call above which a policy runs on these threads.
+        #[change(AtRestart)]
         policy_slow_after: Duration = Duration::from_micros(250);
         /// Time for which a start waits until a policy's component is compiled. After it
         /// compilation continues in the background.
         policy_start_wait: Duration = secs(3);
         /// Size of the compiled policies that are kept in `data_dir`. 0: none are kept.
+        #[change(AtRestart)]
         policy_cache_bytes: u64 = 256 * MIB;
         /// Faults within `policy_fault_window` after which a policy's circuit breaker opens.
+        #[change(AtRestart)]
         policy_faults: u64 = 5, between(1, 1000);
         /// Time within which faults are counted together.
+        #[change(AtRestart)]
         policy_fault_window: Duration = secs(60);
         /// Time for which the circuit breaker is first open. It doubles each time that it opens
         /// again.
+        #[change(AtRestart)]
         policy_quarantine: Duration = secs(10);
         /// Longest time for which the circuit breaker is open.
+        #[change(AtRestart)]
         policy_quarantine_max: Duration = minutes(10);
         /// Calls of a new policy generation during which two faults are enough to roll it back.
+        #[change(AtRestart)]
         policy_probation_calls: u64 = 100;
         /// Lines that one policy may write to the log per second.
+        #[change(AtRestart)]
         policy_log_lines: u64 = 100;
         /// Size of a record of policy calls. A new file is started beyond it.
+        #[change(AtRestart)]
         policy_record_bytes: u64 = 64 * MIB, at_least(4096);
         /// Full records that are kept besides the current one.
+        #[change(AtRestart)]
         policy_record_files: u64 = 4, at_most(1000);
     }
     group {

@@ -2,7 +2,7 @@
 
 /// What the gateway does with connections and requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum GatewayPhase {
+pub(crate) enum GatewayPhase {
     /// It accepts connections and requests.
     Running,
     /// It accepts no new ones; in-flight requests may finish.

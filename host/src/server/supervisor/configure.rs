@@ -226,7 +226,8 @@ pub(crate) fn needs_restart(
     let is_configured = |tag: &str| config.services.iter().any(|service| service.tag == tag);
     let removed = running.iter().filter(|(tag, _)| !is_configured(tag));
     parts.extend(removed.map(|(tag, _)| format!("service {tag:?} (removed)")));
-    parts.extend(limits_of_the_start(&startup.limits, &config.limits));
+    let limits = startup.limits.changed_at_restart(&config.limits);
+    parts.extend(limits.iter().map(|name| format!("limits.{name}")));
     parts
 }
 
@@ -259,41 +260,4 @@ fn changed_listen_fields(old: &ListenConfig, new: &ListenConfig) -> Vec<&'static
     .filter(|(_, differs)| *differs)
     .map(|(field, _)| field)
     .collect()
-}
-
-/// Returns the limits that differ and were built into something at the start: listeners, the
-/// ledger, sessions, the state of policies.
-fn limits_of_the_start(old: &Limits, new: &Limits) -> Vec<String> {
-    let mut names = Vec::new();
-    macro_rules! compare {
-        ($($name:ident),* $(,)?) => { $(
-            if old.$name != new.$name {
-                names.push(concat!("limits.", stringify!($name)).to_owned());
-            }
-        )* };
-    }
-    compare!(
-        connections,
-        settle_queue,
-        ledger_bytes,
-        ledger_full,
-        sessions,
-        session_lifetime,
-        auth_addresses,
-        client_stall_timeout,
-        drain_timeout,
-        policy_threads,
-        policy_queue,
-        policy_slow_after,
-        policy_cache_bytes,
-        policy_faults,
-        policy_fault_window,
-        policy_quarantine,
-        policy_quarantine_max,
-        policy_probation_calls,
-        policy_log_lines,
-        policy_record_bytes,
-        policy_record_files,
-    );
-    names
 }

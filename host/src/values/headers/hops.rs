@@ -11,23 +11,23 @@ use crate::values::hex::hex;
 use crate::values::limits::HOPS_MAX;
 
 /// The field that lists the hops of a request, the first one first. Only other gateways receive it.
-pub const HOPS: HeaderName = HeaderName::from_static("tollgate-hops");
+pub(crate) const HOPS: HeaderName = HeaderName::from_static("tollgate-hops");
 
 /// The length of an id before it is written in hexadecimal.
 const ID_BYTES: usize = 16;
 
 /// The random id of a gateway. It is the same after a restart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct GatewayId([u8; ID_BYTES]);
+pub(crate) struct GatewayId([u8; ID_BYTES]);
 
 impl GatewayId {
     /// Creates a gateway's id from random bytes.
-    pub fn new(random: [u8; ID_BYTES]) -> Self {
+    pub(crate) fn new(random: [u8; ID_BYTES]) -> Self {
         Self(random)
     }
 
     /// Reads an id as [`Self::to_text`] wrote it.
-    pub fn from_text(text: &[u8]) -> Option<Self> {
+    pub(crate) fn from_text(text: &[u8]) -> Option<Self> {
         let digits = text.trim_ascii();
         if digits.len() != 2 * ID_BYTES {
             return None;
@@ -41,13 +41,13 @@ impl GatewayId {
     }
 
     /// Returns the id as the text of a file.
-    pub fn to_text(self) -> String {
+    pub(crate) fn to_text(self) -> String {
         format!("{}\n", hex(&self.0))
     }
 
     /// Returns the id of one of the gateway's services. A service may use another one of the same
     /// gateway without a loop.
-    pub fn hop(self, service: &str) -> HopId {
+    pub(crate) fn hop(self, service: &str) -> HopId {
         let digest = Sha256::new()
             .chain_update(self.0)
             .chain_update(service)
@@ -58,11 +58,11 @@ impl GatewayId {
 
 /// The id of one service of a gateway.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HopId(String);
+pub(crate) struct HopId(String);
 
 /// Why a request is not forwarded any further. The operators of the gateways must act.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum HopError {
+pub(crate) enum HopError {
     /// The request was here before.
     #[error(
         "the request passed this gateway before: the external credentials of several gateways form a loop"
@@ -75,14 +75,14 @@ pub enum HopError {
 
 /// The hops of a request before this gateway.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct HopTrail(Vec<String>);
+pub(crate) struct HopTrail(Vec<String>);
 
 impl HopTrail {
     /// Reads the hops of a request that arrives at `here`.
     ///
     /// # Errors
     /// The request must not be forwarded.
-    pub fn read(headers: &HeaderMap, here: &HopId) -> Result<Self, HopError> {
+    pub(crate) fn read(headers: &HeaderMap, here: &HopId) -> Result<Self, HopError> {
         let mut hops = Vec::new();
         for field in headers.get_all(HOPS) {
             let list = field.to_str().map_err(|_| HopError::TooMany)?;
@@ -100,7 +100,7 @@ impl HopTrail {
     }
 
     /// Returns the field for the next gateway, with `here` as the last hop.
-    pub fn continued(&self, here: &HopId) -> Option<HeaderValue> {
+    pub(crate) fn continued(&self, here: &HopId) -> Option<HeaderValue> {
         let mut list = self.0.join(",");
         if !list.is_empty() {
             list.push(',');

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 /// Returns the kind of `value` with its article: `a string`.
-pub fn json_kind(value: &Value) -> &'static str {
+pub(crate) fn json_kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",
