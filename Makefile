@@ -12,7 +12,7 @@ WASM_TARGET := wasm32-wasip2
 # Linting does not link: any file can stand in for libFuzzer, whose C++ is then not built.
 FUZZ_ENV := CUSTOM_LIBFUZZER_PATH=$(CURDIR)/fuzz/Cargo.toml
 
-.PHONY: help demo test clock build lint deny docs examples clients bench bench-policies tools
+.PHONY: help demo test clock build lint deny docs examples clients tls bench bench-policies tools
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +64,10 @@ deny: $(DENY)
 docs:
 	@echo "== the documentation"
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --workspace --lib --exclude scripted-upstream
+
+tls: tools ## Run testssl.sh against the gateway.
+	@command -v testssl > /dev/null || { echo "== installing testssl.sh"; apt-get update -qq && apt-get install -y -qq testssl.sh; }
+	$(CARGO) test --locked --test requests -- --ignored testssl
 
 clients: ## Run openai-python, openai-node and the Codex CLI against the gateway.
 	$(CARGO) build --locked --workspace --bins

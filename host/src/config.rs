@@ -20,10 +20,11 @@ use schemars::generate::SchemaSettings;
 use serde_json::Value;
 
 pub use model::{
-    AdminConfig, Config, CredentialConfig, CredentialSource, KeepAliveTimes, ListenAddress,
-    ListenConfig, ListenOptions, LogConfig, LogOutput, POLICY_MEMORY, POLICY_TIMEOUT, PolicyConfig,
-    PolicyId, PolicySource, PoolConfig, ProxyProtocol, ServiceConfig, TlsConfig, TlsVersion,
-    TrustedProxies, UpstreamEndpoints, UserConfig, WindowCaps,
+    AdminConfig, ClientAuthentication, ClientAuthenticationMode, Config, CredentialConfig,
+    CredentialSource, KeepAliveTimes, KeyExchange, ListenAddress, ListenConfig, ListenOptions,
+    LogConfig, LogOutput, POLICY_MEMORY, POLICY_TIMEOUT, PemContent, PemSource, PolicyConfig,
+    PolicyId, PolicySource, PoolConfig, ProxyProtocol, ServiceConfig, Tls12Suite, TlsConfig,
+    TlsVersion, TrustedProxies, UpstreamEndpoints, UserConfig, WindowCaps,
 };
 pub use path::ConfigPath;
 pub use problem::ConfigProblem;

@@ -1,20 +1,31 @@
 //! TLS towards clients.
 //!
-//! Owns the server's rustls settings and its handshakes. Does not know what is spoken inside.
+//! Owns the server's rustls settings, the certificates that they are made from, and handshakes.
+//! Does not know what is spoken inside, or when a file changes. Invariant: a [`TlsServer`] is
+//! complete; of files that cannot be used, none is made.
+
+mod algorithms;
+mod certificate;
+mod clients;
+mod hybrid;
+mod material;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ServerConfig;
-use rustls::crypto::ring;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use crate::config::{ConfigProblem, TlsConfig, TlsVersion};
+use self::algorithms::{protocol_versions, provider};
+use self::certificate::ServerCertificate;
+use self::clients::client_verifier;
+use crate::config::{ConfigProblem, TlsConfig};
+use crate::values::clock::Timestamp;
+
+pub(crate) use self::material::{MaterialDigest, TlsMaterial};
 
 /// A client's connection after its handshake.
 pub(crate) type TlsConnection<S> = TlsStream<S>;
@@ -22,7 +33,7 @@ pub(crate) type TlsConnection<S> = TlsStream<S>;
 /// Why a handshake did not complete.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HandshakeError {
-    /// It took longer than `limits.handshake_timeout`.
+    /// It took longer than the section's or the limits' `handshake_timeout`.
     #[error("tls handshake: timed out")]
     TimedOut,
     /// The client and the gateway did not agree, or the connection broke.
@@ -34,6 +45,9 @@ pub(crate) enum HandshakeError {
 pub(crate) struct TlsServer {
     acceptor: TlsAcceptor,
     handshake_timeout: Duration,
+    expires_at: Timestamp,
+    digest: MaterialDigest,
+    warnings: Arc<[ConfigProblem]>,
 }
 
 impl std::fmt::Debug for TlsServer {
@@ -43,37 +57,56 @@ impl std::fmt::Debug for TlsServer {
 }
 
 impl TlsServer {
-    /// Creates a server with the certificate, the key and the versions of `config`.
+    /// Creates a server with the settings of `config` and the texts that it names.
     ///
     /// # Errors
-    /// The certificate or the key cannot be used; the problem names its place in the configuration.
+    /// Everything that cannot be used; each problem names its place in the configuration.
     pub(crate) fn new(
         config: &TlsConfig,
+        material: &TlsMaterial,
         handshake_timeout: Duration,
-    ) -> Result<Self, ConfigProblem> {
-        let chain = certificate_chain(config)?;
-        let key = PrivateKeyDer::from_pem_slice(config.key.expose().as_bytes()).map_err(|_| {
-            ConfigProblem::new(
-                config.key_field.clone(),
-                "expected a private key in PEM, found none",
-            )
-        })?;
-        let mut server = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+    ) -> Result<Self, Vec<ConfigProblem>> {
+        let provider = Arc::new(provider(config));
+        let mut problems = Vec::new();
+        let certificate = ServerCertificate::new(config, material, &provider)
+            .map_err(|found| problems.extend(found));
+        let clients =
+            client_verifier(config, material, &provider).map_err(|found| problems.extend(found));
+        let (Ok(certificate), Ok(clients)) = (certificate, clients) else {
+            return Err(problems);
+        };
+        let mut server = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&protocol_versions(config))
             .map_err(|error| {
-                ConfigProblem::new(config.certificate_field.clone(), error.to_string())
+                let field = config.certificate.field.clone();
+                vec![ConfigProblem::new(field, error.to_string())]
             })?
-            .with_no_client_auth()
-            .with_single_cert(chain, key)
-            .map_err(|error| certificate_problem(config, &error))?;
+            .with_client_cert_verifier(clients)
+            .with_cert_resolver(certificate.resolver());
         server.alpn_protocols.clone_from(&config.alpn);
+        // Clients without a preference get the stronger suite.
+        server.ignore_client_order = true;
         Ok(Self {
             acceptor: TlsAcceptor::from(Arc::new(server)),
-            handshake_timeout,
+            handshake_timeout: config.handshake_timeout.unwrap_or(handshake_timeout),
+            expires_at: certificate.expires_at(),
+            digest: material.digest(),
+            warnings: certificate.into_warnings().into(),
         })
     }
 
-    /// Performs the handshake.
+    /// Reads the texts that `config` names, and creates a server. Blocks.
+    ///
+    /// # Errors
+    /// As [`TlsServer::new`], and files that cannot be read.
+    pub(crate) fn load(
+        config: &TlsConfig,
+        handshake_timeout: Duration,
+    ) -> Result<Self, Vec<ConfigProblem>> {
+        Self::new(config, &TlsMaterial::read(config)?, handshake_timeout)
+    }
+
+    /// Performs the handshake of a new connection.
     ///
     /// # Errors
     /// The handshake failed or timed out.
@@ -87,52 +120,24 @@ impl TlsServer {
             Err(_) => Err(HandshakeError::TimedOut),
         }
     }
+
+    /// Returns when the certificate expires.
+    pub(crate) fn expires_at(&self) -> Timestamp {
+        self.expires_at
+    }
+
+    /// Returns the digest of the texts that the server was made from.
+    pub(crate) fn digest(&self) -> MaterialDigest {
+        self.digest
+    }
+
+    /// Returns what an operator should know about the certificate.
+    pub(crate) fn warnings(&self) -> &[ConfigProblem] {
+        &self.warnings
+    }
 }
 
 /// Whether the client and the gateway negotiated HTTP/2.
 pub(crate) fn is_http2<S>(connection: &TlsConnection<S>) -> bool {
     connection.get_ref().1.alpn_protocol() == Some(b"h2")
-}
-
-fn certificate_chain(config: &TlsConfig) -> Result<Vec<CertificateDer<'static>>, ConfigProblem> {
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&config.certificate).collect();
-    let problem = |found: &str| {
-        ConfigProblem::new(
-            config.certificate_field.clone(),
-            format!("expected certificates in PEM, found {found}"),
-        )
-    };
-    match chain {
-        Ok(chain) if chain.is_empty() => Err(problem("none")),
-        Ok(chain) => Ok(chain),
-        Err(_) => Err(problem("something else")),
-    }
-}
-
-fn protocol_versions(config: &TlsConfig) -> Vec<&'static rustls::SupportedProtocolVersion> {
-    [
-        (TlsVersion::V1_2, &rustls::version::TLS12),
-        (TlsVersion::V1_3, &rustls::version::TLS13),
-    ]
-    .into_iter()
-    .filter(|(version, _)| (config.min_version..=config.max_version).contains(version))
-    .map(|(_, version)| version)
-    .collect()
-}
-
-fn certificate_problem(config: &TlsConfig, error: &rustls::Error) -> ConfigProblem {
-    match error {
-        rustls::Error::InvalidCertificate(_) => ConfigProblem::new(
-            config.certificate_field.clone(),
-            "expected certificates in PEM, found an unreadable one",
-        ),
-        rustls::Error::InconsistentKeys(_) => ConfigProblem::new(
-            config.key_field.clone(),
-            "expected the private key of the certificate, found that of another",
-        ),
-        other => ConfigProblem::new(
-            config.key_field.clone(),
-            format!("cannot be used with the certificate: {other}"),
-        ),
-    }
 }

@@ -1,10 +1,9 @@
-//! The resolved configuration: every field can be used as it is. Tags are resolved to indices,
-//! defaults are filled in, and the files that a service needs to start (its certificate and key)
-//! are read.
+//! The resolved configuration: every field can be used as it is. Tags are resolved to indices, and
+//! defaults are filled in.
 
 mod listen;
+mod tls;
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,6 +13,10 @@ use serde_json::Value;
 
 pub use listen::{
     KeepAliveTimes, ListenAddress, ListenConfig, ListenOptions, ProxyProtocol, TrustedProxies,
+};
+pub use tls::{
+    ClientAuthentication, ClientAuthenticationMode, KeyExchange, PemContent, PemSource, Tls12Suite,
+    TlsConfig, TlsVersion,
 };
 
 use super::path::ConfigPath;
@@ -203,42 +206,6 @@ pub struct UpstreamEndpoints {
     pub api: Uri,
     /// The URL that refresh tokens are presented to.
     pub token: Uri,
-}
-
-/// TLS towards clients. The PEM texts are read, but not parsed.
-#[derive(Clone)]
-pub struct TlsConfig {
-    /// The certificate chain, in PEM.
-    pub certificate: Vec<u8>,
-    /// The private key, in PEM.
-    pub key: SecretString,
-    /// The field that the certificate chain came from.
-    pub certificate_field: ConfigPath,
-    /// The field that the private key came from.
-    pub key_field: ConfigPath,
-    /// The protocols that are offered, the preferred one first.
-    pub alpn: Vec<Vec<u8>>,
-    /// The lowest version that is accepted.
-    pub min_version: TlsVersion,
-    /// The highest version that is accepted.
-    pub max_version: TlsVersion,
-}
-
-impl fmt::Debug for TlsConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TlsConfig")
-            .field("alpn", &self.alpn)
-            .finish_non_exhaustive()
-    }
-}
-
-/// A version of TLS that can be accepted, older ones first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum TlsVersion {
-    /// TLS 1.2 (RFC 5246).
-    V1_2,
-    /// TLS 1.3 (RFC 8446).
-    V1_3,
 }
 
 /// A policy and the limits that it runs under.

@@ -28,6 +28,7 @@ use super::background::BackgroundTasks;
 use super::policies::PolicyStatus;
 use super::status::GatewayStatus;
 use super::supervisor::{CommandError, CommandSender, PolicyReply, SupervisorCommand};
+use super::upkeep::certificates::CertificateReport;
 use crate::credentials::CredentialHealth;
 use crate::files::io_reason;
 use crate::metrics::CONTENT_TYPE as METRICS_CONTENT_TYPE;
@@ -52,6 +53,9 @@ struct ServiceReport {
     service: String,
     /// In the order of the configuration.
     credentials: Vec<CredentialReport>,
+    /// The certificate, if the service has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls: Option<CertificateReport>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -317,12 +321,18 @@ impl AdminApi {
     fn status_report(&self) -> StatusReport {
         let now = Timestamp::now();
         let services = self.status.services();
+        let certificates = self.status.certificates();
+        let certificate = |service: &str| {
+            let found = certificates.iter().find(|known| known.service() == service);
+            found.and_then(|found| found.report())
+        };
         StatusReport {
             at: now.0,
             services: services
                 .into_iter()
                 .map(|service| ServiceReport {
                     service: service.tag().to_owned(),
+                    tls: certificate(service.tag()),
                     credentials: service
                         .health(now)
                         .into_iter()

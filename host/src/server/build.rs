@@ -187,9 +187,13 @@ pub fn check(mut config: Config) -> Result<Vec<ConfigProblem>, StartError> {
             }
         }
     }
+    let certificates = read_certificates(&config).map(|certificates| {
+        let presented = certificates.iter().flatten();
+        warnings.extend(presented.flat_map(TlsServer::warnings).cloned());
+    });
     for checked in [
         load_initial(&config, &StartWait::Unlimited).map(drop),
-        read_certificates(&config).map(drop),
+        certificates,
     ] {
         match checked {
             Err(StartError::Config(error)) => problems.extend(error.problems),
@@ -211,10 +215,10 @@ pub(super) fn read_certificates(config: &Config) -> Result<Vec<Option<TlsServer>
         let tls = service
             .tls
             .as_ref()
-            .map(|tls| TlsServer::new(tls, config.limits.handshake_timeout));
+            .map(|tls| TlsServer::load(tls, config.limits.handshake_timeout));
         match tls.transpose() {
             Ok(tls) => certificates.push(tls),
-            Err(problem) => problems.push(problem),
+            Err(found) => problems.extend(found),
         }
     }
     reject_problems(problems)?;

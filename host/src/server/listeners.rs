@@ -142,10 +142,11 @@ impl AcceptContext<'_> {
         upkeep: &Upkeep,
     ) -> RunningService {
         let running = RunningService::start(config.clone(), service, tls, upkeep);
+        self.status.add_certificate(running.certificate());
         let connections = ConnectionContext {
             live: running.live(),
             proxy_protocol: config.listen.proxy_protocol,
-            tls: running.tls(),
+            tls: running.certificate().server(),
             phases: self.phases.clone(),
         };
         tokio::spawn(accept(listener, connections));

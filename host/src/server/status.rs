@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::policies::{LastReload, PolicyTable, ReloadOutcome};
+use super::upkeep::certificates::CertificateState;
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::pipeline::Service;
@@ -20,6 +21,8 @@ pub(super) struct GatewayStatus {
     /// Weak: the gateway has drained when the last service is gone.
     services: RwLock<Vec<Weak<Service>>>,
     policies: Mutex<PolicyTable>,
+    /// In the order of the services at the start.
+    certificates: RwLock<Vec<Arc<CertificateState>>>,
     configurations: Mutex<ConfigurationReloads>,
     ledger: Weak<Ledger>,
     metrics: Arc<Metrics>,
@@ -45,6 +48,7 @@ impl GatewayStatus {
         Self {
             services: RwLock::new(services),
             policies: Mutex::new(policies),
+            certificates: RwLock::default(),
             configurations: Mutex::default(),
             ledger: Arc::downgrade(ledger),
             metrics: Arc::clone(metrics),
@@ -70,6 +74,20 @@ impl GatewayStatus {
             .services
             .write()
             .unwrap_or_else(PoisonError::into_inner) = services;
+    }
+
+    pub(super) fn add_certificate(&self, certificate: &Arc<CertificateState>) {
+        self.certificates
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(Arc::clone(certificate));
+    }
+
+    pub(super) fn certificates(&self) -> Vec<Arc<CertificateState>> {
+        self.certificates
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// The ledger; `None` once it is closed.

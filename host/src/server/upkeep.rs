@@ -1,12 +1,14 @@
 //! The upkeep of credentials beside requests: their files are watched, their tokens refreshed,
-//! their usage polled.
+//! their usage polled. The files of certificates are watched, too.
 //!
 //! Owns three tasks for each credential. Does not know how a refresh or a poll changes a
 //! credential. Invariant: a refresh that has begun runs to its end, because its refresh token is
 //! spent.
 
+pub(super) mod certificates;
 mod poll;
 pub(super) mod refresh;
+mod stop;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,8 +17,10 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::{sleep, timeout};
 
+use self::certificates::{CertificateFiles, CertificateState, follow_files};
 use self::poll::poll;
 use self::refresh::{RefreshProcess, TokenRefresher};
+use self::stop::{REREAD_INTERVAL, StopSignal};
 use super::background::BackgroundTasks;
 use crate::credentials::{BrokenFile, Credential, FileCheck, RefreshJob, RefreshOutcome};
 use crate::files::FileSettling;
@@ -26,9 +30,6 @@ use crate::values::clock::Timestamp;
 use crate::values::limits::Limits;
 use crate::values::phase::GatewayPhase;
 use crate::watch::FileWatcher;
-
-/// How often a file is read without a change event: some file systems send none.
-const REREAD_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Files that are read at once. Each read takes a thread for as long as the disk needs.
 const CONCURRENT_READS: usize = 4;
@@ -53,24 +54,6 @@ pub(super) enum RunningTasks {
     Keep,
     /// All of them, because they hold outdated settings.
     Restart,
-}
-
-/// Tells a task when to end: the gateway shuts down, or its [`CredentialUpkeep`] was dropped.
-#[derive(Clone)]
-struct StopSignal {
-    phases: watch::Receiver<GatewayPhase>,
-    upkeep: watch::Receiver<()>,
-}
-
-impl StopSignal {
-    async fn received(&mut self) {
-        let dropped = async { while self.upkeep.changed().await.is_ok() {} };
-        tokio::select! {
-            // An error means that the gateway was dropped.
-            _ = self.phases.wait_for(|phase| *phase != GatewayPhase::Running) => {}
-            () = dropped => {}
-        }
-    }
 }
 
 /// Starts and stops the tasks of credentials.
@@ -146,6 +129,28 @@ impl Upkeep {
         upkeep
     }
 
+    /// Starts to follow the files of a certificate, until the returned sender is dropped.
+    pub(super) fn follow_certificate(
+        &self,
+        state: &Arc<CertificateState>,
+        files: CertificateFiles,
+    ) -> watch::Sender<()> {
+        let (stop, upkeep) = watch::channel(());
+        let stop_signal = StopSignal::new(&self.phases, upkeep);
+        let changed = Arc::new(Notify::new());
+        for path in files.paths() {
+            self.watcher.watch(path, &changed);
+        }
+        let following = follow_files(Arc::clone(state), files, changed, stop_signal);
+        self.tasks.spawn(following);
+        stop
+    }
+
+    /// Returns the limits of tasks that are started now.
+    pub(super) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
     fn start_credential(
         &self,
         credential: &Arc<Credential>,
@@ -154,10 +159,7 @@ impl Upkeep {
         chatgpt: &Arc<str>,
     ) -> CredentialUpkeep {
         let (stop, upkeep) = watch::channel(());
-        let stop_signal = StopSignal {
-            phases: self.phases.clone(),
-            upkeep,
-        };
+        let stop_signal = StopSignal::new(&self.phases, upkeep);
         if credential.path().is_some() {
             self.start_watching(credential, stop_signal.clone());
             self.start_refreshing(credential, refresher, stop_signal.clone());

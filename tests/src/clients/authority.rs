@@ -1,13 +1,19 @@
 //! Certificates made for the tests, and what trusts them.
 
+use std::ops::Range;
 use std::sync::{Arc, LazyLock};
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rustls::client::WantsClientCert;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::ParsedCertificate;
 use rustls::version::{TLS12, TLS13};
-use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
+use rustls::{ClientConfig, ConfigBuilder, RootCertStore, ServerConfig, SupportedProtocolVersion};
+use sha2::{Digest, Sha256};
 use tokio_rustls::TlsConnector;
 
 /// The supported versions of TLS.
@@ -34,6 +40,10 @@ impl Authority {
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::new(Vec::<String>::new()).expect("no names");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        // Another name than that of the certificates that it signs, which is a default.
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "authority of a test");
         let pem = params.self_signed(&key).expect("signs").pem();
         Self {
             pem,
@@ -43,9 +53,26 @@ impl Authority {
 
     /// Signs a certificate for these host names and addresses.
     pub fn sign(&self, names: &[&str]) -> Certificate {
+        self.sign_changed(names, |_| {})
+    }
+
+    /// Signs a certificate for these names that is valid in these years.
+    pub fn sign_for_years(&self, names: &[&str], years: Range<i32>) -> Certificate {
+        self.sign_changed(names, |params| {
+            params.not_before = rcgen::date_time_ymd(years.start, 1, 1);
+            params.not_after = rcgen::date_time_ymd(years.end, 1, 1);
+        })
+    }
+
+    fn sign_changed(
+        &self,
+        names: &[&str],
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Certificate {
         let key = KeyPair::generate().expect("a key");
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        let params = CertificateParams::new(names).expect("names");
+        let mut params = CertificateParams::new(names).expect("names");
+        change(&mut params);
         let pem = params.signed_by(&key, &self.issuer).expect("signs").pem();
         Certificate {
             pem,
@@ -59,17 +86,42 @@ impl Authority {
         versions: &[&'static SupportedProtocolVersion],
         alpn: &[&str],
     ) -> TlsConnector {
+        let mut config = self.trusting(versions).with_no_client_auth();
+        config.alpn_protocols = protocol_names(alpn);
+        TlsConnector::from(Arc::new(config))
+    }
+
+    /// As [`Authority::client`], with a client that presents `certificate`.
+    ///
+    /// # Panics
+    /// Panics if the certificate and its key do not belong together.
+    pub fn client_presenting(
+        &self,
+        versions: &[&'static SupportedProtocolVersion],
+        alpn: &[&str],
+        certificate: &Certificate,
+    ) -> TlsConnector {
+        let key = PrivateKeyDer::from_pem_slice(certificate.key.as_bytes()).expect("PEM");
+        let mut config = self
+            .trusting(versions)
+            .with_client_auth_cert(vec![certificate.der()], key)
+            .expect("a certificate and its key");
+        config.alpn_protocols = protocol_names(alpn);
+        TlsConnector::from(Arc::new(config))
+    }
+
+    fn trusting(
+        &self,
+        versions: &[&'static SupportedProtocolVersion],
+    ) -> ConfigBuilder<ClientConfig, WantsClientCert> {
         let mut roots = RootCertStore::empty();
         roots
             .add(CertificateDer::from_pem_slice(self.pem.as_bytes()).expect("PEM"))
             .expect("a root");
-        let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_protocol_versions(versions)
             .expect("versions")
             .with_root_certificates(roots)
-            .with_no_client_auth();
-        config.alpn_protocols = protocol_names(alpn);
-        TlsConnector::from(Arc::new(config))
     }
 }
 
@@ -80,15 +132,28 @@ impl Default for Authority {
 }
 
 impl Certificate {
+    /// Returns the SHA-256 digest of its public key, in base64.
+    ///
+    /// # Panics
+    /// Panics if it is not a certificate.
+    pub fn public_key_sha256(&self) -> String {
+        let certificate = self.der();
+        let parsed = ParsedCertificate::try_from(&certificate).expect("a certificate");
+        STANDARD.encode(Sha256::digest(parsed.subject_public_key_info()))
+    }
+
+    fn der(&self) -> CertificateDer<'static> {
+        CertificateDer::from_pem_slice(self.pem.as_bytes()).expect("PEM")
+    }
+
     /// Returns the settings of a TLS server with this certificate that accepts `alpn`.
     pub fn server(&self, alpn: &[&str]) -> Arc<ServerConfig> {
-        let certificate = CertificateDer::from_pem_slice(self.pem.as_bytes()).expect("PEM");
         let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).expect("PEM");
         let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_protocol_versions(TLS_VERSIONS)
             .expect("versions")
             .with_no_client_auth()
-            .with_single_cert(vec![certificate], key)
+            .with_single_cert(vec![self.der()], key)
             .expect("a certificate");
         config.alpn_protocols = protocol_names(alpn);
         Arc::new(config)

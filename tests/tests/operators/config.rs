@@ -15,9 +15,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 
-use rcgen::CertifiedKey;
+use rcgen::{CertificateParams, CertifiedKey, KeyPair};
 use tempfile::TempDir;
-use tollgate_tests::binary;
+use tollgate_tests::{Authority, binary};
 
 /// A part of every secret in every case, as a text and as a number. No output may contain either.
 const CANARIES: [&str; 2] = ["canary", "8675309"];
@@ -56,6 +56,9 @@ fn write_fixtures(folder: &Path) {
         "text.txt",
         b"canary-text: neither JSON nor PEM nor WebAssembly\n",
     );
+    for (name, content) in chains(key) {
+        write(name, content.as_bytes());
+    }
     write("empty", b"");
     write("key-auth.json", br#"{ "OPENAI_API_KEY": "sk-canary" }"#);
     for tag in ["a", "b"] {
@@ -78,6 +81,31 @@ fn write_fixtures(folder: &Path) {
         &[COMPONENT, &imports(&["wasi:sockets/tcp@0.2.6"]), &pricer].concat(),
     );
     fs::create_dir(folder.join("folder")).expect("a folder can be made");
+}
+
+/// Returns further certificates: of the key in `key.pem`, outside their validity and beside another,
+/// and a chain whose key is `chain-key.pem`.
+fn chains(key: &str) -> [(&'static str, String); 6] {
+    let key = KeyPair::from_pem(key).expect("the key of the fixtures");
+    let of_years = |from, until| {
+        let mut params = CertificateParams::new(["localhost".to_owned()]).expect("a name");
+        params.not_before = rcgen::date_time_ymd(from, 1, 1);
+        params.not_after = rcgen::date_time_ymd(until, 1, 1);
+        params.self_signed(&key).expect("it can be signed").pem()
+    };
+    let authority = Authority::new();
+    let leaf = authority.sign(&["localhost"]);
+    [
+        ("expired.pem", of_years(2001, 2002)),
+        ("future.pem", of_years(3000, 3001)),
+        ("cert-and-other.pem", of_years(2001, 4000) + &authority.pem),
+        ("chain.pem", format!("{}{}", leaf.pem, authority.pem)),
+        (
+            "chain-out-of-order.pem",
+            format!("{}{}", authority.pem, leaf.pem),
+        ),
+        ("chain-key.pem", leaf.key),
+    ]
 }
 
 /// The header of a WebAssembly component, which is also an empty component.

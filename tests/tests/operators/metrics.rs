@@ -4,7 +4,9 @@
 use http::StatusCode;
 use serde_json::{Value, json};
 use tollgate_tests::upstream::{Reply, Standing};
-use tollgate_tests::{Client, Metrics, Rig, Row, component, turn, unix_in, wait_for_rows};
+use tollgate_tests::{
+    Authority, Client, Metrics, Rig, Row, component, turn, unix_in, wait_for_rows,
+};
 
 /// A team on a fallback pool, with an admin listener, and alice's client.
 async fn team(tags: &[&str]) -> (Rig, Client) {
@@ -25,7 +27,7 @@ async fn scraped(rig: &Rig) -> Metrics {
 }
 
 /// All families: a new one must be added here.
-pub(crate) const FAMILIES: [(&str, &str); 32] = [
+pub(crate) const FAMILIES: [(&str, &str); 35] = [
     ("tollgate_build_info", "gauge"),
     ("tollgate_requests_total", "counter"),
     ("http_server_request_duration_seconds", "histogram"),
@@ -46,6 +48,9 @@ pub(crate) const FAMILIES: [(&str, &str); 32] = [
     ("tollgate_ledger_queue", "gauge"),
     ("tollgate_ledger_failing", "gauge"),
     ("tollgate_ledger_commit_duration_seconds", "histogram"),
+    ("tollgate_tls_certificate_expiry_timestamp_seconds", "gauge"),
+    ("tollgate_tls_failing", "gauge"),
+    ("tollgate_tls_reloads_total", "counter"),
     ("tollgate_policy_calls_total", "counter"),
     ("tollgate_policy_refusals_total", "counter"),
     ("tollgate_policy_generation", "gauge"),
@@ -69,6 +74,14 @@ async fn every_family_is_there_and_well_formed_before_and_after_traffic() {
         "tag": "mine", "kind": "pricer", "path": "builtin:openai-pricing", "shadow": component("openai-pricing"),
     }]);
     config["services"][0]["pricer"] = json!("mine");
+    let certificate = Authority::new().sign(&["localhost"]);
+    let mut secure = rig.config(json!({
+        "tag": "secure",
+        "credentials": [rig.oauth("b")],
+        "tls": { "enabled": true, "certificate": certificate.pem, "key": certificate.key },
+    }));
+    let services = config["services"].as_array_mut().expect("a list");
+    services.push(secure["services"][0].take());
     let client = rig.start_polled(config).await.token("token-alice");
     // Parsing checks each line.
     scraped(&rig).await;

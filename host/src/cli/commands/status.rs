@@ -58,6 +58,12 @@ fn as_text(status: &Value) -> String {
             notes.extend(note(&name, credential));
             rows.push(cells(name, credential, at));
         }
+        if let Some(problem) = service["tls"]["problem"].as_str() {
+            let service = text(service, "service");
+            notes.push(format!(
+                "{service}: the new certificate is not in use: {problem}"
+            ));
+        }
     }
     let side = |column: usize| {
         if matches!(column, 2 | 4 | 8 | 9) {

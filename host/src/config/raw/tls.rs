@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::form::OneOrMany;
+use super::form::{OneOrMany, RawDuration};
 use super::unsupported::{UnsupportedField, fields, requested};
 
 /// TLS between the clients and the gateway.
@@ -14,38 +14,45 @@ pub(in crate::config) struct RawTls {
     pub(in crate::config) enabled: bool,
     /// The certificate chain in PEM: a list of lines, or one text.
     pub(in crate::config) certificate: OneOrMany<String>,
-    /// The certificate chain's file.
+    /// The certificate chain's file. The gateway reads it again when it changes.
     pub(in crate::config) certificate_path: Option<String>,
     /// The private key in PEM: a list of lines, or one text.
     pub(in crate::config) key: OneOrMany<String>,
-    /// The private key's file.
+    /// The private key's file. The gateway reads it again when it changes.
     pub(in crate::config) key_path: Option<String>,
+    /// The name that clients connect to. The gateway warns if the certificate is not valid for it.
+    pub(in crate::config) server_name: Option<String>,
     /// The protocols to offer, the preferred one first. Default: `h2`, `http/1.1`.
     pub(in crate::config) alpn: OneOrMany<String>,
     /// The lowest version: `1.2` or `1.3`. Default: `1.2`.
     pub(in crate::config) min_version: Option<String>,
     /// The highest version: `1.2` or `1.3`. Default: `1.3`.
     pub(in crate::config) max_version: Option<String>,
-    /// Not supported yet: the server name that clients must ask for.
-    server_name: UnsupportedField,
-    /// Not supported yet: whether certificates are accepted unchecked.
-    insecure: UnsupportedField,
-    /// Not supported yet: the cipher suites to offer.
-    cipher_suites: UnsupportedField,
-    /// Not supported yet: the key exchanges to offer, the preferred one first.
-    curve_preferences: UnsupportedField,
-    /// Not supported yet: whether clients present a certificate.
-    client_authentication: UnsupportedField,
-    /// Not supported yet: the certificates that clients are checked against, in PEM.
-    client_certificate: UnsupportedField,
-    /// Not supported yet: the files of the certificates that clients are checked against.
-    client_certificate_path: UnsupportedField,
-    /// Not supported yet: whether the kernel encrypts what is sent.
-    kernel_tx: UnsupportedField,
-    /// Not supported yet: whether the kernel decrypts what is received.
-    kernel_rx: UnsupportedField,
-    /// Not supported yet: how long a handshake may take.
-    handshake_timeout: UnsupportedField,
+    /// The cipher suites to offer for TLS 1.2, in any order. Those of TLS 1.3 are always offered.
+    /// Default: all that are supported.
+    pub(in crate::config) cipher_suites: OneOrMany<String>,
+    /// The key exchanges to offer, in any order: `X25519MLKEM768`, `X25519`, `P256`, `P384`.
+    /// Default: all that are supported.
+    pub(in crate::config) curve_preferences: OneOrMany<String>,
+    /// Whether clients present certificates: `no`, `request`, `require-any`, `verify-if-given` or
+    /// `require-and-verify`. Default: `no`, or `require-and-verify` if a certificate or a public
+    /// key to verify with is set.
+    pub(in crate::config) client_authentication: Option<String>,
+    /// The certificates of the authorities that sign those of clients, in PEM: a list of lines, or
+    /// one text.
+    pub(in crate::config) client_certificate: OneOrMany<String>,
+    /// The files of the authorities' certificates. The gateway reads them again when they change.
+    pub(in crate::config) client_certificate_path: OneOrMany<String>,
+    /// The SHA-256 digests, in base64, of the public keys that clients may have.
+    pub(in crate::config) client_certificate_public_key_sha256: OneOrMany<String>,
+    /// Time for a handshake. Default: `limits.handshake_timeout`.
+    pub(in crate::config) handshake_timeout: Option<RawDuration>,
+    /// Without effect: kernel TLS is not used.
+    pub(in crate::config) kernel_tx: bool,
+    /// Without effect: kernel TLS is not used.
+    pub(in crate::config) kernel_rx: bool,
+    /// Without effect: it is a setting of clients.
+    pub(in crate::config) insecure: bool,
     /// Not supported yet: the provider that the certificate comes from.
     certificate_provider: UnsupportedField,
     /// Not supported yet: a certificate that is issued over ACME.
@@ -60,16 +67,6 @@ impl RawTls {
     /// The fields that are set, but not supported.
     pub(in crate::config) fn unsupported_fields(&self) -> Vec<&'static str> {
         requested(&fields!(self:
-            server_name,
-            insecure,
-            cipher_suites,
-            curve_preferences,
-            client_authentication,
-            client_certificate,
-            client_certificate_path,
-            kernel_tx,
-            kernel_rx,
-            handshake_timeout,
             certificate_provider,
             acme,
             ech,

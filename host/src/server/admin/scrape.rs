@@ -16,6 +16,7 @@ pub(super) fn text(status: &GatewayStatus) -> String {
     let version = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
     metrics.gauge("tollgate_build_info", "Running version", [(version, 1.0)]);
     services(status, &mut metrics);
+    certificates(status, &mut metrics);
     ledger(status, &mut metrics);
     policies(status, &mut metrics);
     configurations(status, &mut metrics);
@@ -83,6 +84,40 @@ fn services(status: &GatewayStatus, metrics: &mut ObservedMetrics) {
     for (name, help, samples) in gauges {
         metrics.gauge(name, help, samples);
     }
+}
+
+fn certificates(status: &GatewayStatus, metrics: &mut ObservedMetrics) {
+    let (mut expiry, mut failing, mut reloads) = (
+        MetricSamples::new(),
+        MetricSamples::new(),
+        MetricSamples::new(),
+    );
+    for certificate in status.certificates() {
+        let Some(report) = certificate.report() else {
+            continue;
+        };
+        let labels = vec![("service", certificate.service().to_owned())];
+        expiry.push((labels.clone(), report.expires_at as f64 / 1e3));
+        failing.push((labels.clone(), f64::from(report.problem.is_some())));
+        for (outcome, count) in [("ok", report.replaced), ("failed", report.rejected)] {
+            reloads.push((with(&labels, "outcome", outcome), count as f64));
+        }
+    }
+    metrics.gauge(
+        "tollgate_tls_certificate_expiry_timestamp_seconds",
+        "Unix time at which a service's certificate expires",
+        expiry,
+    );
+    metrics.gauge(
+        "tollgate_tls_failing",
+        "Whether the newest certificate of a service cannot be used",
+        failing,
+    );
+    metrics.counter(
+        "tollgate_tls_reloads",
+        "Replacements of a service's certificate by outcome",
+        reloads,
+    );
 }
 
 fn ledger(status: &GatewayStatus, metrics: &mut ObservedMetrics) {

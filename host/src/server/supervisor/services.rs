@@ -14,6 +14,7 @@ use crate::credentials::Credential;
 use crate::pipeline::{LiveService, Service};
 use crate::server::build::{SharedResources, assemble};
 use crate::server::policies::PolicyTable;
+use crate::server::upkeep::certificates::{CertificateFiles, CertificateState};
 use crate::server::upkeep::{CredentialUpkeep, RunningTasks, Upkeep};
 use crate::tls::TlsServer;
 use crate::values::limits::Limits;
@@ -22,7 +23,9 @@ use crate::values::limits::Limits;
 pub(crate) struct RunningService {
     config: ServiceConfig,
     live: watch::Sender<Arc<Service>>,
-    tls: watch::Sender<Option<TlsServer>>,
+    certificate: Arc<CertificateState>,
+    /// Ends the task that follows the certificate's files when it is dropped.
+    following: Option<watch::Sender<()>>,
     upkeep: Vec<CredentialUpkeep>,
     /// Whether the configuration still has it. If not, it stays as it is until a restart.
     is_configured: bool,
@@ -44,14 +47,27 @@ impl RunningService {
         tls: Option<TlsServer>,
         upkeep: &Upkeep,
     ) -> Self {
-        let upkeep = upkeep.start(&service, Vec::new(), RunningTasks::Restart);
-        Self {
-            config,
+        let certificate = CertificateState::new(&config.tag);
+        let mut running = Self {
+            upkeep: upkeep.start(&service, Vec::new(), RunningTasks::Restart),
             live: watch::Sender::new(service),
-            tls: watch::Sender::new(tls),
-            upkeep,
+            following: None,
             is_configured: true,
-        }
+            certificate,
+            config,
+        };
+        running.present(tls, upkeep);
+        running
+    }
+
+    /// Uses the TLS settings of the current configuration, and follows their files.
+    fn present(&mut self, tls: Option<TlsServer>, upkeep: &Upkeep) {
+        let number = self.certificate.configure(tls);
+        self.following = self.config.tls.as_ref().map(|config| {
+            let handshake_timeout = upkeep.limits().handshake_timeout;
+            let files = CertificateFiles::new(config, handshake_timeout, number);
+            upkeep.follow_certificate(&self.certificate, files)
+        });
     }
 
     /// The service as requests find it.
@@ -59,8 +75,9 @@ impl RunningService {
         LiveService::subscribe(&self.live)
     }
 
-    pub(crate) fn tls(&self) -> watch::Receiver<Option<TlsServer>> {
-        self.tls.subscribe()
+    /// The TLS settings of the service.
+    pub(crate) fn certificate(&self) -> &Arc<CertificateState> {
+        &self.certificate
     }
 
     fn current(&self) -> Arc<Service> {
@@ -89,7 +106,7 @@ impl RunningService {
             listen: self.config.listen.clone(),
             ..loaded.config
         };
-        self.tls.send_replace(loaded.tls);
+        self.present(loaded.tls, upkeep);
         for (credential, config) in loaded.credentials.iter().zip(&self.config.credentials) {
             credential.reconfigure(config);
         }

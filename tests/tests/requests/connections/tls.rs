@@ -1,5 +1,9 @@
 //! TLS on both sides: a listener with the test's certificate, and an upstream behind one.
 
+mod clients;
+mod reload;
+mod tools;
+
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 

@@ -1,14 +1,18 @@
-//! TLS towards the clients of a service.
+//! TLS towards the clients of a service. Certificates and keys are read by `tls`, because they are
+//! read again when their files change.
 
-use std::path::Path;
+mod algorithms;
+mod clients;
 
-use crate::config::model::{TlsConfig, TlsVersion};
+use crate::config::model::{PemContent, PemSource, TlsConfig, TlsVersion};
 use crate::config::path::ConfigPath;
 use crate::config::problem::ProblemReport;
 use crate::config::raw::{OneOrMany, RawTls};
-use crate::files::read_bounded;
-use crate::values::limits::CONFIG_FILE_BYTES;
+use crate::config::resolve::field;
 use crate::values::secret::SecretString;
+
+use self::algorithms::{key_exchanges, tls12_suites};
+use self::clients::client_authentication;
 
 const ALPN: [&str; 2] = ["h2", "http/1.1"];
 
@@ -24,70 +28,99 @@ pub(super) fn tls(
     for name in raw.unsupported_fields() {
         report.problem(path.key(name), "not supported yet");
     }
+    warn_of_effectless(path, raw, report);
     let file = raw.certificate_path.as_deref();
     let certificate = pem(path, "certificate", &raw.certificate, file, report);
     let key = pem(path, "key", &raw.key, raw.key_path.as_deref(), report);
-    let min_version = min_version(raw.min_version.as_deref(), path.key("min_version"), report);
-    let max_version = max_version(raw.max_version.as_deref(), path.key("max_version"), report);
-    if min_version > max_version {
-        let message = "expected at most max_version (1.2), found 1.3";
-        report.problem(path.key("min_version"), message);
-        return None;
-    }
-    let (certificate_field, certificate) = certificate?;
-    let (key_field, key) = key?;
+    let (min_version, max_version) = versions(path, raw, report)?;
+    let handshake_timeout = raw.handshake_timeout.as_ref().and_then(|timeout| {
+        field::positive_duration(timeout, path.key("handshake_timeout"), report)
+    });
     Some(TlsConfig {
-        certificate,
-        key: SecretString::new(String::from_utf8(key).unwrap_or_default()),
-        certificate_field,
-        key_field,
+        tls12_suites: tls12_suites(path, raw, max_version, report),
+        key_exchanges: key_exchanges(path, raw, max_version, report),
+        client_authentication: client_authentication(path, raw, report),
+        certificate: certificate?,
+        key: key?,
+        server_name: field::non_empty(raw.server_name.as_deref())
+            .map(|name| (path.key("server_name"), name.to_owned())),
         alpn: alpn(&path.key("alpn"), raw.alpn.as_slice(), report),
         min_version,
         max_version,
+        handshake_timeout,
     })
 }
 
-/// Returns a PEM text and the field that it came from: `name` itself, or `name` with `_path` for a
-/// file.
+fn warn_of_effectless(path: &ConfigPath, raw: &RawTls, report: &mut ProblemReport) {
+    let fields = [
+        ("kernel_tx", raw.kernel_tx, "kernel TLS is not used"),
+        ("kernel_rx", raw.kernel_rx, "kernel TLS is not used"),
+        ("insecure", raw.insecure, "it is a setting of clients"),
+    ];
+    for (name, is_set, reason) in fields {
+        if is_set {
+            report.warning(path.key(name), format!("without effect: {reason}"));
+        }
+    }
+}
+
+/// Returns the source of a text in PEM: the field `name`, or the file in `name` with `_path`.
 fn pem(
     path: &ConfigPath,
     name: &str,
     inline: &OneOrMany<String>,
     file: Option<&str>,
     report: &mut ProblemReport,
-) -> Option<(ConfigPath, Vec<u8>)> {
+) -> Option<PemSource> {
+    let file = field::file(file);
     let file_field = path.key(&format!("{name}_path"));
-    if !inline.as_slice().is_empty() {
+    if let Some(text) = inline_pem(path.key(name), inline) {
         if file.is_some() {
-            report.problem(file_field, format!("not allowed together with {name:?}"));
+            report.warning(file_field, format!("without effect: {name:?} is set"));
         }
-        let text = inline.as_slice().join("\n");
-        return Some((path.key(name), text.into_bytes()));
+        return Some(text);
     }
     let Some(file) = file else {
         report.problem(file_field, "missing: required because TLS is enabled");
         return None;
     };
-    match read_bounded(Path::new(file), CONFIG_FILE_BYTES) {
-        Ok(bytes) => Some((file_field, bytes)),
-        Err(error) => {
-            report.problem(file_field, format!("cannot read {file}: {error}"));
-            None
+    Some(PemSource {
+        field: file_field,
+        content: PemContent::File(file),
+    })
+}
+
+/// Returns the text in PEM of `field`, if it has one: its lines, or the text as a whole.
+fn inline_pem(field: ConfigPath, lines: &OneOrMany<String>) -> Option<PemSource> {
+    let text = lines.as_slice().join("\n");
+    (!text.is_empty()).then(|| PemSource {
+        field,
+        content: PemContent::Inline(SecretString::new(text)),
+    })
+}
+
+fn versions(
+    path: &ConfigPath,
+    raw: &RawTls,
+    report: &mut ProblemReport,
+) -> Option<(TlsVersion, TlsVersion)> {
+    let field = path.key("min_version");
+    let min = match field::non_empty(raw.min_version.as_deref()) {
+        Some(old @ ("1.0" | "1.1")) => {
+            let message = format!("raised from {old} to 1.2: older versions are not supported");
+            report.warning(field, message);
+            TlsVersion::V1_2
         }
-    }
-}
-
-fn min_version(text: Option<&str>, field: ConfigPath, report: &mut ProblemReport) -> TlsVersion {
-    match text {
-        // No client of this gateway needs these, and they are broken: a lower bound below ours has
-        // no effect.
-        Some("1.0" | "1.1") => TlsVersion::V1_2,
         text => version(text, field, TlsVersion::V1_2, report),
+    };
+    let max = field::non_empty(raw.max_version.as_deref());
+    let max = version(max, path.key("max_version"), TlsVersion::V1_3, report);
+    if min > max {
+        let message = "expected at most max_version (1.2), found 1.3";
+        report.problem(path.key("min_version"), message);
+        return None;
     }
-}
-
-fn max_version(text: Option<&str>, field: ConfigPath, report: &mut ProblemReport) -> TlsVersion {
-    version(text, field, TlsVersion::V1_3, report)
+    Some((min, max))
 }
 
 fn version(
@@ -108,15 +141,21 @@ fn version(
     }
 }
 
+/// Returns the protocols to offer. Those that the gateway does not speak are left out.
 fn alpn(list: &ConfigPath, names: &[String], report: &mut ProblemReport) -> Vec<Vec<u8>> {
-    if names.is_empty() {
-        return ALPN.map(|name| name.as_bytes().to_vec()).to_vec();
-    }
+    let mut offered: Vec<Vec<u8>> = Vec::new();
     for (index, name) in names.iter().enumerate() {
-        if !ALPN.contains(&name.as_str()) {
-            let message = format!("expected \"h2\" or \"http/1.1\", found {name:?}");
-            report.problem(list.index(index), message);
+        if ALPN.contains(&name.as_str()) {
+            offered.push(name.clone().into_bytes());
+        } else {
+            let message = format!(
+                "without effect: {name:?} is not spoken here, only \"h2\" and \"http/1.1\" are"
+            );
+            report.warning(list.index(index), message);
         }
     }
-    names.iter().map(|name| name.clone().into_bytes()).collect()
+    if offered.is_empty() {
+        return ALPN.map(|name| name.as_bytes().to_vec()).to_vec();
+    }
+    offered
 }

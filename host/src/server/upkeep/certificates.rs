@@ -1,0 +1,254 @@
+//! The certificates of services: their files are read again when they change.
+//!
+//! Owns which TLS settings new connections get, and the outcome of reloads. Does not parse
+//! certificates. Invariant: settings are replaced by complete ones only; a replacement that cannot
+//! be used leaves the current ones in place. Open connections keep the settings of their handshake.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::sync::{Notify, watch};
+use tokio::task::spawn_blocking;
+use tokio::time::{sleep, timeout};
+
+use super::stop::{REREAD_INTERVAL, StopSignal};
+use crate::config::{ConfigProblem, TlsConfig};
+use crate::files::FileSettling;
+use crate::tls::{MaterialDigest, TlsMaterial, TlsServer};
+use crate::values::clock::Timestamp;
+
+/// The TLS settings of a service, for new connections, and what is known of its reloads.
+pub(in crate::server) struct CertificateState {
+    service: String,
+    server: watch::Sender<Option<TlsServer>>,
+    progress: Mutex<CertificateProgress>,
+}
+
+/// What is known of a certificate's reloads, for operators. The field names are those of the admin
+/// API.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub(in crate::server) struct CertificateReport {
+    /// When the certificate expires, in Unix milliseconds.
+    pub(in crate::server) expires_at: u64,
+    /// Replacements that are in use or were.
+    pub(in crate::server) replaced: u64,
+    /// Replacements that could not be used.
+    pub(in crate::server) rejected: u64,
+    /// Why the newest replacement is not in use.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::server) problem: Option<String>,
+}
+
+#[derive(Default)]
+struct CertificateProgress {
+    report: CertificateReport,
+    /// The number of configurations so far. A reload that began under another one has no effect.
+    configuration: u64,
+    /// The expiry that was logged last.
+    logged_expiry: Option<Timestamp>,
+}
+
+impl CertificateState {
+    pub(in crate::server) fn new(service: &str) -> Arc<Self> {
+        Arc::new(Self {
+            service: service.to_owned(),
+            server: watch::Sender::new(None),
+            progress: Mutex::default(),
+        })
+    }
+
+    /// Returns the settings as connections find them.
+    pub(in crate::server) fn server(&self) -> watch::Receiver<Option<TlsServer>> {
+        self.server.subscribe()
+    }
+
+    pub(in crate::server) fn service(&self) -> &str {
+        &self.service
+    }
+
+    /// Returns what is known of reloads, or `None` for a service without TLS.
+    pub(in crate::server) fn report(&self) -> Option<CertificateReport> {
+        let expires_at = self.server.borrow().as_ref()?.expires_at();
+        Some(CertificateReport {
+            expires_at: expires_at.0,
+            ..self.lock().report.clone()
+        })
+    }
+
+    /// Replaces the settings by those of a changed configuration. Returns the number of that
+    /// configuration.
+    pub(in crate::server) fn configure(&self, server: Option<TlsServer>) -> u64 {
+        let mut progress = self.lock();
+        progress.configuration += 1;
+        progress.report.problem = None;
+        self.log_warnings(server.as_ref());
+        self.server.send_replace(server);
+        progress.configuration
+    }
+
+    fn replace(&self, configuration: u64, server: TlsServer) {
+        let mut progress = self.lock();
+        if progress.configuration != configuration {
+            return;
+        }
+        progress.report.replaced += 1;
+        progress.report.problem = None;
+        let expires_at = server.expires_at().0;
+        tracing::info!(service = self.service, expires_at, "certificate replaced");
+        self.log_warnings(Some(&server));
+        self.server.send_replace(Some(server));
+    }
+
+    fn reject(&self, configuration: u64, problems: &[ConfigProblem]) {
+        let lines: Vec<String> = problems.iter().map(ConfigProblem::to_string).collect();
+        let reason = lines.join("; ");
+        let mut progress = self.lock();
+        if progress.configuration != configuration
+            || progress.report.problem.as_ref() == Some(&reason)
+        {
+            return;
+        }
+        progress.report.rejected += 1;
+        tracing::error!(
+            service = self.service,
+            reason,
+            "certificate rejected, keeping the current one"
+        );
+        progress.report.problem = Some(reason);
+    }
+
+    /// Notes that the files have the text that is in use, and logs its expiry once.
+    fn confirm(&self, configuration: u64) {
+        let mut progress = self.lock();
+        if progress.configuration != configuration {
+            return;
+        }
+        if progress.report.problem.take().is_some() {
+            tracing::info!(service = self.service, "certificate restored");
+        }
+        let expires_at = self.server.borrow().as_ref().map(TlsServer::expires_at);
+        let is_over = expires_at.is_some_and(|at| at <= Timestamp::now());
+        if is_over && progress.logged_expiry != expires_at {
+            progress.logged_expiry = expires_at;
+            tracing::error!(service = self.service, "certificate expired");
+        }
+    }
+
+    fn digest(&self) -> Option<MaterialDigest> {
+        self.server.borrow().as_ref().map(TlsServer::digest)
+    }
+
+    fn log_warnings(&self, server: Option<&TlsServer>) {
+        for warning in server.map(TlsServer::warnings).unwrap_or_default() {
+            tracing::warn!(service = self.service, %warning, "certificate");
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, CertificateProgress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The files of a certificate, and the settings that are made from them.
+#[derive(Clone)]
+pub(in crate::server) struct CertificateFiles {
+    config: Arc<TlsConfig>,
+    handshake_timeout: Duration,
+    /// As [`CertificateState::configure`] returned it.
+    configuration: u64,
+}
+
+/// The outcome of reading the files once.
+enum FilesRead {
+    Unchanged,
+    Changed(Box<TlsServer>),
+    Unusable {
+        /// `None` if a file cannot be read.
+        digest: Option<MaterialDigest>,
+        problems: Vec<ConfigProblem>,
+    },
+}
+
+impl CertificateFiles {
+    pub(in crate::server) fn new(
+        config: &TlsConfig,
+        handshake_timeout: Duration,
+        configuration: u64,
+    ) -> Self {
+        Self {
+            config: Arc::new(config.clone()),
+            handshake_timeout,
+            configuration,
+        }
+    }
+
+    pub(super) fn paths(&self) -> Vec<&Path> {
+        self.config.files()
+    }
+
+    /// Reads all files. `known` is what is in use. Blocks.
+    fn read(&self, known: Option<MaterialDigest>) -> FilesRead {
+        let material = match TlsMaterial::read(&self.config) {
+            Ok(material) => material,
+            Err(problems) => {
+                return FilesRead::Unusable {
+                    digest: None,
+                    problems,
+                };
+            }
+        };
+        let digest = material.digest();
+        if known == Some(digest) {
+            return FilesRead::Unchanged;
+        }
+        match TlsServer::new(&self.config, &material, self.handshake_timeout) {
+            Ok(server) => FilesRead::Changed(Box::new(server)),
+            Err(problems) => FilesRead::Unusable {
+                digest: Some(digest),
+                problems,
+            },
+        }
+    }
+}
+
+/// Reads the files when `changed` says so, and from time to time, until `stop`.
+pub(super) async fn follow_files(
+    state: Arc<CertificateState>,
+    files: CertificateFiles,
+    changed: Arc<Notify>,
+    mut stop: StopSignal,
+) {
+    loop {
+        tokio::select! {
+            _ = timeout(REREAD_INTERVAL, changed.notified()) => {}
+            () = stop.received() => return,
+        }
+        tokio::select! {
+            () = read_settled(&state, &files) => {}
+            () = stop.received() => return,
+        }
+    }
+}
+
+/// Reads the files, again and again while they may be half written, or replaced one by one.
+async fn read_settled(state: &CertificateState, files: &CertificateFiles) {
+    let mut settling = FileSettling::new();
+    loop {
+        let (reading, known) = (files.clone(), state.digest());
+        let read = spawn_blocking(move || reading.read(known)).await;
+        match read {
+            Ok(FilesRead::Unchanged) => return state.confirm(files.configuration),
+            Ok(FilesRead::Changed(server)) => return state.replace(files.configuration, *server),
+            Ok(FilesRead::Unusable { digest, problems }) => match settling.pause_after(digest) {
+                Some(pause) => sleep(pause).await,
+                None => return state.reject(files.configuration, &problems),
+            },
+            Err(error) => {
+                let service = &state.service;
+                return tracing::error!(service, %error, "reading the certificate panicked");
+            }
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! The texts in PEM that a configuration names, as they are now.
+//!
+//! Owns reading them, all at once. Does not parse them. Invariant: two materials with the same
+//! digest make the same server.
+
+use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
+
+use crate::config::{ConfigProblem, PemContent, PemSource, TlsConfig};
+use crate::files::read_bounded;
+use crate::values::limits::CONFIG_FILE_BYTES;
+
+/// Tells the versions of a material apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct MaterialDigest([u8; 32]);
+
+type PemText = Zeroizing<Vec<u8>>;
+
+/// The certificate chain, the private key and the authorities of clients, in PEM.
+pub(crate) struct TlsMaterial {
+    pub(super) certificate: PemText,
+    pub(super) key: PemText,
+    /// In the order of the configuration.
+    pub(super) authorities: Vec<PemText>,
+}
+
+impl TlsMaterial {
+    /// Reads the texts that `config` names. Blocks.
+    ///
+    /// # Errors
+    /// Every file that cannot be read.
+    pub(crate) fn read(config: &TlsConfig) -> Result<Self, Vec<ConfigProblem>> {
+        let mut problems = Vec::new();
+        let mut text = |source: &PemSource| match read(source) {
+            Ok(text) => text,
+            Err(problem) => {
+                problems.push(problem);
+                PemText::default()
+            }
+        };
+        let material = Self {
+            certificate: text(&config.certificate),
+            key: text(&config.key),
+            authorities: config
+                .client_authentication
+                .iter()
+                .flat_map(|clients| &clients.authorities)
+                .map(text)
+                .collect(),
+        };
+        if problems.is_empty() {
+            Ok(material)
+        } else {
+            Err(problems)
+        }
+    }
+
+    /// Returns the digest of all texts.
+    pub(crate) fn digest(&self) -> MaterialDigest {
+        let mut digest = Sha256::new();
+        for text in [&self.certificate, &self.key]
+            .into_iter()
+            .chain(&self.authorities)
+        {
+            digest.update((text.len() as u64).to_be_bytes());
+            digest.update(text.as_slice());
+        }
+        MaterialDigest(digest.finalize().into())
+    }
+}
+
+fn read(source: &PemSource) -> Result<PemText, ConfigProblem> {
+    match &source.content {
+        PemContent::Inline(text) => Ok(Zeroizing::new(text.expose().as_bytes().to_vec())),
+        PemContent::File(path) => read_bounded(path, CONFIG_FILE_BYTES)
+            .map(Zeroizing::new)
+            .map_err(|error| {
+                let message = format!("cannot read {}: {error}", path.display());
+                ConfigProblem::new(source.field.clone(), message)
+            }),
+    }
+}
