@@ -37,6 +37,8 @@ pub(crate) struct User {
     pub(crate) pool: usize,
     /// Whether its requests may be sent to external credentials.
     pub(crate) allow_external_usage: bool,
+    /// The tag of the external credential that its status leaves out.
+    pub(crate) external_credential: Option<Arc<str>>,
 }
 
 /// Proof that a request was authenticated, and by whom it was sent. Only this module creates one.
@@ -95,6 +97,7 @@ impl UserDirectory {
                 name: user.name.as_str().into(),
                 pool: user.pool,
                 allow_external_usage: user.allow_external_usage,
+                external_credential: user.external_credential.as_deref().map(Into::into),
             })
         });
         Self {
@@ -216,6 +219,7 @@ mod tests {
             token: SecretString::new(token.to_owned()),
             pool: 0,
             allow_external_usage: false,
+            external_credential: None,
         };
         UserDirectory::new(&[user("alice", "sk-a"), user("bob", "sk-b")])
     }

@@ -21,10 +21,10 @@ use serde_json::Value;
 
 pub use model::{
     AdminConfig, ClientAuthentication, ClientAuthenticationMode, Config, CredentialConfig,
-    CredentialSource, KeepAliveTimes, KeyExchange, ListenAddress, ListenConfig, ListenOptions,
-    LogConfig, LogOutput, POLICY_MEMORY, POLICY_TIMEOUT, PemContent, PemSource, PolicyConfig,
-    PolicyId, PolicySource, PoolConfig, ProxyProtocol, ServiceConfig, Tls12Suite, TlsConfig,
-    TlsVersion, TrustedProxies, UpstreamEndpoints, UserConfig, WindowCaps,
+    CredentialSource, DialTarget, KeepAliveTimes, KeyExchange, ListenAddress, ListenConfig,
+    ListenOptions, LogConfig, LogOutput, POLICY_MEMORY, POLICY_TIMEOUT, PemContent, PemSource,
+    PolicyConfig, PolicyId, PolicySource, PoolConfig, ProxyProtocol, ReverseRole, ServiceConfig,
+    Tls12Suite, TlsConfig, TlsVersion, TrustedProxies, UpstreamEndpoints, UserConfig, WindowCaps,
 };
 pub use path::ConfigPath;
 pub use problem::ConfigProblem;

@@ -12,6 +12,7 @@ pub(crate) mod files;
 pub mod values;
 // Floor 1
 pub mod config;
+pub mod reverse;
 // Floor 2
 pub(crate) mod authenticate;
 pub mod credentials;

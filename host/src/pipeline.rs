@@ -17,6 +17,7 @@ mod attempt;
 mod entry;
 mod exchange;
 mod refusal;
+mod reverse;
 mod rewriters;
 mod service;
 mod status;
@@ -47,7 +48,8 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-tollgate-request-id");
 
 /// Handles a request from its head to the head of its response. It keeps the service, and so the
 /// policies, that it finds in `live` when it begins. `peer` is who is connected: the client or a
-/// proxy. `upgrade` is what the connection becomes if the request asks for a WebSocket.
+/// proxy. `upgrade` is what the connection becomes if the request asks for a WebSocket or is
+/// reversed.
 pub(crate) async fn handle(
     live: &LiveService,
     request: Request<Incoming>,
@@ -76,6 +78,10 @@ async fn journey(
     received: Received,
     upgrade: Option<SocketUpgrade>,
 ) -> Result<Response<AnswerBody>, RefusedRequest> {
+    if reverse::is_requested(&received) {
+        let response = reverse::accept(received, upgrade).await?;
+        return Ok(response.map(AnswerBody::whole));
+    }
     let upgrade = upgrade.filter(|_| websocket::is_requested(&received));
     if upgrade.is_none() && status::is_requested(&received) {
         return Ok(status(received).await?.map(AnswerBody::whole));

@@ -6,12 +6,14 @@
 mod body;
 mod connect;
 mod response_body;
+mod reverse;
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, Uri};
 use http_body_util::{BodyExt, Limited};
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -22,16 +24,20 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::time::timeout;
+use tower_service::Service;
 
 pub use body::{BodyPart, ClientBody, RequestBody, RequestBodyError};
 pub use connect::{UpstreamConnection, without_tls};
 pub use response_body::ResponseBody;
 
+use crate::config::DialTarget;
+use crate::reverse::{ReverseSlot, is_over_reverse};
 use crate::values::limits::{Limits, RESET_STREAMS};
 
 use body::BodyFailure;
-use connect::TimedConnector;
+use connect::{ConnectError, TargetedConnector, TimedConnector};
 use response_body::DrainPermits;
+use reverse::ReverseClient;
 
 /// The most idle connections of one credential.
 const IDLE_CONNECTIONS_MAX: usize = 64;
@@ -52,6 +58,11 @@ pub enum UpstreamError {
     #[error("{}", root_cause(&**.0))]
     Broken(Box<dyn std::error::Error + Send + Sync>),
 }
+
+/// Why no connection to another gateway could be made.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot connect: {}", root_cause(&**.0))]
+pub struct ReverseDialError(ConnectError);
 
 /// The root certificates that verify upstream's: the platform's, or those of `SSL_CERT_FILE`.
 #[derive(Clone)]
@@ -104,6 +115,9 @@ pub struct UpstreamClient {
     client: Client<TimedConnector, RequestBody>,
     /// Speaks only HTTP/1.1 and pools no connection: each becomes a WebSocket.
     handshakes: Client<TimedConnector, RequestBody>,
+    /// Makes connections that speak HTTP/1.1 and offer no other protocol.
+    connector: TimedConnector,
+    reverse: Option<ReverseClient>,
     drains: DrainPermits,
 }
 
@@ -116,9 +130,21 @@ impl std::fmt::Debug for UpstreamClient {
 impl UpstreamClient {
     /// Creates a client without connections.
     pub fn new(trust: &TrustRoots, limits: &Limits) -> Self {
+        Self::to_gateway(trust, limits, &DialTarget::default(), None)
+    }
+
+    /// Creates a client that connects to `target` in place of a URI's host, and sends requests for
+    /// [`reverse_base`](crate::reverse::reverse_base) over the connection in `slot`.
+    pub fn to_gateway(
+        trust: &TrustRoots,
+        limits: &Limits,
+        target: &DialTarget,
+        slot: Option<&Arc<ReverseSlot>>,
+    ) -> Self {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
+        let tcp = TargetedConnector::new(tcp, target);
         let https = || {
             HttpsConnectorBuilder::new()
                 .with_tls_config(trust.config.clone())
@@ -133,12 +159,15 @@ impl UpstreamClient {
             .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
             .http2_max_concurrent_reset_streams(RESET_STREAMS)
             .build(TimedConnector::new(https, limits.connect_timeout));
+        let connector = TimedConnector::new(https_1, limits.connect_timeout);
         let handshakes = Client::builder(TokioExecutor::new())
             .pool_max_idle_per_host(0)
-            .build(TimedConnector::new(https_1, limits.connect_timeout));
+            .build(connector.clone());
         Self {
             client,
             handshakes,
+            connector,
+            reverse: slot.map(|slot| ReverseClient::new(slot, limits)),
             drains: DrainPermits::new(),
         }
     }
@@ -153,8 +182,11 @@ impl UpstreamClient {
         limit: Duration,
     ) -> Result<Response<ResponseBody>, UpstreamError> {
         let failure = request.body().failure();
-        self.wait_for_head(self.client.request(request), limit, &failure)
-            .await
+        let response = match self.reverse_for(&request) {
+            Some(reverse) => reverse.request(request),
+            None => self.client.request(request),
+        };
+        self.wait_for_head(response, limit, &failure).await
     }
 
     /// Sends a WebSocket handshake and waits for the response's head, for at most `limit`. A
@@ -168,8 +200,30 @@ impl UpstreamClient {
         limit: Duration,
     ) -> Result<Response<ResponseBody>, UpstreamError> {
         let failure = request.body().failure();
-        self.wait_for_head(self.handshakes.request(request), limit, &failure)
-            .await
+        let response = match self.reverse_for(&request) {
+            Some(reverse) => reverse.handshake(request),
+            None => self.handshakes.request(request),
+        };
+        self.wait_for_head(response, limit, &failure).await
+    }
+
+    /// Connects to the host of `uri`, with TLS if its scheme says so. No protocol is offered inside
+    /// of TLS.
+    ///
+    /// # Errors
+    /// There is no connection.
+    pub async fn connect(&self, uri: Uri) -> Result<UpstreamConnection, ReverseDialError> {
+        let mut connector = self.connector.clone();
+        let connecting = async {
+            poll_fn(|cx| connector.poll_ready(cx)).await?;
+            connector.call(uri).await
+        };
+        connecting.await.map_err(ReverseDialError)
+    }
+
+    fn reverse_for(&self, request: &Request<RequestBody>) -> Option<&ReverseClient> {
+        let is_over_reverse = is_over_reverse(request.uri());
+        self.reverse.as_ref().filter(|_| is_over_reverse)
     }
 
     /// Sends a request and reads the whole response, of at most `bytes_max`, within `limit`.

@@ -30,6 +30,7 @@ pub use scenes::bad_peer::BadPeerScene;
 pub use scenes::canary;
 pub use scenes::echo::EchoScene;
 pub use scenes::login::{LoginGroup, LoginScene};
+pub use scenes::reverse;
 pub use scenes::team::TeamScene;
 pub use scenes::tls::TlsScene;
 pub use scenes::watched_file::{AuthVersion, WatchedFileScene};

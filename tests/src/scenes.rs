@@ -4,6 +4,7 @@ pub(crate) mod bad_peer;
 pub mod canary;
 pub(crate) mod echo;
 pub(crate) mod login;
+pub mod reverse;
 pub(crate) mod team;
 pub(crate) mod tls;
 pub(crate) mod watched_file;

@@ -1,6 +1,7 @@
 //! The resolved configuration: every field can be used as it is. Tags are resolved to indices, and
 //! defaults are filled in.
 
+mod external;
 mod listen;
 mod tls;
 
@@ -11,6 +12,7 @@ use std::time::Duration;
 use http::uri::Uri;
 use serde_json::Value;
 
+pub use external::{DialTarget, ReverseRole};
 pub use listen::{
     KeepAliveTimes, ListenAddress, ListenConfig, ListenOptions, ProxyProtocol, TrustedProxies,
 };
@@ -140,6 +142,8 @@ pub struct UserConfig {
     pub pool: usize,
     /// Whether credentials of type `external` may be used for the user.
     pub allow_external_usage: bool,
+    /// The external credential that is left out of the user's status.
+    pub external_credential: Option<String>,
 }
 
 /// A credential of a service.
@@ -164,10 +168,15 @@ pub enum CredentialSource {
     File(PathBuf),
     /// Another gateway that speaks this protocol.
     External {
-        /// Where the other gateway listens, without a slash at the end.
-        url: Uri,
-        /// The token of one of its users.
+        /// Where the other gateway listens, without a slash at the end. `None` if it can be used
+        /// only over a reverse connection that it makes.
+        url: Option<Uri>,
+        /// Where to connect in place of the host of `url`.
+        target: DialTarget,
+        /// The token of one of its users, and of the reverse connection.
         token: SecretString,
+        /// Which side makes a reverse connection.
+        reverse: ReverseRole,
     },
 }
 

@@ -12,13 +12,17 @@ use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, watch};
 
 use super::state::{CredentialState, RequestsSincePoll, StateChange};
-use crate::config::{CredentialConfig, CredentialSource, WindowCaps};
+use crate::config::{CredentialConfig, CredentialSource, DialTarget, ReverseRole, WindowCaps};
+use crate::reverse::{ReverseSlot, reverse_base};
 use crate::values::clock::Timestamp;
+use crate::values::secret::SecretString;
 
 /// A credential: what upstream accepts, and how much of its account is used.
 pub struct Credential {
     tag: Arc<str>,
     source: CredentialSource,
+    /// `None` if no gateway can connect to this one for it.
+    reverse: Option<Arc<ReverseSlot>>,
     in_flight: AtomicU32,
     /// Counts the changes of its plan and weight.
     plan_version: AtomicU64,
@@ -43,9 +47,17 @@ impl std::fmt::Debug for Credential {
 impl Credential {
     /// Creates a credential that is not loaded yet.
     pub fn new(config: CredentialConfig) -> Self {
+        let may_be_reversed = matches!(
+            config.source,
+            CredentialSource::External {
+                reverse: ReverseRole::Receiver,
+                ..
+            }
+        );
         Self {
             tag: config.tag.into(),
             source: config.source,
+            reverse: may_be_reversed.then(Arc::default),
             in_flight: AtomicU32::new(0),
             plan_version: AtomicU64::new(0),
             had_requests_since_poll: AtomicBool::new(false),
@@ -86,11 +98,58 @@ impl Credential {
         }
     }
 
-    /// Returns the address of the other gateway, if it is an external credential.
-    pub fn external_url(&self) -> Option<&Uri> {
+    /// Whether it is another gateway.
+    pub fn is_external(&self) -> bool {
+        self.path().is_none()
+    }
+
+    /// Returns the base of the URIs of requests to the other gateway, if it is one. Requests are
+    /// sent over its reverse connection while there is one.
+    pub fn external_base(&self) -> Option<Uri> {
+        let CredentialSource::External { url, .. } = &self.source else {
+            return None;
+        };
+        match (url, &self.reverse) {
+            (Some(url), Some(slot)) if !slot.is_connected() => Some(url.clone()),
+            (Some(url), None) => Some(url.clone()),
+            (Some(_), Some(_)) | (None, _) => Some(reverse_base()),
+        }
+    }
+
+    /// Returns where to connect in place of the host of its URL.
+    pub fn dial_target(&self) -> DialTarget {
         match &self.source {
-            CredentialSource::File(_) => None,
-            CredentialSource::External { url, .. } => Some(url),
+            CredentialSource::File(_) => DialTarget::default(),
+            CredentialSource::External { target, .. } => target.clone(),
+        }
+    }
+
+    /// Returns the place of its reverse connection, if another gateway may connect to this one.
+    pub fn reverse_slot(&self) -> Option<&Arc<ReverseSlot>> {
+        self.reverse.as_ref()
+    }
+
+    /// Returns whether another gateway that presents `token` may connect to this one for it. Takes
+    /// the same time for every token of a length.
+    pub fn is_reversed_by(&self, token: &SecretString) -> bool {
+        matches!(
+            &self.source,
+            CredentialSource::External { token: known, reverse: ReverseRole::Receiver, .. }
+                if known == token
+        )
+    }
+
+    /// Returns the URL to connect to and the token to present there, if this gateway connects to
+    /// the other one.
+    pub fn reverse_target(&self) -> Option<(&Uri, &SecretString)> {
+        match &self.source {
+            CredentialSource::External {
+                url: Some(url),
+                token,
+                reverse: ReverseRole::Connector,
+                ..
+            } => Some((url, token)),
+            CredentialSource::File(_) | CredentialSource::External { .. } => None,
         }
     }
 
@@ -176,6 +235,16 @@ impl Credential {
         let mut state = self.state();
         state.advance_clock(now);
         state
+    }
+}
+
+impl Drop for Credential {
+    /// Closes its reverse connection: the configuration does not have it any more, and no request
+    /// uses it.
+    fn drop(&mut self) {
+        if let Some(slot) = &self.reverse {
+            slot.close();
+        }
     }
 }
 

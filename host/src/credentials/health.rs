@@ -44,6 +44,8 @@ pub enum CredentialCondition {
         /// A sentence for the operator, without any secret.
         reason: String,
     },
+    /// The other gateway is not connected.
+    NotConnected,
     /// Its file cannot be used.
     Unreadable {
         /// A sentence for the operator, without any secret.
@@ -136,6 +138,7 @@ fn condition(state: &CredentialState, path: Option<&Path>, now: Timestamp) -> Cr
     let identity = match state.identity() {
         Ok(identity) => identity,
         Err(CredentialLoadError::NotRead) => return CredentialCondition::Loading,
+        Err(CredentialLoadError::NotConnected) => return CredentialCondition::NotConnected,
         Err(error) => {
             let reason = with_path(path, &error.to_string());
             return CredentialCondition::Unreadable { reason };

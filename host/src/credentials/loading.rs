@@ -41,12 +41,19 @@ impl Credential {
     /// # Errors
     /// It is unavailable.
     pub fn load(&self, now: Timestamp) -> Result<(), CredentialLoadError> {
-        self.apply_load(read_source(self.source()), now)
+        self.apply_load(self.read_source(), now)
+    }
+
+    /// Notes that its reverse connection was made, replaced or closed.
+    pub fn reverse_changed(&self, now: Timestamp) {
+        self.state().poll_again();
+        // Without a connection it may be unavailable, which the state says.
+        let _ = self.load(now);
     }
 
     /// Loads it again if its file changed.
     pub fn check_file(&self, broken: BrokenFile, now: Timestamp) -> FileCheck {
-        let loaded = read_source(self.source());
+        let loaded = self.read_source();
         let state = self.state();
         let is_current = state.is_current(&loaded);
         let is_known_usable = state.identity().is_ok();
@@ -84,6 +91,19 @@ impl Credential {
     /// Returns why it is not loaded, if it is not.
     pub fn load_error(&self) -> Option<CredentialLoadError> {
         self.state().identity().err().cloned()
+    }
+}
+
+impl Credential {
+    fn read_source(&self) -> LoadedSource {
+        let is_connected = self.reverse_slot().is_some_and(|slot| slot.is_connected());
+        match self.source() {
+            CredentialSource::External { url: None, .. } if !is_connected => LoadedSource {
+                identity: Err(CredentialLoadError::NotConnected),
+                digest: None,
+            },
+            source => read_source(source),
+        }
     }
 }
 

@@ -49,6 +49,9 @@ pub enum CredentialLoadError {
     /// The token of another gateway has characters that no header field may hold.
     #[error("token: expected visible ASCII characters, found others")]
     ExternalToken,
+    /// The other gateway is not connected, and cannot be reached otherwise.
+    #[error("reverse connection not established")]
+    NotConnected,
 }
 
 /// The SHA-256 of a file's text.
@@ -421,6 +424,11 @@ impl CredentialState {
             requests
         };
         self.polls.due_at(requests, self.poll_interval, now)
+    }
+
+    /// Makes the next poll due at once.
+    pub(super) fn poll_again(&mut self) {
+        self.polls.repeat();
     }
 
     /// Starts a poll, if the credential is loaded.

@@ -63,7 +63,7 @@ impl Credential {
     /// Records the windows that a response to `presented` reports. Those of another gateway are
     /// ignored: they are about one of its credentials.
     pub fn observe(&self, presented: &UpstreamIdentity, reading: &WindowReading, now: Timestamp) {
-        if self.external_url().is_some() || reading.is_empty() {
+        if self.is_external() || reading.is_empty() {
             return;
         }
         let change = self.state_at(now).observe(presented, reading, now);

@@ -125,6 +125,32 @@ impl Refusal {
         .with_field(WWW_AUTHENTICATE, "Bearer")
     }
 
+    pub(crate) fn misplaced_key() -> Self {
+        Self::invalid(
+            "API keys in X-Api-Key or Api-Key are not supported: send \
+            Authorization: Bearer <token>",
+        )
+    }
+
+    /// No external credential has the token of a gateway that wants to connect.
+    pub(crate) fn unknown_reverse_token() -> Self {
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            ErrorType::Authentication,
+            "invalid reverse token",
+        )
+        .with_field(WWW_AUTHENTICATE, "Bearer")
+    }
+
+    /// The connection cannot become a reverse connection: it is a stream of HTTP/2.
+    pub(crate) fn irreversible() -> Self {
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            ErrorType::Api,
+            "hijack not supported: a reverse connection needs HTTP/1.1",
+        )
+    }
+
     pub(crate) fn forbidden(message: &str) -> Self {
         Self::new(StatusCode::FORBIDDEN, ErrorType::Permission, message)
     }

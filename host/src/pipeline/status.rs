@@ -103,7 +103,10 @@ async fn remaining_capacity(
 }
 
 fn is_available(credential: &Credential, user: Option<&User>, now: Timestamp) -> bool {
-    credential.is_presentable(now) && is_allowed(user, credential)
+    let is_left_out = user
+        .and_then(|user| user.external_credential.as_deref())
+        .is_some_and(|tag| tag == credential.tag());
+    credential.is_presentable(now) && is_allowed(user, credential) && !is_left_out
 }
 
 async fn weights(

@@ -15,7 +15,9 @@ mod waking;
 mod watching;
 
 use std::any::Any;
+use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, UPGRADE};
 use http::{Method, Response, StatusCode, Version};
 use hyper::ext::Protocol;
@@ -36,10 +38,12 @@ use super::rewriters::{EditedHead, edit_head};
 use super::service::SocketPermit;
 use super::service::live::LiveService;
 use crate::frames::{accept_of, is_key};
+use crate::reverse::REVERSE_PATH;
 use crate::values::exchange::ClientTransport;
 use crate::values::headers::strip_request;
 
 use relay::SocketRelay;
+use side::SocketSide;
 
 /// The path of the WebSocket endpoints.
 const PATH: &str = "/v1/responses";
@@ -72,14 +76,31 @@ impl SocketUpgrade {
     }
 }
 
+impl SocketUpgrade {
+    /// Waits, at most for `limit`, until the response has been sent. Returns the connection, what
+    /// was read from it already, and the permit that it holds.
+    pub(super) async fn connection(
+        self,
+        limit: Duration,
+    ) -> Option<(SocketSide, Bytes, Box<dyn Any + Send>)> {
+        let upgraded = timeout(limit, self.upgrade).await.ok()?.ok()?;
+        let (side, read) = SocketSide::of(upgraded);
+        Some((side, read, self.connection_permit))
+    }
+}
+
 /// The form of the client's handshake (RFC 6455, section 4.1; RFC 8441, section 4).
 enum ClientHandshake {
     Http1 { key: HeaderValue },
     Http2,
 }
 
-/// Returns whether a request asks for another protocol on its connection.
+/// Returns whether a request asks for another protocol on its connection: for a WebSocket, or to
+/// reverse it.
 pub(crate) fn is_upgrade<B>(request: &http::Request<B>) -> bool {
+    if request.uri().path() == REVERSE_PATH {
+        return request.version() == Version::HTTP_11 && request.headers().contains_key(UPGRADE);
+    }
     let names_websocket = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");
     match *request.method() {
         Method::CONNECT => request

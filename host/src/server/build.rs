@@ -18,7 +18,7 @@ use super::policies::{
 use super::status::GatewayStatus;
 use super::usage_files::UsageFiles;
 use crate::config::{Config, ConfigProblem, CredentialConfig, CredentialSource, ServiceConfig};
-use crate::credentials::{Credential, CredentialKind, recover_tokens};
+use crate::credentials::{Credential, CredentialKind, CredentialLoadError, recover_tokens};
 use crate::ledger::{Ledger, LedgerError, ResponseIssuer, StoredSession};
 use crate::metrics::Metrics;
 use crate::pipeline::{Service, ServiceParts, restore_affinity};
@@ -177,7 +177,11 @@ pub fn check(mut config: Config) -> Result<Vec<ConfigProblem>, StartError> {
         let credentials = open_credentials(service, &[]);
         problems.extend(api_keys_in_pools(service, &credentials));
         for credential in &credentials {
-            if let Some(reason) = credential.load_error() {
+            // A gateway that is to connect cannot be connected yet.
+            let error = credential
+                .load_error()
+                .filter(|error| *error != CredentialLoadError::NotConnected);
+            if let Some(reason) = error {
                 let place = format!(
                     "service {:?}, credential {:?}",
                     service.tag,
@@ -253,7 +257,7 @@ pub(super) fn assemble(
         .iter()
         .map(|credential| {
             known_upstream(reusable, credential)
-                .unwrap_or_else(|| UpstreamClient::new(&shared.trust, limits))
+                .unwrap_or_else(|| new_upstream(shared, credential, limits))
         })
         .collect();
     let parts = ServiceParts {
@@ -279,6 +283,19 @@ pub(super) fn assemble(
         credentials,
     };
     Service::new(config, parts, previous)
+}
+
+fn new_upstream(
+    shared: &SharedResources,
+    credential: &Credential,
+    limits: &Limits,
+) -> UpstreamClient {
+    UpstreamClient::to_gateway(
+        &shared.trust,
+        limits,
+        &credential.dial_target(),
+        credential.reverse_slot(),
+    )
 }
 
 /// The connections that `previous` has for `credential`.

@@ -2,6 +2,7 @@
 //! ready.
 
 mod connection;
+mod connector;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
 use self::connection::{ConnectionContext, accept};
+use self::connector::keep_connected;
 use super::admin::{AdminAccess, AdminApi, SOCKET};
 use super::background::BackgroundTasks;
 use super::error::StartError;
@@ -149,6 +151,7 @@ impl AcceptContext<'_> {
             tls: running.certificate().server(),
             phases: self.phases.clone(),
         };
+        tokio::spawn(keep_connected(connections.clone()));
         tokio::spawn(accept(listener, connections));
         running
     }

@@ -164,7 +164,11 @@ impl Upkeep {
             self.start_watching(credential, stop_signal.clone());
             self.start_refreshing(credential, refresher, stop_signal.clone());
         }
-        self.start_polling(credential, upstream, chatgpt, stop_signal);
+        // A gateway that this one connects to has no capacity for this one: its token may be unknown
+        // there.
+        if credential.reverse_target().is_none() {
+            self.start_polling(credential, upstream, chatgpt, stop_signal);
+        }
         CredentialUpkeep {
             credential: Arc::clone(credential),
             _stop: stop,

@@ -14,8 +14,10 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tower_service::Service;
 
-type TcpConnector = HttpsConnector<HttpConnector>;
-type ConnectError = Box<dyn Error + Send + Sync>;
+use crate::config::DialTarget;
+
+type TcpConnector = HttpsConnector<TargetedConnector>;
+pub(super) type ConnectError = Box<dyn Error + Send + Sync>;
 
 /// A connection to upstream, with TLS or without.
 pub type UpstreamConnection = MaybeHttpsStream<TokioIo<TcpStream>>;
@@ -28,6 +30,38 @@ pub fn without_tls(connection: UpstreamConnection) -> Result<TcpStream, Box<Upst
     match connection {
         MaybeHttpsStream::Http(stream) => Ok(stream.into_inner()),
         connection => Err(Box::new(connection)),
+    }
+}
+
+/// A connector that connects to another host or port than a URI names. The name that TLS checks
+/// stays the URI's.
+#[derive(Clone)]
+pub(super) struct TargetedConnector {
+    inner: HttpConnector,
+    target: DialTarget,
+}
+
+impl TargetedConnector {
+    pub(super) fn new(inner: HttpConnector, target: &DialTarget) -> Self {
+        Self {
+            inner,
+            target: target.clone(),
+        }
+    }
+}
+
+impl Service<Uri> for TargetedConnector {
+    type Response = <HttpConnector as Service<Uri>>::Response;
+    type Error = <HttpConnector as Service<Uri>>::Error;
+    type Future = <HttpConnector as Service<Uri>>::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let target = self.target.of(&uri);
+        self.inner.call(target.unwrap_or(uri))
     }
 }
 

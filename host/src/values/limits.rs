@@ -227,6 +227,17 @@ declare_limits! {
         /// Time without requests after which a session's credential is forgotten.
         #[change(AtRestart)]
         session_lifetime: Duration = hours(24);
+        /// Streams of one reverse connection at a time. Further requests over it fail as if it were
+        /// unreachable.
+        reverse_streams: u64 = 256, between(1, 65_536);
+        /// Time between two pings over a reverse connection.
+        reverse_keep_alive: Duration = secs(15);
+        /// Time for which the other gateway of a reverse connection may stop reading, or leave a
+        /// ping unanswered.
+        reverse_stall_timeout: Duration = secs(10);
+        /// Longest pause before a gateway connects again, to which up to half of it is added at
+        /// random.
+        reverse_pause_max: Duration = secs(30);
         /// Threads for policies that are too slow to run on the threads that forward requests.
         #[change(AtRestart)]
         policy_threads: u64 = 2, between(1, 256);

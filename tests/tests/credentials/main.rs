@@ -7,5 +7,7 @@ mod polling;
 mod rate_limits;
 mod refresh;
 mod refreshing;
+mod reverse;
+mod reverse_peers;
 mod status;
 mod watching;

@@ -141,6 +141,7 @@ fn state(credential: &Value, at: u64) -> String {
         "paused" => format!("paused at its cap{until}{window}"),
         "login_needed" => "login needed".to_owned(),
         "cannot_refresh" => "cannot refresh".to_owned(),
+        "not_connected" => "not connected".to_owned(),
         other => other.to_owned(),
     }
 }

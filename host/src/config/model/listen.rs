@@ -104,6 +104,7 @@ impl TrustedProxies {
     pub fn contains(&self, address: ClientAddress) -> bool {
         match address {
             ClientAddress::Unix => self.unix,
+            ClientAddress::Reverse => false,
             ClientAddress::Ip(ip) => self.networks.iter().any(|network| network.contains(&ip)),
         }
     }

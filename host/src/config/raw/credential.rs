@@ -17,8 +17,6 @@ pub(in crate::config) enum RawCredential {
     Fallback(RawFallback),
     /// A user's account at another gateway.
     External(RawExternal),
-    /// A type that is not supported yet.
-    Reverse(RawReverse),
 }
 
 impl RawCredential {
@@ -32,7 +30,6 @@ impl RawCredential {
             Self::Balancer(entry) => &entry.tag,
             Self::Fallback(entry) => &entry.tag,
             Self::External(entry) => &entry.tag,
-            Self::Reverse(entry) => &entry.tag,
         }
     }
 }
@@ -52,7 +49,6 @@ type_name!(DefaultType { Default });
 type_name!(BalancerType { Balancer });
 type_name!(FallbackType { Fallback });
 type_name!(ExternalType { External });
-type_name!(ReverseType { Reverse });
 
 /// A credential in a file.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -141,28 +137,24 @@ pub(in crate::config) struct RawExternal {
     /// The credential's name, unique in its service.
     #[serde(default)]
     pub(in crate::config) tag: RequiredText,
-    /// Where the gateway listens, such as `https://gateway.example:8080`.
-    #[serde(default)]
-    pub(in crate::config) url: RequiredText,
-    /// The token of one of its users.
+    /// Where the gateway listens, such as `https://gateway.example:8080`. Without it, the credential
+    /// is usable while the other gateway is connected to this one.
+    pub(in crate::config) url: Option<String>,
+    /// The host to connect to. Default: the host of `url`, whose name TLS checks in any case.
+    pub(in crate::config) server: Option<String>,
+    /// The port to connect to. Default: the port of `url`.
+    pub(in crate::config) server_port: Option<u16>,
+    /// The token of one of its users. A gateway that connects to this one presents it, too.
     #[serde(default)]
     pub(in crate::config) token: RequiredText,
+    /// Whether this gateway connects to the other one, for the requests of that one to flow over the
+    /// connection. Default: false.
+    #[serde(default)]
+    pub(in crate::config) reverse: bool,
     /// The outbound to it.
     pub(in crate::config) detour: Option<String>,
     /// The usage file. Default: none.
     pub(in crate::config) usages_path: Option<String>,
     /// How often it is polled for its usage. Default: `60s`.
     pub(in crate::config) poll_interval: Option<RawDuration>,
-}
-
-/// A gateway that connects to this one. Not supported yet.
-#[derive(Debug, Deserialize, JsonSchema)]
-pub(in crate::config) struct RawReverse {
-    /// The type: always `reverse`.
-    #[serde(rename = "type")]
-    #[expect(dead_code, reason = "read for its form only")]
-    kind: ReverseType,
-    /// The credential's name, unique in its service.
-    #[serde(default)]
-    tag: RequiredText,
 }

@@ -190,4 +190,7 @@ pub(in crate::config) struct RawUser {
     /// Whether credentials of type `external` may be used for the user. Default: false.
     #[serde(default)]
     pub(in crate::config) allow_external_usage: bool,
+    /// The tag of a credential of type `external` that is left out of the user's status: the one by
+    /// which this user's gateway is reached. Default: none.
+    pub(in crate::config) external_credential: Option<String>,
 }

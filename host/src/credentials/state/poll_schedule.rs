@@ -80,6 +80,11 @@ impl PollSchedule {
         self.failure = Some(reason);
     }
 
+    /// Makes the next poll due at once.
+    pub(crate) fn repeat(&mut self) {
+        self.polled_at = None;
+    }
+
     /// Returns when the last poll succeeded.
     pub(crate) fn succeeded_at(&self) -> Option<Timestamp> {
         self.succeeded_at

@@ -103,10 +103,11 @@ fn add_handshake(headers: &mut HeaderMap) {
 fn target(exchange: &Exchange, selected: &Selected, asked: &Uri) -> Option<Uri> {
     let endpoints = exchange.service().endpoints();
     let path = asked.path_and_query()?.as_str();
+    let external_base = selected.credential().external_base();
     let (base, prefix, path) = match selected.identity.kind() {
         CredentialKind::OAuth => (&endpoints.chatgpt, "/codex", path.strip_prefix("/v1")?),
         CredentialKind::ApiKey => (&endpoints.api, "", path),
-        CredentialKind::External => (selected.credential().external_url()?, "", path),
+        CredentialKind::External => (external_base.as_ref()?, "", path),
     };
     let folder = base.path().trim_end_matches('/');
     let path: PathAndQuery = format!("{folder}{prefix}{path}").parse().ok()?;

@@ -196,7 +196,7 @@ fn may_be_member(pool: &CredentialPool, credential: &Credential) -> bool {
 /// Returns whether a user may use that credential: other gateways are only for users with
 /// `allow_external_usage`.
 pub(crate) fn is_allowed(user: Option<&User>, credential: &Credential) -> bool {
-    credential.external_url().is_none() || user.is_none_or(|user| user.allow_external_usage)
+    !credential.is_external() || user.is_none_or(|user| user.allow_external_usage)
 }
 
 /// Returns whether a member of a pool steps back because upstream refused its token recently. A

@@ -7,8 +7,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::Request;
 use http::request::Parts;
+use http::{HeaderMap, Request};
 use hyper::body::Incoming;
 use tokio::time::sleep;
 use uuid::Uuid;
@@ -43,7 +43,7 @@ impl Received {
         self.head.uri.path()
     }
 
-    fn log(&self, refusal: &Refusal) {
+    pub(crate) fn log(&self, refusal: &Refusal) {
         refusal.log(self.service.tag(), &self.id, self.path(), self.client);
     }
 }
@@ -88,12 +88,12 @@ fn misdirected(received: &Received) -> Option<Refusal> {
         return Some(Refusal::not_found("path must start with /v1/"));
     }
     let headers = &received.head.headers;
-    if headers.contains_key("x-api-key") || headers.contains_key("api-key") {
-        let message = "API keys in X-Api-Key or Api-Key are not supported: send \
-            Authorization: Bearer <token>";
-        return Some(Refusal::invalid(message));
-    }
-    None
+    has_misplaced_key(headers).then(Refusal::misplaced_key)
+}
+
+/// Returns whether a request presents its token in a field that is not supported.
+pub(crate) fn has_misplaced_key(headers: &HeaderMap) -> bool {
+    headers.contains_key("x-api-key") || headers.contains_key("api-key")
 }
 
 /// Returns whether a path is under `/v1/` however upstream reads it: a path with dot segments (RFC
@@ -145,18 +145,20 @@ pub(crate) async fn authenticate_sender(
     let service = &received.service;
     match service.users().authenticate(&received.head.headers) {
         Ok(proof) => Ok(proof),
-        Err(error) => {
-            let delay = service
-                .failed_attempts()
-                .record(received.client, received.at);
-            if !delay.is_zero() {
-                sleep(delay).await;
-            }
-            let refusal = Refusal::unauthenticated(error);
-            received.log(&refusal);
-            Err(refusal)
-        }
+        Err(error) => Err(refuse_sender(received, Refusal::unauthenticated(error)).await),
     }
+}
+
+/// Returns `refusal` of a sender who is not authenticated: after repeated failures of an address
+/// this takes longer.
+pub(crate) async fn refuse_sender(received: &Received, refusal: Refusal) -> Refusal {
+    let failures = received.service.failed_attempts();
+    let delay = failures.record(received.client, received.at);
+    if !delay.is_zero() {
+        sleep(delay).await;
+    }
+    received.log(&refusal);
+    refusal
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use crate::listener::ClientStream;
 use crate::{tls, upstream};
 
 /// One of the two connections of a socket.
-pub(super) enum SocketSide {
+pub(in crate::pipeline) enum SocketSide {
     /// A client's connection without TLS.
     FromClient(ClientStream),
     /// A client's connection with TLS.

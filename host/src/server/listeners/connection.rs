@@ -55,7 +55,7 @@ pub(super) struct ConnectionContext {
 
 impl ConnectionContext {
     /// The limits in effect when a connection starts.
-    fn limits(&self) -> Arc<Limits> {
+    pub(super) fn limits(&self) -> Arc<Limits> {
         Arc::clone(self.live.now().limits())
     }
 }
@@ -89,13 +89,14 @@ async fn serve(connection: AcceptedConnection, context: ConnectionContext) {
     }
 }
 
-/// The peer of a connection, and the connection's permit among `limits.connections`.
-struct ConnectedClient {
-    peer: ClientAddress,
-    permit: Arc<OwnedSemaphorePermit>,
+/// The peer of a connection, and the connection's permit among `limits.connections`, or that of a
+/// stream among `limits.reverse_streams`.
+pub(super) struct ConnectedClient {
+    pub(super) peer: ClientAddress,
+    pub(super) permit: Arc<OwnedSemaphorePermit>,
 }
 
-type ConnectionError = Box<dyn std::error::Error + Send + Sync>;
+pub(super) type ConnectionError = Box<dyn std::error::Error + Send + Sync>;
 
 async fn serve_stream(
     mut stream: ClientStream,
@@ -144,7 +145,8 @@ async fn serve_tls(
     if is_http2(&stream) {
         serve_http2(TokioIo::new(stream), client, context).await
     } else {
-        serve_http1(TokioIo::new(stream), client, context).await
+        let head_timeout = context.limits().head_timeout;
+        serve_http1(TokioIo::new(stream), client, context, head_timeout).await
     }
 }
 
@@ -160,7 +162,8 @@ async fn serve_clear(
     if is_http2.map_err(|_| "timed out waiting for a request")?? {
         serve_http2(TokioIo::new(stream), client, context).await
     } else {
-        serve_http1(TokioIo::new(stream), client, context).await
+        let head_timeout = context.limits().head_timeout;
+        serve_http1(TokioIo::new(stream), client, context, head_timeout).await
     }
 }
 
@@ -192,10 +195,12 @@ async fn begins_http2(stream: &ClientStream) -> std::io::Result<bool> {
     }
 }
 
-async fn serve_http1<I>(
+/// Serves a connection of HTTP/1.1, which ends if no head is complete after `head_timeout`.
+pub(super) async fn serve_http1<I>(
     io: I,
     client: &ConnectedClient,
     context: &ConnectionContext,
+    head_timeout: Duration,
 ) -> Result<(), ConnectionError>
 where
     I: Read + Write + Unpin + Send + 'static,
@@ -203,7 +208,7 @@ where
     let limits = context.limits();
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(limits.head_timeout)
+        .header_read_timeout(head_timeout)
         .max_buf_size(usize::try_from(limits.request_head_bytes).unwrap_or(usize::MAX))
         .max_headers(HEADER_FIELDS)
         .serve_connection(io, requests(context, client, Arc::default()))

@@ -56,7 +56,7 @@ async fn request_usage(
     chatgpt: &str,
     limit: Duration,
 ) -> Result<UsageReport, PollFailure> {
-    let gateway = credential.external_url().map(|url| url.to_string());
+    let gateway = credential.external_base().map(|url| url.to_string());
     let uri = match &gateway {
         Some(url) => format!("{}/ocm/v1/status", url.trim_end_matches('/')),
         None => format!("{}/wham/usage", chatgpt.trim_end_matches('/')),

@@ -10,6 +10,8 @@ pub enum ClientAddress {
     Ip(IpAddr),
     /// A process on this machine that is connected to a Unix socket.
     Unix,
+    /// A client of another gateway, over a reverse connection.
+    Reverse,
 }
 
 impl From<IpAddr> for ClientAddress {
@@ -23,6 +25,7 @@ impl fmt::Display for ClientAddress {
         match self {
             Self::Ip(address) => address.fmt(f),
             Self::Unix => f.write_str("unix"),
+            Self::Reverse => f.write_str("reverse"),
         }
     }
 }

@@ -87,11 +87,20 @@ async fn its_problems_are_reported_at_load_without_its_token() {
     let with = |field: &str, value: Value| {
         let mut x = external("x", "http://127.0.0.1:1");
         x[field] = value;
+        if ["reverse", "server", "server_port"].contains(&field) {
+            x["url"] = json!("");
+        }
         json!([x, pool("least_used", &["x"])])
     };
     let user = || json!({ "allow_external_usage": true });
     for (field, value, expected) in [
-        ("url", json!(""), "url: must not be empty"),
+        ("reverse", json!(true), "url: missing"),
+        ("server_port", json!(1), "server_port: allowed only with"),
+        (
+            "server",
+            json!("gateway.example"),
+            "server: allowed only with",
+        ),
         ("url", json!("gateway.example:8080"), "url: expected a URL"),
         (
             "url",
@@ -123,12 +132,4 @@ async fn its_problems_are_reported_at_load_without_its_token() {
         )
         .await;
     }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_reverse_credential_is_an_error_that_says_that_it_is_not_supported_yet() {
-    let reverse = json!([{ "type": "reverse", "tag": "pool" }]);
-    let expected =
-        r#"services[0].credentials[0].type: credentials of type "reverse" are not supported yet"#;
-    check_problem(reverse, json!({}), expected).await;
 }

@@ -1,12 +1,15 @@
 //! The credentials of a service: files, and other gateways.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::config::model::{CredentialConfig, CredentialSource, WindowCaps};
+use crate::config::model::{
+    CredentialConfig, CredentialSource, DialTarget, ReverseRole, UserConfig, WindowCaps,
+};
 use crate::config::path::ConfigPath;
 use crate::config::problem::ProblemReport;
-use crate::config::raw::{RawDefault, RawDuration, RawExternal, RawOcm};
+use crate::config::raw::{RawCredential, RawDefault, RawDuration, RawExternal, RawOcm};
 use crate::config::resolve::scope::ResolveScope;
 use crate::config::resolve::{default_paths, field};
 use crate::values::secret::SecretString;
@@ -107,13 +110,25 @@ pub(super) fn external(
     } else {
         field::check_token(&raw.token, path.key("token"), report);
     }
-    if let Some(problem) = raw.url.problem() {
-        report.problem(path.key("url"), problem);
-        return None;
-    }
+    let url = match field::non_empty(raw.url.as_deref()) {
+        Some(url) => Some(field::url(url, path.key("url"), report)?),
+        None => {
+            check_without_url(path, raw, report);
+            None
+        }
+    };
     let source = CredentialSource::External {
-        url: field::url(&raw.url, path.key("url"), report)?,
+        url,
+        target: DialTarget {
+            server: field::non_empty(raw.server.as_deref()).map(str::to_owned),
+            port: raw.server_port.filter(|port| *port != 0),
+        },
         token: SecretString::new(raw.token.to_string()),
+        reverse: if raw.reverse {
+            ReverseRole::Connector
+        } else {
+            ReverseRole::Receiver
+        },
     };
     // The other gateway keeps to its own reserves.
     let caps = WindowCaps {
@@ -127,6 +142,50 @@ pub(super) fn external(
         caps,
         poll_interval,
     })
+}
+
+/// Reports fields that need a `url`.
+fn check_without_url(path: &ConfigPath, raw: &RawExternal, report: &mut ProblemReport) {
+    if raw.reverse {
+        let message = "missing: with \"reverse\", this gateway connects to it";
+        report.problem(path.key("url"), message);
+    }
+    let has_server = field::non_empty(raw.server.as_deref()).is_some();
+    for (name, is_set) in [
+        ("server", has_server),
+        ("server_port", raw.server_port.is_some_and(|port| port != 0)),
+    ] {
+        if is_set {
+            report.problem(path.key(name), "allowed only with \"url\"");
+        }
+    }
+}
+
+/// Reports tokens of reverse connections that will not work as the operator may expect.
+pub(super) fn check_reverse_tokens(
+    path: &ConfigPath,
+    raw: &RawOcm,
+    users: &[UserConfig],
+    report: &mut ProblemReport,
+) {
+    let list = path.key("credentials");
+    let mut received = HashSet::new();
+    for (index, entry) in raw.credentials.as_slice().iter().enumerate() {
+        let RawCredential::External(external) = entry else {
+            continue;
+        };
+        let is_users = users
+            .iter()
+            .any(|user| user.token.expose() == &*external.token);
+        let message = if external.reverse && !users.is_empty() && !is_users {
+            "no user has this token: requests over the reverse connection will be rejected"
+        } else if !external.reverse && !received.insert(&*external.token) {
+            "an external credential before it has the same token: reverse connections belong to that"
+        } else {
+            continue;
+        };
+        report.warning(list.index(index).key("token"), message);
+    }
 }
 
 fn usages_path(

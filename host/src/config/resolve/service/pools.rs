@@ -57,9 +57,7 @@ pub(super) fn listed(
         let pool = match entry {
             RawCredential::Balancer(raw) => balancer(&path, raw, scope),
             RawCredential::Fallback(raw) => fallback(&path, raw, scope),
-            RawCredential::Default(_) | RawCredential::External(_) | RawCredential::Reverse(_) => {
-                continue;
-            }
+            RawCredential::Default(_) | RawCredential::External(_) => continue,
         };
         let members_path = path.key("credentials");
         let names = pool.members;
@@ -130,10 +128,6 @@ fn listed_credentials(
             }
             RawCredential::External(raw) => {
                 credentials.extend(credentials::external(&path, raw, scope));
-            }
-            RawCredential::Reverse(_) => {
-                let message = "credentials of type \"reverse\" are not supported yet";
-                scope.report.problem(path.key("type"), message);
             }
             RawCredential::Balancer(_) | RawCredential::Fallback(_) => {}
         }
@@ -285,9 +279,7 @@ fn members(
             Some(RawCredential::Balancer(_) | RawCredential::Fallback(_)) => {
                 format!("expected a credential, found {tag:?}, a pool")
             }
-            Some(
-                RawCredential::Default(_) | RawCredential::External(_) | RawCredential::Reverse(_),
-            ) => match credentials
+            Some(RawCredential::Default(_) | RawCredential::External(_)) => match credentials
                 .iter()
                 .position(|credential| credential.tag == *tag)
             {

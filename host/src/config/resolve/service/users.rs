@@ -64,9 +64,28 @@ pub(super) fn users(
             token: SecretString::new(user.token.to_string()),
             pool,
             allow_external_usage: user.allow_external_usage,
+            external_credential: external_credential(&path, user, pools, report),
         });
     }
     users
+}
+
+/// Returns the external credential that is left out of the user's status.
+fn external_credential(
+    path: &ConfigPath,
+    user: &RawUser,
+    pools: &[PoolConfig],
+    report: &mut ProblemReport,
+) -> Option<String> {
+    let tag = field::non_empty(user.external_credential.as_deref())?;
+    let is_external = pools
+        .iter()
+        .any(|pool| pool.tag == tag && pool.single && pool.only_external);
+    if !is_external {
+        let message = format!("expected the tag of an external credential, found {tag:?}");
+        report.problem(path.key("external_credential"), message);
+    }
+    Some(tag.to_owned())
 }
 
 /// Returns the user's pool, as an index. After a problem it is the first one.

@@ -1,0 +1,364 @@
+//! Sessions between both sides of this implementation, and with a peer that writes single frames.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::end::{MuxEnd, MuxViolation};
+use super::header::{ACK, FIN, HEADER_BYTES, MuxFrameKind, MuxHeader, RST, SYN};
+use super::session::{MuxOpenError, MuxSession};
+use super::state::MuxSide;
+use super::{FRAME_BYTES, MuxLimits, WINDOW_BYTES, multiplex};
+
+const WAIT_MAX: Duration = Duration::from_secs(20);
+
+const LIMITS: MuxLimits = MuxLimits {
+    streams: 8,
+    keep_alive: Duration::from_secs(60),
+    write_timeout: Duration::from_secs(10),
+};
+
+/// How many bytes the connection between both sides holds.
+const PIPE_BYTES: usize = 64 * 1024;
+
+fn start(io: DuplexStream, side: MuxSide, limits: MuxLimits) -> (MuxSession, JoinHandle<MuxEnd>) {
+    let (session, driver) = multiplex(io, Bytes::new(), side, limits);
+    (session, tokio::spawn(driver))
+}
+
+/// Returns both sides of a session.
+fn pair() -> (MuxSession, MuxSession) {
+    let (one, two) = duplex(PIPE_BYTES);
+    let (opener, _) = start(one, MuxSide::Opener, LIMITS);
+    let (acceptor, _) = start(two, MuxSide::Acceptor, LIMITS);
+    (opener, acceptor)
+}
+
+/// A peer that reads and writes single frames.
+struct FramePeer(DuplexStream);
+
+impl FramePeer {
+    fn new(side: MuxSide, limits: MuxLimits) -> (Self, MuxSession, JoinHandle<MuxEnd>) {
+        let (one, two) = duplex(PIPE_BYTES);
+        let (session, end) = start(two, side, limits);
+        (Self(one), session, end)
+    }
+
+    async fn send(&mut self, kind: MuxFrameKind, flags: u16, stream: u32, length: u32) {
+        let header = MuxHeader::new(kind, flags, stream, length);
+        self.0
+            .write_all(&header.to_bytes())
+            .await
+            .expect("it is read");
+    }
+
+    async fn frame(&mut self) -> (MuxHeader, Vec<u8>) {
+        let reading = async {
+            let mut header = [0; HEADER_BYTES];
+            self.0.read_exact(&mut header).await.expect("a header");
+            let header = MuxHeader::parse(&header).expect("a header");
+            let mut data = Vec::new();
+            if header.kind == MuxFrameKind::Data {
+                data.resize(header.length as usize, 0);
+                self.0.read_exact(&mut data).await.expect("data");
+            }
+            (header, data)
+        };
+        timeout(WAIT_MAX, reading).await.expect("a frame in time")
+    }
+}
+
+async fn ended(end: JoinHandle<MuxEnd>) -> MuxEnd {
+    timeout(WAIT_MAX, end)
+        .await
+        .expect("the session ends")
+        .expect("no panic")
+}
+
+#[tokio::test]
+async fn streams_carry_both_directions_to_their_ends() {
+    let (opener, acceptor) = pair();
+    let mut asking = opener.open().expect("a stream");
+    asking.write_all(b"question").await.expect("sent");
+    asking.shutdown().await.expect("ended");
+    let mut answering = acceptor.accept().await.expect("a stream");
+    let mut question = String::new();
+    answering.read_to_string(&mut question).await.expect("text");
+    assert_eq!(question, "question");
+    answering.write_all(b"answer").await.expect("sent");
+    answering.shutdown().await.expect("ended");
+    drop(answering);
+    let mut answer = String::new();
+    asking.read_to_string(&mut answer).await.expect("text");
+    assert_eq!(answer, "answer");
+    drop(asking);
+    timeout(WAIT_MAX, async {
+        opener.until_idle().await;
+        acceptor.until_idle().await;
+    })
+    .await
+    .expect("both sides forget the stream");
+}
+
+#[tokio::test]
+async fn a_stream_that_is_not_read_stalls_no_other_one() {
+    let (opener, acceptor) = pair();
+    let mut stalled = opener.open().expect("a stream");
+    let writing = tokio::spawn(async move { stalled.write_all(&vec![1; 4 << 20]).await });
+    let mut unread = acceptor.accept().await.expect("a stream");
+    let mut moving = opener.open().expect("a stream");
+    let sending = tokio::spawn(async move {
+        moving.write_all(&vec![2; 4 << 20]).await.expect("sent");
+        moving.shutdown().await.expect("ended");
+        moving
+    });
+    let mut read = acceptor.accept().await.expect("a stream");
+    let mut data = Vec::new();
+    timeout(WAIT_MAX, read.read_to_end(&mut data))
+        .await
+        .expect("in time")
+        .expect("data");
+    assert_eq!(data.len(), 4 << 20);
+    assert!(data.iter().all(|byte| *byte == 2));
+    sending.await.expect("no panic");
+    // What was stored of the other stream is its window.
+    let mut stored = vec![0; WINDOW_BYTES as usize];
+    timeout(WAIT_MAX, unread.read_exact(&mut stored))
+        .await
+        .expect("in time")
+        .expect("data");
+    drop(unread);
+    let written = timeout(WAIT_MAX, writing).await.expect("in time");
+    assert!(written.expect("no panic").is_err(), "the stream is aborted");
+}
+
+#[tokio::test]
+async fn a_dropped_stream_is_reset_and_its_data_is_still_read() {
+    let (opener, acceptor) = pair();
+    let mut stream = opener.open().expect("a stream");
+    stream.write_all(b"begun").await.expect("sent");
+    let mut accepted = acceptor.accept().await.expect("a stream");
+    let mut begun = [0; 5];
+    accepted.read_exact(&mut begun).await.expect("data");
+    drop(stream);
+    let error = timeout(WAIT_MAX, accepted.read(&mut begun)).await;
+    assert!(error.expect("in time").is_err());
+    assert!(accepted.write_all(b"more").await.is_err());
+}
+
+#[tokio::test]
+async fn streams_are_bounded_on_both_sides() {
+    let (opener, _acceptor) = pair();
+    let streams: Vec<_> = (0..LIMITS.streams).map(|_| opener.open()).collect();
+    assert!(streams.iter().all(Result::is_ok));
+    assert_eq!(
+        opener.open().expect_err("no stream"),
+        MuxOpenError::TooManyStreams
+    );
+
+    let (mut peer, session, _end) = FramePeer::new(MuxSide::Acceptor, LIMITS);
+    let count = LIMITS.streams as u32;
+    for number in 0..=count {
+        let id = 2 * number + 1;
+        peer.send(MuxFrameKind::WindowUpdate, SYN, id, 0).await;
+        let (answer, _) = peer.frame().await;
+        let expected = if number < count { ACK } else { RST };
+        assert_eq!((answer.stream, answer.flags), (id, expected));
+    }
+    assert_eq!(session.streams(), LIMITS.streams);
+}
+
+#[tokio::test]
+async fn a_flood_of_refused_streams_and_pings_is_answered_and_stored_nowhere() {
+    let (mut peer, session, _end) = FramePeer::new(MuxSide::Opener, LIMITS);
+    for number in 0..10_000 {
+        peer.send(MuxFrameKind::Ping, SYN, 0, number).await;
+        let (pong, _) = peer.frame().await;
+        assert_eq!(
+            (pong.kind, pong.flags, pong.length),
+            (MuxFrameKind::Ping, ACK, number)
+        );
+        // This side opens streams, and accepts none.
+        peer.send(MuxFrameKind::Data, SYN, 2 * number + 2, 0).await;
+        assert_eq!(peer.frame().await.0.flags, RST);
+    }
+    assert_eq!(session.streams(), 0);
+}
+
+#[tokio::test]
+async fn a_stream_is_acknowledged_at_once_with_a_larger_window() {
+    let (mut peer, session, _end) = FramePeer::new(MuxSide::Acceptor, LIMITS);
+    peer.send(MuxFrameKind::WindowUpdate, SYN, 1, 256 * 1024)
+        .await;
+    let (answer, _) = peer.frame().await;
+    assert_eq!(
+        answer,
+        MuxHeader::new(MuxFrameKind::WindowUpdate, ACK, 1, 256 * 1024)
+    );
+    // The credit of the first frame counts: 512 KiB can be sent.
+    let mut stream = session.accept().await.expect("a stream");
+    let sending = tokio::spawn(async move {
+        stream.write_all(&vec![7; 600 * 1024]).await.expect("sent");
+        stream.shutdown().await.expect("ended");
+        stream
+    });
+    let mut received = 0;
+    while received < 512 * 1024 {
+        let (header, data) = peer.frame().await;
+        assert_eq!(header.kind, MuxFrameKind::Data);
+        assert!(data.len() <= FRAME_BYTES);
+        received += data.len();
+    }
+    assert_eq!(received, 512 * 1024);
+    peer.send(MuxFrameKind::WindowUpdate, 0, 1, 88 * 1024).await;
+    while received < 600 * 1024 {
+        received += peer.frame().await.1.len();
+    }
+    assert_eq!(peer.frame().await.0.flags, FIN);
+    drop(sending.await.expect("no panic"));
+}
+
+#[track_caller]
+fn check_violation(end: &MuxEnd, expected: MuxViolation) {
+    assert_eq!(*end, MuxEnd::Violation(expected));
+}
+
+#[tokio::test]
+async fn a_violation_ends_the_session_with_a_protocol_error() {
+    let (mut peer, session, end) = FramePeer::new(MuxSide::Acceptor, LIMITS);
+    peer.send(MuxFrameKind::Data, SYN, 1, WINDOW_BYTES + 1)
+        .await;
+    assert_eq!(peer.frame().await.0.flags, ACK);
+    let (farewell, _) = peer.frame().await;
+    assert_eq!((farewell.kind, farewell.length), (MuxFrameKind::GoAway, 1));
+    check_violation(
+        &ended(end).await,
+        MuxViolation::Credit {
+            stream: 1,
+            credit: WINDOW_BYTES,
+            found: WINDOW_BYTES + 1,
+        },
+    );
+    assert!(session.accept().await.is_none());
+}
+
+#[tokio::test]
+async fn ids_that_the_peer_cannot_open_are_violations() {
+    for (side, id) in [
+        (MuxSide::Acceptor, 0),
+        (MuxSide::Acceptor, 2),
+        (MuxSide::Opener, 1),
+    ] {
+        let (mut peer, _session, end) = FramePeer::new(side, LIMITS);
+        peer.send(MuxFrameKind::WindowUpdate, SYN, id, 0).await;
+        check_violation(&ended(end).await, MuxViolation::StreamId(id));
+    }
+    let (mut peer, _session, end) = FramePeer::new(MuxSide::Acceptor, LIMITS);
+    peer.send(MuxFrameKind::WindowUpdate, SYN, 1, 0).await;
+    peer.send(MuxFrameKind::WindowUpdate, SYN, 1, 0).await;
+    check_violation(&ended(end).await, MuxViolation::StreamId(1));
+}
+
+#[tokio::test]
+async fn garbage_ends_the_session() {
+    let (mut peer, _session, end) = FramePeer::new(MuxSide::Acceptor, LIMITS);
+    peer.0.write_all(b"GET / HTTP/1.1\r\n").await.expect("read");
+    check_violation(&ended(end).await, MuxViolation::Version(b'G'));
+}
+
+#[tokio::test]
+async fn data_of_an_unknown_stream_is_skipped() {
+    let (mut peer, _session, _end) = FramePeer::new(MuxSide::Acceptor, LIMITS);
+    peer.send(MuxFrameKind::Data, 0, 9, 1000).await;
+    peer.0.write_all(&[1; 1000]).await.expect("it is read");
+    peer.send(MuxFrameKind::Ping, SYN, 0, 5).await;
+    assert_eq!(peer.frame().await.0.length, 5);
+}
+
+#[tokio::test]
+async fn a_connection_that_ends_in_a_frame_ends_its_streams() {
+    let (mut peer, session, end) = FramePeer::new(MuxSide::Acceptor, LIMITS);
+    peer.send(MuxFrameKind::WindowUpdate, SYN, 1, 0).await;
+    let mut stream = session.accept().await.expect("a stream");
+    peer.send(MuxFrameKind::Data, 0, 1, 100).await;
+    peer.0.write_all(b"half").await.expect("it is read");
+    drop(peer);
+    assert_eq!(ended(end).await, MuxEnd::Truncated);
+    let mut data = Vec::new();
+    assert!(stream.read_to_end(&mut data).await.is_err());
+    assert_eq!(data, b"half");
+    assert!(session.accept().await.is_none());
+}
+
+#[tokio::test]
+async fn bytes_that_were_read_before_belong_to_the_session() {
+    let (_peer, io) = duplex(PIPE_BYTES);
+    let opening = MuxHeader::new(MuxFrameKind::WindowUpdate, SYN, 1, 0).to_bytes();
+    let read = Bytes::copy_from_slice(&opening);
+    let (session, driver) = multiplex(io, read, MuxSide::Acceptor, LIMITS);
+    tokio::spawn(driver);
+    let accepted = timeout(WAIT_MAX, session.accept()).await;
+    assert!(accepted.expect("in time").is_some());
+}
+
+#[tokio::test]
+async fn a_peer_that_answers_no_ping_is_gone() {
+    let limits = MuxLimits {
+        keep_alive: Duration::from_millis(20),
+        write_timeout: Duration::from_millis(200),
+        ..LIMITS
+    };
+    let (mut peer, _session, end) = FramePeer::new(MuxSide::Opener, limits);
+    let (ping, _) = peer.frame().await;
+    assert_eq!((ping.kind, ping.flags), (MuxFrameKind::Ping, SYN));
+    peer.send(MuxFrameKind::Ping, ACK, 0, ping.length).await;
+    let (next, _) = peer.frame().await;
+    assert_ne!(next.length, ping.length);
+    assert_eq!(ended(end).await, MuxEnd::PingLost);
+}
+
+#[tokio::test]
+async fn a_peer_that_reads_nothing_is_gone() {
+    let limits = MuxLimits {
+        write_timeout: Duration::from_millis(100),
+        ..LIMITS
+    };
+    let (peer, session, end) = FramePeer::new(MuxSide::Opener, limits);
+    let mut stream = session.open().expect("a stream");
+    let writing = tokio::spawn(async move { stream.write_all(&vec![1; 1 << 20]).await });
+    assert_eq!(ended(end).await, MuxEnd::WriteTimedOut);
+    assert!(writing.await.expect("no panic").is_err());
+    drop(peer);
+}
+
+#[tokio::test]
+async fn after_go_away_open_streams_continue_and_none_is_opened() {
+    let (opener, acceptor) = pair();
+    let mut stream = opener.open().expect("a stream");
+    stream.write_all(b"one").await.expect("sent");
+    let mut accepted = acceptor.accept().await.expect("a stream");
+    acceptor.stop_accepting();
+    timeout(WAIT_MAX, opener.until_closing())
+        .await
+        .expect("the announcement arrives");
+    assert_eq!(opener.open().expect_err("none"), MuxOpenError::Closed);
+    stream.write_all(b"two").await.expect("sent");
+    stream.shutdown().await.expect("ended");
+    let mut text = String::new();
+    accepted.read_to_string(&mut text).await.expect("text");
+    assert_eq!(text, "onetwo");
+}
+
+#[tokio::test]
+async fn a_closed_session_tells_its_peer() {
+    let (mut peer, session, end) = FramePeer::new(MuxSide::Opener, LIMITS);
+    session.close();
+    let (farewell, _) = peer.frame().await;
+    assert_eq!((farewell.kind, farewell.length), (MuxFrameKind::GoAway, 0));
+    assert_eq!(ended(end).await, MuxEnd::Closed);
+    assert_eq!(session.end(), Some(MuxEnd::Closed));
+    assert_eq!(session.open().expect_err("none"), MuxOpenError::Closed);
+}
