@@ -45,7 +45,9 @@ enum TollgateCommand {
     /// Run the gateway.
     ///
     /// SIGTERM or SIGINT shuts it down: it waits for requests in flight, or aborts them on a second
-    /// signal. The configuration is reloaded when its file changes, and on SIGHUP.
+    /// signal. The configuration is reloaded when its file changes, and on SIGHUP. SIGUSR2 starts
+    /// a new process from the program's file, which takes the place of this one without refusing a
+    /// connection.
     ///
     /// Without a configuration, it serves $CODEX_HOME/auth.json (default: ~/.codex/auth.json) on
     /// 127.0.0.1:8080.
@@ -53,7 +55,8 @@ enum TollgateCommand {
         /// The configuration file: JSON, with comments and trailing commas.
         #[arg(short, long, value_name = "FILE")]
         config: Option<PathBuf>,
-        /// Write the bound addresses to this file, as JSON, when all listeners accept connections.
+        /// Write the bound addresses and the process id to this file, as JSON, when all listeners
+        /// accept connections.
         #[arg(long, value_name = "FILE")]
         ready_file: Option<PathBuf>,
     },

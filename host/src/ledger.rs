@@ -12,10 +12,10 @@ mod query;
 mod sessions;
 mod writer;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
+use std::{fs, io};
 
 use tokio::sync::{Semaphore, oneshot};
 
@@ -44,8 +44,8 @@ pub struct Ledger {
     state: Arc<WriterState>,
     full: LedgerFull,
     writer: Mutex<Option<JoinHandle<()>>>,
-    /// Held while the ledger is open, so that only one process writes it.
-    _lock: fs::File,
+    /// Held while the ledger is open, so that no process writes it that does not share the lock.
+    lock: fs::File,
 }
 
 /// Why no row can be reserved.
@@ -75,7 +75,21 @@ impl Ledger {
     /// The folder or the file cannot be used, the file is not a ledger, or another process writes
     /// it. What is there is not changed.
     pub fn open(data_dir: &Path, limits: &Limits) -> Result<Self, LedgerError> {
-        let lock = file::lock(data_dir)?;
+        Self::open_beside(data_dir, limits, None)
+    }
+
+    /// Opens the ledger in `data_dir` beside another process, whose [`Ledger::lock`] is
+    /// `shared_lock`. Both write rows; SQLite orders their commits. A lock of another folder is not
+    /// used.
+    ///
+    /// # Errors
+    /// As [`Ledger::open`].
+    pub fn open_beside(
+        data_dir: &Path,
+        limits: &Limits,
+        shared_lock: Option<fs::File>,
+    ) -> Result<Self, LedgerError> {
+        let lock = file::lock(data_dir, shared_lock)?;
         let path = data_dir.join(FILE_NAME);
         let connection = file::open(&path, limits.ledger_bytes)?;
         let expired = Timestamp::now().before(limits.session_lifetime);
@@ -95,13 +109,27 @@ impl Ledger {
             state,
             full: limits.ledger_full,
             writer: Mutex::new(Some(writer)),
-            _lock: lock,
+            lock,
         })
     }
 
     /// Returns the path of the file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Returns the lock, for a process that opens the ledger beside this one.
+    ///
+    /// # Errors
+    /// This process has too many open files.
+    pub fn lock(&self) -> io::Result<fs::File> {
+        self.lock.try_clone()
+    }
+
+    /// Leaves expired sessions to another process: from now on this one only adds rows and
+    /// sessions.
+    pub fn stop_cleaning(&self) {
+        let _ = self.commands.send(WriterCommand::StopCleaning);
     }
 
     /// Reserves room for a row. If the file cannot be written and `limits.ledger_full` is `serve`,
@@ -187,7 +215,7 @@ impl Ledger {
     /// # Errors
     /// The file cannot be read.
     pub fn reader(&self) -> Result<LedgerReader, LedgerError> {
-        LedgerReader::open(&self.path)
+        LedgerReader::open_checked(&self.path)
     }
 
     /// Commits the rows that wait and closes the file. Blocks until that is done.

@@ -3,12 +3,14 @@
 //! Owns the listening sockets, how they are bound, and the PROXY protocol. Does not know what is
 //! spoken on a connection. Invariant: no client and no error of the kernel ends the accept loop.
 
+mod handed_over;
 mod proxy_header;
 mod socket;
 mod stream;
 mod unix;
 
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,14 +18,15 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::sleep;
 
+pub(crate) use handed_over::{HandedOverSocket, HandedOverSockets, SocketOwner, SocketPurpose};
 pub(crate) use proxy_header::{ProxyHeaderError, read_proxy_header};
 pub(crate) use socket::ListenError;
 pub(crate) use stream::ClientStream;
+pub(crate) use unix::UnixSocketFile;
 
 use crate::config::{ListenAddress, ListenConfig};
 use crate::values::exchange::client_address::ClientAddress;
 use socket::bind_tcp;
-use unix::UnixSocketFile;
 
 /// The pause after an accept failed for lack of file descriptors or memory. It doubles up to the
 /// maximum.
@@ -35,6 +38,7 @@ const BACK_OFF_MAX: Duration = Duration::from_secs(1);
 pub(crate) struct ClientListener {
     socket: ListeningSocket,
     address: ListenAddress,
+    owner: SocketOwner,
     room: Arc<Semaphore>,
     stall_limit: Duration,
 }
@@ -44,8 +48,8 @@ enum ListeningSocket {
     Tcp(TcpListener),
     Unix {
         listener: UnixListener,
-        /// Removed with the listener.
-        _file: UnixSocketFile,
+        /// Removed with the listener. `None` if the service manager owns it.
+        file: Option<UnixSocketFile>,
     },
 }
 
@@ -79,7 +83,7 @@ impl ClientListener {
                 let (listener, file) = unix::bind(path)?;
                 ListeningSocket::Unix {
                     listener: UnixListener::from_std(listener)?,
-                    _file: file,
+                    file: Some(file),
                 }
             }
         };
@@ -90,9 +94,66 @@ impl ClientListener {
         Ok(Self {
             socket,
             address,
+            owner: SocketOwner::Gateway,
             room,
             stall_limit,
         })
+    }
+
+    /// Listens on a socket that another process opened. Its options stay as they are.
+    ///
+    /// # Errors
+    /// It is not a listening stream socket.
+    pub(crate) fn take_over(
+        handed_over: HandedOverSocket,
+        room: Arc<Semaphore>,
+        stall_limit: Duration,
+    ) -> Result<Self, ListenError> {
+        let owner = handed_over.owner;
+        let (socket, address) = handed_over.into_listening()?;
+        let socket = match &address {
+            ListenAddress::Ip(_) => ListeningSocket::Tcp(TcpListener::from_std(socket.into())?),
+            ListenAddress::Unix(path) => ListeningSocket::Unix {
+                listener: UnixListener::from_std(socket.into())?,
+                file: match owner {
+                    SocketOwner::Gateway => Some(UnixSocketFile::of(path)),
+                    SocketOwner::ServiceManager => None,
+                },
+            },
+        };
+        Ok(Self {
+            socket,
+            address,
+            owner,
+            room,
+            stall_limit,
+        })
+    }
+
+    /// Returns the socket for the process that succeeds this one. Both accept connections from it.
+    ///
+    /// # Errors
+    /// This process has too many open files.
+    pub(crate) fn for_successor(&self, service: &str) -> io::Result<HandedOverSocket> {
+        let socket: OwnedFd = match &self.socket {
+            ListeningSocket::Tcp(listener) => listener.as_fd().try_clone_to_owned()?,
+            ListeningSocket::Unix { listener, .. } => listener.as_fd().try_clone_to_owned()?,
+        };
+        Ok(HandedOverSocket {
+            purpose: SocketPurpose::Service(service.to_owned()),
+            owner: self.owner,
+            socket,
+        })
+    }
+
+    /// Ends, and leaves the file of a Unix socket to the process that succeeds this one.
+    pub(crate) fn leave_to_successor(self) {
+        if let ListeningSocket::Unix {
+            file: Some(file), ..
+        } = self.socket
+        {
+            file.leave_to_successor();
+        }
     }
 
     /// Returns the bound address, with the actual port.

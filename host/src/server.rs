@@ -16,6 +16,8 @@ mod supervisor;
 mod upkeep;
 mod usage_files;
 
+use std::fs::File;
+use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -27,8 +29,10 @@ use tokio::time::timeout;
 
 pub use self::build::check;
 pub use self::error::StartError;
+pub(crate) use self::listeners::Handover;
 pub use self::listeners::ServiceAddress;
 pub use self::supervisor::{AppliedConfiguration, CommandError};
+pub use self::upkeep::UpkeepStart;
 pub use self::upkeep::refresh::{
     COMMAND as REFRESH_COMMAND, RefreshProcess, RefreshRequest, run_refresh,
 };
@@ -36,7 +40,7 @@ pub use self::upkeep::refresh::{
 pub(crate) use self::admin::SOCKET;
 
 use self::background::BackgroundTasks;
-use self::build::BuiltGateway;
+use self::build::{BuildInputs, BuiltGateway, restore_sessions};
 use self::listeners::{AcceptContext, BoundListeners};
 use self::status::GatewayStatus;
 use self::supervisor::{
@@ -45,8 +49,9 @@ use self::supervisor::{
 };
 use self::upkeep::Upkeep;
 use self::usage_files::UsageFilesWriter;
-use crate::config::Config;
+use crate::config::{Config, ServiceConfig};
 use crate::ledger::Ledger;
+use crate::listener::{HandedOverSocket, HandedOverSockets};
 use crate::upstream::TrustRoots;
 use crate::values::limits::Limits;
 use crate::values::phase::GatewayPhase;
@@ -68,6 +73,23 @@ pub struct Gateway {
     usage_files: UsageFilesThread,
     ledger: Arc<Ledger>,
     limits: Arc<Limits>,
+    upkeep_start: watch::Sender<UpkeepStart>,
+    /// Of the start: what upkeep that begins later needs.
+    services: Vec<ServiceConfig>,
+    /// The listening sockets, for a process that succeeds this one.
+    sockets: Vec<HandedOverSocket>,
+}
+
+/// How a gateway starts, beside its configuration.
+#[derive(Debug)]
+pub(crate) struct GatewayStart {
+    /// Where tokens are refreshed.
+    pub(crate) refresh_process: RefreshProcess,
+    /// What upstream's certificates are checked against, instead of the platform's.
+    pub(crate) trust: Option<TrustRoots>,
+    /// What another process hands over to this one.
+    pub(crate) handover: Handover,
+    pub(crate) upkeep: UpkeepStart,
 }
 
 /// How the wait for requests in flight ended.
@@ -123,10 +145,33 @@ impl Gateway {
         refresh_process: RefreshProcess,
         trust: Option<TrustRoots>,
     ) -> Result<Self, StartError> {
+        let start = GatewayStart {
+            refresh_process,
+            trust,
+            handover: Handover::default(),
+            upkeep: UpkeepStart::AtOnce,
+        };
+        Self::start_from(config, start).await
+    }
+
+    /// Starts what `config` describes, as `start` says.
+    ///
+    /// # Errors
+    /// As [`Gateway::start`].
+    pub(crate) async fn start_from(
+        config: Config,
+        start: GatewayStart,
+    ) -> Result<Self, StartError> {
         let (phase, phases) = watch::channel(GatewayPhase::Running);
         let (alive_sender, alive) = mpsc::channel(1);
-        let built = BuiltGateway::build(config, trust, phases.clone(), alive_sender).await?;
-        let listeners = BoundListeners::bind(&built.config).await?;
+        let (upkeep_start, upkeep_started) = watch::channel(start.upkeep);
+        let inputs = BuildInputs {
+            trust: start.trust,
+            ledger_lock: start.handover.ledger_lock.map(File::from),
+            upkeep: start.upkeep,
+        };
+        let built = BuiltGateway::build(config, inputs, phases.clone(), alive_sender).await?;
+        let listeners = BoundListeners::bind(&built.config, start.handover.sockets).await?;
         let (writer, thread) = built.usage_files.start().map_err(StartError::Thread)?;
         let BuiltGateway {
             config,
@@ -143,9 +188,10 @@ impl Gateway {
         let upkeep = Upkeep::new(
             &limits,
             &shared.trust,
-            refresh_process.clone(),
+            start.refresh_process.clone(),
             &watcher,
             &phases,
+            &upkeep_started,
             &tasks,
         );
         let (commands, received) = mpsc::channel::<SupervisorCommand>(COMMAND_QUEUE);
@@ -158,11 +204,12 @@ impl Gateway {
             phases: &phases,
             tasks: &tasks,
         };
-        let (listening, services) = listeners.accept(&context, services, &upkeep, &ledger);
+        let accepting = listeners.accept(&context, services, &upkeep, &ledger);
+        let services = config.services.clone();
         let parts = SupervisorParts {
             status: Arc::clone(&status),
             shared,
-            services: RunningServices::new(services),
+            services: RunningServices::new(accepting.running),
             loader,
             upkeep,
             usage_files: writer.clone(),
@@ -172,17 +219,20 @@ impl Gateway {
         };
         tasks.spawn(Supervisor::new(parts, &commands).run(received, pending));
         Ok(Self {
-            listening,
+            listening: accepting.listening,
             admin,
             phase,
             status,
             commands,
             background,
-            refresh_process,
+            refresh_process: start.refresh_process,
             alive,
             usage_files: UsageFilesThread { writer, thread },
             ledger,
             limits,
+            upkeep_start,
+            services,
+            sockets: accepting.sockets,
         })
     }
 
@@ -223,6 +273,58 @@ impl Gateway {
         &self.ledger
     }
 
+    /// Returns the limits of the start.
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Returns what a process that succeeds this one needs.
+    ///
+    /// # Errors
+    /// This process has too many open files.
+    pub(crate) fn handover(&self) -> io::Result<Handover> {
+        let clones = self.sockets.iter().map(HandedOverSocket::try_clone);
+        Ok(Handover {
+            sockets: HandedOverSockets(clones.collect::<io::Result<_>>()?),
+            ledger_lock: Some(self.ledger.lock()?.into()),
+        })
+    }
+
+    /// Begins what belongs to one process only, and was another's until now: refreshes, polls and
+    /// usage files. Reads the sessions again that the other has recorded meanwhile.
+    pub(crate) async fn begin_upkeep(&self) {
+        let (ledger, limits) = (Arc::clone(&self.ledger), Arc::clone(&self.limits));
+        let services = self.status.services();
+        let restored = spawn_blocking(move || restore_sessions(&ledger, &services, &limits)).await;
+        if let Err(error) = restored {
+            tracing::error!(%error, "restoring sessions panicked");
+        }
+        self.usage_files.writer.follow(&self.services).done().await;
+        self.upkeep_start.send_replace(UpkeepStart::AtOnce);
+    }
+
+    /// Leaves everything but the requests on accepted connections to a process that succeeds this
+    /// one: accepts no connections, ends refreshes and polls, and writes usage files for the last
+    /// time.
+    pub(crate) async fn retire(&mut self) {
+        self.sockets.clear();
+        self.phase.send_replace(GatewayPhase::Retiring);
+        self.usage_files.writer.close().await;
+        self.ledger.stop_cleaning();
+    }
+
+    /// Waits until the requests of a gateway that has retired have ended, at most for
+    /// `limits.upgrade_drain_timeout`.
+    pub(crate) async fn finish_requests(&mut self) {
+        let ended = async { while self.alive.recv().await.is_some() {} };
+        if timeout(self.limits.upgrade_drain_timeout, ended)
+            .await
+            .is_err()
+        {
+            tracing::warn!("limits.upgrade_drain_timeout exceeded");
+        }
+    }
+
     /// Shuts down: accepts no new requests, waits up to `limits.drain_timeout` for those in flight,
     /// then writes and closes usage files and the ledger.
     pub async fn shut_down(self) {
@@ -233,6 +335,8 @@ impl Gateway {
     /// are recorded, too.
     pub async fn shut_down_or_abort(mut self, abort: impl Future<Output = ()>) {
         let mut abort = pin!(abort);
+        // The kernel refuses connections once the last descriptor of a listener is closed.
+        self.sockets.clear();
         self.phase.send_replace(GatewayPhase::Draining);
         let drain = self.drain(abort.as_mut()).await;
         self.phase.send_replace(GatewayPhase::Stopping);

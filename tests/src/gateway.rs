@@ -11,6 +11,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use scripted_upstream::{Login, Options, SeenRequest, TlsOptions, Upstream};
 use serde_json::{Value, json};
@@ -21,7 +22,7 @@ use tollgate::upstream::TrustRoots;
 
 use crate::clients::authority::UPSTREAM_TLS;
 use crate::clients::client::Client;
-use crate::gateway::program::Program;
+use crate::gateway::program::{Program, binary};
 use crate::surroundings::protocol::Protocol;
 
 /// A scripted upstream, a folder, and a gateway that starts once its configuration is known.
@@ -275,10 +276,17 @@ impl Rig {
 
     /// Starts the real binary and waits until it is ready.
     pub async fn spawn(&self, config: &Value) -> Program {
+        let mut command = Command::new(binary());
+        command.stdin(Stdio::null());
+        self.spawn_as(command, config).await
+    }
+
+    /// As [`Rig::spawn`], by `command`, to which the arguments of the binary are added.
+    pub async fn spawn_as(&self, command: Command, config: &Value) -> Program {
         let file = self.write("config.json", config.to_string());
         let trusted = self.write("trusted.pem", &UPSTREAM_TLS.root);
         let (ready, log) = (self.path("ready.json"), self.path("gateway.log"));
-        Program::start_trusting(&file, ready, log, Some(&trusted)).await
+        Program::start_as(command, &file, ready, log, Some(&trusted)).await
     }
 }
 

@@ -33,6 +33,7 @@ pub use scenes::login::{LoginGroup, LoginScene};
 pub use scenes::reverse;
 pub use scenes::team::TeamScene;
 pub use scenes::tls::TlsScene;
+pub use scenes::upgrade::{UpgradeScene, is_running, send_signal};
 pub use scenes::watched_file::{AuthVersion, WatchedFileScene};
 pub use scripted_upstream as upstream;
 pub use surroundings::chance::Chance;

@@ -7,4 +7,5 @@ pub(crate) mod login;
 pub mod reverse;
 pub(crate) mod team;
 pub(crate) mod tls;
+pub(crate) mod upgrade;
 pub(crate) mod watched_file;

@@ -46,6 +46,7 @@ pub(super) enum WriterCommand {
         state: UsageFileState,
         done: oneshot::Sender<()>,
     },
+    StopCleaning,
     Close,
 }
 

@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -132,8 +132,9 @@ impl LedgerError {
     }
 }
 
-/// Creates the folder and locks it for this process.
-pub(super) fn lock(data_dir: &Path) -> Result<File, LedgerError> {
+/// Creates the folder and locks it for this process. `shared` is the lock that another process
+/// holds, if that is to be shared.
+pub(super) fn lock(data_dir: &Path, shared: Option<File>) -> Result<File, LedgerError> {
     let failed = |error: io::Error| LedgerError::io(data_dir, &error);
     DirBuilder::new()
         .recursive(true)
@@ -148,6 +149,11 @@ pub(super) fn lock(data_dir: &Path) -> Result<File, LedgerError> {
         .mode(0o600)
         .open(path)
         .map_err(failed)?;
+    if let Some(shared) = shared
+        && is_same_file(&shared, &lock).map_err(failed)?
+    {
+        return Ok(shared);
+    }
     match lock.try_lock() {
         Ok(()) => Ok(lock),
         Err(TryLockError::WouldBlock) => Err(LedgerError::InUse {
@@ -155,6 +161,11 @@ pub(super) fn lock(data_dir: &Path) -> Result<File, LedgerError> {
         }),
         Err(TryLockError::Error(error)) => Err(failed(error)),
     }
+}
+
+fn is_same_file(one: &File, other: &File) -> io::Result<bool> {
+    let (one, other) = (one.metadata()?, other.metadata()?);
+    Ok((one.dev(), one.ino()) == (other.dev(), other.ino()))
 }
 
 /// Opens the ledger at `path` for writing. Creates or migrates it if necessary.
@@ -170,6 +181,9 @@ pub(super) fn open(path: &Path, bytes_max: u64) -> Result<Connection, LedgerErro
         .open(path)
         .map_err(io_failed)?;
     let is_new = file.metadata().map_err(io_failed)?.len() == 0;
+    // Before SQLite locks the file: closing any descriptor of a file drops the process's locks on it
+    // (fcntl(2)), and the other process of an upgrade would take the ledger for unused.
+    drop(file);
     let mut connection =
         Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(&failed)?;
     connection
@@ -195,11 +209,17 @@ pub(super) fn open(path: &Path, bytes_max: u64) -> Result<Connection, LedgerErro
 
 /// Opens the ledger at `path` for reading.
 pub(super) fn open_to_read(path: &Path) -> Result<Connection, LedgerError> {
-    let failed = LedgerError::sqlite(path);
     if let Err(error) = fs::metadata(path) {
         return Err(LedgerError::io(path, &error));
     }
     check(path)?;
+    open_checked(path)
+}
+
+/// Opens a ledger for reading that this process may have open already: nothing but SQLite may open
+/// and close the file then, because that would drop SQLite's locks.
+pub(super) fn open_checked(path: &Path) -> Result<Connection, LedgerError> {
+    let failed = LedgerError::sqlite(path);
     let connection =
         Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(&failed)?;
     connection

@@ -114,6 +114,14 @@ impl LedgerReader {
         })
     }
 
+    /// Opens the ledger at `path`, which this process has open for writing.
+    pub(super) fn open_checked(path: &Path) -> Result<Self, LedgerError> {
+        Ok(Self {
+            connection: file::open_checked(path)?,
+            path: path.to_owned(),
+        })
+    }
+
     /// Runs `query`, and names the file in its error.
     pub(super) fn read<T>(
         &self,

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use rusqlite::Connection;
+use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::oneshot;
 
 use super::command::{RowReservation, WriterCommand, WriterState};
@@ -44,6 +44,7 @@ pub(super) fn start(
         state,
         full: limits.ledger_full,
         session_lifetime: limits.session_lifetime,
+        cleaning: SessionCleaning::Own,
         cleaned: Instant::now(),
         pending: Vec::new(),
         is_closing: false,
@@ -60,11 +61,19 @@ struct LedgerWriter {
     full: LedgerFull,
     /// Sessions that were not used for this long are deleted.
     session_lifetime: Duration,
+    cleaning: SessionCleaning,
     /// When expired sessions were last deleted.
     cleaned: Instant,
     /// The entries of the next commit. Bounded by the room that was reserved.
     pending: Vec<PendingEntry>,
     is_closing: bool,
+}
+
+/// Which process deletes expired sessions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SessionCleaning {
+    Own,
+    OfAnotherProcess,
 }
 
 struct PendingEntry {
@@ -94,7 +103,7 @@ impl LedgerWriter {
         while !self.is_closing {
             self.collect();
             self.commit();
-            if self.cleaned.elapsed() >= CLEAN_INTERVAL {
+            if self.cleaning == SessionCleaning::Own && self.cleaned.elapsed() >= CLEAN_INTERVAL {
                 self.delete_expired_sessions();
             }
         }
@@ -187,6 +196,7 @@ impl LedgerWriter {
                     done: Some(done),
                 });
             }
+            WriterCommand::StopCleaning => self.cleaning = SessionCleaning::OfAnotherProcess,
             WriterCommand::Close => self.is_closing = true,
         }
     }
@@ -226,7 +236,10 @@ impl LedgerWriter {
     }
 
     fn write(&mut self) -> rusqlite::Result<()> {
-        let transaction = self.connection.transaction()?;
+        // Another process may write, too: the lock is taken first, and waited for.
+        let transaction = self
+            .connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)?;
         for entry in &self.pending {
             match &entry.content {
                 EntryContent::Row(row) => {

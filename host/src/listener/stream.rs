@@ -9,12 +9,12 @@ use rustix::net::RecvFlags;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
-/// A client's connection.
+/// A client's connection, before TLS.
 #[derive(Debug)]
 pub(crate) enum ClientStream {
-    /// Over TCP.
+    /// A connection over TCP.
     Tcp(TcpStream),
-    /// Over a Unix socket.
+    /// A connection over a Unix socket.
     Unix(UnixStream),
 }
 

@@ -14,10 +14,25 @@ const MODE: u32 = 0o660;
 
 /// The file of a listening socket, which is removed when this is dropped.
 #[derive(Debug)]
-pub(super) struct UnixSocketFile {
+pub(crate) struct UnixSocketFile {
     path: PathBuf,
     /// Its device and its number there: another gateway may have replaced it.
     identity: Option<(u64, u64)>,
+}
+
+impl UnixSocketFile {
+    /// The file at `path`.
+    pub(crate) fn of(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            identity: identity(path),
+        }
+    }
+
+    /// Leaves the file to the process that succeeds this one.
+    pub(crate) fn leave_to_successor(mut self) {
+        self.identity = None;
+    }
 }
 
 impl Drop for UnixSocketFile {
@@ -39,10 +54,7 @@ impl Drop for UnixSocketFile {
 pub(super) fn bind(path: &Path) -> Result<(UnixListener, UnixSocketFile), ListenError> {
     remove_stale(path)?;
     let listener = UnixListener::bind(path)?;
-    let file = UnixSocketFile {
-        path: path.to_owned(),
-        identity: identity(path),
-    };
+    let file = UnixSocketFile::of(path);
     fs::set_permissions(path, Permissions::from_mode(MODE))?;
     listener.set_nonblocking(true)?;
     Ok((listener, file))

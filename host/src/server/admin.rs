@@ -8,6 +8,7 @@ mod access;
 mod listen;
 mod scrape;
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -23,7 +24,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use self::access::AdminPermissions;
-use self::listen::{AdminHandler, accept, bind_unix};
+use self::listen::{AdminHandler, accept, bind_unix, take_over_unix};
 use super::background::BackgroundTasks;
 use super::policies::PolicyStatus;
 use super::status::GatewayStatus;
@@ -31,6 +32,7 @@ use super::supervisor::{CommandError, CommandSender, PolicyReply, SupervisorComm
 use super::upkeep::certificates::CertificateReport;
 use crate::credentials::CredentialHealth;
 use crate::files::io_reason;
+use crate::listener::HandedOverSocket;
 use crate::metrics::CONTENT_TYPE as METRICS_CONTENT_TYPE;
 use crate::values::clock::Timestamp;
 use crate::values::phase::GatewayPhase;
@@ -110,6 +112,15 @@ impl AdminResponse {
     }
 }
 
+/// Waits until operators are served no more: the gateway has drained, or another process serves
+/// them. Not before: operators look at what is still in flight.
+async fn end_of_operators(phases: &mut watch::Receiver<GatewayPhase>) -> GatewayPhase {
+    let is_end =
+        |phase: &GatewayPhase| matches!(phase, GatewayPhase::Retiring | GatewayPhase::Stopping);
+    let end = phases.wait_for(is_end).await;
+    end.map_or(GatewayPhase::Stopping, |phase| *phase)
+}
+
 impl AdminHandler for AdminApi {
     async fn handle(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         self.respond(request).await.into_http()
@@ -129,30 +140,39 @@ impl AdminApi {
         }
     }
 
-    /// Listens on a Unix socket at `path` until the gateway has drained. Without the socket, the
+    /// Listens on a Unix socket at `path` until the gateway has drained: on `handed_over`, if that
+    /// is given. Returns the socket for the process that succeeds this one. Without the socket, the
     /// gateway runs all the same.
     pub(super) fn listen_unix(
         self,
         path: PathBuf,
+        handed_over: Option<HandedOverSocket>,
         phases: &watch::Receiver<GatewayPhase>,
         tasks: &BackgroundTasks,
-    ) {
-        let (listener, socket_file) = match bind_unix(path.clone()) {
+    ) -> Option<OwnedFd> {
+        let bound = match handed_over {
+            Some(handed_over) => take_over_unix(handed_over, &path),
+            None => bind_unix(&path),
+        };
+        let (listener, socket_file) = match bound {
             Ok(bound) => bound,
             Err(error) => {
                 let (path, error) = (path.display(), io_reason(&error));
-                return tracing::warn!(%path, error, "no admin socket, `tollgate status` will not work");
+                tracing::warn!(%path, error, "no admin socket, `tollgate status` will not work");
+                return None;
             }
         };
+        let for_successor = listener.as_fd().try_clone_to_owned().ok();
         let mut phases = phases.clone();
         tasks.spawn(async move {
-            let _socket_file = socket_file;
             tokio::select! {
                 () = accept(&listener, &self) => {}
-                // Not before: operators look at what is still in flight.
-                _ = phases.wait_for(|phase| *phase == GatewayPhase::Stopping) => {}
+                end = end_of_operators(&mut phases) => if end == GatewayPhase::Retiring {
+                    socket_file.leave_to_successor();
+                }
             }
         });
+        for_successor
     }
 
     /// Listens on `listener` until the gateway has drained.
@@ -166,7 +186,7 @@ impl AdminApi {
         tasks.spawn(async move {
             tokio::select! {
                 () = accept(&listener, &self) => {}
-                _ = phases.wait_for(|phase| *phase == GatewayPhase::Stopping) => {}
+                _ = end_of_operators(&mut phases) => {}
             }
         });
     }
@@ -269,7 +289,9 @@ impl AdminApi {
     fn ready(&self) -> AdminResponse {
         let ledger = self.status.ledger();
         let reason = match self.status.phase() {
-            GatewayPhase::Draining | GatewayPhase::Stopping => Some("the gateway is shutting down"),
+            GatewayPhase::Retiring | GatewayPhase::Draining | GatewayPhase::Stopping => {
+                Some("the gateway is shutting down")
+            }
             GatewayPhase::Running if ledger.is_none_or(|ledger| ledger.is_failing()) => {
                 Some("the ledger cannot be written")
             }

@@ -4,6 +4,7 @@
 //! Does not know how policies are loaded or when a service changes. Invariant: all problems of a
 //! configuration are reported at once.
 
+use std::fs::File;
 use std::sync::{Arc, Weak};
 
 use tokio::runtime::Handle;
@@ -16,6 +17,7 @@ use super::policies::{
     InitialPolicies, PendingPolicy, PolicyLoader, PolicyTable, StartWait, load_initial,
 };
 use super::status::GatewayStatus;
+use super::upkeep::UpkeepStart;
 use super::usage_files::UsageFiles;
 use crate::config::{Config, ConfigProblem, CredentialConfig, CredentialSource, ServiceConfig};
 use crate::credentials::{Credential, CredentialKind, CredentialLoadError, recover_tokens};
@@ -43,6 +45,15 @@ pub(super) struct SharedResources {
     pub(super) alive: mpsc::Sender<()>,
 }
 
+/// What a gateway is put together from, beside its configuration.
+pub(super) struct BuildInputs {
+    /// Instead of the platform's certificates.
+    pub(super) trust: Option<TrustRoots>,
+    /// The lock of a ledger that another process writes, too.
+    pub(super) ledger_lock: Option<File>,
+    pub(super) upkeep: UpkeepStart,
+}
+
 /// A gateway that was put together and not started.
 pub(super) struct BuiltGateway {
     pub(super) config: Config,
@@ -58,12 +69,12 @@ impl BuiltGateway {
     /// Compiles policies and reads files, on a blocking thread.
     pub(super) async fn build(
         config: Config,
-        trust: Option<TrustRoots>,
+        inputs: BuildInputs,
         phases: watch::Receiver<GatewayPhase>,
         alive: mpsc::Sender<()>,
     ) -> Result<Self, StartError> {
         let runtime = Handle::current();
-        let build = move || Self::build_blocking(config, trust, runtime, phases, alive);
+        let build = move || Self::build_blocking(config, inputs, runtime, phases, alive);
         match spawn_blocking(build).await {
             Ok(built) => built,
             Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
@@ -72,7 +83,7 @@ impl BuiltGateway {
 
     fn build_blocking(
         config: Config,
-        trust: Option<TrustRoots>,
+        inputs: BuildInputs,
         runtime: Handle,
         phases: watch::Receiver<GatewayPhase>,
         alive: mpsc::Sender<()>,
@@ -85,8 +96,9 @@ impl BuiltGateway {
             loader,
         } = load_initial(&config, &StartWait::OfLimits(runtime))?;
         let certificates = read_certificates(&config)?;
-        let ledger = Arc::new(Ledger::open(&config.data_dir, &limits)?);
-        let trust = trust.unwrap_or_else(TrustRoots::from_platform);
+        let ledger = Ledger::open_beside(&config.data_dir, &limits, inputs.ledger_lock)?;
+        let ledger = Arc::new(ledger);
+        let trust = inputs.trust.unwrap_or_else(TrustRoots::from_platform);
         if trust.is_empty() {
             tracing::warn!(
                 "no trusted certificates found: set SSL_CERT_FILE to reach https upstreams"
@@ -114,8 +126,12 @@ impl BuiltGateway {
             }
         }
         reject_problems(problems)?;
-        restore_sessions(&shared.ledger, &services, &limits);
-        let usage_files = UsageFiles::open(&shared.ledger, &config.services)?;
+        let restored = services.iter().map(|(service, _)| service);
+        restore_sessions(&shared.ledger, restored, &limits);
+        let usage_files = match inputs.upkeep {
+            UpkeepStart::AtOnce => UsageFiles::open(&shared.ledger, &config.services)?,
+            UpkeepStart::Later => UsageFiles::open(&shared.ledger, &[])?,
+        };
         let weak: Vec<Weak<Service>> = services
             .iter()
             .map(|(service, _)| Arc::downgrade(service))
@@ -136,14 +152,14 @@ impl BuiltGateway {
 
 /// Restores sessions and the issuers of responses from the ledger. Without them, sessions start
 /// without a home.
-fn restore_sessions(
+pub(super) fn restore_sessions<'a>(
     ledger: &Ledger,
-    services: &[(Arc<Service>, Option<TlsServer>)],
+    services: impl IntoIterator<Item = &'a Arc<Service>>,
     limits: &Limits,
 ) {
     match read_sessions(ledger, limits) {
         Ok((sessions, issuers)) => {
-            for (service, _) in services {
+            for service in services {
                 restore_affinity(service, &sessions, &issuers);
             }
         }

@@ -3,12 +3,16 @@
 
 mod connection;
 mod connector;
+mod handover;
 
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
+
+pub(crate) use self::handover::Handover;
 
 use self::connection::{ConnectionContext, accept};
 use self::connector::keep_connected;
@@ -21,7 +25,9 @@ use super::upkeep::Upkeep;
 use crate::config::{Config, ListenAddress, ServiceConfig};
 use crate::files::io_reason;
 use crate::ledger::Ledger;
-use crate::listener::{ClientListener, ListenError};
+use crate::listener::{
+    ClientListener, HandedOverSocket, HandedOverSockets, ListenError, SocketOwner, SocketPurpose,
+};
 use crate::pipeline::Service;
 use crate::tls::TlsServer;
 use crate::values::limits::Limits;
@@ -38,8 +44,23 @@ pub struct ServiceAddress {
 
 /// Listeners that are bound and do not accept yet.
 pub(super) struct BoundListeners {
-    services: Vec<ClientListener>,
-    admin: Option<TcpListener>,
+    /// Those of each service: several if the service manager has several for it.
+    services: Vec<Vec<ClientListener>>,
+    admin: Option<AdminListening>,
+    admin_socket: Option<HandedOverSocket>,
+}
+
+struct AdminListening {
+    listener: TcpListener,
+    owner: SocketOwner,
+}
+
+/// Listeners that accept connections.
+pub(super) struct AcceptingListeners {
+    pub(super) listening: Vec<ServiceAddress>,
+    pub(super) running: Vec<RunningService>,
+    /// Their sockets, for a process that succeeds this one.
+    pub(super) sockets: Vec<HandedOverSocket>,
 }
 
 /// What accepting connections needs.
@@ -52,37 +73,41 @@ pub(super) struct AcceptContext<'a> {
 }
 
 impl BoundListeners {
-    pub(super) async fn bind(config: &Config) -> Result<Self, StartError> {
+    /// Binds what `config` names. What is among `sockets` is taken from there.
+    pub(super) async fn bind(
+        config: &Config,
+        mut sockets: HandedOverSockets,
+    ) -> Result<Self, StartError> {
         let limits = &config.limits;
         let room = Arc::new(Semaphore::new(connection_permits(limits)));
+        let named: Vec<Vec<HandedOverSocket>> = config
+            .services
+            .iter()
+            .map(|service| sockets.take_of_service(&service.tag, &service.listen.address))
+            .collect();
         let mut services = Vec::new();
-        for service in &config.services {
-            let room = Arc::clone(&room);
-            let bound = ClientListener::bind(&service.listen, room, limits.client_stall_timeout);
-            let failed = |error: ListenError| StartError::Listen {
-                service: service.tag.clone(),
-                address: service.listen.address.clone(),
-                reason: error.to_string(),
-            };
-            services.push(bound.map_err(failed)?);
+        for (service, mut handed_over) in config.services.iter().zip(named) {
+            if handed_over.is_empty() {
+                handed_over = sockets.take_at(&service.listen.address);
+            }
+            services.push(bind_service(service, handed_over, &room, limits)?);
         }
         let admin = match &config.admin {
-            Some(admin) => {
-                let bound = TcpListener::bind(admin.listen).await;
-                let failed = |error: std::io::Error| StartError::Listen {
-                    service: "admin".to_owned(),
-                    address: ListenAddress::Ip(admin.listen),
-                    reason: io_reason(&error),
-                };
-                Some(bound.map_err(failed)?)
-            }
+            Some(admin) => Some(bind_admin(admin.listen, &mut sockets).await?),
             None => None,
         };
-        Ok(Self { services, admin })
+        let admin_socket =
+            sockets.take_admin_socket(&ListenAddress::Unix(config.data_dir.join(SOCKET)));
+        sockets.close_unused();
+        Ok(Self {
+            services,
+            admin,
+            admin_socket,
+        })
     }
 
     pub(super) fn admin_address(&self) -> Option<SocketAddr> {
-        self.admin.as_ref()?.local_addr().ok()
+        self.admin.as_ref()?.listener.local_addr().ok()
     }
 
     /// Accepts connections from now on. Operators are first, so that they can see a gateway that
@@ -93,8 +118,8 @@ impl BoundListeners {
         services: Vec<(Arc<Service>, Option<TlsServer>)>,
         upkeep: &Upkeep,
         ledger: &Ledger,
-    ) -> (Vec<ServiceAddress>, Vec<RunningService>) {
-        context.accept_operators(ledger, self.admin);
+    ) -> AcceptingListeners {
+        let mut sockets = context.accept_operators(ledger, self.admin, self.admin_socket);
         let mut listening = Vec::new();
         let mut running = Vec::new();
         let parts = self
@@ -102,42 +127,118 @@ impl BoundListeners {
             .into_iter()
             .zip(services)
             .zip(&context.config.services);
-        for ((listener, (service, tls)), config) in parts {
-            listening.push(ServiceAddress {
-                service: config.tag.clone(),
-                address: listener.address().clone(),
-            });
-            running.push(context.accept_clients(listener, config, service, tls, upkeep));
+        for ((listeners, (service, tls)), config) in parts {
+            for listener in &listeners {
+                listening.push(ServiceAddress {
+                    service: config.tag.clone(),
+                    address: listener.address().clone(),
+                });
+                match listener.for_successor(&config.tag) {
+                    Ok(socket) => sockets.push(socket),
+                    Err(error) => tracing::warn!(%error, "listener cannot be handed over"),
+                }
+            }
+            running.push(context.accept_clients(listeners, config, service, tls, upkeep));
         }
-        (listening, running)
+        AcceptingListeners {
+            listening,
+            running,
+            sockets,
+        }
     }
 }
 
+fn bind_service(
+    service: &ServiceConfig,
+    handed_over: Vec<HandedOverSocket>,
+    room: &Arc<Semaphore>,
+    limits: &Limits,
+) -> Result<Vec<ClientListener>, StartError> {
+    let stall_limit = limits.client_stall_timeout;
+    let bound: Result<Vec<_>, ListenError> = if handed_over.is_empty() {
+        ClientListener::bind(&service.listen, Arc::clone(room), stall_limit)
+            .map(|listener| vec![listener])
+    } else {
+        handed_over
+            .into_iter()
+            .map(|socket| ClientListener::take_over(socket, Arc::clone(room), stall_limit))
+            .collect()
+    };
+    bound.map_err(|error| StartError::Listen {
+        service: service.tag.clone(),
+        address: service.listen.address.clone(),
+        reason: error.to_string(),
+    })
+}
+
+async fn bind_admin(
+    address: SocketAddr,
+    sockets: &mut HandedOverSockets,
+) -> Result<AdminListening, StartError> {
+    let address = ListenAddress::Ip(address);
+    let bound = match (sockets.take_admin(&address), &address) {
+        (Some(handed_over), _) => {
+            let owner = handed_over.owner;
+            let listener = handed_over
+                .into_listening()
+                .and_then(|(socket, _)| TcpListener::from_std(socket.into()));
+            listener.map(|listener| AdminListening { listener, owner })
+        }
+        (None, ListenAddress::Ip(address)) => {
+            let owner = SocketOwner::Gateway;
+            let listener = TcpListener::bind(address).await;
+            listener.map(|listener| AdminListening { listener, owner })
+        }
+        (None, ListenAddress::Unix(_)) => unreachable!("it is an IP address"),
+    };
+    bound.map_err(|error| StartError::Listen {
+        service: "admin".to_owned(),
+        address,
+        reason: io_reason(&error),
+    })
+}
+
 impl AcceptContext<'_> {
-    fn accept_operators(&self, ledger: &Ledger, listener: Option<TcpListener>) {
-        let socket = ledger.path().with_file_name(SOCKET);
-        AdminApi::new(self.status, self.commands, AdminAccess::Owner).listen_unix(
-            socket,
+    /// Returns the sockets for a process that succeeds this one.
+    fn accept_operators(
+        &self,
+        ledger: &Ledger,
+        admin: Option<AdminListening>,
+        admin_socket: Option<HandedOverSocket>,
+    ) -> Vec<HandedOverSocket> {
+        let mut sockets = Vec::new();
+        let path = ledger.path().with_file_name(SOCKET);
+        let api = AdminApi::new(self.status, self.commands, AdminAccess::Owner);
+        if let Some(socket) = api.listen_unix(path, admin_socket, self.phases, self.tasks) {
+            sockets.push(HandedOverSocket {
+                purpose: SocketPurpose::AdminSocket,
+                owner: SocketOwner::Gateway,
+                socket,
+            });
+        }
+        let Some(AdminListening { listener, owner }) = admin else {
+            return sockets;
+        };
+        if let Ok(socket) = listener.as_fd().try_clone_to_owned() {
+            sockets.push(HandedOverSocket {
+                purpose: SocketPurpose::Admin,
+                owner,
+                socket,
+            });
+        }
+        let config = self.config.admin.as_ref();
+        let token = config.and_then(|admin| admin.token.clone());
+        AdminApi::new(self.status, self.commands, AdminAccess::over_tcp(token)).listen_tcp(
+            listener,
             self.phases,
             self.tasks,
         );
-        if let Some(listener) = listener {
-            let token = self
-                .config
-                .admin
-                .as_ref()
-                .and_then(|admin| admin.token.clone());
-            AdminApi::new(self.status, self.commands, AdminAccess::over_tcp(token)).listen_tcp(
-                listener,
-                self.phases,
-                self.tasks,
-            );
-        }
+        sockets
     }
 
     fn accept_clients(
         &self,
-        listener: ClientListener,
+        listeners: Vec<ClientListener>,
         config: &ServiceConfig,
         service: Arc<Service>,
         tls: Option<TlsServer>,
@@ -152,7 +253,9 @@ impl AcceptContext<'_> {
             phases: self.phases.clone(),
         };
         tokio::spawn(keep_connected(connections.clone()));
-        tokio::spawn(accept(listener, connections));
+        for listener in listeners {
+            tokio::spawn(accept(listener, connections.clone()));
+        }
         running
     }
 }

@@ -20,7 +20,10 @@ use tokio::time::{sleep, timeout};
 use self::certificates::{CertificateFiles, CertificateState, follow_files};
 use self::poll::poll;
 use self::refresh::{RefreshProcess, TokenRefresher};
-use self::stop::{REREAD_INTERVAL, StopSignal};
+use self::stop::{REREAD_INTERVAL, StopSignal, wait_for_start};
+
+pub use self::stop::UpkeepStart;
+
 use super::background::BackgroundTasks;
 use crate::credentials::{BrokenFile, Credential, FileCheck, RefreshJob, RefreshOutcome};
 use crate::files::FileSettling;
@@ -64,6 +67,7 @@ pub(super) struct Upkeep {
     refresh_process: RefreshProcess,
     watcher: FileWatcher,
     phases: watch::Receiver<GatewayPhase>,
+    start: watch::Receiver<UpkeepStart>,
     /// Refreshes that no request waits for run one at a time, over all services.
     refresh_turn: Arc<Semaphore>,
     reads: Arc<Semaphore>,
@@ -77,6 +81,7 @@ impl Upkeep {
         refresh_process: RefreshProcess,
         watcher: &FileWatcher,
         phases: &watch::Receiver<GatewayPhase>,
+        start: &watch::Receiver<UpkeepStart>,
         tasks: &BackgroundTasks,
     ) -> Self {
         Self {
@@ -85,6 +90,7 @@ impl Upkeep {
             refresh_process,
             watcher: watcher.clone(),
             phases: phases.clone(),
+            start: start.clone(),
             refresh_turn: Arc::new(Semaphore::new(1)),
             reads: Arc::new(Semaphore::new(CONCURRENT_READS)),
             tasks: tasks.clone(),
@@ -185,11 +191,11 @@ impl Upkeep {
             loop {
                 tokio::select! {
                     _ = timeout(REREAD_INTERVAL, changed.notified()) => {}
-                    () = stop.received() => return,
+                    () = stop.received_by_reader() => return,
                 }
                 tokio::select! {
                     () = read_settled(&credential, &reads) => {}
-                    () = stop.received() => return,
+                    () = stop.received_by_reader() => return,
                 }
             }
         });
@@ -204,7 +210,11 @@ impl Upkeep {
         let credential = Arc::clone(credential);
         let (refresher, turn) = (Arc::clone(refresher), Arc::clone(&self.refresh_turn));
         let (lock_timeout, reads) = (self.limits.lock_timeout, Arc::clone(&self.reads));
+        let mut start = self.start.clone();
         self.tasks.spawn(async move {
+            if wait_for_start(&mut start, &mut stop).await.is_none() {
+                return;
+            }
             loop {
                 tokio::select! {
                     () = credential.wait_until_refresh_due(CLOCK_INTERVAL) => {}
@@ -235,7 +245,11 @@ impl Upkeep {
     ) {
         let (credential, upstream) = (Arc::clone(credential), upstream.clone());
         let (chatgpt, limit) = (Arc::clone(chatgpt), self.limits.poll_timeout);
+        let mut start = self.start.clone();
         self.tasks.spawn(async move {
+            if wait_for_start(&mut start, &mut stop).await.is_none() {
+                return;
+            }
             let polling = async {
                 loop {
                     let started = credential.wait_until_poll_due().await;

@@ -79,12 +79,18 @@ struct UsageFile {
 /// Tells the writing thread which files to write. The thread writes them once more and ends when
 /// the last clone is dropped.
 #[derive(Clone)]
-pub(super) struct UsageFilesWriter(Sender<FollowCommand>);
+pub(super) struct UsageFilesWriter(Sender<UsageFilesCommand>);
 
-struct FollowCommand {
-    targets: Vec<UsageFileTarget>,
-    /// Dropped when the files are open: rows count from then on.
-    opened: oneshot::Sender<()>,
+enum UsageFilesCommand {
+    Follow {
+        targets: Vec<UsageFileTarget>,
+        /// Dropped when the files are open: rows count from then on.
+        opened: oneshot::Sender<()>,
+    },
+    Close {
+        /// Dropped when the files were written for the last time.
+        closed: oneshot::Sender<()>,
+    },
 }
 
 /// Usage files that are being opened.
@@ -106,9 +112,18 @@ impl UsageFilesWriter {
     ) -> UsageFilesOpening {
         let (opened, is_open) = oneshot::channel();
         let targets = targets(services);
-        // The thread outlives all senders.
-        let _ = self.0.send(FollowCommand { targets, opened });
+        // If the files were closed, nothing is opened.
+        let _ = self.0.send(UsageFilesCommand::Follow { targets, opened });
         UsageFilesOpening(is_open)
+    }
+
+    /// Writes the files for the last time and waits for that. From then on they belong to another
+    /// process.
+    pub(super) async fn close(&self) {
+        let (closed, is_closed) = oneshot::channel();
+        let _ = self.0.send(UsageFilesCommand::Close { closed });
+        // The sender is dropped, never used.
+        let _ = is_closed.await;
     }
 }
 
@@ -146,14 +161,17 @@ impl UsageFiles {
             loop {
                 match received.recv_timeout(WRITE_INTERVAL) {
                     Err(RecvTimeoutError::Timeout) => self.write_all(),
-                    Ok(FollowCommand { targets, opened }) => {
+                    Ok(UsageFilesCommand::Follow { targets, opened }) => {
                         self.follow(targets);
                         drop(opened);
                     }
-                    Err(RecvTimeoutError::Disconnected) => break,
+                    Ok(UsageFilesCommand::Close { closed }) => {
+                        self.write_all();
+                        return drop(closed);
+                    }
+                    Err(RecvTimeoutError::Disconnected) => return self.write_all(),
                 }
             }
-            self.write_all();
         };
         let thread = thread::Builder::new()
             .name("usage-files".to_owned())

@@ -12,7 +12,6 @@ use http::Method;
 use self::client_address::ClientAddress;
 use self::counts::TokenCounts;
 use self::money::ResponseCost;
-
 use super::clock::Timestamp;
 
 /// How an exchange ended.

@@ -208,6 +208,14 @@ declare_limits! {
         /// Time that in-flight requests have to finish after a signal to stop.
         #[change(AtRestart)]
         drain_timeout: Duration = secs(30);
+        /// Time that a new process may take, after SIGUSR2, until it accepts connections. After it
+        /// the new process is killed, and the old one continues.
+        #[change(AtRestart)]
+        upgrade_ready_timeout: Duration = secs(60);
+        /// Time that in-flight requests of the old process have to finish after an upgrade. After it
+        /// they have `drain_timeout`.
+        #[change(AtRestart)]
+        upgrade_drain_timeout: Duration = hours(1);
         /// Time from the first attempt of a request until the head of its last attempt's response.
         /// After it no other credential is tried.
         failover_timeout: Duration = minutes(15);
@@ -297,6 +305,10 @@ pub const CONFIG_FILE_BYTES: u64 = 16 * MIB;
 
 /// The largest PROXY protocol header that is read.
 pub const PROXY_HEADER_BYTES: usize = 4 * KIB as usize;
+
+/// How many sockets are handed over to the process that succeeds this one: what Linux passes in one
+/// message (`SCM_MAX_FD` of unix(7)).
+pub const HANDED_OVER_FILES: usize = 253;
 
 /// How deep objects and lists of the configuration may be nested.
 pub const CONFIG_DEPTH: usize = 128;

@@ -5,6 +5,9 @@
 pub(crate) enum GatewayPhase {
     /// It accepts connections and requests.
     Running,
+    /// Another process accepts connections. Requests on those that this process has accepted may
+    /// begin and finish.
+    Retiring,
     /// It accepts no new ones; in-flight requests may finish.
     Draining,
     /// It aborts what is left.

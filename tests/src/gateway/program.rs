@@ -35,13 +35,26 @@ impl Program {
         log: PathBuf,
         trusted: Option<&str>,
     ) -> Self {
+        let mut command = Command::new(binary());
+        command.stdin(Stdio::null());
+        Self::start_as(command, config, ready, log, trusted).await
+    }
+
+    /// As [`Program::start_trusting`], by `command`, to which the arguments of the binary are
+    /// added.
+    pub async fn start_as(
+        mut command: Command,
+        config: &str,
+        ready: PathBuf,
+        log: PathBuf,
+        trusted: Option<&str>,
+    ) -> Self {
         let _ = fs::remove_file(&ready);
         let output = fs::File::options()
             .create(true)
             .append(true)
             .open(&log)
             .expect("the log can be written");
-        let mut command = Command::new(binary());
         if let Some(file) = trusted {
             command
                 .env("SSL_CERT_FILE", file)
@@ -50,7 +63,6 @@ impl Program {
         let child = command
             .args(["run", "-c", config, "--ready-file"])
             .arg(&ready)
-            .stdin(Stdio::null())
             .stdout(output.try_clone().expect("a file can be shared"))
             .stderr(output)
             .spawn()

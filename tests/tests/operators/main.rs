@@ -9,3 +9,4 @@ mod docs;
 mod full_disk;
 mod log;
 mod metrics;
+mod service_manager;

@@ -349,7 +349,7 @@ async fn silent_clients_are_probed_unless_that_is_disabled() {
     }
 }
 
-/// A process in a network namespace of its own.
+/// A process in a new network namespace.
 struct Namespace(Child);
 
 impl Namespace {

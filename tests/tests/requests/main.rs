@@ -11,3 +11,4 @@ mod listen;
 mod metering;
 mod requests;
 mod sessions;
+mod upgrade;

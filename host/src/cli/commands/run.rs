@@ -1,38 +1,48 @@
 //! `tollgate run`: from a configuration to a running gateway, until a signal.
 
+mod follow;
+mod service_manager;
+mod signals;
+mod upgrade;
+
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
 use std::{env, fs};
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::json;
-use sha2::{Digest, Sha256};
 use tokio::runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::Notify;
-use tokio::task::spawn_blocking;
-use tokio::time::sleep;
 
+use self::follow::{ConfigurationFile, follow};
+use self::service_manager::{notify_ready, notify_stopping, notify_successor, ping_watchdog};
+use self::signals::StopSignals;
+use self::upgrade::{Predecessor, ReadySuccessor, StartCommand};
 use crate::cli::configuration::{in_file, load};
 use crate::cli::error::CommandFailure;
 use crate::cli::logging;
 use crate::cli::output::print;
 use crate::config::{Config, LoadedConfig};
-use crate::files::{FileSettling, io_reason, path_with_suffix, read_regular};
-use crate::server::{Gateway, RefreshProcess, run_refresh};
-use crate::values::limits::CONFIG_FILE_BYTES;
-use crate::watch::FileWatcher;
+use crate::files::{io_reason, path_with_suffix};
+use crate::server::{Gateway, GatewayStart, Handover, RefreshProcess, UpkeepStart, run_refresh};
 
-type ConfigDigest = [u8; 32];
+/// What this process was started with, beside its arguments.
+struct InheritedState {
+    /// The process that this one succeeds, if it was started for an upgrade.
+    predecessor: Option<Predecessor>,
+    handover: Handover,
+}
 
 pub(in crate::cli) fn run(
     path: Option<&Path>,
     ready_file: Option<&Path>,
 ) -> Result<(), CommandFailure> {
+    let command = StartCommand::of_this_process();
+    // Before any other file is opened: the service manager's have fixed numbers.
+    let inherited = inherit()
+        .map_err(|error| format!("sockets that were handed over: {}", io_reason(&error)))?;
     // Before the file is read: a change from here on must be noticed.
-    let digest = path.and_then(digest);
+    let file = ConfigurationFile::in_effect(path);
     let LoadedConfig { config, warnings } = load(path)?;
     logging::start(&config.log).map_err(|error| about_file(path, error.to_string()))?;
     for warning in &warnings {
@@ -41,40 +51,153 @@ pub(in crate::cli) fn run(
     raise_file_limit();
     let runtime = runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| format!("cannot start: {}", io_reason(&error)))?;
-    runtime.block_on(run_gateway(config, path, digest, ready_file))
+    runtime.block_on(async {
+        // Before anything starts: a signal that comes early must not be lost.
+        let signals = RunSignals::new()
+            .map_err(|error| format!("cannot handle signals: {}", io_reason(&error)))?;
+        let gateway = start(config, inherited)
+            .await
+            .map_err(|error| about_file(path, error))?;
+        if let Some(path) = ready_file {
+            write_ready_file(path, &gateway)?;
+        }
+        serve(gateway, file, &command, signals).await
+    })
 }
 
-async fn run_gateway(
-    config: Config,
-    path: Option<&Path>,
-    digest: Option<ConfigDigest>,
-    ready_file: Option<&Path>,
-) -> Result<(), CommandFailure> {
-    // Before anything starts: a signal that comes early must not be lost.
-    let failed = |error: io::Error| format!("cannot handle signals: {}", io_reason(&error));
-    let mut signals = StopSignals::new().map_err(failed)?;
-    let mut hang_ups = signal(SignalKind::hangup()).map_err(failed)?;
-    let refresh_process = RefreshProcess::Child(this_program());
-    let gateway = Gateway::start_with(config, refresh_process)
+fn inherit() -> io::Result<InheritedState> {
+    match Predecessor::find()? {
+        Some((predecessor, handover)) => Ok(InheritedState {
+            predecessor: Some(predecessor),
+            handover,
+        }),
+        None => Ok(InheritedState {
+            predecessor: None,
+            handover: Handover::from_service_manager()?,
+        }),
+    }
+}
+
+/// The signals that a running gateway handles.
+struct RunSignals {
+    stop: StopSignals,
+    hang_up: Signal,
+    upgrade: Signal,
+}
+
+impl RunSignals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            stop: StopSignals::new()?,
+            hang_up: signal(SignalKind::hangup())?,
+            upgrade: signal(SignalKind::user_defined2())?,
+        })
+    }
+}
+
+/// Starts the gateway, and returns once it accepts connections and has all duties.
+async fn start(config: Config, inherited: InheritedState) -> Result<Gateway, String> {
+    let start = GatewayStart {
+        refresh_process: RefreshProcess::Child(this_program()),
+        trust: None,
+        handover: inherited.handover,
+        upkeep: match inherited.predecessor {
+            Some(_) => UpkeepStart::Later,
+            None => UpkeepStart::AtOnce,
+        },
+    };
+    let gateway = Gateway::start_from(config, start)
         .await
-        .map_err(|error| about_file(path, error.to_string()))?;
+        .map_err(|error| error.to_string())?;
     for listening in gateway.listening() {
         tracing::info!(service = listening.service, address = %listening.address, "listening");
     }
     if let Some(address) = gateway.admin() {
         tracing::info!(%address, "admin API listening");
     }
-    if let Some(path) = ready_file {
-        write_ready_file(path, &gateway)?;
+    if let Some(predecessor) = inherited.predecessor {
+        predecessor.succeed().await;
+        gateway.begin_upkeep().await;
+        tracing::info!("upgrade: this process has succeeded the old one");
     }
-    let name = tokio::select! {
-        name = signals.next() => name,
-        () = follow(path, digest, &gateway, &mut hang_ups) => unreachable!("it never returns"),
+    notify_ready();
+    tokio::spawn(ping_watchdog());
+    Ok(gateway)
+}
+
+/// Serves until a signal stops the gateway or another process has succeeded it.
+async fn serve(
+    gateway: Gateway,
+    file: ConfigurationFile<'_>,
+    command: &StartCommand,
+    mut signals: RunSignals,
+) -> Result<(), CommandFailure> {
+    let successor = tokio::select! {
+        name = signals.stop.next() => {
+            log_stop(name);
+            notify_stopping();
+            None
+        }
+        () = follow(file, &gateway, &mut signals.hang_up) => unreachable!("it never returns"),
+        successor = wait_for_successor(&gateway, command, &mut signals.upgrade) => Some(successor),
     };
+    match successor {
+        None => shut_down(gateway, signals.stop).await,
+        Some(successor) => retire(gateway, successor, signals.stop).await,
+    }
+}
+
+/// Starts a successor on each SIGUSR2 until one is ready.
+async fn wait_for_successor(
+    gateway: &Gateway,
+    command: &StartCommand,
+    signals: &mut Signal,
+) -> ReadySuccessor {
+    loop {
+        if signals.recv().await.is_none() {
+            std::future::pending::<()>().await;
+        }
+        let limit = gateway.limits().upgrade_ready_timeout;
+        let started = match gateway.handover() {
+            Ok(handover) => command.start_successor(handover, limit).await,
+            Err(error) => Err(error.into()),
+        };
+        match started {
+            Ok(successor) => return successor,
+            Err(error) => tracing::error!(%error, "upgrade failed, this process continues"),
+        }
+    }
+}
+
+/// Leaves everything but the requests in flight to `successor`, and waits for those.
+async fn retire(
+    mut gateway: Gateway,
+    successor: ReadySuccessor,
+    mut signals: StopSignals,
+) -> Result<(), CommandFailure> {
+    let pid = successor.id();
+    notify_successor(pid);
+    gateway.retire().await;
+    successor.release().await;
     tracing::info!(
-        signal = name,
+        pid,
+        "upgrade: the new process serves, waiting for in-flight requests of this one"
+    );
+    tokio::select! {
+        () = gateway.finish_requests() => {}
+        name = signals.next() => log_stop(name),
+    }
+    shut_down(gateway, signals).await
+}
+
+fn log_stop(signal: &str) {
+    tracing::info!(
+        signal,
         "shutting down: waiting for in-flight requests (send the signal again to abort them)"
     );
+}
+
+async fn shut_down(gateway: Gateway, mut signals: StopSignals) -> Result<(), CommandFailure> {
     let mut is_aborted = false;
     let abort = async {
         let name = signals.next_after_repeats().await;
@@ -137,114 +260,6 @@ fn raise_file_limit() {
     }
 }
 
-struct StopSignals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-/// Signals this soon after the first count as the same one: `timeout` and shells signal a process
-/// and its group.
-const REPEATED_SIGNAL: Duration = Duration::from_millis(50);
-
-impl StopSignals {
-    fn new() -> io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
-    }
-
-    /// Waits for a signal that does not repeat the last one.
-    async fn next_after_repeats(&mut self) -> &'static str {
-        let last = Instant::now();
-        loop {
-            let name = self.next().await;
-            if last.elapsed() >= REPEATED_SIGNAL {
-                return name;
-            }
-        }
-    }
-}
-
-/// Applies the configuration in the file at `path` whenever it changes, and on SIGHUP. `digest` is
-/// that of the file in effect.
-async fn follow(
-    path: Option<&Path>,
-    mut digest_in_effect: Option<ConfigDigest>,
-    gateway: &Gateway,
-    hang_ups: &mut Signal,
-) {
-    let changed = Arc::new(Notify::new());
-    let watcher = FileWatcher::start();
-    if let Some(path) = path {
-        watcher.watch(path, &changed);
-    }
-    loop {
-        let is_forced = tokio::select! {
-            hang_up = hang_ups.recv() => match hang_up {
-                Some(()) => true,
-                None => std::future::pending().await,
-            },
-            () = changed.notified() => false,
-        };
-        let Some(path) = path else {
-            tracing::info!("SIGHUP ignored: the gateway runs without a configuration file");
-            continue;
-        };
-        let found = digest_off_thread(path).await;
-        if !is_forced && found == digest_in_effect {
-            continue;
-        }
-        // Before it is read: a change from here on is noticed.
-        digest_in_effect = found;
-        match load_settled(path).await {
-            Ok(LoadedConfig { config, warnings }) => {
-                for warning in &warnings {
-                    tracing::warn!("{warning}");
-                }
-                // The supervisor logs the outcome.
-                let _ = gateway.configure(config).await;
-            }
-            Err(error) => gateway.reject_configuration(&error.to_string()),
-        }
-    }
-}
-
-/// Reads the configuration, again and again while it has problems and may be half written.
-async fn load_settled(path: &Path) -> Result<LoadedConfig, CommandFailure> {
-    let mut settling = FileSettling::new();
-    loop {
-        let digest = digest_off_thread(path).await;
-        let reading = path.to_owned();
-        let loaded = spawn_blocking(move || load(Some(&reading))).await;
-        let error = match loaded.unwrap_or_else(|error| Err(error.to_string().into())) {
-            Ok(loaded) => return Ok(loaded),
-            Err(error) => error,
-        };
-        match settling.pause_after(digest) {
-            Some(pause) => sleep(pause).await,
-            None => return Err(error),
-        }
-    }
-}
-
-async fn digest_off_thread(path: &Path) -> Option<ConfigDigest> {
-    let path = path.to_owned();
-    spawn_blocking(move || digest(&path)).await.ok().flatten()
-}
-
-fn digest(path: &Path) -> Option<ConfigDigest> {
-    let bytes = read_regular(path, CONFIG_FILE_BYTES).ok()?;
-    Some(Sha256::digest(bytes).into())
-}
-
 /// Writes the ready file by rename, so that a reader finds all of it or none.
 fn write_ready_file(path: &Path, gateway: &Gateway) -> Result<(), CommandFailure> {
     let services: Vec<_> = gateway
@@ -255,7 +270,8 @@ fn write_ready_file(path: &Path, gateway: &Gateway) -> Result<(), CommandFailure
         )
         .collect();
     let admin = gateway.admin().map(|address| address.to_string());
-    let text = json!({"services": services, "admin": admin}).to_string();
+    let text = json!({"services": services, "admin": admin, "pid": std::process::id()});
+    let text = text.to_string();
     let temporary = path_with_suffix(path, ".tmp");
     let written = fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, path));
     written

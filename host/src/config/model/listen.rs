@@ -12,7 +12,7 @@ use crate::values::exchange::client_address::ClientAddress;
 /// Where a service listens, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenConfig {
-    /// The address.
+    /// Where clients connect to.
     pub address: ListenAddress,
     /// The options of the socket, for an IP address.
     pub options: ListenOptions,
@@ -53,7 +53,7 @@ impl fmt::Display for ListenAddress {
 pub struct ListenOptions {
     /// The network interface to listen on.
     pub interface: Option<String>,
-    /// The netfilter mark.
+    /// The netfilter mark of its packets.
     pub routing_mark: Option<u32>,
     /// Whether other processes may listen on the same address.
     pub reuse_port: bool,
@@ -79,7 +79,7 @@ pub struct KeepAliveTimes {
 /// Whether connections begin with a PROXY protocol header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProxyProtocol {
-    /// They do not.
+    /// Connections begin with TLS or HTTP.
     Off,
     /// Each does. A connection without the header is closed.
     Required,
@@ -88,7 +88,7 @@ pub enum ProxyProtocol {
 /// The proxies whose statements about a client's address are believed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TrustedProxies {
-    /// Their networks.
+    /// Networks of addresses, often of one.
     pub networks: Vec<IpNet>,
     /// Whether the clients of a Unix socket are among them.
     pub unix: bool,

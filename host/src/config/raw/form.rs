@@ -98,7 +98,7 @@ impl JsonSchema for RawDuration {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub(in crate::config) enum RawRoutingMark {
-    /// A number.
+    /// A number of 32 bits.
     Number(u32),
     /// A decimal number, or one that begins with `0x`, `0o` or `0b`.
     Text(String),

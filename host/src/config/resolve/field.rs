@@ -138,7 +138,7 @@ pub(super) fn positive_duration(
     parsed
 }
 
-/// Reads a duration.
+/// Reads a duration, which may be 0.
 pub(super) fn duration(
     raw: &RawDuration,
     field: ConfigPath,

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::files::{io_reason, remove};
+use crate::listener::{HandedOverSocket, UnixSocketFile};
 
 /// Open connections of each listener.
 const CONNECTIONS: usize = 16;
@@ -118,29 +119,31 @@ async fn serve(stream: impl AdminStream, handler: impl AdminHandler) {
     }
 }
 
-/// The socket's file, which is removed when this is dropped.
-pub(super) struct SocketFile(PathBuf);
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if let Err(error) = remove(&self.0) {
-            tracing::debug!(error = io_reason(&error), "admin socket not removed");
-        }
-    }
-}
-
 /// Listens on a Unix socket at `path`.
 ///
 /// A socket that is there belongs to a process that is gone: the ledger's lock guards the folder.
 ///
 /// # Errors
 /// The socket cannot be created.
-pub(super) fn bind_unix(path: PathBuf) -> io::Result<(UnixListener, SocketFile)> {
-    remove(&path)?;
-    let listener = UnixListener::bind(&path)?;
-    let file = SocketFile(path);
-    fs::set_permissions(&file.0, Permissions::from_mode(0o600))?;
+pub(super) fn bind_unix(path: &Path) -> io::Result<(UnixListener, UnixSocketFile)> {
+    remove(path)?;
+    let listener = UnixListener::bind(path)?;
+    let file = UnixSocketFile::of(path);
+    fs::set_permissions(path, Permissions::from_mode(0o600))?;
     Ok((listener, file))
+}
+
+/// Listens on the socket of the process before this one, whose file is at `path`.
+///
+/// # Errors
+/// It is not a listening socket.
+pub(super) fn take_over_unix(
+    socket: HandedOverSocket,
+    path: &Path,
+) -> io::Result<(UnixListener, UnixSocketFile)> {
+    let (socket, _) = socket.into_listening()?;
+    let listener = UnixListener::from_std(socket.into())?;
+    Ok((listener, UnixSocketFile::of(path)))
 }
 
 /// Whether the peer is the gateway's own user or root. The socket's mode says the same, but not

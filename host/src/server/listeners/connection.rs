@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::header::{CONNECTION, HeaderValue};
+use http::{Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::rt::{Read, Write};
@@ -68,8 +69,11 @@ pub(super) async fn accept(listener: ClientListener, context: ConnectionContext)
             connection = listener.accept() => {
                 tokio::spawn(serve(connection, context.clone()));
             }
-            _ = phases.changed() => return,
+            _ = phases.changed() => break,
         }
+    }
+    if *phases.borrow() == GatewayPhase::Retiring {
+        listener.leave_to_successor();
     }
 }
 
@@ -167,6 +171,10 @@ async fn serve_clear(
     }
 }
 
+fn is_draining(phase: GatewayPhase) -> bool {
+    matches!(phase, GatewayPhase::Draining | GatewayPhase::Stopping)
+}
+
 /// Waits for what comes before a connection's first request, or returns `None` once the gateway
 /// drains.
 async fn before_draining<T>(
@@ -176,7 +184,7 @@ async fn before_draining<T>(
     let mut phases = context.phases.clone();
     tokio::select! {
         done = waiting => Some(done),
-        _ = phases.wait_for(|phase| *phase != GatewayPhase::Running) => None,
+        _ = phases.wait_for(|phase| is_draining(*phase)) => None,
     }
 }
 
@@ -215,7 +223,12 @@ where
         .with_upgrades();
     drive(
         connection,
-        |connection| connection.graceful_shutdown(),
+        |phase, connection| match phase {
+            // An idle client may be sending a request right now. It is answered, with
+            // `Connection: close`.
+            GatewayPhase::Running | GatewayPhase::Retiring => {}
+            GatewayPhase::Draining | GatewayPhase::Stopping => connection.graceful_shutdown(),
+        },
         context,
         std::future::pending(),
     )
@@ -245,7 +258,9 @@ where
     let idle = idle(activity, limits.head_timeout);
     drive(
         connection,
-        |connection| connection.graceful_shutdown(),
+        // The client is asked to connect again for further requests, and none is lost (RFC 9113,
+        // section 6.8).
+        |_, connection| connection.graceful_shutdown(),
         context,
         idle,
     )
@@ -263,20 +278,30 @@ fn requests(
     Error = Infallible,
     Future: Send + 'static,
 > + use<> {
-    let live = context.live.clone();
+    let (live, phases) = (context.live.clone(), context.phases.clone());
     let (peer, permit) = (client.peer, Arc::clone(&client.permit));
     service_fn(move |mut request| {
-        let live = live.clone();
+        let (live, phases) = (live.clone(), phases.clone());
+        let version = request.version();
         let open = ConnectionActivity::begin(&activity);
         let websocket = is_upgrade(&request).then(|| {
             let keeps = (Arc::clone(&permit), ConnectionActivity::begin(&activity));
             SocketUpgrade::new(&mut request, Box::new(keeps))
         });
         async move {
-            let response = handle(&live, request, peer, websocket).await;
+            let mut response = handle(&live, request, peer, websocket).await;
+            if *phases.borrow() == GatewayPhase::Retiring && is_kept_open(version, &response) {
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(CONNECTION, close);
+            }
             Ok(response.map(|body| TrackedBody { body, _open: open }))
         }
     })
+}
+
+/// Returns whether a connection of HTTP/1.1 is kept open after `response`.
+fn is_kept_open(version: Version, response: &Response<AnswerBody>) -> bool {
+    version <= Version::HTTP_11 && response.status() != StatusCode::SWITCHING_PROTOCOLS
 }
 
 /// How many requests of a connection are open, and when the last one ended.
@@ -363,7 +388,7 @@ impl Body for TrackedBody {
 /// Serves a connection until it ends by itself, the gateway has drained, or `idle` returns.
 async fn drive<C, E>(
     connection: C,
-    shut_down: impl Fn(Pin<&mut C>),
+    shut_down: impl Fn(GatewayPhase, Pin<&mut C>),
     context: &ConnectionContext,
     idle: impl Future<Output = ()>,
 ) -> Result<(), ConnectionError>
@@ -378,7 +403,9 @@ where
         let phase = *phases.borrow_and_update();
         match phase {
             GatewayPhase::Running => {}
-            GatewayPhase::Draining => shut_down(connection.as_mut()),
+            GatewayPhase::Retiring | GatewayPhase::Draining => {
+                shut_down(phase, connection.as_mut());
+            }
             GatewayPhase::Stopping => return Ok(()),
         }
         tokio::select! {
