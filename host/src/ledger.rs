@@ -29,7 +29,7 @@ use crate::values::exchange::LedgerRow;
 use crate::values::histogram::DurationHistogram;
 use crate::values::limits::{LedgerFull, Limits};
 
-use command::{WriterCommand, WriterState};
+use command::{RowListener, WriterCommand, WriterState};
 
 /// The name of the file in the data folder.
 pub(crate) const FILE_NAME: &str = "ledger.db";
@@ -208,6 +208,12 @@ impl Ledger {
             done,
         });
         RowCommit::new(waiting)
+    }
+
+    /// Calls `listener` after each commit of rows, on the writer's thread, which it must not block.
+    /// Only the first listener of a ledger counts.
+    pub fn notify_of_rows(&self, listener: impl Fn() + Send + Sync + 'static) {
+        let _ = self.state.listener.set(RowListener(Box::new(listener)));
     }
 
     /// Opens a connection that reads.

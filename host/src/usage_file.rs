@@ -5,6 +5,7 @@
 //! Invariant: sums are kept in whole nano-dollars, so that reading a file back loses nothing.
 
 mod json;
+mod stored;
 mod sums;
 
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use std::{fs, io};
 
 use sha2::{Digest, Sha256};
 
-pub(crate) use json::InvalidUsageFile;
+pub(crate) use stored::InvalidUsageFile;
 pub(crate) use sums::{ResponseUsage, UsageSums};
 
 use crate::files::{parent_folder, replace};

@@ -1,7 +1,9 @@
 //! What passes between the ledger and its writer: commands with their reservations, and the commits
 //! that resolve.
 
+use std::fmt;
 use std::pin::Pin;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
@@ -17,6 +19,16 @@ pub(super) struct WriterState {
     /// Whether the last commit failed.
     failing: AtomicBool,
     pub(super) commit_time: DurationHistogram,
+    pub(super) listener: OnceLock<RowListener>,
+}
+
+/// Called by the writer after each commit of rows. It must not block.
+pub(super) struct RowListener(pub(super) Box<dyn Fn() + Send + Sync>);
+
+impl fmt::Debug for RowListener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RowListener")
+    }
 }
 
 impl WriterState {

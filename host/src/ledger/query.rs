@@ -138,7 +138,7 @@ impl LedgerReader {
         self.read(|connection| summary(connection, by))
     }
 
-    /// Returns the first `rows_max` rows with usage of a credential after row `after`.
+    /// Returns the first `rows_max` rows of a credential after row `after` that used tokens.
     ///
     /// # Errors
     /// The file cannot be read.
@@ -216,8 +216,10 @@ fn rows_after(
 ) -> rusqlite::Result<Vec<UsageFileRow>> {
     let mut query = connection.prepare_cached(
         "SELECT id, coalesce(model, ''), coalesce(service_tier, ''), context_window, week_start_unix, user,
-            input_tokens, coalesce(cached_tokens, 0), coalesce(output_tokens, 0), coalesce(cost_nanousd, 0)
-        FROM usage WHERE id > ?1 AND service = ?2 AND credential = ?3 AND input_tokens IS NOT NULL
+            coalesce(input_tokens, 0), coalesce(cached_tokens, 0), coalesce(output_tokens, 0),
+            coalesce(cost_nanousd, 0)
+        FROM usage WHERE id > ?1 AND service = ?2 AND credential = ?3
+            AND (input_tokens > 0 OR output_tokens > 0)
         ORDER BY id LIMIT ?4",
     )?;
     let rows = query.query_map(

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::oneshot;
 
-use super::command::{RowReservation, WriterCommand, WriterState};
+use super::command::{RowListener, RowReservation, WriterCommand, WriterState};
 use super::query::UsageFileState;
 use super::sessions;
 use crate::values::clock::Timestamp;
@@ -219,9 +219,16 @@ impl LedgerWriter {
                 if self.state.record_success() {
                     tracing::info!(rows = self.pending.len(), "ledger writable again");
                 }
+                let mut has_rows = false;
                 for mut entry in self.pending.drain(..) {
+                    has_rows |= matches!(entry.content, EntryContent::Row(_));
                     drop(entry.room.take());
                     entry.report_committed();
+                }
+                if let Some(RowListener(listener)) = self.state.listener.get()
+                    && has_rows
+                {
+                    listener();
                 }
             }
             Err(error) => {

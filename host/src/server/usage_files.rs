@@ -1,18 +1,22 @@
-//! Usage files as views of the ledger: every minute the new rows are added and the file is
-//! replaced.
+//! Usage files as views of the ledger: new rows are added, and the file is replaced, after the first
+//! row at once and then at most every minute.
 //!
 //! Owns which rows a file holds. Does not know its format. Invariant: the ledger knows what a file
 //! holds before the file is replaced, so that a kill in between neither loses nor doubles a row.
 
+mod schedule;
+mod target;
+
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Sender};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use self::schedule::{UsageFilesCommand, Wake, WriteSchedule};
+use self::target::{UsageFileTarget, targets};
 use super::error::StartError;
 use crate::config::ServiceConfig;
 use crate::files::io_reason;
@@ -20,34 +24,11 @@ use crate::ledger::{Ledger, LedgerError, LedgerReader, UsageFileRow, UsageFileSt
 use crate::usage_file::{self, ResponseUsage, UsageFileContent, UsageSums};
 use crate::values::clock::Timestamp;
 
-/// How often the files are written.
+/// How often a file is written at most.
 const WRITE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Rows that are read from the ledger at a time.
 const ROWS: u32 = 10_000;
-
-/// A usage file, and the credential whose rows it holds.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct UsageFileTarget {
-    path: PathBuf,
-    service: String,
-    credential: String,
-}
-
-/// Returns the usage files that `services` name.
-fn targets<'a>(services: impl IntoIterator<Item = &'a ServiceConfig>) -> Vec<UsageFileTarget> {
-    let mut targets = Vec::new();
-    for service in services {
-        for credential in &service.credentials {
-            targets.extend(credential.usages_path.clone().map(|path| UsageFileTarget {
-                path,
-                service: service.tag.clone(),
-                credential: credential.tag.clone(),
-            }));
-        }
-    }
-    targets
-}
 
 /// Why a usage file is not read or written.
 #[derive(Debug, thiserror::Error)]
@@ -70,28 +51,20 @@ pub(super) struct UsageFiles {
 struct UsageFile {
     target: UsageFileTarget,
     sums: UsageSums,
-    /// The last row in `sums`.
+    /// `sums` contain the rows up to this one.
     added: u64,
+    /// Whether `sums` contain rows that the file on disk lacks.
+    has_new_rows: bool,
     /// What the file on disk holds.
     state: UsageFileState,
+    /// When the file may be written again; `None` if it was not written yet.
+    next_write: Option<Instant>,
 }
 
 /// Tells the writing thread which files to write. The thread writes them once more and ends when
 /// the last clone is dropped.
 #[derive(Clone)]
-pub(super) struct UsageFilesWriter(Sender<UsageFilesCommand>);
-
-enum UsageFilesCommand {
-    Follow {
-        targets: Vec<UsageFileTarget>,
-        /// Dropped when the files are open: rows count from then on.
-        opened: oneshot::Sender<()>,
-    },
-    Close {
-        /// Dropped when the files were written for the last time.
-        closed: oneshot::Sender<()>,
-    },
-}
+pub(super) struct UsageFilesWriter(Arc<Sender<UsageFilesCommand>>);
 
 /// Usage files that are being opened.
 pub(super) struct UsageFilesOpening(oneshot::Receiver<()>);
@@ -156,27 +129,43 @@ impl UsageFiles {
     /// # Errors
     /// The thread cannot be started.
     pub(super) fn start(mut self) -> io::Result<(UsageFilesWriter, JoinHandle<()>)> {
-        let (changes, received) = mpsc::channel();
-        let run = move || {
-            loop {
-                match received.recv_timeout(WRITE_INTERVAL) {
-                    Err(RecvTimeoutError::Timeout) => self.write_all(),
-                    Ok(UsageFilesCommand::Follow { targets, opened }) => {
-                        self.follow(targets);
-                        drop(opened);
-                    }
-                    Ok(UsageFilesCommand::Close { closed }) => {
-                        self.write_all();
-                        return drop(closed);
-                    }
-                    Err(RecvTimeoutError::Disconnected) => return self.write_all(),
-                }
+        let (commands, received) = mpsc::channel();
+        let commands = Arc::new(commands);
+        // Weak: the thread ends when the last writer is dropped, while the ledger is still open.
+        let listener = Arc::downgrade(&commands);
+        let schedule = WriteSchedule::new(received);
+        let announced = schedule.announced();
+        self.ledger.notify_of_rows(move || {
+            if let Some(commands) = listener.upgrade()
+                && announced.claim()
+            {
+                let _ = commands.send(UsageFilesCommand::RowsCommitted);
             }
-        };
+        });
         let thread = thread::Builder::new()
             .name("usage-files".to_owned())
-            .spawn(run)?;
-        Ok((UsageFilesWriter(changes), thread))
+            .spawn(move || self.run(schedule))?;
+        Ok((UsageFilesWriter(commands), thread))
+    }
+
+    fn run(&mut self, mut schedule: WriteSchedule) {
+        loop {
+            match schedule.wait() {
+                Wake::Write(now) => {
+                    let next = self.write_due(now);
+                    schedule.written(now, next);
+                }
+                Wake::Follow(targets, opened) => {
+                    self.follow(targets);
+                    drop(opened);
+                }
+                Wake::Close(closed) => {
+                    self.write_all();
+                    return drop(closed);
+                }
+                Wake::End => return self.write_all(),
+            }
+        }
     }
 
     fn add(&mut self, target: UsageFileTarget) -> Result<(), UsageFileError> {
@@ -194,27 +183,47 @@ impl UsageFiles {
         Ok(())
     }
 
+    /// Writes the files that may be written at `now`. Returns when the next of the others may be.
+    fn write_due(&mut self, now: Instant) -> Option<Instant> {
+        let reader = self.reader.as_ref()?;
+        let mut next: Option<Instant> = None;
+        for file in &mut self.files {
+            let waits_until = match file.next_write.filter(|until| *until > now) {
+                Some(until) => Some(until),
+                None => file.write_logged(reader, &self.ledger, now),
+            };
+            next = [next, waits_until].into_iter().flatten().min();
+        }
+        next
+    }
+
     fn write_all(&mut self) {
         let Some(reader) = &self.reader else { return };
         for file in &mut self.files {
-            if let Err(error) = file.write(reader, &self.ledger) {
-                let path = file.target.path.display();
-                tracing::error!(%path, reason = %error, "usage file not written");
-            }
+            file.write_logged(reader, &self.ledger, Instant::now());
         }
     }
 
     fn follow(&mut self, targets: Vec<UsageFileTarget>) {
         self.write_all();
-        self.files.retain(|file| targets.contains(&file.target));
+        self.files
+            .retain(|file| targets.iter().any(|target| target.path == file.target.path));
         for target in targets {
-            if self.files.iter().any(|file| file.target == target) {
-                continue;
+            let known = self
+                .files
+                .iter_mut()
+                .find(|file| file.target.path == target.path);
+            match known {
+                Some(file) => file.follow(target, &self.ledger),
+                None => self.add_logged(target),
             }
-            let path = target.path.clone();
-            if let Err(error) = self.add(target) {
-                tracing::error!(path = %path.display(), reason = %error, "usage file cannot be used");
-            }
+        }
+    }
+
+    fn add_logged(&mut self, target: UsageFileTarget) {
+        let path = target.path.clone();
+        if let Err(error) = self.add(target) {
+            tracing::error!(path = %path.display(), reason = %error, "usage file cannot be used");
         }
     }
 }
@@ -259,8 +268,26 @@ impl UsageFile {
             target,
             sums,
             added: through,
+            has_new_rows: false,
             state,
+            next_write: None,
         })
+    }
+
+    /// Continues with the owners of `target`. Rows of new owners count from now on.
+    fn follow(&mut self, target: UsageFileTarget, ledger: &Ledger) {
+        if self.target == target {
+            return;
+        }
+        self.target = target;
+        if !self.has_new_rows {
+            self.state.through = self.added;
+            self.state.through_before = self.added;
+            self.state.digest_before = self.state.digest.clone();
+            ledger
+                .save_usage_file(&self.key(), self.state.clone())
+                .wait();
+        }
     }
 
     /// The file's name in the ledger.
@@ -268,10 +295,34 @@ impl UsageFile {
         self.target.path.to_string_lossy().into_owned()
     }
 
-    fn write(&mut self, reader: &LedgerReader, ledger: &Ledger) -> Result<(), UsageFileError> {
+    /// Writes the file if there are new rows. Returns when the next attempt may be made, if there
+    /// was one.
+    fn write_logged(
+        &mut self,
+        reader: &LedgerReader,
+        ledger: &Ledger,
+        now: Instant,
+    ) -> Option<Instant> {
+        match self.write(reader, ledger) {
+            Ok(WriteOutcome::Unchanged) => return None,
+            Ok(WriteOutcome::Written) => {}
+            Err(error) => {
+                let path = self.target.path.display();
+                tracing::error!(%path, reason = %error, "usage file not written");
+            }
+        }
+        self.next_write = Some(now + WRITE_INTERVAL);
+        self.next_write
+    }
+
+    fn write(
+        &mut self,
+        reader: &LedgerReader,
+        ledger: &Ledger,
+    ) -> Result<WriteOutcome, UsageFileError> {
         self.add_new_rows(reader)?;
-        if self.added == self.state.through {
-            return Ok(());
+        if !self.has_new_rows {
+            return Ok(WriteOutcome::Unchanged);
         }
         let text = self.sums.to_json(Timestamp::now());
         let state = UsageFileState {
@@ -287,20 +338,42 @@ impl UsageFile {
         }
         usage_file::write(&self.target.path, &text)?;
         self.state = state;
-        Ok(())
+        self.has_new_rows = false;
+        Ok(WriteOutcome::Written)
     }
 
+    /// Adds the rows of all owners up to the last row that there is now. If one cannot be read,
+    /// none is added.
     fn add_new_rows(&mut self, reader: &LedgerReader) -> Result<(), UsageFileError> {
-        let (service, credential) = (&self.target.service, &self.target.credential);
-        loop {
-            let rows = reader.rows_after(self.added, service, credential, ROWS)?;
-            let Some(last) = rows.last() else {
-                return Ok(());
-            };
-            self.added = last.id;
-            rows.iter().for_each(|row| self.sums.add(&usage(row)));
+        let last = reader.last_row()?;
+        let mut sums = self.sums.clone();
+        let mut count = 0;
+        for owner in &self.target.owners {
+            let mut after = self.added;
+            while after < last {
+                let rows = reader.rows_after(after, &owner.service, &owner.credential, ROWS)?;
+                // Later ones wait for the next time: rows of other owners before them may not have
+                // been read.
+                let found = rows.iter().filter(|row| row.id <= last);
+                count += found.clone().count();
+                found.for_each(|row| sums.add(&usage(row)));
+                after = rows.last().map_or(last, |row| row.id);
+            }
         }
+        if count > 0 {
+            self.sums = sums;
+            self.has_new_rows = true;
+        }
+        self.added = last;
+        Ok(())
     }
+}
+
+/// What an attempt to write a file did.
+enum WriteOutcome {
+    /// There were no new rows.
+    Unchanged,
+    Written,
 }
 
 fn usage(row: &UsageFileRow) -> ResponseUsage<'_> {
@@ -309,7 +382,8 @@ fn usage(row: &UsageFileRow) -> ResponseUsage<'_> {
         service_tier: &row.service_tier,
         context_window: row.context_window,
         week_start_unix: row.week_start_unix,
-        user: row.user.as_deref(),
+        // A user without a name counts in the total alone, as in sing-box.
+        user: row.user.as_deref().filter(|user| !user.is_empty()),
         input: row.input,
         cached: row.cached,
         output: row.output,

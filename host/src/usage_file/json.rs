@@ -1,33 +1,26 @@
-//! The JSON of a usage file, as sing-box writes it. Money is a decimal fraction here, and only
-//! here.
+//! Writes the JSON of a usage file, as sing-box does.
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use jiff::tz::TimeZone;
+use serde::Serialize;
 
 use super::sums::{CombinationSums, UsageCombination, UsageSum, UsageSums};
 use crate::values::clock::Timestamp;
 use crate::values::exchange::money::NanoUsd;
 
-/// Why a text is not a usage file.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum InvalidUsageFile {
-    /// The text is not JSON of the expected shape.
-    #[error("{0}")]
-    Json(#[from] serde_json::Error),
-    /// A cost is negative, or too large.
-    #[error("cost_usd: expected an amount from 0 to 9e9, found {0}")]
-    Cost(f64),
-}
-
 impl UsageSums {
-    /// Returns the text of the file at `now`.
+    /// Returns the text of the file at `now`. Weeks are named by their start in local time.
     pub(crate) fn to_json(&self, now: Timestamp) -> String {
+        self.to_json_in(&TimeZone::system(), now)
+    }
+
+    pub(super) fn to_json_in(&self, zone: &TimeZone, now: Timestamp) -> String {
         let mut costs = CostSums::default();
         let mut all = UsageSum::default();
         for (combination, sums) in self.combinations() {
             let week = (combination.week_start_unix > 0)
-                .then(|| Timestamp::from_unix(combination.week_start_unix).rfc3339());
+                .then(|| week_name(combination.week_start_unix, zone));
             all.add(&sums.total);
             if let Some(week) = &week {
                 *costs.by_week.entry(week.clone()).or_default() += sums.total.cost.0;
@@ -61,28 +54,28 @@ impl UsageSums {
         serde_json::to_string_pretty(&file)
             .unwrap_or_else(|error| unreachable!("all maps have text keys: {error}"))
     }
+}
 
-    /// Parses the text of a file.
-    ///
-    /// # Errors
-    /// The text is not a usage file.
-    pub(crate) fn parse(text: &[u8]) -> Result<Self, InvalidUsageFile> {
-        let file: UsageFileJson = serde_json::from_slice(text)?;
-        let mut sums = Self::default();
-        for entry in file.combinations {
-            let combination = UsageCombination::new(
-                entry.model,
-                &entry.service_tier,
-                (entry.context_window != 0).then_some(entry.context_window),
-                entry.week_start_unix,
-            );
-            let combined = sums.combination_mut(combination);
-            combined.total.add(&entry.total.sum()?);
-            for (user, sum) in entry.by_user {
-                combined.by_user.entry(user).or_default().add(&sum.sum()?);
-            }
-        }
-        Ok(sums)
+/// Returns a week's name: its start in local time and the zone's offset at that time, such as
+/// `2026-11-26 19:36:27 UTC+5:30`. In UTC it ends with `UTC+0`.
+pub(super) fn week_name(start_unix: u64, zone: &TimeZone) -> String {
+    let start = i64::try_from(start_unix)
+        .ok()
+        .and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
+    let Some(start) = start else {
+        return start_unix.to_string();
+    };
+    let start = start.to_zoned(zone.clone());
+    let offset_s = start.offset().seconds();
+    let sign = if offset_s < 0 { '-' } else { '+' };
+    let (hours, minutes) = (
+        offset_s.unsigned_abs() / 3600,
+        offset_s.unsigned_abs() % 3600 / 60,
+    );
+    let time = start.strftime("%Y-%m-%d %H:%M:%S");
+    match minutes {
+        0 => format!("{time} UTC{sign}{hours}"),
+        minutes => format!("{time} UTC{sign}{hours}:{minutes:02}"),
     }
 }
 
@@ -100,16 +93,14 @@ struct CostSums {
     by_user_and_week: BTreeMap<String, BTreeMap<String, u64>>,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize)]
 struct UsageFileJson {
     last_updated: String,
-    #[serde(default)]
     costs: CostsJson,
     combinations: Vec<CombinationJson>,
 }
 
-#[derive(Default, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Serialize)]
 struct CostsJson {
     total_usd: f64,
     by_user: BTreeMap<String, f64>,
@@ -117,45 +108,23 @@ struct CostsJson {
     by_user_and_week: BTreeMap<String, BTreeMap<String, f64>>,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize)]
 struct CombinationJson {
     model: String,
-    #[serde(default)]
     service_tier: String,
-    #[serde(default)]
     context_window: u64,
-    #[serde(default)]
     week_start_unix: u64,
     total: SumJson,
-    #[serde(default)]
     by_user: BTreeMap<String, SumJson>,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize)]
 struct SumJson {
-    #[serde(default)]
     request_count: u64,
-    #[serde(default)]
     input_tokens: u64,
-    #[serde(default)]
     output_tokens: u64,
-    #[serde(default)]
     cached_tokens: u64,
-    #[serde(default)]
     cost_usd: f64,
-}
-
-impl SumJson {
-    fn sum(&self) -> Result<UsageSum, InvalidUsageFile> {
-        let cost = NanoUsd::from_usd(self.cost_usd).ok_or(InvalidUsageFile::Cost(self.cost_usd))?;
-        Ok(UsageSum {
-            requests: self.request_count,
-            input: self.input_tokens,
-            output: self.output_tokens,
-            cached: self.cached_tokens,
-            cost,
-        })
-    }
 }
 
 impl From<&UsageSum> for SumJson {

@@ -1,10 +1,14 @@
 //! Usage files.
 
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tollgate_tests::upstream::Standing;
-use tollgate_tests::{Rig, days_ago, over_both, turn, unix_in, user};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tollgate_tests::upstream::{Reply, Standing, WAIT_MAX};
+use tollgate_tests::{Rig, binary, days_ago, over_both, turn, unix_in, user};
 
 /// Returns a configuration with the users alice and bob, whose only account has a usage file.
 fn config_with_file(rig: &Rig) -> (Value, PathBuf) {
@@ -182,6 +186,114 @@ async fn a_usage_file_of_sing_box_is_the_opening_balance() {
     );
     check_usd(&sums["costs"]["total_usd"], 9.0 + TURN_USD);
     check_usd(&sums["costs"]["by_user"]["carol"], 0.5);
+}
+
+/// Returns the requests in `file`, once that is written.
+async fn requests_when_written(file: &Path) -> u64 {
+    let begun = Instant::now();
+    loop {
+        if file.exists() {
+            let sums = usage_file(file);
+            let combinations = sums["combinations"].as_array().expect("a list");
+            let requests = combinations
+                .iter()
+                .map(|entry| entry["total"]["request_count"].as_u64().expect("a number"));
+            return requests.sum();
+        }
+        assert!(begun.elapsed() < WAIT_MAX, "the file is not written");
+        // The writing thread sends no signal.
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_usage_file_is_written_right_after_the_first_request() {
+    let mut rig = Rig::new().await;
+    let (config, file) = config_with_file(&rig);
+    let client = rig.start(config).await;
+    client.token("token-alice").turn(&turn("one")).await;
+    assert_eq!(requests_when_written(&file).await, 1);
+    // The next ones wait for the minute to end.
+    client.token("token-alice").turn(&turn("two")).await;
+    assert_eq!(requests_when_written(&file).await, 1);
+    rig.stop().await;
+    assert_eq!(requests_when_written(&file).await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_usage_file_counts_no_request_without_tokens() {
+    let mut rig = Rig::new().await;
+    let (config, file) = config_with_file(&rig);
+    let client = rig.start(config).await.token("token-alice");
+    rig.account("a")
+        .then(Reply::error(400, "invalid_request_error", "no"));
+    client.turn(&turn("one")).await;
+    client.get("/v1/models").await;
+    client.turn(&turn("one")).await;
+    rig.stop().await;
+    assert_eq!(requests_when_written(&file).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_usage_file_of_two_credentials_has_the_sums_of_both() {
+    let mut rig = Rig::new().await;
+    let file = rig.path("usages.json");
+    let [a, b] = ["a", "b"].map(|tag| {
+        let mut credential = rig.oauth(tag);
+        credential["usages_path"] = json!(file);
+        credential
+    });
+    let user = |name: &str, tag: &str| json!({ "name": name, "token": name, "credential": tag });
+    let config = rig.config(json!({
+        "credentials": [a, b],
+        "users": [user("alice", "a"), user("bob", "b")],
+    }));
+    for _ in 0..2 {
+        let client = rig.start(config.clone()).await;
+        for name in ["alice", "bob"] {
+            client.token(name).turn(&turn(name)).await;
+        }
+        rig.stop().await;
+    }
+    let sums = usage_file(&file);
+    let entry = entry(&sums, "gpt-5.4", "default");
+    check_sum(&entry["total"], [4, 4800, 600, 3200], 4.0 * TURN_USD);
+    for name in ["alice", "bob"] {
+        check_sum(
+            &entry["by_user"][name],
+            [2, 2400, 300, 1600],
+            2.0 * TURN_USD,
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn weeks_are_named_in_the_local_time_of_the_process() {
+    let rig = Rig::new().await;
+    let (config, file) = config_with_file(&rig);
+    let reset = unix_in(1000);
+    rig.account("a")
+        .set_standing(Standing::new("plus").weekly_resets_at(reset));
+    let mut command = Command::new(binary());
+    command.stdin(Stdio::null()).env("TZ", "IST-5:30");
+    let program = rig.spawn_as(command, &config).await;
+    program
+        .client()
+        .token("token-alice")
+        .turn(&turn("one"))
+        .await;
+    requests_when_written(&file).await;
+    let weeks = usage_file(&file)["costs"]["by_week"].clone();
+    let names: Vec<&String> = weeks.as_object().expect("an object").keys().collect();
+    let start = reset - 10_080 * 60 + 330 * 60;
+    let start = i64::try_from(start).expect("a time of this century");
+    let local = OffsetDateTime::from_unix_timestamp(start)
+        .expect("a time of this century")
+        .format(&Rfc3339)
+        .expect("a time of this century");
+    let local = local.replace('T', " ").replace('Z', "");
+    assert_eq!(names, [&format!("{local} UTC+5:30")]);
+    program.kill();
 }
 
 #[tokio::test(flavor = "multi_thread")]
