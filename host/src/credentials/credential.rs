@@ -1,17 +1,18 @@
-//! One credential: its state behind a lock, and those that wait for changes of it.
+//! One credential: an entry of the configuration, and the login that it uses.
 //!
-//! Owns the lock and the notifications. Does not decide anything: `state` does. Invariant: no
-//! notification is sent, and nothing is waited for, while the lock is held.
+//! Owns the notifications. Does not decide anything: `state` does. Invariant: no notification is
+//! sent, and nothing is waited for, while the login's lock is held.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, MutexGuard};
 
 use http::Uri;
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, watch};
 
-use super::state::{CredentialState, RequestsSincePoll, StateChange};
+use super::login::{Login, LoginDirectory, LoginOrigin};
+use super::state::{CredentialState, EntrySignals, RequestsSincePoll, StateChange};
 use crate::config::{CredentialConfig, CredentialSource, DialTarget, ReverseRole, WindowCaps};
 use crate::reverse::{ReverseSlot, reverse_base};
 use crate::values::clock::Timestamp;
@@ -24,16 +25,8 @@ pub struct Credential {
     /// `None` if no gateway can connect to this one for it.
     reverse: Option<Arc<ReverseSlot>>,
     in_flight: AtomicU32,
-    /// Counts the changes of its plan and weight.
-    plan_version: AtomicU64,
-    /// Whether there were requests since the last poll.
-    had_requests_since_poll: AtomicBool,
-    unusable: Notify,
-    refresh_needed: Notify,
-    poll_needed: Notify,
-    /// Counts the refreshes that have ended.
-    refreshes: watch::Sender<u64>,
-    state: Mutex<CredentialState>,
+    signals: Arc<EntrySignals>,
+    login: Arc<Login>,
 }
 
 impl std::fmt::Debug for Credential {
@@ -45,8 +38,19 @@ impl std::fmt::Debug for Credential {
 }
 
 impl Credential {
-    /// Creates a credential that is not loaded yet.
+    /// Creates a credential that is not loaded yet, whose login no other one uses.
     pub fn new(config: CredentialConfig) -> Self {
+        Self::with_login(config, Arc::default())
+    }
+
+    /// Creates a credential with the login that others of its file use. A new login is not loaded
+    /// yet.
+    pub fn in_directory(config: CredentialConfig, logins: &LoginDirectory) -> (Self, LoginOrigin) {
+        let (login, origin) = logins.login_of(&config);
+        (Self::with_login(config, login), origin)
+    }
+
+    fn with_login(config: CredentialConfig, login: Arc<Login>) -> Self {
         let may_be_reversed = matches!(
             config.source,
             CredentialSource::External {
@@ -54,18 +58,17 @@ impl Credential {
                 ..
             }
         );
+        let signals = Arc::default();
+        login
+            .state()
+            .set_entry(&signals, config.caps, config.poll_interval);
         Self {
             tag: config.tag.into(),
             source: config.source,
             reverse: may_be_reversed.then(Arc::default),
             in_flight: AtomicU32::new(0),
-            plan_version: AtomicU64::new(0),
-            had_requests_since_poll: AtomicBool::new(false),
-            unusable: Notify::new(),
-            refresh_needed: Notify::new(),
-            poll_needed: Notify::new(),
-            refreshes: watch::Sender::new(0),
-            state: Mutex::new(CredentialState::new(config.caps, config.poll_interval)),
+            signals,
+            login,
         }
     }
 
@@ -86,8 +89,10 @@ impl Credential {
 
     /// Applies the caps and the poll interval of `config`.
     pub fn reconfigure(&self, config: &CredentialConfig) {
-        self.state().reconfigure(config.caps, config.poll_interval);
-        self.poll_needed.notify_one();
+        self.state()
+            .set_entry(&self.signals, config.caps, config.poll_interval);
+        self.signals.poll_needed.notify_one();
+        self.login.announce_change();
     }
 
     /// Returns the path of its auth.json, if it has one.
@@ -96,6 +101,11 @@ impl Credential {
             CredentialSource::File(path) => Some(path),
             CredentialSource::External { .. } => None,
         }
+    }
+
+    /// Whether both are about one account, because they share a file.
+    pub fn shares_login_with(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.login, &other.login)
     }
 
     /// Whether it is another gateway.
@@ -155,20 +165,18 @@ impl Credential {
 
     /// Returns the shares of its windows, in percent, at which it is not used any more.
     pub fn caps(&self) -> WindowCaps {
-        self.state().caps()
+        self.state().caps_of(&self.signals)
     }
 
     /// Returns a number that changes whenever its plan or weight does.
     pub fn plan_version(&self) -> u64 {
-        self.plan_version.load(Ordering::Acquire)
+        self.login.plan_version.load(Ordering::Acquire)
     }
 
     /// Counts a request as in flight until the guard is dropped.
     pub fn track_request(self: &Arc<Self>) -> InFlightGuard {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
-        if !self.had_requests_since_poll.swap(true, Ordering::Relaxed) {
-            self.poll_needed.notify_one();
-        }
+        self.login.note_request();
         InFlightGuard {
             credential: Arc::clone(self),
         }
@@ -178,7 +186,7 @@ impl Credential {
     /// is removed or broken. Changes after this call count, whether the returned future was polled
     /// before them or not.
     pub fn until_unusable(&self) -> Notified<'_> {
-        self.unusable.notified()
+        self.signals.unusable.notified()
     }
 
     pub(super) fn source(&self) -> &CredentialSource {
@@ -191,43 +199,48 @@ impl Credential {
     }
 
     pub(super) fn requests_since_poll(&self) -> RequestsSincePoll {
-        if self.had_requests_since_poll.load(Ordering::Relaxed) {
-            RequestsSincePoll::Some
-        } else {
-            RequestsSincePoll::None
-        }
+        self.login.requests_since_poll()
     }
 
-    /// Forgets the requests until now: later ones ask for the next poll.
-    pub(super) fn reset_requests_since_poll(&self) {
-        self.had_requests_since_poll.store(false, Ordering::Relaxed);
+    pub(super) fn login(&self) -> &Login {
+        &self.login
+    }
+
+    pub(super) fn signals(&self) -> &Arc<EntrySignals> {
+        &self.signals
     }
 
     pub(super) fn refresh_needed(&self) -> &Notify {
-        &self.refresh_needed
+        &self.signals.refresh_needed
     }
 
     pub(super) fn poll_needed(&self) -> &Notify {
-        &self.poll_needed
+        &self.signals.poll_needed
     }
 
     pub(super) fn refreshes(&self) -> &watch::Sender<u64> {
-        &self.refreshes
+        &self.login.refreshes
     }
 
-    /// Notifies those that watch the credential. The lock must not be held.
+    /// Returns a receiver that learns of each change of what is known about the credential.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.login.changes()
+    }
+
+    /// Notifies those that watch the credential, and the others of its login. The lock must not be
+    /// held.
     pub(super) fn publish(&self, change: StateChange) {
         if change.plan_changed {
-            self.plan_version.fetch_add(1, Ordering::Release);
+            self.login.plan_version.fetch_add(1, Ordering::Release);
         }
-        if change.became_unusable {
-            self.unusable.notify_waiters();
+        for signals in change.became_unusable {
+            signals.unusable.notify_waiters();
         }
+        self.login.announce_change();
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, CredentialState> {
-        // A panic elsewhere cannot leave these plain figures half-written.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.login.state()
     }
 
     /// Locks the state, as it is at `now`.
@@ -238,6 +251,19 @@ impl Credential {
     }
 }
 
+impl LoginDirectory {
+    /// Returns the directory of the logins that `credentials` use.
+    pub fn of<'a>(credentials: impl IntoIterator<Item = &'a Arc<Credential>>) -> Self {
+        let logins = Self::default();
+        for credential in credentials {
+            if let Some(path) = credential.path() {
+                logins.insert(path.to_owned(), &credential.login);
+            }
+        }
+        logins
+    }
+}
+
 impl Drop for Credential {
     /// Closes its reverse connection: the configuration does not have it any more, and no request
     /// uses it.
@@ -245,6 +271,7 @@ impl Drop for Credential {
         if let Some(slot) = &self.reverse {
             slot.close();
         }
+        self.state().remove_entry(&self.signals);
     }
 }
 

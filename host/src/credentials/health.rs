@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::credential::Credential;
 use super::identity::{CredentialKind, UpstreamIdentity};
 use super::state::{CredentialLoadError, CredentialState};
+use crate::config::WindowCaps;
 use crate::values::clock::Timestamp;
 use crate::values::credential::windows::WindowKind;
 
@@ -101,15 +102,16 @@ impl Credential {
     pub fn health(&self, now: Timestamp) -> CredentialHealth {
         let candidate = self.candidate(now);
         let state = self.state();
+        let caps = state.caps_of(self.signals());
         let identity = state.identity().ok();
         CredentialHealth {
             credential: self.tag().to_owned(),
             kind: identity.map(|identity| identity.kind()),
-            condition: condition(&state, self.path(), now),
+            condition: condition(&state, caps, self.path(), now),
             usable: candidate.usable,
             plan: state.usage().plan().to_owned(),
-            five_hour: window_health(&state, WindowKind::FiveHour, now),
-            weekly: window_health(&state, WindowKind::Weekly, now),
+            five_hour: window_health(&state, caps, WindowKind::FiveHour, now),
+            weekly: window_health(&state, caps, WindowKind::Weekly, now),
             polled_at: state.polls().succeeded_at().map(|at| at.0),
             poll_failure: state.polls().failure().map(str::to_owned),
             expires_at: identity
@@ -124,17 +126,27 @@ impl Credential {
     }
 }
 
-fn window_health(state: &CredentialState, span: WindowKind, now: Timestamp) -> WindowHealth {
+fn window_health(
+    state: &CredentialState,
+    caps: WindowCaps,
+    span: WindowKind,
+    now: Timestamp,
+) -> WindowHealth {
     let windows = state.usage().windows();
     WindowHealth {
         used: windows.is_known(span).then(|| windows.used(span, now)),
-        cap: cap(state, span),
+        cap: cap(caps, span),
         resets_at: windows.reset_at(span, now).map(|at| at.0),
     }
 }
 
 /// What prevents requests now comes before what will prevent them later.
-fn condition(state: &CredentialState, path: Option<&Path>, now: Timestamp) -> CredentialCondition {
+fn condition(
+    state: &CredentialState,
+    caps: WindowCaps,
+    path: Option<&Path>,
+    now: Timestamp,
+) -> CredentialCondition {
     let identity = match state.identity() {
         Ok(identity) => identity,
         Err(CredentialLoadError::NotRead) => return CredentialCondition::Loading,
@@ -160,7 +172,7 @@ fn condition(state: &CredentialState, path: Option<&Path>, now: Timestamp) -> Cr
             window: limit.window,
         };
     }
-    match window_over_cap(state, now) {
+    match window_over_cap(state, caps, now) {
         Some(span) => CredentialCondition::Paused {
             window: span,
             until: state.usage().windows().reset_at(span, now).map(|at| at.0),
@@ -182,16 +194,20 @@ fn expired_condition(state: &CredentialState, identity: &UpstreamIdentity) -> Cr
     }
 }
 
-fn window_over_cap(state: &CredentialState, now: Timestamp) -> Option<WindowKind> {
+fn window_over_cap(
+    state: &CredentialState,
+    caps: WindowCaps,
+    now: Timestamp,
+) -> Option<WindowKind> {
     [WindowKind::Weekly, WindowKind::FiveHour]
         .into_iter()
-        .find(|span| state.usage().windows().used(*span, now) >= cap(state, *span))
+        .find(|span| state.usage().windows().used(*span, now) >= cap(caps, *span))
 }
 
-fn cap(state: &CredentialState, span: WindowKind) -> f64 {
+fn cap(caps: WindowCaps, span: WindowKind) -> f64 {
     match span {
-        WindowKind::FiveHour => state.caps().five_hour,
-        WindowKind::Weekly => state.caps().weekly,
+        WindowKind::FiveHour => caps.five_hour,
+        WindowKind::Weekly => caps.weekly,
     }
 }
 

@@ -72,8 +72,8 @@ impl Credential {
         let result = loaded.identity.as_ref().map(drop).map_err(Clone::clone);
         let change = self.state().apply_load(loaded, now);
         self.publish(change);
-        self.refresh_needed().notify_one();
-        self.poll_needed().notify_one();
+        self.login().request_refreshes();
+        self.login().request_polls();
         result
     }
 

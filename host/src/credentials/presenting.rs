@@ -73,6 +73,7 @@ impl Credential {
     /// Records that upstream rejected the token that it was presented.
     pub fn record_rejected_token(&self, presented: &UpstreamIdentity, now: Timestamp) {
         self.state().reject_token(presented, now);
+        self.login().announce_change();
     }
 }
 
@@ -95,6 +96,7 @@ impl Credential {
     ) {
         self.state().finish_refresh(token, outcome, now);
         self.refreshes().send_modify(|count| *count += 1);
+        self.login().announce_change();
     }
 
     /// Whether a refresh is running.

@@ -5,6 +5,7 @@
 //! loaded; another account starts with new ones.
 
 mod account_usage;
+mod entries;
 mod poll_schedule;
 mod refresh_schedule;
 
@@ -21,9 +22,11 @@ use crate::values::clock::Timestamp;
 use crate::values::credential::candidate::BalancerCandidate;
 use crate::values::credential::windows::{WindowKind, WindowReading};
 use account_usage::{AccountUsage, rate_limit_end};
+use entries::LoginEntries;
 use poll_schedule::PollSchedule;
 use refresh_schedule::RefreshSchedule;
 
+pub(super) use entries::EntrySignals;
 pub(super) use poll_schedule::RequestsSincePoll;
 
 /// How often a file is read again for requests that find its credential unavailable.
@@ -65,13 +68,14 @@ pub(super) struct LoadedSource {
 }
 
 /// What a change means for those that watch the credential.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Default)]
 #[must_use]
 pub(super) struct StateChange {
     /// Balancers compute the credential's weight again.
     pub(super) plan_changed: bool,
-    /// Requests that wait for its response can be sent with another credential.
-    pub(super) became_unusable: bool,
+    /// The entries that became unusable: requests that wait for a response with them can be sent
+    /// with another credential.
+    pub(super) became_unusable: Vec<Arc<EntrySignals>>,
 }
 
 /// What a request can present to upstream.
@@ -108,10 +112,9 @@ pub struct UsageReport {
     pub own_weight: Option<f64>,
 }
 
-/// What is known about a credential.
+/// What is known about a login, and about the credentials that use it.
 pub(super) struct CredentialState {
-    caps: WindowCaps,
-    poll_interval: Duration,
+    entries: LoginEntries,
     /// The last identity, or why there is none.
     identity: Result<Arc<UpstreamIdentity>, CredentialLoadError>,
     /// The account that `usage` and `polls` are about: that of the last identity.
@@ -130,11 +133,10 @@ pub(super) struct CredentialState {
     refreshes: RefreshSchedule,
 }
 
-impl CredentialState {
-    pub(super) fn new(caps: WindowCaps, poll_interval: Duration) -> Self {
+impl Default for CredentialState {
+    fn default() -> Self {
         Self {
-            caps,
-            poll_interval,
+            entries: LoginEntries::default(),
             identity: Err(CredentialLoadError::NotRead),
             account_id: None,
             account_generation: 0,
@@ -147,10 +149,30 @@ impl CredentialState {
             refreshes: RefreshSchedule::new(),
         }
     }
+}
 
-    pub(super) fn reconfigure(&mut self, caps: WindowCaps, poll_interval: Duration) {
-        self.caps = caps;
-        self.poll_interval = poll_interval;
+impl CredentialState {
+    /// Adds an entry, or replaces its settings.
+    pub(super) fn set_entry(
+        &mut self,
+        entry: &Arc<EntrySignals>,
+        caps: WindowCaps,
+        poll_interval: Option<Duration>,
+    ) {
+        self.entries.set(entry, caps, poll_interval);
+    }
+
+    pub(super) fn remove_entry(&mut self, entry: &Arc<EntrySignals>) {
+        self.entries.remove(entry);
+    }
+
+    /// Returns the signals of all entries.
+    pub(super) fn signals(&self) -> Vec<Arc<EntrySignals>> {
+        self.entries.signals()
+    }
+
+    pub(super) fn caps_of(&self, entry: &Arc<EntrySignals>) -> WindowCaps {
+        self.entries.of(entry).caps
     }
 
     /// Notices a clock that was set back: pauses must not get longer by that. Windows end when
@@ -164,10 +186,6 @@ impl CredentialState {
         if step_back >= CLOCK_STEP_MIN || now > self.seen_at {
             self.seen_at = now;
         }
-    }
-
-    pub(super) fn caps(&self) -> WindowCaps {
-        self.caps
     }
 
     pub(super) fn identity(&self) -> Result<&Arc<UpstreamIdentity>, &CredentialLoadError> {
@@ -205,7 +223,11 @@ impl CredentialState {
             Ok(identity) => self.apply_identity(identity, now),
             Err(_) => false,
         };
-        let became_unusable = self.identity.is_ok() && loaded.identity.is_err();
+        let became_unusable = if self.identity.is_ok() && loaded.identity.is_err() {
+            self.entries.signals()
+        } else {
+            Vec::new()
+        };
         self.identity = loaded.identity;
         StateChange {
             plan_changed,
@@ -342,22 +364,45 @@ impl CredentialState {
 }
 
 impl CredentialState {
-    /// Returns what a balancer sees of it, except what concerns one request.
-    pub(super) fn candidate(&self, now: Timestamp) -> BalancerCandidate {
-        let mut candidate = self.usage.candidate(self.caps, now);
+    /// Returns what a balancer sees of an entry, except what concerns one request.
+    pub(super) fn candidate(&self, entry: &Arc<EntrySignals>, now: Timestamp) -> BalancerCandidate {
+        let mut candidate = self.usage.candidate(self.caps_of(entry), now);
         candidate.usable &= self.is_presentable(now);
         candidate
     }
 
-    /// Whether upstream refuses it, or its use reached a cap.
-    pub(super) fn is_used_up(&self, now: Timestamp) -> bool {
-        !self.usage.candidate(self.caps, now).usable
+    /// Whether upstream refuses an entry, or its use reached a cap.
+    pub(super) fn is_used_up(&self, entry: &Arc<EntrySignals>, now: Timestamp) -> bool {
+        is_used_up(&self.usage, self.caps_of(entry), now)
     }
 
-    /// Returns when it is usable again, if it is loaded and rate-limited or over a cap.
-    pub(super) fn usable_again_at(&self, now: Timestamp) -> Option<Timestamp> {
+    /// Returns when an entry is usable again, if it is loaded and rate-limited or over a cap.
+    pub(super) fn usable_again_at(
+        &self,
+        entry: &Arc<EntrySignals>,
+        now: Timestamp,
+    ) -> Option<Timestamp> {
         self.identity.as_ref().ok()?;
-        self.usage.usable_again_at(self.caps, now)
+        self.usage.usable_again_at(self.caps_of(entry), now)
+    }
+
+    /// Changes what is known about the use of the account. Returns the entries that are used up
+    /// since then.
+    fn change_usage(
+        &mut self,
+        now: Timestamp,
+        change: impl FnOnce(&mut AccountUsage),
+    ) -> Vec<Arc<EntrySignals>> {
+        for entry in self.entries.iter_mut() {
+            entry.was_used_up = is_used_up(&self.usage, entry.caps, now);
+        }
+        change(&mut self.usage);
+        let usage = &self.usage;
+        self.entries
+            .iter_mut()
+            .filter(|entry| !entry.was_used_up && is_used_up(usage, entry.caps, now))
+            .map(|entry| Arc::clone(&entry.signals))
+            .collect()
     }
 
     pub(super) fn observe(
@@ -369,11 +414,10 @@ impl CredentialState {
         if !self.is_about(presented) {
             return StateChange::default();
         }
-        let was_used_up = self.is_used_up(now);
-        self.usage.observe(reading, now);
+        let became_unusable = self.change_usage(now, |usage| usage.observe(reading, now));
         StateChange {
             plan_changed: false,
-            became_unusable: !was_used_up && self.is_used_up(now),
+            became_unusable,
         }
     }
 
@@ -392,7 +436,7 @@ impl CredentialState {
         self.usage.limit(until, window);
         let change = StateChange {
             plan_changed: false,
-            became_unusable: true,
+            became_unusable: self.entries.signals(),
         };
         (until, change)
     }
@@ -408,22 +452,24 @@ impl CredentialState {
     /// Returns when the next poll is due; `None` if not before something changes.
     pub(super) fn poll_due_at(
         &self,
+        entry: &Arc<EntrySignals>,
         requests: RequestsSincePoll,
         now: Timestamp,
     ) -> Option<Timestamp> {
+        let interval = self.entries.of(entry).poll_interval?;
         let identity = self.identity.as_ref().ok()?;
         if identity.kind() == CredentialKind::ApiKey || self.refreshes.is_expired(identity, now) {
             return None;
         }
         // A credential that is used up until an unknown time gets no requests: only a poll shows
         // that it has room again.
-        let is_stuck = self.is_used_up(now) && self.usage.usable_again_at(self.caps, now).is_none();
+        let is_stuck = self.is_used_up(entry, now) && self.usable_again_at(entry, now).is_none();
         let requests = if is_stuck {
             RequestsSincePoll::Some
         } else {
             requests
         };
-        self.polls.due_at(requests, self.poll_interval, now)
+        self.polls.due_at(requests, interval, now)
     }
 
     /// Makes the next poll due at once.
@@ -432,9 +478,11 @@ impl CredentialState {
     }
 
     /// Starts a poll, if the credential is loaded.
-    pub(super) fn start_poll(&self) -> Option<StartedPoll> {
+    pub(super) fn start_poll(&mut self, now: Timestamp) -> Option<StartedPoll> {
+        let presented = Arc::clone(self.identity.as_ref().ok()?);
+        self.polls.start(now);
         Some(StartedPoll {
-            presented: Arc::clone(self.identity.as_ref().ok()?),
+            presented,
             observations: self.usage.observations(),
             account_generation: self.account_generation,
         })
@@ -449,12 +497,13 @@ impl CredentialState {
         if self.account_generation != poll.account_generation {
             return StateChange::default();
         }
-        let was_used_up = self.is_used_up(now);
-        if self.is_about(&poll.presented) {
-            self.usage
-                .apply_poll(&report.reading, poll.observations, now);
-        }
-        let became_unusable = !was_used_up && self.is_used_up(now);
+        let became_unusable = if self.is_about(&poll.presented) {
+            self.change_usage(now, |usage| {
+                usage.apply_poll(&report.reading, poll.observations, now);
+            })
+        } else {
+            Vec::new()
+        };
         self.polls.succeed(now);
         let plan = report.plan.as_deref();
         let plan_changed = plan.is_some_and(|plan| self.usage.set_plan(plan));
@@ -476,4 +525,8 @@ impl CredentialState {
             self.polls.fail(reason, retry_after, now);
         }
     }
+}
+
+fn is_used_up(usage: &AccountUsage, caps: WindowCaps, now: Timestamp) -> bool {
+    !usage.candidate(caps, now).usable
 }

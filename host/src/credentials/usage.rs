@@ -19,19 +19,19 @@ impl Credential {
     /// Returns what a balancer sees of it, except what concerns one request. The windows of an API
     /// key are unknown.
     pub fn candidate(&self, now: Timestamp) -> BalancerCandidate {
-        let mut candidate = self.state_at(now).candidate(now);
+        let mut candidate = self.state_at(now).candidate(self.signals(), now);
         candidate.in_flight = self.in_flight();
         candidate
     }
 
     /// Whether it has no room: upstream rate-limits it, or its use reached a cap.
     pub fn is_used_up(&self, now: Timestamp) -> bool {
-        self.state_at(now).is_used_up(now)
+        self.state_at(now).is_used_up(self.signals(), now)
     }
 
     /// Returns when it is usable again, if it is loaded and rate-limited or over a cap.
     pub fn usable_again_at(&self, now: Timestamp) -> Option<Timestamp> {
-        self.state_at(now).usable_again_at(now)
+        self.state_at(now).usable_again_at(self.signals(), now)
     }
 
     /// Returns its plan; empty while unknown.
@@ -47,6 +47,11 @@ impl Credential {
     /// Returns the start of its week, in Unix seconds.
     pub fn week_start_unix(&self, now: Timestamp) -> Option<u64> {
         self.state().usage().windows().week_start_unix(now)
+    }
+
+    /// Returns when a window resets, if that is known.
+    pub fn reset_at(&self, window: WindowKind, now: Timestamp) -> Option<Timestamp> {
+        self.state().usage().windows().reset_at(window, now)
     }
 
     /// Returns the used shares of its windows, in percent: 5-hour and weekly.
@@ -101,9 +106,9 @@ impl Credential {
     pub async fn wait_until_poll_due(&self) -> StartedPoll {
         loop {
             let now = Timestamp::now();
-            let due = self
-                .state_at(now)
-                .poll_due_at(self.requests_since_poll(), now);
+            let due =
+                self.state_at(now)
+                    .poll_due_at(self.signals(), self.requests_since_poll(), now);
             match due {
                 Some(due) if due <= now => {
                     if let Some(poll) = self.start_poll() {
@@ -118,9 +123,9 @@ impl Credential {
 
     /// Starts a poll, if the credential is loaded. Requests from now on ask for the next one.
     pub fn start_poll(&self) -> Option<StartedPoll> {
-        let state = self.state();
-        self.reset_requests_since_poll();
-        state.start_poll()
+        let mut state = self.state();
+        self.login().reset_requests_since_poll();
+        state.start_poll(Timestamp::now())
     }
 
     /// Records what a poll reports. Its windows replace the known ones, unless a response reported

@@ -20,7 +20,9 @@ use super::status::GatewayStatus;
 use super::upkeep::UpkeepStart;
 use super::usage_files::UsageFiles;
 use crate::config::{Config, ConfigProblem, CredentialConfig, CredentialSource, ServiceConfig};
-use crate::credentials::{Credential, CredentialKind, CredentialLoadError, recover_tokens};
+use crate::credentials::{
+    Credential, CredentialKind, CredentialLoadError, LoginDirectory, LoginOrigin, recover_tokens,
+};
 use crate::ledger::{Ledger, LedgerError, ResponseIssuer, StoredSession};
 use crate::metrics::Metrics;
 use crate::pipeline::{Service, ServiceParts, restore_affinity};
@@ -115,8 +117,9 @@ impl BuiltGateway {
         };
         let mut problems = Vec::new();
         let mut services = Vec::new();
+        let logins = LoginDirectory::default();
         for (service, tls) in config.services.iter().zip(certificates) {
-            match read_credentials(service, &[]) {
+            match read_credentials(service, &[], &logins) {
                 Ok(credentials) => {
                     let service = assemble(&shared, service, &table, &limits, credentials, None);
                     services.push((Arc::new(service), tls));
@@ -189,8 +192,10 @@ pub fn check(mut config: Config) -> Result<Vec<ConfigProblem>, StartError> {
     }
     let mut problems = Vec::new();
     let mut warnings = Vec::new();
+    let logins = LoginDirectory::default();
+    let mut all_credentials = Vec::new();
     for service in &config.services {
-        let credentials = open_credentials(service, &[]);
+        let credentials = open_credentials(service, &[], &logins);
         problems.extend(api_keys_in_pools(service, &credentials));
         for credential in &credentials {
             // A gateway that is to connect cannot be connected yet.
@@ -206,6 +211,8 @@ pub fn check(mut config: Config) -> Result<Vec<ConfigProblem>, StartError> {
                 warnings.push(ConfigProblem::without_path(format!("{place}: {reason}")));
             }
         }
+        // Kept until the end, so that a shared file is read once.
+        all_credentials.extend(credentials);
     }
     let certificates = read_certificates(&config).map(|certificates| {
         let presented = certificates.iter().flatten();
@@ -245,16 +252,18 @@ pub(super) fn read_certificates(config: &Config) -> Result<Vec<Option<TlsServer>
     Ok(certificates)
 }
 
-/// Reads the credentials of `config`. Those that are in `known` are reused as they are.
+/// Reads the credentials of `config`. Those that are in `known` are reused as they are, and the
+/// others use the login of their file if it is in `logins`.
 ///
 /// # Errors
 /// A pool has an API key as a member.
 pub(super) fn read_credentials(
     config: &ServiceConfig,
     known: &[Arc<Credential>],
+    logins: &LoginDirectory,
 ) -> Result<Vec<Arc<Credential>>, StartError> {
-    recover_refreshes(config, known);
-    let credentials = open_credentials(config, known);
+    recover_refreshes(config, logins);
+    let credentials = open_credentials(config, known, logins);
     reject_problems(api_keys_in_pools(config, &credentials))?;
     Ok(credentials)
 }
@@ -333,12 +342,12 @@ fn has_same_connections(one: &Limits, other: &Limits) -> bool {
         && one.upstream_keep_alive == other.upstream_keep_alive
 }
 
-/// Completes refreshes that a killed gateway left behind. A known credential may be refreshing
+/// Completes refreshes that a killed gateway left behind. A login that is in use may be refreshing
 /// right now: its lock is held.
-fn recover_refreshes(config: &ServiceConfig, known: &[Arc<Credential>]) {
+fn recover_refreshes(config: &ServiceConfig, logins: &LoginDirectory) {
     for credential in &config.credentials {
         if let CredentialSource::File(path) = &credential.source
-            && !known.iter().any(|known| known.matches_config(credential))
+            && !logins.is_in_use(credential)
             && let Err(error) = recover_tokens(path)
         {
             tracing::error!(
@@ -350,24 +359,36 @@ fn recover_refreshes(config: &ServiceConfig, known: &[Arc<Credential>]) {
     }
 }
 
-/// Opens each credential, and reads those that are not in `known` once. An unavailable one may
-/// become available later.
-fn open_credentials(config: &ServiceConfig, known: &[Arc<Credential>]) -> Vec<Arc<Credential>> {
+/// Opens each credential, and reads each file that is not in use once. An unavailable one may become
+/// available later.
+fn open_credentials(
+    config: &ServiceConfig,
+    known: &[Arc<Credential>],
+    logins: &LoginDirectory,
+) -> Vec<Arc<Credential>> {
     config
         .credentials
         .iter()
-        .map(|credential| open_credential(credential, known))
+        .map(|credential| open_credential(credential, known, logins))
         .collect()
 }
 
-fn open_credential(config: &CredentialConfig, known: &[Arc<Credential>]) -> Arc<Credential> {
+fn open_credential(
+    config: &CredentialConfig,
+    known: &[Arc<Credential>],
+    logins: &LoginDirectory,
+) -> Arc<Credential> {
     if let Some(known) = known.iter().find(|known| known.matches_config(config)) {
         return Arc::clone(known);
     }
-    let credential = Credential::new(config.clone());
-    match credential.load(Timestamp::now()) {
-        Ok(()) => tracing::debug!(credential = config.tag, "credential available"),
-        Err(reason) => tracing::warn!(credential = config.tag, %reason, "credential unavailable"),
+    let (credential, origin) = Credential::in_directory(config.clone(), logins);
+    if origin == LoginOrigin::New {
+        match credential.load(Timestamp::now()) {
+            Ok(()) => tracing::debug!(credential = config.tag, "credential available"),
+            Err(reason) => {
+                tracing::warn!(credential = config.tag, %reason, "credential unavailable");
+            }
+        }
     }
     Arc::new(credential)
 }

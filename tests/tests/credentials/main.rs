@@ -9,5 +9,6 @@ mod refresh;
 mod refreshing;
 mod reverse;
 mod reverse_peers;
+mod shared_files;
 mod status;
 mod watching;

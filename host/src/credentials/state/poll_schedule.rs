@@ -19,6 +19,9 @@ const BACK_OFF: [Duration; 4] = [
 const RETRY_AFTER_MIN: Duration = Duration::from_secs(1);
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(60 * 60);
 
+/// How long a poll counts as running if its end is not reported: its task was stopped.
+const RUNNING_MAX: Duration = Duration::from_secs(10);
+
 /// Whether a credential had requests since its last poll.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RequestsSincePoll {
@@ -33,6 +36,8 @@ pub(crate) struct PollSchedule {
     /// Why the last poll failed, if it did.
     failure: Option<String>,
     polled_at: Option<Timestamp>,
+    /// When the poll began that has not ended yet.
+    started_at: Option<Timestamp>,
     /// No poll before this; set after a failure.
     paused_until: Option<Timestamp>,
     /// Failures since the last success.
@@ -53,12 +58,22 @@ impl PollSchedule {
         let paused_until = self
             .paused_until
             .filter(|until| until.since(now) <= RETRY_AFTER_MAX);
-        match (polled_at, &self.failure, requests) {
-            (None, _, _) => Some(now),
-            (Some(_), Some(_), _) => Some(paused_until.unwrap_or(now)),
-            (Some(polled_at), None, RequestsSincePoll::Some) => Some(polled_at.after(interval)),
-            (Some(_), None, RequestsSincePoll::None) => None,
-        }
+        let due = match (polled_at, &self.failure, requests) {
+            (None, _, _) => now,
+            (Some(_), Some(_), _) => paused_until.unwrap_or(now),
+            (Some(polled_at), None, RequestsSincePoll::Some) => polled_at.after(interval),
+            (Some(_), None, RequestsSincePoll::None) => return None,
+        };
+        let running = self
+            .started_at
+            .filter(|at| *at <= now)
+            .map(|at| at.after(RUNNING_MAX));
+        Some(running.map_or(due, |end| end.max(due)))
+    }
+
+    /// Notes that a poll began: another credential of the same login does not poll meanwhile.
+    pub(crate) fn start(&mut self, now: Timestamp) {
+        self.started_at = Some(now);
     }
 
     pub(crate) fn succeed(&mut self, now: Timestamp) {
@@ -75,6 +90,7 @@ impl PollSchedule {
             None => BACK_OFF[self.failures.min(BACK_OFF.len() - 1)],
         };
         self.failures += 1;
+        self.started_at = None;
         self.polled_at = Some(now);
         self.paused_until = Some(now.after(pause));
         self.failure = Some(reason);
@@ -83,6 +99,7 @@ impl PollSchedule {
     /// Makes the next poll due at once.
     pub(crate) fn repeat(&mut self) {
         self.polled_at = None;
+        self.started_at = None;
     }
 
     /// Returns when the last poll succeeded.
@@ -121,6 +138,18 @@ mod tests {
             Some(Timestamp(5)),
             "the clock was set back"
         );
+    }
+
+    #[test]
+    fn no_poll_is_due_while_one_is_running() {
+        let mut schedule = PollSchedule::default();
+        schedule.start(NOW);
+        let later = NOW.after(Duration::from_secs(1));
+        let due = schedule.due_at(RequestsSincePoll::Some, MINUTE, later);
+        assert_eq!(due, Some(NOW.after(RUNNING_MAX)));
+        schedule.succeed(later);
+        let due = schedule.due_at(RequestsSincePoll::Some, MINUTE, later);
+        assert_eq!(due, Some(later.after(MINUTE)));
     }
 
     #[test]

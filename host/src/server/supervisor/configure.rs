@@ -11,7 +11,7 @@ use std::sync::Arc;
 use crate::config::{
     AdminConfig, Config, ConfigProblem, ListenConfig, LogConfig, PolicyConfig, ServiceConfig,
 };
-use crate::credentials::Credential;
+use crate::credentials::{Credential, LoginDirectory};
 use crate::policy::{CompilePriority, ComponentBytes, PolicyLoadError, SharedPolicyState};
 use crate::server::build::{read_certificates, read_credentials};
 use crate::server::error::{StartError, reject_problems};
@@ -136,12 +136,13 @@ pub(crate) fn load_change(
     }
     let certificates = collect(certificates, &mut problems)?.unwrap_or_default();
     let mut services = Vec::new();
+    let logins = LoginDirectory::of(known.credentials.values().flatten());
     for (service, tls) in config.services.into_iter().zip(certificates) {
         let known = known
             .credentials
             .get(&service.tag)
             .map_or(&[][..], Vec::as_slice);
-        let credentials = read_credentials(&service, known);
+        let credentials = read_credentials(&service, known, &logins);
         if let Some(credentials) = collect(credentials, &mut problems)? {
             services.push(LoadedService {
                 config: service,

@@ -98,7 +98,7 @@ impl Member {
                 five_hour: caps.0.into(),
                 weekly: caps.1.into(),
             },
-            poll_interval: Duration::from_secs(60),
+            poll_interval: Some(Duration::from_secs(60)),
         };
         let credential = Credential::new(config);
         credential.load(millis(BEGIN)).expect("the file is there");
