@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::HeaderMap;
@@ -29,9 +29,33 @@ const DELAY_MAX: Duration = Duration::from_secs(5);
 /// How long after its last failure an address is forgiven.
 const FORGIVEN_AFTER: Duration = Duration::from_secs(15 * 60);
 
+/// The key of every token's hash. It is the same under every configuration, so that a user is
+/// recognised after a reload.
+static HASH_KEY: LazyLock<[u8; 16]> = LazyLock::new(|| *uuid::Uuid::new_v4().as_bytes());
+
+/// What distinguishes users: the hash of a token under the random key of the process. Users may
+/// share a name, but not a token.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct UserId([u8; 32]);
+
+impl UserId {
+    fn of(token: &str) -> Self {
+        let hash = Sha256::new().chain_update(*HASH_KEY).chain_update(token);
+        Self(hash.finalize().into())
+    }
+}
+
+impl std::fmt::Debug for UserId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("UserId")
+    }
+}
+
 /// A user of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct User {
+    pub(crate) id: UserId,
+    /// Empty if the configuration gives no name; other users may have the same.
     pub(crate) name: Arc<str>,
     /// Its pool: an index into the service's pools.
     pub(crate) pool: usize,
@@ -71,9 +95,8 @@ pub(crate) enum AuthError {
 /// The users of a service.
 pub(crate) struct UserDirectory {
     users: Vec<Arc<User>>,
-    hash_key: [u8; 16],
-    /// Indices into `users`, by the hash of each user's token under `hash_key`.
-    by_hash: HashMap<[u8; 32], usize>,
+    /// Indices into `users`.
+    by_id: HashMap<UserId, usize>,
 }
 
 impl std::fmt::Debug for UserDirectory {
@@ -87,23 +110,19 @@ impl std::fmt::Debug for UserDirectory {
 impl UserDirectory {
     /// Creates the directory of the configured users.
     pub(crate) fn new(configs: &[UserConfig]) -> Self {
-        let hash_key = *uuid::Uuid::new_v4().as_bytes();
-        let by_hash = configs
-            .iter()
-            .enumerate()
-            .map(|(index, user)| (hash(&hash_key, user.token.expose()), index));
         let users = configs.iter().map(|user| {
             Arc::new(User {
+                id: UserId::of(user.token.expose()),
                 name: user.name.as_str().into(),
                 pool: user.pool,
                 allow_external_usage: user.allow_external_usage,
                 external_credential: user.external_credential.as_deref().map(Into::into),
             })
         });
+        let users: Vec<Arc<User>> = users.collect();
         Self {
-            users: users.collect(),
-            by_hash: by_hash.collect(),
-            hash_key,
+            by_id: users.iter().map(|user| user.id).zip(0..).collect(),
+            users,
         }
     }
 
@@ -112,7 +131,12 @@ impl UserDirectory {
         self.users.is_empty()
     }
 
-    /// Returns the user of that name. The outer `None` means that there is no such user;
+    /// Returns the user with that token, if there still is one.
+    pub(crate) fn with_id(&self, id: UserId) -> Option<&Arc<User>> {
+        self.by_id.get(&id).map(|index| &self.users[*index])
+    }
+
+    /// Returns the first user of that name. The outer `None` means that there is no such user;
     /// `Some(None)` is the answer to the empty name if the service has no users.
     pub(crate) fn named(&self, name: &str) -> Option<Option<Arc<User>>> {
         if self.users.is_empty() {
@@ -137,13 +161,13 @@ impl UserDirectory {
         }
         let value = headers.get(AUTHORIZATION).ok_or(AuthError::Missing)?;
         let token = bearer_token(value).ok_or(AuthError::Format)?;
-        let presented = hash(&self.hash_key, token);
+        let presented = UserId::of(token);
         // The time of the look-up depends on a hash under a key that no client knows.
         let (known, index) = self
-            .by_hash
+            .by_id
             .get_key_value(&presented)
             .ok_or(AuthError::Unknown)?;
-        if !bool::from(known.ct_eq(&presented)) {
+        if !bool::from(known.0.ct_eq(&presented.0)) {
             return Err(AuthError::Unknown);
         }
         Ok(AuthenticationProof {
@@ -200,14 +224,6 @@ fn delay(failures: u32) -> Duration {
     }
 }
 
-fn hash(key: &[u8; 16], token: &str) -> [u8; 32] {
-    Sha256::new()
-        .chain_update(key)
-        .chain_update(token)
-        .finalize()
-        .into()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -241,6 +257,24 @@ mod tests {
     fn a_token_names_its_user() {
         check(Some("Bearer sk-a"), Ok("alice"));
         check(Some("bearer sk-b"), Ok("bob"));
+    }
+
+    #[test]
+    fn users_of_one_name_are_told_apart_by_their_tokens() {
+        let user = |token: &str, pool: usize| UserConfig {
+            name: "alice".to_owned(),
+            token: SecretString::new(token.to_owned()),
+            pool,
+            allow_external_usage: false,
+            external_credential: None,
+        };
+        let before = UserDirectory::new(&[user("sk-a", 0), user("sk-b", 1)]);
+        let [one, two] = [&before.users[0], &before.users[1]];
+        assert_ne!(one.id, two.id);
+        // After a reload that removed the first one.
+        let after = UserDirectory::new(&[user("sk-b", 1)]);
+        assert_eq!(after.with_id(one.id), None);
+        assert_eq!(after.with_id(two.id), Some(two));
     }
 
     #[test]

@@ -84,7 +84,7 @@ async fn journey(
     }
     let upgrade = upgrade.filter(|_| websocket::is_requested(&received));
     if upgrade.is_none() && status::is_requested(&received) {
-        return Ok(status(received).await?.map(AnswerBody::whole));
+        return Ok(status(live, received).await?);
     }
     let routed = route(received)?;
     let authenticated = authenticate(routed).await?;

@@ -261,8 +261,8 @@ impl Exchange {
         let user = match &self.request.user {
             None if service.users().is_empty() => None,
             None => return false,
-            Some(user) => match service.users().named(&user.name) {
-                Some(user) => user,
+            Some(user) => match service.users().with_id(user.id) {
+                Some(user) => Some(Arc::clone(user)),
                 None => return false,
             },
         };
@@ -351,7 +351,10 @@ impl Exchange {
             started_at: self.request.started_at,
             finished_at: now,
             client: self.request.client,
-            user: self.request.user.as_ref().map(|user| user.name.to_string()),
+            user: self
+                .user()
+                .filter(|user| !user.name.is_empty())
+                .map(|user| user.name.to_string()),
             credential: credential.map(|credential| credential.tag().to_owned()),
             service: self.service.tag().to_owned(),
             model,

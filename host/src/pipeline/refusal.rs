@@ -43,7 +43,6 @@ pub(crate) struct Refusal {
 enum ErrorType {
     InvalidRequest,
     Authentication,
-    Permission,
     Server,
     Api,
     UsageLimitReached,
@@ -54,7 +53,6 @@ impl ErrorType {
         match self {
             Self::InvalidRequest => "invalid_request_error",
             Self::Authentication => "authentication_error",
-            Self::Permission => "permission_error",
             Self::Server => "server_error",
             Self::Api => "api_error",
             Self::UsageLimitReached => "usage_limit_reached",
@@ -151,10 +149,6 @@ impl Refusal {
         )
     }
 
-    pub(crate) fn forbidden(message: &str) -> Self {
-        Self::new(StatusCode::FORBIDDEN, ErrorType::Permission, message)
-    }
-
     pub(crate) fn get_only() -> Self {
         Self::new(
             StatusCode::METHOD_NOT_ALLOWED,
@@ -178,6 +172,13 @@ impl Refusal {
 
     pub(crate) fn too_many_sockets() -> Self {
         let message = "too many WebSockets are open: limits.websockets_per_user is reached";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, ErrorType::Server, message)
+            .with_code("overloaded")
+            .with_field(RETRY_AFTER, "1")
+    }
+
+    pub(crate) fn too_many_status_watches() -> Self {
+        let message = "too many statuses are watched: limits.status_watches_per_user is reached";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, ErrorType::Server, message)
             .with_code("overloaded")
             .with_field(RETRY_AFTER, "1")

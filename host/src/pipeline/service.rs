@@ -35,6 +35,8 @@ struct ServiceState {
     failed_attempts: Arc<FailedAttempts>,
     requests: Arc<AtomicU64>,
     sockets: Arc<OpenSockets>,
+    /// Statuses that are watched; each is as long-lived as a socket.
+    status_watches: Arc<OpenSockets>,
 }
 
 /// A service, as one configuration and one generation of each policy describe it.
@@ -61,6 +63,7 @@ impl Service {
                 failed_attempts: Arc::new(FailedAttempts::new(&parts.limits)),
                 requests: Arc::default(),
                 sockets: Arc::default(),
+                status_watches: Arc::default(),
             },
             |before| before.state.clone(),
         );
@@ -173,9 +176,18 @@ impl Service {
 
     /// Reserves a place for one more WebSocket, or returns `None` if its user has
     /// `limits.websockets_per_user` open.
-    pub(crate) fn reserve_socket(&self, owner: &SessionOwner) -> Option<SocketPermit> {
+    pub(crate) fn reserve_socket(&self, user: Option<&User>) -> Option<SocketPermit> {
+        let user = user.map(|user| user.id);
         let sockets = &self.state.sockets;
-        sockets.reserve(owner.user.as_ref(), self.parts.limits.websockets_per_user)
+        sockets.reserve(user, self.parts.limits.websockets_per_user)
+    }
+
+    /// Reserves a place for one more watched status, or returns `None` if its user watches
+    /// `limits.status_watches_per_user` already.
+    pub(crate) fn reserve_status_watch(&self, user: Option<&User>) -> Option<SocketPermit> {
+        let user = user.map(|user| user.id);
+        let watches = &self.state.status_watches;
+        watches.reserve(user, self.parts.limits.status_watches_per_user)
     }
 
     pub(crate) fn sockets(&self) -> u64 {

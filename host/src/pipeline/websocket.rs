@@ -144,7 +144,7 @@ pub(super) async fn connect(
         Ok(handshake) => handshake,
         Err(refusal) => return Err(exchange.refuse(refusal)),
     };
-    let Some(permit) = exchange.service().reserve_socket(exchange.owner()) else {
+    let Some(permit) = exchange.service().reserve_socket(exchange.user()) else {
         return Err(exchange.refuse(Refusal::too_many_sockets()));
     };
     prepare(&mut head.headers);

@@ -138,7 +138,8 @@ fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
 
 /// Returns the token of `Bearer <token>` (RFC 6750). The scheme's case does not matter.
 pub(crate) fn bearer_token(value: &HeaderValue) -> Option<&str> {
-    let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
+    let text = std::str::from_utf8(value.as_bytes()).ok()?;
+    let (scheme, token) = text.split_once(' ')?;
     let token = token.trim();
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
 }

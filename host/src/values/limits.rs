@@ -178,6 +178,9 @@ declare_limits! {
         websocket_message_bytes: u64 = 64 * MIB, at_least(1);
         /// WebSockets of one user at a time. Further handshakes are rejected with 503.
         websockets_per_user: u64 = 256, at_least(1);
+        /// Streams of `/ocm/v1/status?watch=true` of one user at a time. Further ones are rejected
+        /// with 503.
+        status_watches_per_user: u64 = 16, at_least(1);
         /// Sessions whose credential is remembered, and responses whose credential is.
         #[change(AtRestart)]
         sessions: u64 = 65_536, at_least(1);

@@ -26,7 +26,7 @@ impl SecretString {
     /// secret contains bytes that a field cannot.
     pub fn bearer(&self) -> Option<HeaderValue> {
         let text = Zeroizing::new(format!("Bearer {}", self.expose()));
-        let mut value = HeaderValue::from_str(&text).ok()?;
+        let mut value = HeaderValue::from_bytes(text.as_bytes()).ok()?;
         value.set_sensitive(true);
         Some(value)
     }

@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::StatusCode;
 use http_body::{Body, Frame, SizeHint};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::settle::settle;
@@ -25,6 +26,8 @@ use crate::values::exchange::ExchangeEnd;
 pub(crate) enum AnswerBody {
     /// A body that is complete, or none.
     Whole(Option<Bytes>),
+    /// Lines that the gateway sends as they come.
+    Lines(mpsc::Receiver<Bytes>),
     /// A body that upstream is still sending.
     Streaming(Box<StreamingBody>),
 }
@@ -305,6 +308,9 @@ impl Body for AnswerBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> FramePoll {
         match self.get_mut() {
             Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Lines(lines) => lines
+                .poll_recv(cx)
+                .map(|line| line.map(|line| Ok(Frame::data(line)))),
             Self::Streaming(streaming) => streaming.poll(cx),
         }
     }
@@ -312,6 +318,7 @@ impl Body for AnswerBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Whole(bytes) => bytes.is_none(),
+            Self::Lines(_) => false,
             Self::Streaming(streaming) => matches!(streaming.state, StreamState::Over),
         }
     }
@@ -321,6 +328,7 @@ impl Body for AnswerBody {
             Self::Whole(bytes) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
+            Self::Lines(_) => SizeHint::default(),
             Self::Streaming(streaming) => streaming.size_hint(),
         }
     }

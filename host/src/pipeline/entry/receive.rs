@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use http::header::AUTHORIZATION;
 use http::request::Parts;
 use http::{HeaderMap, Request};
 use hyper::body::Incoming;
@@ -74,7 +75,7 @@ pub(crate) fn receive(
 pub(crate) struct Routed(Received);
 
 /// # Errors
-/// The path is not under `/v1/`, or the request presents its token in the wrong header.
+/// The path is not under `/v1/`, or the request presents its token in the wrong header only.
 pub(crate) fn route(received: Received) -> Result<Routed, Refusal> {
     if let Some(refusal) = misdirected(&received) {
         received.log(&refusal);
@@ -88,12 +89,18 @@ fn misdirected(received: &Received) -> Option<Refusal> {
         return Some(Refusal::not_found("path must start with /v1/"));
     }
     let headers = &received.head.headers;
-    has_misplaced_key(headers).then(Refusal::misplaced_key)
+    has_only_misplaced_key(headers).then(Refusal::misplaced_key)
 }
 
-/// Returns whether a request presents its token in a field that is not supported.
+/// Returns whether a request presents a token in a field that is not supported.
 pub(crate) fn has_misplaced_key(headers: &HeaderMap) -> bool {
     headers.contains_key("x-api-key") || headers.contains_key("api-key")
+}
+
+/// Returns whether a request presents a token in such a field alone. Beside `Authorization` these
+/// fields have no effect: they are not forwarded.
+pub(crate) fn has_only_misplaced_key(headers: &HeaderMap) -> bool {
+    !headers.contains_key(AUTHORIZATION) && has_misplaced_key(headers)
 }
 
 /// Returns whether a path is under `/v1/` however upstream reads it: a path with dot segments (RFC

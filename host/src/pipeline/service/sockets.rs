@@ -3,26 +3,27 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::authenticate::UserId;
+
 /// Open WebSockets by user. The key is `None` if the service has no users.
 #[derive(Debug, Default)]
-pub(super) struct OpenSockets(Mutex<HashMap<Option<Arc<str>>, u64>>);
+pub(super) struct OpenSockets(Mutex<HashMap<Option<UserId>, u64>>);
 
 /// The place of one WebSocket among those of its user; it is free again when this is dropped.
 #[derive(Debug)]
 pub(crate) struct SocketPermit {
     sockets: Arc<OpenSockets>,
-    user: Option<Arc<str>>,
+    user: Option<UserId>,
 }
 
 impl OpenSockets {
     pub(super) fn reserve(
         self: &Arc<Self>,
-        user: Option<&Arc<str>>,
+        user: Option<UserId>,
         sockets_max: u64,
     ) -> Option<SocketPermit> {
-        let user = user.cloned();
         let mut open = self.lock();
-        let count = open.entry(user.clone()).or_default();
+        let count = open.entry(user).or_default();
         if *count >= sockets_max {
             return None;
         }
@@ -37,7 +38,7 @@ impl OpenSockets {
         self.lock().values().sum()
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Option<Arc<str>>, u64>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Option<UserId>, u64>> {
         // A panic elsewhere cannot leave a count half-written.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -5,16 +5,19 @@ use std::time::{Duration, Instant};
 use http::{Method, StatusCode};
 use serde_json::json;
 use tollgate_tests::upstream::Reply;
-use tollgate_tests::{Client, over_both, rows, turn};
+use tollgate_tests::{Client, Rig, over_both, rows, turn};
 
-use super::{NOT_UNDER_V1, check_error, open_rig, team_rig};
+use super::{NOT_UNDER_V1, check_absent, check_error, open_rig, team_rig};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_in_another_header_is_refused_with_a_hint_whatever_else_is_sent() {
+async fn a_key_in_another_header_alone_is_refused_with_a_hint() {
     let (mut rig, client) = team_rig().await;
-    for client in [client.clone(), client.token("token-alice")] {
-        for name in ["x-api-key", "api-key"] {
-            let answer = client.header(name, "token-alice").turn(&turn("one")).await;
+    for name in ["x-api-key", "api-key"] {
+        let client = client.header(name, "token-alice");
+        for answer in [
+            client.turn(&turn("one")).await,
+            client.get("/ocm/v1/status").await,
+        ] {
             check_error(
                 &answer,
                 400,
@@ -26,6 +29,68 @@ async fn a_key_in_another_header_is_refused_with_a_hint_whatever_else_is_sent() 
     }
     assert!(rig.forwarded().is_empty());
     rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_in_another_header_beside_a_token_is_dropped() {
+    let (mut rig, client) = team_rig().await;
+    for name in ["x-api-key", "api-key"] {
+        let client = client.header(name, "any");
+        let answer = client.token("token-alice").turn(&turn("one")).await;
+        assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
+        let unknown = client.token("token-mallory").turn(&turn("one")).await;
+        check_error(
+            &unknown,
+            401,
+            "authentication_error",
+            None,
+            "invalid api key",
+        );
+    }
+    let forwarded = rig.forwarded();
+    assert_eq!(forwarded.len(), 2);
+    for seen in &forwarded {
+        check_absent(&seen.headers, &["x-api-key", "api-key"]);
+    }
+    rig.stop().await;
+}
+
+/// Users may share a name, or have none: what distinguishes them is the token.
+#[tokio::test(flavor = "multi_thread")]
+async fn users_without_a_name_or_of_one_name_are_told_apart_by_their_tokens() {
+    let mut rig = Rig::new().await;
+    let user = |name: &str, token: &str, tag: &str| json!({ "name": name, "token": token, "credential": tag });
+    let config = rig.config(json!({
+        "credentials": [rig.oauth("a"), rig.oauth("b")],
+        "users": [user("alice", "one", "a"), user("alice", "two words", "b"), user("", "three", "a"),
+            { "token": "vier-\u{e9}", "credential": "b" }],
+    }));
+    let client = rig.start(config).await;
+    for (token, access) in [
+        ("one", "access-a"),
+        ("two words", "access-b"),
+        ("three", "access-a"),
+    ] {
+        let answer = client.token(token).turn(&turn(token)).await;
+        assert_eq!(answer.status, StatusCode::OK, "{token}");
+        let forwarded = rig.forwarded();
+        let seen = forwarded.last().expect("it was forwarded");
+        let expected = format!("Bearer {access}");
+        assert_eq!(
+            seen.header("authorization"),
+            Some(expected.as_str()),
+            "{token}"
+        );
+    }
+    rig.stop().await;
+    let names: Vec<Option<String>> = rows(&rig.ledger())
+        .iter()
+        .map(|row| row.text("user").map(str::to_owned))
+        .collect();
+    assert_eq!(
+        names,
+        [Some("alice".to_owned()), Some("alice".to_owned()), None]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

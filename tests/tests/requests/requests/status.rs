@@ -1,9 +1,11 @@
 //! The status page of users.
 
+use std::time::{Duration, Instant};
+
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
-use tollgate_tests::upstream::Standing;
-use tollgate_tests::{Answer, Rig, rows, turn, user};
+use tollgate_tests::upstream::{Standing, WAIT_MAX};
+use tollgate_tests::{Answer, Client, Rig, Stream, over_both, rows, turn, unix_in, user};
 
 use super::{check_error, open_rig, team_rig};
 
@@ -12,7 +14,8 @@ const STATUS: &str = "/ocm/v1/status";
 #[tokio::test(flavor = "multi_thread")]
 async fn status_is_for_users_and_read_only() {
     let (mut rig, client) = open_rig().await;
-    assert_eq!(client.get(STATUS).await.status, StatusCode::FORBIDDEN);
+    // Without users, it is that of the first credential.
+    assert_eq!(client.get(STATUS).await.status, StatusCode::OK);
     rig.stop().await;
 
     let (mut rig, client) = team_rig().await;
@@ -70,7 +73,129 @@ fn check_status(answer: &Answer, five_hour: f64, weekly: f64, weight: f64) {
     near("five_hour_utilization", five_hour);
     near("weekly_utilization", weekly);
     near("plan_weight", weight);
-    assert_eq!(body.as_object().map(|body| body.len()), Some(3), "{body}");
+    assert!(
+        body["five_hour_reset"].is_u64() && body["weekly_reset"].is_u64(),
+        "{body}"
+    );
+    assert_eq!(body.as_object().map(|body| body.len()), Some(5), "{body}");
+}
+
+/// Watches a status: asks for its stream, and returns the lines as they come.
+struct WatchedStatus {
+    stream: Stream,
+    read: String,
+}
+
+impl WatchedStatus {
+    async fn start(client: &Client) -> Self {
+        let path = format!("{STATUS}?watch=true");
+        let stream = client.send(Method::GET, &path, "").await;
+        assert_eq!(stream.status, StatusCode::OK);
+        Self {
+            stream,
+            read: String::new(),
+        }
+    }
+
+    /// Returns the next line, or `None` at the end.
+    async fn line(&mut self) -> Option<Value> {
+        loop {
+            if let Some((line, rest)) = self.read.split_once('\n') {
+                let line = serde_json::from_str(line).expect("a line is JSON");
+                self.read = rest.to_owned();
+                return Some(line);
+            }
+            let part = self.stream.part().await?.expect("the stream is not cut");
+            self.read
+                .push_str(std::str::from_utf8(&part).expect("UTF-8"));
+        }
+    }
+
+    /// Waits for a line with this 5-hour use.
+    async fn until_used(&mut self, percent: f64) -> Value {
+        loop {
+            let line = self.line().await.expect("the stream goes on");
+            let used = line["five_hour_utilization"].as_f64().expect("a number");
+            if (used - percent).abs() < 1e-6 {
+                return line;
+            }
+        }
+    }
+}
+
+over_both!(a_watched_status_has_a_line_at_once_and_one_after_every_change);
+async fn a_watched_status_has_a_line_at_once_and_one_after_every_change() {
+    let mut rig = Rig::new().await;
+    let users = ["a", "b"].map(|tag| user(tag, tag));
+    let mut config =
+        rig.config(json!({ "credentials": [rig.oauth("a"), rig.oauth("b")], "users": users }));
+    let client = rig.start_polled(config.clone()).await;
+    let [one, other] = ["token-a", "token-b"].map(|token| client.token(token));
+    let mut watch = WatchedStatus::start(&one).await;
+    let first = watch.line().await.expect("a line at once");
+    assert_eq!(first.as_object().map(|line| line.len()), Some(5), "{first}");
+    assert_eq!(first, one.get(STATUS).await.json());
+
+    let reset = unix_in(3000);
+    rig.account("a").set_standing(
+        Standing::new("plus")
+            .five_hour_used(50.0)
+            .five_hour_resets_at(reset),
+    );
+    assert_eq!(one.turn(&turn("one")).await.status, StatusCode::OK);
+    // What is left under the cap of 99 percent counts.
+    let line = watch.until_used(51.0).await;
+    assert_eq!(line["five_hour_reset"], reset);
+    assert_eq!(line, one.get(STATUS).await.json());
+    // It is the user's own.
+    assert_ne!(other.get(STATUS).await.json(), line);
+
+    // It follows the configuration, and ends with its user.
+    config["services"][0]["credentials"][0]["reserve_5h"] = json!(20);
+    rig.configure(&config).await.expect("it is accepted");
+    watch.until_used(70.0).await;
+    config["services"][0]["users"] = json!([user("b", "b")]);
+    rig.configure(&config).await.expect("it is accepted");
+    assert_eq!(watch.line().await, None);
+
+    // Or with the gateway.
+    let mut last = WatchedStatus::start(&other).await;
+    assert!(last.line().await.is_some());
+    rig.stop().await;
+    assert_eq!(last.line().await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_watches_at_most_so_many_statuses() {
+    let mut rig = Rig::new().await;
+    let users = ["a", "b"].map(|tag| user(tag, tag));
+    let mut config =
+        rig.config(json!({ "credentials": [rig.oauth("a"), rig.oauth("b")], "users": users }));
+    config["limits"] = json!({ "status_watches_per_user": 1 });
+    let client = rig.start(config).await;
+    let [one, other] = ["token-a", "token-b"].map(|token| client.token(token));
+    let path = format!("{STATUS}?watch=true");
+    let first = WatchedStatus::start(&one).await;
+    let refused = one.get(&path).await;
+    assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(
+        refused.text().contains("status_watches_per_user"),
+        "{}",
+        refused.text()
+    );
+    let _other = WatchedStatus::start(&other).await;
+    drop(first);
+    let begun = Instant::now();
+    loop {
+        let again = one.send(Method::GET, &path, "").await;
+        if again.status == StatusCode::OK {
+            break;
+        }
+        assert!(begun.elapsed() < WAIT_MAX, "the place is not free again");
+        // The gateway notices a closed connection without a signal.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    rig.stop().await;
 }
 
 /// An account of the plan `pro`, and an auth.json whose id token names it:
