@@ -43,7 +43,7 @@ pub const DEFAULT_CONFIG: &str =
     r#"{"services": [{"type": "ocm", "listen": "127.0.0.1", "listen_port": 8080}]}"#;
 
 /// Top-level keys of sing-box that Tollgate ignores.
-const IGNORED_KEYS: [&str; 8] = [
+const IGNORED_KEYS: [&str; 10] = [
     "dns",
     "route",
     "inbounds",
@@ -52,6 +52,8 @@ const IGNORED_KEYS: [&str; 8] = [
     "endpoints",
     "certificate",
     "certificate_providers",
+    "http_clients",
+    "network_namespaces",
 ];
 
 /// A configuration and what its operator should know about it.
@@ -118,6 +120,7 @@ pub fn parse(text: &str) -> Result<LoadedConfig, ConfigError> {
         jsonc::parse(text).map_err(|error| ConfigError::without_path(error.to_string()))?;
     let mut report = ProblemReport::default();
     remove_ignored_keys(&mut value, &mut report);
+    remove_unset(&mut value);
     let validator = validator();
     let malformed = validator.problems(&ConfigPath::root(), &value);
     if !malformed.is_empty() {
@@ -183,6 +186,54 @@ fn validator() -> SchemaValidator {
         .to_value();
     SchemaValidator::new(schema)
         .unwrap_or_else(|error| unreachable!("the schema of our own types: {error}"))
+}
+
+/// Removes what sing-box reads as not set: fields that are null, an empty log level, and the empty
+/// type of a credential. The configuration of a policy stays as it is: it is the policy's.
+fn remove_unset(value: &mut Value) {
+    let Some(sections) = value.as_object_mut() else {
+        return;
+    };
+    for (_, section) in sections.iter_mut().filter(|(name, _)| *name != "policies") {
+        remove_nulls(section);
+    }
+    sections.retain(|_, section| !section.is_null());
+    remove_if_empty(sections.get_mut("log"), "level");
+    for service in items_mut(sections.get_mut("services")) {
+        for credential in items_mut(service.get_mut("credentials")) {
+            remove_if_empty(Some(credential), "type");
+        }
+    }
+}
+
+/// Removes the field `name` of an object if it is an empty text.
+fn remove_if_empty(object: Option<&mut Value>, name: &str) {
+    let Some(object) = object.and_then(Value::as_object_mut) else {
+        return;
+    };
+    if object.get(name).and_then(Value::as_str) == Some("") {
+        object.shift_remove(name);
+    }
+}
+
+/// Returns the items of a list, or a single item that is written without the brackets.
+fn items_mut(list: Option<&mut Value>) -> &mut [Value] {
+    match list {
+        None => &mut [],
+        Some(Value::Array(items)) => items,
+        Some(item) => std::slice::from_mut(item),
+    }
+}
+
+fn remove_nulls(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.retain(|_, field| !field.is_null());
+            fields.values_mut().for_each(remove_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(remove_nulls),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
 }
 
 fn remove_ignored_keys(value: &mut Value, report: &mut ProblemReport) {

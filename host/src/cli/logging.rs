@@ -60,7 +60,7 @@ fn level(level: LogLevel) -> LevelFilter {
         LogLevel::Trace => LevelFilter::TRACE,
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Info => LevelFilter::INFO,
-        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Warn | LogLevel::Warning => LevelFilter::WARN,
         LogLevel::Error | LogLevel::Fatal | LogLevel::Panic => LevelFilter::ERROR,
     }
 }

@@ -134,7 +134,7 @@ pub struct ServiceConfig {
 /// A user of a service.
 #[derive(Debug, Clone)]
 pub struct UserConfig {
-    /// The user's name, unique in the service.
+    /// The user's name in the ledger and the log. It may be empty, and users may share it.
     pub name: String,
     /// The token that the user's clients present, unique in the service.
     pub token: SecretString,
@@ -157,8 +157,8 @@ pub struct CredentialConfig {
     pub usages_path: Option<PathBuf>,
     /// How far its windows may be used.
     pub caps: WindowCaps,
-    /// How often upstream is polled for its usage.
-    pub poll_interval: Duration,
+    /// How often upstream is polled for its usage; `None` if never.
+    pub poll_interval: Option<Duration>,
 }
 
 /// Where a credential's tokens come from.

@@ -79,10 +79,15 @@ fn services(entries: &[RawService], scope: &mut ResolveScope<'_>) -> Vec<Service
                 continue;
             }
         };
-        let tag = raw
-            .tag
-            .clone()
-            .unwrap_or_else(|| default_service_tag(index, ocm_count));
+        if let Some(later) = replacing_service(entries, index) {
+            let message = format!("ignored: services[{later}] has the same tag and replaces it");
+            scope.report.warning(path, message);
+            continue;
+        }
+        let tag = match explicit_tag(entry) {
+            Some(tag) => tag.to_owned(),
+            None => default_service_tag(index, ocm_count),
+        };
         if !tags.insert(tag.clone()) {
             let message = format!("duplicate tag {tag:?}");
             scope.report.problem(path.key("tag"), message);
@@ -94,6 +99,23 @@ fn services(entries: &[RawService], scope: &mut ResolveScope<'_>) -> Vec<Service
         services.push(service);
     }
     services
+}
+
+fn explicit_tag(entry: &RawService) -> Option<&str> {
+    match entry {
+        RawService::Ocm(raw) => field::non_empty(raw.tag.as_deref()),
+        RawService::Other(_) => None,
+    }
+}
+
+/// Returns the index of the last service with the tag of the one at `index`, if that is another
+/// one: in sing-box, the later service replaces the earlier.
+fn replacing_service(entries: &[RawService], index: usize) -> Option<usize> {
+    let tag = explicit_tag(&entries[index])?;
+    let last = entries
+        .iter()
+        .rposition(|entry| explicit_tag(entry) == Some(tag))?;
+    (last != index).then_some(last)
 }
 
 fn default_service_tag(index: usize, ocm_count: usize) -> String {

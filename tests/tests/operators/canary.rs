@@ -62,7 +62,7 @@ async fn send_refused(scene: &CanaryScene, bare: &Client) {
     check(
         "another field",
         400,
-        alice.header("api-key", BOB).turn(anonymous).await,
+        bare.header("api-key", BOB).turn(anonymous).await,
     );
     check("another path", 404, alice.get("/elsewhere").await);
     check(

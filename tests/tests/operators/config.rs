@@ -24,10 +24,10 @@ const CANARIES: [&str; 2] = ["canary", "8675309"];
 
 /// What a command printed, and its exit code.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct CheckOutput {
-    code: Option<i32>,
+pub(crate) struct CheckOutput {
+    pub(crate) code: Option<i32>,
     stdout: String,
-    stderr: String,
+    pub(crate) stderr: String,
 }
 
 /// A self-signed certificate, its key, and the key of another certificate.
@@ -172,7 +172,7 @@ fn run(mut command: Command, folder: &Path) -> CheckOutput {
 }
 
 /// Runs `tollgate check` of `content`.
-fn check_text(content: impl AsRef<[u8]>) -> CheckOutput {
+pub(crate) fn check_text(content: impl AsRef<[u8]>) -> CheckOutput {
     let folder = folder();
     fs::write(folder.path().join("case.json"), content).expect("the case can be written");
     check(folder.path(), "case.json")
@@ -184,6 +184,6 @@ fn folder() -> TempDir {
     folder
 }
 
-fn is_quoted(text: &str) -> bool {
+pub(crate) fn is_quoted(text: &str) -> bool {
     CANARIES.iter().any(|canary| text.contains(canary))
 }

@@ -67,19 +67,21 @@ pub(in crate::config) struct RawDefault {
     pub(in crate::config) usages_path: Option<String>,
     /// The outbound to upstream.
     pub(in crate::config) detour: Option<String>,
-    /// Pauses the credential when no more than this many percent of its 5-hour window are left.
-    #[schemars(range(min = 1, max = 99))]
+    /// Pauses the credential when no more than this many percent of its 5-hour window are left. 0:
+    /// not set.
+    #[schemars(range(min = 0, max = 99))]
     pub(in crate::config) reserve_5h: Option<u8>,
-    /// Pauses the credential when no more than this many percent of its weekly window are left.
-    #[schemars(range(min = 1, max = 99))]
+    /// Pauses the credential when no more than this many percent of its weekly window are left. 0:
+    /// not set.
+    #[schemars(range(min = 0, max = 99))]
     pub(in crate::config) reserve_weekly: Option<u8>,
     /// Pauses the credential when this many percent of its 5-hour window are used. Not with
-    /// `reserve_5h`.
-    #[schemars(range(min = 1, max = 100))]
+    /// `reserve_5h`. 0: not set.
+    #[schemars(range(min = 0, max = 100))]
     pub(in crate::config) limit_5h: Option<u8>,
     /// Pauses the credential when this many percent of its weekly window are used. Not with
-    /// `reserve_weekly`.
-    #[schemars(range(min = 1, max = 100))]
+    /// `reserve_weekly`. 0: not set.
+    #[schemars(range(min = 0, max = 100))]
     pub(in crate::config) limit_weekly: Option<u8>,
 }
 
@@ -100,7 +102,7 @@ pub(in crate::config) struct RawBalancer {
     /// The tags of its members.
     #[serde(default)]
     pub(in crate::config) credentials: OneOrMany<String>,
-    /// How often upstream is polled for the members' usage. Default: `60s`.
+    /// How often upstream is polled for the members' usage; `0s` disables this. Default: `60s`.
     pub(in crate::config) poll_interval: Option<RawDuration>,
     /// Moves a session when its credential's weekly usage exceeds the lowest one by more than this
     /// many percentage points, divided by the weight of its plan. 0: never. Only for `least_used`.
@@ -122,7 +124,7 @@ pub(in crate::config) struct RawFallback {
     /// The tags of its members, in order.
     #[serde(default)]
     pub(in crate::config) credentials: OneOrMany<String>,
-    /// How often upstream is polled for the members' usage. Default: `60s`.
+    /// How often upstream is polled for the members' usage; `0s` disables this. Default: `60s`.
     pub(in crate::config) poll_interval: Option<RawDuration>,
 }
 
@@ -155,6 +157,6 @@ pub(in crate::config) struct RawExternal {
     pub(in crate::config) detour: Option<String>,
     /// The usage file. Default: none.
     pub(in crate::config) usages_path: Option<String>,
-    /// How often it is polled for its usage. Default: `60s`.
+    /// How often it is polled for its usage; `0s` disables this. Default: `60s`.
     pub(in crate::config) poll_interval: Option<RawDuration>,
 }

@@ -31,6 +31,8 @@ pub enum LogLevel {
     Info,
     /// What is unusual, but does no harm yet.
     Warn,
+    /// The same as `warn`.
+    Warning,
     /// What is wrong and needs an operator.
     Error,
     /// The same as `error`.

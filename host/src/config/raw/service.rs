@@ -35,6 +35,7 @@ pub(in crate::config) enum OtherServiceType {
     Ccm,
     Derp,
     HysteriaRealm,
+    OomKiller,
     Resolved,
     SsmApi,
 }
@@ -45,6 +46,7 @@ impl OtherServiceType {
             Self::Ccm => "ccm",
             Self::Derp => "derp",
             Self::HysteriaRealm => "hysteria-realm",
+            Self::OomKiller => "oom-killer",
             Self::Resolved => "resolved",
             Self::SsmApi => "ssm-api",
         }
@@ -179,13 +181,13 @@ pub(in crate::config) struct RawEndpoints {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::config) struct RawUser {
-    /// The user's name in the ledger and the log.
+    /// The user's name in the ledger and the log. Users may share one.
     #[serde(default)]
-    pub(in crate::config) name: RequiredText,
+    pub(in crate::config) name: String,
     /// The token that the user's clients send as `Authorization: Bearer`.
     #[serde(default)]
     pub(in crate::config) token: RequiredText,
-    /// The tag of the user's credential or pool. Required with `credentials`.
+    /// The tag of the user's credential or pool. Required if `credentials` has several entries.
     pub(in crate::config) credential: Option<String>,
     /// Whether credentials of type `external` may be used for the user. Default: false.
     #[serde(default)]

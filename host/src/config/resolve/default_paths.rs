@@ -26,13 +26,20 @@ fn variable_or_home(
     field: ConfigPath,
     report: &mut ProblemReport,
 ) -> Option<PathBuf> {
-    let folder = folder_in(variable).or_else(|| Some(folder_in("HOME")?.join(below_home)));
+    let folder = folder_in(variable).or_else(|| Some(home_folder()?.join(below_home)));
     if folder.is_none() {
-        let message =
-            format!("missing: there is no default because neither {variable} nor HOME is set");
+        let message = format!(
+            "missing: there is no default because neither {variable} nor HOME is set and the user \
+            database has no home folder"
+        );
         report.problem(field, message);
     }
     folder
+}
+
+/// Returns the folder in `HOME`, or without it the one in the user database.
+fn home_folder() -> Option<PathBuf> {
+    env::home_dir().filter(|folder| !folder.as_os_str().is_empty())
 }
 
 fn folder_in(variable: &str) -> Option<PathBuf> {

@@ -112,30 +112,18 @@ fn is_base_url(uri: &Uri) -> bool {
         && uri.query().is_none()
 }
 
-/// Returns whether `token` can be sent as `Authorization: Bearer`.
+/// Returns whether `token` can be sent as `Authorization: Bearer`, and read back as it is.
 pub(super) fn is_sendable_token(token: &str) -> bool {
-    token.bytes().all(|byte| byte.is_ascii_graphic())
+    token.trim() == token && !token.chars().any(char::is_control)
 }
 
 /// Reports a token that cannot be sent as `Authorization: Bearer`.
 pub(super) fn check_token(token: &str, field: ConfigPath, report: &mut ProblemReport) {
     if !is_sendable_token(token) {
-        let message = "expected visible ASCII characters without spaces, found others";
+        let message =
+            "expected text without control characters or spaces at its ends, found others";
         report.problem(field, message);
     }
-}
-
-/// Reads a duration that must be more than zero.
-pub(super) fn positive_duration(
-    raw: &RawDuration,
-    field: ConfigPath,
-    report: &mut ProblemReport,
-) -> Option<Duration> {
-    let parsed = duration(raw, field.clone(), report);
-    if parsed.is_some_and(|duration| duration.is_zero()) {
-        report.problem(field, "expected more than 0, found 0");
-    }
-    parsed
 }
 
 /// Reads a duration, which may be 0.
@@ -148,6 +136,19 @@ pub(super) fn duration(
     if parsed.is_none() {
         let message = format!("expected a duration up to 100 years, found {:?}", raw.0);
         report.problem(field, message);
+    }
+    parsed
+}
+
+/// Reads a duration that must be more than zero.
+pub(super) fn positive_duration(
+    raw: &RawDuration,
+    field: ConfigPath,
+    report: &mut ProblemReport,
+) -> Option<Duration> {
+    let parsed = duration(raw, field.clone(), report);
+    if parsed.is_some_and(|duration| duration.is_zero()) {
+        report.problem(field, "expected more than 0, found 0");
     }
     parsed
 }

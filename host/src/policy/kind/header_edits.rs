@@ -95,7 +95,12 @@ fn check_field(
     authority: EditAuthority,
 ) -> Result<(HeaderName, HeaderValue), EditError> {
     let name = check_name(&header.name, authority)?;
-    match HeaderValue::from_str(&header.value) {
+    let value = match authority {
+        EditAuthority::Component => HeaderValue::from_str(&header.value),
+        // Bytes beyond ASCII are the operator's own risk (RFC 9110, section 5.5).
+        EditAuthority::Operator => HeaderValue::from_bytes(header.value.as_bytes()),
+    };
+    match value {
         Ok(value) => Ok((name, value)),
         Err(_) => Err(EditError::InvalidValue(name)),
     }

@@ -10,6 +10,7 @@ use crate::config::model::{
 use crate::config::path::ConfigPath;
 use crate::config::problem::ProblemReport;
 use crate::config::raw::{RawCredential, RawDefault, RawDuration, RawExternal, RawOcm};
+use crate::config::resolve::claimed_files::FileContent;
 use crate::config::resolve::scope::ResolveScope;
 use crate::config::resolve::{default_paths, field};
 use crate::values::secret::SecretString;
@@ -83,7 +84,9 @@ fn in_file(
         Some(file) => file,
         None => default_paths::credential_path(field.clone(), scope.report)?,
     };
-    scope.files.claim(&file, field, scope.report);
+    let file = scope
+        .files
+        .claim(file, FileContent::Credential, field, scope.report);
     let usages_path = usages_path(path, paths.usages, scope);
     scope.check_detour(paths.detour, path.key("detour"));
     Some(CredentialConfig {
@@ -91,7 +94,7 @@ fn in_file(
         source: CredentialSource::File(file),
         usages_path,
         caps,
-        poll_interval: DEFAULT_POLL_INTERVAL,
+        poll_interval: Some(DEFAULT_POLL_INTERVAL),
     })
 }
 
@@ -156,7 +159,8 @@ fn check_without_url(path: &ConfigPath, raw: &RawExternal, report: &mut ProblemR
         ("server_port", raw.server_port.is_some_and(|port| port != 0)),
     ] {
         if is_set {
-            report.problem(path.key(name), "allowed only with \"url\"");
+            let message = "ignored: it has an effect only with \"url\"";
+            report.warning(path.key(name), message);
         }
     }
 }
@@ -194,13 +198,15 @@ fn usages_path(
     scope: &mut ResolveScope<'_>,
 ) -> Option<PathBuf> {
     let file = field::file(raw)?;
-    scope
-        .files
-        .claim(&file, path.key("usages_path"), scope.report);
-    Some(file)
+    let field = path.key("usages_path");
+    Some(
+        scope
+            .files
+            .claim(file, FileContent::Usages, field, scope.report),
+    )
 }
 
-/// Returns how far a window may be used, in percent.
+/// Returns how far a window may be used, in percent. A 0 counts as not set.
 fn cap(
     path: &ConfigPath,
     window: &str,
@@ -208,6 +214,8 @@ fn cap(
     limit: Option<u8>,
     report: &mut ProblemReport,
 ) -> f64 {
+    let reserve = reserve.filter(|reserve| *reserve > 0);
+    let limit = limit.filter(|limit| *limit > 0);
     if reserve.is_some() && limit.is_some() {
         let message = format!("not allowed together with reserve_{window}");
         report.problem(path.key(&format!("limit_{window}")), message);
@@ -219,13 +227,15 @@ fn cap(
     }
 }
 
-/// Reads the field `poll_interval` of the entry at `path`.
+/// Reads the field `poll_interval` of the entry at `path`. Returns `None` if it disables polls.
 pub(super) fn poll_interval(
     raw: Option<&RawDuration>,
     path: &ConfigPath,
     report: &mut ProblemReport,
-) -> Duration {
+) -> Option<Duration> {
     let field = path.key("poll_interval");
-    raw.and_then(|raw| field::positive_duration(raw, field, report))
-        .unwrap_or(DEFAULT_POLL_INTERVAL)
+    let interval = raw
+        .and_then(|raw| field::duration(raw, field, report))
+        .unwrap_or(DEFAULT_POLL_INTERVAL);
+    (!interval.is_zero()).then_some(interval)
 }

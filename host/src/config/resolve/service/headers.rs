@@ -20,7 +20,7 @@ pub(super) fn headers(
         let field = path.key(name);
         let values = values.as_slice();
         let Ok(name) = name.parse::<HeaderName>() else {
-            report.problem(field, "expected the name of a header field");
+            report.warning(field, "ignored: expected the name of a header field");
             continue;
         };
         if is_reserved(name.as_str()) {
@@ -29,12 +29,13 @@ pub(super) fn headers(
         } else if values.iter().all(|value| is_text(value)) {
             headers.insert(name.as_str().to_owned(), values.to_vec());
         } else {
-            report.problem(field, "expected visible ASCII characters, found others");
+            let message = "ignored: expected text without control characters, found others";
+            report.warning(field, message);
         }
     }
     headers
 }
 
 fn is_text(value: &str) -> bool {
-    HeaderValue::from_str(value).is_ok_and(|value| value.to_str().is_ok())
+    HeaderValue::from_bytes(value.as_bytes()).is_ok()
 }

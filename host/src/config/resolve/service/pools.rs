@@ -153,12 +153,16 @@ fn single_pools(credentials: &[CredentialConfig], scope: &mut ResolveScope<'_>) 
     credentials.iter().enumerate().map(single_pool).collect()
 }
 
+/// The interval of a pool whose members are not polled.
+const NEVER: Duration = Duration::MAX;
+
 /// The poll intervals that pools ask for. A member of several pools is polled at the shortest one.
 #[derive(Default)]
 struct PollIntervals(HashMap<usize, Duration>);
 
 impl PollIntervals {
-    fn add(&mut self, members: &[usize], interval: Duration) {
+    fn add(&mut self, members: &[usize], interval: Option<Duration>) {
+        let interval = interval.unwrap_or(NEVER);
         for member in members {
             let shortest = self.0.entry(*member).or_insert(interval);
             *shortest = interval.min(*shortest);
@@ -170,7 +174,7 @@ impl PollIntervals {
     fn apply(self, credentials: &mut [CredentialConfig]) {
         for (member, interval) in self.0 {
             if !is_external(&credentials[member]) {
-                credentials[member].poll_interval = interval;
+                credentials[member].poll_interval = (interval != NEVER).then_some(interval);
             }
         }
     }
@@ -181,7 +185,7 @@ struct NamedPool<'a> {
     tag: &'a str,
     members: &'a [String],
     balancer: Option<PolicyId>,
-    poll_interval: Duration,
+    poll_interval: Option<Duration>,
 }
 
 fn fallback<'a>(
@@ -228,10 +232,10 @@ fn strategy(
     let shipped = ShippedPolicy::from_strategy(strategy);
     if threshold > 0.0 && shipped != Some(ShippedPolicy::LeastUsed) {
         let needed = ShippedPolicy::LeastUsed.strategy();
-        let message = format!("allowed only with the strategy {needed}, found {strategy:?}");
+        let message = format!("ignored: it has an effect only with {needed}, found {strategy:?}");
         scope
             .report
-            .problem(path.key("rebalance_threshold"), message);
+            .warning(path.key("rebalance_threshold"), message);
     }
     let config = if shipped == Some(ShippedPolicy::LeastUsed) {
         json!({ "rebalance_threshold": threshold })
@@ -283,7 +287,11 @@ fn members(
                 .iter()
                 .position(|credential| credential.tag == *tag)
             {
-                Some(member) if members.contains(&member) => format!("duplicate member {tag:?}"),
+                Some(member) if members.contains(&member) => {
+                    let message = format!("ignored: duplicate member {tag:?}");
+                    report.warning(list.index(index), message);
+                    continue;
+                }
                 Some(member) => {
                     members.push(member);
                     continue;

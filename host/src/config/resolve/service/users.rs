@@ -32,21 +32,25 @@ pub(super) fn users(
     let mut users = Vec::new();
     for (index, user) in entries.iter().enumerate() {
         let path = list.index(index);
-        if let Some(problem) = user.name.problem() {
-            report.problem(path.key("name"), problem);
-        } else if !names.insert(&*user.name) {
-            report.problem(
-                path.key("name"),
-                format!("duplicate name {:?}", &*user.name),
+        if user.name.is_empty() {
+            let message = "missing: the user's requests are recorded without a name";
+            report.warning(path.key("name"), message);
+        } else if !names.insert(user.name.as_str()) {
+            let message = format!(
+                "duplicate name {:?}: both users' requests are recorded under it",
+                user.name
             );
+            report.warning(path.key("name"), message);
         }
         let token_field = path.key("token");
         if let Some(problem) = user.token.problem() {
             report.problem(token_field, problem);
-        } else if !field::is_sendable_token(&user.token) {
-            field::check_token(&user.token, token_field, report);
         } else if !tokens.insert(&*user.token) {
             report.problem(token_field, "duplicate token: another user has the same");
+        } else if !field::is_sendable_token(&user.token) {
+            let message = "no client can send it: expected text without control characters or \
+                spaces at its ends, found others";
+            report.warning(token_field, message);
         }
         let pool = pool_of(&path, user, choice, pools, report);
         if let Some(pool) = pools.get(pool)
@@ -54,17 +58,18 @@ pub(super) fn users(
             && !user.allow_external_usage
         {
             let message = format!(
-                "expected true, found false: {:?} consists of external credentials only",
+                "false: the user's requests are rejected, because {:?} consists of external \
+                credentials only",
                 pool.tag
             );
-            report.problem(path.key("allow_external_usage"), message);
+            report.warning(path.key("allow_external_usage"), message);
         }
         users.push(UserConfig {
-            name: user.name.to_string(),
+            name: user.name.clone(),
             token: SecretString::new(user.token.to_string()),
             pool,
             allow_external_usage: user.allow_external_usage,
-            external_credential: external_credential(&path, user, pools, report),
+            external_credential: external_credential(&path, user, choice, pools, report),
         });
     }
     users
@@ -74,10 +79,16 @@ pub(super) fn users(
 fn external_credential(
     path: &ConfigPath,
     user: &RawUser,
+    choice: PoolChoice,
     pools: &[PoolConfig],
     report: &mut ProblemReport,
 ) -> Option<String> {
     let tag = field::non_empty(user.external_credential.as_deref())?;
+    if choice == PoolChoice::Single {
+        let message = "ignored: it has an effect only with \"credentials\"";
+        report.warning(path.key("external_credential"), message);
+        return None;
+    }
     let is_external = pools
         .iter()
         .any(|pool| pool.tag == tag && pool.single && pool.only_external);
@@ -98,7 +109,13 @@ fn pool_of(
 ) -> usize {
     let message = match (choice, field::non_empty(user.credential.as_deref())) {
         (PoolChoice::Single, None) => return 0,
-        (PoolChoice::Single, Some(_)) => "allowed only with \"credentials\"".to_owned(),
+        (PoolChoice::Single, Some(_)) => {
+            let message = "ignored: it has an effect only with \"credentials\"";
+            report.warning(path.key("credential"), message);
+            return 0;
+        }
+        // There is nothing to choose from.
+        (PoolChoice::ByTag, None) if pools.len() == 1 => return 0,
         (PoolChoice::ByTag, None) => {
             "missing: with \"credentials\", each user needs one of their tags".to_owned()
         }
