@@ -8,7 +8,6 @@ mod admin;
 mod background;
 mod build;
 mod error;
-mod gateway_id;
 mod listeners;
 mod policies;
 mod status;

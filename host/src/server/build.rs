@@ -4,6 +4,8 @@
 //! Does not know how policies are loaded or when a service changes. Invariant: all problems of a
 //! configuration are reported at once.
 
+mod gateway_id;
+
 use std::fs::File;
 use std::sync::{Arc, Weak};
 
@@ -11,8 +13,8 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_blocking;
 
+use self::gateway_id::gateway_id;
 use super::error::{StartError, reject_problems};
-use super::gateway_id::gateway_id;
 use super::policies::{
     InitialPolicies, PendingPolicy, PolicyLoader, PolicyTable, StartWait, load_initial,
 };

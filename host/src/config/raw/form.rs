@@ -100,6 +100,6 @@ impl JsonSchema for RawDuration {
 pub(in crate::config) enum RawRoutingMark {
     /// A number of 32 bits.
     Number(u32),
-    /// A decimal number, or one that begins with `0x`, `0o` or `0b`.
+    /// A decimal number, or a number with the prefix `0x`, `0o` or `0b`.
     Text(String),
 }
