@@ -28,7 +28,7 @@ const ACCEPTED: &[u8] = b"HTTP/1.1 101";
 /// Why the other gateway did not accept the upgrade.
 #[derive(Debug, thiserror::Error)]
 pub enum UpgradeError {
-    /// The connection broke.
+    /// The connection broke before the response.
     #[error("{0}")]
     Io(#[from] std::io::Error),
     /// The response is no HTTP, or too long.

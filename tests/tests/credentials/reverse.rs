@@ -330,6 +330,27 @@ async fn a_host_and_a_port_replace_those_of_the_url() {
     front.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_token_is_in_no_log() {
+    let (front, back) = (Rig::new().await, Rig::new().await);
+    let mut config = front_config(&front);
+    config["log"] = json!({ "level": "debug" });
+    let front_program = front.spawn(&config).await;
+    let alice = front_program.client().token("token-alice");
+    let mut config = back_config(&back, alice.address());
+    config["log"] = json!({ "level": "debug" });
+    let back_program = back.spawn(&config).await;
+    front.wait_for_state("x", "ready").await;
+    assert_eq!(alice.turn(&turn("one")).await.status, StatusCode::OK);
+    back_program.kill();
+    wait_until_disconnected(&front).await;
+    let logs =
+        front_program.log() + &std::fs::read_to_string(back.path("gateway.log")).expect("a log");
+    assert!(logs.contains("reverse connection established"), "{logs}");
+    assert!(logs.contains("reverse connection ended"), "{logs}");
+    assert!(!logs.contains(REVERSE_TOKEN), "{logs}");
+}
+
 // The configuration
 
 /// Returns the warnings about a configuration.

@@ -177,7 +177,11 @@ async fn a_newer_connection_replaces_the_older_one() {
     let mut older = YamuxPeer::connect(client.address()).await;
     rig.wait_for_state("x", "ready").await;
     let mut newer = YamuxPeer::connect(client.address()).await;
-    assert_eq!(older.until_closed().await, Some(0), "it is told to go away");
+    assert_eq!(
+        older.until_closed().await,
+        Some(0),
+        "it is asked to go away"
+    );
     assert_eq!(rig.credential("x").await["state"], "ready");
     // The newer one is asked for its status.
     let opened = newer

@@ -12,7 +12,7 @@ use tokio::io::{
 };
 use tokio::time::{sleep, timeout};
 
-use super::MuxLimits;
+use super::bounds::MuxLimits;
 use super::end::MuxEnd;
 use super::header::{FIN, HEADER_BYTES, MuxHeader};
 use super::session::MuxSession;

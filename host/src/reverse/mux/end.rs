@@ -12,7 +12,7 @@ pub enum MuxEnd {
     /// The connection ended within a frame.
     #[error("the connection ended within a frame")]
     Truncated,
-    /// The connection broke.
+    /// The connection broke, for this reason.
     #[error("{0}")]
     Broken(String),
     /// The peer violated the protocol.
@@ -47,11 +47,11 @@ pub enum MuxViolation {
     /// A stream has more data than its credit allows.
     #[error("stream {stream} has a credit of {credit} bytes, found {found}")]
     Credit {
-        /// The stream.
+        /// The id of the stream.
         stream: u32,
         /// What the peer may send.
         credit: u32,
-        /// What it sends.
+        /// What the peer sends instead.
         found: u32,
     },
 }

@@ -11,10 +11,10 @@ use std::time::Instant;
 use bytes::{BufMut, BytesMut};
 use tokio::sync::{Notify, watch};
 
+use super::bounds::{ACKNOWLEDGE_TIMEOUT, CONTROL_FRAMES, INITIAL_CREDIT, WINDOW_BYTES};
 use super::end::{MuxEnd, MuxViolation};
 use super::header::{ACK, FIN, MuxFrameKind, MuxHeader, RST, SYN};
-use super::stream_state::{ReceiveDirection, SendDirection, StreamOutput, StreamState};
-use super::{ACKNOWLEDGE_TIMEOUT, CONTROL_FRAMES, INITIAL_CREDIT, WINDOW_BYTES};
+use super::stream_state::{MuxStreamState, ReceiveDirection, SendDirection, StreamOutput};
 
 /// What each stream is given beyond the protocol's initial credit.
 const FURTHER_CREDIT: u32 = WINDOW_BYTES - INITIAL_CREDIT;
@@ -24,7 +24,7 @@ const FURTHER_CREDIT: u32 = WINDOW_BYTES - INITIAL_CREDIT;
 pub enum MuxSide {
     /// It opens streams, with odd ids.
     Opener,
-    /// It accepts them.
+    /// It accepts the streams of the other side.
     Acceptor,
 }
 
@@ -55,7 +55,7 @@ pub(super) struct MuxShared {
 pub(super) struct MuxState {
     side: MuxSide,
     streams_max: usize,
-    streams: HashMap<u32, StreamState>,
+    streams: HashMap<u32, MuxStreamState>,
     next_id: u32,
     /// Streams that the peer opened and that no handle has yet.
     waiting: VecDeque<u32>,
@@ -254,7 +254,7 @@ impl MuxState {
         self.control.len() < CONTROL_FRAMES
     }
 
-    pub(super) fn stream(&mut self, id: u32) -> Option<&mut StreamState> {
+    pub(super) fn stream(&mut self, id: u32) -> Option<&mut MuxStreamState> {
         self.streams.get_mut(&id)
     }
 
@@ -262,7 +262,7 @@ impl MuxState {
     pub(super) fn open(&mut self, now: Instant) -> Option<u32> {
         let id = self.next_id;
         self.next_id = id.checked_add(2)?;
-        self.streams.insert(id, StreamState::new(0, Some(now)));
+        self.streams.insert(id, MuxStreamState::new(0, Some(now)));
         let opening = MuxHeader::new(MuxFrameKind::WindowUpdate, SYN, id, FURTHER_CREDIT);
         self.control.push_back(opening);
         Some(id)
@@ -284,7 +284,7 @@ impl MuxState {
         self.farewell = Some(code);
     }
 
-    /// Queues a ping.
+    /// Queues a ping, whose answer is awaited from here on.
     pub(super) fn start_ping(&mut self) {
         self.pings = self.pings.wrapping_add(1);
         self.ping = Some(self.pings);
@@ -308,7 +308,7 @@ impl MuxState {
                 .push_back(MuxHeader::new(MuxFrameKind::WindowUpdate, RST, id, 0));
             return Ok(());
         }
-        self.streams.insert(id, StreamState::new(0, None));
+        self.streams.insert(id, MuxStreamState::new(0, None));
         self.waiting.push_back(id);
         let accepted = MuxHeader::new(MuxFrameKind::WindowUpdate, ACK, id, FURTHER_CREDIT);
         self.control.push_back(accepted);
@@ -368,7 +368,10 @@ impl MuxState {
 
     /// Credits the peer with what was read of a stream, if it is enough.
     pub(super) fn queue_credit(&mut self, id: u32) -> bool {
-        let owed = self.streams.get_mut(&id).and_then(StreamState::owed_credit);
+        let owed = self
+            .streams
+            .get_mut(&id)
+            .and_then(MuxStreamState::owed_credit);
         if let Some(credit) = owed {
             let update = MuxHeader::new(MuxFrameKind::WindowUpdate, 0, id, credit);
             self.control.push_back(update);
@@ -391,7 +394,7 @@ impl MuxState {
     }
 
     fn remove_if_over(&mut self, id: u32) {
-        if self.streams.get(&id).is_some_and(StreamState::is_over) {
+        if self.streams.get(&id).is_some_and(MuxStreamState::is_over) {
             self.streams.remove(&id);
         }
     }
@@ -401,7 +404,7 @@ impl MuxState {
     /// # Errors
     /// The peer did not acknowledge a stream.
     pub(super) fn sweep(&mut self, now: Instant) -> Result<(), MuxEnd> {
-        let is_late = |stream: &StreamState| {
+        let is_late = |stream: &MuxStreamState| {
             stream
                 .unacknowledged_since
                 .is_some_and(|since| now.saturating_duration_since(since) >= ACKNOWLEDGE_TIMEOUT)

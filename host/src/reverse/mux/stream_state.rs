@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use bytes::{Buf, Bytes, BytesMut};
 
+use super::bounds::{CLOSE_TIMEOUT, FRAME_BYTES, INITIAL_CREDIT, SEND_BYTES, WINDOW_BYTES};
 use super::end::MuxViolation;
-use super::{CLOSE_TIMEOUT, FRAME_BYTES, INITIAL_CREDIT, SEND_BYTES, WINDOW_BYTES};
 
 /// An empty buffer that is larger than this is given back.
 const KEPT_BYTES: usize = 64 * 1024;
@@ -37,7 +37,7 @@ pub(super) enum StreamOutput {
 }
 
 #[derive(Debug)]
-pub(super) struct StreamState {
+pub(super) struct MuxStreamState {
     received: BytesMut,
     /// What the peer may still send.
     window: u32,
@@ -58,7 +58,7 @@ pub(super) struct StreamState {
     pub(super) writer: Option<Waker>,
 }
 
-impl StreamState {
+impl MuxStreamState {
     pub(super) fn new(credit: u32, unacknowledged_since: Option<Instant>) -> Self {
         Self {
             received: BytesMut::new(),

@@ -7,11 +7,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use super::bounds::{FRAME_BYTES, MuxLimits, WINDOW_BYTES};
 use super::end::{MuxEnd, MuxViolation};
 use super::header::{ACK, FIN, HEADER_BYTES, MuxFrameKind, MuxHeader, RST, SYN};
+use super::multiplex;
 use super::session::{MuxOpenError, MuxSession};
 use super::state::MuxSide;
-use super::{FRAME_BYTES, MuxLimits, WINDOW_BYTES, multiplex};
 
 const WAIT_MAX: Duration = Duration::from_secs(20);
 

@@ -32,7 +32,7 @@ const REPLACED_WITHIN: Duration = Duration::from_secs(60);
 
 /// Why there is no reverse connection.
 #[derive(Debug, thiserror::Error)]
-enum ConnectError {
+enum ConnectorError {
     /// The configuration does not have the credential any more.
     #[error("the credential was removed")]
     Removed,
@@ -131,17 +131,17 @@ impl ConnectorTask {
 
     /// Connects, and asks the other gateway to reverse the connection. Returns the connection and
     /// what was read from it beyond the response.
-    async fn connect(&self) -> Result<(UpstreamConnection, Bytes), ConnectError> {
+    async fn connect(&self) -> Result<(UpstreamConnection, Bytes), ConnectorError> {
         let (url, token) = self
             .credential
             .reverse_target()
-            .ok_or(ConnectError::Removed)?;
+            .ok_or(ConnectorError::Removed)?;
         let service = self.context.live.now();
         let place = service
             .credentials()
             .iter()
             .position(|known| Arc::ptr_eq(known, &self.credential))
-            .ok_or(ConnectError::Removed)?;
+            .ok_or(ConnectorError::Removed)?;
         let upstream = service.upstreams()[place].clone();
         let limit = service.limits().handshake_timeout;
         drop(service);
