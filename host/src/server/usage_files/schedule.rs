@@ -16,6 +16,10 @@ use super::target::UsageFileTarget;
 /// causes no more work than this.
 const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
+/// How often files are checked without an announcement: a process that is being replaced still adds
+/// rows.
+const QUIET_CHECK_INTERVAL: Duration = Duration::from_secs(60);
+
 /// What the writing thread is asked to do.
 pub(super) enum UsageFilesCommand {
     Follow {
@@ -96,10 +100,7 @@ impl WriteSchedule {
                     return Wake::Write(now);
                 }
                 Some(due) => self.commands.recv_timeout(due - now),
-                None => self
-                    .commands
-                    .recv()
-                    .map_err(|_| RecvTimeoutError::Disconnected),
+                None => self.commands.recv_timeout(QUIET_CHECK_INTERVAL),
             };
             match received {
                 Ok(UsageFilesCommand::Follow { targets, opened }) => {
@@ -107,7 +108,7 @@ impl WriteSchedule {
                 }
                 Ok(UsageFilesCommand::Close { closed }) => return Wake::Close(closed),
                 Ok(UsageFilesCommand::RowsCommitted) => self.due_at(self.earliest),
-                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Timeout) => self.due_at(Instant::now()),
                 Err(RecvTimeoutError::Disconnected) => return Wake::End,
             }
         }
