@@ -95,7 +95,7 @@ pub(crate) enum AuthError {
 /// The users of a service.
 pub(crate) struct UserDirectory {
     users: Vec<Arc<User>>,
-    /// Indices into `users`.
+    /// The index of each user in `users`.
     by_id: HashMap<UserId, usize>,
 }
 

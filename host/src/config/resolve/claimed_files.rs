@@ -24,9 +24,9 @@ struct FileClaim {
 /// What a file contains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FileContent {
-    /// An auth.json.
+    /// Tokens or a key: an auth.json.
     Credential,
-    /// A usage file.
+    /// Sums of usage, in sing-box's form.
     Usages,
 }
 
