@@ -20,11 +20,12 @@ use schemars::generate::SchemaSettings;
 use serde_json::Value;
 
 pub use model::{
-    AdminConfig, ClientAuthentication, ClientAuthenticationMode, Config, CredentialConfig,
-    CredentialSource, DialTarget, KeepAliveTimes, KeyExchange, ListenAddress, ListenConfig,
-    ListenOptions, LogConfig, LogOutput, POLICY_MEMORY, POLICY_TIMEOUT, PemContent, PemSource,
-    PolicyConfig, PolicyId, PolicySource, PoolConfig, ProxyProtocol, ReverseRole, ServiceConfig,
-    Tls12Suite, TlsConfig, TlsVersion, TrustedProxies, UpstreamEndpoints, UserConfig, WindowCaps,
+    AcmeChallenge, AcmeConfig, AdminConfig, CertificateKeyType, ClientAuthentication,
+    ClientAuthenticationMode, Config, CredentialConfig, CredentialSource, DialTarget,
+    ExternalAccount, KeepAliveTimes, KeyExchange, ListenAddress, ListenConfig, ListenOptions,
+    LogConfig, LogOutput, POLICY_MEMORY, POLICY_TIMEOUT, PemContent, PemSource, PolicyConfig,
+    PolicyId, PolicySource, PoolConfig, ProxyProtocol, ReverseRole, ServiceConfig, Tls12Suite,
+    TlsConfig, TlsVersion, TrustedProxies, UpstreamEndpoints, UserConfig, WindowCaps,
 };
 pub use path::ConfigPath;
 pub use problem::ConfigProblem;
@@ -43,7 +44,7 @@ pub const DEFAULT_CONFIG: &str =
     r#"{"services": [{"type": "ocm", "listen": "127.0.0.1", "listen_port": 8080}]}"#;
 
 /// Top-level keys of sing-box that Tollgate ignores.
-const IGNORED_KEYS: [&str; 10] = [
+const IGNORED_KEYS: [&str; 9] = [
     "dns",
     "route",
     "inbounds",
@@ -51,7 +52,6 @@ const IGNORED_KEYS: [&str; 10] = [
     "experimental",
     "endpoints",
     "certificate",
-    "certificate_providers",
     "http_clients",
     "network_namespaces",
 ];

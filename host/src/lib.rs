@@ -14,6 +14,7 @@ pub mod values;
 pub mod config;
 pub mod reverse;
 // Floor 2
+pub(crate) mod acme;
 pub(crate) mod authenticate;
 pub mod credentials;
 pub mod frames;

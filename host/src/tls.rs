@@ -6,6 +6,7 @@
 
 mod algorithms;
 mod certificate;
+mod challenges;
 mod clients;
 mod hybrid;
 mod material;
@@ -14,17 +15,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ServerConfig;
+use rustls::server::Acceptor;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 
 use self::algorithms::{protocol_versions, provider};
-use self::certificate::ServerCertificate;
+use self::certificate::{NoCertificate, ServerCertificate};
+use self::challenges::{challenge_settings, is_challenge};
 use self::clients::client_verifier;
 use crate::config::{ConfigProblem, TlsConfig};
 use crate::values::clock::Timestamp;
 
+pub(crate) use self::challenges::OpenAlpnChallenge;
 pub(crate) use self::material::{MaterialDigest, TlsMaterial};
 
 /// A client's connection after its handshake.
@@ -38,16 +42,30 @@ pub(crate) enum HandshakeError {
     TimedOut,
     /// The client and the gateway did not agree, or the connection broke.
     #[error("tls handshake: {0}")]
-    Failed(std::io::Error),
+    Failed(#[from] std::io::Error),
+    /// The client was an ACME server, and has seen what it looked for.
+    #[error("tls handshake: it was an ACME challenge")]
+    Challenge,
 }
 
+/// The settings of a TLS listener.
 #[derive(Clone)]
 pub(crate) struct TlsServer {
-    acceptor: TlsAcceptor,
+    settings: Arc<ServerConfig>,
+    /// The settings for ACME servers, if the certificate comes from one.
+    challenge: Option<Arc<ServerConfig>>,
     handshake_timeout: Duration,
-    expires_at: Timestamp,
+    /// `None` while there is no certificate.
+    lifetime: Option<CertificateLifetime>,
     digest: MaterialDigest,
     warnings: Arc<[ConfigProblem]>,
+}
+
+/// When a certificate expires, and when it should be renewed.
+#[derive(Debug, Clone, Copy)]
+struct CertificateLifetime {
+    expires_at: Timestamp,
+    renew_at: Timestamp,
 }
 
 impl std::fmt::Debug for TlsServer {
@@ -57,7 +75,8 @@ impl std::fmt::Debug for TlsServer {
 }
 
 impl TlsServer {
-    /// Creates a server with the settings of `config` and the texts that it names.
+    /// Creates a server with the settings of `config` and the texts that it names. Without a
+    /// certificate, which is still to be issued, every handshake fails.
     ///
     /// # Errors
     /// Everything that cannot be used; each problem names its place in the configuration.
@@ -68,30 +87,49 @@ impl TlsServer {
     ) -> Result<Self, Vec<ConfigProblem>> {
         let provider = Arc::new(provider(config));
         let mut problems = Vec::new();
-        let certificate = ServerCertificate::new(config, material, &provider)
-            .map_err(|found| problems.extend(found));
+        let certificate = if config.acme.is_some() && material.is_missing() {
+            Ok(None)
+        } else {
+            ServerCertificate::new(config, material, &provider).map(Some)
+        };
+        let certificate = certificate.map_err(|found| problems.extend(found));
         let clients =
             client_verifier(config, material, &provider).map_err(|found| problems.extend(found));
         let (Ok(certificate), Ok(clients)) = (certificate, clients) else {
             return Err(problems);
         };
-        let mut server = ServerConfig::builder_with_provider(provider)
+        let unusable = |error: rustls::Error| {
+            let field = config.certificate.field.clone();
+            vec![ConfigProblem::new(field, error.to_string())]
+        };
+        let resolver = certificate
+            .as_ref()
+            .map_or_else(NoCertificate::resolver, ServerCertificate::resolver);
+        let mut settings = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(&protocol_versions(config))
-            .map_err(|error| {
-                let field = config.certificate.field.clone();
-                vec![ConfigProblem::new(field, error.to_string())]
-            })?
+            .map_err(unusable)?
             .with_client_cert_verifier(clients)
-            .with_cert_resolver(certificate.resolver());
-        server.alpn_protocols.clone_from(&config.alpn);
+            .with_cert_resolver(resolver);
+        settings.alpn_protocols.clone_from(&config.alpn);
         // Clients without a preference get the stronger suite.
-        server.ignore_client_order = true;
+        settings.ignore_client_order = true;
+        let challenge = match &config.acme {
+            Some(_) => Some(Arc::new(challenge_settings().map_err(unusable)?)),
+            None => None,
+        };
         Ok(Self {
-            acceptor: TlsAcceptor::from(Arc::new(server)),
+            settings: Arc::new(settings),
+            challenge,
             handshake_timeout: config.handshake_timeout.unwrap_or(handshake_timeout),
-            expires_at: certificate.expires_at(),
+            lifetime: certificate.as_ref().map(|certificate| CertificateLifetime {
+                expires_at: certificate.expires_at(),
+                renew_at: certificate.renew_at(),
+            }),
             digest: material.digest(),
-            warnings: certificate.into_warnings().into(),
+            warnings: certificate
+                .map(ServerCertificate::into_warnings)
+                .unwrap_or_default()
+                .into(),
         })
     }
 
@@ -114,16 +152,36 @@ impl TlsServer {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        match timeout(self.handshake_timeout, self.acceptor.accept(stream)).await {
-            Ok(Ok(stream)) => Ok(stream),
-            Ok(Err(error)) => Err(HandshakeError::Failed(error)),
+        match timeout(self.handshake_timeout, self.shake_hands(stream)).await {
+            Ok(done) => done,
             Err(_) => Err(HandshakeError::TimedOut),
         }
     }
 
-    /// Returns when the certificate expires.
-    pub(crate) fn expires_at(&self) -> Timestamp {
-        self.expires_at
+    async fn shake_hands<S>(&self, stream: S) -> Result<TlsConnection<S>, HandshakeError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let settings = Arc::clone(&self.settings);
+        let Some(challenge) = &self.challenge else {
+            return Ok(TlsAcceptor::from(settings).accept(stream).await?);
+        };
+        let begun = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+        if is_challenge(&begun.client_hello()) {
+            begun.into_stream(Arc::clone(challenge)).await?;
+            return Err(HandshakeError::Challenge);
+        }
+        Ok(begun.into_stream(settings).await?)
+    }
+
+    /// Returns when the certificate expires, or `None` while there is none.
+    pub(crate) fn expires_at(&self) -> Option<Timestamp> {
+        Some(self.lifetime?.expires_at)
+    }
+
+    /// Returns when the certificate should be renewed, or `None` while there is none.
+    pub(crate) fn renew_at(&self) -> Option<Timestamp> {
+        Some(self.lifetime?.renew_at)
     }
 
     /// Returns the digest of the texts that the server was made from.

@@ -36,6 +36,7 @@ pub use scenes::tls::TlsScene;
 pub use scenes::upgrade::{UpgradeScene, is_running, send_signal};
 pub use scenes::watched_file::{AuthVersion, WatchedFileScene};
 pub use scripted_upstream as upstream;
+pub use surroundings::acme::AcmeServer;
 pub use surroundings::chance::Chance;
 #[cfg(target_os = "linux")]
 pub use surroundings::mount::Mounted;

@@ -1,6 +1,7 @@
 //! The resolved configuration: every field can be used as it is. Tags are resolved to indices, and
 //! defaults are filled in.
 
+mod acme;
 mod external;
 mod listen;
 mod tls;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use http::uri::Uri;
 use serde_json::Value;
 
+pub use acme::{AcmeChallenge, AcmeConfig, CertificateKeyType, ExternalAccount};
 pub use external::{DialTarget, ReverseRole};
 pub use listen::{
     KeepAliveTimes, ListenAddress, ListenConfig, ListenOptions, ProxyProtocol, TrustedProxies,

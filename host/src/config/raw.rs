@@ -2,6 +2,7 @@
 //! are checked against it, and editors show the doc comments. Only the form is defined here;
 //! `resolve` decides whether the values make sense.
 
+mod acme;
 mod credential;
 mod form;
 mod limits;
@@ -14,6 +15,7 @@ mod unsupported;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+pub(super) use acme::{RawAcme, RawCertificateProvider, RawExternalAccount};
 pub(super) use credential::{RawBalancer, RawCredential, RawDefault, RawExternal, RawFallback};
 pub(super) use form::{OneOrMany, RawDuration, RawRoutingMark, RequiredText};
 pub(super) use limits::RawLimits;
@@ -43,6 +45,8 @@ pub(super) struct RawConfig {
     pub(super) admin: Option<RawAdmin>,
     /// The limits of the gateway. Sizes are in bytes.
     pub(super) limits: RawLimits,
+    /// Where certificates come from, for `tls.certificate_provider`.
+    pub(super) certificate_providers: OneOrMany<RawCertificateProvider>,
     /// The JSON Schema of this file, for editors.
     #[serde(rename = "$schema")]
     schema: Option<String>,

@@ -25,8 +25,13 @@ use crate::values::limits::LedgerFull;
 /// Resolves `raw`. Returns `None` only if there is a problem.
 pub(super) fn resolve(raw: &RawConfig, report: &mut ProblemReport) -> Option<Config> {
     let policies = DeclaredPolicies::configured(raw.policies.as_slice(), report);
+    // If it is not known, that is reported below.
+    let known_data_dir = field::file(raw.data_dir.as_deref())
+        .or_else(|| default_paths::data_dir(&mut ProblemReport::default()));
     let mut scope = ResolveScope {
         outbounds: raw.outbounds.as_slice(),
+        certificate_providers: raw.certificate_providers.as_slice(),
+        data_dir: known_data_dir,
         policies,
         files: ClaimedFiles::default(),
         report,

@@ -6,6 +6,7 @@
 //! spent.
 
 pub(super) mod certificates;
+mod issuing;
 mod poll;
 pub(super) mod refresh;
 mod stop;
@@ -18,6 +19,7 @@ use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::{sleep, timeout};
 
 use self::certificates::{CertificateFiles, CertificateState, follow_files};
+use self::issuing::{fetch_by, keep_issued};
 use self::poll::poll;
 use self::refresh::{RefreshProcess, TokenRefresher};
 use self::stop::{REREAD_INTERVAL, StopSignal, wait_for_start};
@@ -146,6 +148,12 @@ impl Upkeep {
         let changed = Arc::new(Notify::new());
         for path in files.paths() {
             self.watcher.watch(path, &changed);
+        }
+        if let Some(certificate) = files.to_issue() {
+            let fetch = fetch_by(UpstreamClient::new(&self.trust, &self.limits));
+            let state = Arc::clone(state);
+            self.tasks
+                .spawn(keep_issued(state, certificate, fetch, stop_signal.clone()));
         }
         let following = follow_files(Arc::clone(state), files, changed, stop_signal);
         self.tasks.spawn(following);

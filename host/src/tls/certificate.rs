@@ -26,6 +26,7 @@ const ENCRYPTED: [&[u8]; 2] = [b"BEGIN ENCRYPTED PRIVATE KEY", b"Proc-Type: 4,EN
 pub(super) struct ServerCertificate {
     key: Arc<CertifiedKey>,
     expires_at: Timestamp,
+    renew_at: Timestamp,
     warnings: Vec<ConfigProblem>,
 }
 
@@ -62,11 +63,11 @@ impl ServerCertificate {
             .map(|message| ConfigProblem::new(certificate_field.clone(), message))
             .collect();
         warnings.extend(name_warning(config, &chain[order.places[0]]));
-        let expires_at = u64::try_from(leaf.not_after.unix_timestamp()).unwrap_or_default();
         let chain = order.places.iter().map(|place| chain[*place].clone());
         Ok(Self {
             key: Arc::new(CertifiedKey::new(chain.collect(), key)),
-            expires_at: Timestamp(expires_at.saturating_mul(1000)),
+            expires_at: timestamp(leaf.not_after),
+            renew_at: timestamp(leaf.not_before + (leaf.not_after - leaf.not_before) * 2 / 3),
             warnings,
         })
     }
@@ -77,6 +78,11 @@ impl ServerCertificate {
 
     pub(super) fn expires_at(&self) -> Timestamp {
         self.expires_at
+    }
+
+    /// Returns when two thirds of the certificate's lifetime are over.
+    pub(super) fn renew_at(&self) -> Timestamp {
+        self.renew_at
     }
 
     pub(super) fn into_warnings(self) -> Vec<ConfigProblem> {
@@ -92,6 +98,27 @@ impl ResolvesServerCert for OneCertificate {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(Arc::clone(&self.0))
     }
+}
+
+/// Presents nothing: handshakes fail until there is a certificate.
+#[derive(Debug)]
+pub(super) struct NoCertificate;
+
+impl NoCertificate {
+    pub(super) fn resolver() -> Arc<dyn ResolvesServerCert> {
+        Arc::new(Self)
+    }
+}
+
+impl ResolvesServerCert for NoCertificate {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        None
+    }
+}
+
+fn timestamp(time: OffsetDateTime) -> Timestamp {
+    let seconds = u64::try_from(time.unix_timestamp()).unwrap_or_default();
+    Timestamp(seconds.saturating_mul(1000))
 }
 
 /// Reads the certificates of a text in PEM, at least one.

@@ -25,15 +25,21 @@ pub(crate) struct TlsMaterial {
 }
 
 impl TlsMaterial {
-    /// Reads the texts that `config` names. Blocks.
+    /// Reads the texts that `config` names. Blocks. A certificate that is still to be issued is
+    /// missing.
     ///
     /// # Errors
     /// Every file that cannot be read.
     pub(crate) fn read(config: &TlsConfig) -> Result<Self, Vec<ConfigProblem>> {
         let mut problems = Vec::new();
+        let is_awaited = |source: &PemSource| {
+            let acme = config.acme.as_ref();
+            acme.is_some_and(|acme| source.file() == Some(&acme.certificate_path))
+        };
         let mut text = |source: &PemSource| match read(source) {
+            Err(PemReadError::Missing(_)) if is_awaited(source) => PemText::default(),
             Ok(text) => text,
-            Err(problem) => {
+            Err(PemReadError::Missing(problem) | PemReadError::Unreadable(problem)) => {
                 problems.push(problem);
                 PemText::default()
             }
@@ -55,6 +61,11 @@ impl TlsMaterial {
         }
     }
 
+    /// Whether there is neither a certificate nor a key.
+    pub(super) fn is_missing(&self) -> bool {
+        self.certificate.is_empty() && self.key.is_empty()
+    }
+
     /// Returns the digest of all texts.
     pub(crate) fn digest(&self) -> MaterialDigest {
         let mut digest = Sha256::new();
@@ -69,14 +80,27 @@ impl TlsMaterial {
     }
 }
 
-fn read(source: &PemSource) -> Result<PemText, ConfigProblem> {
+/// Why a text cannot be read.
+enum PemReadError {
+    /// There is no file.
+    Missing(ConfigProblem),
+    /// The file cannot be read.
+    Unreadable(ConfigProblem),
+}
+
+fn read(source: &PemSource) -> Result<PemText, PemReadError> {
     match &source.content {
         PemContent::Inline(text) => Ok(Zeroizing::new(text.expose().as_bytes().to_vec())),
         PemContent::File(path) => read_bounded(path, CONFIG_FILE_BYTES)
             .map(Zeroizing::new)
             .map_err(|error| {
                 let message = format!("cannot read {}: {error}", path.display());
-                ConfigProblem::new(source.field.clone(), message)
+                let problem = ConfigProblem::new(source.field.clone(), message);
+                if path.exists() {
+                    PemReadError::Unreadable(problem)
+                } else {
+                    PemReadError::Missing(problem)
+                }
             }),
     }
 }

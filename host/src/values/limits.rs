@@ -339,6 +339,24 @@ pub const RESPONSE_DRAINS: usize = 1024;
 /// The most gateways that a request may pass, one after the other.
 pub const HOPS_MAX: usize = 16;
 
+/// Time for one request to an ACME server, and for a client's request on the port of a challenge.
+pub const ACME_REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Size of a response of an ACME server.
+pub const ACME_RESPONSE_BYTES: usize = 1024 * KIB as usize;
+
+/// Time for an order at an ACME server, from its first request to the certificate.
+pub const ACME_ORDER_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// The pause after an order that failed. It doubles up to [`ACME_RETRY_MAX`].
+pub const ACME_RETRY_MIN: Duration = Duration::from_secs(60);
+
+/// The longest pause after an order that failed.
+pub const ACME_RETRY_MAX: Duration = Duration::from_secs(60 * 60);
+
+/// Connections at a time to a port that is open for a challenge. Further ones are closed.
+pub const ACME_CHALLENGE_CONNECTIONS: usize = 64;
+
 /// How many reset HTTP/2 streams of one connection to upstream are remembered. What upstream sends
 /// on these before it learns of the reset is ignored; on other streams it is an error of the
 /// connection.

@@ -2,10 +2,14 @@
 
 use std::ops::Range;
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, IsCa, Issuer,
+    KeyPair,
+};
 use rustls::client::WantsClientCert;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
@@ -14,6 +18,7 @@ use rustls::server::ParsedCertificate;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, ConfigBuilder, RootCertStore, ServerConfig, SupportedProtocolVersion};
 use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
 use tokio_rustls::TlsConnector;
 
 /// The supported versions of TLS.
@@ -78,6 +83,17 @@ impl Authority {
             pem,
             key: key.serialize_pem(),
         }
+    }
+
+    /// Signs a request (PKCS#10, in DER) for a certificate that is valid for `lifetime` from now on.
+    /// Returns the chain, in PEM.
+    pub(crate) fn sign_request(&self, request: &[u8], lifetime: Duration) -> String {
+        let mut request =
+            CertificateSigningRequestParams::from_der(&request.to_vec().into()).expect("a request");
+        request.params.not_before = OffsetDateTime::now_utc();
+        request.params.not_after = request.params.not_before + lifetime;
+        let signed = request.signed_by(&self.issuer).expect("signs");
+        signed.pem() + &self.pem
     }
 
     /// Returns a TLS client that trusts this authority, speaks `versions` and offers `alpn`.

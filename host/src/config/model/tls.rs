@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::acme::AcmeConfig;
 use crate::config::path::ConfigPath;
 use crate::values::secret::SecretString;
 
@@ -14,6 +15,9 @@ pub struct TlsConfig {
     pub certificate: PemSource,
     /// The private key of the first certificate.
     pub key: PemSource,
+    /// The ACME server that issues the certificate and the key, if one does. Their file may be
+    /// missing then.
+    pub acme: Option<AcmeConfig>,
     /// The name that the certificate should be valid for, with its place.
     pub server_name: Option<(ConfigPath, String)>,
     /// The protocols that are offered, the preferred one first.

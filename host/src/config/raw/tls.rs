@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::acme::{RawAcme, RawCertificateProvider};
 use super::form::{OneOrMany, RawDuration};
 use super::unsupported::{UnsupportedField, fields, requested};
 
@@ -53,10 +54,11 @@ pub(in crate::config) struct RawTls {
     pub(in crate::config) kernel_rx: bool,
     /// Without effect: it is a setting of clients.
     pub(in crate::config) insecure: bool,
-    /// Not supported yet: the provider that the certificate comes from.
-    certificate_provider: UnsupportedField,
-    /// Not supported yet: a certificate that is issued over ACME.
-    acme: UnsupportedField,
+    /// The provider that the certificate comes from: the tag of an entry in
+    /// `certificate_providers`, or a provider of type `acme`.
+    pub(in crate::config) certificate_provider: Option<RawCertificateProvider>,
+    /// The certificate is obtained from an ACME server, and renewed.
+    pub(in crate::config) acme: Option<RawAcme>,
     /// Not supported yet: Encrypted Client Hello.
     ech: UnsupportedField,
     /// Not supported yet: the Reality protocol of Xray.
@@ -67,8 +69,6 @@ impl RawTls {
     /// The fields that are set, but not supported.
     pub(in crate::config) fn unsupported_fields(&self) -> Vec<&'static str> {
         requested(&fields!(self:
-            certificate_provider,
-            acme,
             ech,
             reality,
         ))

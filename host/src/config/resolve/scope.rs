@@ -1,15 +1,20 @@
 //! What the services of a configuration share while they are resolved: the outbounds they may name,
 //! the policies they use, the files they claim, and what was found wrong so far.
 
+use std::path::PathBuf;
+
 use super::claimed_files::ClaimedFiles;
 use super::policies::DeclaredPolicies;
 use crate::config::model::PolicyId;
 use crate::config::path::ConfigPath;
 use crate::config::problem::ProblemReport;
-use crate::config::raw::{PolicyKind, RawOutbound};
+use crate::config::raw::{PolicyKind, RawCertificateProvider, RawOutbound};
 
 pub(super) struct ResolveScope<'a> {
     pub(super) outbounds: &'a [RawOutbound],
+    pub(super) certificate_providers: &'a [RawCertificateProvider],
+    /// The folder of the ledger, if it is known.
+    pub(super) data_dir: Option<PathBuf>,
     pub(super) policies: DeclaredPolicies,
     pub(super) files: ClaimedFiles,
     pub(super) report: &'a mut ProblemReport,

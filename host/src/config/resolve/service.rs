@@ -9,6 +9,7 @@ mod users;
 
 use serde_json::json;
 
+use self::tls::AcmeScope;
 use self::users::PoolChoice;
 use super::field;
 use super::scope::ResolveScope;
@@ -59,7 +60,11 @@ pub(super) fn service(
         ),
     };
     let endpoints = endpoints(&path.key("endpoints"), &raw.endpoints, scope.report);
-    let tls = tls::tls(&path.key("tls"), &raw.tls, scope.report);
+    let acme = AcmeScope {
+        providers: scope.certificate_providers,
+        data_dir: scope.data_dir.as_deref(),
+    };
+    let tls = tls::tls(&path.key("tls"), &raw.tls, acme, scope.report);
     Some(ServiceConfig {
         tag,
         listen: listen?,

@@ -97,7 +97,11 @@ fn certificates(status: &GatewayStatus, metrics: &mut ObservedMetrics) {
             continue;
         };
         let labels = vec![("service", certificate.service().to_owned())];
-        expiry.push((labels.clone(), report.expires_at as f64 / 1e3));
+        expiry.extend(
+            report
+                .expires_at
+                .map(|at| (labels.clone(), at as f64 / 1e3)),
+        );
         failing.push((labels.clone(), f64::from(report.problem.is_some())));
         for (outcome, count) in [("ok", report.replaced), ("failed", report.rejected)] {
             reloads.push((with(&labels, "outcome", outcome), count as f64));

@@ -65,7 +65,8 @@ impl RunningService {
         let number = self.certificate.configure(tls);
         self.following = self.config.tls.as_ref().map(|config| {
             let handshake_timeout = upkeep.limits().handshake_timeout;
-            let files = CertificateFiles::new(config, handshake_timeout, number);
+            let listen = self.config.listen.address.ip().map(|address| address.ip());
+            let files = CertificateFiles::new(config, handshake_timeout, listen, number);
             upkeep.follow_certificate(&self.certificate, files)
         });
     }

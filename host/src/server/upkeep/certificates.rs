@@ -4,6 +4,7 @@
 //! certificates. Invariant: settings are replaced by complete ones only; a replacement that cannot
 //! be used leaves the current ones in place. Open connections keep the settings of their handshake.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,7 +15,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
 use super::stop::{REREAD_INTERVAL, StopSignal};
-use crate::config::{ConfigProblem, TlsConfig};
+use crate::config::{AcmeConfig, ConfigProblem, TlsConfig};
 use crate::files::FileSettling;
 use crate::tls::{MaterialDigest, TlsMaterial, TlsServer};
 use crate::values::clock::Timestamp;
@@ -30,13 +31,13 @@ pub(in crate::server) struct CertificateState {
 /// API.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub(in crate::server) struct CertificateReport {
-    /// When the certificate expires, in Unix milliseconds.
-    pub(in crate::server) expires_at: u64,
+    /// When the certificate expires, in Unix milliseconds; `None` while there is none.
+    pub(in crate::server) expires_at: Option<u64>,
     /// Replacements that are in use or were.
     pub(in crate::server) replaced: u64,
     /// Replacements that could not be used.
     pub(in crate::server) rejected: u64,
-    /// Why the newest replacement is not in use.
+    /// Why the newest replacement is not in use, or why there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(in crate::server) problem: Option<String>,
 }
@@ -46,6 +47,8 @@ struct CertificateProgress {
     report: CertificateReport,
     /// The number of configurations so far. A reload that began under another one has no effect.
     configuration: u64,
+    /// Why no certificate was issued the last time.
+    issue_problem: Option<String>,
     /// The expiry that was logged last.
     logged_expiry: Option<Timestamp>,
 }
@@ -71,9 +74,12 @@ impl CertificateState {
     /// Returns what is known of reloads, or `None` for a service without TLS.
     pub(in crate::server) fn report(&self) -> Option<CertificateReport> {
         let expires_at = self.server.borrow().as_ref()?.expires_at();
+        let progress = self.lock();
+        let report = progress.report.clone();
         Some(CertificateReport {
-            expires_at: expires_at.0,
-            ..self.lock().report.clone()
+            expires_at: expires_at.map(|at| at.0),
+            problem: report.problem.or_else(|| progress.issue_problem.clone()),
+            ..report
         })
     }
 
@@ -83,6 +89,7 @@ impl CertificateState {
         let mut progress = self.lock();
         progress.configuration += 1;
         progress.report.problem = None;
+        progress.issue_problem = None;
         self.log_warnings(server.as_ref());
         self.server.send_replace(server);
         progress.configuration
@@ -95,7 +102,7 @@ impl CertificateState {
         }
         progress.report.replaced += 1;
         progress.report.problem = None;
-        let expires_at = server.expires_at().0;
+        let expires_at = server.expires_at().map(|at| at.0);
         tracing::info!(service = self.service, expires_at, "certificate replaced");
         self.log_warnings(Some(&server));
         self.server.send_replace(Some(server));
@@ -128,12 +135,41 @@ impl CertificateState {
         if progress.report.problem.take().is_some() {
             tracing::info!(service = self.service, "certificate restored");
         }
-        let expires_at = self.server.borrow().as_ref().map(TlsServer::expires_at);
+        let expires_at = self
+            .server
+            .borrow()
+            .as_ref()
+            .and_then(TlsServer::expires_at);
         let is_over = expires_at.is_some_and(|at| at <= Timestamp::now());
         if is_over && progress.logged_expiry != expires_at {
             progress.logged_expiry = expires_at;
             tracing::error!(service = self.service, "certificate expired");
         }
+    }
+
+    /// Notes that a certificate was issued and stored.
+    pub(super) fn issued(&self, configuration: u64) {
+        let mut progress = self.lock();
+        if progress.configuration == configuration {
+            tracing::info!(service = self.service, "certificate issued");
+            progress.issue_problem = None;
+        }
+    }
+
+    /// Notes that no certificate was issued. It is tried again after `pause`.
+    pub(super) fn issue_failed(&self, configuration: u64, reason: String, pause: Duration) {
+        let mut progress = self.lock();
+        if progress.configuration != configuration {
+            return;
+        }
+        progress.report.rejected += 1;
+        tracing::error!(
+            service = self.service,
+            reason,
+            retry_s = pause.as_secs(),
+            "certificate not issued"
+        );
+        progress.issue_problem = Some(reason);
     }
 
     fn digest(&self) -> Option<MaterialDigest> {
@@ -156,8 +192,19 @@ impl CertificateState {
 pub(in crate::server) struct CertificateFiles {
     config: Arc<TlsConfig>,
     handshake_timeout: Duration,
+    /// The address of the service, if it is an IP address.
+    listen: Option<IpAddr>,
     /// As [`CertificateState::configure`] returned it.
     configuration: u64,
+}
+
+/// A certificate that an ACME server issues.
+pub(super) struct CertificateToIssue {
+    pub(super) config: AcmeConfig,
+    /// The address on which ports for challenges are bound.
+    pub(super) listen: IpAddr,
+    /// As [`CertificateState::configure`] returned it.
+    pub(super) configuration: u64,
 }
 
 /// The outcome of reading the files once.
@@ -175,13 +222,24 @@ impl CertificateFiles {
     pub(in crate::server) fn new(
         config: &TlsConfig,
         handshake_timeout: Duration,
+        listen: Option<IpAddr>,
         configuration: u64,
     ) -> Self {
         Self {
             config: Arc::new(config.clone()),
             handshake_timeout,
+            listen,
             configuration,
         }
+    }
+
+    /// Returns what is needed to have the certificate issued, if it comes from an ACME server.
+    pub(super) fn to_issue(&self) -> Option<CertificateToIssue> {
+        Some(CertificateToIssue {
+            config: self.config.acme.clone()?,
+            listen: self.listen.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+            configuration: self.configuration,
+        })
     }
 
     pub(super) fn paths(&self) -> Vec<&Path> {

@@ -1,16 +1,20 @@
 //! TLS towards the clients of a service. Certificates and keys are read by `tls`, because they are
 //! read again when their files change.
 
+mod acme;
 mod algorithms;
 mod clients;
 
-use crate::config::model::{PemContent, PemSource, TlsConfig, TlsVersion};
+use crate::config::model::{AcmeConfig, PemContent, PemSource, TlsConfig, TlsVersion};
 use crate::config::path::ConfigPath;
 use crate::config::problem::ProblemReport;
-use crate::config::raw::{OneOrMany, RawTls};
+use crate::config::raw::{OneOrMany, RawCertificateProvider, RawTls};
 use crate::config::resolve::field;
 use crate::values::secret::SecretString;
 
+pub(super) use self::acme::AcmeScope;
+
+use self::acme::acme;
 use self::algorithms::{key_exchanges, tls12_suites};
 use self::clients::client_authentication;
 
@@ -20,6 +24,7 @@ const ALPN: [&str; 2] = ["h2", "http/1.1"];
 pub(super) fn tls(
     path: &ConfigPath,
     raw: &RawTls,
+    scope: AcmeScope<'_>,
     report: &mut ProblemReport,
 ) -> Option<TlsConfig> {
     if !raw.enabled {
@@ -29,19 +34,24 @@ pub(super) fn tls(
         report.problem(path.key(name), "not supported yet");
     }
     warn_of_effectless(path, raw, report);
-    let file = raw.certificate_path.as_deref();
-    let certificate = pem(path, "certificate", &raw.certificate, file, report);
-    let key = pem(path, "key", &raw.key, raw.key_path.as_deref(), report);
+    let acme = acme(path, raw, scope, report);
+    let sources = match &acme {
+        Some(acme) => Some(issued_pem(path, raw, acme, report)),
+        None if is_issued(raw) => None,
+        None => configured_pem(path, raw, report),
+    };
     let (min_version, max_version) = versions(path, raw, report)?;
     let handshake_timeout = raw.handshake_timeout.as_ref().and_then(|timeout| {
         field::positive_duration(timeout, path.key("handshake_timeout"), report)
     });
+    let (certificate, key) = sources?;
     Some(TlsConfig {
         tls12_suites: tls12_suites(path, raw, max_version, report),
         key_exchanges: key_exchanges(path, raw, max_version, report),
         client_authentication: client_authentication(path, raw, report),
-        certificate: certificate?,
-        key: key?,
+        certificate,
+        key,
+        acme,
         server_name: field::non_empty(raw.server_name.as_deref())
             .map(|name| (path.key("server_name"), name.to_owned())),
         alpn: alpn(&path.key("alpn"), raw.alpn.as_slice(), report),
@@ -62,6 +72,56 @@ fn warn_of_effectless(path: &ConfigPath, raw: &RawTls, report: &mut ProblemRepor
             report.warning(path.key(name), format!("without effect: {reason}"));
         }
     }
+}
+
+/// Whether the certificate comes from a provider. If that has a problem, no other is expected.
+fn is_issued(raw: &RawTls) -> bool {
+    let is_named = |provider: &RawCertificateProvider| !provider.is_empty();
+    raw.certificate_provider.as_ref().is_some_and(is_named)
+        || raw
+            .acme
+            .as_ref()
+            .is_some_and(|acme| !acme.domain.as_slice().is_empty())
+}
+
+/// Returns the source of the certificate and that of the key, which are one file.
+fn issued_pem(
+    path: &ConfigPath,
+    raw: &RawTls,
+    acme: &AcmeConfig,
+    report: &mut ProblemReport,
+) -> (PemSource, PemSource) {
+    let file = |path: &Option<String>| field::non_empty(path.as_deref()).is_some();
+    let text = |lines: &OneOrMany<String>| !lines.as_slice().is_empty();
+    let fields = [
+        ("certificate", text(&raw.certificate)),
+        ("certificate_path", file(&raw.certificate_path)),
+        ("key", text(&raw.key)),
+        ("key_path", file(&raw.key_path)),
+    ];
+    for (name, is_set) in fields {
+        if is_set {
+            let message = "without effect: the certificate is obtained by ACME";
+            report.warning(path.key(name), message);
+        }
+    }
+    let source = PemSource {
+        field: acme.field.clone(),
+        content: PemContent::File(acme.certificate_path.clone()),
+    };
+    (source.clone(), source)
+}
+
+/// Returns the source of the certificate and that of the key.
+fn configured_pem(
+    path: &ConfigPath,
+    raw: &RawTls,
+    report: &mut ProblemReport,
+) -> Option<(PemSource, PemSource)> {
+    let file = raw.certificate_path.as_deref();
+    let certificate = pem(path, "certificate", &raw.certificate, file, report);
+    let key = pem(path, "key", &raw.key, raw.key_path.as_deref(), report);
+    Some((certificate?, key?))
 }
 
 /// Returns the source of a text in PEM: the field `name`, or the file in `name` with `_path`.
