@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use super::auth_file;
 use super::credential::Credential;
 use super::identity::UpstreamIdentity;
-use super::state::{CredentialLoadError, LoadedSource};
+use super::state::{CredentialLoadError, LoadedSource, StateChange};
 use crate::config::CredentialSource;
 use crate::values::clock::Timestamp;
 
@@ -47,8 +47,15 @@ impl Credential {
     /// Notes that its reverse connection was made, replaced or closed.
     pub fn reverse_changed(&self, now: Timestamp) {
         self.state().poll_again();
-        // Without a connection it may be unavailable, which the state says.
-        let _ = self.load(now);
+        // Requests in flight are left alone: they end with their connection, which may let them
+        // finish first.
+        let loaded = self.read_source();
+        let change = self.state().apply_load(loaded, now);
+        self.publish(StateChange {
+            became_unusable: Vec::new(),
+            ..change
+        });
+        self.login().request_polls();
     }
 
     /// Loads it again if its file changed.

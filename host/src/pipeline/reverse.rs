@@ -135,9 +135,11 @@ impl ReverseConnection {
         let early_end = tokio::select! {
             end = driver.as_mut() => Some(end),
             () = session.until_closing() => None,
-            () = stopping(&mut self.phases) => None,
+            () = leaving(&mut self.phases) => None,
         };
-        // From here on no request begins over it. Those that have begun continue.
+        // From here on no request begins over it. Those that have begun continue. The other gateway
+        // learns it, so that it can connect to the process that follows this one.
+        session.retire();
         if self.slot.remove(&session) {
             self.publish();
         }
@@ -170,6 +172,14 @@ impl ReverseConnection {
             credential.reverse_changed(Timestamp::now());
         }
     }
+}
+
+/// Waits until the gateway begins no more requests.
+async fn leaving(phases: &mut watch::Receiver<GatewayPhase>) {
+    // An error means that the gateway was dropped.
+    let _ = phases
+        .wait_for(|phase| *phase != GatewayPhase::Running)
+        .await;
 }
 
 /// Waits until the gateway aborts its requests. It serves what is in flight until then.

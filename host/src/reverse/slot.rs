@@ -20,11 +20,12 @@ pub enum ReverseError {
 pub struct ReverseSlot(Mutex<Option<MuxSession>>);
 
 impl ReverseSlot {
-    /// Makes `session` the current one, and returns the one that it replaces, which is closed.
+    /// Makes `session` the current one, and returns the one that it replaces, which only finishes
+    /// the streams that it has.
     pub fn install(&self, session: MuxSession) -> Option<MuxSession> {
         let replaced = self.lock().replace(session);
         if let Some(replaced) = &replaced {
-            replaced.close();
+            replaced.retire();
         }
         replaced
     }

@@ -243,6 +243,11 @@ async fn a_gateway_that_stops_ends_its_responses_first() {
     account.then(Reply::ok().deltas(5).hold_after(2, &gate));
     let stream = scene.alice.start_turn(&turn("one")).await;
     gate.wait_until_reached().await;
+    // Another request has no head yet.
+    account.then(Reply::ok().hold_head(&gate));
+    let alice = scene.alice.clone();
+    let headless = tokio::spawn(async move { alice.turn(&turn("headless")).await });
+    gate.wait_until_reached_times(2).await;
     let front = &scene.front;
     tokio::join!(scene.back.stop(), async {
         // From its announcement on, requests go elsewhere.
@@ -251,6 +256,8 @@ async fn a_gateway_that_stops_ends_its_responses_first() {
         gate.open();
     });
     let answer = stream.finish().await;
+    assert!(answer.whole && answer.text().contains("response.completed"));
+    let answer = headless.await.expect("no panic");
     assert!(answer.whole && answer.text().contains("response.completed"));
     assert_eq!(scene.front.upstream.turns().len(), 1);
     scene.front.stop().await;

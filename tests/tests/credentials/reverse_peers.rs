@@ -10,7 +10,7 @@ use tollgate_tests::peer::Peer;
 use tollgate_tests::reverse::{
     REVERSE_TOKEN, YamuxFrame, YamuxPeer, back_config, eager, front_config, upgrade,
 };
-use tollgate_tests::upstream::WAIT_MAX;
+use tollgate_tests::upstream::{Standing, WAIT_MAX};
 use tollgate_tests::{Client, Rig, turn};
 
 /// Starts a gateway that can be reached, with these limits.
@@ -41,6 +41,16 @@ fn status_request() -> String {
     format!(
         "GET /ocm/v1/status HTTP/1.1\r\nHost: reverse-proxy\r\n\
          Authorization: Bearer {REVERSE_TOKEN}\r\n\r\n"
+    )
+}
+
+/// Returns a turn, as a gateway sends it over a stream.
+fn turn_request() -> String {
+    let body = turn("one").to_string();
+    format!(
+        "POST /v1/responses HTTP/1.1\r\nHost: reverse-proxy\r\nContent-Length: {}\r\n\
+         Authorization: Bearer {REVERSE_TOKEN}\r\n\r\n{body}",
+        body.len()
     )
 }
 
@@ -177,11 +187,8 @@ async fn a_newer_connection_replaces_the_older_one() {
     let mut older = YamuxPeer::connect(client.address()).await;
     rig.wait_for_state("x", "ready").await;
     let mut newer = YamuxPeer::connect(client.address()).await;
-    assert_eq!(
-        older.until_closed().await,
-        Some(0),
-        "it is asked to go away"
-    );
+    let farewell = older.frame_that(|frame| frame.kind == 3).await;
+    assert_eq!(farewell.length, 0, "it is asked to go away");
     assert_eq!(rig.credential("x").await["state"], "ready");
     // The newer one is asked for its status.
     let opened = newer
@@ -195,6 +202,29 @@ async fn a_newer_connection_replaces_the_older_one() {
     );
     let request = request.to_ascii_lowercase();
     assert!(request.contains("host: reverse-proxy\r\n"), "{request}");
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replaced_connection_finishes_its_requests() {
+    let (mut rig, client) = front(json!({})).await;
+    let mut older = YamuxPeer::connect(client.address()).await;
+    rig.wait_for_state("x", "ready").await;
+    let sender = client.clone();
+    let asked = tokio::spawn(async move { sender.turn(&turn("one")).await });
+    let stream = turn_stream(&mut older).await;
+    let _newer = YamuxPeer::connect(client.address()).await;
+    older.frame_that(|frame| frame.kind == 3).await;
+    let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
+    older
+        .send(YamuxFrame::data(0, stream, answer))
+        .await
+        .expect("it reads");
+    let answer = asked.await.expect("no panic");
+    assert_eq!(
+        (answer.status, answer.text()),
+        (StatusCode::OK, "{}".to_owned())
+    );
     rig.stop().await;
 }
 
@@ -300,6 +330,37 @@ async fn streams_beyond_the_limit_are_reset() {
     let request = YamuxFrame::data(0, 1, status_request().as_bytes());
     peer.send(request).await.expect("it reads");
     peer.until(1, "plan_weight").await;
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_is_asked_to_go_away_connects_again_and_finishes_its_streams() {
+    let (mut rig, listener) = back(eager()).await;
+    let (mut first, _) = YamuxPeer::accept(&listener).await;
+    first.send(ACCEPTED).await.expect("it reads");
+    let mut watching = YamuxFrame::header(1, 1, 1, 256 * 1024);
+    let request = status_request().replacen("/status", "/status?watch=true", 1);
+    watching.extend(YamuxFrame::data(0, 1, request.as_bytes()));
+    first.send(watching).await.expect("it reads");
+    let line = first.until(1, "plan_weight").await;
+    assert!(
+        !line.to_ascii_lowercase().contains("content-length"),
+        "{line}"
+    );
+    first
+        .send(YamuxFrame::header(3, 0, 0, 0))
+        .await
+        .expect("it reads");
+    let (mut second, _) = YamuxPeer::accept(&listener).await;
+    second.send(ACCEPTED).await.expect("it reads");
+    // The status is still watched over the first one.
+    rig.account("far")
+        .set_standing(Standing::new("plus").weekly_used(50.0));
+    let mut next = YamuxFrame::header(1, 1, 1, 0);
+    next.extend(YamuxFrame::data(0, 1, turn_request().as_bytes()));
+    second.send(next).await.expect("it reads");
+    second.until(1, "response.completed").await;
+    first.until(1, "plan_weight").await;
     rig.stop().await;
 }
 

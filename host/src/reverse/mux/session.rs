@@ -86,6 +86,13 @@ impl MuxSession {
         self.0.output.notify_one();
     }
 
+    /// Announces that this side neither opens nor accepts more streams. Those that are open
+    /// continue.
+    pub fn retire(&self) {
+        self.0.leave_open();
+        self.stop_accepting();
+    }
+
     /// Waits until no stream is left.
     pub async fn until_idle(&self) {
         // The sender is in `self`.
@@ -107,7 +114,7 @@ impl MuxSession {
     pub fn end(&self) -> Option<MuxEnd> {
         match &*self.0.phase.borrow() {
             MuxPhase::Ended(end) => Some(end.clone()),
-            MuxPhase::Open | MuxPhase::PeerGoesAway => None,
+            MuxPhase::Open | MuxPhase::Closing => None,
         }
     }
 }

@@ -32,8 +32,8 @@ pub enum MuxSide {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum MuxPhase {
     Open,
-    /// The peer accepts no more streams.
-    PeerGoesAway,
+    /// Either side announced that it takes no more streams.
+    Closing,
     Ended(MuxEnd),
 }
 
@@ -137,18 +137,23 @@ impl MuxShared {
                 Ok(FrameBody::None)
             }
             MuxFrameKind::GoAway if header.length == 0 => {
-                self.phase.send_if_modified(|phase| {
-                    let is_news = *phase == MuxPhase::Open;
-                    if is_news {
-                        *phase = MuxPhase::PeerGoesAway;
-                    }
-                    is_news
-                });
+                self.leave_open();
                 Ok(FrameBody::None)
             }
             MuxFrameKind::GoAway => Err(MuxEnd::EndedByPeer(header.length)),
             MuxFrameKind::Data | MuxFrameKind::WindowUpdate => self.receive_of_stream(header),
         }
+    }
+
+    /// Notes that no more streams can be opened.
+    pub(super) fn leave_open(&self) {
+        self.phase.send_if_modified(|phase| {
+            let is_open = *phase == MuxPhase::Open;
+            if is_open {
+                *phase = MuxPhase::Closing;
+            }
+            is_open
+        });
     }
 
     fn receive_ping(&self, header: MuxHeader) {

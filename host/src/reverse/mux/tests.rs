@@ -354,6 +354,24 @@ async fn after_go_away_open_streams_continue_and_none_is_opened() {
 }
 
 #[tokio::test]
+async fn a_retired_session_opens_no_streams_and_finishes_those_that_it_has() {
+    let (opener, acceptor) = pair();
+    let mut stream = opener.open().expect("a stream");
+    stream.write_all(b"one").await.expect("sent");
+    let mut accepted = acceptor.accept().await.expect("a stream");
+    opener.retire();
+    assert_eq!(opener.open().expect_err("none"), MuxOpenError::Closed);
+    timeout(WAIT_MAX, acceptor.until_closing())
+        .await
+        .expect("the announcement arrives");
+    stream.write_all(b"two").await.expect("sent");
+    stream.shutdown().await.expect("ended");
+    let mut text = String::new();
+    accepted.read_to_string(&mut text).await.expect("text");
+    assert_eq!(text, "onetwo");
+}
+
+#[tokio::test]
 async fn a_closed_session_tells_its_peer() {
     let (mut peer, session, end) = FramePeer::new(MuxSide::Opener, LIMITS);
     session.close();

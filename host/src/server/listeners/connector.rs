@@ -5,6 +5,7 @@
 //! Invariant: each credential that asks for a connection has one task, which lasts until the
 //! credential or the gateway goes.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -101,7 +102,7 @@ struct ConnectorTask {
 }
 
 impl ConnectorTask {
-    async fn run(mut self) {
+    async fn run(self) {
         let mut pauses = ReconnectPauses::default();
         loop {
             let stopped = self.stopped.clone();
@@ -150,40 +151,66 @@ impl ConnectorTask {
         Ok((io.into_inner(), read))
     }
 
-    /// Serves the streams of a connection until it ends. Returns how long it lasted.
-    async fn serve(&mut self, io: UpstreamConnection, read: Bytes) -> Duration {
+    /// Serves the streams of a connection. Returns once another connection is needed, with how long
+    /// this one lasted; its streams may continue.
+    async fn serve(&self, io: UpstreamConnection, read: Bytes) -> Duration {
         let began = Instant::now();
-        let credential = self.credential.tag().to_owned();
-        tracing::info!(credential, "reverse connection established");
+        tracing::info!(
+            credential = self.credential.tag(),
+            "reverse connection established"
+        );
         let limits = MuxLimits::of(&self.context.limits());
-        let io = TokioIo::new(io);
-        let (session, driver) = multiplex(io, read, MuxSide::Acceptor, limits);
-        let driver = tokio::spawn(driver);
-        self.accept_streams(&session, limits.streams).await;
-        if session.end().is_none() {
-            self.drain(&session).await;
+        let (session, driver) = multiplex(TokioIo::new(io), read, MuxSide::Acceptor, limits);
+        let task = SessionTask {
+            credential: Arc::clone(self.credential.shared_tag()),
+            session: session.clone(),
+            streams_max: limits.streams,
+            context: self.context.clone(),
+            stopped: self.stopped.clone(),
+        };
+        tokio::spawn(task.run(driver));
+        tokio::select! {
+            () = session.until_closing() => {}
+            () = until_stopped(self.stopped.clone(), &self.context) => return began.elapsed(),
         }
-        let end = driver.await.unwrap_or(MuxEnd::Closed);
         let lasted = began.elapsed();
-        if end == MuxEnd::ClosedByPeer && lasted < REPLACED_WITHIN {
+        if lasted < REPLACED_WITHIN {
             tracing::warn!(
-                credential,
-                %end,
-                "reverse connection ended: does another gateway connect with the same token?"
+                credential = self.credential.tag(),
+                "reverse connection ended early: does another gateway connect with the same token?"
             );
-        } else {
-            tracing::info!(credential, %end, "reverse connection ended");
         }
         lasted
     }
+}
+
+/// One connection, until its last stream ends.
+struct SessionTask {
+    credential: Arc<str>,
+    session: MuxSession,
+    streams_max: usize,
+    context: ConnectionContext,
+    stopped: watch::Receiver<()>,
+}
+
+impl SessionTask {
+    async fn run(self, driver: impl Future<Output = MuxEnd> + Send + 'static) {
+        let driver = tokio::spawn(driver);
+        self.accept_streams().await;
+        if self.session.end().is_none() {
+            self.drain().await;
+        }
+        let end = driver.await.unwrap_or(MuxEnd::Closed);
+        tracing::info!(credential = %self.credential, %end, "reverse connection ended");
+    }
 
     /// Serves new streams until the session ends or this task is to end.
-    async fn accept_streams(&self, session: &MuxSession, streams_max: usize) {
-        let room = Arc::new(Semaphore::new(streams_max));
-        let mut stopped = std::pin::pin!(until_stopped(self.stopped.clone(), &self.context));
+    async fn accept_streams(&self) {
+        let room = Arc::new(Semaphore::new(self.streams_max));
+        let mut stopped = pin!(until_stopped(self.stopped.clone(), &self.context));
         loop {
             let stream = tokio::select! {
-                stream = session.accept() => stream,
+                stream = self.session.accept() => stream,
                 () = stopped.as_mut() => return,
             };
             let Some(stream) = stream else {
@@ -201,15 +228,15 @@ impl ConnectorTask {
     }
 
     /// Lets the requests in flight end, unless the gateway aborts them.
-    async fn drain(&self, session: &MuxSession) {
-        session.stop_accepting();
+    async fn drain(&self) {
+        self.session.stop_accepting();
         let mut phases = self.context.phases.clone();
         tokio::select! {
-            () = session.until_idle() => {}
+            () = self.session.until_idle() => {}
             // An error means that the gateway was dropped.
             _ = phases.wait_for(|phase| *phase == GatewayPhase::Stopping) => {}
         }
-        session.close();
+        self.session.close();
     }
 }
 
