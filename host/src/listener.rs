@@ -169,9 +169,8 @@ impl ClientListener {
             let Ok(permit) = Arc::clone(&self.room).acquire_owned().await else {
                 unreachable!("the semaphore is never closed");
             };
-            match self.socket.accept().await {
+            match self.socket.accept(self.stall_limit).await {
                 Ok((stream, peer)) => {
-                    stream.prepare(self.stall_limit);
                     return AcceptedConnection {
                         stream,
                         peer,
@@ -190,15 +189,17 @@ impl ClientListener {
 }
 
 impl ListeningSocket {
-    async fn accept(&self) -> io::Result<(ClientStream, ClientAddress)> {
+    async fn accept(&self, stall_limit: Duration) -> io::Result<(ClientStream, ClientAddress)> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
-                Ok((ClientStream::Tcp(stream), ClientAddress::from(peer.ip())))
+                let stream = ClientStream::tcp(stream, stall_limit);
+                Ok((stream, ClientAddress::from(peer.ip())))
             }
             Self::Unix { listener, .. } => {
                 let (stream, _) = listener.accept().await?;
-                Ok((ClientStream::Unix(stream), ClientAddress::Unix))
+                let stream = ClientStream::unix(stream, stall_limit);
+                Ok((stream, ClientAddress::Unix))
             }
         }
     }

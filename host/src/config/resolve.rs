@@ -100,7 +100,14 @@ fn services(entries: &[RawService], scope: &mut ResolveScope<'_>) -> Vec<Service
         let Some(service) = service::service(&path, tag, raw, scope) else {
             continue;
         };
-        field::check_listen_address(&service.listen.address, &path, &services, scope.report);
+        let options = Some(&service.listen.options);
+        field::check_listen_address(
+            &service.listen.address,
+            options,
+            &path,
+            &services,
+            scope.report,
+        );
         services.push(service);
     }
     services

@@ -24,6 +24,11 @@ const TEXT_BYTES_MAX: usize = 107;
 /// The fixed part of version 2: the signature, version and command, family, length.
 const BINARY_START: usize = 16;
 
+/// Where version 2 has its version and command, and what it says there if the connection is the
+/// proxy's own: version 2, command LOCAL.
+const COMMAND_AT: usize = 12;
+const LOCAL: u8 = 0x20;
+
 /// Why a connection without a usable header is closed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ProxyHeaderError {
@@ -105,6 +110,10 @@ fn text_address(header: &[u8]) -> Result<Option<IpAddr>, ProxyHeaderError> {
 }
 
 fn binary_address(header: &[u8]) -> Result<Option<IpAddr>, ProxyHeaderError> {
+    // The receiver must ignore the rest of a header of the proxy itself (section 2.2).
+    if header[COMMAND_AT] == LOCAL {
+        return Ok(None);
+    }
     let header = v2::Header::try_from(header)
         .map_err(|error| ProxyHeaderError::Malformed(error.to_string()))?;
     Ok(match (header.command, header.addresses) {
@@ -166,6 +175,7 @@ mod tests {
             ),
             (binary(0, 0, &[]), None),
             (binary(0, 0x11, &v4), None),
+            (binary(0, 0xff, b"anything"), None),
             (binary(1, 0x31, &[7; 216]), None),
         ] {
             let bytes = [header.as_slice(), b"GET"].concat();

@@ -11,7 +11,7 @@ use crate::config::{KeepAliveTimes, ListenOptions};
 use crate::files::io_reason;
 
 /// Connections that wait in the kernel until they are accepted.
-const BACKLOG: i32 = 1024;
+pub(super) const BACKLOG: i32 = 1024;
 
 /// Connections with TCP Fast Open whose handshake is not complete.
 const FAST_OPEN_QUEUE: libc::c_int = 256;

@@ -8,23 +8,88 @@ use std::time::Duration;
 use rustix::net::RecvFlags;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::time::{Sleep, sleep};
 
 /// A client's connection, before TLS.
 #[derive(Debug)]
-pub(crate) enum ClientStream {
-    /// A connection over TCP.
+pub(crate) struct ClientStream {
+    socket: ClientSocket,
+    /// Where the kernel does not end the connection of a client that stops reading.
+    stall: Option<StallTimer>,
+}
+
+#[derive(Debug)]
+enum ClientSocket {
     Tcp(TcpStream),
-    /// A connection over a Unix socket.
     Unix(UnixStream),
 }
 
+/// Measures how long a client has not read what waits for it.
+#[derive(Debug)]
+struct StallTimer {
+    limit: Duration,
+    /// While something waits.
+    waiting: Option<Pin<Box<Sleep>>>,
+}
+
+impl StallTimer {
+    fn new(limit: Duration) -> Self {
+        Self {
+            limit,
+            waiting: None,
+        }
+    }
+
+    /// Passes on the result of a write, or ends one that has waited for too long.
+    fn check<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.waiting = None;
+            return written;
+        }
+        let limit = self.limit;
+        let waiting = self.waiting.get_or_insert_with(|| Box::pin(sleep(limit)));
+        waiting
+            .as_mut()
+            .poll(cx)
+            .map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
 impl ClientStream {
-    /// Sets the options of a connection that was just accepted.
-    pub(super) fn prepare(&self, stall_limit: Duration) {
-        let Self::Tcp(stream) = self else { return };
+    /// Takes a connection that was just accepted. It ends if the client does not read for
+    /// `stall_limit` while data waits for it.
+    pub(super) fn tcp(stream: TcpStream, stall_limit: Duration) -> Self {
         // Each part of a response is written as a whole: Nagle's algorithm would only add latency.
         let _ = stream.set_nodelay(true);
-        set_stall_limit(stream, stall_limit);
+        // Multipath TCP has no such option.
+        let stall = set_stall_limit(&stream, stall_limit).is_err();
+        Self {
+            socket: ClientSocket::Tcp(stream),
+            stall: stall.then(|| StallTimer::new(stall_limit)),
+        }
+    }
+
+    /// As [`ClientStream::tcp`], for a Unix socket.
+    pub(super) fn unix(stream: UnixStream, stall_limit: Duration) -> Self {
+        Self {
+            socket: ClientSocket::Unix(stream),
+            stall: Some(StallTimer::new(stall_limit)),
+        }
+    }
+
+    fn checked<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        match &mut self.stall {
+            Some(stall) => stall.check(cx, written),
+            None => written,
+        }
     }
 
     /// Reads what has arrived into `buffer` and leaves it in the socket. Waits until something has
@@ -33,9 +98,9 @@ impl ClientStream {
     /// # Errors
     /// The connection broke.
     pub(crate) async fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => stream.peek(buffer).await,
-            Self::Unix(stream) => {
+        match &self.socket {
+            ClientSocket::Tcp(stream) => stream.peek(buffer).await,
+            ClientSocket::Unix(stream) => {
                 let mut peek = || {
                     let (length, _) = rustix::net::recv(stream, &mut *buffer, RecvFlags::PEEK)?;
                     Ok(length)
@@ -48,20 +113,24 @@ impl ClientStream {
 
 /// RFC 5482: ends the connection if data stays unacknowledged or the window closed for this long.
 #[cfg(target_os = "linux")]
-fn set_stall_limit(stream: &TcpStream, limit: Duration) {
+fn set_stall_limit(stream: &TcpStream, limit: Duration) -> io::Result<()> {
     let limit_ms = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
-    let _ = rustix::net::sockopt::set_tcp_user_timeout(stream, limit_ms);
+    Ok(rustix::net::sockopt::set_tcp_user_timeout(
+        stream, limit_ms,
+    )?)
 }
 
 #[cfg(not(target_os = "linux"))]
-fn set_stall_limit(_: &TcpStream, _: Duration) {}
+fn set_stall_limit(_: &TcpStream, _: Duration) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
 
 /// Runs the same expression on the stream of either kind.
 macro_rules! with {
     ($stream:expr, $io:ident => $what:expr) => {
         match $stream {
-            ClientStream::Tcp($io) => $what,
-            ClientStream::Unix($io) => $what,
+            ClientSocket::Tcp($io) => $what,
+            ClientSocket::Unix($io) => $what,
         }
     };
 }
@@ -72,7 +141,7 @@ impl AsyncRead for ClientStream {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        with!(self.get_mut(), io => Pin::new(io).poll_read(cx, buffer))
+        with!(&mut self.get_mut().socket, io => Pin::new(io).poll_read(cx, buffer))
     }
 }
 
@@ -82,7 +151,9 @@ impl AsyncWrite for ClientStream {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        with!(self.get_mut(), io => Pin::new(io).poll_write(cx, bytes))
+        let this = self.get_mut();
+        let written = with!(&mut this.socket, io => Pin::new(io).poll_write(cx, bytes));
+        this.checked(cx, written)
     }
 
     fn poll_write_vectored(
@@ -90,18 +161,20 @@ impl AsyncWrite for ClientStream {
         cx: &mut Context<'_>,
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        with!(self.get_mut(), io => Pin::new(io).poll_write_vectored(cx, pieces))
+        let this = self.get_mut();
+        let written = with!(&mut this.socket, io => Pin::new(io).poll_write_vectored(cx, pieces));
+        this.checked(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
-        with!(self, io => io.is_write_vectored())
+        with!(&self.socket, io => io.is_write_vectored())
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        with!(self.get_mut(), io => Pin::new(io).poll_flush(cx))
+        with!(&mut self.get_mut().socket, io => Pin::new(io).poll_flush(cx))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        with!(self.get_mut(), io => Pin::new(io).poll_shutdown(cx))
+        with!(&mut self.get_mut().socket, io => Pin::new(io).poll_shutdown(cx))
     }
 }

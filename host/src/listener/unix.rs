@@ -3,10 +3,12 @@
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use super::socket::ListenError;
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use super::socket::{BACKLOG, ListenError};
 use crate::files::io_reason;
 
 /// Who may connect: the gateway's user and the group of the file.
@@ -53,11 +55,14 @@ impl Drop for UnixSocketFile {
 /// The socket cannot be created, or another process listens on it.
 pub(super) fn bind(path: &Path) -> Result<(UnixListener, UnixSocketFile), ListenError> {
     remove_stale(path)?;
-    let listener = UnixListener::bind(path)?;
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.bind(&SockAddr::unix(path)?)?;
     let file = UnixSocketFile::of(path);
+    // Before it listens: nothing can connect under another mode.
     fs::set_permissions(path, Permissions::from_mode(MODE))?;
-    listener.set_nonblocking(true)?;
-    Ok((listener, file))
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok((UnixListener::from(socket), file))
 }
 
 fn remove_stale(path: &Path) -> Result<(), ListenError> {
@@ -67,10 +72,16 @@ fn remove_stale(path: &Path) -> Result<(), ListenError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error.into()),
     }
-    match UnixStream::connect(path) {
-        Ok(_) => Err(io::Error::from(io::ErrorKind::AddrInUse).into()),
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    // A process whose queue is full must not block the start.
+    socket.set_nonblocking(true)?;
+    match socket.connect(&SockAddr::unix(path)?) {
+        Ok(()) => Err(io::Error::from(io::ErrorKind::AddrInUse).into()),
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             Ok(fs::remove_file(path)?)
+        }
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            Err(io::Error::from(io::ErrorKind::AddrInUse).into())
         }
         Err(error) => Err(error.into()),
     }

@@ -164,11 +164,29 @@ fn bind_service(
             .map(|socket| ClientListener::take_over(socket, Arc::clone(room), stall_limit))
             .collect()
     };
+    for listener in bound.iter().flatten() {
+        warn_if_exposed(service, listener.address());
+    }
     bound.map_err(|error| StartError::Listen {
         service: service.tag.clone(),
         address: service.listen.address.clone(),
         reason: error.to_string(),
     })
+}
+
+/// Warns of a socket of the service manager that lets everyone in. For other addresses, the
+/// configuration's own check does.
+fn warn_if_exposed(service: &ServiceConfig, address: &ListenAddress) {
+    let is_public = address
+        .ip()
+        .is_some_and(|address| !address.ip().is_loopback());
+    if is_public && service.users.is_empty() && address.ip() != service.listen.address.ip() {
+        tracing::warn!(
+            service = service.tag,
+            %address,
+            "the address is not loopback and there are no users: everyone who can connect uses your credentials"
+        );
+    }
 }
 
 async fn bind_admin(

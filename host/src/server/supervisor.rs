@@ -28,7 +28,7 @@ pub(super) use self::configure::StartupSettings;
 pub(super) use self::services::{RunningService, RunningServices};
 
 use self::commands::answer;
-use self::configure::{ConfigurationChange, KnownParts, load_change, needs_restart};
+use self::configure::{ConfigurationChange, KnownParts, exposures, load_change, needs_restart};
 use self::loads::{FinishedTask, ShadowLoad};
 use self::policy_files::PolicyFiles;
 use self::review::{
@@ -37,6 +37,7 @@ use self::review::{
 use self::services::ServiceInputs;
 use self::settled::{LoadedComponent, load_settled};
 use super::build::SharedResources;
+use super::error::reject_problems;
 use super::policies::{PendingPolicy, PolicyLoader};
 use super::status::GatewayStatus;
 use super::upkeep::{RunningTasks, Upkeep};
@@ -406,8 +407,10 @@ impl Supervisor {
         let credentials = self.services.credentials();
         let known = KnownParts::new(&config, &self.status.policies(), credentials);
         let loader = self.loader.clone();
+        let exposures = reject_problems(exposures(&config, self.services.configs()));
         self.tasks.spawn(async move {
-            let loading = spawn_blocking(move || load_change(config, &loader, known));
+            let load = move || exposures.and_then(|()| load_change(config, &loader, known));
+            let loading = spawn_blocking(load);
             match loading.await {
                 Ok(change) => FinishedTask::Configuration {
                     change,

@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use tokio::time::timeout;
-use tollgate_tests::{Client, Program, Rig, binary, turn};
+use tollgate_tests::upstream::Reply;
+use tollgate_tests::{Client, Program, Rig, binary, turn, wait_for_rows};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -91,8 +92,13 @@ async fn the_proxy_protocol_names_the_client() {
     }
     assert_eq!(
         clients(&program, "request"),
-        ["192.0.2.7", "2001:db8::7", "127.0.0.1", "192.0.2.8"]
+        ["192.0.2.7", "2001:db8::7", "unknown", "192.0.2.8"]
     );
+    // The proxy does not know the client, which therefore cannot be believed.
+    let spoofed = request("token-alice", "x-forwarded-for: 192.0.2.9\r\n");
+    exchange_with(address, &[b"PROXY UNKNOWN\r\n", &spoofed]).await;
+    let last = clients(&program, "request").pop();
+    assert_eq!(last.as_deref(), Some("unknown"));
     // The client of a proxy that itself is trusted: another proxy's field counts.
     let two = request("token-alice", "x-forwarded-for: 192.0.2.9\r\n");
     let answer = exchange_with(address, &[b"PROXY TCP4 127.0.0.2 127.0.0.1 1 2\r\n", &two]).await;
@@ -314,6 +320,42 @@ async fn an_address_is_shared_with_reuse_addr_only() {
     let program = rig.spawn(&with_fields(&rig, fields)).await;
     // The other socket does not listen, so that all connections reach the gateway.
     serves(&program.client()).await;
+}
+
+/// Sends a turn with a long response over `stream`, and reads nothing of it.
+async fn read_nothing(rig: &Rig, mut stream: impl AsyncRead + AsyncWrite + Unpin) {
+    let body = turn("stalled").to_string();
+    let head = format!(
+        "POST /v1/responses HTTP/1.1\r\nhost: gateway\r\nauthorization: Bearer token-alice\r\n\
+        content-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    let request = [head.as_bytes(), body.as_bytes()].concat();
+    stream.write_all(&request).await.expect("it is read");
+    let rows = wait_for_rows(&rig.ledger(), 1).await;
+    assert_eq!(rows[0].text("end"), Some("client_gone"), "{rows:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_stops_reading_loses_its_connection_over_each_kind_of_socket() {
+    for unix in [true, false] {
+        let rig = Rig::new().await;
+        let mut config = with_unix_service(&rig);
+        config["services"][0]["tcp_multi_path"] = json!(true);
+        config["limits"] = json!({ "client_stall_timeout": "300ms" });
+        let program = rig.spawn(&config).await;
+        for account in ["a", "b"] {
+            rig.account(account)
+                .always(Reply::ok().deltas(4000).delta_bytes(10_000));
+        }
+        if unix {
+            let stream = UnixStream::connect(rig.path("codex.sock")).await;
+            read_nothing(&rig, stream.expect("connects")).await;
+        } else {
+            let stream = TcpStream::connect(program.client().address()).await;
+            read_nothing(&rig, stream.expect("connects")).await;
+        }
+    }
 }
 
 /// Returns the timer of the gateway's end of `connection`: 2 for keep-alive, 0 for none.

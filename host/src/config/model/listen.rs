@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -67,6 +67,13 @@ pub struct ListenOptions {
     pub keep_alive: Option<KeepAliveTimes>,
 }
 
+impl ListenOptions {
+    /// Returns the interface and the namespace: an address can be used once in each.
+    pub fn place(&self) -> (Option<&str>, Option<&Path>) {
+        (self.interface.as_deref(), self.network_namespace.as_deref())
+    }
+}
+
 /// When a silent peer is probed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KeepAliveTimes {
@@ -104,7 +111,7 @@ impl TrustedProxies {
     pub fn contains(&self, address: ClientAddress) -> bool {
         match address {
             ClientAddress::Unix => self.unix,
-            ClientAddress::Reverse => false,
+            ClientAddress::Reverse | ClientAddress::Unknown => false,
             ClientAddress::Ip(ip) => self.networks.iter().any(|network| network.contains(&ip)),
         }
     }

@@ -149,6 +149,32 @@ pub(in crate::config) struct RawOcm {
 }
 
 impl RawOcm {
+    /// The fields that set options of a TCP socket, as far as they ask for something.
+    pub(in crate::config) fn socket_options(&self) -> Vec<&'static str> {
+        let is_set = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
+        [
+            ("bind_interface", is_set(&self.bind_interface)),
+            ("routing_mark", self.routing_mark.is_some()),
+            ("reuse_addr", self.reuse_addr == Some(true)),
+            ("netns", is_set(&self.netns)),
+            ("tcp_fast_open", self.tcp_fast_open == Some(true)),
+            ("tcp_multi_path", self.tcp_multi_path == Some(true)),
+            (
+                "disable_tcp_keep_alive",
+                self.disable_tcp_keep_alive == Some(true),
+            ),
+            ("tcp_keep_alive", is_set(&self.tcp_keep_alive)),
+            (
+                "tcp_keep_alive_interval",
+                is_set(&self.tcp_keep_alive_interval),
+            ),
+        ]
+        .into_iter()
+        .filter(|(_, is_set)| *is_set)
+        .map(|(name, _)| name)
+        .collect()
+    }
+
     /// The fields of the listener that are set, but have no effect.
     pub(in crate::config) fn ignored_fields(&self) -> Vec<&'static str> {
         requested(&fields!(self:

@@ -19,7 +19,7 @@ pub(super) fn admin(
     let path = ConfigPath::root().key("admin");
     let address = field::ip_address(raw.listen.as_deref(), path.key("listen"), report)?;
     let listen = SocketAddr::new(address, raw.listen_port.unwrap_or(DEFAULT_PORT));
-    field::check_listen_address(&ListenAddress::Ip(listen), &path, services, report);
+    field::check_listen_address(&ListenAddress::Ip(listen), None, &path, services, report);
     let token_field = path.key("token");
     let token = field::non_empty(raw.token.as_deref());
     match token {

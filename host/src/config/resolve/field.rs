@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::uri::Uri;
 
 use crate::config::duration;
-use crate::config::model::{ListenAddress, ServiceConfig};
+use crate::config::model::{ListenAddress, ListenOptions, ServiceConfig};
 use crate::config::path::ConfigPath;
 use crate::config::problem::ProblemReport;
 use crate::config::raw::{RawDuration, RawRoutingMark};
@@ -42,10 +42,12 @@ pub(super) fn ip_address(
     address
 }
 
-/// Reports an address that one of `services` listens on already. `owner` is the object with the
+/// Reports an address that one of `services` listens on already, on the same interface and in the
+/// same namespace as `options` say. `owner` is the object with the
 /// field `listen_port`.
 pub(super) fn check_listen_address(
     listen: &ListenAddress,
+    options: Option<&ListenOptions>,
     owner: &ConfigPath,
     services: &[ServiceConfig],
     report: &mut ProblemReport,
@@ -55,7 +57,10 @@ pub(super) fn check_listen_address(
         ListenAddress::Ip(_) => "listen_port",
         ListenAddress::Unix(_) => "listen",
     };
-    let is_same = |service: &&ServiceConfig| service.listen.address == *listen;
+    let place = options.map(ListenOptions::place).unwrap_or_default();
+    let is_same = |service: &&ServiceConfig| {
+        service.listen.address == *listen && service.listen.options.place() == place
+    };
     if let Some(other) = services.iter().find(is_same) {
         let message = format!("{listen} is already used by service {:?}", other.tag);
         report.problem(owner.key(field), message);

@@ -121,8 +121,9 @@ async fn serve_stream(
     }
 }
 
-/// Returns the address in the PROXY protocol header that `stream` begins with, or that of the proxy
-/// itself if the header has none.
+/// Returns the address in the PROXY protocol header that `stream` begins with. If it has none, the
+/// client is unknown: the proxy's address would be trusted, and a client could then write any into
+/// `X-Forwarded-For`.
 async fn read_client_address(
     stream: &mut ClientStream,
     proxy: ClientAddress,
@@ -133,7 +134,7 @@ async fn read_client_address(
     }
     let header = timeout(context.limits().head_timeout, read_proxy_header(stream)).await;
     let address = header.map_err(|_| "timed out waiting for a PROXY protocol header")??;
-    Ok(address.unwrap_or(proxy))
+    Ok(address.unwrap_or(ClientAddress::Unknown))
 }
 
 async fn serve_tls(

@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::config::{
-    AdminConfig, Config, ConfigProblem, ListenConfig, LogConfig, PolicyConfig, ServiceConfig,
+    AdminConfig, Config, ConfigPath, ConfigProblem, ListenConfig, LogConfig, PolicyConfig,
+    ServiceConfig,
 };
 use crate::credentials::{Credential, LoginDirectory};
 use crate::policy::{CompilePriority, ComponentBytes, PolicyLoadError, SharedPolicyState};
@@ -230,6 +231,38 @@ pub(crate) fn needs_restart(
     let limits = startup.limits.changed_at_restart(&config.limits);
     parts.extend(limits.iter().map(|name| format!("limits.{name}")));
     parts
+}
+
+/// Returns what would let clients in who are not to be: a listener stays as it is until a restart,
+/// so that users and TLS must not be removed together with a change of it.
+pub(crate) fn exposures<'a>(
+    config: &Config,
+    running: impl Iterator<Item = &'a ServiceConfig>,
+) -> Vec<ConfigProblem> {
+    let list = ConfigPath::root().key("services");
+    let mut problems = Vec::new();
+    for running in running {
+        let new = config
+            .services
+            .iter()
+            .enumerate()
+            .find(|(_, new)| new.tag == running.tag);
+        let Some((place, new)) = new.filter(|(_, new)| new.listen != running.listen) else {
+            continue;
+        };
+        let users = !running.users.is_empty() && new.users.is_empty();
+        let tls = running.tls.is_some() && new.tls.is_none();
+        for (field, is_removed) in [("users", users), ("tls", tls)] {
+            if is_removed {
+                let message = format!(
+                    "cannot be removed by a reload that changes where the service listens: it listens on {} until a restart",
+                    running.listen.address
+                );
+                problems.push(ConfigProblem::new(list.index(place).key(field), message));
+            }
+        }
+    }
+    problems
 }
 
 fn changed_listen_fields(old: &ListenConfig, new: &ListenConfig) -> Vec<&'static str> {

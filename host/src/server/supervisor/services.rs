@@ -102,9 +102,15 @@ impl RunningService {
         tasks: RunningTasks,
     ) -> Weak<Service> {
         self.is_configured = true;
-        // The listener stays where it is.
+        // The listener stays where it is, with the proxies that it trusts.
+        let trusted_proxies = if self.config.listen == loaded.config.listen {
+            loaded.config.trusted_proxies
+        } else {
+            self.config.trusted_proxies.clone()
+        };
         self.config = ServiceConfig {
             listen: self.config.listen.clone(),
+            trusted_proxies,
             ..loaded.config
         };
         self.present(loaded.tls, upkeep);

@@ -12,6 +12,8 @@ pub enum ClientAddress {
     Unix,
     /// A client of another gateway, over a reverse connection.
     Reverse,
+    /// A client of a proxy that does not know the address, or the proxy itself. It is never trusted.
+    Unknown,
 }
 
 impl From<IpAddr> for ClientAddress {
@@ -26,6 +28,7 @@ impl fmt::Display for ClientAddress {
             Self::Ip(address) => address.fmt(f),
             Self::Unix => f.write_str("unix"),
             Self::Reverse => f.write_str("reverse"),
+            Self::Unknown => f.write_str("unknown"),
         }
     }
 }

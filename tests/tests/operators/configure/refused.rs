@@ -368,3 +368,23 @@ async fn a_gateway_that_was_never_changed_has_no_last_configuration() {
     assert_eq!(reported["last_configuration"], Value::Null);
     rig.stop().await;
 }
+
+/// The listener stays where it is until a restart: it must not let everyone in meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_that_moves_a_listener_cannot_remove_its_users() {
+    let mut rig = Rig::new().await;
+    let base = base(&rig);
+    let client = rig.start(base.clone()).await;
+    let mut config = with(base.clone(), "/services/0/listen_port", json!(1));
+    config["services"][0]["users"] = json!([]);
+    let reason = rig.configure(&config).await.expect_err("it is rejected");
+    let expected = "services[0].users: cannot be removed by a reload that changes where the service \
+        listens: it listens on 127.0.0.1:0 until a restart";
+    assert!(reason.contains(expected), "{reason}");
+    let answer = client.turn(&turn("one")).await;
+    assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
+    // Without the move, they can be removed.
+    let config = with(base, "/services/0/users", json!([]));
+    rig.configure(&config).await.expect("it is applied");
+    rig.stop().await;
+}

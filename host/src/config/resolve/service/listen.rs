@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 use crate::config::model::{
     KeepAliveTimes, ListenAddress, ListenConfig, ListenOptions, ProxyProtocol, TrustedProxies,
@@ -27,6 +27,12 @@ const TRUSTED_UNIX: &str = "unix";
 
 /// The folder in which `ip netns` names network namespaces.
 const NAMESPACES: &str = "/run/netns";
+
+/// The length of the prefix `::ffff:0:0/96`.
+const MAPPED_PREFIX: u8 = 96;
+
+/// The longest time that the system accepts for the probes of TCP (tcp(7)).
+const KEEP_ALIVE_MAX: Duration = Duration::from_secs(32_767);
 
 /// The defaults of sing-box.
 const KEEP_ALIVE_IDLE: Duration = Duration::from_secs(5 * 60);
@@ -73,8 +79,15 @@ pub(super) fn trusted_proxies(
             continue;
         }
         let address = text.parse::<IpAddr>().map(IpNet::from).ok();
-        match address.or_else(|| text.parse().ok()) {
-            Some(network) => trusted.networks.push(network),
+        match address.or_else(|| text.parse().ok()).map(canonical) {
+            Some(network) => {
+                if network.prefix_len() == 0 {
+                    let message =
+                        "all addresses are trusted: a client can state any address as its own";
+                    report.warning(list.index(index), message);
+                }
+                trusted.networks.push(network);
+            }
             None => {
                 let message = format!(
                     "expected an IP address, a network such as \"10.0.0.0/8\", or \"unix\", found {text:?}"
@@ -84,6 +97,17 @@ pub(super) fn trusted_proxies(
         }
     }
     trusted
+}
+
+/// Returns a network of IPv4 in the form of IPv6 (`::ffff:10.0.0.0/104`) in its own form.
+fn canonical(network: IpNet) -> IpNet {
+    let IpNet::V6(mapped) = network else {
+        return network;
+    };
+    let prefix = mapped.prefix_len().checked_sub(MAPPED_PREFIX);
+    let v4 = mapped.addr().to_ipv4_mapped().zip(prefix);
+    v4.and_then(|(address, prefix)| Ipv4Net::new(address, prefix).ok())
+        .map_or(network, IpNet::V4)
 }
 
 fn address(path: &ConfigPath, raw: &RawOcm, report: &mut ProblemReport) -> Option<ListenAddress> {
@@ -109,6 +133,9 @@ fn unix_address(
         );
         report.problem(path.key("listen"), message);
         return None;
+    }
+    for name in raw.socket_options() {
+        report.warning(path.key(name), "ignored: it has no effect on a Unix socket");
     }
     if raw.listen_port.is_some() {
         let message = "ignored: a Unix socket has no port";
@@ -143,7 +170,8 @@ fn options(path: &ConfigPath, raw: &RawOcm, report: &mut ProblemReport) -> Optio
     })
 }
 
-/// Reads a time that is not set, or 0 for the default. The outer `None` means a problem.
+/// Reads a time that is not set, or 0 for the default, in whole seconds as the system has them. The
+/// outer `None` means a problem.
 fn time(
     text: &Option<String>,
     field: ConfigPath,
@@ -152,8 +180,17 @@ fn time(
     let Some(text) = field::non_empty(text.as_deref()) else {
         return Some(None);
     };
-    let time = field::duration(&RawDuration(text.to_owned()), field, report)?;
-    Some(Some(time).filter(|time| !time.is_zero()))
+    let time = field::duration(&RawDuration(text.to_owned()), field.clone(), report)?;
+    if time.is_zero() {
+        return Some(None);
+    }
+    let seconds = time.as_secs() + u64::from(time.subsec_nanos() > 0);
+    let usable = Duration::from_secs(seconds).min(KEEP_ALIVE_MAX);
+    if usable != time {
+        let message = format!("{text:?} is replaced by {}s", usable.as_secs());
+        report.warning(field, message);
+    }
+    Some(Some(usable))
 }
 
 /// Returns the file of the network namespace that is named by its name or its path.
