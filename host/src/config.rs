@@ -142,33 +142,29 @@ pub fn parse(text: &str) -> Result<LoadedConfig, ConfigError> {
         )
     })?;
     let config = resolve::resolve(&raw, &mut report);
-    let problems = with_independent(malformed, report.problems);
+    let warnings = independent(report.warnings, &malformed);
+    let resolved = independent(report.problems, &malformed);
+    let problems: Vec<ConfigProblem> = malformed.into_iter().chain(resolved).collect();
     match config {
-        Some(config) if problems.is_empty() => Ok(LoadedConfig {
-            config,
-            warnings: report.warnings,
-        }),
+        Some(config) if problems.is_empty() => Ok(LoadedConfig { config, warnings }),
         rest => Err(ConfigError {
             problems,
-            warnings: report.warnings,
+            warnings,
             rest: rest.map(Box::new),
         }),
     }
 }
 
-/// Adds to `malformed` the problems of `resolved` that are not there only because something
-/// malformed was removed.
-fn with_independent(
-    malformed: Vec<ConfigProblem>,
-    resolved: Vec<ConfigProblem>,
-) -> Vec<ConfigProblem> {
+/// Returns those of `resolved` that are not there only because something malformed was removed.
+/// Those about the file as a whole stay.
+fn independent(resolved: Vec<ConfigProblem>, malformed: &[ConfigProblem]) -> Vec<ConfigProblem> {
     let is_independent = |problem: &ConfigProblem| {
-        !malformed
-            .iter()
-            .any(|malformed| malformed.path.overlaps(&problem.path))
+        problem.path.is_root()
+            || !malformed
+                .iter()
+                .any(|malformed| malformed.path.overlaps(&problem.path))
     };
-    let independent: Vec<ConfigProblem> = resolved.into_iter().filter(is_independent).collect();
-    malformed.into_iter().chain(independent).collect()
+    resolved.into_iter().filter(is_independent).collect()
 }
 
 /// Returns the JSON Schema of the configuration (draft 2020-12).
