@@ -11,16 +11,14 @@ mod logging;
 mod output;
 mod table;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use self::commands::{explain, policy, run, status, usage};
-use self::configuration::{in_file, load, summary};
-use self::error::CommandFailure;
+use self::commands::{check, explain, policy, run, status, usage};
 use self::output::print;
-use crate::config::{self, ConfigProblem, LoadedConfig};
+use crate::config;
 use crate::server;
 
 /// A gateway for several OpenAI Codex credentials and API keys.
@@ -63,11 +61,7 @@ enum TollgateCommand {
     /// Check a configuration and the files that it names.
     ///
     /// Prints all problems and warnings. Starts nothing and writes nothing.
-    Check {
-        /// The configuration file to check: JSON, with comments and trailing commas.
-        #[arg(short, long, value_name = "FILE")]
-        config: PathBuf,
-    },
+    Check(check::CheckArgs),
     /// Show the credentials of the running gateway.
     Status(status::StatusArgs),
     /// Show usage and cost from the ledger.
@@ -92,7 +86,7 @@ pub fn main() -> ExitCode {
         TollgateCommand::Run { config, ready_file } => {
             run::run(config.as_deref(), ready_file.as_deref())
         }
-        TollgateCommand::Check { config } => check(&config),
+        TollgateCommand::Check(args) => check::check(&args),
         TollgateCommand::Status(args) => status::status(&args),
         TollgateCommand::RefreshCredential => run::refresh_credential(),
         TollgateCommand::Usage(args) => usage::usage(&args),
@@ -107,20 +101,5 @@ pub fn main() -> ExitCode {
             eprintln!("tollgate: {failure}");
             ExitCode::FAILURE
         }
-    }
-}
-
-fn check(path: &Path) -> Result<(), CommandFailure> {
-    let LoadedConfig { config, warnings } = load(Some(path))?;
-    print_warnings(path, &warnings);
-    let summary = summary(&config);
-    let warnings = server::check(config).map_err(|error| in_file(path, &error.to_string()))?;
-    print_warnings(path, &warnings);
-    print(&format!("{}: {summary}", path.display()))
-}
-
-fn print_warnings(path: &Path, warnings: &[ConfigProblem]) {
-    for warning in warnings {
-        eprintln!("tollgate: {}: warning: {warning}", path.display());
     }
 }

@@ -21,11 +21,14 @@ use serde_json::Value;
 
 pub use model::{
     AcmeChallenge, AcmeConfig, AdminConfig, CertificateKeyType, ClientAuthentication,
-    ClientAuthenticationMode, Config, CredentialConfig, CredentialSource, DialTarget,
-    ExternalAccount, KeepAliveTimes, KeyExchange, ListenAddress, ListenConfig, ListenOptions,
-    LogConfig, LogOutput, POLICY_MEMORY, POLICY_TIMEOUT, PemContent, PemSource, PolicyConfig,
-    PolicyId, PolicySource, PoolConfig, ProxyProtocol, ReverseRole, ServiceConfig, Tls12Suite,
-    TlsConfig, TlsVersion, TrustedProxies, UpstreamEndpoints, UserConfig, WindowCaps,
+    ClientAuthenticationMode, ClientCertificate, Config, CredentialConfig, CredentialSource,
+    DialTarget, EnvironmentProxies, ExternalAccount, HttpProxy, KeepAliveTimes, KeyExchange,
+    ListenAddress, ListenConfig, ListenOptions, LogConfig, LogOutput, NameIndication,
+    OutboundCarrier, OutboundConfig, OutboundProtocol, POLICY_MEMORY, POLICY_TIMEOUT, PemContent,
+    PemSource, PolicyConfig, PolicyId, PolicySource, PoolConfig, ProxyAddress, ProxyHeader,
+    ProxyLogin, ProxyProtocol, ProxyTls, ProxyVerification, ReverseRole, ServiceConfig,
+    SocketOptions, SocksProxy, SocksVersion, Tls12Suite, TlsConfig, TlsVersion, TrustedProxies,
+    UpstreamEndpoints, UpstreamRoute, UserConfig, WindowCaps,
 };
 pub use path::ConfigPath;
 pub use problem::ConfigProblem;

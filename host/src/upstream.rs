@@ -1,41 +1,37 @@
 //! Connections to upstream, pooled per credential, and the bodies that are sent over them.
 //!
-//! Owns the client's rustls settings, connecting, and the bodies of requests and responses. Does
-//! not know what a request asks for. Invariant: two credentials never share a connection.
+//! Owns the client's rustls settings, connecting (`dial`), and the bodies of requests and responses.
+//! Does not know what a request asks for. Invariant: two credentials never share a connection.
 
 mod body;
 mod connect;
+pub mod dial;
 mod response_body;
 mod reverse;
+mod trust;
 
-use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response, Uri};
 use http_body_util::{BodyExt, Limited};
-use hyper_rustls::HttpsConnectorBuilder;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::{Client, ResponseFuture};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use rustls::crypto::ring;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
-use rustls::{ClientConfig, RootCertStore};
 use tokio::time::timeout;
-use tower_service::Service;
 
 pub use body::{BodyPart, ClientBody, RequestBody, RequestBodyError};
 pub use connect::{UpstreamConnection, without_tls};
 pub use response_body::ResponseBody;
+pub use trust::TrustRoots;
 
-use crate::config::DialTarget;
+use crate::config::{DialTarget, UpstreamRoute};
 use crate::reverse::{ReverseSlot, is_over_reverse};
 use crate::values::limits::{Limits, RESET_STREAMS};
 
 use body::BodyFailure;
-use connect::{ConnectError, TargetedConnector, TimedConnector};
+use connect::{HttpVersions, UpstreamConnector};
+use dial::{DialError, DialFailure, Dialer};
 use response_body::DrainPermits;
 use reverse::ReverseClient;
 
@@ -46,8 +42,8 @@ const IDLE_CONNECTIONS_MAX: usize = 64;
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
     /// No connection could be made: the request was not sent.
-    #[error("cannot connect: {}", root_cause(.0))]
-    Unreachable(hyper_util::client::legacy::Error),
+    #[error("cannot connect: {0}")]
+    Unreachable(DialError),
     /// The response did not come in time.
     #[error("no response in time")]
     TimedOut,
@@ -59,64 +55,14 @@ pub enum UpstreamError {
     Broken(Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// Why no connection to another gateway could be made.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot connect: {}", root_cause(&**.0))]
-pub struct ReverseDialError(ConnectError);
-
-/// The root certificates that verify upstream's: the platform's, or those of `SSL_CERT_FILE`.
-#[derive(Clone)]
-pub struct TrustRoots {
-    config: ClientConfig,
-    count: usize,
-}
-
-impl std::fmt::Debug for TrustRoots {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TrustRoots")
-            .field("count", &self.count)
-            .finish_non_exhaustive()
-    }
-}
-
-impl TrustRoots {
-    /// Loads the platform's certificates. Unreadable ones are left out.
-    pub fn from_platform() -> Self {
-        Self::new(rustls_native_certs::load_native_certs().certs)
-    }
-
-    /// Trusts only the certificates in `pem`. Certificates that cannot be parsed are left out.
-    pub fn from_pem(pem: &[u8]) -> Self {
-        Self::new(CertificateDer::pem_slice_iter(pem).flatten())
-    }
-
-    fn new(certificates: impl IntoIterator<Item = CertificateDer<'static>>) -> Self {
-        let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(certificates);
-        let count = roots.len();
-        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            // The provider supports TLS 1.2 and 1.3, which are the defaults.
-            .unwrap_or_else(|error| unreachable!("ring has the default versions: {error}"))
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Self { config, count }
-    }
-
-    /// Whether there is no root certificate: every `https` upstream fails.
-    pub fn is_empty(&self) -> bool {
-        self.count == 0
-    }
-}
-
 /// The connections of one credential.
 #[derive(Clone)]
 pub struct UpstreamClient {
-    client: Client<TimedConnector, RequestBody>,
+    client: Client<UpstreamConnector, RequestBody>,
     /// Speaks only HTTP/1.1 and pools no connection: each becomes a WebSocket.
-    handshakes: Client<TimedConnector, RequestBody>,
+    handshakes: Client<UpstreamConnector, RequestBody>,
     /// Makes connections that speak HTTP/1.1 and offer no other protocol.
-    connector: TimedConnector,
+    connector: UpstreamConnector,
     reverse: Option<ReverseClient>,
     drains: DrainPermits,
 }
@@ -128,9 +74,9 @@ impl std::fmt::Debug for UpstreamClient {
 }
 
 impl UpstreamClient {
-    /// Creates a client without connections.
-    pub fn new(trust: &TrustRoots, limits: &Limits) -> Self {
-        Self::to_gateway(trust, limits, &DialTarget::default(), None)
+    /// Creates a client without connections, which makes them over `route`.
+    pub fn new(trust: &TrustRoots, limits: &Limits, route: &UpstreamRoute) -> Self {
+        Self::to_gateway(trust, limits, route, &DialTarget::default(), None)
     }
 
     /// Creates a client that connects to `target` in place of a URI's host, and sends requests for
@@ -138,38 +84,45 @@ impl UpstreamClient {
     pub fn to_gateway(
         trust: &TrustRoots,
         limits: &Limits,
+        route: &UpstreamRoute,
         target: &DialTarget,
         slot: Option<&Arc<ReverseSlot>>,
     ) -> Self {
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        let tcp = TargetedConnector::new(tcp, target);
-        let https = || {
-            HttpsConnectorBuilder::new()
-                .with_tls_config(trust.config.clone())
-                .https_or_http()
-        };
-        let https_1 = https().enable_http1().wrap_connector(tcp.clone());
-        let https = https().enable_all_versions().wrap_connector(tcp);
+        let dialer = Dialer::new(route, trust);
+        let limit = limits.connect_timeout;
+        let connector = |versions| UpstreamConnector::new(&dialer, target, trust, versions, limit);
+        let connector_1 = connector(HttpVersions::OnlyHttp1);
         let client = Client::builder(TokioExecutor::new())
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(limits.upstream_keep_alive)
             .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
             .http2_max_concurrent_reset_streams(RESET_STREAMS)
-            .build(TimedConnector::new(https, limits.connect_timeout));
-        let connector = TimedConnector::new(https_1, limits.connect_timeout);
+            .build(connector(HttpVersions::All));
         let handshakes = Client::builder(TokioExecutor::new())
             .pool_max_idle_per_host(0)
-            .build(connector.clone());
+            .build(connector_1.clone());
         Self {
             client,
             handshakes,
-            connector,
+            connector: connector_1,
             reverse: slot.map(|slot| ReverseClient::new(slot, limits)),
             drains: DrainPermits::new(),
         }
+    }
+
+    /// Returns what makes its connections.
+    pub fn dialer(&self) -> &Dialer {
+        self.connector.dialer()
+    }
+
+    /// Connects to the host of `uri`, with TLS for an `https` URL. No protocol is offered inside of
+    /// TLS.
+    ///
+    /// # Errors
+    /// There is no connection.
+    pub async fn connect(&self, uri: &Uri) -> Result<UpstreamConnection, DialError> {
+        self.connector.connect(uri).await
     }
 
     /// Sends a request and waits for the response's head, for at most `limit`.
@@ -205,20 +158,6 @@ impl UpstreamClient {
             None => self.handshakes.request(request),
         };
         self.wait_for_head(response, limit, &failure).await
-    }
-
-    /// Connects to the host of `uri`, with TLS if its scheme says so. No protocol is offered inside
-    /// of TLS.
-    ///
-    /// # Errors
-    /// There is no connection.
-    pub async fn connect(&self, uri: Uri) -> Result<UpstreamConnection, ReverseDialError> {
-        let mut connector = self.connector.clone();
-        let connecting = async {
-            poll_fn(|cx| connector.poll_ready(cx)).await?;
-            connector.call(uri).await
-        };
-        connecting.await.map_err(ReverseDialError)
     }
 
     fn reverse_for(&self, request: &Request<RequestBody>) -> Option<&ReverseClient> {
@@ -268,11 +207,18 @@ impl UpstreamClient {
 }
 
 fn classify(error: hyper_util::client::legacy::Error) -> UpstreamError {
-    if error.is_connect() {
-        UpstreamError::Unreachable(error)
-    } else {
-        UpstreamError::Broken(error.into())
+    if !error.is_connect() {
+        return UpstreamError::Broken(error.into());
     }
+    let mut cause: Option<&dyn std::error::Error> = Some(&error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<DialError>() {
+            return UpstreamError::Unreachable(error.clone());
+        }
+        cause = error.source();
+    }
+    let failure = DialFailure::Other(root_cause(&error));
+    UpstreamError::Unreachable(failure.without_outbound())
 }
 
 /// Returns the text of the innermost cause.

@@ -42,6 +42,7 @@ pub use surroundings::chance::Chance;
 pub use surroundings::mount::Mounted;
 pub use surroundings::nowhere::Nowhere;
 pub use surroundings::protocol::Protocol;
+pub use surroundings::proxy::{AfterBytes, Proxy, SeenTunnel};
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

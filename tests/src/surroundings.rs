@@ -7,3 +7,4 @@ pub(crate) mod chance;
 pub(crate) mod mount;
 pub(crate) mod nowhere;
 pub(crate) mod protocol;
+pub(crate) mod proxy;

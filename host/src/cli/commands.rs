@@ -1,5 +1,6 @@
 //! The commands that have a file each. They print, but do not choose exit codes.
 
+pub(super) mod check;
 pub(super) mod explain;
 pub(super) mod policy;
 pub(super) mod run;

@@ -4,6 +4,7 @@
 mod acme;
 mod external;
 mod listen;
+mod outbound;
 mod tls;
 
 use std::net::SocketAddr;
@@ -17,6 +18,11 @@ pub use acme::{AcmeChallenge, AcmeConfig, CertificateKeyType, ExternalAccount};
 pub use external::{DialTarget, ReverseRole};
 pub use listen::{
     KeepAliveTimes, ListenAddress, ListenConfig, ListenOptions, ProxyProtocol, TrustedProxies,
+};
+pub use outbound::{
+    ClientCertificate, EnvironmentProxies, HttpProxy, NameIndication, OutboundCarrier,
+    OutboundConfig, OutboundProtocol, ProxyAddress, ProxyHeader, ProxyLogin, ProxyTls,
+    ProxyVerification, SocketOptions, SocksProxy, SocksVersion, UpstreamRoute,
 };
 pub use tls::{
     ClientAuthentication, ClientAuthenticationMode, KeyExchange, PemContent, PemSource, Tls12Suite,
@@ -155,6 +161,8 @@ pub struct CredentialConfig {
     pub tag: String,
     /// Where its tokens come from.
     pub source: CredentialSource,
+    /// How its connections to upstream are made.
+    pub route: UpstreamRoute,
     /// Its usage file, if it has one.
     pub usages_path: Option<PathBuf>,
     /// How far its windows may be used.

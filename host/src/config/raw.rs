@@ -7,6 +7,7 @@ mod credential;
 mod form;
 mod limits;
 mod log;
+mod outbound;
 mod policy;
 mod service;
 mod tls;
@@ -20,6 +21,7 @@ pub(super) use credential::{RawBalancer, RawCredential, RawDefault, RawExternal,
 pub(super) use form::{OneOrMany, RawDuration, RawRoutingMark, RequiredText};
 pub(super) use limits::RawLimits;
 pub(super) use log::RawLog;
+pub(super) use outbound::{OutboundType, RawOutbound, RawProxyTls, RawSupportedOutbound};
 pub(super) use policy::RawPolicy;
 pub(super) use service::{RawEndpoints, RawOcm, RawService, RawUser};
 pub(super) use tls::RawTls;
@@ -63,16 +65,4 @@ pub(super) struct RawAdmin {
     /// The token that operators send as `Authorization: Bearer`. Required if the address is not
     /// loopback. Without a token, policies cannot be changed over this listener.
     pub(super) token: Option<String>,
-}
-
-/// A way to reach upstream. Every outbound of sing-box is accepted here; only those that a `detour`
-/// names must be supported.
-#[derive(Debug, Deserialize, JsonSchema)]
-pub(super) struct RawOutbound {
-    /// The outbound's type. Only `direct` is supported.
-    #[serde(rename = "type")]
-    pub(super) kind: String,
-    /// The name that a `detour` refers to.
-    #[serde(default)]
-    pub(super) tag: String,
 }

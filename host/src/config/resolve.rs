@@ -6,6 +6,7 @@ mod claimed_files;
 mod default_paths;
 mod field;
 mod limits;
+mod outbounds;
 mod policies;
 mod scope;
 mod service;
@@ -14,9 +15,10 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 
 use self::claimed_files::ClaimedFiles;
+use self::outbounds::DeclaredOutbounds;
 use self::policies::DeclaredPolicies;
 use self::scope::ResolveScope;
-use super::model::{Config, LogConfig, LogOutput, ServiceConfig};
+use super::model::{Config, LogConfig, LogOutput, ServiceConfig, UpstreamRoute};
 use super::path::ConfigPath;
 use super::problem::ProblemReport;
 use super::raw::{LogLevel, RawConfig, RawLog, RawService};
@@ -28,8 +30,10 @@ pub(super) fn resolve(raw: &RawConfig, report: &mut ProblemReport) -> Option<Con
     // If it is not known, that is reported below.
     let known_data_dir = field::file(raw.data_dir.as_deref())
         .or_else(|| default_paths::data_dir(&mut ProblemReport::default()));
+    let outbounds = DeclaredOutbounds::configured(raw.outbounds.as_slice(), report);
     let mut scope = ResolveScope {
-        outbounds: raw.outbounds.as_slice(),
+        outbounds,
+        default_route: UpstreamRoute::Direct,
         certificate_providers: raw.certificate_providers.as_slice(),
         data_dir: known_data_dir,
         policies,

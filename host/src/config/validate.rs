@@ -191,9 +191,9 @@ fn rejects_form(here: &Location, error: &ValidationError<'_>) -> bool {
         ValidationErrorKind::Required { property } => {
             property == "type" && depth(at) == depth(here)
         }
-        ValidationErrorKind::Enum { .. } | ValidationErrorKind::Constant { .. } => {
-            is_type_key(here, at)
-        }
+        ValidationErrorKind::Enum { .. }
+        | ValidationErrorKind::Constant { .. }
+        | ValidationErrorKind::Not { .. } => is_type_key(here, at),
         ValidationErrorKind::AnyOf { context } | ValidationErrorKind::OneOfNotValid { context } => {
             let has_other_form = |errors: &Vec<ValidationError<'_>>| {
                 errors.iter().any(|error| rejects_form(here, error))

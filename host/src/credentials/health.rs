@@ -93,6 +93,8 @@ pub struct CredentialHealth {
     pub refreshed_at: Option<u64>,
     /// Why the last refresh failed, if it did.
     pub refresh_failure: Option<String>,
+    /// Why upstream cannot be reached, if the last request could not be sent.
+    pub connect_failure: Option<String>,
     /// The number of requests in flight with the credential.
     pub in_flight: u32,
 }
@@ -121,6 +123,7 @@ impl Credential {
                 .and_then(|identity| identity.refreshed_at())
                 .map(|at| at.0),
             refresh_failure: state.refreshes().failure().map(str::to_owned),
+            connect_failure: state.connect_failure().map(str::to_owned),
             in_flight: candidate.in_flight,
         }
     }

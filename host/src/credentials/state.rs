@@ -131,6 +131,8 @@ pub(super) struct CredentialState {
     usage: AccountUsage,
     polls: PollSchedule,
     refreshes: RefreshSchedule,
+    /// Why the last request could not be sent; `None` once upstream responds again.
+    connect_failure: Option<String>,
 }
 
 impl Default for CredentialState {
@@ -147,6 +149,7 @@ impl Default for CredentialState {
             usage: AccountUsage::default(),
             polls: PollSchedule::default(),
             refreshes: RefreshSchedule::new(),
+            connect_failure: None,
         }
     }
 }
@@ -445,8 +448,18 @@ impl CredentialState {
         self.usage.record_failure(now);
     }
 
-    pub(super) fn record_latency(&mut self, latency: Duration) {
+    /// Records that upstream responded.
+    pub(super) fn record_response(&mut self, latency: Duration) {
+        self.connect_failure = None;
         self.usage.record_latency(latency);
+    }
+
+    pub(super) fn record_unreachable(&mut self, reason: String) {
+        self.connect_failure = Some(reason);
+    }
+
+    pub(super) fn connect_failure(&self) -> Option<&str> {
+        self.connect_failure.as_deref()
     }
 
     /// Returns when the next poll is due; `None` if not before something changes.
@@ -505,6 +518,7 @@ impl CredentialState {
             Vec::new()
         };
         self.polls.succeed(now);
+        self.connect_failure = None;
         let plan = report.plan.as_deref();
         let plan_changed = plan.is_some_and(|plan| self.usage.set_plan(plan));
         let weight_changed = self.usage.set_own_weight(report.own_weight);

@@ -94,9 +94,14 @@ impl Credential {
         self.state().record_failure(now);
     }
 
-    /// Records how long a response's head took.
-    pub fn record_latency(&self, latency: Duration) {
-        self.state().record_latency(latency);
+    /// Records that upstream responded, and how long the response's head took.
+    pub fn record_response(&self, latency: Duration) {
+        self.state().record_response(latency);
+    }
+
+    /// Records why a request could not be sent: there is no connection to upstream.
+    pub fn record_unreachable(&self, reason: String) {
+        self.state().record_unreachable(reason);
     }
 }
 

@@ -279,14 +279,15 @@ impl Refusal {
             .with_code("loop_detected")
     }
 
-    pub(crate) fn upstream_unreachable() -> Self {
-        Self::new(
-            StatusCode::BAD_GATEWAY,
-            ErrorType::Api,
-            "upstream cannot be reached",
-        )
-        .with_code("upstream_unreachable")
-        .with_end(ExchangeEnd::UpstreamGone)
+    /// `outbound` is the tag of the outbound that failed, if it was one.
+    pub(crate) fn upstream_unreachable(outbound: Option<&str>) -> Self {
+        let message = match outbound {
+            Some(tag) => format!("upstream cannot be reached: the outbound {tag:?} failed"),
+            None => "upstream cannot be reached".to_owned(),
+        };
+        Self::new(StatusCode::BAD_GATEWAY, ErrorType::Api, message)
+            .with_code("upstream_unreachable")
+            .with_end(ExchangeEnd::UpstreamGone)
     }
 
     pub(crate) fn upstream_broken() -> Self {

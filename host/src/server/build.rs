@@ -21,7 +21,9 @@ use super::policies::{
 use super::status::GatewayStatus;
 use super::upkeep::UpkeepStart;
 use super::usage_files::UsageFiles;
-use crate::config::{Config, ConfigProblem, CredentialConfig, CredentialSource, ServiceConfig};
+use crate::config::{
+    Config, ConfigProblem, CredentialConfig, CredentialSource, ServiceConfig, UpstreamRoute,
+};
 use crate::credentials::{
     Credential, CredentialKind, CredentialLoadError, LoginDirectory, LoginOrigin, recover_tokens,
 };
@@ -30,6 +32,7 @@ use crate::metrics::Metrics;
 use crate::pipeline::{Service, ServiceParts, restore_affinity};
 use crate::policy::BalancerGeneration;
 use crate::tls::TlsServer;
+use crate::upstream::dial::Dialer;
 use crate::upstream::{TrustRoots, UpstreamClient};
 use crate::values::clock::Timestamp;
 use crate::values::headers::hops::GatewayId;
@@ -236,7 +239,7 @@ pub fn check(mut config: Config) -> Result<Vec<ConfigProblem>, StartError> {
 /// Reads the certificate of each service, `None` for a service without TLS.
 ///
 /// # Errors
-/// Every certificate that cannot be used.
+/// Every certificate that cannot be used, those of outbounds included.
 pub(super) fn read_certificates(config: &Config) -> Result<Vec<Option<TlsServer>>, StartError> {
     let mut problems = Vec::new();
     let mut certificates = Vec::new();
@@ -250,8 +253,25 @@ pub(super) fn read_certificates(config: &Config) -> Result<Vec<Option<TlsServer>
             Err(found) => problems.extend(found),
         }
     }
+    problems.extend(outbound_problems(config));
     reject_problems(problems)?;
     Ok(certificates)
+}
+
+/// Returns what is wrong with the TLS settings of the outbounds that credentials use.
+fn outbound_problems(config: &Config) -> Vec<ConfigProblem> {
+    let no_trust = TrustRoots::from_pem(b"");
+    let mut problems: Vec<ConfigProblem> = Vec::new();
+    let services = config.services.iter();
+    for credential in services.flat_map(|service| &service.credentials) {
+        if let Err((tag, error)) = Dialer::new(&credential.route, &no_trust).check() {
+            let problem = ConfigProblem::without_path(format!("outbound {tag:?}: {error}"));
+            if !problems.contains(&problem) {
+                problems.push(problem);
+            }
+        }
+    }
+    problems
 }
 
 /// Reads the credentials of `config`. Those that are in `known` are reused as they are, and the
@@ -282,9 +302,10 @@ pub(super) fn assemble(
     let reusable = previous.filter(|previous| has_same_connections(previous.limits(), limits));
     let upstreams = credentials
         .iter()
-        .map(|credential| {
-            known_upstream(reusable, credential)
-                .unwrap_or_else(|| new_upstream(shared, credential, limits))
+        .zip(&config.credentials)
+        .map(|(credential, config)| {
+            known_upstream(reusable, credential, &config.route)
+                .unwrap_or_else(|| new_upstream(shared, credential, &config.route, limits))
         })
         .collect();
     let parts = ServiceParts {
@@ -315,27 +336,31 @@ pub(super) fn assemble(
 fn new_upstream(
     shared: &SharedResources,
     credential: &Credential,
+    route: &UpstreamRoute,
     limits: &Limits,
 ) -> UpstreamClient {
     UpstreamClient::to_gateway(
         &shared.trust,
         limits,
+        route,
         &credential.dial_target(),
         credential.reverse_slot(),
     )
 }
 
-/// The connections that `previous` has for `credential`.
+/// The connections that `previous` has for `credential`, if they are made over `route`.
 fn known_upstream(
     previous: Option<&Service>,
     credential: &Arc<Credential>,
+    route: &UpstreamRoute,
 ) -> Option<UpstreamClient> {
     let previous = previous?;
     let place = previous
         .credentials()
         .iter()
         .position(|known| Arc::ptr_eq(known, credential))?;
-    Some(previous.upstreams()[place].clone())
+    let known = &previous.upstreams()[place];
+    (known.dialer().route() == route).then(|| known.clone())
 }
 
 /// Whether both limits make and keep connections to upstream alike.
@@ -375,7 +400,7 @@ fn open_credentials(
         .collect()
 }
 
-fn open_credential(
+pub(super) fn open_credential(
     config: &CredentialConfig,
     known: &[Arc<Credential>],
     logins: &LoginDirectory,

@@ -27,9 +27,11 @@ use self::stop::{REREAD_INTERVAL, StopSignal, wait_for_start};
 pub use self::stop::UpkeepStart;
 
 use super::background::BackgroundTasks;
+use crate::config::UpstreamRoute;
 use crate::credentials::{BrokenFile, Credential, FileCheck, RefreshJob, RefreshOutcome};
 use crate::files::FileSettling;
 use crate::pipeline::Service;
+use crate::upstream::dial::Dialer;
 use crate::upstream::{TrustRoots, UpstreamClient};
 use crate::values::clock::Timestamp;
 use crate::values::limits::Limits;
@@ -150,7 +152,11 @@ impl Upkeep {
             self.watcher.watch(path, &changed);
         }
         if let Some(certificate) = files.to_issue() {
-            let fetch = fetch_by(UpstreamClient::new(&self.trust, &self.limits));
+            let fetch = fetch_by(UpstreamClient::new(
+                &self.trust,
+                &self.limits,
+                &UpstreamRoute::Direct,
+            ));
             let state = Arc::clone(state);
             self.tasks
                 .spawn(keep_issued(state, certificate, fetch, stop_signal.clone()));
@@ -176,7 +182,7 @@ impl Upkeep {
         let stop_signal = StopSignal::new(&self.phases, upkeep);
         if credential.path().is_some() {
             self.start_watching(credential, stop_signal.clone());
-            self.start_refreshing(credential, refresher, stop_signal.clone());
+            self.start_refreshing(credential, upstream, refresher, stop_signal.clone());
         }
         // A gateway that this one connects to has no capacity for this one: its token may be unknown
         // there.
@@ -212,10 +218,11 @@ impl Upkeep {
     fn start_refreshing(
         &self,
         credential: &Arc<Credential>,
+        upstream: &UpstreamClient,
         refresher: &Arc<TokenRefresher>,
         mut stop: StopSignal,
     ) {
-        let credential = Arc::clone(credential);
+        let (credential, dialer) = (Arc::clone(credential), upstream.dialer().clone());
         let (refresher, turn) = (Arc::clone(refresher), Arc::clone(&self.refresh_turn));
         let (lock_timeout, reads) = (self.limits.lock_timeout, Arc::clone(&self.reads));
         let mut start = self.start.clone();
@@ -239,7 +246,7 @@ impl Upkeep {
                     }
                 };
                 // Not interrupted by `stop`: the refresh token is spent.
-                refresh_once(&credential, &refresher, lock_timeout, &reads).await;
+                refresh_once(&credential, &dialer, &refresher, lock_timeout, &reads).await;
             }
         });
     }
@@ -321,6 +328,7 @@ async fn read_once(
 
 async fn refresh_once(
     credential: &Arc<Credential>,
+    dialer: &Dialer,
     refresher: &TokenRefresher,
     lock_timeout: Duration,
     reads: &Semaphore,
@@ -336,7 +344,7 @@ async fn refresh_once(
         due: due.clone(),
         lock_timeout,
     };
-    let outcome = refresher.refresh(job).await;
+    let outcome = refresher.refresh(job, dialer).await;
     if matches!(
         outcome,
         RefreshOutcome::Refreshed { .. } | RefreshOutcome::Newer

@@ -316,6 +316,12 @@ pub const HANDED_OVER_FILES: usize = 253;
 /// How deep objects and lists of the configuration may be nested.
 pub const CONFIG_DEPTH: usize = 128;
 
+/// The most outbounds that connect through each other.
+pub const OUTBOUND_CHAIN: usize = 16;
+
+/// The largest head of a proxy's response to CONNECT.
+pub const PROXY_HEAD_BYTES: usize = 16 * KIB as usize;
+
 /// The largest policy component that is read.
 pub const COMPONENT_BYTES: u64 = 64 * MIB;
 

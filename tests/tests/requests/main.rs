@@ -9,6 +9,7 @@ mod inputs;
 mod journey;
 mod listen;
 mod metering;
+mod outbounds;
 mod requests;
 mod sessions;
 mod upgrade;

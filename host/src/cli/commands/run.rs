@@ -13,6 +13,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::json;
 use tokio::runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use zeroize::Zeroizing;
 
 use self::follow::{ConfigurationFile, follow};
 use self::service_manager::{notify_ready, notify_stopping, notify_successor, ping_watchdog};
@@ -233,7 +234,8 @@ fn this_program() -> PathBuf {
 /// Does the refresh that standard input describes, and prints its outcome. Signals do not interrupt
 /// it.
 pub(in crate::cli) fn refresh_credential() -> Result<(), CommandFailure> {
-    let mut text = String::new();
+    // An outbound's login may be in it.
+    let mut text = Zeroizing::new(String::new());
     io::stdin()
         .read_to_string(&mut text)
         .map_err(|error| format!("standard input: {}", io_reason(&error)))?;

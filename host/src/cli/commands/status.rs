@@ -163,6 +163,7 @@ fn note(name: &str, credential: &Value) -> Vec<String> {
     let reasons = [
         (what, "reason"),
         ("the last refresh: ", refresh),
+        ("the last connection: ", "connect_failure"),
         ("the last poll: ", "poll_failure"),
     ];
     reasons

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use crate::values::exchange::client_address::ClientAddress;
 
@@ -75,7 +76,7 @@ impl ListenOptions {
 }
 
 /// When a silent peer is probed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeepAliveTimes {
     /// The time without data before the first probe.
     pub idle: Duration,

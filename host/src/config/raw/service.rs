@@ -93,6 +93,10 @@ pub(in crate::config) struct RawOcm {
     pub(in crate::config) headers: BTreeMap<String, OneOrMany<String>>,
     /// The outbound to upstream of the only credential. Not with `credentials`.
     pub(in crate::config) detour: Option<String>,
+    /// Whether credentials without a `detour` use the proxy that `HTTPS_PROXY` names, except for
+    /// the hosts in `NO_PROXY`. Default: false.
+    #[serde(default)]
+    pub(in crate::config) use_environment_proxy: bool,
     /// TLS between the clients and the gateway. Default: none.
     #[serde(default)]
     pub(in crate::config) tls: RawTls,

@@ -4,14 +4,17 @@
 use std::path::PathBuf;
 
 use super::claimed_files::ClaimedFiles;
+use super::outbounds::DeclaredOutbounds;
 use super::policies::DeclaredPolicies;
-use crate::config::model::PolicyId;
+use crate::config::model::{PolicyId, UpstreamRoute};
 use crate::config::path::ConfigPath;
 use crate::config::problem::ProblemReport;
-use crate::config::raw::{PolicyKind, RawCertificateProvider, RawOutbound};
+use crate::config::raw::{PolicyKind, RawCertificateProvider};
 
 pub(super) struct ResolveScope<'a> {
-    pub(super) outbounds: &'a [RawOutbound],
+    pub(super) outbounds: DeclaredOutbounds<'a>,
+    /// The route of credentials without a `detour`, in the service that is being resolved.
+    pub(super) default_route: UpstreamRoute,
     pub(super) certificate_providers: &'a [RawCertificateProvider],
     /// The folder of the ledger, if it is known.
     pub(super) data_dir: Option<PathBuf>,
@@ -31,20 +34,9 @@ impl ResolveScope<'_> {
         self.policies.named(tag, kind, field, self.report)
     }
 
-    /// Reports a `detour` that does not name a supported outbound.
-    pub(super) fn check_detour(&mut self, detour: Option<&str>, field: ConfigPath) {
-        let Some(tag) = detour.filter(|tag| !tag.is_empty()) else {
-            return;
-        };
-        let outbound = self.outbounds.iter().find(|outbound| outbound.tag == tag);
-        let message = match outbound {
-            Some(outbound) if outbound.kind == "direct" => return,
-            Some(outbound) => format!(
-                "outbounds of type {:?} are not supported yet",
-                outbound.kind
-            ),
-            None => format!("expected the tag of an outbound, found {tag:?}"),
-        };
-        self.report.problem(field, message);
+    /// Returns the route of a credential whose `detour` is in `field`.
+    pub(super) fn route(&mut self, detour: Option<&str>, field: ConfigPath) -> UpstreamRoute {
+        self.outbounds
+            .route(detour, &self.default_route, field, self.report)
     }
 }

@@ -12,8 +12,11 @@ use serde_json::json;
 use self::tls::AcmeScope;
 use self::users::PoolChoice;
 use super::field;
+use super::outbounds::environment_route;
 use super::scope::ResolveScope;
-use crate::config::model::{ListenAddress, PolicyId, ServiceConfig, UpstreamEndpoints};
+use crate::config::model::{
+    ListenAddress, PolicyId, ServiceConfig, UpstreamEndpoints, UpstreamRoute,
+};
 use crate::config::path::ConfigPath;
 use crate::config::problem::ProblemReport;
 use crate::config::raw::{PolicyKind, RawEndpoints, RawOcm};
@@ -32,6 +35,11 @@ pub(super) fn service(
 ) -> Option<ServiceConfig> {
     let trusted_proxies = listen::trusted_proxies(path, raw, scope.report);
     let listen = listen::listen(path, raw, &trusted_proxies, scope.report);
+    scope.default_route = if raw.use_environment_proxy {
+        environment_route(&path.key("use_environment_proxy"), scope.report)
+    } else {
+        UpstreamRoute::Direct
+    };
     let (choice, pools) = if raw.credentials.as_slice().is_empty() {
         (PoolChoice::Single, pools::single(path, raw, scope))
     } else {

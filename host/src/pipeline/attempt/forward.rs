@@ -66,7 +66,7 @@ pub(crate) async fn forward(
             exchange.end_attempt(AttemptOutcome::Status(response.status().as_u16()));
             let reading = WindowReading::from_headers(response.headers(), now);
             credential.observe(&selected.identity, &reading, now);
-            credential.record_latency(begun.elapsed());
+            credential.record_response(begun.elapsed());
             Ok(Sent {
                 credential: Arc::clone(credential),
                 presented: Arc::clone(&selected.identity),
@@ -79,6 +79,9 @@ pub(crate) async fn forward(
             if !matches!(error, UpstreamError::RequestBody(_)) {
                 credential.record_failure(now);
                 tracing::warn!(credential = credential.tag(), %error, "no response from upstream");
+            }
+            if let UpstreamError::Unreachable(error) = &error {
+                credential.record_unreachable(error.to_string());
             }
             Err(NoResponse::Upstream(error))
         }

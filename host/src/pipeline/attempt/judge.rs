@@ -259,7 +259,10 @@ fn judge_failure(
 ) -> AttemptVerdict {
     let switches = &exchange.service().limits().failover;
     let (refusal, may_continue) = match error {
-        UpstreamError::Unreachable(_) => (Refusal::upstream_unreachable(), switches.unreachable),
+        UpstreamError::Unreachable(error) => {
+            let refusal = Refusal::upstream_unreachable(error.outbound());
+            (refusal, switches.unreachable)
+        }
         UpstreamError::TimedOut => (Refusal::upstream_timed_out(), switches.timed_out),
         // The request may have been processed.
         UpstreamError::Broken(_) => return AttemptVerdict::Refuse(Refusal::upstream_broken()),

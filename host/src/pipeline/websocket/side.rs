@@ -25,7 +25,7 @@ pub(in crate::pipeline) enum SocketSide {
     /// Upstream's connection without TLS.
     ToUpstreamClear(TcpStream),
     /// Upstream's connection with TLS.
-    ToUpstream(TokioIo<Box<upstream::UpstreamConnection>>),
+    ToUpstream(Box<upstream::UpstreamConnection>),
     /// A stream of HTTP/2.
     Stream(TokioIo<Upgraded>),
 }
@@ -43,10 +43,10 @@ impl SocketSide {
             }
             Err(upgraded) => upgraded,
         };
-        match upgraded.downcast::<upstream::UpstreamConnection>() {
-            Ok(Parts { io, read_buf, .. }) => match upstream::without_tls(io) {
+        match upgraded.downcast::<TokioIo<upstream::UpstreamConnection>>() {
+            Ok(Parts { io, read_buf, .. }) => match upstream::without_tls(io.into_inner()) {
                 Ok(stream) => (Self::ToUpstreamClear(stream), read_buf),
-                Err(connection) => (Self::ToUpstream(TokioIo::new(connection)), read_buf),
+                Err(connection) => (Self::ToUpstream(Box::new(connection)), read_buf),
             },
             Err(upgraded) => (Self::Stream(TokioIo::new(upgraded)), Bytes::new()),
         }

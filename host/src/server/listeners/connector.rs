@@ -21,7 +21,8 @@ use crate::reverse::{
     MuxEnd, MuxLimits, MuxSession, MuxSide, MuxStream, ReconnectPauses, UpgradeError,
     ask_to_reverse, multiplex,
 };
-use crate::upstream::{ReverseDialError, UpstreamConnection};
+use crate::upstream::UpstreamConnection;
+use crate::upstream::dial::DialError;
 use crate::values::exchange::client_address::ClientAddress;
 use crate::values::phase::GatewayPhase;
 
@@ -37,8 +38,8 @@ enum ConnectorError {
     /// The configuration does not have the credential any more.
     #[error("the credential was removed")]
     Removed,
-    #[error(transparent)]
-    Unreachable(#[from] ReverseDialError),
+    #[error("cannot connect: {0}")]
+    Unreachable(#[from] DialError),
     #[error(transparent)]
     Refused(#[from] UpgradeError),
 }
@@ -146,9 +147,9 @@ impl ConnectorTask {
         let upstream = service.upstreams()[place].clone();
         let limit = service.limits().handshake_timeout;
         drop(service);
-        let mut io = TokioIo::new(upstream.connect(url.clone()).await?);
+        let mut io = upstream.connect(url).await?;
         let read = ask_to_reverse(&mut io, url, token, limit).await?;
-        Ok((io.into_inner(), read))
+        Ok((io, read))
     }
 
     /// Serves the streams of a connection. Returns once another connection is needed, with how long
@@ -160,7 +161,7 @@ impl ConnectorTask {
             "reverse connection established"
         );
         let limits = MuxLimits::of(&self.context.limits());
-        let (session, driver) = multiplex(TokioIo::new(io), read, MuxSide::Acceptor, limits);
+        let (session, driver) = multiplex(io, read, MuxSide::Acceptor, limits);
         let task = SessionTask {
             credential: Arc::clone(self.credential.shared_tag()),
             session: session.clone(),

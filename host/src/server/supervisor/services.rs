@@ -102,6 +102,7 @@ impl RunningService {
         tasks: RunningTasks,
     ) -> Weak<Service> {
         self.is_configured = true;
+        let has_same_routes = has_same_routes(&self.config, &loaded.config);
         // The listener stays where it is, with the proxies that it trusts.
         let trusted_proxies = if self.config.listen == loaded.config.listen {
             loaded.config.trusted_proxies
@@ -120,8 +121,8 @@ impl RunningService {
         let previous = self.current();
         let service = self.replace(inputs, loaded.credentials, &previous);
         let current = self.current();
-        // Running tasks hold the old endpoints.
-        let tasks = if previous.endpoints() == current.endpoints() {
+        // Running tasks hold the old endpoints and connections.
+        let tasks = if previous.endpoints() == current.endpoints() && has_same_routes {
             tasks
         } else {
             RunningTasks::Restart
@@ -148,6 +149,15 @@ impl RunningService {
         self.live.send_replace(service);
         weak
     }
+}
+
+/// Whether the credentials that both configurations have connect over the same routes.
+fn has_same_routes(old: &ServiceConfig, new: &ServiceConfig) -> bool {
+    new.credentials.iter().all(|credential| {
+        let mut old = old.credentials.iter();
+        old.find(|old| old.tag == credential.tag)
+            .is_none_or(|old| old.route == credential.route)
+    })
 }
 
 /// All services of the gateway: those that it started with.

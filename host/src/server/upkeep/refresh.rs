@@ -22,10 +22,12 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
+use crate::config::{OutboundConfig, UpstreamRoute};
 use crate::credentials::{
     RefreshJob, RefreshOutcome, TokenRequestError, TokenResponse, refresh_tokens,
 };
 use crate::files::io_reason;
+use crate::upstream::dial::Dialer;
 use crate::upstream::{RequestBody, TrustRoots, UpstreamClient, UpstreamError};
 use crate::values::clock::Timestamp;
 use crate::values::headers::retry_after;
@@ -54,11 +56,14 @@ pub enum RefreshProcess {
     Child(PathBuf),
 }
 
-/// One refresh, as it is handed to the process that does it. It contains no secret.
+/// One refresh, as it is handed to the process that does it, over a pipe. Of secrets, it contains
+/// only those of the outbound.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RefreshRequest {
     job: RefreshJob,
     endpoint: String,
+    /// The outbound to the endpoint, if there is one.
+    outbound: Option<OutboundConfig>,
     connect_timeout: Duration,
     refresh_timeout: Duration,
 }
@@ -86,12 +91,13 @@ impl TokenRefresher {
         }
     }
 
-    /// Does one refresh, and returns its outcome.
-    pub(super) async fn refresh(&self, job: RefreshJob) -> RefreshOutcome {
+    /// Does one refresh, over the route of `dialer`, and returns its outcome.
+    pub(super) async fn refresh(&self, job: RefreshJob, dialer: &Dialer) -> RefreshOutcome {
         let limits = &self.limits;
         let request = RefreshRequest {
             job,
             endpoint: self.endpoint.to_string(),
+            outbound: dialer.outbound_to(&self.endpoint).cloned(),
             // Half the time at most: only then can "not sent" be told from "not answered".
             connect_timeout: limits
                 .connect_timeout
@@ -148,7 +154,8 @@ async fn run_in_child(
     let (Some(mut input), Some(mut output)) = (child.stdin.take(), child.stdout.take()) else {
         return Err(ChildError::NoPipes);
     };
-    input.write_all(&serde_json::to_vec(request)?).await?;
+    let text = Zeroizing::new(serde_json::to_vec(request)?);
+    input.write_all(&text).await?;
     drop(input);
     let mut text = Vec::new();
     output.read_to_end(&mut text).await?;
@@ -168,7 +175,13 @@ pub async fn run_refresh(request: RefreshRequest) -> RefreshOutcome {
 async fn run(request: RefreshRequest, trust: &TrustRoots, limits: &Limits) -> RefreshOutcome {
     // A new connection: if upstream closed an idle one at this moment, it would be unknown whether
     // the token was sent.
-    let upstream = UpstreamClient::new(trust, limits);
+    let route = request
+        .outbound
+        .as_ref()
+        .map_or(UpstreamRoute::Direct, |outbound| {
+            UpstreamRoute::Outbound(Arc::new(outbound.clone()))
+        });
+    let upstream = UpstreamClient::new(trust, limits, &route);
     let handle = Handle::current();
     let refreshing = spawn_blocking(move || {
         let limit = request.refresh_timeout;

@@ -21,7 +21,9 @@ fn whole() -> Value {
             "tls": { "enabled": false, "key": "k", "alpn": ["h2"], "min_version": "1.2" },
             "pricer": "p", "rewriters": [],
         }],
-        "outbounds": [{ "type": "direct", "tag": "out" }],
+        "outbounds": [{ "type": "direct", "tag": "out" },
+            { "type": "http", "tag": "h", "server": "127.0.0.1", "server_port": 1, "username": "u", "password": "p",
+              "headers": { "x-a": "b" }, "tls": { "enabled": false, "client_key": "k" } }],
         "policies": [{ "tag": "p", "kind": "pricer", "path": "builtin:openai-pricing", "timeout": "5ms",
             "memory": 16777216, "config": { "shipped_prices": true } }],
         "data_dir": "data",
@@ -30,7 +32,7 @@ fn whole() -> Value {
     })
 }
 
-const SECRET_PLACES: [&str; 6] = [
+const SECRET_PLACES: [&str; 11] = [
     "/services/0/users/0/token",
     "/services/0/credentials/2/token",
     // A URL may contain a user and a password.
@@ -38,6 +40,11 @@ const SECRET_PLACES: [&str; 6] = [
     "/services/0/headers/x-a",
     "/services/0/headers/x-b/0",
     "/services/0/tls/key",
+    "/outbounds/1/server",
+    "/outbounds/1/username",
+    "/outbounds/1/password",
+    "/outbounds/1/headers/x-a",
+    "/outbounds/1/tls/client_key",
 ];
 
 /// Returns what is reported for [`whole`] with `wrong` at `place`. It runs in this process, because

@@ -13,7 +13,8 @@ use proptest::sample::Index;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tollgate::config::{
-    CredentialConfig, CredentialSource, POLICY_TIMEOUT, PolicyConfig, ShippedPolicy, WindowCaps,
+    CredentialConfig, CredentialSource, POLICY_TIMEOUT, PolicyConfig, ShippedPolicy, UpstreamRoute,
+    WindowCaps,
 };
 use tollgate::credentials::{Credential, StartedPoll, UpstreamIdentity, UsageReport};
 use tollgate::policy::{
@@ -93,6 +94,7 @@ impl Member {
         let config = CredentialConfig {
             tag: format!("credential-{place}"),
             source: CredentialSource::File(FOLDER.path().join("auth.json")),
+            route: UpstreamRoute::Direct,
             usages_path: None,
             caps: WindowCaps {
                 five_hour: caps.0.into(),

@@ -88,10 +88,11 @@ fn in_file(
         .files
         .claim(file, FileContent::Credential, field, scope.report);
     let usages_path = usages_path(path, paths.usages, scope);
-    scope.check_detour(paths.detour, path.key("detour"));
+    let route = scope.route(paths.detour, path.key("detour"));
     Some(CredentialConfig {
         tag: tag.to_owned(),
         source: CredentialSource::File(file),
+        route,
         usages_path,
         caps,
         poll_interval: Some(DEFAULT_POLL_INTERVAL),
@@ -105,7 +106,7 @@ pub(super) fn external(
     scope: &mut ResolveScope<'_>,
 ) -> Option<CredentialConfig> {
     let usages_path = usages_path(path, raw.usages_path.as_deref(), scope);
-    scope.check_detour(raw.detour.as_deref(), path.key("detour"));
+    let route = scope.route(raw.detour.as_deref(), path.key("detour"));
     let report = &mut *scope.report;
     let poll_interval = poll_interval(raw.poll_interval.as_ref(), path, report);
     if let Some(problem) = raw.token.problem() {
@@ -141,6 +142,7 @@ pub(super) fn external(
     Some(CredentialConfig {
         tag: raw.tag.to_string(),
         source,
+        route,
         usages_path,
         caps,
         poll_interval,
