@@ -28,7 +28,7 @@ enum ClientSocket {
 #[derive(Debug)]
 struct StallTimer {
     limit: Duration,
-    /// While something waits.
+    /// While something waits to be read.
     waiting: Option<Pin<Box<Sleep>>>,
 }
 
@@ -40,7 +40,7 @@ impl StallTimer {
         }
     }
 
-    /// Passes on the result of a write, or ends one that has waited for too long.
+    /// Returns the result of a write, or an error if writes have waited for too long.
     fn check<T>(
         &mut self,
         cx: &mut Context<'_>,

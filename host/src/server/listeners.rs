@@ -267,10 +267,17 @@ impl AcceptContext<'_> {
         let connections = ConnectionContext {
             live: running.live(),
             proxy_protocol: config.listen.proxy_protocol,
+            untrusted_logged: Arc::default(),
             tls: running.certificate().server(),
             phases: self.phases.clone(),
         };
-        tokio::spawn(keep_connected(connections.clone()));
+        // A connection of the process before this one would be replaced by another.
+        let (started, connecting) = (upkeep.started(), keep_connected(connections.clone()));
+        tokio::spawn(async move {
+            if started.await.is_some() {
+                connecting.await;
+            }
+        });
         for listener in listeners {
             tokio::spawn(accept(listener, connections.clone()));
         }

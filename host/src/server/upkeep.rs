@@ -101,6 +101,20 @@ impl Upkeep {
         }
     }
 
+    /// Waits until what belongs to one process only begins in this one. Returns `None` if the
+    /// gateway ends before.
+    pub(super) fn started(&self) -> impl Future<Output = Option<()>> + Send + use<> {
+        let (mut start, mut phases) = (self.start.clone(), self.phases.clone());
+        async move {
+            tokio::select! {
+                begun = start.wait_for(|start| *start == UpkeepStart::AtOnce) => {
+                    begun.ok().map(drop)
+                }
+                _ = phases.wait_for(|phase| *phase != GatewayPhase::Running) => None,
+            }
+        }
+    }
+
     /// Sets the limits of tasks that are started from now on.
     pub(super) fn set_limits(&mut self, limits: &Arc<Limits>) {
         self.limits = Arc::clone(limits);

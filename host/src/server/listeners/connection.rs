@@ -42,6 +42,9 @@ const PREFACE_PIECE: Duration = Duration::from_millis(1);
 /// How often a silent HTTP/2 client is pinged.
 const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(60);
 
+/// How often a peer that is not a trusted proxy is logged, for each service.
+const UNTRUSTED_LOG_INTERVAL: Duration = Duration::from_secs(60);
+
 /// Header fields of one request.
 const HEADER_FIELDS: usize = 256;
 
@@ -50,11 +53,25 @@ const HEADER_FIELDS: usize = 256;
 pub(super) struct ConnectionContext {
     pub(super) live: LiveService,
     pub(super) proxy_protocol: ProxyProtocol,
+    /// When a peer that is not a trusted proxy was last logged.
+    pub(super) untrusted_logged: Arc<Mutex<Option<Instant>>>,
     pub(super) tls: watch::Receiver<Option<TlsServer>>,
     pub(super) phases: watch::Receiver<GatewayPhase>,
 }
 
 impl ConnectionContext {
+    /// Logs a peer that is not a trusted proxy, unless another one was logged shortly before.
+    fn log_untrusted(&self, peer: ClientAddress) {
+        let mut logged = self
+            .untrusted_logged
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if logged.is_none_or(|last| last.elapsed() >= UNTRUSTED_LOG_INTERVAL) {
+            *logged = Some(Instant::now());
+            tracing::warn!(%peer, "connection closed: it is not from one of trusted_proxies");
+        }
+    }
+
     /// The limits in effect when a connection starts.
     pub(super) fn limits(&self) -> Arc<Limits> {
         Arc::clone(self.live.now().limits())
@@ -130,6 +147,7 @@ async fn read_client_address(
     context: &ConnectionContext,
 ) -> Result<ClientAddress, ConnectionError> {
     if !context.live.now().trusted_proxies().contains(proxy) {
+        context.log_untrusted(proxy);
         return Err(ProxyHeaderError::Untrusted.into());
     }
     let header = timeout(context.limits().head_timeout, read_proxy_header(stream)).await;
