@@ -3,4 +3,5 @@
 
 mod clients;
 mod http2;
+mod slow_http;
 mod upstreams;
