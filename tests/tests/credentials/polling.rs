@@ -39,7 +39,7 @@ async fn separate(mut rig: Rig, count: usize) -> (Rig, Vec<(String, Client, Acco
         let pool = format!("pool-{tag}");
         credentials.push(rig.oauth(tag));
         credentials.push(json!({ "tag": pool, "type": "balancer", "credentials": [tag], "poll_interval": "100ms" }));
-        users.push(user(&tag, &pool));
+        users.push(user(tag, &pool));
     }
     let mut config = rig.config(json!({ "credentials": credentials, "users": users }));
     config["limits"] = json!({ "poll_timeout": "200ms" });

@@ -362,10 +362,7 @@ async fn the_writes_of_a_refresh_are_not_logged_as_changes() {
     let mut credentials = vec![rig.oauth("other")];
     for tag in &tags {
         let (credential, login) = rig.login(tag);
-        replace_file(
-            &rig.credential_file(tag),
-            &login.renew_with(-60).to_string(),
-        );
+        replace_file(&rig.credential_file(tag), login.renew_with(-60).to_string());
         credentials.push(credential);
     }
     let program = rig
@@ -377,13 +374,13 @@ async fn the_writes_of_a_refresh_are_not_logged_as_changes() {
     // Changes are logged in their order: those before this one are in the log.
     replace_file(
         &rig.credential_file("other"),
-        &oauth_file("access-other", "account-other").to_string(),
+        oauth_file("access-other", "account-other").to_string(),
     );
     wait_for_lines(&program, "credential changed", Some("other"), 1).await;
     for tag in &tags {
         let file = rig.credential_file(tag);
         let text = fs::read_to_string(&file).expect("it can be read");
-        replace_file(&file, &format!("{text}\n"));
+        replace_file(&file, format!("{text}\n"));
         wait_for_lines(&program, "credential changed", Some(tag), 1).await;
     }
     for tag in &tags {
@@ -414,7 +411,7 @@ async fn threads_with(count: usize) -> usize {
         .await;
     for tag in &tags {
         let text = fs::read_to_string(rig.credential_file(tag)).expect("it can be read");
-        replace_file(&rig.credential_file(tag), &format!("{text}\n"));
+        replace_file(&rig.credential_file(tag), format!("{text}\n"));
     }
     wait_for_lines(&program, "credential changed", None, count).await;
     let threads = fs::read_dir(format!("/proc/{}/task", program.id()))

@@ -98,7 +98,7 @@ where
         shared.room.notified().await;
     }
     match io.fill_buf().await {
-        Ok(data) if data.is_empty() => return Err(MuxEnd::ClosedByPeer),
+        Ok([]) => return Err(MuxEnd::ClosedByPeer),
         Ok(_) => {}
         // TLS without its last message: common, and of no consequence between frames.
         Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
