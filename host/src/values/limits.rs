@@ -199,7 +199,7 @@ declare_limits! {
         /// Time for which a client may stop reading what is sent to it.
         #[change(AtRestart)]
         client_stall_timeout: Duration = minutes(5);
-        /// Time for connecting to upstream, name lookup included.
+        /// Time for connecting to upstream: name lookup, proxies and TLS together.
         connect_timeout: Duration = secs(10);
         /// Time from sending a request to upstream until the response's head. After it the response
         /// is 504.

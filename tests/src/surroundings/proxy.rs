@@ -1,5 +1,5 @@
-//! Proxies on 127.0.0.1: one that speaks SOCKS 4, 4a and 5 and HTTP CONNECT, and ones that answer
-//! with bytes of the test's choice.
+//! Proxies on 127.0.0.1, which speak SOCKS 4, 4a and 5 and HTTP CONNECT, or answer with bytes of the
+//! test's choice.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

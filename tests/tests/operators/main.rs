@@ -5,6 +5,7 @@ mod canary;
 mod cli;
 mod config;
 mod configure;
+mod connect;
 mod docs;
 mod drop_in;
 mod full_disk;

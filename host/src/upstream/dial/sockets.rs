@@ -25,7 +25,7 @@ pub(super) async fn open(
     if options.netns.is_none() {
         return prepare(address, options);
     }
-    // A namespace belongs to a thread: the socket is made on one that ends with this.
+    // A namespace belongs to a thread: the socket is made on a thread that ends afterwards.
     let options = options.clone();
     let opened = spawn_blocking(move || {
         let opening = std::thread::spawn(move || {

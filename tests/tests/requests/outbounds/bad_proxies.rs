@@ -201,7 +201,7 @@ async fn a_proxy_that_cannot_reach_upstream() {
     }
 }
 
-/// Connects to a port that only the proxy's imagination knows.
+/// Connects through an outbound to a host that only the proxy knows.
 async fn dial(outbound: Value) -> OutboundStream {
     let text = json!({ "services": [{ "type": "ocm", "detour": "out", "credential_path": "a.json" }],
         "outbounds": [outbound] });

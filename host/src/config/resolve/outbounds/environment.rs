@@ -16,8 +16,7 @@ use crate::config::path::ConfigPath;
 use crate::config::problem::ProblemReport;
 use crate::values::secret::SecretString;
 
-/// Returns the route through the proxies that the environment names. `field` is the one that asks
-/// for it.
+/// Returns the route through the proxies that the environment names. `field` asks for it.
 pub(in crate::config::resolve) fn environment_route(
     field: &ConfigPath,
     report: &mut ProblemReport,
