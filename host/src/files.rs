@@ -113,7 +113,9 @@ pub(crate) fn read_regular(path: &Path, bytes_max: u64) -> Result<Vec<u8>, FileR
 }
 
 fn read_all(file: File, bytes_max: u64) -> Result<Vec<u8>, FileReadError> {
-    let mut bytes = Vec::new();
+    // Room for all of it: a buffer that grows leaves copies behind, which may be of a secret.
+    let length = file.metadata()?.len().min(bytes_max) + 1;
+    let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or_default());
     file.take(bytes_max + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > bytes_max {
         return Err(FileReadError::TooLarge { bytes_max });

@@ -10,21 +10,25 @@ mod challenges;
 mod clients;
 mod hybrid;
 mod material;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ServerConfig;
-use rustls::server::Acceptor;
+use rustls::crypto::CryptoProvider;
+use rustls::server::{Acceptor, NoServerSessionStorage};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
+use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
-use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 
 use self::algorithms::{protocol_versions, provider};
 use self::certificate::{NoCertificate, ServerCertificate};
 use self::challenges::{challenge_settings, is_challenge};
 use self::clients::client_verifier;
+use self::hybrid::{hybrid_alone, offers_hybrid};
 use crate::config::{ConfigProblem, TlsConfig};
 use crate::values::clock::Timestamp;
 
@@ -52,6 +56,8 @@ pub(crate) enum HandshakeError {
 #[derive(Clone)]
 pub(crate) struct TlsServer {
     settings: Arc<ServerConfig>,
+    /// The same, with X25519MLKEM768 as the only key exchange, if it is offered.
+    hybrid: Option<Arc<ServerConfig>>,
     /// The settings for ACME servers, if the certificate comes from one.
     challenge: Option<Arc<ServerConfig>>,
     handshake_timeout: Duration,
@@ -59,6 +65,8 @@ pub(crate) struct TlsServer {
     lifetime: Option<CertificateLifetime>,
     digest: MaterialDigest,
     warnings: Arc<[ConfigProblem]>,
+    /// Why clients rejected the certificate when it was read.
+    rejections: Arc<[ConfigProblem]>,
 }
 
 /// When a certificate expires, and when it should be renewed.
@@ -105,20 +113,39 @@ impl TlsServer {
         let resolver = certificate
             .as_ref()
             .map_or_else(NoCertificate::resolver, ServerCertificate::resolver);
-        let mut settings = ServerConfig::builder_with_provider(Arc::clone(&provider))
-            .with_protocol_versions(&protocol_versions(config))
-            .map_err(unusable)?
-            .with_client_cert_verifier(clients)
-            .with_cert_resolver(resolver);
-        settings.alpn_protocols.clone_from(&config.alpn);
-        // Clients without a preference get the stronger suite.
-        settings.ignore_client_order = true;
+        let settings = |provider: &Arc<CryptoProvider>| {
+            let mut settings = ServerConfig::builder_with_provider(Arc::clone(provider))
+                .with_protocol_versions(&protocol_versions(config))
+                .map_err(unusable)?
+                .with_client_cert_verifier(Arc::clone(&clients))
+                .with_cert_resolver(Arc::clone(&resolver));
+            settings.alpn_protocols.clone_from(&config.alpn);
+            // Clients without a preference get the stronger suite.
+            settings.ignore_client_order = true;
+            if config.client_authentication.is_some() {
+                // A resumed connection would not present its certificate again, and an expired one
+                // would pass.
+                settings.session_storage = Arc::new(NoServerSessionStorage {});
+                settings.send_tls13_tickets = 0;
+            }
+            Ok::<_, Vec<ConfigProblem>>(settings)
+        };
+        let all = settings(&provider)?;
+        let hybrid = match hybrid_alone(&provider) {
+            Some(provider) => {
+                let mut hybrid = settings(&Arc::new(provider))?;
+                hybrid.session_storage = Arc::clone(&all.session_storage);
+                Some(Arc::new(hybrid))
+            }
+            None => None,
+        };
         let challenge = match &config.acme {
             Some(_) => Some(Arc::new(challenge_settings().map_err(unusable)?)),
             None => None,
         };
         Ok(Self {
-            settings: Arc::new(settings),
+            settings: Arc::new(all),
+            hybrid,
             challenge,
             handshake_timeout: config.handshake_timeout.unwrap_or(handshake_timeout),
             lifetime: certificate.as_ref().map(|certificate| CertificateLifetime {
@@ -127,9 +154,13 @@ impl TlsServer {
             }),
             digest: material.digest(),
             warnings: certificate
-                .map(ServerCertificate::into_warnings)
-                .unwrap_or_default()
-                .into(),
+                .as_ref()
+                .map(|certificate| certificate.warnings().into())
+                .unwrap_or_default(),
+            rejections: certificate
+                .as_ref()
+                .map(|certificate| certificate.rejections().into())
+                .unwrap_or_default(),
         })
     }
 
@@ -162,16 +193,18 @@ impl TlsServer {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let settings = Arc::clone(&self.settings);
-        let Some(challenge) = &self.challenge else {
-            return Ok(TlsAcceptor::from(settings).accept(stream).await?);
-        };
         let begun = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
-        if is_challenge(&begun.client_hello()) {
+        let hello = begun.client_hello();
+        if let Some(challenge) = self.challenge.as_ref().filter(|_| is_challenge(&hello)) {
             begun.into_stream(Arc::clone(challenge)).await?;
             return Err(HandshakeError::Challenge);
         }
-        Ok(begun.into_stream(settings).await?)
+        // rustls would follow the client's order, and most clients name X25519 first.
+        let settings = match &self.hybrid {
+            Some(hybrid) if offers_hybrid(&hello) => hybrid,
+            _ => &self.settings,
+        };
+        Ok(begun.into_stream(Arc::clone(settings)).await?)
     }
 
     /// Returns when the certificate expires, or `None` while there is none.
@@ -190,8 +223,16 @@ impl TlsServer {
     }
 
     /// Returns what an operator should know about the certificate.
-    pub(crate) fn warnings(&self) -> &[ConfigProblem] {
-        &self.warnings
+    pub(crate) fn warnings(&self) -> impl Iterator<Item = &ConfigProblem> {
+        self.warnings.iter().chain(self.rejections.iter())
+    }
+
+    /// Returns why clients reject the certificate, for example because it has expired, while they
+    /// do not reject that of `current`.
+    pub(crate) fn is_worse_than(&self, current: &Self) -> Option<&[ConfigProblem]> {
+        let is_over = current.expires_at().is_none_or(|at| at <= Timestamp::now());
+        let is_worse = !self.rejections.is_empty() && current.rejections.is_empty() && !is_over;
+        is_worse.then_some(&*self.rejections)
     }
 }
 

@@ -28,6 +28,7 @@ pub(super) struct ServerCertificate {
     expires_at: Timestamp,
     renew_at: Timestamp,
     warnings: Vec<ConfigProblem>,
+    rejections: Vec<ConfigProblem>,
 }
 
 impl ServerCertificate {
@@ -55,20 +56,19 @@ impl ServerCertificate {
             )]);
         };
         let leaf = &links[order.places[0]];
-        let mut messages = Vec::new();
-        messages.extend(order.message());
-        messages.extend(leaf.validity_message(OffsetDateTime::now_utc()));
-        let mut warnings: Vec<ConfigProblem> = messages
-            .into_iter()
-            .map(|message| ConfigProblem::new(certificate_field.clone(), message))
-            .collect();
-        warnings.extend(name_warning(config, &chain[order.places[0]]));
+        let now = OffsetDateTime::now_utc();
+        let problem = |message: String| ConfigProblem::new(certificate_field.clone(), message);
+        let warnings = order.message().map(problem).into_iter().collect();
+        let mut rejections = Vec::new();
+        rejections.extend(leaf.validity_message(now).map(problem));
+        rejections.extend(name_warning(config, &chain[order.places[0]]));
         let chain = order.places.iter().map(|place| chain[*place].clone());
         Ok(Self {
             key: Arc::new(CertifiedKey::new(chain.collect(), key)),
             expires_at: timestamp(leaf.not_after),
             renew_at: timestamp(leaf.not_before + (leaf.not_after - leaf.not_before) * 2 / 3),
             warnings,
+            rejections,
         })
     }
 
@@ -85,8 +85,14 @@ impl ServerCertificate {
         self.renew_at
     }
 
-    pub(super) fn into_warnings(self) -> Vec<ConfigProblem> {
-        self.warnings
+    /// Returns what clients cannot see, and an operator should know.
+    pub(super) fn warnings(&self) -> &[ConfigProblem] {
+        &self.warnings
+    }
+
+    /// Returns why clients reject the certificate as it is now.
+    pub(super) fn rejections(&self) -> &[ConfigProblem] {
+        &self.rejections
     }
 }
 
@@ -170,7 +176,8 @@ fn private_key(
 
 /// What is known of one certificate in a chain.
 struct ChainLink {
-    public_key: Vec<u8>,
+    /// `None` for a certificate that rustls cannot present as its own.
+    public_key: Option<Vec<u8>>,
     subject: Vec<u8>,
     issuer: Vec<u8>,
     not_before: OffsetDateTime,
@@ -205,12 +212,12 @@ fn links(
     field: &ConfigPath,
 ) -> Result<Vec<ChainLink>, ConfigProblem> {
     let link = |certificate: &CertificateDer<'_>| {
-        let public_key = ParsedCertificate::try_from(certificate)
-            .ok()?
-            .subject_public_key_info();
         let (rest, parsed) = parse_x509_certificate(certificate).ok()?;
         rest.is_empty().then(|| ChainLink {
-            public_key: public_key.as_ref().to_vec(),
+            // Of the certificates that sign it, some may be too old for rustls.
+            public_key: ParsedCertificate::try_from(certificate)
+                .ok()
+                .map(|parsed| parsed.subject_public_key_info().as_ref().to_vec()),
             subject: parsed.subject().as_raw().to_vec(),
             issuer: parsed.issuer().as_raw().to_vec(),
             not_before: parsed.validity().not_before.to_datetime(),
@@ -254,7 +261,7 @@ fn order(links: &[ChainLink], key: &dyn SigningKey) -> Option<ChainOrder> {
     let leaf = match key.public_key() {
         Some(public_key) => links
             .iter()
-            .position(|link| link.public_key == public_key.as_ref())?,
+            .position(|link| link.public_key.as_deref() == Some(public_key.as_ref()))?,
         None => 0,
     };
     let mut rest: Vec<usize> = (0..links.len()).filter(|place| *place != leaf).collect();

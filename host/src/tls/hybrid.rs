@@ -11,9 +11,11 @@ use ml_kem::ml_kem_768::{Ciphertext, DecapsulationKey, EncapsulationKey};
 use ml_kem::{B32, Key, Seed};
 use rustls::crypto::ring::{default_provider, kx_group};
 use rustls::crypto::{
-    ActiveKeyExchange, CompletedKeyExchange, SecureRandom, SharedSecret, SupportedKxGroup,
+    ActiveKeyExchange, CompletedKeyExchange, CryptoProvider, SecureRandom, SharedSecret,
+    SupportedKxGroup,
 };
 use rustls::ffdhe_groups::FfdheGroup;
+use rustls::server::ClientHello;
 use rustls::{Error, NamedGroup, PeerMisbehaved, ProtocolVersion};
 use zeroize::Zeroizing;
 
@@ -37,9 +39,9 @@ pub(super) struct X25519MlKem768;
 
 impl SupportedKxGroup for X25519MlKem768 {
     fn start(&self) -> Result<Box<dyn ActiveKeyExchange>, Error> {
-        let mut seed = Zeroizing::new([0; 64]);
+        let mut seed = Zeroizing::new(Seed::default());
         RANDOM.fill(seed.as_mut_slice())?;
-        let key = DecapsulationKey::from_seed(Seed::from(*seed));
+        let key = DecapsulationKey::from_seed(*seed);
         let x25519 = kx_group::X25519.start()?;
         let share = [
             key.encapsulation_key().to_bytes().as_slice(),
@@ -57,10 +59,9 @@ impl SupportedKxGroup for X25519MlKem768 {
             .and_then(|key| EncapsulationKey::new(&key).ok())
             .ok_or(INVALID_KEY_SHARE)?;
         let x25519 = kx_group::X25519.start_and_complete(x25519_share)?;
-        let mut randomness = Zeroizing::new([0; 32]);
+        let mut randomness = Zeroizing::new(B32::default());
         RANDOM.fill(randomness.as_mut_slice())?;
-        let (ciphertext, secret) =
-            encapsulation_key.encapsulate_deterministic(&B32::from(*randomness));
+        let (ciphertext, secret) = encapsulation_key.encapsulate_deterministic(&randomness);
         let secret = Zeroizing::new(secret);
         Ok(CompletedKeyExchange {
             group: self.name(),
@@ -80,6 +81,22 @@ impl SupportedKxGroup for X25519MlKem768 {
     fn usable_for_version(&self, version: ProtocolVersion) -> bool {
         version == ProtocolVersion::TLSv1_3
     }
+}
+
+/// Returns `provider` with this key exchange alone, if it has it.
+pub(super) fn hybrid_alone(provider: &CryptoProvider) -> Option<CryptoProvider> {
+    let mut alone = provider.clone();
+    alone
+        .kx_groups
+        .retain(|group| group.name() == NamedGroup::X25519MLKEM768);
+    (!alone.kx_groups.is_empty()).then_some(alone)
+}
+
+/// Returns whether the client offers this key exchange.
+pub(super) fn offers_hybrid(hello: &ClientHello<'_>) -> bool {
+    hello
+        .named_groups()
+        .is_some_and(|groups| groups.contains(&NamedGroup::X25519MLKEM768))
 }
 
 /// A client's part of an exchange, until the server's share arrives.
@@ -154,6 +171,36 @@ mod tests {
                 other.secret.secret_bytes()[part]
             );
         }
+    }
+
+    /// Both parts are computed here, apart from each other.
+    #[test]
+    fn shares_and_secrets_have_the_part_of_ml_kem_first() {
+        let key = DecapsulationKey::from_seed(Seed::from([7; 64]));
+        let x25519 = kx_group::X25519.start().expect("randomness");
+        let encapsulation_key = key.encapsulation_key().to_bytes();
+        let share = [encapsulation_key.as_slice(), x25519.pub_key()].concat();
+        let server = X25519MlKem768
+            .start_and_complete(&share)
+            .expect("a good share");
+        let (ciphertext, x25519_share) = server.pub_key.split_at(1088);
+        let ciphertext = Ciphertext::try_from(ciphertext).expect("its length");
+        let secret = server.secret.secret_bytes();
+        assert_eq!(secret[..32], *key.decapsulate(&ciphertext).as_slice());
+        let x25519 = x25519.complete(x25519_share).expect("a good share");
+        assert_eq!(secret[32..], *x25519.secret_bytes());
+    }
+
+    #[test]
+    fn a_share_of_low_order_is_rejected() {
+        let mut share = X25519MlKem768
+            .start()
+            .expect("randomness")
+            .pub_key()
+            .to_vec();
+        // With this X25519 share, every client has the secret zero (RFC 7748, section 6.1).
+        share[ENCAPSULATION_KEY_BYTES..].fill(0);
+        assert!(X25519MlKem768.start_and_complete(&share).is_err());
     }
 
     #[test]

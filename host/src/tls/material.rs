@@ -3,11 +3,13 @@
 //! Owns reading them, all at once. Does not parse them. Invariant: two materials with the same
 //! digest make the same server.
 
+use std::path::Path;
+
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use crate::config::{ConfigProblem, PemContent, PemSource, TlsConfig};
-use crate::files::read_bounded;
+use crate::files::{FileReadError, read_regular};
 use crate::values::limits::CONFIG_FILE_BYTES;
 
 /// Tells the versions of a material apart.
@@ -91,16 +93,22 @@ enum PemReadError {
 fn read(source: &PemSource) -> Result<PemText, PemReadError> {
     match &source.content {
         PemContent::Inline(text) => Ok(Zeroizing::new(text.expose().as_bytes().to_vec())),
-        PemContent::File(path) => read_bounded(path, CONFIG_FILE_BYTES)
-            .map(Zeroizing::new)
-            .map_err(|error| {
-                let message = format!("cannot read {}: {error}", path.display());
-                let problem = ConfigProblem::new(source.field.clone(), message);
-                if path.exists() {
-                    PemReadError::Unreadable(problem)
-                } else {
-                    PemReadError::Missing(problem)
-                }
-            }),
+        PemContent::File(path) => read_file(path).map(Zeroizing::new).map_err(|error| {
+            let message = format!("cannot read {}: {error}", path.display());
+            let problem = ConfigProblem::new(source.field.clone(), message);
+            if path.exists() {
+                PemReadError::Unreadable(problem)
+            } else {
+                PemReadError::Missing(problem)
+            }
+        }),
     }
+}
+
+/// Reads a file, which must be a regular one: it is read again and again.
+fn read_file(path: &Path) -> Result<Vec<u8>, FileReadError> {
+    if path.is_dir() {
+        return Err(FileReadError::Folder);
+    }
+    read_regular(path, CONFIG_FILE_BYTES)
 }

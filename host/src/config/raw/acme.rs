@@ -1,6 +1,8 @@
 //! Certificates from an ACME server: `tls.acme`, `tls.certificate_provider` and the section
 //! `certificate_providers`.
 
+use std::fmt;
+
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -8,7 +10,7 @@ use super::form::OneOrMany;
 use super::unsupported::{UnsupportedField, fields, requested};
 
 /// A certificate that the gateway obtains from an ACME server (RFC 8555), and renews.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(in crate::config) struct RawAcme {
     /// The type: always `acme`. Not needed in `tls.acme`.
@@ -48,6 +50,15 @@ pub(in crate::config) struct RawAcme {
     http_client: UnsupportedField,
 }
 
+/// Shows no key.
+impl fmt::Debug for RawAcme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RawAcme")
+            .field("domain", &self.domain)
+            .finish_non_exhaustive()
+    }
+}
+
 impl RawAcme {
     /// The fields that are set, but not supported.
     pub(in crate::config) fn unsupported_fields(&self) -> Vec<&'static str> {
@@ -56,7 +67,7 @@ impl RawAcme {
 }
 
 /// An account at a certificate authority, for external account binding (RFC 8555, section 7.3.4).
-#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(in crate::config) struct RawExternalAccount {
     /// The identifier of the key, as the certificate authority issued it.

@@ -1,5 +1,7 @@
 //! The section `tls` of a service.
 
+use std::fmt;
+
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -8,7 +10,7 @@ use super::form::{OneOrMany, RawDuration};
 use super::unsupported::{UnsupportedField, fields, requested};
 
 /// TLS between the clients and the gateway.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(in crate::config) struct RawTls {
     /// Whether clients speak TLS. If not, the other fields have no effect.
@@ -52,7 +54,7 @@ pub(in crate::config) struct RawTls {
     pub(in crate::config) kernel_tx: bool,
     /// Without effect: kernel TLS is not used.
     pub(in crate::config) kernel_rx: bool,
-    /// Without effect: it is a setting of clients.
+    /// Without a certificate: a self-signed one is made at each start. With one: without effect.
     pub(in crate::config) insecure: bool,
     /// The provider that the certificate comes from: the tag of an entry in
     /// `certificate_providers`, or a provider of type `acme`.
@@ -63,6 +65,15 @@ pub(in crate::config) struct RawTls {
     ech: UnsupportedField,
     /// Not supported yet: the Reality protocol of Xray.
     reality: UnsupportedField,
+}
+
+/// Shows no key.
+impl fmt::Debug for RawTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RawTls")
+            .field("enabled", &self.enabled)
+            .finish_non_exhaustive()
+    }
 }
 
 impl RawTls {

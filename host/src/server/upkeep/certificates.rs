@@ -172,12 +172,12 @@ impl CertificateState {
         progress.issue_problem = Some(reason);
     }
 
-    fn digest(&self) -> Option<MaterialDigest> {
-        self.server.borrow().as_ref().map(TlsServer::digest)
+    fn current(&self) -> Option<TlsServer> {
+        self.server.borrow().clone()
     }
 
     fn log_warnings(&self, server: Option<&TlsServer>) {
-        for warning in server.map(TlsServer::warnings).unwrap_or_default() {
+        for warning in server.into_iter().flat_map(TlsServer::warnings) {
             tracing::warn!(service = self.service, %warning, "certificate");
         }
     }
@@ -246,8 +246,8 @@ impl CertificateFiles {
         self.config.files()
     }
 
-    /// Reads all files. `known` is what is in use. Blocks.
-    fn read(&self, known: Option<MaterialDigest>) -> FilesRead {
+    /// Reads all files. `current` is what is in use. Blocks.
+    fn read(&self, current: Option<&TlsServer>) -> FilesRead {
         let material = match TlsMaterial::read(&self.config) {
             Ok(material) => material,
             Err(problems) => {
@@ -258,10 +258,17 @@ impl CertificateFiles {
             }
         };
         let digest = material.digest();
-        if known == Some(digest) {
+        if current.is_some_and(|current| current.digest() == digest) {
             return FilesRead::Unchanged;
         }
-        match TlsServer::new(&self.config, &material, self.handshake_timeout) {
+        let server = TlsServer::new(&self.config, &material, self.handshake_timeout);
+        let server = server.and_then(|server| {
+            match current.and_then(|current| server.is_worse_than(current)) {
+                Some(problems) => Err(problems.to_vec()),
+                None => Ok(server),
+            }
+        });
+        match server {
             Ok(server) => FilesRead::Changed(Box::new(server)),
             Err(problems) => FilesRead::Unusable {
                 digest: Some(digest),
@@ -294,8 +301,8 @@ pub(super) async fn follow_files(
 async fn read_settled(state: &CertificateState, files: &CertificateFiles) {
     let mut settling = FileSettling::new();
     loop {
-        let (reading, known) = (files.clone(), state.digest());
-        let read = spawn_blocking(move || reading.read(known)).await;
+        let (reading, current) = (files.clone(), state.current());
+        let read = spawn_blocking(move || reading.read(current.as_ref())).await;
         match read {
             Ok(FilesRead::Unchanged) => return state.confirm(files.configuration),
             Ok(FilesRead::Changed(server)) => return state.replace(files.configuration, *server),

@@ -40,7 +40,7 @@ pub(super) fn tls(
         None if is_issued(raw) => None,
         None => configured_pem(path, raw, report),
     };
-    let (min_version, max_version) = versions(path, raw, report)?;
+    let (min_version, max_version) = versions(path, raw, report);
     let handshake_timeout = raw.handshake_timeout.as_ref().and_then(|timeout| {
         field::positive_duration(timeout, path.key("handshake_timeout"), report)
     });
@@ -65,7 +65,6 @@ fn warn_of_effectless(path: &ConfigPath, raw: &RawTls, report: &mut ProblemRepor
     let fields = [
         ("kernel_tx", raw.kernel_tx, "kernel TLS is not used"),
         ("kernel_rx", raw.kernel_rx, "kernel TLS is not used"),
-        ("insecure", raw.insecure, "it is a setting of clients"),
     ];
     for (name, is_set, reason) in fields {
         if is_set {
@@ -118,10 +117,57 @@ fn configured_pem(
     raw: &RawTls,
     report: &mut ProblemReport,
 ) -> Option<(PemSource, PemSource)> {
+    if raw.insecure {
+        let message = if has_no_certificate(raw) {
+            "a self-signed certificate is made at each start: clients cannot verify it"
+        } else {
+            "without effect: there is a certificate"
+        };
+        report.warning(path.key("insecure"), message);
+    }
+    if raw.insecure && has_no_certificate(raw) {
+        return self_signed(path, raw, report);
+    }
     let file = raw.certificate_path.as_deref();
     let certificate = pem(path, "certificate", &raw.certificate, file, report);
     let key = pem(path, "key", &raw.key, raw.key_path.as_deref(), report);
     Some((certificate?, key?))
+}
+
+/// Whether there is neither a certificate nor a key.
+fn has_no_certificate(raw: &RawTls) -> bool {
+    let is_unset = |path: &Option<String>| field::non_empty(path.as_deref()).is_none();
+    raw.certificate.as_slice().is_empty()
+        && raw.key.as_slice().is_empty()
+        && is_unset(&raw.certificate_path)
+        && is_unset(&raw.key_path)
+}
+
+/// Makes a certificate for `server_name`, and its key.
+fn self_signed(
+    path: &ConfigPath,
+    raw: &RawTls,
+    report: &mut ProblemReport,
+) -> Option<(PemSource, PemSource)> {
+    let name = field::non_empty(raw.server_name.as_deref()).unwrap_or("localhost");
+    let field = path.key("insecure");
+    match rcgen::generate_simple_self_signed([name.to_owned()]) {
+        Ok(made) => {
+            let source = |text: String| PemSource {
+                field: field.clone(),
+                content: PemContent::Inline(SecretString::new(text)),
+            };
+            Some((
+                source(made.cert.pem()),
+                source(made.signing_key.serialize_pem()),
+            ))
+        }
+        Err(error) => {
+            let message = format!("no certificate for {name:?} can be made: {error}");
+            report.problem(field, message);
+            None
+        }
+    }
 }
 
 /// Returns the source of a text in PEM: the field `name`, or the file in `name` with `_path`.
@@ -159,44 +205,43 @@ fn inline_pem(field: ConfigPath, lines: &OneOrMany<String>) -> Option<PemSource>
     })
 }
 
+/// Returns the lowest and the highest version. Those that the TLS library lacks are raised: no
+/// client of this gateway needs them, and they are broken.
 fn versions(
     path: &ConfigPath,
     raw: &RawTls,
     report: &mut ProblemReport,
-) -> Option<(TlsVersion, TlsVersion)> {
-    let field = path.key("min_version");
-    let min = match field::non_empty(raw.min_version.as_deref()) {
-        Some(old @ ("1.0" | "1.1")) => {
-            let message = format!("raised from {old} to 1.2: older versions are not supported");
-            report.warning(field, message);
-            TlsVersion::V1_2
-        }
-        text => version(text, field, TlsVersion::V1_2, report),
-    };
-    let max = field::non_empty(raw.max_version.as_deref());
-    let max = version(max, path.key("max_version"), TlsVersion::V1_3, report);
+) -> (TlsVersion, TlsVersion) {
+    let min_field = path.key("min_version");
+    let max_field = path.key("max_version");
+    let min = version(raw.min_version.as_deref(), min_field, report).unwrap_or(TlsVersion::V1_2);
+    let max =
+        version(raw.max_version.as_deref(), max_field.clone(), report).unwrap_or(TlsVersion::V1_3);
     if min > max {
-        let message = "expected at most max_version (1.2), found 1.3";
-        report.problem(path.key("min_version"), message);
-        return None;
+        let message = "raised from 1.2 to 1.3: it is below min_version";
+        report.warning(max_field, message);
+        return (min, min);
     }
-    Some((min, max))
+    (min, max)
 }
 
 fn version(
     text: Option<&str>,
     field: ConfigPath,
-    default: TlsVersion,
     report: &mut ProblemReport,
-) -> TlsVersion {
-    match text {
-        None => default,
-        Some("1.2") => TlsVersion::V1_2,
-        Some("1.3") => TlsVersion::V1_3,
-        Some(other) => {
+) -> Option<TlsVersion> {
+    match field::non_empty(text)? {
+        "1.2" => Some(TlsVersion::V1_2),
+        "1.3" => Some(TlsVersion::V1_3),
+        old @ ("1.0" | "1.1") => {
+            let message = format!("raised from {old} to 1.2: older versions are not supported");
+            report.warning(field, message);
+            Some(TlsVersion::V1_2)
+        }
+        other => {
             let message = format!("expected \"1.2\" or \"1.3\", found {other:?}");
             report.problem(field, message);
-            default
+            None
         }
     }
 }

@@ -1,7 +1,9 @@
 //! Certificates that clients present.
 
+use rustls::HandshakeKind;
 use serde_json::{Value, json};
-use tollgate_tests::{Authority, Certificate, TLS_VERSIONS, TlsScene};
+use tollgate_tests::peer::{Peer, post};
+use tollgate_tests::{Authority, Certificate, TLS_VERSIONS, TlsScene, turn};
 
 /// Checks whether a client is served that presents `certificate`, with each version of TLS.
 async fn check(scene: &TlsScene, certificate: Option<&Certificate>, is_served: bool, what: &str) {
@@ -101,6 +103,34 @@ async fn a_public_key_is_accepted_by_its_digest() {
         check(&scene, Some(&named), true, mode).await;
         check(&scene, Some(&other), false, mode).await;
         check(&scene, None, without, mode).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_are_verified_present_their_certificate_each_time() {
+    let known = Authority::new();
+    let certificate = known.sign(&["client"]);
+    for (tls, is_resumed) in [
+        (json!({ "client_certificate": known.pem }), false),
+        (json!({}), true),
+    ] {
+        let scene = TlsScene::new(tls, json!({})).await;
+        for version in TLS_VERSIONS {
+            let client =
+                scene
+                    .authority
+                    .client_presenting(&[*version], &["http/1.1"], &certificate);
+            let mut kinds = Vec::new();
+            for _ in 0..2 {
+                let stream = scene.connect_by(&client).await.expect("a handshake");
+                kinds.push(stream.get_ref().1.handshake_kind());
+                let mut peer = Peer::new(stream);
+                peer.send(post(&turn("resumed").to_string())).await;
+                peer.message().await.expect("an answer");
+            }
+            let is_full = kinds[1] == Some(HandshakeKind::Full);
+            assert_eq!(!is_full, is_resumed, "{:?}: {kinds:?}", version.version);
+        }
     }
 }
 

@@ -123,6 +123,36 @@ async fn a_broken_replacement_keeps_the_certificate_and_is_reported() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_replacement_that_clients_reject_keeps_the_certificate() {
+    let scene = TlsScene::in_files(json!({ "server_name": "localhost" })).await;
+    let first = scene.presented().await.expect("a certificate");
+    for (number, (certificate, expected)) in [
+        (
+            scene.authority.sign_for_years(&["localhost"], 2001..2002),
+            "expired at",
+        ),
+        (
+            scene.authority.sign_for_years(&["localhost"], 3000..3001),
+            "not valid before",
+        ),
+        (scene.authority.sign(&["elsewhere"]), "not valid for"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        scene.replace("cert.pem", &certificate.pem);
+        scene.replace("key.pem", &certificate.key);
+        wait_for_rejections(&scene, (number + 1) as f64).await;
+        let problem = problem(&scene).await;
+        assert!(
+            problem.as_str().is_some_and(|text| text.contains(expected)),
+            "{problem}"
+        );
+        assert_eq!(scene.presented().await.as_ref(), Some(&first));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_broken_replacement_that_is_taken_back_is_no_problem_any_more() {
     let scene = TlsScene::in_files(json!({})).await;
     let first = std::fs::read_to_string(scene.rig.path("cert.pem")).expect("a file");

@@ -96,9 +96,12 @@ pub(super) fn key_exchanges(
     let mut is_complete = true;
     for (index, name) in names.iter().enumerate() {
         let field = list.index(index);
-        if let Some(known) = KeyExchange::ALL.iter().find(|known| known.name() == name) {
+        if let Some(known) = KeyExchange::ALL
+            .iter()
+            .find(|known| known.name().eq_ignore_ascii_case(name))
+        {
             chosen.push(*known);
-        } else if name == UNSUPPORTED_KEY_EXCHANGE {
+        } else if name.eq_ignore_ascii_case(UNSUPPORTED_KEY_EXCHANGE) {
             report.warning(field, format!("without effect: {name} is not supported"));
         } else {
             is_complete = false;

@@ -22,7 +22,7 @@ pub(super) fn client_authentication(
     raw: &RawTls,
     report: &mut ProblemReport,
 ) -> Option<ClientAuthentication> {
-    let authorities = authorities(path, raw);
+    let authorities = authorities(path, raw, report);
     let public_keys = public_keys(path, raw, report);
     let has_means = !authorities.is_empty() || !raw_public_keys(raw).is_empty();
     let mode = mode(path, raw, has_means, report)?;
@@ -79,14 +79,20 @@ fn mode(
     mode
 }
 
-fn authorities(path: &ConfigPath, raw: &RawTls) -> Vec<PemSource> {
+fn authorities(path: &ConfigPath, raw: &RawTls, report: &mut ProblemReport) -> Vec<PemSource> {
     let inline = inline_pem(path.key("client_certificate"), &raw.client_certificate);
     let list = path.key("client_certificate_path");
     let files = raw.client_certificate_path.as_slice().iter().enumerate();
     let files = files.filter_map(|(index, file)| {
+        let field = list.index(index);
+        let Some(file) = field::file(Some(file)) else {
+            // Left out, it would let in clients that it should keep out.
+            report.problem(field, "must not be empty");
+            return None;
+        };
         Some(PemSource {
-            field: list.index(index),
-            content: PemContent::File(field::file(Some(file))?),
+            field,
+            content: PemContent::File(file),
         })
     });
     inline.into_iter().chain(files).collect()
