@@ -6,7 +6,7 @@ use http::StatusCode;
 use serde_json::{Value, json};
 use tollgate_tests::reverse::{REVERSE_TOKEN, ReverseScene, back_config, eager, front_config};
 use tollgate_tests::upstream::{Gate, Reply, WAIT_MAX};
-use tollgate_tests::{Client, Rig, turn, wait_for_rows};
+use tollgate_tests::{Authority, Client, Program, Proxy, Rig, turn, wait_for_rows};
 
 /// How long 100 streams and a body of 100 MiB may take beside 50 responses.
 const LOAD_MAX: Duration = Duration::from_secs(100);
@@ -334,6 +334,52 @@ async fn a_host_and_a_port_replace_those_of_the_url() {
     back.start(config).await;
     front.wait_for_state("x", "ready").await;
     back.stop().await;
+    front.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_connection_is_made_through_the_detour() {
+    for kind in ["socks", "http"] {
+        let proxy = Proxy::start().await;
+        let mut front = Rig::new().await;
+        let alice = front.start(front_config(&front)).await;
+        let mut back = Rig::new().await;
+        let mut config = back_config(&back, alice.address());
+        config["services"][0]["credentials"][1]["detour"] = json!("out");
+        config["outbounds"] = json!([proxy.outbound(kind, "out")]);
+        back.start(config).await;
+        front.wait_for_state("x", "ready").await;
+        let tunnels = proxy.tunnels();
+        assert_eq!(tunnels.len(), 1, "{kind}: {tunnels:?}");
+        back.stop().await;
+        front.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_connection_is_made_over_tls() {
+    let authority = Authority::new();
+    let certificate = authority.sign(&["127.0.0.1"]);
+    let mut front = Rig::new().await;
+    let mut config = front_config(&front);
+    config["services"][0]["tls"] = json!({
+        "enabled": true,
+        "certificate": certificate.pem,
+        "key": certificate.key,
+    });
+    let alice = front.start(config).await;
+    let back = Rig::new().await;
+    let mut config = back_config(&back, alice.address());
+    config["services"][0]["credentials"][1]["url"] = json!(format!("https://{}", alice.address()));
+    let config = back.write("config.json", config.to_string());
+    let trusted = back.write("trusted.pem", &authority.pem);
+    let (ready, log) = (back.path("ready.json"), back.path("gateway.log"));
+    let program = Program::start_trusting(&config, ready, log, Some(&trusted)).await;
+    front
+        .wait_for_credential("x", WAIT_MAX, "it was polled", |x| x["polled_at"].is_u64())
+        .await;
+    program.kill();
+    wait_until_disconnected(&front).await;
     front.stop().await;
 }
 
