@@ -1,6 +1,6 @@
 //! Sockets, before they connect.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -80,9 +80,11 @@ fn set_options(socket: &Socket, options: &SocketOptions) -> Result<(), DialFailu
         let keep_alive = TcpKeepalive::new()
             .with_time(whole_seconds(idle))
             .with_interval(whole_seconds(interval));
-        socket
-            .set_tcp_keepalive(&keep_alive)
-            .map_err(|error| DialFailure::option("tcp_keep_alive", &error))?;
+        match socket.set_tcp_keepalive(&keep_alive) {
+            // Older kernels have no such options for Multipath TCP.
+            Err(error) if options.tcp_multi_path && error.kind() == ErrorKind::Unsupported => {}
+            set => set.map_err(|error| DialFailure::option("tcp_keep_alive", &error))?,
+        }
     }
     set_system_options(socket, options)
 }

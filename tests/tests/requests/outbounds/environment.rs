@@ -48,9 +48,8 @@ async fn a_service_uses_the_proxy_of_the_environment_if_it_says_so() {
         let (is_ok, text) = check(&rig, &config, &[(variable, &url)]);
         assert!(is_ok, "{variable}: {text}");
         assert!(!text.contains("password"), "{text}");
-        let named = variable.to_ascii_uppercase();
         assert!(
-            text.contains(&format!("connected through outbound \"{named}\"")),
+            text.contains(&format!("connected through outbound \"{variable}\"")),
             "{text}"
         );
         let expected = SeenTunnel {
