@@ -155,6 +155,13 @@ fn bind_service(
     limits: &Limits,
 ) -> Result<Vec<ClientListener>, StartError> {
     let stall_limit = limits.client_stall_timeout;
+    let is_managed = |socket: &HandedOverSocket| socket.owner == SocketOwner::ServiceManager;
+    if service.listen.options.are_special() && handed_over.iter().any(is_managed) {
+        tracing::warn!(
+            service = service.tag,
+            "listen options have no effect on a socket of the service manager"
+        );
+    }
     let bound: Result<Vec<_>, ListenError> = if handed_over.is_empty() {
         ClientListener::bind(&service.listen, Arc::clone(room), stall_limit)
             .map(|listener| vec![listener])

@@ -69,6 +69,15 @@ pub struct ListenOptions {
 }
 
 impl ListenOptions {
+    /// Returns whether they ask for something that only the process that opens a socket can do.
+    pub fn are_special(&self) -> bool {
+        self.place() != (None, None)
+            || self.routing_mark.is_some()
+            || self.reuse_port
+            || self.fast_open
+            || self.multi_path
+    }
+
     /// Returns the interface and the namespace: an address can be used once in each.
     pub fn place(&self) -> (Option<&str>, Option<&Path>) {
         (self.interface.as_deref(), self.network_namespace.as_deref())
