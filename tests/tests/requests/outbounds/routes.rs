@@ -3,6 +3,9 @@
 use http::StatusCode;
 use rcgen::{CertificateParams, KeyPair, PublicKeyData};
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::time::timeout;
+use tollgate_tests::peer::{Peer, WAIT_MAX};
 use tollgate_tests::{Authority, LoginScene, Nowhere, Proxy, Rig, SeenTunnel, over_both, turn};
 
 use super::scene::{check_tunnels, config, start, tunnel, with, with_remote_name};
@@ -216,6 +219,31 @@ async fn a_refresh_in_a_process_of_its_own_goes_through_the_detour() {
     let expected = tunnel(&scene.rig, "socks5", "upstream.invalid", "name:password");
     check_tunnels(&proxy, &expected);
     program.kill();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reverse_connection_goes_through_the_detour() {
+    let proxy = Proxy::start().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    let mut rig = Rig::new().await;
+    // Only the proxy resolves the name.
+    let credential = json!({ "type": "external", "tag": "up", "url": format!("http://upstream.invalid:{port}"),
+        "reverse": true, "token": "token-up", "detour": "out" });
+    let mut config = rig.config(json!({ "credentials": [rig.oauth("a"), credential] }));
+    config["outbounds"] = json!([proxy.outbound("http", "out")]);
+    rig.start(config).await;
+    let asking = async {
+        loop {
+            let (stream, _) = listener.accept().await.expect("a connection");
+            let asked = Peer::new(stream).message().await;
+            // The gateway asks for the other gateway's usage besides.
+            if asked.is_some_and(|asked| asked.head.starts_with("get /ocm/v1/reverse ")) {
+                return;
+            }
+        }
+    };
+    timeout(WAIT_MAX, asking).await.expect("it is asked");
 }
 
 #[tokio::test(flavor = "multi_thread")]
