@@ -117,7 +117,7 @@ async fn a_connection_without_its_proxy_header_is_closed() {
     for header in [
         b"".as_slice(),
         b"PROXY TCP4 nonsense 127.0.0.1 4096 8080\r\n",
-        &[BINARY_HEADER, b"short"].concat(),
+        b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x03abc",
         b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff",
     ] {
         let answer = exchange_with(address, &[header, &request]).await;
@@ -320,7 +320,7 @@ async fn an_address_is_shared_with_reuse_addr_only() {
         .expect("a free port");
     let port = other.local_addr().expect("it is bound").port();
     let printed = failure(&rig, &with_fields(&rig, json!({ "listen_port": port })));
-    assert!(printed.contains("address in use"), "{printed}");
+    assert!(printed.contains("address already in use"), "{printed}");
     let fields = json!({ "listen_port": port, "reuse_addr": true });
     let program = rig.spawn(&with_fields(&rig, fields)).await;
     // The other socket does not listen, so that all connections reach the gateway.
