@@ -31,9 +31,9 @@ const FOLDER_MODE: u32 = 0o700;
 pub(crate) enum ChallengeAnswer {
     /// A file at `/.well-known/acme-challenge/` over HTTP.
     Http {
-        /// The file's name.
+        /// The name of the file.
         token: String,
-        /// The file's content.
+        /// The content of the file.
         key_authorization: String,
     },
     /// A certificate that is presented if a client asks for the protocol `acme-tls/1`.
@@ -66,7 +66,7 @@ pub(crate) enum AcmeError {
         domain: String,
         /// The challenge that was tried.
         challenge: &'static str,
-        /// The server's reason.
+        /// The reason that the server gives.
         reason: String,
     },
     /// The gateway cannot answer the challenge.

@@ -27,8 +27,8 @@ pub use model::{
     OutboundCarrier, OutboundConfig, OutboundProtocol, POLICY_MEMORY, POLICY_TIMEOUT, PemContent,
     PemSource, PolicyConfig, PolicyId, PolicySource, PoolConfig, ProxyAddress, ProxyHeader,
     ProxyLogin, ProxyProtocol, ProxyTls, ProxyVerification, ReverseRole, ServiceConfig,
-    SocketOptions, SocksProxy, SocksVersion, Tls12Suite, TlsConfig, TlsVersion, TrustedProxies,
-    UpstreamEndpoints, UpstreamRoute, UserConfig, WindowCaps,
+    SocketOptions, SocksProxy, SocksVersion, Tls12Suite, TlsConfig, TlsVersion, TrustConfig,
+    TrustStore, TrustedProxies, UpstreamEndpoints, UpstreamRoute, UserConfig, WindowCaps,
 };
 pub use path::ConfigPath;
 pub use problem::ConfigProblem;
@@ -47,14 +47,13 @@ pub const DEFAULT_CONFIG: &str =
     r#"{"services": [{"type": "ocm", "listen": "127.0.0.1", "listen_port": 8080}]}"#;
 
 /// Top-level keys of sing-box that Tollgate ignores.
-const IGNORED_KEYS: [&str; 9] = [
+const IGNORED_KEYS: [&str; 8] = [
     "dns",
     "route",
     "inbounds",
     "ntp",
     "experimental",
     "endpoints",
-    "certificate",
     "http_clients",
     "network_namespaces",
 ];

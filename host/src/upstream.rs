@@ -23,7 +23,7 @@ use tokio::time::timeout;
 pub use body::{BodyPart, ClientBody, RequestBody, RequestBodyError};
 pub use connect::{UpstreamConnection, without_tls};
 pub use response_body::ResponseBody;
-pub use trust::TrustRoots;
+pub use trust::{ConfiguredTrust, TrustRoots};
 
 use crate::config::{DialTarget, UpstreamRoute};
 use crate::reverse::{ReverseSlot, is_over_reverse};

@@ -6,6 +6,7 @@ mod external;
 mod listen;
 mod outbound;
 mod tls;
+mod trust;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -28,6 +29,7 @@ pub use tls::{
     ClientAuthentication, ClientAuthenticationMode, KeyExchange, PemContent, PemSource, Tls12Suite,
     TlsConfig, TlsVersion,
 };
+pub use trust::{TrustConfig, TrustStore};
 
 use super::path::ConfigPath;
 use super::raw::{LogFormat, LogLevel, OnFailure, PolicyKind};
@@ -53,6 +55,8 @@ pub struct Config {
     pub policies: Vec<PolicyConfig>,
     /// The folder of the ledger.
     pub data_dir: PathBuf,
+    /// What verifies the certificates of upstream.
+    pub trust: TrustConfig,
     /// The listener for operators, if there is one.
     pub admin: Option<AdminConfig>,
     /// What an operator limits.

@@ -47,11 +47,28 @@ pub(super) struct RawConfig {
     pub(super) admin: Option<RawAdmin>,
     /// The limits of the gateway. Sizes are in bytes.
     pub(super) limits: RawLimits,
+    /// What verifies the certificates of upstream.
+    pub(super) certificate: RawTrust,
     /// Where certificates come from, for `tls.certificate_provider`.
     pub(super) certificate_providers: OneOrMany<RawCertificateProvider>,
     /// The JSON Schema of this file, for editors.
     #[serde(rename = "$schema")]
     schema: Option<String>,
+}
+
+/// What verifies the certificates of upstream, and of proxies on the way to it.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawTrust {
+    /// The certificates of authorities to begin with: `system`, `mozilla`, `chrome` or `none`.
+    /// Those of `mozilla` and `chrome` are not included: the system's are used. Default: `system`.
+    pub(super) store: Option<String>,
+    /// Further certificates of authorities, in PEM: a list of lines, or one text.
+    pub(super) certificate: OneOrMany<String>,
+    /// The files of further certificates of authorities.
+    pub(super) certificate_path: OneOrMany<String>,
+    /// The folders whose files have further certificates of authorities.
+    pub(super) certificate_directory_path: OneOrMany<String>,
 }
 
 /// The listener for operators.

@@ -10,6 +10,7 @@ mod outbounds;
 mod policies;
 mod scope;
 mod service;
+mod trust;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -57,7 +58,9 @@ pub(super) fn resolve(raw: &RawConfig, report: &mut ProblemReport) -> Option<Con
         Some(path) => Some(PathBuf::from(path)),
         None => default_paths::data_dir(report),
     };
+    let trust = trust::trust(&raw.certificate, report);
     Some(Config {
+        trust,
         log: log(&raw.log),
         services,
         policies,

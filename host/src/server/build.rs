@@ -105,7 +105,7 @@ impl BuiltGateway {
         let certificates = read_certificates(&config)?;
         let ledger = Ledger::open_beside(&config.data_dir, &limits, inputs.ledger_lock)?;
         let ledger = Arc::new(ledger);
-        let trust = inputs.trust.unwrap_or_else(TrustRoots::from_platform);
+        let trust = read_trust(&config, inputs.trust)?;
         if trust.is_empty() {
             tracing::warn!(
                 "no trusted certificates found: set SSL_CERT_FILE to reach https upstreams"
@@ -226,6 +226,7 @@ pub fn check(mut config: Config) -> Result<Vec<ConfigProblem>, StartError> {
     for checked in [
         load_initial(&config, &StartWait::Unlimited).map(drop),
         certificates,
+        read_trust(&config, Some(TrustRoots::from_pem(b""))).map(drop),
     ] {
         match checked {
             Err(StartError::Config(error)) => problems.extend(error.problems),
@@ -234,6 +235,14 @@ pub fn check(mut config: Config) -> Result<Vec<ConfigProblem>, StartError> {
     }
     reject_problems(problems)?;
     Ok(warnings)
+}
+
+/// Reads the certificates that verify upstream's. `system` replaces the platform's.
+///
+/// # Errors
+/// Everything that cannot be used.
+fn read_trust(config: &Config, system: Option<TrustRoots>) -> Result<TrustRoots, StartError> {
+    TrustRoots::load(&config.trust, system).map_err(StartError::of_problems)
 }
 
 /// Reads the certificate of each service, `None` for a service without TLS.

@@ -36,7 +36,9 @@ pub struct TriedConnection {
 /// Connects to every address that a credential of `config` needs, in the order of the
 /// configuration. Blocks while it reads the credentials' files.
 pub async fn try_connections(config: &Config, trust: Option<TrustRoots>) -> Vec<TriedConnection> {
-    let trust = trust.unwrap_or_else(TrustRoots::from_platform);
+    // What cannot be read is reported by the check.
+    let trust = TrustRoots::load(&config.trust, trust.clone())
+        .unwrap_or_else(|_| trust.unwrap_or_else(TrustRoots::from_platform));
     let room = Arc::new(Semaphore::new(CONCURRENT_CONNECTS));
     let mut tries = JoinSet::new();
     for (service, credential) in credentials(config) {

@@ -54,7 +54,7 @@ impl TlsConfig {
 }
 
 /// Where a text in PEM comes from.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct PemSource {
     /// The field that names it.
     pub field: ConfigPath,
@@ -63,7 +63,7 @@ pub struct PemSource {
 }
 
 /// A text in PEM, or the file that has it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum PemContent {
     /// The text, which is in the configuration.
     Inline(SecretString),

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::config::{
     AdminConfig, Config, ConfigPath, ConfigProblem, ListenConfig, LogConfig, PolicyConfig,
-    ServiceConfig,
+    ServiceConfig, TrustConfig,
 };
 use crate::credentials::{Credential, LoginDirectory};
 use crate::policy::{CompilePriority, ComponentBytes, PolicyLoadError, SharedPolicyState};
@@ -25,6 +25,7 @@ pub(crate) struct StartupSettings {
     data_dir: PathBuf,
     log: LogConfig,
     admin: Option<AdminConfig>,
+    trust: TrustConfig,
     limits: Arc<Limits>,
 }
 
@@ -34,6 +35,7 @@ impl StartupSettings {
             data_dir: config.data_dir,
             log: config.log,
             admin: config.admin,
+            trust: config.trust,
             limits: Arc::clone(limits),
         }
     }
@@ -210,6 +212,7 @@ pub(crate) fn needs_restart(
         ("data_dir", config.data_dir != startup.data_dir),
         ("log", config.log != startup.log),
         ("admin", config.admin != startup.admin),
+        ("certificate", config.trust != startup.trust),
     ]
     .into_iter()
     .filter(|(_, differs)| *differs)

@@ -28,7 +28,7 @@ use crate::credentials::{
 };
 use crate::files::io_reason;
 use crate::upstream::dial::Dialer;
-use crate::upstream::{RequestBody, TrustRoots, UpstreamClient, UpstreamError};
+use crate::upstream::{ConfiguredTrust, RequestBody, TrustRoots, UpstreamClient, UpstreamError};
 use crate::values::clock::Timestamp;
 use crate::values::headers::retry_after;
 use crate::values::limits::{ANSWER_BYTES, Limits};
@@ -66,6 +66,8 @@ pub struct RefreshRequest {
     outbound: Option<OutboundConfig>,
     connect_timeout: Duration,
     refresh_timeout: Duration,
+    /// What the configuration adds to the platform's certificates.
+    trust: ConfiguredTrust,
 }
 
 #[derive(Debug)]
@@ -104,6 +106,7 @@ impl TokenRefresher {
                 .min(CONNECT_TIMEOUT)
                 .min(limits.refresh_timeout / 2),
             refresh_timeout: limits.refresh_timeout,
+            trust: self.trust.configured().clone(),
         };
         match &self.process {
             RefreshProcess::Current => run(request, &self.trust, limits).await,
@@ -169,7 +172,8 @@ pub async fn run_refresh(request: RefreshRequest) -> RefreshOutcome {
         connect_timeout: request.connect_timeout,
         ..Limits::default()
     };
-    run(request, &TrustRoots::from_platform(), &limits).await
+    let trust = TrustRoots::with_configured(request.trust.clone());
+    run(request, &trust, &limits).await
 }
 
 async fn run(request: RefreshRequest, trust: &TrustRoots, limits: &Limits) -> RefreshOutcome {

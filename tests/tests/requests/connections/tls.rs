@@ -197,6 +197,50 @@ fn behind(rig: &Rig, address: SocketAddr) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_section_certificate_adds_to_the_trust_and_replaces_it() {
+    let authority = Authority::new();
+    let of_rig = |rig: &Rig| {
+        rig.write("authority.pem", &authority.pem);
+        std::fs::create_dir(rig.path("authorities")).expect("a folder");
+        rig.write("authorities/one.pem", &authority.pem);
+        rig.write("authorities/README", "not a certificate");
+    };
+    // Which section, and whether upstream is trusted with it.
+    let cases: [(fn(&Rig, &str) -> Value, bool); 5] = [
+        (|_, _| json!({}), false),
+        (|_, pem| json!({ "certificate": pem }), true),
+        (
+            |rig, _| json!({ "certificate_path": rig.path("authority.pem") }),
+            true,
+        ),
+        (
+            |rig, _| json!({ "certificate_directory_path": rig.path("authorities") }),
+            true,
+        ),
+        (
+            |_, pem| json!({ "store": "none", "certificate": pem }),
+            true,
+        ),
+    ];
+    for (section, is_trusted) in cases {
+        let mut rig = Rig::new().await;
+        of_rig(&rig);
+        let certificate = authority.sign(&["localhost"]);
+        let address = terminator(rig.upstream.address(), &certificate, &["http/1.1"]).await;
+        let mut config = behind(&rig, address);
+        config["certificate"] = section(&rig, &authority.pem);
+        let status = if is_trusted {
+            StatusCode::OK
+        } else {
+            StatusCode::BAD_GATEWAY
+        };
+        let answer = rig.start(config.clone()).await.turn(&turn("https")).await;
+        assert_eq!(answer.status, status, "{config}: {}", answer.text());
+        rig.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_https_upstream_is_trusted_by_ssl_cert_file() {
     for (alpn, version) in [
         (&["h2", "http/1.1"][..], Version::HTTP_2),
