@@ -13,7 +13,8 @@ import codex
 import codex_socket
 import sdks
 import shared_login
-from scene import API_KEY, USERS, Scene
+from scene import API_KEY, PROXIED, USERS, Scene
+from socks_proxy import PASSWORD
 
 
 def main():
@@ -35,6 +36,7 @@ def main():
             with group as checks:
                 for name, check in checks:
                     tally.run(name, check)
+        tally.run("clients: Codex's credentials use their proxy", lambda: proxy_is_used(scene))
         tally.run("clients: no token reaches who must not see it", lambda: no_secret_leaks(scene))
     except Exception:
         tally.failed += 1
@@ -75,6 +77,12 @@ class Tally:
             print(f"ok      {name} ({time.monotonic() - began:.1f} s)", flush=True)
 
 
+def proxy_is_used(scene):
+    """Polls alone make a connection for each credential behind the proxy."""
+    if scene.proxy.connected < len(PROXIED):
+        raise AssertionError(f"expected {len(PROXIED)} connections or more, found {scene.proxy.connected}")
+
+
 def no_secret_leaks(scene):
     """No client's token goes upstream, and no token of either side goes into the log or the ledger."""
     tokens = [user.token for user in USERS.values()]
@@ -89,7 +97,7 @@ def no_secret_leaks(scene):
         text = repr(socket["messages"])
         if any(token in text for token in tokens):
             raise AssertionError(f"a client's token in a message to {socket['account']}")
-    secrets = {*tokens, API_KEY, *(secret for request in seen for secret in secrets_of(request))}
+    secrets = {*tokens, API_KEY, PASSWORD, *(secret for request in seen for secret in secrets_of(request))}
     kept = {"gateway.log": (scene.folder / "gateway.log").read_text(), "ledger": repr(scene.rows())}
     for place, text in kept.items():
         if any(secret in text for secret in secrets):

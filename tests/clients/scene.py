@@ -18,6 +18,8 @@ import tempfile
 import time
 import urllib.request
 
+from socks_proxy import SocksProxy
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BINARIES = ROOT / "target" / "debug"
 CLIENTS = ROOT / "target" / "clients"
@@ -53,6 +55,8 @@ POOLS = {
     "limited-pool": ["ivy", "jon"],
     "spent-pool": ["kai", "lea"],
 }
+# The accounts that are reached through a proxy: those of Codex, over SSE and over WebSockets.
+PROXIED = [*POOLS["codex-pool"], *POOLS["socket-pool"]]
 # Accounts with a 429 in store; each stands alone.
 LIMITED = ["limited-python", "limited-node"]
 OAUTH = [*(member for members in POOLS.values() for member in members), *LIMITED]
@@ -86,6 +90,7 @@ class Scene:
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="tollgate-clients-"))
         self.children = []
         self.url = self.upstream_url = self.control_url = None
+        self.proxy = SocksProxy()
         self.shared_file = self.folder / LOGIN / "home" / "auth.json"
 
     def set(self):
@@ -189,6 +194,9 @@ class Scene:
 
     def _config(self, upstream):
         credentials = [{"tag": tag, "credential_path": str(self.folder / f"auth-{tag}.json")} for tag in [*OAUTH, KEY]]
+        for credential in credentials:
+            if credential["tag"] in PROXIED:
+                credential["detour"] = "proxy"
         credentials.append({"tag": LOGIN, "credential_path": str(self.shared_file)})
         credentials += [
             {"tag": tag, "type": "balancer", "strategy": "least_used", "credentials": members}
@@ -198,6 +206,7 @@ class Scene:
         return {
             "log": {"level": "info", "output": str(self.folder / "gateway.log"), "format": "json"},
             "data_dir": str(self.folder / "data"),
+            "outbounds": [self.proxy.outbound("proxy")],
             "services": [
                 {
                     "type": "ocm",
