@@ -165,7 +165,7 @@ mod tests {
     use super::{Figure, Told};
 
     #[test]
-    fn a_figure_is_told_beside_its_aim() {
+    fn a_figure_is_printed_beside_its_target() {
         let told = |figure| {
             Told {
                 figure,

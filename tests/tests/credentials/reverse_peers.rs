@@ -140,7 +140,7 @@ async fn any_method_is_upgraded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_request_is_the_one_that_sing_box_sends() {
+async fn the_request_equals_that_of_sing_box() {
     let (mut rig, listener) = back(eager()).await;
     let (_peer, head) = YamuxPeer::accept(&listener).await;
     let address = listener.local_addr().expect("an address");

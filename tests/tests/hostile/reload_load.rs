@@ -232,7 +232,7 @@ fn resident_kib(program: &Program) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 #[cfg(target_os = "linux")]
-async fn what_a_generation_took_is_given_back() {
+async fn the_memory_of_a_replaced_generation_is_released() {
     let rig = Rig::new().await;
     let components = components();
     rig.write("own.wasm", &components[0]);

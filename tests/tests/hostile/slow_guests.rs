@@ -103,7 +103,7 @@ async fn slow_balancer_is_detected_and_hardly_delays_other_requests() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_too_many_calls_wait_for_a_slow_balancer_the_shipped_one_serves() {
+async fn the_shipped_balancer_chooses_if_too_many_calls_wait_for_a_slow_one() {
     let mut rig = Rig::new().await;
     let (slow, _) = start(&mut rig, json!({ "policy_threads": 1, "policy_queue": 1 })).await;
     let mut asking = tokio::task::JoinSet::new();
@@ -214,7 +214,7 @@ async fn a_stop_waits_for_every_slow_price() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_too_many_prices_wait_a_row_is_unpriced_with_the_reason_and_not_lost() {
+async fn if_too_many_prices_are_pending_a_row_is_unpriced_with_the_reason_and_not_lost() {
     const STREAMS: usize = 60;
     let mut rig = Rig::new().await;
     rig.write("own.wasm", marked_pricer(5, Conduct::Burns));
@@ -256,7 +256,7 @@ async fn where_too_many_prices_wait_a_row_is_unpriced_with_the_reason_and_not_lo
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pricer_that_was_quick_when_it_was_tried_is_found_slow_by_its_calls() {
+async fn a_pricer_that_was_fast_in_its_trial_is_detected_as_slow_by_its_calls() {
     let mut rig = Rig::new().await;
     let client = pricer(&mut rig, Conduct::BurnsForRequests).await;
     assert_eq!(rig.policy(OWN).await["slow"], false);

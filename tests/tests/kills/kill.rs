@@ -133,8 +133,8 @@ fn check(ledger: &Path, column: &str, seen: &Seen, round: usize) -> usize {
     recorded.len()
 }
 
-over_both!(a_kill_at_any_instant_loses_no_response_that_a_client_saw_whole);
-async fn a_kill_at_any_instant_loses_no_response_that_a_client_saw_whole() {
+over_both!(a_kill_at_any_instant_loses_no_completed_response);
+async fn a_kill_at_any_instant_loses_no_completed_response() {
     let mut chance = Chance::seeded();
     let rig = Rig::new().await;
     let config = rig.team(&["a", "b"], json!({}));
@@ -178,7 +178,7 @@ async fn a_kill_at_any_instant_loses_no_response_that_a_client_saw_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kill_at_any_instant_of_a_socket_loses_no_response_that_a_client_saw_whole() {
+async fn a_kill_at_any_instant_of_a_socket_loses_no_completed_response() {
     let mut chance = Chance::seeded();
     let rig = Rig::new().await;
     let config = rig.team(&["a", "b"], json!({}));

@@ -238,7 +238,7 @@ async fn check_gateway(log_file: Option<&str>, format: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_secret_is_in_a_log_of_json_a_row_a_file_an_answer_or_a_wrong_field_of_upstream() {
+async fn no_secret_is_in_a_json_log_a_row_a_file_a_response_or_an_unexpected_upstream_field() {
     check_gateway(None, "json").await;
 }
 

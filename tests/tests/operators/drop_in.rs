@@ -80,7 +80,7 @@ impl DropInCase {
 }
 
 #[test]
-fn what_sing_box_accepts_is_accepted_except_for_a_reason() {
+fn every_option_of_sing_box_is_accepted_except_for_a_reason() {
     let place = Path::new(env!("CARGO_MANIFEST_DIR")).join("cases/drop_in.json");
     let text = fs::read_to_string(place).expect("the cases can be read");
     let cases: Vec<DropInCase> = serde_json::from_str(&text).expect("the cases are JSON");

@@ -42,7 +42,7 @@ fn recorded(rig: &Rig) -> BTreeSet<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_ledger_that_refuses_answers_503_and_loses_nothing_that_a_client_saw_whole() {
+async fn a_full_ledger_in_refuse_mode_answers_503_and_loses_no_completed_response() {
     let mut rig = Rig::new().await;
     let config = small(rig.team(&["a"], json!({})), "refuse");
     let client = rig.start(config).await.token("token-alice");
@@ -85,7 +85,7 @@ async fn a_full_ledger_that_refuses_answers_503_and_loses_nothing_that_a_client_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_ledger_that_serves_goes_on_and_writes_the_further_rows_to_the_log() {
+async fn a_full_ledger_in_serve_mode_keeps_serving_and_logs_further_rows() {
     let rig = Rig::new().await;
     let config = small(rig.team(&["a"], json!({})), "serve");
     let program = rig.spawn(&config).await;
@@ -141,8 +141,7 @@ async fn a_full_ledger_that_serves_goes_on_and_writes_the_further_rows_to_the_lo
 const DISK_BYTES: usize = 1 << 20;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_disk_that_is_full_loses_nothing_that_a_client_saw_whole_and_serves_again_when_it_has_room()
- {
+async fn a_full_disk_loses_no_completed_response_and_requests_succeed_once_it_has_space() {
     let mut rig = Rig::new().await;
     let Some(disk) = Mounted::new(&rig.path("data"), DISK_BYTES) else {
         return;
@@ -230,7 +229,7 @@ async fn a_full_queue_refuses_the_next_request_and_serves_it_after_the_first_has
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn room_comes_back_before_its_response_is_whole() {
+async fn queue_capacity_is_released_before_the_response_is_complete() {
     let mut rig = Rig::new().await;
     let mut config = rig.team(&["a"], json!({}));
     config["limits"] = json!({ "settle_queue": 1 });
@@ -250,7 +249,7 @@ async fn room_comes_back_before_its_response_is_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_that_are_refused_at_the_door_take_no_room() {
+async fn rejected_requests_use_no_queue_capacity() {
     let mut rig = Rig::new().await;
     let mut config = rig.team(&["a"], json!({}));
     config["limits"] = json!({ "settle_queue": 1, "request_body_bytes": 1000 });

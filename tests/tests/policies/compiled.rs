@@ -70,7 +70,7 @@ fn bytes(rig: &Rig) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_compiled_once_is_its_users_alone_and_used_again() {
+async fn a_compiled_component_is_private_to_its_user_and_reused() {
     let rig = Rig::new().await;
     let config = config(&rig);
     run(&rig, &config).await;
@@ -273,7 +273,7 @@ async fn a_folder_that_others_could_write_is_not_used() {
 // Bounds
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_used_last_is_kept_within_the_bound() {
+async fn the_most_recently_used_components_are_kept_within_the_limit() {
     let rig = Rig::new().await;
     let mut config = config(&rig);
     run(&rig, &config).await;
@@ -305,7 +305,7 @@ async fn a_lower_bound_holds_from_the_next_start_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_reload_compiled_is_kept_too() {
+async fn components_compiled_by_a_reload_are_cached_too() {
     let rig = Rig::new().await;
     let mut config = config(&rig);
     config["policies"][0]["path"] = json!(rig.path("own.wasm"));
@@ -326,7 +326,7 @@ async fn what_a_reload_compiled_is_kept_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bound_of_0_keeps_nothing() {
+async fn a_limit_of_0_caches_nothing() {
     let rig = Rig::new().await;
     let mut config = config(&rig);
     config["limits"] = json!({ "policy_cache_bytes": 0 });

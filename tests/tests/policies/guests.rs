@@ -86,7 +86,7 @@ async fn a_file_that_is_no_wasm_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_core_module_is_refused() {
+async fn a_core_module_is_rejected() {
     check(MODULE, &["core module", "wasm32-wasip2"]).await;
 }
 

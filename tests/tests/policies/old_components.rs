@@ -43,7 +43,7 @@ fn load(release: &str, shipped: ShippedPolicy) -> PolicyGeneration {
 }
 
 #[test]
-fn old_components_load_and_say_what_they_said() {
+fn old_components_load_and_return_the_same_results() {
     for release in RELEASES {
         let calls =
             std::fs::read_to_string(folder(release).join("calls.jsonl")).expect("recorded calls");

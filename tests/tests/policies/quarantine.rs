@@ -34,8 +34,7 @@ async fn fail_twice(rig: &Rig, bob: &Client) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_new_generation_that_fails_in_its_first_calls_is_taken_back_tried_again_and_stays_once_it_is_good()
- {
+async fn a_generation_that_fails_in_its_first_calls_is_rolled_back_and_retried_until_it_is_good() {
     let mut rig = Rig::new().await;
     let alice = rig.start_priced(short()).await;
     let bob = Client::new(alice.address()).token("token-bob");
@@ -74,7 +73,7 @@ async fn a_new_generation_that_fails_in_its_first_calls_is_taken_back_tried_agai
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_a_generation_is_on_the_bench_the_one_before_it_prices() {
+async fn the_previous_generation_prices_during_a_trial() {
     let mut rig = Rig::new().await;
     let alice = rig
         .start_priced(json!({ "policy_quarantine": "10m" }))
@@ -147,7 +146,7 @@ async fn ten_turns(rig: &Rig, client: &Client) -> Vec<(u16, Value)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn for_a_quarantined_balancer_the_shipped_one_serves() {
+async fn the_shipped_balancer_replaces_a_quarantined_one() {
     let mut rig = Rig::new().await;
     let client = faulty(&mut rig, "balancer", json!({})).await;
     assert_eq!(ten_turns(&rig, &client).await, vec![(200, Value::Null); 10]);
@@ -216,7 +215,7 @@ async fn a_quarantined_pricer_leaves_rows_unpriced_with_the_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_quarantined_policy_is_let_go_by_a_good_file() {
+async fn a_good_file_ends_the_quarantine_of_a_policy() {
     let mut rig = Rig::new().await;
     rig.write("own.wasm", marked_pricer(1, Conduct::Panics));
     let mut config = rig.priced();

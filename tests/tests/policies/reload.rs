@@ -86,12 +86,12 @@ fn plain(rig: &Rig) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_is_renamed_into_place_serves_from_the_next_request_on() {
+async fn a_file_renamed_into_place_is_used_from_the_next_request_on() {
     check_taken_up("rename", plain, async |rig| rig.replace_own(&fine(2))).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_is_written_in_place_serves_from_the_next_request_on() {
+async fn a_file_written_in_place_is_used_from_the_next_request_on() {
     check_taken_up("in place", plain, async |rig| {
         drop(rig.write("own.wasm", fine(2)))
     })
@@ -99,7 +99,7 @@ async fn a_file_that_is_written_in_place_serves_from_the_next_request_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_is_deleted_and_made_again_serves_from_the_next_request_on() {
+async fn a_deleted_and_recreated_file_is_used_from_the_next_request_on() {
     let again = async |rig: &Rig| {
         fs::remove_file(rig.path("own.wasm")).expect("a file can be removed");
         rig.write("own.wasm", fine(2));
@@ -108,7 +108,7 @@ async fn a_file_that_is_deleted_and_made_again_serves_from_the_next_request_on()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_link_that_is_swapped_as_containers_do_it_serves_from_the_next_request_on() {
+async fn a_link_swapped_as_by_containers_is_used_from_the_next_request_on() {
     // own.wasm -> ..data/own.wasm, ..data -> VERSION: one rename of a link changes every file of a
     // mounted volume.
     let prepare = |rig: &Rig| {
@@ -127,7 +127,7 @@ async fn a_link_that_is_swapped_as_containers_do_it_serves_from_the_next_request
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_is_seen_half_written_is_tried_again_and_not_reported() {
+async fn a_half_written_file_is_retried_and_not_reported() {
     let mut rig = Rig::new().await;
     rig.write("own.wasm", fine(1));
     let mut config = rig.priced();
@@ -164,7 +164,7 @@ async fn a_file_that_is_seen_half_written_is_tried_again_and_not_reported() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_is_replaced_by_the_same_bytes_makes_no_generation() {
+async fn a_file_replaced_by_the_same_bytes_creates_no_generation() {
     let mut rig = Rig::new().await;
     rig.start_priced(json!({})).await;
     rig.replace_own(&fine(1));
@@ -208,7 +208,7 @@ async fn a_stream_is_priced_by_the_generation_that_it_began_with() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sockets_turn_under_way_is_priced_by_the_old_generation_and_its_next_by_the_new() {
+async fn a_socket_turn_in_flight_is_priced_by_the_old_generation_and_the_next_by_the_new() {
     for http2 in [false, true] {
         let mut rig = Rig::new().await;
         let client = rig.start_priced(json!({})).await;

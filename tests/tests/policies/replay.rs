@@ -51,7 +51,7 @@ fn last_line(said: &Said) -> &str {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_same_component_says_the_same() {
+async fn the_same_component_returns_the_same_results() {
     let (rig, _) = recorded().await;
     for (component, name) in [
         (component("round-robin"), "chooses.jsonl"),
@@ -216,7 +216,7 @@ fn write_broken_records(rig: &Rig) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_replayed_is_named() {
+async fn calls_that_cannot_be_replayed_are_named() {
     let (rig, _) = recorded().await;
     write_broken_records(&rig);
     let module = rig.write("module.wasm", b"\0asm\x01\0\0\0");
@@ -296,7 +296,7 @@ fn explain(rig: &Rig, id: &str) -> Said {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_is_explained_by_its_row_and_what_its_policies_said() {
+async fn a_request_is_explained_by_its_row_and_the_results_of_its_policies() {
     let (rig, ids) = recorded().await;
     let said = explain(&rig, &ids[1]);
     assert_eq!((said.code, said.stderr.as_str()), (Some(0), ""));
@@ -361,7 +361,7 @@ async fn unknown_request_is_reported_as_unknown() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_that_went_on_and_was_not_recorded_is_explained_by_its_row() {
+async fn a_request_without_recorded_calls_is_explained_by_its_row() {
     let mut rig = Rig::new().await;
     let config = rig.team(&["a", "b"], json!({ "strategy": "fallback" }));
     rig.write("config.json", config.to_string());

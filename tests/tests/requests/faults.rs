@@ -44,7 +44,7 @@ async fn one_row(rig: &mut Rig) -> Row {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failing_balancer_is_stood_in_for_at_once() {
+async fn the_shipped_balancer_replaces_a_failing_one_at_once() {
     for fault in ["panic", "loop", "grow", "recurse", "unusable"] {
         let mut rig = Rig::new().await;
         let client = faulty(&mut rig, "balancer", fault, json!({})).await;
@@ -57,7 +57,7 @@ async fn a_failing_balancer_is_stood_in_for_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_balancer_may_choose_nobody() {
+async fn a_balancer_may_choose_no_credential() {
     let mut rig = Rig::new().await;
     let client = faulty(&mut rig, "balancer", "pick-none", json!({})).await;
     for client in [client.clone(), client.http2()] {
@@ -140,7 +140,7 @@ async fn a_failing_rewriter_that_may_be_skipped_leaves_no_edit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rewriter_may_refuse_with_its_own_status_and_words() {
+async fn a_rewriter_may_reject_a_request_with_a_status_and_message() {
     let mut rig = Rig::new().await;
     let client = faulty(&mut rig, "rewriter", "refuse", json!({})).await;
     let answer = client.turn(&turn("one")).await;

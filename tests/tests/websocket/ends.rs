@@ -108,7 +108,7 @@ async fn read_slowly(from: &mut (impl AsyncRead + Unpin), bytes: usize) -> Vec<u
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_takes_long_to_read_one_frame_is_not_taken_for_gone() {
+async fn a_client_that_reads_one_frame_slowly_is_not_disconnected() {
     let (mut rig, client) = alone(json!({ "websocket_ping_interval": "1s" })).await;
     for client in [client.clone(), client.http2()] {
         let piece = Bytes::from(vec![7; FRAME]);

@@ -179,7 +179,7 @@ async fn a_429_in_a_turn_of_an_api_key_reaches_the_client_and_pauses_nothing() {
 // What keeps one from taking it
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_handshake_goes_past_who_cannot_be_connected() {
+async fn a_handshake_skips_credentials_that_cannot_connect() {
     let mut rig = Rig::new().await;
     let nowhere = Nowhere::new();
     let members = vec![external("x", &nowhere.url()), rig.oauth("a")];
@@ -195,7 +195,7 @@ async fn a_handshake_goes_past_who_cannot_be_connected() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_handshake_that_nobody_can_be_connected_for_is_502() {
+async fn a_handshake_is_502_if_no_credential_can_connect() {
     let mut rig = Rig::new().await;
     let nowhere = Nowhere::new();
     let client = pool(
@@ -221,7 +221,7 @@ async fn a_handshake_that_nobody_can_be_connected_for_is_502() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_401_in_a_pool_is_refreshed_once_and_where_that_does_not_help_the_next_is_asked() {
+async fn a_401_in_a_pool_causes_one_refresh_and_then_the_next_credential_is_tried() {
     let mut rig = Rig::new().await;
     let (credential, login) = rig.login("a");
     login
@@ -246,7 +246,7 @@ async fn a_401_in_a_pool_is_refreshed_once_and_where_that_does_not_help_the_next
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_success_that_is_no_upgrade_is_502() {
+async fn a_success_without_an_upgrade_is_502() {
     let mut rig = Rig::new().await;
     let config = rig.config(json!({ "credentials": [rig.oauth("a")] }));
     let client = rig.start(config).await;

@@ -16,7 +16,7 @@ impl Drop for Running {
 }
 
 #[test]
-fn it_tells_its_port_answers_and_stops_on_sigterm() {
+fn it_prints_its_port_answers_and_stops_on_sigterm() {
     let port_file =
         Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("port-{}", std::process::id()));
     let child = Command::new(env!("CARGO_BIN_EXE_scripted-upstream"))

@@ -10,7 +10,7 @@ use tollgate_tests::{Answer, Client, Rig, oauth_file, replace_file, turn};
 use super::refusal;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn late_responses_about_an_account_do_not_change_the_one_that_replaced_it() {
+async fn late_responses_about_an_account_do_not_change_its_successor() {
     let used_up = Standing::new("plus").weekly_used(100.0);
     for (name, late) in [
         ("a 429", refusal().resets_in_seconds(600)),

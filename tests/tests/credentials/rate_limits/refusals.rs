@@ -35,8 +35,8 @@ fn http_date(seconds_from_now: i64) -> String {
         .replace("+0000", "GMT")
 }
 
-over_both!(a_refusal_lasts_as_its_headers_else_its_body_else_retry_after_say);
-async fn a_refusal_lasts_as_its_headers_else_its_body_else_retry_after_say() {
+over_both!(the_end_of_a_rejection_is_read_from_headers_then_body_then_retry_after);
+async fn the_end_of_a_rejection_is_read_from_headers_then_body_then_retry_after() {
     let free = || Standing::new("plus");
     let limits = || Reply::usage_limit_reached();
     check_refusals(vec![

@@ -192,14 +192,14 @@ const PRICERS: [(&str, &str, &str); 18] = [
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pricer_that_means_harm_leaves_rows_unpriced_and_no_more() {
+async fn a_hostile_pricer_only_leaves_rows_unpriced() {
     for (name, price, fault) in PRICERS {
         check(name, "pricer", &pricer(price), fault, 200).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_balancer_that_means_harm_is_stood_in_for() {
+async fn the_shipped_balancer_replaces_a_hostile_one() {
     let cases = [
         (
             "past the end",
@@ -262,7 +262,7 @@ async fn weights_that_are_no_numbers_are_not_used() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rewriter_that_means_harm_refuses_its_requests_and_no_others() {
+async fn a_hostile_rewriter_fails_only_its_own_requests() {
     // Identical edits of 20 bytes each: case, name, value.
     let many = |count: usize, length: usize| {
         format!(
@@ -295,7 +295,7 @@ async fn a_rewriter_that_means_harm_refuses_its_requests_and_no_others() {
 
 /// The faults of a rewriter with `on_failure: skip`: upstream sees none of its edits.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_field_that_carries_a_secret_or_frames_a_message_is_set_by_no_component() {
+async fn no_component_can_set_a_field_with_a_secret_or_of_framing() {
     for fault in [
         "reserved",
         "api-key",

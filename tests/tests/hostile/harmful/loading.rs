@@ -9,7 +9,7 @@ use super::{MEASURING, slowest, start};
 use crate::wat::{CONFIGURE, pricer, pricer_with};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_guest_that_traps_in_configure_stops_the_start_in_words() {
+async fn a_guest_that_traps_in_configure_stops_the_start_with_a_message() {
     let trap = r#"(func (export "tollgate:policy/lifecycle@0.1.0#configure") (param i32 i32) (result i32) unreachable)"#;
     let grows = r#"(func (export "tollgate:policy/lifecycle@0.1.0#configure") (param i32 i32) (result i32)
         (loop $ever (drop (memory.grow (i32.const 8))) (br $ever)) unreachable)"#;
@@ -27,7 +27,7 @@ async fn a_guest_that_traps_in_configure_stops_the_start_in_words() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_guest_that_loops_in_configure_is_given_up_and_told() {
+async fn a_guest_that_loops_in_configure_is_stopped_and_reported() {
     let loops = r#"(func (export "tollgate:policy/lifecycle@0.1.0#configure") (param i32 i32) (result i32)
         (loop $ever (br $ever)) unreachable)"#;
     let _measuring = MEASURING.lock().await;

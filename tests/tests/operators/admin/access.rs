@@ -23,7 +23,7 @@ async fn without_a_token_every_request_reads_and_none_changes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_a_token_its_holders_read_and_change_and_others_see_health_alone() {
+async fn with_a_token_configured_requests_without_it_can_only_read_health() {
     let (mut rig, _, admin) = running(json!({ "token": ADMIN })).await;
     let longer = format!("{ADMIN}x");
     let others = [

@@ -34,7 +34,7 @@ fn trailing_comma(text: &str) -> Option<usize> {
 }
 
 #[test]
-fn is_the_one_that_is_checked_in() {
+fn equals_the_committed_file() {
     let path = root().join("host/config.schema.json");
     let kept = fs::read_to_string(&path).unwrap_or_default();
     let printed = tollgate(folder().path(), &["config-schema"]).stdout;
@@ -45,7 +45,7 @@ fn is_the_one_that_is_checked_in() {
 }
 
 #[test]
-fn is_a_json_schema_that_says_of_which_draft() {
+fn is_a_json_schema_that_names_its_draft() {
     let schema = printed();
     assert_eq!(
         schema["$schema"],

@@ -51,7 +51,7 @@ fn with_a_port_in_use_names_service_and_address() {
 }
 
 #[test]
-fn on_an_address_of_another_machine_says_so() {
+fn on_an_address_of_another_machine_reports_it() {
     let folder = folder();
     let users = json!([{ "name": "alice", "token": "t" }]);
     // TEST-NET-1 (RFC 5737): no machine has it.
@@ -65,7 +65,7 @@ fn on_an_address_of_another_machine_says_so() {
 }
 
 #[test]
-fn with_a_data_dir_that_is_a_file_says_so() {
+fn with_a_data_dir_that_is_a_file_reports_it() {
     let folder = folder();
     fs::write(folder.path().join("taken"), "").expect("a file");
     let file = config(folder.path(), json!({}), json!({ "data_dir": "taken" }));
@@ -77,7 +77,7 @@ fn with_a_data_dir_that_is_a_file_says_so() {
 }
 
 #[test]
-fn with_a_data_dir_that_cannot_be_made_says_so() {
+fn with_a_data_dir_that_cannot_be_created_reports_it() {
     let folder = folder();
     let file = config(
         folder.path(),
@@ -90,7 +90,7 @@ fn with_a_data_dir_that_cannot_be_made_says_so() {
 }
 
 #[test]
-fn with_a_ledger_that_is_none_says_so_and_leaves_it_alone() {
+fn with_an_invalid_ledger_reports_it_and_does_not_change_it() {
     let folder = folder();
     fs::create_dir(folder.path().join("data")).expect("a folder");
     let ledger = folder.path().join("data/ledger.db");
@@ -106,7 +106,7 @@ fn with_a_ledger_that_is_none_says_so_and_leaves_it_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_the_data_dir_of_another_gateway_says_so_and_leaves_that_one_alone() {
+async fn with_the_data_dir_of_another_gateway_reports_it_and_does_not_affect_that_gateway() {
     let mut rig = Rig::new().await;
     let first = rig.team(&["a"], json!({}));
     let client = rig.start(first).await.token("token-alice");
@@ -119,7 +119,7 @@ async fn with_the_data_dir_of_another_gateway_says_so_and_leaves_that_one_alone(
 }
 
 #[test]
-fn with_a_log_that_cannot_be_written_says_so() {
+fn with_a_log_that_cannot_be_written_reports_it() {
     let folder = folder();
     let file = config(
         folder.path(),
@@ -131,7 +131,7 @@ fn with_a_log_that_cannot_be_written_says_so() {
 }
 
 #[test]
-fn with_a_ready_file_that_cannot_be_written_says_so() {
+fn with_a_ready_file_that_cannot_be_written_reports_it() {
     let folder = folder();
     let file = config(folder.path(), json!({}), json!({}));
     let said = tollgate(
@@ -144,7 +144,7 @@ fn with_a_ready_file_that_cannot_be_written_says_so() {
 }
 
 #[test]
-fn never_takes_a_credential_for_a_usage_file() {
+fn does_not_overwrite_a_credential_with_a_usage_file() {
     let folder = folder();
     let auth = tollgate_tests::oauth_file("access", "account").to_string();
     fs::write(folder.path().join("auth.json"), &auth).expect("a file");
@@ -283,7 +283,7 @@ async fn ends_with_0_on_sigint() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_signal_cuts_what_the_first_let_finish() {
+async fn a_second_signal_aborts_in_flight_requests() {
     let rig = Rig::new().await;
     let program = rig.spawn(&rig.team(&["a"], json!({}))).await;
     let gate = Gate::new();

@@ -120,7 +120,7 @@ async fn can_be_summed_by_each_thing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn is_told_while_the_gateway_runs() {
+async fn is_printed_while_the_gateway_runs() {
     let mut rig = Rig::new().await;
     let config = rig.team(&["a"], json!({}));
     rig.write("case.json", config.to_string());
@@ -181,7 +181,7 @@ fn of_a_missing_ledger_asks_whether_the_gateway_has_run() {
 }
 
 #[test]
-fn of_a_file_that_is_no_ledger_says_so() {
+fn of_a_file_that_is_not_a_ledger_reports_it() {
     let folder = with_config();
     fs::create_dir(folder.path().join("data")).expect("a folder");
     fs::write(
@@ -195,7 +195,7 @@ fn of_a_file_that_is_no_ledger_says_so() {
 
 /// A gateway that was killed while it made its ledger leaves one.
 #[test]
-fn of_an_empty_file_is_told_in_words() {
+fn of_an_empty_file_is_reported() {
     let folder = with_config();
     fs::create_dir(folder.path().join("data")).expect("a folder");
     fs::write(folder.path().join("data/ledger.db"), "").expect("a file");

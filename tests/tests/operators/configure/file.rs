@@ -119,7 +119,7 @@ async fn the_file_is_followed_in_whatever_way_it_is_written_and_a_stream_continu
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hang_up_takes_up_the_file_even_where_it_is_the_same() {
+async fn a_hang_up_reloads_the_file_even_if_its_bytes_are_the_same() {
     let rig = Rig::new().await;
     let config = config(&rig);
     let program = rig.spawn(&config).await;
@@ -133,7 +133,7 @@ async fn a_hang_up_takes_up_the_file_even_where_it_is_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broken_file_is_told_of_once_and_nothing_changes_until_it_is_mended() {
+async fn a_broken_file_is_reported_once_and_changes_nothing_until_it_is_repaired() {
     let rig = Rig::new().await;
     let config = config(&rig);
     let program = following(&rig, &config).await;
@@ -254,7 +254,7 @@ impl Held {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_change_during_the_change_before_is_taken_up_too() {
+async fn a_change_during_an_earlier_reload_is_applied_too() {
     let rig = Rig::new().await;
     let config = config(&rig);
     let program = following(&rig, &config).await;
@@ -268,7 +268,7 @@ async fn a_change_during_the_change_before_is_taken_up_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_change_during_the_start_is_taken_up_too() {
+async fn a_change_during_the_start_is_applied_too() {
     let rig = Rig::new().await;
     let config = config(&rig);
     let path = rig.path("config.json");

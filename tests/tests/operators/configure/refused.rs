@@ -82,7 +82,7 @@ fn changes(rig: &Rig, base: &Value) -> Vec<(&'static str, Value)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_needs_a_start_is_named_and_left_and_the_rest_is_taken_up() {
+async fn changes_that_need_a_restart_are_named_and_the_others_applied() {
     let mut rig = Rig::new().await;
     let base = base(&rig);
     let client = rig.start(base.clone()).await;
@@ -103,7 +103,7 @@ async fn what_needs_a_start_is_named_and_left_and_the_rest_is_taken_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_needs_a_start_is_named_as_long_as_it_is_not_so() {
+async fn changes_that_need_a_restart_are_named_until_they_are_reverted() {
     let mut rig = Rig::new().await;
     let base = base(&rig);
     rig.start(base.clone()).await;
@@ -180,7 +180,7 @@ async fn a_removed_service_keeps_serving_and_can_come_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn configurations_that_come_at_once_are_taken_up_one_after_the_other() {
+async fn configurations_written_at_once_are_applied_one_after_another() {
     let mut rig = Rig::new().await;
     let mut whole = base(&rig);
     whole["policies"] =
@@ -284,7 +284,7 @@ fn broken(rig: &Rig, base: &Value) -> Vec<(&'static str, Value, &'static str)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_configuration_that_cannot_be_taken_up_leaves_everything_as_it_was_and_is_told_of() {
+async fn a_configuration_that_cannot_be_applied_is_reported_and_changes_nothing() {
     let mut rig = Rig::new().await;
     let base = base(&rig);
     let client = rig.start(base.clone()).await;
@@ -336,7 +336,7 @@ async fn a_configuration_that_cannot_be_taken_up_leaves_everything_as_it_was_and
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn everything_that_is_wrong_is_told_at_once() {
+async fn all_problems_are_reported_at_once() {
     let mut rig = Rig::new().await;
     let base = base(&rig);
     rig.start(base.clone()).await;
@@ -358,7 +358,7 @@ async fn everything_that_is_wrong_is_told_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gateway_that_was_never_changed_has_no_last_configuration() {
+async fn an_unchanged_gateway_has_no_last_configuration() {
     let mut rig = Rig::new().await;
     let base = base(&rig);
     rig.start(base).await;

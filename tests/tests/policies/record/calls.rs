@@ -51,7 +51,7 @@ async fn calls(rig: &Rig, name: &str, count: usize) -> Vec<Value> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_call_is_a_line_with_its_arguments_its_result_and_who_said_it() {
+async fn each_call_is_a_line_with_its_arguments_its_result_and_its_generation() {
     let mut rig = Rig::new().await;
     let config = config(&rig);
     let client = rig.start_polled(config).await.token(ALICE);
@@ -219,7 +219,7 @@ async fn full_record_is_rotated_and_a_limited_number_is_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_record_goes_on_after_a_start_and_keeps_its_mode() {
+async fn a_record_continues_after_a_restart_and_keeps_its_mode() {
     let mut rig = Rig::new().await;
     let config = config(&rig);
     for count in [2, 4] {

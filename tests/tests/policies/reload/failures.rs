@@ -147,7 +147,7 @@ const CASES: [Case; 16] = [
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_cannot_be_used_leaves_what_serves_and_is_told_with_stage_and_reason() {
+async fn an_unusable_file_keeps_the_current_generation_and_is_reported_with_stage_and_reason() {
     let mut rig = Rig::new().await;
     let client = rig.start_priced(json!({})).await;
     for (place, Case { name, put, told }) in CASES.iter().enumerate() {
@@ -178,7 +178,7 @@ async fn a_file_that_cannot_be_used_leaves_what_serves_and_is_told_with_stage_an
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_configuration_whose_policy_cannot_be_used_is_not_taken_up() {
+async fn a_configuration_with_an_unusable_policy_is_not_applied() {
     let mut rig = Rig::new().await;
     let client = rig.start_priced(json!({})).await;
     let of_policy = |change: &dyn Fn(&mut Value)| {
@@ -222,7 +222,7 @@ async fn a_configuration_whose_policy_cannot_be_used_is_not_taken_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_configuration_with_another_component_and_other_users_serves_from_the_next_request_on() {
+async fn a_changed_component_and_changed_users_apply_to_the_next_request() {
     let mut rig = Rig::new().await;
     let client = rig.start_priced(json!({})).await;
     let mut config = rig.priced();

@@ -81,7 +81,7 @@ async fn a_body_past_the_limit_is_413_over_http2() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_preface_in_pieces_is_understood() {
+async fn a_preface_in_pieces_is_accepted() {
     let scene = BadPeerScene::new(json!({})).await;
     let mut peer = scene.peer().await;
     let request = frame(HEADERS, END_HEADERS | END_STREAM, 1, &post());
@@ -93,7 +93,7 @@ async fn a_preface_in_pieces_is_understood() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_preface_and_nothing_more_is_closed() {
+async fn a_connection_with_only_a_preface_is_closed() {
     let scene = BadPeerScene::new(json!({ "head_timeout": "300ms" })).await;
     let mut peer = scene.peer().await;
     peer.send(PREFACE).await;
@@ -188,8 +188,8 @@ async fn streams_that_are_reset_at_once_leave_nothing_behind() {
     assert_eq!(served, ROOM);
 }
 
-over_both!(a_stream_that_is_reset_under_way_leaves_the_others_alone);
-async fn a_stream_that_is_reset_under_way_leaves_the_others_alone() {
+over_both!(a_stream_reset_in_flight_does_not_affect_other_streams);
+async fn a_stream_reset_in_flight_does_not_affect_other_streams() {
     let scene = BadPeerScene::new(json!({})).await;
     let gate = Gate::new();
     scene.account().always(Reply::ok().hold_after(2, &gate));

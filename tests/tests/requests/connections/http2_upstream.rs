@@ -337,7 +337,7 @@ fn breaks() -> [(&'static str, fn(Reply) -> Reply); 8] {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_without_an_answer_is_502_or_asked_again_and_makes_one_row() {
+async fn a_request_without_a_response_is_502_or_retried_and_makes_one_row() {
     for (name, broken) in breaks() {
         let (mut rig, client) = pool().await;
         rig.account("a").then(broken(Reply::close_before_head()));
@@ -355,7 +355,7 @@ async fn a_request_without_an_answer_is_502_or_asked_again_and_makes_one_row() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_response_that_breaks_off_after_its_head_is_cut_and_makes_one_row() {
+async fn a_response_interrupted_after_its_head_is_cut_and_makes_one_row() {
     for (name, broken) in breaks() {
         check_cut(&format!("{name} after the head"), 0, broken).await;
         check_cut(&format!("{name} in the body"), 2, broken).await;
@@ -389,7 +389,7 @@ async fn check_cut(case: &str, parts: usize, broken: fn(Reply) -> Reply) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_that_answers_no_http2_is_502() {
+async fn an_upstream_without_http2_is_502() {
     let (mut rig, client) = alone().await;
     rig.account("a")
         .then(Reply::garbage("HTTP/1.1 200 OK\r\n\r\n"));

@@ -81,8 +81,8 @@ async fn a_503_after_the_failover_timeout_is_the_clients_answer() {
     );
 }
 
-over_both!(a_429_after_the_failover_timeout_is_told_as_one_that_is_worth_another_try);
-async fn a_429_after_the_failover_timeout_is_told_as_one_that_is_worth_another_try() {
+over_both!(a_429_after_the_failover_timeout_becomes_a_retryable_503);
+async fn a_429_after_the_failover_timeout_becomes_a_retryable_503() {
     let answer = answered_late(
         Reply::usage_limit_reached()
             .without_rate_limits()
@@ -111,8 +111,8 @@ fn large_body() -> String {
     )
 }
 
-over_both!(a_request_that_is_not_kept_gets_the_answer_of_the_one_credential_that_was_asked);
-async fn a_request_that_is_not_kept_gets_the_answer_of_the_one_credential_that_was_asked() {
+over_both!(an_unbuffered_request_gets_the_response_of_the_credential_it_was_sent_to);
+async fn an_unbuffered_request_gets_the_response_of_the_credential_it_was_sent_to() {
     for trouble in troubles().into_iter().skip(2) {
         let limits = json!({ "upstream_head_timeout": HEAD_TIMEOUT, "replay_bytes": REPLAY_BYTES });
         let (mut rig, client) = beside(&trouble, limits).await;
@@ -124,8 +124,10 @@ async fn a_request_that_is_not_kept_gets_the_answer_of_the_one_credential_that_w
     }
 }
 
-over_both!(a_request_that_is_not_kept_is_told_to_try_again_where_its_credential_is_refused_and_another_is_not);
-async fn a_request_that_is_not_kept_is_told_to_try_again_where_its_credential_is_refused_and_another_is_not()
+over_both!(
+    an_unbuffered_request_gets_a_retryable_503_if_its_credential_is_limited_and_another_is_not
+);
+async fn an_unbuffered_request_gets_a_retryable_503_if_its_credential_is_limited_and_another_is_not()
  {
     for trouble in troubles().into_iter().take(2) {
         let (mut rig, client) = beside(&trouble, json!({ "replay_bytes": REPLAY_BYTES })).await;
@@ -171,8 +173,8 @@ async fn a_request_that_is_not_kept_is_told_to_try_again_where_its_credential_is
     }
 }
 
-over_both!(the_error_of_a_request_that_is_not_kept_is_chosen_without_asking_a_policy);
-async fn the_error_of_a_request_that_is_not_kept_is_chosen_without_asking_a_policy() {
+over_both!(the_error_of_an_unbuffered_request_is_chosen_without_calling_a_policy);
+async fn the_error_of_an_unbuffered_request_is_chosen_without_calling_a_policy() {
     for trouble in troubles().into_iter().take(2) {
         let (mut rig, client) = beside(&trouble, json!({ "replay_bytes": REPLAY_BYTES })).await;
         let answer = client
@@ -194,8 +196,8 @@ async fn the_error_of_a_request_that_is_not_kept_is_chosen_without_asking_a_poli
     }
 }
 
-over_both!(a_request_that_is_not_kept_is_told_when_where_nobody_has_room);
-async fn a_request_that_is_not_kept_is_told_when_where_nobody_has_room() {
+over_both!(an_unbuffered_request_gets_the_reset_time_if_no_credential_has_capacity);
+async fn an_unbuffered_request_gets_the_reset_time_if_no_credential_has_capacity() {
     let (mut rig, client) = pool(&["a", "b"], json!({ "replay_bytes": REPLAY_BYTES })).await;
     for (tag, seconds) in [("a", 900), ("b", 600)] {
         rig.account(tag).always(

@@ -20,8 +20,8 @@ fn switches(name: &str, on: bool) -> Value {
         .collect()
 }
 
-over_both!(one_request_goes_past_every_kind_of_trouble_and_meets_each_credential_once);
-async fn one_request_goes_past_every_kind_of_trouble_and_meets_each_credential_once() {
+over_both!(one_request_fails_over_past_every_kind_of_failure_and_uses_each_credential_once);
+async fn one_request_fails_over_past_every_kind_of_failure_and_uses_each_credential_once() {
     let mut rig = Rig::new().await;
     let nowhere = Nowhere::new();
     let troubles = troubles();
@@ -58,8 +58,8 @@ async fn one_request_goes_past_every_kind_of_trouble_and_meets_each_credential_o
     rig.stop().await;
 }
 
-over_both!(each_kind_of_trouble_sends_a_request_on_though_all_others_are_switched_off);
-async fn each_kind_of_trouble_sends_a_request_on_though_all_others_are_switched_off() {
+over_both!(each_kind_of_failure_fails_over_with_all_others_disabled);
+async fn each_kind_of_failure_fails_over_with_all_others_disabled() {
     for trouble in troubles() {
         let limits = json!({ "upstream_head_timeout": HEAD_TIMEOUT, "failover": switches(trouble.name, true) });
         let (mut rig, client) = beside(&trouble, limits).await;
@@ -77,8 +77,8 @@ async fn each_kind_of_trouble_sends_a_request_on_though_all_others_are_switched_
     }
 }
 
-over_both!(a_kind_of_trouble_that_is_switched_off_is_the_clients_answer_as_it_is);
-async fn a_kind_of_trouble_that_is_switched_off_is_the_clients_answer_as_it_is() {
+over_both!(a_failure_with_failover_disabled_reaches_the_client_unchanged);
+async fn a_failure_with_failover_disabled_reaches_the_client_unchanged() {
     for trouble in troubles() {
         let limits = json!({ "upstream_head_timeout": HEAD_TIMEOUT, "failover": switches(trouble.name, false) });
         let (mut rig, client) = beside(&trouble, limits).await;
@@ -134,8 +134,8 @@ async fn a_request_that_may_have_been_processed_is_not_sent_again() {
     }
 }
 
-over_both!(an_answer_that_breaks_after_its_head_is_not_asked_for_elsewhere);
-async fn an_answer_that_breaks_after_its_head_is_not_asked_for_elsewhere() {
+over_both!(a_response_interrupted_after_its_head_is_not_retried);
+async fn a_response_interrupted_after_its_head_is_not_retried() {
     for (stream, bytes) in [(true, 0), (true, 1), (false, 0), (false, 10)] {
         let (mut rig, client) = pool(&["a", "b"], json!({})).await;
         rig.account("a").then(Reply::ok().close_after(bytes));
@@ -162,8 +162,8 @@ async fn an_answer_that_breaks_after_its_head_is_not_asked_for_elsewhere() {
 
 // Which response the client gets when no credential is left
 
-over_both!(where_all_answer_503_the_client_gets_the_last_one_as_it_is);
-async fn where_all_answer_503_the_client_gets_the_last_one_as_it_is() {
+over_both!(if_all_answer_503_the_client_gets_the_last_response_unchanged);
+async fn if_all_answer_503_the_client_gets_the_last_response_unchanged() {
     let (mut rig, client) = pool(&["a", "b", "c"], json!({})).await;
     for tag in ["a", "b", "c"] {
         rig.account(tag).then(
@@ -188,8 +188,8 @@ async fn where_all_answer_503_the_client_gets_the_last_one_as_it_is() {
     rig.stop().await;
 }
 
-over_both!(nobody_is_told_that_all_are_used_up_while_one_is_only_busy);
-async fn nobody_is_told_that_all_are_used_up_while_one_is_only_busy() {
+over_both!(no_client_gets_usage_limit_reached_while_a_credential_is_only_busy);
+async fn no_client_gets_usage_limit_reached_while_a_credential_is_only_busy() {
     let [limited, expired, ..] = troubles();
     for other in [limited, expired] {
         for busy_first in [true, false] {

@@ -52,8 +52,8 @@ async fn check_moved(rig: &Rig, client: &Client, turn_unusable: impl FnOnce()) {
     assert_eq!(row.text("end"), Some("complete"));
 }
 
-over_both!(when_its_file_is_removed_a_waiting_request_moves_and_a_stream_goes_on);
-async fn when_its_file_is_removed_a_waiting_request_moves_and_a_stream_goes_on() {
+over_both!(if_its_file_is_removed_a_waiting_request_moves_and_a_stream_continues);
+async fn if_its_file_is_removed_a_waiting_request_moves_and_a_stream_continues() {
     let (mut rig, client) = pool(&["a", "b"], json!({})).await;
     let file = rig.credential_file("a");
     check_moved(&rig, &client, || {
@@ -63,8 +63,8 @@ async fn when_its_file_is_removed_a_waiting_request_moves_and_a_stream_goes_on()
     rig.stop().await;
 }
 
-over_both!(when_a_poll_tells_that_it_is_used_up_a_waiting_request_moves_and_a_stream_goes_on);
-async fn when_a_poll_tells_that_it_is_used_up_a_waiting_request_moves_and_a_stream_goes_on() {
+over_both!(if_a_poll_finds_it_exhausted_a_waiting_request_moves_and_a_stream_continues);
+async fn if_a_poll_finds_it_exhausted_a_waiting_request_moves_and_a_stream_continues() {
     for used_up in [
         Standing::new("plus").weekly_used(100.0),
         Standing::new("plus").five_hour_used(99.0),
@@ -84,8 +84,8 @@ async fn when_a_poll_tells_that_it_is_used_up_a_waiting_request_moves_and_a_stre
     }
 }
 
-over_both!(a_waiting_request_that_nobody_else_can_serve_is_answered);
-async fn a_waiting_request_that_nobody_else_can_serve_is_answered() {
+over_both!(a_waiting_request_that_no_other_credential_can_serve_is_answered);
+async fn a_waiting_request_that_no_other_credential_can_serve_is_answered() {
     let cases: [(&str, StatusCode, &str, fn(&Rig)); 2] = [
         (
             "file removed",

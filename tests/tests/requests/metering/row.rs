@@ -43,8 +43,8 @@ fn check_numbers(row: &Row, began: u64, reset: u64) {
     assert!(number("duration_ms") <= finished - started + 1000);
 }
 
-over_both!(a_row_tells_everything_about_its_request);
-async fn a_row_tells_everything_about_its_request() {
+over_both!(a_row_records_everything_about_its_request);
+async fn a_row_records_everything_about_its_request() {
     let mut rig = Rig::new().await;
     let config = rig.team(&["a", "b"], json!({ "strategy": "fallback" }));
     let client = rig
@@ -113,8 +113,8 @@ fn check_on_file(rig: &Rig, request_id: &str, name: &str) {
     );
 }
 
-over_both!(a_row_is_on_file_before_its_client_has_the_last_byte);
-async fn a_row_is_on_file_before_its_client_has_the_last_byte() {
+over_both!(a_row_is_committed_before_its_client_has_the_last_byte);
+async fn a_row_is_committed_before_its_client_has_the_last_byte() {
     let cases = [
         ("a stream", Reply::ok(), true),
         ("a stream in pieces", Reply::ok().chunks(&[50]), true),
@@ -149,8 +149,8 @@ async fn a_row_is_on_file_before_its_client_has_the_last_byte() {
     rig.stop().await;
 }
 
-over_both!(a_row_is_on_file_before_its_client_sees_the_end_whatever_the_answer);
-async fn a_row_is_on_file_before_its_client_sees_the_end_whatever_the_answer() {
+over_both!(a_row_is_committed_before_its_client_sees_the_end_of_any_response);
+async fn a_row_is_committed_before_its_client_sees_the_end_of_any_response() {
     let cases = [
         ("gzip", Reply::ok().encoded(Encoding::Gzip)),
         ("no usage", Reply::ok().without_usage()),

@@ -205,8 +205,8 @@ async fn chat_completions_with_an_api_key_are_counted() {
     rig.stop().await;
 }
 
-over_both!(a_response_that_tells_no_usage_is_unpriced_with_a_reason);
-async fn a_response_that_tells_no_usage_is_unpriced_with_a_reason() {
+over_both!(a_response_without_usage_data_is_unpriced_with_a_reason);
+async fn a_response_without_usage_data_is_unpriced_with_a_reason() {
     let (mut rig, client, account) = key_rig().await;
     account
         .then(Reply::ok().without_usage())

@@ -187,7 +187,7 @@ async fn requests_polls_and_sockets_go_through_the_detour() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refresh_goes_through_the_detour() {
+async fn a_refresh_connects_through_the_detour() {
     let proxy = Proxy::start().await;
     let mut scene = LoginScene::new(-10).await;
     scene.credential["detour"] = json!("out");
@@ -204,7 +204,7 @@ async fn a_refresh_goes_through_the_detour() {
 
 /// Without the outbound, the process that refreshes would resolve the name, and fail.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refresh_in_a_process_of_its_own_goes_through_the_detour() {
+async fn a_refresh_process_connects_through_the_detour() {
     let proxy = Proxy::with_login("name:password").await;
     let mut scene = LoginScene::new(-10).await;
     scene.credential["detour"] = json!("out");

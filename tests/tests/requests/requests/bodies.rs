@@ -88,8 +88,8 @@ async fn an_upstream_that_never_answers_is_504() {
 
 // Bodies
 
-over_both!(a_requests_body_goes_on_byte_for_byte);
-async fn a_requests_body_goes_on_byte_for_byte() {
+over_both!(a_request_body_is_forwarded_byte_for_byte);
+async fn a_request_body_is_forwarded_byte_for_byte() {
     let spaced = "{ \"model\" :\t\"gpt-5.4\",\r\n \"input\": \"\\u00e9 é \u{1f600}\", \"stream\":true , \"n\": 1.0e0 }\n\n";
     let twice = r#"{"model":"a","model":"b","input":[]}"#;
     let large = format!(r#"{{"model":"gpt-5.4","input":"{}"}}"#, "x".repeat(3 << 20));
@@ -116,8 +116,8 @@ async fn a_requests_body_goes_on_byte_for_byte() {
     rig.stop().await;
 }
 
-over_both!(a_packed_body_goes_on_packed_and_is_read_on_the_side);
-async fn a_packed_body_goes_on_packed_and_is_read_on_the_side() {
+over_both!(a_compressed_body_is_forwarded_unchanged_and_metered);
+async fn a_compressed_body_is_forwarded_unchanged_and_metered() {
     let (mut rig, client) = open_rig().await;
     for (place, (encoding, hex)) in [("gzip", GZIP_TURN), ("zstd", ZSTD_TURN)]
         .into_iter()
@@ -145,8 +145,8 @@ async fn a_packed_body_goes_on_packed_and_is_read_on_the_side() {
     rig.stop().await;
 }
 
-over_both!(a_packed_body_that_is_none_goes_on_as_it_is);
-async fn a_packed_body_that_is_none_goes_on_as_it_is() {
+over_both!(an_invalid_compressed_body_is_forwarded_unchanged);
+async fn an_invalid_compressed_body_is_forwarded_unchanged() {
     let (mut rig, client) = open_rig().await;
     for encoding in ["gzip", "zstd", "br", "no-such-coding", "gzip, zstd"] {
         rig.account("a").then(Reply::ok());
@@ -163,8 +163,8 @@ async fn a_packed_body_that_is_none_goes_on_as_it_is() {
     rig.stop().await;
 }
 
-over_both!(a_responses_body_comes_back_byte_for_byte);
-async fn a_responses_body_comes_back_byte_for_byte() {
+over_both!(a_response_body_is_returned_byte_for_byte);
+async fn a_response_body_is_returned_byte_for_byte() {
     let all: Vec<u8> = (0..=255_u8).cycle().take(100_000).collect();
     let events = "event: response.output_text.delta\r\ndata:{\"delta\" : \"\u{1f600}\"}\r\n\r\n: comment\n\ndata: \0x";
     let cases = [
@@ -200,8 +200,8 @@ async fn a_responses_body_comes_back_byte_for_byte() {
     rig.stop().await;
 }
 
-over_both!(a_packed_response_comes_back_as_upstream_packed_it);
-async fn a_packed_response_comes_back_as_upstream_packed_it() {
+over_both!(a_compressed_response_reaches_the_client_unchanged);
+async fn a_compressed_response_reaches_the_client_unchanged() {
     let (mut rig, client) = open_rig().await;
     let unrelated = Upstream::start().await;
     let direct = Client::new(unrelated.address()).token("access-a");
@@ -225,8 +225,8 @@ async fn a_packed_response_comes_back_as_upstream_packed_it() {
     rig.stop().await;
 }
 
-over_both!(a_responses_parts_are_not_held_back);
-async fn a_responses_parts_are_not_held_back() {
+over_both!(parts_of_a_response_are_not_delayed);
+async fn parts_of_a_response_are_not_delayed() {
     let (mut rig, client) = open_rig().await;
     let gate = Gate::new();
     // Not even a whole event: the line has no end yet.

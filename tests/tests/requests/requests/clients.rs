@@ -57,7 +57,7 @@ async fn a_key_in_another_header_beside_a_token_is_dropped() {
 
 /// Users may share a name, or have none: what distinguishes them is the token.
 #[tokio::test(flavor = "multi_thread")]
-async fn users_without_a_name_or_of_one_name_are_told_apart_by_their_tokens() {
+async fn users_without_a_name_or_of_one_name_are_distinguished_by_their_tokens() {
     let mut rig = Rig::new().await;
     let user = |name: &str, token: &str, tag: &str| json!({ "name": name, "token": token, "credential": tag });
     let config = rig.config(json!({
@@ -108,7 +108,7 @@ async fn a_key_in_another_header_is_refused_without_users_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_shows_no_token_of_a_user_is_told_what_is_wrong_with_it() {
+async fn requests_without_a_users_token_are_rejected_with_the_reason() {
     let (mut rig, client) = team_rig().await;
     let cases: [(Option<&str>, &str); 9] = [
         (None, "missing api key"),
@@ -158,7 +158,7 @@ async fn an_address_that_failed_often_is_still_answered_and_let_in() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_address_that_fails_again_and_again_waits_longer_for_each_refusal() {
+async fn an_address_that_fails_repeatedly_waits_longer_for_each_rejection() {
     let (mut rig, client) = team_rig().await;
     let mut waited = Vec::new();
     for _ in 0..9 {

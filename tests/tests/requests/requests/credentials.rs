@@ -30,8 +30,8 @@ async fn each_user_is_served_by_the_users_own_credential() {
     rig.stop().await;
 }
 
-over_both!(without_users_the_first_entry_serves_be_it_a_credential_or_a_pool);
-async fn without_users_the_first_entry_serves_be_it_a_credential_or_a_pool() {
+over_both!(without_users_the_first_entry_is_used_whether_credential_or_pool);
+async fn without_users_the_first_entry_is_used_whether_credential_or_pool() {
     let pool = |tag: &str| json!({"tag": tag, "type": "fallback", "credentials": ["b", "a"]});
     for (first, account) in [("credential", "account-a"), ("pool", "account-b")] {
         let mut rig = Rig::new().await;

@@ -20,8 +20,8 @@ fn check_values(headers: &http::HeaderMap, name: &str, values: &[&str]) {
 
 // Headers to upstream
 
-over_both!(what_belongs_to_the_hop_to_proxies_or_to_the_client_stays_here);
-async fn what_belongs_to_the_hop_to_proxies_or_to_the_client_stays_here() {
+over_both!(headers_of_the_hop_of_proxies_and_of_the_client_are_not_forwarded);
+async fn headers_of_the_hop_of_proxies_and_of_the_client_are_not_forwarded() {
     const REMOVED: [(&str, &str); 22] = [
         ("keep-alive", "timeout=5"),
         ("proxy-authenticate", "Basic"),
@@ -68,8 +68,8 @@ async fn what_belongs_to_the_hop_to_proxies_or_to_the_client_stays_here() {
     rig.stop().await;
 }
 
-over_both!(what_codex_sends_goes_on_and_only_the_credential_is_attached);
-async fn what_codex_sends_goes_on_and_only_the_credential_is_attached() {
+over_both!(requests_of_codex_are_forwarded_with_only_the_credential_added);
+async fn requests_of_codex_are_forwarded_with_only_the_credential_added() {
     const KEPT: [(&str, &str); 9] = [
         ("accept", "text/event-stream"),
         ("accept-encoding", "gzip, zstd"),
@@ -151,8 +151,8 @@ async fn configured_headers_override_but_never_the_credential() {
 
 // Headers from upstream
 
-over_both!(what_belongs_to_upstreams_hop_and_its_cookies_stay_here);
-async fn what_belongs_to_upstreams_hop_and_its_cookies_stay_here() {
+over_both!(headers_of_upstreams_hop_and_its_cookies_are_not_returned);
+async fn headers_of_upstreams_hop_and_its_cookies_are_not_returned() {
     const REMOVED: [(&str, &str); 18] = [
         ("keep-alive", "timeout=5"),
         ("proxy-authenticate", "Basic"),

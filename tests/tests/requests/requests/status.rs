@@ -166,7 +166,7 @@ async fn a_watched_status_has_a_line_at_once_and_one_after_every_change() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_user_watches_at_most_so_many_statuses() {
+async fn the_statuses_that_a_user_watches_are_limited() {
     let mut rig = Rig::new().await;
     let users = ["a", "b"].map(|tag| user(tag, tag));
     let mut config =

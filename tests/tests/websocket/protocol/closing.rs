@@ -33,7 +33,7 @@ async fn a_clients_close_goes_through_and_nothing_after_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_close_that_is_none_is_1002_and_a_reason_that_is_no_text_1007() {
+async fn an_invalid_close_is_1002_and_a_reason_outside_utf8_1007() {
     let codes = [
         0, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 65_535,
     ];

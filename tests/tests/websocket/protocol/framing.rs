@@ -229,7 +229,7 @@ fn broken_fragments() -> Vec<Case> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn fragments_make_one_message_and_what_is_none_is_1002() {
+async fn fragments_make_one_message_and_invalid_ones_are_1002() {
     check(
         EchoScene::new().await,
         sound_fragments().into_iter().chain(broken_fragments()),

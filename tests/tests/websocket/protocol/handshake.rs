@@ -89,7 +89,7 @@ fn incomplete() -> Vec<(&'static str, String, u16)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_handshake_that_is_none_is_told_what_it_lacks() {
+async fn an_invalid_handshake_is_rejected_with_the_missing_part() {
     let scene = EchoScene::new().await;
     for (name, sent, status) in incomplete() {
         let mut stream = scene.client.raw().await;
@@ -118,7 +118,7 @@ async fn a_handshake_that_is_none_is_told_what_it_lacks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_post_is_no_handshake_and_is_answered_as_a_post() {
+async fn a_post_with_upgrade_headers_is_an_ordinary_request() {
     let scene = EchoScene::new().await;
     let mut stream = scene.client.raw().await;
     let length = "Content-Length: 2\r\n";
@@ -141,7 +141,7 @@ async fn a_post_is_no_handshake_and_is_answered_as_a_post() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_form_of_a_sound_handshake_is_taken_without_extensions() {
+async fn every_valid_form_of_a_handshake_is_accepted_without_extensions() {
     let mut scene = EchoScene::new().await;
     let forms = [
         UPGRADE,

@@ -58,7 +58,7 @@ async fn a_message_at_its_bound_comes_back_and_one_past_it_is_1009() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_goes_on_sending_past_the_bound_still_reads_why() {
+async fn a_client_that_keeps_sending_past_the_limit_still_receives_the_reason() {
     let _heavy = HEAVY.lock().await;
     let mut scene = EchoScene::with(json!({ "websocket_message_bytes": BOUND })).await;
     for _ in 0..10 {

@@ -103,7 +103,7 @@ fn broken_by_upstream() -> Vec<(&'static str, Vec<u8>)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_upstream_breaks_is_1011_for_the_client() {
+async fn any_protocol_error_of_upstream_is_1011_for_the_client() {
     let mut scene = EchoScene::with(json!({ "websocket_message_bytes": BOUND })).await;
     let mut failed = Vec::new();
     for (name, bytes) in broken_by_upstream() {
@@ -123,7 +123,7 @@ async fn whatever_upstream_breaks_is_1011_for_the_client() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_in_the_middle_of_a_frame_is_sent_nothing_that_is_not_of_it() {
+async fn no_frame_is_inserted_into_an_incomplete_frame_to_the_client() {
     let mut scene = EchoScene::new().await;
     let cases: [(&str, &[u8], &[u8]); 4] = [
         (

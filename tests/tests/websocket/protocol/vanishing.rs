@@ -15,7 +15,7 @@ enum Vanish {
 const WAYS: [Vanish; 2] = [Vanish::Fin, Vanish::Reset];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_vanishes_takes_upstreams_socket_with_it() {
+async fn the_socket_to_upstream_closes_if_the_client_vanishes() {
     let mut scene = EchoScene::new().await;
     let whole = text("a message");
     let cases: [(&str, &[u8]); 5] = [
@@ -57,7 +57,7 @@ async fn a_client_that_vanishes_takes_upstreams_socket_with_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_that_vanishes_between_frames_is_1011_and_within_one_the_end() {
+async fn an_upstream_that_vanishes_between_frames_is_1011_and_within_one_a_cut() {
     let mut scene = EchoScene::new().await;
     let cases: [(&str, &[u8], &[Event]); 5] = [
         ("before anything", b"", &[closed(1011), Event::Gone]),

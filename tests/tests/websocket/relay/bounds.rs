@@ -68,7 +68,7 @@ async fn a_message_of_upstreams_past_the_bound_closes_with_1011() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_user_has_so_many_sockets_and_another_one_once_one_is_closed() {
+async fn the_sockets_of_a_user_are_limited_and_a_closed_one_makes_room() {
     let (mut rig, client) = pool(&["a"], json!({ "websockets_per_user": 2 })).await;
     let (mut first, _second) = (open(&client).await, open(&client.http2()).await);
     for client in [client.clone(), client.http2()] {
@@ -87,7 +87,7 @@ async fn a_user_has_so_many_sockets_and_another_one_once_one_is_closed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_handshake_takes_no_place() {
+async fn a_rejected_handshake_does_not_count_as_a_socket() {
     let (mut rig, client) = pool(&["a"], json!({ "websockets_per_user": 1 })).await;
     for _ in 0..3 {
         rig.account("a").then_handshake(Reply::raw(403, "no"));
@@ -136,7 +136,7 @@ fn cpu(process: u32) -> Duration {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_turn_past_the_idle_limit_is_waited_for_without_work() {
+async fn a_turn_past_the_idle_limit_continues_without_using_the_cpu() {
     let rig = Rig::new().await;
     let mut config = rig.team(&["a"], json!({}));
     // Long enough for a slow machine to ask for a turn within it.
@@ -163,7 +163,7 @@ async fn a_turn_past_the_idle_limit_is_waited_for_without_work() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_quiet_client_that_answers_pings_stays_and_one_that_does_not_is_dropped() {
+async fn a_quiet_client_stays_only_if_it_answers_pings() {
     // A slow machine answers a ping within this. A peer that answers none is dropped after two.
     let (mut rig, client) = pool(&["a"], json!({ "websocket_ping_interval": "1500ms" })).await;
     for client in [client.clone(), client.http2()] {
@@ -194,7 +194,7 @@ const PIECE: usize = 1 << 20;
 const BUFFERED_MAX: usize = 64;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_that_does_not_read_holds_the_client_up() {
+async fn an_upstream_that_stops_reading_pauses_the_client() {
     let (mut rig, client) = pool(&["a"], json!({})).await;
     let gate = Gate::new();
     rig.account("a")
@@ -228,7 +228,7 @@ async fn an_upstream_that_does_not_read_holds_the_client_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_does_not_read_holds_upstream_up() {
+async fn a_client_that_stops_reading_pauses_upstream() {
     let (mut rig, client) = pool(&["a"], json!({})).await;
     let (sent, piece) = (Gate::new(), Bytes::from(vec![7; PIECE]));
     let all = (0..BUFFERED_MAX).fold(SocketReply::silent(), |reply, _| {

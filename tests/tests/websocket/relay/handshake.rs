@@ -73,7 +73,7 @@ async fn a_beta_that_the_client_names_is_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_side_has_a_key_of_its_own() {
+async fn each_side_has_a_different_key() {
     let (mut rig, client) = pool(&["a"], json!({})).await;
     let client = upgrading(&client)
         .header("sec-websocket-version", "13")
@@ -90,7 +90,7 @@ async fn each_side_has_a_key_of_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_upstreams_fields_the_client_gets_those_that_codex_reads() {
+async fn the_client_gets_the_upstream_fields_that_codex_reads() {
     let (mut rig, client) = pool(&["a"], json!({})).await;
     let kept = [
         ("x-codex-turn-state", "state"),
@@ -150,7 +150,7 @@ async fn a_handshake_without_a_good_token_is_401() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_handshake_that_is_none_is_refused_before_upstream_is_asked() {
+async fn an_invalid_handshake_is_rejected_without_contacting_upstream() {
     let (mut rig, client) = pool(&["a"], json!({})).await;
     let bare = upgrading(&client);
     let versioned = bare.header("sec-websocket-version", "13");

@@ -11,7 +11,7 @@ use super::{echo, open, pool};
 const LONG: usize = 6_000_000;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn messages_of_every_kind_and_length_come_back_as_they_were() {
+async fn messages_of_every_kind_and_length_are_unchanged() {
     let (mut rig, client) = echo(json!({})).await;
     let text = "é→🦀 {\"type\":\"theirs\"}".repeat(1000);
     let long = "x".repeat(LONG);
@@ -54,7 +54,7 @@ async fn messages_of_every_kind_and_length_come_back_as_they_were() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_client_sends_keeps_its_order_with_pings_between_its_fragments() {
+async fn messages_of_the_client_keep_their_order_with_pings_between_fragments() {
     let (mut rig, client) = echo(json!({})).await;
     let mut socket = open(&client).await;
     socket.send_part(Part::First, "one ").await;
@@ -88,7 +88,7 @@ async fn what_the_client_sends_keeps_its_order_with_pings_between_its_fragments(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_upstream_sends_keeps_its_order_with_pings_within_its_messages() {
+async fn messages_of_upstream_keep_their_order_with_pings_within_messages() {
     let (mut rig, client) = pool(&["a"], json!({})).await;
     let texts = SocketReply::silent()
         .text("one")

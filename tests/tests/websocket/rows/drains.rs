@@ -83,7 +83,7 @@ async fn a_turn_past_drain_timeout_is_cut_and_recorded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_that_the_policy_moves_is_closed_after_its_turn_and_comes_back_elsewhere() {
+async fn a_session_that_the_policy_moves_is_closed_after_its_turn_and_reopens_elsewhere() {
     let (mut rig, client) =
         pool(&["a", "b"], json!({ "rebalance_threshold": 20 }), json!({})).await;
     let client = client.header("session-id", "session-1");
@@ -114,7 +114,7 @@ async fn a_session_that_the_policy_moves_is_closed_after_its_turn_and_comes_back
 /// A rotation would choose another member each time. Of two that stand in for the home, neither is
 /// better.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_socket_in_place_of_a_home_that_is_out_briefly_stays_open() {
+async fn a_socket_away_from_a_briefly_unavailable_home_stays_open() {
     for strategy in ["round_robin", "random", "least_used"] {
         let members = ["a", "b", "c"];
         let (mut rig, client) = pool(&members, json!({ "strategy": strategy }), json!({})).await;

@@ -13,7 +13,7 @@ use super::{closed, in_order, last_row, open, pool};
 const TURN_NANOUSD: i64 = 3_450_000;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_response_is_a_row_that_tells_everything_about_it() {
+async fn each_response_is_a_complete_row() {
     let (mut rig, client) = in_order(&["a"]).await;
     let client = client.header("session-id", "session-1");
     let mut place = 0;
@@ -100,7 +100,7 @@ async fn a_row_is_committed_before_its_last_frame_is_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn turns_that_are_asked_for_at_once_are_rows_in_their_order() {
+async fn turns_requested_at_once_are_rows_in_order() {
     let (mut rig, client) = in_order(&["a"]).await;
     let mut socket = open(&client).await;
     let gate = Gate::new();
@@ -132,7 +132,7 @@ async fn turns_that_are_asked_for_at_once_are_rows_in_their_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_response_that_ends_otherwise_is_a_row_with_what_it_used() {
+async fn each_end_of_a_response_is_a_row_with_its_usage() {
     let (mut rig, client) = in_order(&["a"]).await;
     let mut socket = open(&client).await;
     for (reply, kind, end) in [
@@ -285,7 +285,7 @@ async fn a_client_that_vanishes_in_the_middle_of_a_turn_is_recorded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_says_goodbye_in_the_middle_of_a_turn_is_recorded() {
+async fn a_client_that_closes_in_a_turn_is_recorded() {
     check_client_gone(&["a close frame"]).await;
 }
 
@@ -316,7 +316,7 @@ async fn check_upstream_gone(cases: &[(&str, SocketReply, u16)]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_that_goes_in_the_middle_of_a_turn_is_recorded_and_its_client_is_told() {
+async fn an_upstream_that_disconnects_in_a_turn_is_recorded_and_reported_to_its_client() {
     check_upstream_gone(&[
         ("FIN", SocketReply::begun().finish(), 1011),
         ("RST", SocketReply::begun().reset(), 1011),
@@ -330,7 +330,7 @@ async fn an_upstream_that_goes_in_the_middle_of_a_turn_is_recorded_and_its_clien
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_that_breaks_the_protocol_in_a_turn_is_recorded_and_its_client_is_told() {
+async fn an_upstream_that_breaks_the_protocol_in_a_turn_is_recorded_and_reported_to_its_client() {
     check_upstream_gone(&[(
         "reserved bits",
         SocketReply::begun().raw(vec![0xff; 64]),
@@ -390,7 +390,7 @@ async fn a_full_ledger_closes_a_socket_that_asks_for_a_further_response() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_response_whose_row_is_not_recorded_is_not_whole_and_its_socket_closes() {
+async fn a_response_without_its_row_is_incomplete_and_its_socket_closes() {
     let (mut rig, client) = with_little_room().await;
     let mut socket = open(&client).await;
     let mut seen = 0;

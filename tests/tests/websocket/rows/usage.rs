@@ -6,7 +6,7 @@ use tollgate_tests::{rows, turn};
 use super::{closed, homeless, in_order, last_row, last_socket, open, served};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_windows_that_an_event_tells_are_known_from_then_on() {
+async fn the_windows_of_an_event_are_known_at_once() {
     let (mut rig, client) = in_order(&["a", "b"]).await;
     let mut socket = open(&client).await;
     let used = Standing::new("plus").weekly_used(100.0);

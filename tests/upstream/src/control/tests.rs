@@ -36,7 +36,7 @@ async fn a_login_is_renewed_and_counted() {
 }
 
 #[tokio::test]
-async fn a_socket_is_scripted_and_told() {
+async fn a_socket_follows_its_script_and_is_reported() {
     let upstream = Upstream::start().await;
     let account = SteeredAccount::new(upstream.account("at", "acct"));
     let steps = br#"{"then_socket": [["begun", {"event": {"type": "error", "status": 429}},
@@ -86,7 +86,7 @@ async fn socket_to(upstream: &Upstream) -> WebSocketStream<TcpStream> {
 }
 
 #[tokio::test]
-async fn a_held_turn_goes_on_once_it_is_released() {
+async fn a_held_turn_continues_once_it_is_released() {
     let upstream = Upstream::start().await;
     let account = SteeredAccount::new(upstream.account("at", "acct"));
     account
@@ -112,7 +112,7 @@ async fn a_held_turn_goes_on_once_it_is_released() {
 }
 
 #[tokio::test]
-async fn a_script_is_taken_whole_or_not_at_all() {
+async fn a_script_is_applied_completely_or_not_at_all() {
     let upstream = Upstream::start().await;
     let account = upstream.account("at", "acct");
     let steered = SteeredAccount::new(account.clone());

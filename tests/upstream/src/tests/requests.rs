@@ -10,7 +10,7 @@ use super::{RESPONSES, ask, events, request, send, start, turn};
 use crate::*;
 
 #[tokio::test]
-async fn the_queue_goes_before_always_and_always_before_the_upstreams() {
+async fn queued_replies_precede_standing_ones_and_those_of_accounts_that_of_the_server() {
     let (upstream, ana) = start().await;
     upstream.always(Reply::server_error(503));
     assert_eq!(ask(&upstream, RESPONSES, turn()).await.status, 503);
@@ -30,7 +30,7 @@ async fn the_queue_goes_before_always_and_always_before_the_upstreams() {
 }
 
 #[tokio::test]
-async fn strangers_and_unknown_paths_are_refused() {
+async fn unknown_tokens_and_paths_are_rejected() {
     let (upstream, _ana) = start().await;
     assert_eq!(ask(&upstream, "/v1/nothing", turn()).await.status, 404);
     let stranger = send(&upstream, request(RESPONSES, "at-unknown", "{}"))

@@ -48,7 +48,7 @@ async fn an_unscripted_turn_is_a_well_formed_stream() {
 }
 
 #[tokio::test]
-async fn without_stream_the_turn_is_one_object_with_an_id_of_its_own() {
+async fn without_stream_the_turn_is_one_object_with_a_unique_id() {
     let (upstream, _ana) = start().await;
     let body = json!({"model": "gpt-5.4", "service_tier": "priority"});
     let first = ask(&upstream, RESPONSES, body.clone()).await;
@@ -63,7 +63,7 @@ async fn without_stream_the_turn_is_one_object_with_an_id_of_its_own() {
 }
 
 #[tokio::test]
-async fn a_chat_stream_tells_usage_only_if_asked() {
+async fn a_chat_stream_reports_usage_only_if_requested() {
     let (upstream, _ana) = start().await;
     let plain = ask(
         &upstream,
@@ -93,7 +93,7 @@ async fn a_chat_stream_tells_usage_only_if_asked() {
 }
 
 #[tokio::test]
-async fn a_gate_holds_the_stream_until_told() {
+async fn a_gate_holds_the_stream_until_it_opens() {
     let (upstream, ana) = start().await;
     let gate = Gate::new();
     ana.then(Reply::ok().hold_after(2, &gate));
@@ -141,7 +141,7 @@ async fn connections_break_where_the_script_says() {
 }
 
 #[tokio::test]
-async fn a_compressed_stream_reads_part_by_part() {
+async fn a_compressed_stream_can_be_decoded_part_by_part() {
     let (upstream, ana) = start().await;
     for encoding in [
         Encoding::Gzip,
@@ -180,7 +180,7 @@ async fn a_compressed_stream_reads_part_by_part() {
 }
 
 #[tokio::test]
-async fn streams_are_spelt_as_told() {
+async fn streams_are_encoded_as_scripted() {
     let (upstream, ana) = start().await;
     ana.then(
         Reply::ok()
@@ -202,7 +202,7 @@ async fn streams_are_spelt_as_told() {
 }
 
 #[tokio::test]
-async fn ends_and_figures_are_as_told() {
+async fn ends_and_figures_are_as_scripted() {
     let (upstream, ana) = start().await;
     let usage = Usage {
         input: 10,

@@ -59,13 +59,13 @@ async fn a_body_at_the_limit_is_served_and_one_past_it_is_413() {
     check_body_limit(BODY_BYTES * 2).await;
 }
 
-over_both!(a_body_that_is_not_kept_is_413_past_the_limit);
-async fn a_body_that_is_not_kept_is_413_past_the_limit() {
+over_both!(an_unbuffered_body_past_the_limit_is_413);
+async fn an_unbuffered_body_past_the_limit_is_413() {
     check_body_limit(BODY_BYTES / 10).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_413_reaches_a_client_that_sends_on() {
+async fn a_413_reaches_a_client_that_keeps_sending() {
     let scene = BadPeerScene::new(json!({ "request_body_bytes": BODY_BYTES })).await;
     let mut peer = scene.peer().await;
     // Far more than the sockets hold: the client is still sending when it is refused.

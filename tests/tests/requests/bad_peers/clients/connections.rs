@@ -93,7 +93,7 @@ async fn pipelined_requests_are_answered_in_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn garbage_after_a_good_request_does_not_touch_its_answer() {
+async fn garbage_after_a_good_request_does_not_affect_its_response() {
     let scene = BadPeerScene::new(json!({})).await;
     let mut peer = scene.peer().await;
     peer.send(post(&turn("first").to_string()) + "\0\0garbage\r\n\r\n")
@@ -144,7 +144,7 @@ async fn connections_past_the_limit_wait_and_are_served_then() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn silent_connections_do_not_keep_their_places() {
+async fn silent_connections_are_closed() {
     for begun in [
         "",
         "P",

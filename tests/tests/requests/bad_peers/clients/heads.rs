@@ -57,7 +57,7 @@ async fn too_many_header_fields_are_431() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_head_that_does_not_come_to_its_end_is_closed() {
+async fn a_connection_with_an_incomplete_head_is_closed() {
     let scene = BadPeerScene::new(json!({ "head_timeout": "200ms" })).await;
     for begun in [
         "",
@@ -81,7 +81,7 @@ async fn a_head_that_does_not_come_to_its_end_is_closed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_head_that_comes_byte_by_byte_has_no_more_time_than_another() {
+async fn a_head_sent_byte_by_byte_has_the_usual_timeout() {
     let scene = BadPeerScene::new(json!({ "head_timeout": "300ms" })).await;
     let mut peer = scene.peer().await;
     let since = Instant::now();

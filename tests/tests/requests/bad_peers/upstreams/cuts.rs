@@ -98,8 +98,8 @@ async fn an_upstream_that_closes_in_the_middle_is_cut() {
     assert_eq!(ends(&rows), told);
 }
 
-over_both!(what_came_before_a_cut_reaches_the_client);
-async fn what_came_before_a_cut_reaches_the_client() {
+over_both!(data_before_a_cut_reaches_the_client);
+async fn data_before_a_cut_reaches_the_client() {
     let scene = BadPeerScene::new(json!({})).await;
     for client in [scene.client.clone(), scene.client.http2()] {
         let gate = Gate::new();
@@ -129,7 +129,7 @@ async fn a_content_length_that_is_too_long_is_a_cut() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_comes_after_the_content_length_is_nobodys_answer() {
+async fn bytes_after_the_content_length_belong_to_no_response() {
     let bytes = format!("{GOOD}HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nforged");
     let scene = BadPeerScene::before(bare(bytes, Then::Stay).await, json!({})).await;
     let answer = scene.client.turn(&turn_as_json()).await;
@@ -142,7 +142,7 @@ async fn what_comes_after_the_content_length_is_nobodys_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_that_ends_with_its_connection_is_whole() {
+async fn a_body_that_ends_with_its_connection_is_complete() {
     let bytes = "HTTP/1.0 200 OK\r\ncontent-type: application/json\r\n\r\n{\"id\": \"resp_old\", \"model\": \"gpt-5.4\", \
         \"usage\": {\"input_tokens\": 7, \"output_tokens\": 3}}";
     let scene = BadPeerScene::before(bare(bytes, Then::Close).await, json!({})).await;

@@ -47,7 +47,7 @@ async fn an_upstream_that_closes_before_its_head_is_502() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_that_nobody_listens_on_is_502() {
+async fn an_upstream_port_without_a_listener_is_502() {
     let closed = {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         listener.local_addr().expect("an address")
@@ -75,7 +75,7 @@ async fn an_upstream_that_nobody_listens_on_is_502() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_that_speaks_no_http_is_502() {
+async fn an_upstream_without_http_is_502() {
     let endless = format!("HTTP/1.1 200 OK\r\nx-filler: {}", "f".repeat(2_000_000));
     let fields: String = (0..5000)
         .map(|number| format!("x-{number}: 1\r\n"))
@@ -125,7 +125,7 @@ async fn an_upstream_that_does_not_answer_is_504() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_that_begins_its_head_and_stops_is_504() {
+async fn an_upstream_that_stalls_in_its_head_is_504() {
     let address = bare("HTTP/1.1 200 OK\r\nx-slow: ", Then::Stay).await;
     let scene = BadPeerScene::before(address, json!({ "upstream_head_timeout": "300ms" })).await;
     check_error(

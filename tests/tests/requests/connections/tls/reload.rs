@@ -153,7 +153,7 @@ async fn a_replacement_that_clients_reject_keeps_the_certificate() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broken_replacement_that_is_taken_back_is_no_problem_any_more() {
+async fn reverting_a_broken_replacement_clears_its_problem() {
     let scene = TlsScene::in_files(json!({})).await;
     let first = std::fs::read_to_string(scene.rig.path("cert.pem")).expect("a file");
     scene.replace("cert.pem", "garbage");
@@ -170,7 +170,7 @@ async fn a_broken_replacement_that_is_taken_back_is_no_problem_any_more() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_certificate_that_grows_byte_by_byte_is_used_when_it_is_whole() {
+async fn a_certificate_written_byte_by_byte_is_used_once_it_is_complete() {
     let scene = TlsScene::in_files(json!({})).await;
     let next = scene.authority.sign(&["localhost"]);
     scene.replace("key.pem", &next.key);

@@ -4,7 +4,7 @@ use super::{assert_refused, post, refresh, refresh_request, start_login, status_
 use crate::tests::*;
 
 #[tokio::test]
-async fn a_bad_answer_rotates_only_if_told() {
+async fn a_malformed_response_rotates_tokens_only_if_scripted() {
     let (upstream, login) = start_login().await;
     let first = login.auth_json();
     login
@@ -52,7 +52,7 @@ async fn a_bad_answer_rotates_only_if_told() {
 }
 
 #[tokio::test]
-async fn the_queue_of_a_login_goes_before_always() {
+async fn the_queue_of_a_login_precedes_its_standing_reply() {
     let (upstream, login) = start_login().await;
     login
         .always_for_token(TokenReply::status(500))
@@ -123,7 +123,7 @@ async fn a_client_killed_before_the_answer_has_lost_its_tokens() {
 }
 
 #[tokio::test]
-async fn a_cut_comes_after_the_rotation() {
+async fn a_cut_happens_after_the_rotation() {
     let (upstream, login) = start_login().await;
     login.then_for_token(TokenReply::well().cut());
     let file = login.auth_json();

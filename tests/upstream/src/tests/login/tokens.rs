@@ -183,7 +183,7 @@ async fn an_expired_access_token_is_refused_and_refreshes() {
 }
 
 #[tokio::test]
-async fn only_codexs_own_request_is_taken() {
+async fn only_the_request_of_codex_is_accepted() {
     let (upstream, login) = start_login().await;
     let well = refresh_request(&login.auth_json()["tokens"]["refresh_token"]);
     for (field, value) in [

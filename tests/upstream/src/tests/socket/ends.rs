@@ -52,7 +52,7 @@ async fn a_client_that_leaves_in_the_middle_is_seen() {
 }
 
 #[tokio::test]
-async fn connections_end_as_told() {
+async fn connections_end_as_scripted() {
     let (upstream, ana) = start().await;
     for (reply, end) in [
         (SocketReply::ok().finish(), SocketEnd::Gone),
@@ -100,7 +100,7 @@ async fn connections_end_as_told() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_does_not_read_holds_its_client_up() {
+async fn a_scripted_upstream_that_stops_reading_pauses_its_client() {
     let (upstream, ana) = start().await;
     let gate = Gate::new();
     ana.then_handshake(Upgrade::new().hold_reading(&gate));

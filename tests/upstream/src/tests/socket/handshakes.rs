@@ -8,7 +8,7 @@ use super::{Client, connect, connect_with, handshake, next_message};
 use crate::tests::*;
 
 #[tokio::test]
-async fn the_handshake_tells_the_accounts_standing() {
+async fn the_handshake_reports_the_accounts_usage() {
     let (upstream, ana) = start().await;
     upstream.api_key("sk-key", "key");
     ana.set_standing(Standing::new("pro").five_hour_used(12.0));
@@ -46,7 +46,7 @@ async fn the_handshake_tells_the_accounts_standing() {
 }
 
 #[tokio::test]
-async fn a_handshake_is_refused_as_any_request_is() {
+async fn a_handshake_is_rejected_like_a_request() {
     let (upstream, ana) = start().await;
     let refusal = |result: Result<(Client, HeaderMap), Error>| match result {
         Err(Error::Http(response)) => *response,
@@ -111,7 +111,7 @@ async fn a_handshake_is_refused_as_any_request_is() {
 }
 
 #[tokio::test]
-async fn an_upgrade_is_as_odd_as_told() {
+async fn an_upgrade_deviates_as_scripted() {
     let (upstream, ana) = start().await;
     ana.then_handshake(Upgrade::new().wrong_accept_key());
     let refused = connect_with(&upstream, handshake(&upstream, RESPONSES, "at-ana")).await;
@@ -144,7 +144,7 @@ async fn an_upgrade_is_as_odd_as_told() {
 }
 
 #[tokio::test]
-async fn what_is_no_websocket_is_told() {
+async fn invalid_websocket_data_is_reported() {
     let (upstream, _ana) = start().await;
     let mut client = connect(&upstream).await;
     client

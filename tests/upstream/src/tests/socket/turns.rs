@@ -104,7 +104,7 @@ async fn a_prewarm_counts_nothing_and_its_response_may_be_named() {
 }
 
 #[tokio::test]
-async fn a_socket_is_scripted_as_a_turn_is() {
+async fn a_socket_is_scripted_like_a_turn() {
     let (upstream, ana) = start().await;
     let mut client = connect(&upstream).await;
     upstream.always_socket(SocketReply::ok().deltas(1));
@@ -200,7 +200,7 @@ async fn a_large_output_comes_whole_in_one_message_or_in_frames() {
 }
 
 #[tokio::test]
-async fn a_gate_stands_where_it_was_put_and_hides_nothing_of_the_client() {
+async fn a_gate_pauses_at_its_step_and_hides_no_message_of_the_client() {
     let (upstream, ana) = start().await;
     let gate = Gate::new();
     ana.then_socket(SocketReply::begun().hold(&gate).completed());
@@ -231,7 +231,7 @@ async fn a_gate_stands_where_it_was_put_and_hides_nothing_of_the_client() {
 }
 
 #[tokio::test]
-async fn errors_and_limits_are_events_of_their_own() {
+async fn errors_and_limits_are_separate_events() {
     let (upstream, ana) = start().await;
     let mut client = connect(&upstream).await;
     let standing = Standing::new("pro")
@@ -275,7 +275,7 @@ async fn errors_and_limits_are_events_of_their_own() {
 }
 
 #[tokio::test]
-async fn steps_happen_in_their_order() {
+async fn steps_happen_in_order() {
     let (upstream, ana) = start().await;
     let mut client = connect(&upstream).await;
     let steps = SocketReply::silent()
