@@ -66,8 +66,8 @@ async fn a_connection_with_an_incomplete_head_is_closed() {
         "GET /v1/mod",
         "POST /v1/responses HTTP/1.1\r\nhost: gateway\r\nx-slow: ",
     ] {
-        let mut peer = scene.peer().await;
         let since = Instant::now();
+        let mut peer = scene.peer().await;
         peer.send(begun).await;
         let rest = peer.rest().await;
         let took = since.elapsed();
