@@ -12,7 +12,7 @@ WASM_TARGET := wasm32-wasip2
 # Linting does not link: any file can stand in for libFuzzer, whose C++ is then not built.
 FUZZ_ENV := CUSTOM_LIBFUZZER_PATH=$(CURDIR)/fuzz/Cargo.toml
 
-.PHONY: help demo test clock build lint deny docs examples clients tls bench bench-policies tools
+.PHONY: help demo test clock build static lint deny docs examples clients tls bench bench-policies tools
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,14 @@ clock: tools ## Run some tests with the clock a year ahead and a month back. CLO
 build: tools ## Build the release binary.
 	$(CARGO) build --locked --release -p tollgate
 	@ls -l target/release/tollgate
+
+MUSL_TARGET := $(shell uname -m)-unknown-linux-musl
+
+static: tools ## Build a release binary that needs no shared library.
+	@command -v musl-gcc > /dev/null || { echo "== installing musl-tools, a C compiler for musl"; apt-get update -qq && apt-get install -y -qq musl-tools; }
+	@rustup target list --installed | grep -qx $(MUSL_TARGET) || rustup target add $(MUSL_TARGET)
+	$(CARGO) build --locked --release -p tollgate --target $(MUSL_TARGET)
+	@ls -l target/$(MUSL_TARGET)/release/tollgate
 
 lint:
 	@echo "== format and lints"

@@ -14,9 +14,9 @@ mod table;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
-use self::commands::{check, explain, policy, run, status, usage};
+use self::commands::{check, explain, generate, health, policy, run, status, usage};
 use self::output::print;
 use crate::config;
 use crate::server;
@@ -64,6 +64,10 @@ enum TollgateCommand {
     Check(check::CheckArgs),
     /// Show the credentials of the running gateway.
     Status(status::StatusArgs),
+    /// Exit with 0 if the running gateway is ready to serve, and with 1 otherwise.
+    ///
+    /// For the health checks of containers: it asks through the socket in data_dir.
+    Health(health::HealthArgs),
     /// Show usage and cost from the ledger.
     Usage(usage::UsageArgs),
     /// Show, reload and test policies.
@@ -73,6 +77,12 @@ enum TollgateCommand {
     Explain(explain::ExplainArgs),
     /// Print the JSON Schema of the configuration.
     ConfigSchema,
+    /// Print the completions of these commands for a shell.
+    ///
+    /// For bash: tollgate completions bash > /etc/bash_completion.d/tollgate
+    Completions(generate::CompletionsArgs),
+    /// Write the manual pages of these commands to a folder.
+    Man(generate::ManArgs),
     /// Print the version of this binary.
     Version,
     /// Refresh one credential's tokens as standard input says. The gateway runs it.
@@ -88,11 +98,14 @@ pub fn main() -> ExitCode {
         }
         TollgateCommand::Check(args) => check::check(&args),
         TollgateCommand::Status(args) => status::status(&args),
+        TollgateCommand::Health(args) => health::health(&args),
         TollgateCommand::RefreshCredential => run::refresh_credential(),
         TollgateCommand::Usage(args) => usage::usage(&args),
         TollgateCommand::Policy(command) => policy::policy(&command),
         TollgateCommand::Explain(args) => explain::explain(&args),
         TollgateCommand::ConfigSchema => print(&format!("{:#}", config::schema())),
+        TollgateCommand::Completions(args) => generate::completions(&args, CommandLine::command()),
+        TollgateCommand::Man(args) => generate::man(&args, CommandLine::command()),
         TollgateCommand::Version => print(concat!("tollgate ", env!("CARGO_PKG_VERSION"))),
     };
     match done {

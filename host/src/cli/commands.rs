@@ -2,6 +2,8 @@
 
 pub(super) mod check;
 pub(super) mod explain;
+pub(super) mod generate;
+pub(super) mod health;
 pub(super) mod policy;
 pub(super) mod run;
 pub(super) mod status;
