@@ -91,7 +91,8 @@ async fn send(socket: &Path, method: Method, path: &str) -> Result<Value, Comman
         )
     };
     let value: Value = serde_json::from_slice(&body.to_bytes()).map_err(|_| unknown())?;
-    match (status, value["error"].as_str()) {
+    let failure = value["error"].as_str().or(value["reason"].as_str());
+    match (status, failure) {
         (StatusCode::OK, _) => Ok(value),
         (_, Some(error)) => Err(error.into()),
         _ => Err(unknown().into()),

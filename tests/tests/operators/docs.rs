@@ -12,11 +12,12 @@ use tollgate_tests::tollgate;
 
 use crate::metrics::FAMILIES;
 
-const DOCUMENTS: [&str; 10] = [
+const DOCUMENTS: [&str; 11] = [
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
     "README.md",
     "SECURITY.md",
+    "deploy/README.md",
     "docs/configuration.md",
     "docs/design.md",
     "docs/limits.md",

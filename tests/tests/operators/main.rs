@@ -6,6 +6,7 @@ mod cli;
 mod config;
 mod configure;
 mod connect;
+mod deploy;
 mod docs;
 mod drop_in;
 mod full_disk;

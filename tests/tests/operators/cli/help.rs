@@ -55,6 +55,9 @@ fn of_every_command_is_as_expected() {
         "explain",
         "version",
         "config-schema",
+        "health",
+        "completions",
+        "man",
     ] {
         assert!(
             commands.contains(&wanted.to_owned()),
