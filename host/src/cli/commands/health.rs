@@ -11,7 +11,7 @@ pub(in crate::cli) struct HealthArgs {
     /// The configuration file, which names the data_dir.
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Succeed if the gateway responds, even if no credential is usable or it is shutting down.
+    /// Succeed if the gateway responds, even while it shuts down or cannot write its ledger.
     #[arg(long)]
     live: bool,
 }
