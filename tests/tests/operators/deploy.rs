@@ -126,8 +126,7 @@ async fn health_follows_the_gateway_from_before_its_start_to_its_end() {
     let config = rig.config(json!({ "credentials": [rig.oauth("a")] }));
     let file = rig.write("config.json", config.to_string());
     let health = |more: &[&str]| {
-        let file = file.to_str().expect("text");
-        let said = tollgate(["health", "-c", file].iter().chain(more));
+        let said = tollgate(["health", "-c", &file].iter().chain(more));
         (said.code, said.stdout + &said.stderr)
     };
     let (code, said) = health(&[]);
