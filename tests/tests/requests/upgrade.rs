@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tollgate_tests::upstream::{Gate, Reply, SocketReply};
 use tollgate_tests::{
     Client, Event, Rig, Socket, UpgradeScene, binary, is_running, replace_file, rows, send_signal,
@@ -240,12 +242,8 @@ async fn an_upgrade_cuts_neither_a_stream_nor_a_websocket_turn() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_was_accepted_before_an_upgrade_is_served() {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
     let mut scene = scene(json!({ "head_timeout": "60s" })).await;
-    let mut silent = tokio::net::TcpStream::connect(scene.address())
-        .await
-        .expect("connects");
+    let mut silent = TcpStream::connect(scene.address()).await.expect("connects");
     // Connections are accepted in order: the silent one is accepted by the old process.
     let client = scene.client().token("token-alice");
     assert_eq!(client.turn(&turn("before")).await.status, StatusCode::OK);
@@ -308,33 +306,42 @@ async fn a_process_that_is_not_ready_in_time_is_killed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn only_the_new_process_polls() {
     let rig = Rig::new().await;
-    let mut config = config(&rig, json!({}));
+    let mut config = config(&rig, json!({ "head_timeout": "60s" }));
     config["services"][0]["credentials"][1]["poll_interval"] = json!("50ms");
     let mut scene = UpgradeScene::new(rig, &config).await;
-    let gate = Gate::new();
-    let account = scene.rig.account("a");
-    account.then(Reply::ok().hold_after(2, &gate));
+    let silent = TcpStream::connect(scene.address()).await.expect("connects");
+    // Connections are accepted in order: the silent one is accepted by the old process.
     let client = scene.client().token("token-alice");
-    let stream = client.start_turn(&turn("held")).await;
+    assert_eq!(client.turn(&turn("before")).await.status, StatusCode::OK);
+    let account = scene.rig.account("a");
     account.wait_for_polls(1).await;
-    let old = scene.upgrade().await;
-    assert_eq!(
-        client.http2().turn(&turn("new")).await.status,
-        StatusCode::OK
-    );
     let polls = account.poll_count();
-    account.wait_for_polls(polls + 2).await;
-    // Without the new process, there are no polls, although the old one has a request in flight.
+    scene.upgrade().await;
+    account.wait_for_polls(polls + 1).await;
+    // While the new process stands still, a request of the old one makes no poll due.
     scene.signal(libc::SIGSTOP);
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
     let polls = account.poll_count();
+    let answer = post_turn(silent).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(account.poll_count(), polls);
     scene.signal(libc::SIGCONT);
-    assert!(is_running(old));
-    gate.open();
-    assert!(stream.finish().await.whole);
-    scene.ended(old).await;
+}
+
+/// Sends a turn, and returns what comes back until the end of the connection.
+async fn post_turn(mut stream: TcpStream) -> String {
+    let body = turn("late").to_string();
+    let head = format!(
+        "POST /v1/responses HTTP/1.1\r\nhost: x\r\nauthorization: Bearer token-alice\r\n\
+        content-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    let request = [head.as_bytes(), body.as_bytes()].concat();
+    stream.write_all(&request).await.expect("it is read");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("an answer");
+    answer
 }
 
 /// Returns the only child of a process.
