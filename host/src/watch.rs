@@ -385,7 +385,7 @@ mod tests {
         drop(watcher);
         let begun = Instant::now();
         while Arc::weak_count(&changed) > 0 {
-            assert!(begun.elapsed() < Duration::from_secs(5), "it goes on");
+            assert!(begun.elapsed() < Duration::from_secs(5), "it continues");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }

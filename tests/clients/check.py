@@ -1,4 +1,4 @@
-"""Real clients through the real gateway: sets the scene, runs the checks, tells what came of them.
+"""Real clients through the real gateway: sets up the scene, runs the checks, and prints their results.
 
     check.py [NAME…]    only the checks whose names contain one of these
 """
@@ -18,7 +18,7 @@ from socks_proxy import PASSWORD
 
 
 def main():
-    # What ends this process by a signal ends it by an exception, so that everything started here is ended too.
+    # Turns signals into an exception, so that every process that was started here ends too.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     tally = Tally(wanted=sys.argv[1:])
@@ -37,7 +37,7 @@ def main():
                 for name, check in checks:
                     tally.run(name, check)
         tally.run("clients: Codex's credentials use their proxy", lambda: proxy_is_used(scene))
-        tally.run("clients: no token reaches who must not see it", lambda: no_secret_leaks(scene))
+        tally.run("clients: no token reaches the wrong side", lambda: no_secret_leaks(scene))
     except Exception:
         tally.failed += 1
         traceback.print_exc()
@@ -54,7 +54,7 @@ def main():
 
 
 class Tally:
-    """What came of the checks."""
+    """Counts of the checks that passed and failed."""
 
     def __init__(self, wanted):
         self.wanted = wanted
@@ -78,7 +78,7 @@ class Tally:
 
 
 def proxy_is_used(scene):
-    """Polls alone make a connection for each credential behind the proxy."""
+    """The polls alone open a connection for each credential behind the proxy."""
     if scene.proxy.connected < len(PROXIED):
         raise AssertionError(f"expected {len(PROXIED)} connections or more, found {scene.proxy.connected}")
 

@@ -1,4 +1,4 @@
-"""The Codex CLI: `codex exec` and `codex exec resume`, whatever their transport, and the checks of it over SSE. Those over
+"""The Codex CLI: `codex exec` and `codex exec resume` over any transport, and the checks of it over SSE. Those over
 WebSockets are in codex_socket.py.
 
 The checks build on one another: one session begins, is resumed, and loses its credential.
@@ -59,7 +59,7 @@ wire_api = "responses"
         try:
             output, errors = (text.decode(errors="replace") for text in child.communicate(timeout=RUN_WAIT_MAX))
         except BaseException as error:
-            # The whole group, which is its own.
+            # The child has its own process group: kill all of it.
             os.killpg(child.pid, signal.SIGKILL)
             child.communicate()
             if isinstance(error, subprocess.TimeoutExpired):
@@ -70,18 +70,18 @@ wire_api = "responses"
         return {"code": child.returncode, "output": output, "errors": errors}
 
     def turn(self, *arguments):
-        """A run that finishes and prints the assistant's message; answers the id of its session."""
+        """A run that finishes and prints the assistant's message; returns the id of its session."""
         ran = self.exec(*arguments)
         includes(ran, code=0)
         equal("standard output", ran["output"].strip(), TEXT.strip())
-        told = re.search(r"^session id: (\S+)$", ran["errors"], re.MULTILINE)
-        if not told:
+        match = re.search(r"^session id: (\S+)$", ran["errors"], re.MULTILINE)
+        if not match:
             raise AssertionError(f"no session id in what codex printed: {ran['errors']}")
-        return told[1]
+        return match[1]
 
 
 def gateway_provider(scene, supports_websockets, user=USER):
-    """The gateway, with a token of its own."""
+    """The gateway as a provider of Codex, with the token of `user`."""
     return f"""\
 name = "Tollgate"
 base_url = "{scene.url}/v1"
@@ -112,7 +112,7 @@ def checks(scene):
 def checks_of(codex, other, scene):
     """(Name, check) of each check."""
     turn = {"user": USER, "path": "/v1/responses", "transport": "http", **TURN}
-    # The session that the checks share, and the credential that it lives on.
+    # The session that the checks share, and its credential.
     session, home = None, None
 
     def away_from(credential):
@@ -127,7 +127,7 @@ def checks_of(codex, other, scene):
         home = row["credential"]
 
     def resume_lands_on_the_same_credential():
-        # Whoever has no home goes to the other credential now; its first answers tell the gateway so.
+        # Requests without a session now use the other credential, once responses have reported the usage of `home`.
         scene.script(home, weekly=80)
         for _ in range(3):
             last = scene.last_row()
@@ -155,7 +155,7 @@ def checks_of(codex, other, scene):
         with one_row(scene, credential=moved, attempts=[moved], session=session, **turn):
             equal("session", codex.turn("resume", "--last", "And on."), session)
 
-    def exhausted_pool_is_told_at_once():
+    def exhausted_pool_is_reported_at_once():
         last_one = away_from(home)
         scene.script(last_one, then=[usage_limit_reached()])
         row = {"user": USER, "path": "/v1/responses", "model": "gpt-5.4", **refused(429)}
@@ -170,7 +170,7 @@ def checks_of(codex, other, scene):
         resume_lands_on_the_same_credential,
         turn_with_a_tool_call_stays_on_its_credential,
         usage_limit_reached_moves_the_turn,
-        exhausted_pool_is_told_at_once,
+        exhausted_pool_is_reported_at_once,
     ]
     return [(f"codex: {deed.__name__.replace('_', ' ')}", deed) for deed in deeds]
 

@@ -1,6 +1,6 @@
 """The checks of the Codex CLI over WebSockets: what its user sees, what upstream saw on its sockets, and the rows of both.
 
-Each check has a session of its own. Those that use an account up have a pool of their own, too.
+Each check has a separate session. Those that exhaust an account have a separate pool, too.
 """
 
 import concurrent.futures
@@ -16,15 +16,15 @@ from scene import POOLS, USERS
 SIDE_BY_SIDE = 4
 WAIT_MAX = 30
 POLL = 0.02
-# How a socket breaks in the middle of a turn: as upstream closes it, or as it goes without a word, which the gateway tells
-# its client by a close of its own.
+# How a socket breaks in the middle of a turn: upstream closes it, or disconnects without a close frame, and the gateway
+# sends its client a close frame.
 BREAKS = {
     "upstream closes with 1012": {"close": {"code": 1012, "reason": "service restart"}},
     "upstream closes with 1011": {"close": {"code": 1011, "reason": "keepalive timed out"}},
     "upstream ends without a close": "finish",
     "upstream resets": "reset",
 }
-# A row of a turn, of what Codex sends ahead of its first one, and of a turn that came to nothing.
+# A row of a turn, of the prewarm request of Codex before its first one, and of a turn that failed.
 SOCKET = {"path": "/v1/responses", "transport": "websocket", "model": "gpt-5.4"}
 SOCKET_TURN = {**SOCKET, **TURN, "status": 101, "prewarm": 0}
 PREWARM = {**SOCKET, "status": 101, "end": "complete", "prewarm": 1, "input_tokens": 0, "cost_nanousd": 0}
@@ -129,7 +129,7 @@ def checks_of(scene):
         equal("accounts of its sockets", [socket["account"] for socket in sockets], [f"acct-{home}", f"acct-{moved}"])
         equal("requests beside the sockets", posts_of(scene, conversation.session), [])
 
-    def usage_limit_within_a_turn_is_told_and_the_next_one_moves():
+    def usage_limit_within_a_turn_reaches_the_client_and_the_next_turn_moves():
         with Conversation(codex_of("codex-limited")) as conversation:
             answered(conversation.turn("Say something."))
             home = seen_of(scene, conversation.session)[0][0]["credential"]
@@ -138,9 +138,9 @@ def checks_of(scene):
             error = {"type": "error", "status": limit["status"], **limit["body"]}
             scene.script(home, then_socket=[[{"event": error}]])
             # Codex takes such an error as the turn's end.
-            told = conversation.turn("Go on.")
-            includes(told, status="failed", said=[])
-            includes(told["error"], codexErrorInfo="usageLimitExceeded")
+            failed = conversation.turn("Go on.")
+            includes(failed, status="failed", said=[])
+            includes(failed["error"], codexErrorInfo="usageLimitExceeded")
             answered(conversation.turn("And on."))
         rows, sockets = seen_of(scene, conversation.session)
         rows_are(rows[:3], [PREWARM, SOCKET_TURN, LIMITED], credential=home)
@@ -152,7 +152,7 @@ def checks_of(scene):
             answered(conversation.turn("Say something."))
             home = seen_of(scene, conversation.session)[0][0]["credential"]
             moved = away_from(home, "spent-pool")
-            # The turn that reads it is answered all the same.
+            # The turn that reports it is completed all the same.
             scene.script(home, five_hour=100, then_socket=[["begun", {"event": rate_limits(100)}, "completed"]])
             for text in ("Go on.", "And on."):
                 answered(conversation.turn(text))
@@ -187,7 +187,7 @@ def checks_of(scene):
         tool_calls_are_answered_on_the_same_socket,
         four_sessions_side_by_side,
         usage_limit_at_a_handshake_moves_the_turn,
-        usage_limit_within_a_turn_is_told_and_the_next_one_moves,
+        usage_limit_within_a_turn_reaches_the_client_and_the_next_turn_moves,
         used_up_credential_leaves_its_socket_between_turns,
     ]
     named = [(deed.__name__.replace("_", " "), deed) for deed in deeds]
@@ -197,10 +197,10 @@ def checks_of(scene):
     return [(f"codex over a websocket: {name}", deed) for name, deed in named]
 
 
-def answered(told):
-    """The user sees the assistant's answer, be it after a piece of it that broke off."""
-    includes(told, status="completed")
-    equal("the last that was said", told["said"][-1:], [TEXT])
+def answered(turn):
+    """The user sees the assistant's answer, possibly after an interrupted part of it."""
+    includes(turn, status="completed")
+    equal("the last message", turn["said"][-1:], [TEXT])
 
 
 def seen_of(scene, session):
@@ -231,7 +231,7 @@ def header(request, name):
 
 
 def rows_are(rows, expected, **of_all):
-    """Each row is as expected, and all are of what is said of all."""
+    """Each row has its expected fields, and all have those of `of_all`."""
     equal("how the rows ended", [row["end"] for row in rows], [row["end"] for row in expected])
     for row, fields in zip(rows, expected, strict=True):
         includes(row, **fields, **of_all)
@@ -250,13 +250,13 @@ def away_from(credential, pool):
 
 
 def tool_call_on_socket(number, command):
-    """What upstream does on a socket to have a command run."""
+    """The events on a socket that make Codex run a command."""
     events = tool_call_events("exec_command", {"cmd": command}, number)
     return [{"event": event} for event in events]
 
 
 def rate_limits(five_hour):
-    """An event that tells the account's windows."""
+    """An event with the account's windows."""
     now = int(time.time())
     primary = {"used_percent": five_hour, "window_minutes": 300, "reset_at": now + 3600}
     secondary = {"used_percent": 20, "window_minutes": 10080, "reset_at": now + 86_400}

@@ -1,4 +1,4 @@
-"""A conversation with Codex: the app server, which the IDEs talk to. Unlike `codex exec`, one process has all turns of a
+"""A conversation with Codex: the app server, which IDEs use. Unlike `codex exec`, one process has all turns of a
 session, and so one WebSocket.
 
 JSON-RPC, a line a message, over standard input and output.
@@ -13,7 +13,7 @@ import time
 from codex import CODEX
 from scene import environment, start
 
-# A turn takes a tenth of a second; Codex gives up by itself after some 25 s of tries.
+# A turn takes a tenth of a second; Codex gives up after about 25 s of retries.
 ANSWER_WAIT_MAX = 60
 
 
@@ -34,7 +34,7 @@ class Conversation:
             )
         self._call("initialize", {"clientInfo": {"name": "tollgate", "title": "Tollgate's checks", "version": "0"}})
         self._send({"method": "initialized"})
-        # What it runs is what the checks script: a sandbox would only want the kernel's help.
+        # It runs only commands of the checks, and a sandbox would need support by the kernel.
         terms = {"approvalPolicy": "never", "sandbox": "danger-full-access", "cwd": str(codex.work)}
         self.session = self._call("thread/start", terms)["thread"]["id"]
 
@@ -50,16 +50,16 @@ class Conversation:
             self.child.wait()
 
     def turn(self, text):
-        """What the user sees of a turn: its status, the assistant's messages and, where it failed, why."""
+        """What the user sees of a turn: its status, the assistant's messages and, if it failed, the error."""
         self._call("turn/start", {"threadId": self.session, "input": [{"type": "text", "text": text}]})
         said = []
         deadline = time.monotonic() + ANSWER_WAIT_MAX
         while True:
-            told = self._receive(deadline)
-            of = told.get("params", {})
-            if told.get("method") == "item/completed" and of["item"]["type"] == "agentMessage":
+            message = self._receive(deadline)
+            of = message.get("params", {})
+            if message.get("method") == "item/completed" and of["item"]["type"] == "agentMessage":
                 said.append(of["item"]["text"])
-            elif told.get("method") == "turn/completed":
+            elif message.get("method") == "turn/completed":
                 return {"status": of["turn"]["status"], "said": said, "error": of["turn"]["error"]}
 
     def _call(self, method, params):
@@ -67,11 +67,11 @@ class Conversation:
         self._send({"id": self.calls, "method": method, "params": params})
         deadline = time.monotonic() + ANSWER_WAIT_MAX
         while True:
-            told = self._receive(deadline)
-            if told.get("id") == self.calls:
-                if "error" in told:
-                    raise AssertionError(f"codex app-server: {method}: {told['error']}")
-                return told["result"]
+            message = self._receive(deadline)
+            if message.get("id") == self.calls:
+                if "error" in message:
+                    raise AssertionError(f"codex app-server: {method}: {message['error']}")
+                return message["result"]
 
     def _send(self, message):
         self.child.stdin.write(json.dumps(message).encode() + b"\n")

@@ -4,7 +4,7 @@ import contextlib
 import json
 
 TEXT = "tick tick tick "
-# As the clients tell them.
+# As the clients report them.
 TOKENS = {"input": 1200, "cached": 800, "output": 150, "reasoning": 50}
 COUNTED = {"input_tokens": 1200, "cached_tokens": 800, "output_tokens": 150, "reasoning_tokens": 50}
 WELL = {"status": 200, "end": "complete", "service_tier": "default", "unpriced_reason": None, **COUNTED}
@@ -15,7 +15,7 @@ CHAT = {"model": "gpt-4.1-mini", "cost_nanousd": 400 * 400 + 800 * 100 + 150 * 1
 
 
 def refused(status):
-    """A row of a request that was refused: no tokens, no price, and no reason for the lack of one."""
+    """A row of a rejected request: no tokens, no price, and no reason for the missing price."""
     return {
         "status": status,
         "end": "failed",
@@ -32,7 +32,7 @@ def equal(what, found, expected):
 
 
 def includes(found, **expected):
-    """Each expected field of what a client told is as expected."""
+    """Checks the expected fields of a result."""
     for name, value in expected.items():
         if found.get(name) != value:
             raise AssertionError(f"{name}: expected {value!r}, found {json.dumps(found)}")
@@ -40,7 +40,7 @@ def includes(found, **expected):
 
 @contextlib.contextmanager
 def one_row(scene, **expected):
-    """What is done within makes exactly one row of the ledger, which is as expected and is in the dict once it is over.
+    """Checks that the context adds exactly one row, with the expected fields, and copies it into the dict.
 
     `attempts` is the list of credentials; `credential` may be one of several.
     """

@@ -1,7 +1,7 @@
 """The scene: accounts, credentials and a config in a folder, the scripted upstream and the real gateway over them.
 
-Nothing in it is secret, and nothing leads off this machine. Invariant: whatever `start` started ends before this
-process or with it, however that ends.
+Nothing in it is secret, and nothing connects to another machine. Invariant: each process that `start` started ends
+before this process or with it, even if this one is killed.
 """
 
 import base64
@@ -36,7 +36,7 @@ API_KEY = "sk-scripted-upstream"
 
 @dataclasses.dataclass(frozen=True)
 class User:
-    """Who shows `token`, and the credential or pool that serves them."""
+    """A user, who presents `token`, and the credential or pool for their requests."""
 
     name: str
     credential: str
@@ -57,11 +57,11 @@ POOLS = {
 }
 # The accounts that are reached through a proxy: those of Codex, over SSE and over WebSockets.
 PROXIED = [*POOLS["codex-pool"], *POOLS["socket-pool"]]
-# Accounts with a 429 in store; each stands alone.
+# Accounts that a check makes answer 429; each is in no pool.
 LIMITED = ["limited-python", "limited-node"]
 OAUTH = [*(member for members in POOLS.values() for member in members), *LIMITED]
 KEY = "key"
-# A login that upstream rotates; its auth.json lies in a Codex home.
+# A login that upstream rotates; its auth.json is in a Codex home.
 LOGIN = "shared"
 
 USERS = {
@@ -84,7 +84,7 @@ USERS = {
 
 
 class Scene:
-    """All that the clients need: `url`, and the means to steer and to look."""
+    """All that the clients need: `url`, scripts for upstream, and what upstream and the ledger saw."""
 
     def __init__(self):
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="tollgate-clients-"))
@@ -111,7 +111,7 @@ class Scene:
         self.url = f"http://{json.loads(self._wait_for(ready))['services'][0]['address']}"
 
     def end(self):
-        """Stops what was started, the last first. Answers complaints; without any the folder goes too."""
+        """Stops each process, the last one first. Returns a list of problems."""
         complaints = []
         for name, child in reversed(self.children):
             if child.poll() is not None:
@@ -133,11 +133,11 @@ class Scene:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def script(self, account, **script):
-        """Tells the account behind credential `account` what to answer (see control.rs of the scripted upstream)."""
+        """Scripts the responses for the account of credential `account` (see control.rs of the scripted upstream)."""
         self._control(f"account/{account_id(account)}", script)
 
     def script_login(self, **script):
-        """Tells the shared login how to go on; answers auth.json with its newest tokens."""
+        """Scripts the shared login; returns auth.json with its newest tokens."""
         return self._control(f"login/{account_id(LOGIN)}", script)
 
     def login_counts(self):
@@ -160,7 +160,7 @@ class Scene:
 
     @contextlib.contextmanager
     def suspended_gateway(self):
-        """The gateway stands still for as long."""
+        """Suspends the gateway until the context ends."""
         (gateway,) = [child for name, child in self.children if name == "tollgate"]
         gateway.send_signal(signal.SIGSTOP)
         try:
@@ -185,7 +185,7 @@ class Scene:
         return [json.loads(line) for line in lines]
 
     def tails(self):
-        """The last lines of every log, for whoever looks into a failure."""
+        """The last lines of every log, to explain a failure."""
         texts = []
         for path in sorted(self.folder.glob("*.log")):
             lines = path.read_text(errors="replace").splitlines()[-20:]
@@ -225,7 +225,7 @@ class Scene:
         }
 
     def _credential(self, tag):
-        """Writes an auth.json; answers the account behind it as the scripted upstream takes it."""
+        """Writes an auth.json; returns its account in the form that the scripted upstream accepts."""
         claims = {
             "iss": "https://auth.openai.com",
             "sub": tag,
@@ -244,7 +244,7 @@ class Scene:
         return f"{access_token}:{account_id(tag)}:10:20"
 
     def _control(self, path, script=None):
-        """What the scripted upstream's control answers: to a POST where there is a script, to a GET otherwise."""
+        """Returns the response of the control API: to a POST if there is a script, to a GET otherwise."""
         body = None if script is None else json.dumps(script).encode()
         with LOOPBACK.open(f"{self.control_url}/{path}", body, timeout=30) as answer:
             return json.load(answer)
@@ -261,7 +261,7 @@ class Scene:
         self.children.append((name, child))
 
     def _wait_for(self, path):
-        """The text of a file that the child last started is going to write by rename."""
+        """Returns the text of a file that the last child writes by rename."""
         name, child = self.children[-1]
         deadline = time.monotonic() + START_WAIT_MAX
         while not path.exists():
@@ -274,17 +274,17 @@ class Scene:
 
 
 def start(command, **options):
-    """Starts a child that the kernel ends should this process be killed."""
-    # A session of its own: Ctrl-C is ours to handle.
+    """Starts a child that the kernel ends if this process is killed."""
+    # A new session, so that Ctrl-C reaches this process alone.
     return subprocess.Popen(["setpriv", "--pdeathsig", "TERM", "--", *command], start_new_session=True, **options)
 
 
-# Past any proxy that the environment names.
+# Ignores the proxies of the environment.
 LOOPBACK = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def environment(**more):
-    """An environment for a client: nothing of the caller's accounts or proxies, and no way off this machine."""
+    """An environment for a client: nothing of the caller's accounts or proxies, and no way to other machines."""
     names = ("PATH", "LANG", "TMPDIR")
     kept = {name: os.environ[name] for name in names if name in os.environ}
     nowhere = "http://127.0.0.1:9"

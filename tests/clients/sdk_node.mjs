@@ -1,11 +1,10 @@
-// openai-node, told what to do by lines of JSON and telling in lines of JSON what it got: what sdk_python.py is for
-// openai-python.
+// Runs openai-node: reads orders and writes results, each as a line of JSON, like sdk_python.py for openai-python.
 
 import { createRequire } from "node:module";
 import { createInterface } from "node:readline";
 import { pathToFileURL } from "node:url";
 
-// The package lies in target/clients/node, which the caller names, and not beside this file.
+// The package is in target/clients/node, which the caller names, and not beside this file.
 const installed = createRequire(`${process.env.CLIENTS_NODE}/package.json`);
 const { default: OpenAI } = await import(pathToFileURL(installed.resolve("openai")));
 
@@ -65,7 +64,7 @@ const deeds = {
 
 function whole(response) {
   const { usage } = response;
-  // Where a stream ends, openai-node leaves output_text to its reader.
+  // At the end of a stream, openai-node leaves output_text to the caller.
   const parts = response.output.flatMap((item) => item.content).map((part) => part.text);
   return {
     id: response.id,
@@ -88,7 +87,7 @@ function chatUsage(usage) {
 }
 
 async function carryOut(order) {
-  // Without tries of its own: the checks count requests.
+  // Without retries: the checks count requests.
   const client = new OpenAI({ baseURL: `${order.url}/v1`, apiKey: order.token, maxRetries: 0, timeout: 30_000 });
   try {
     return await deeds[order.do](client, order.model);

@@ -1,6 +1,6 @@
-"""openai-python, told what to do by lines of JSON and telling in lines of JSON what it got.
+"""Runs openai-python: reads orders and writes results, each as a line of JSON.
 
-A line is {"do", "url", "token", "model"}; the answers are those of sdk_node.mjs, so that one set of checks serves both.
+A line is {"do", "url", "token", "model"}; the results are those of sdk_node.mjs, so that both have the same checks.
 """
 
 import json
@@ -80,7 +80,7 @@ DEEDS = {deed.__name__: deed for deed in [responses, responses_stream, responses
 
 
 def carry_out(order):
-    # Without tries of its own: the checks count requests.
+    # Without retries: the checks count requests.
     client = openai.OpenAI(base_url=f"{order['url']}/v1", api_key=order["token"], max_retries=0, timeout=30)
     with client:
         try:

@@ -1,4 +1,4 @@
-"""The checks of openai-python and openai-node: the same ones, each with users of its own."""
+"""The checks of openai-python and openai-node: the same ones, each with its own users."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ PROGRAMS = {
 
 
 class Sdk:
-    """A program that uses an SDK as it is told; see sdk_python.py and sdk_node.mjs."""
+    """A program that uses an SDK as its input says; see sdk_python.py and sdk_node.mjs."""
 
     def __init__(self, name, scene):
         self.name = name
@@ -34,7 +34,7 @@ class Sdk:
             )
 
     def do(self, deed, user, model="gpt-5.4", token=None):
-        """What the SDK got, in the user's name."""
+        """Runs `deed` as `user`, and returns the SDK's result."""
         order = {"do": deed, "url": self.scene.url, "token": token or USERS[user].token, "model": model}
         self.child.stdin.write(json.dumps(order).encode() + b"\n")
         self.child.stdin.flush()
@@ -127,13 +127,13 @@ def checks_of(sdk, scene):
 
     def wrong_token_is_an_authentication_error():
         last = scene.last_row()
-        got = sdk.do("responses", pool, token="tg-client-nobody")
+        got = sdk.do("responses", pool, token="tg-client-unknown")
         includes(got, error="AuthenticationError", status=401, type="authentication_error")
-        equal("rows of somebody who may not ask", scene.rows(last), [])
+        equal("rows of a rejected request", scene.rows(last), [])
 
-    def usage_limit_reached_is_told_by_upstream_and_then_by_the_gateway():
+    def usage_limit_reached_comes_from_upstream_and_then_from_the_gateway():
         error = {"type": "usage_limit_reached", "message": "The usage limit has been reached", "plan_type": "plus"}
-        # Once: whoever asks a second time gets a turn, should the gateway not remember.
+        # Only once: a second request would succeed if the gateway did not remember the limit.
         body = {"error": {**error, "resets_in_seconds": 1800}}
         scene.script(spent, then=[{"status": 429, "body": body}])
         row = {"user": limited, "path": "/v1/responses", "model": "gpt-5.4", **refused(429)}
@@ -157,6 +157,6 @@ def checks_of(sdk, scene):
         models_are_listed,
         unknown_model_is_upstreams_own_400,
         wrong_token_is_an_authentication_error,
-        usage_limit_reached_is_told_by_upstream_and_then_by_the_gateway,
+        usage_limit_reached_comes_from_upstream_and_then_from_the_gateway,
     ]
     return [(f"openai-{name}: {deed.__name__.replace('_', ' ')}", deed) for deed in deeds]

@@ -1,8 +1,9 @@
 """The checks of one login that the gateway and Codex share: one auth.json in Codex's home, through 20 expiries.
 
-Upstream rotates single-use refresh tokens and revokes the family for good once a spent one is shown again. Codex locks
-the file (`flock` on auth.lock, then on auth.json.lock) while it writes, and not while it asks for tokens: what keeps the
-two apart is that the gateway refreshes sooner than Codex would, and looks at the file again before it spends anything.
+Upstream rotates single-use refresh tokens and revokes the family for good once a spent one is presented again.
+Codex locks the file (`flock` on auth.lock, then on auth.json.lock) while it writes, and not while it asks for tokens:
+they do not collide because the gateway refreshes sooner than Codex would, and reads the file again before it spends
+a token.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ from sdks import Sdk
 
 USER = LOGIN
 ROUNDS = 20
-# In seconds: an access token that has expired, and one that Codex takes for due (0.169: from 300 s before its end).
+# In seconds: an expired access token, and a token that Codex refreshes (0.169: from 300 s before its end).
 DUE_FOR_BOTH = (-60, 240)
 # Due for the gateway and not yet for Codex: while both run, this is how every token ends.
 DUE_FOR_THE_GATEWAY = 330
@@ -58,8 +59,8 @@ def checks_of(shared, scene):
         equal("files", beside, ["auth.json", "auth.json.lock", "auth.lock"])
 
     def other_files_and_its_own_writes_cause_no_reload():
-        told = [event["message"] for event in scene.log() if event.get("credential") == LOGIN]
-        changes = [message for message in told if message in ("credential changed", "credential available")]
+        messages = [event["message"] for event in scene.log() if event.get("credential") == LOGIN]
+        changes = [message for message in messages if message in ("credential changed", "credential available")]
         if len(changes) > shared.writes_of_others:
             raise AssertionError(f"expected at most {shared.writes_of_others} changes, found {len(changes)}")
 
@@ -84,14 +85,14 @@ class Shared:
         self.writes_of_others = 0
 
     def gateway_first(self, number):
-        """The gateway sees by itself that the tokens are due; Codex then finds new ones."""
+        """The gateway refreshes the tokens without a request; Codex then finds new ones."""
         with self.refresh_of_the_gateway():
             self.expire(DUE_FOR_BOTH[number % 2])
         self.ask_the_gateway()
         self.codex.turn("Say something.")
 
     def codex_first(self, number):
-        """The gateway sleeps through it, as on a laptop that is closed."""
+        """The gateway is suspended meanwhile, as on a closed laptop."""
         with self.scene.suspended_gateway():
             old = self.expire(DUE_FOR_BOTH[number % 2])
             self.codex.turn("Say something.")
@@ -101,7 +102,7 @@ class Shared:
         self.ask_the_gateway()
 
     def together(self, _number):
-        """While the token endpoint thinks about the gateway's refresh, both are used."""
+        """Both are used while the token endpoint holds back its response to the gateway's refresh."""
         posts = self.scene.login_counts()["posts"]
         with self.refresh_of_the_gateway():
             self.scene.script_login(hold=True)
@@ -118,7 +119,7 @@ class Shared:
             includes(self.client.do("responses", USER), status="completed")
 
     def expire(self, seconds):
-        """Has the file's access token end in so many seconds; answers it."""
+        """Writes an access token that expires in `seconds` to the file, and returns it."""
         auth = self.scene.script_login(renew_with=seconds)
         self.scene.write_shared(auth)
         self.writes_of_others += 1
@@ -126,17 +127,17 @@ class Shared:
 
     @contextlib.contextmanager
     def refresh_of_the_gateway(self):
-        """What is done within has the gateway refresh the tokens; waits until it has them."""
-        before = self.refreshes_told()
+        """Waits, at the end of the context, until the gateway has refreshed the tokens."""
+        before = self.refreshes_logged()
         yield
-        wait_for("a refresh by the gateway", lambda: self.refreshes_told() > before)
+        wait_for("a refresh by the gateway", lambda: self.refreshes_logged() > before)
 
-    def refreshes_told(self):
+    def refreshes_logged(self):
         return [event["message"] for event in self.scene.log()].count("tokens refreshed")
 
     @contextlib.contextmanager
     def read_all_the_time(self):
-        """Reads the file in a tight loop beside whatever is done within."""
+        """Reads the file in a tight loop until the context ends."""
         readings = Readings(self.file)
         reader = threading.Thread(target=readings.run)
         reader.start()

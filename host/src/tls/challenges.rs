@@ -1,8 +1,8 @@
-//! Answers to the challenge TLS-ALPN-01 (RFC 8737): a certificate for a client that asks for the
-//! protocol `acme-tls/1`.
+//! The responses to the challenge TLS-ALPN-01 (RFC 8737): a certificate for a client that asks for
+//! the protocol `acme-tls/1`.
 //!
 //! Owns which challenges are open. Any listener of the process answers them, because a certificate
-//! authority connects to whichever one port 443 leads to.
+//! authority connects to the one at port 443.
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, PoisonError, RwLock};
@@ -38,7 +38,7 @@ pub(crate) struct OpenAlpnChallenge {
 }
 
 impl OpenAlpnChallenge {
-    /// Answers the challenge of `domain` by a certificate with `digest`.
+    /// Responds to the challenge of `domain` by a certificate with `digest`.
     ///
     /// # Errors
     /// The certificate cannot be made.

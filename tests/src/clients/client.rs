@@ -117,7 +117,7 @@ impl Stream {
                 .part()
                 .await
                 .unwrap_or_else(|| panic!("the body ended without {text:?}: {read}"));
-            read.push_str(&String::from_utf8_lossy(&part.expect("the body goes on")));
+            read.push_str(&String::from_utf8_lossy(&part.expect("the body continues")));
         }
         read
     }

@@ -58,7 +58,7 @@ impl Proxy {
         Self::serve("", Some(TlsAcceptor::from(config))).await
     }
 
-    /// Starts a proxy that reads something, answers with `bytes`, and goes on as `after` says.
+    /// Starts a proxy that reads something, answers with `bytes`, and then does as `after` says.
     pub async fn answering(bytes: impl Into<Vec<u8>>, after: AfterBytes) -> Self {
         let bytes: Arc<[u8]> = bytes.into().into();
         Self::accept(move |mut stream, _| {
@@ -74,7 +74,7 @@ impl Proxy {
         .await
     }
 
-    /// Starts a proxy that sends `bytes` before it reads anything, and goes on as `after` says.
+    /// Starts a proxy that sends `bytes` before it reads anything, and then does as `after` says.
     pub async fn speaking_first(bytes: impl Into<Vec<u8>>, after: AfterBytes) -> Self {
         let bytes: Arc<[u8]> = bytes.into().into();
         Self::accept(move |mut stream, _| {

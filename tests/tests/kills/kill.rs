@@ -18,7 +18,7 @@ const CLIENTS: usize = 4;
 /// From ready to the kill, in microseconds.
 const LIFE: std::ops::Range<u64> = 1_000..120_000;
 
-/// SplitMix64: a seed tells all of it.
+/// The generator SplitMix64. Its seed determines all instants, so a run can be repeated.
 struct Chance(u64);
 
 impl Chance {
@@ -27,10 +27,10 @@ impl Chance {
             .duration_since(UNIX_EPOCH)
             .expect("after 1970")
             .as_nanos() as u64;
-        let told = std::env::var("KILL_SEED")
+        let configured = std::env::var("KILL_SEED")
             .ok()
             .map(|seed| seed.parse().expect("KILL_SEED is a number"));
-        let seed = told.unwrap_or(now);
+        let seed = configured.unwrap_or(now);
         println!("the instants of the kills: KILL_SEED={seed}");
         Self(seed)
     }
@@ -66,7 +66,8 @@ async fn ask_until_it_dies(client: Client, body: Value, seen: Seen) {
     }
 }
 
-/// A stream is whole for its client with the event that says so, however the connection goes on.
+/// Whether the client saw the whole response. A stream is whole with its last event, whatever
+/// happens to the connection afterwards.
 fn is_seen_whole(answer: &Answer, streamed: bool) -> bool {
     if !streamed {
         return answer.whole;

@@ -124,6 +124,6 @@ async fn reload(rig: &Rig) {
         .stderr(Stdio::null())
         .kill_on_drop(true)
         .status();
-    // Whether it was done: the next start tells.
+    // The result does not matter: the next start shows whether the reload was complete.
     let _ = child.await;
 }

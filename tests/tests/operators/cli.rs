@@ -115,9 +115,9 @@ fn wrong_usage_ends_with_2_and_a_message_on_standard_error() {
     for args in uses {
         let said = tollgate(folder().path(), args);
         assert_eq!((said.code, said.stdout.as_str()), (Some(2), ""), "{args:?}");
-        let is_told =
+        let shows_usage =
             said.stderr.contains("Usage: tollgate") || said.stderr.contains("try '--help'");
-        assert!(is_told, "{args:?}: {}", said.stderr);
+        assert!(shows_usage, "{args:?}: {}", said.stderr);
     }
 }
 

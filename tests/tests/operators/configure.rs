@@ -1,8 +1,8 @@
 //! A changed configuration on a running gateway: what takes effect, from the next request on.
 
 mod file;
+mod in_flight;
 mod refused;
-mod under_way;
 
 use std::fs;
 use std::time::{Duration, Instant};

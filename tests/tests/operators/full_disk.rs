@@ -194,7 +194,7 @@ async fn a_full_disk_loses_no_completed_response_and_requests_succeed_once_it_ha
             answer.status,
             answer.text()
         );
-        // Nothing tells when the ledger has looked again.
+        // No event reports that the ledger has checked the disk again.
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     rig.stop().await;

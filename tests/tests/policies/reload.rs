@@ -53,7 +53,11 @@ async fn count_reloads(address: std::net::SocketAddr, outcome: &str) -> u64 {
 }
 
 /// Checks that the component which `change` puts into `own.wasm` prices the next turn.
-async fn check_taken_up(way: &str, prepare: impl Fn(&Rig), change: impl AsyncFn(&Rig)) {
+async fn check_used_from_the_next_request(
+    way: &str,
+    prepare: impl Fn(&Rig),
+    change: impl AsyncFn(&Rig),
+) {
     let mut rig = Rig::new().await;
     prepare(&rig);
     let config = rig.priced();
@@ -87,12 +91,12 @@ fn plain(rig: &Rig) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_renamed_into_place_is_used_from_the_next_request_on() {
-    check_taken_up("rename", plain, async |rig| rig.replace_own(&fine(2))).await;
+    check_used_from_the_next_request("rename", plain, async |rig| rig.replace_own(&fine(2))).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_written_in_place_is_used_from_the_next_request_on() {
-    check_taken_up("in place", plain, async |rig| {
+    check_used_from_the_next_request("in place", plain, async |rig| {
         drop(rig.write("own.wasm", fine(2)))
     })
     .await;
@@ -104,7 +108,7 @@ async fn a_deleted_and_recreated_file_is_used_from_the_next_request_on() {
         fs::remove_file(rig.path("own.wasm")).expect("a file can be removed");
         rig.write("own.wasm", fine(2));
     };
-    check_taken_up("deleted", plain, again).await;
+    check_used_from_the_next_request("deleted", plain, again).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -123,7 +127,7 @@ async fn a_link_swapped_as_by_containers_is_used_from_the_next_request_on() {
         symlink("v2", rig.path("..data_tmp")).expect("a link can be made");
         fs::rename(rig.path("..data_tmp"), rig.path("..data")).expect("a link can be renamed");
     };
-    check_taken_up("links", prepare, swap).await;
+    check_used_from_the_next_request("links", prepare, swap).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

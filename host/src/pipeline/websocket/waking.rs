@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_moves_to_another_task_wakes_that_one() {
+    fn a_part_that_moved_to_another_task_wakes_the_new_one() {
         let (before, after) = (
             Arc::new(WakeCount::default()),
             Arc::new(WakeCount::default()),

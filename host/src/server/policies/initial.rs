@@ -93,8 +93,8 @@ pub(crate) fn load_initial(
     })
 }
 
-/// Loads the first generation of `policy`, or returns an entry without one and the load that goes
-/// on.
+/// Loads the first generation of `policy`, or returns an entry without one and the load that is
+/// still in progress.
 fn first_generation(
     loader: &PolicyLoader,
     policy: &PolicyConfig,

@@ -107,7 +107,7 @@ async fn all_recover(
         }
         assert!(
             needs_login || *left != Left::Spent,
-            "round {round}: {} goes on with what is spent",
+            "round {round}: {} keeps using a spent token",
             account.tag
         );
         if needs_login {

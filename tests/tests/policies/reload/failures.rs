@@ -152,13 +152,13 @@ async fn an_unusable_file_keeps_the_current_generation_and_is_reported_with_stag
     let client = rig.start_priced(json!({})).await;
     for (place, Case { name, put, told }) in CASES.iter().enumerate() {
         put(&rig);
-        let is_told = |policy: &Value| {
+        let is_reported = |policy: &Value| {
             let last = &policy["last_reload"];
             let reason = last["reason"].as_str().unwrap_or_default();
             last["outcome"] == "failed" && told.iter().all(|words| reason.contains(words))
         };
         let policy = rig
-            .wait_for_policy(OWN, &format!("{name}: {told:?}"), is_told)
+            .wait_for_policy(OWN, &format!("{name}: {told:?}"), is_reported)
             .await;
         let found = (
             &policy["generation"],
@@ -211,7 +211,7 @@ async fn a_configuration_with_an_unusable_policy_is_not_applied() {
     for (place, (config, told)) in cases.into_iter().enumerate() {
         let refused = rig.configure(&config).await.expect_err("it cannot be used");
         assert!(refused.contains(told), "{told:?} is not in {refused:?}");
-        assert!(client.turn(&turn("goes on")).await.status.is_success());
+        assert!(client.turn(&turn("continues")).await.status.is_success());
         let row = wait_for_rows(&rig.ledger(), place + 1).await.remove(place);
         assert_eq!(
             (row.text("user"), row.number("cost_nanousd")),

@@ -34,7 +34,7 @@ async fn a_session_is_identified_by_each_header_and_by_the_cache_key() {
     {
         let home = served(&rig, &client, &body).await;
         let next = served(&rig, &alice, &without_session()).await;
-        assert_ne!(next, home, "one without a session goes on round");
+        assert_ne!(next, home, "requests without a session keep rotating");
         for _ in 0..3 {
             assert_eq!(served(&rig, &client, &body).await, home, "{name}");
         }

@@ -23,7 +23,7 @@ struct AcmeScene {
 }
 
 impl AcmeScene {
-    /// Starts a gateway with these fields of `tls.acme`. Each scene needs a domain of its own,
+    /// Starts a gateway with these fields of `tls.acme`. Each scene needs its own domain,
     /// because all gateways of a process answer for all domains.
     async fn new(domain: &'static str, acme: Value) -> Self {
         Self::with(AcmeServer::start().await, domain, acme, json!({})).await

@@ -56,8 +56,8 @@ async fn check_drain(signal: i32) {
     let gate = Gate::new();
     assert_eq!(client.turn(&turn("before")).await.status, StatusCode::OK);
     rig.account("a").always(Reply::ok().hold_after(2, &gate));
-    let over_http1 = client.start_turn(&turn("under way")).await;
-    let over_http2 = client.http2().start_turn(&turn("under way")).await;
+    let over_http1 = client.start_turn(&turn("in flight")).await;
+    let over_http2 = client.http2().start_turn(&turn("in flight")).await;
     program.signal(signal);
     wait_until_closed(client.address()).await;
     gate.open();

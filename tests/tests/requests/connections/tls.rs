@@ -136,7 +136,7 @@ async fn a_handshake_that_does_not_end_is_dropped_after_its_limit() {
         peer.send([0]).await;
         assert!(
             since.elapsed() < Duration::from_secs(5),
-            "a handshake byte by byte goes on"
+            "a handshake byte by byte succeeds"
         );
     }
     assert_eq!(scene.turn(&["h2"]).await.as_deref(), Some("h2"));
@@ -299,7 +299,7 @@ async fn turn_by_wss(authority: &Authority, address: SocketAddr) -> Value {
             .await
             .expect("in time");
         let text = message
-            .expect("the socket goes on")
+            .expect("the socket stays open")
             .expect("a message")
             .into_text()
             .expect("text");
@@ -354,7 +354,7 @@ async fn large_messages_pass_both_ways_at_once_over_tls() {
             let received = receiving
                 .next()
                 .await
-                .expect("the socket goes on")
+                .expect("the socket stays open")
                 .expect("a message");
             assert!(
                 received.into_data() == message(number),

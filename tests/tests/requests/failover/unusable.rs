@@ -11,12 +11,12 @@ use tollgate_tests::{Client, Rig, over_both, turn, wait_for_rows};
 
 use super::{outcomes, pool, start};
 
-/// For how long a request may stay where it was after its credential turned unusable: it should
-/// leave at once.
+/// How long a request may wait for its credential after that became unusable. It should move at
+/// once.
 const MOVED_MAX: Duration = Duration::from_secs(5);
 
-/// `a` has a stream under way and a request that waits for its head when `turn_unusable` is called:
-/// the stream goes on, the request moves to `b`.
+/// Checks that, if `turn_unusable` is called while `a` has a stream in flight and a request that
+/// waits for its head, the stream continues and the request moves to `b`.
 async fn check_moved(rig: &Rig, client: &Client, turn_unusable: impl FnOnce()) {
     let (rest, never) = (Gate::new(), Gate::new());
     rig.account("a")
@@ -113,7 +113,7 @@ async fn a_waiting_request_that_no_other_credential_can_serve_is_answered() {
         let waiting = tokio::spawn(async move { other.turn(&turn("waiting")).await });
         never.wait_until_reached().await;
         turn_unusable(&rig);
-        // Where the account is used up, this one's answer tells so.
+        // If the account is exhausted, the gateway learns it from this response.
         let _ = client.turn(&turn("two")).await;
         let answer = timeout(MOVED_MAX, waiting)
             .await

@@ -196,7 +196,7 @@ impl Course {
         }
     }
 
-    fn goes_on(&mut self, whom: Index, event: &Event) {
+    fn apply(&mut self, whom: Index, event: &Event) {
         let (now, count) = (self.now, self.members.len());
         let member = &mut self.members[whom.index(count)];
         match event {
@@ -310,7 +310,7 @@ proptest! {
         let mut course = Course::new(&caps);
         course.check()?;
         for (whom, event) in &events {
-            course.goes_on(*whom, event);
+            course.apply(*whom, event);
             course.check()?;
         }
     }

@@ -132,7 +132,7 @@ async fn a_row_is_committed_before_its_client_has_the_last_byte() {
                 .to_owned();
             let mut read = Vec::new();
             while let Some(part) = stream.part().await {
-                read.extend_from_slice(&part.expect("it goes on"));
+                read.extend_from_slice(&part.expect("it continues"));
                 let text = String::from_utf8_lossy(&read);
                 // The last byte of content, not the end of the transport.
                 let has_all = if streamed {

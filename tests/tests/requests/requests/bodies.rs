@@ -125,7 +125,7 @@ async fn a_compressed_body_is_forwarded_unchanged_and_metered() {
     {
         let body = bytes_of(hex);
         let client = client.header("content-encoding", encoding);
-        // Upstream tells no model: the row's comes from the request.
+        // The response names no model, so that of the row comes from the request.
         rig.account("a")
             .then(Reply::raw(200, "fine").header("content-type", "text/plain"));
         let answer = client

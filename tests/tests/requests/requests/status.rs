@@ -114,7 +114,7 @@ impl WatchedStatus {
     /// Waits for a line with this 5-hour use.
     async fn until_used(&mut self, percent: f64) -> Value {
         loop {
-            let line = self.line().await.expect("the stream goes on");
+            let line = self.line().await.expect("the stream continues");
             let used = line["five_hour_utilization"].as_f64().expect("a number");
             if (used - percent).abs() < 1e-6 {
                 return line;

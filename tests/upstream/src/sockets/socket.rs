@@ -255,7 +255,7 @@ struct Player<'a> {
     made: HashSet<String>,
 }
 
-/// A reply under way.
+/// A reply that is being sent, and the request that it belongs to.
 struct Performance<'a> {
     reply: &'a SocketReply,
     create: &'a Create,

@@ -1,5 +1,5 @@
-//! Answers to the challenge HTTP-01 (RFC 8555, section 8.3): files on a port that is open while an
-//! order is.
+//! The responses to the challenge HTTP-01 (RFC 8555, section 8.3): files on a port that is open
+//! while an order is.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
