@@ -48,7 +48,10 @@ impl OpenAlpnChallenge {
         params.custom_extensions = vec![CustomExtension::new_acme_identifier(&digest)];
         let certificate = params.self_signed(&key)?.der().clone();
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        let certified = CertifiedKey::from_der(vec![certificate], key, &default_provider())?;
+        // rustls cannot compare the key with the certificate: it rejects critical extensions that it
+        // does not know, and RFC 8737 requires that this one is critical.
+        let key = default_provider().key_provider.load_private_key(key)?;
+        let certified = CertifiedKey::new(vec![certificate], key);
         OPEN.write()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(domain.to_owned(), Arc::new(certified));
@@ -95,5 +98,21 @@ impl ResolvesServerCert for OpenChallenges {
             .unwrap_or_else(PoisonError::into_inner)
             .get(domain)
             .cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_challenge_is_open_until_it_is_dropped() {
+        let is_open = || OPEN.read().expect("no panic").contains_key("unit.example");
+        let open = OpenAlpnChallenge::open("unit.example", [7; 32]).expect("a certificate");
+        assert!(is_open());
+        let presented = OPEN.read().expect("no panic")["unit.example"].cert[0].to_vec();
+        assert!(memchr::memmem::find(&presented, &[7; 32]).is_some());
+        drop(open);
+        assert!(!is_open());
     }
 }
