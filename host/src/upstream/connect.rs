@@ -23,6 +23,7 @@ use tower_service::Service;
 use super::dial::{DialDeadline, DialError, DialFailure, Dialer, OutboundStream};
 use super::trust::TrustRoots;
 use crate::config::DialTarget;
+use crate::files::io_reason;
 
 /// The versions of HTTP that are offered to upstream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,7 +113,7 @@ impl UpstreamConnector {
         let name = ServerName::try_from(host.to_owned())
             .map_err(|_| failed("expected a host name or an IP address".to_owned()))?;
         let connected = self.tls.connect(name, stream).await;
-        let stream = connected.map_err(|error| failed(error.to_string()))?;
+        let stream = connected.map_err(|error| failed(io_reason(&error)))?;
         Ok(UpstreamConnection::Tls(Box::new(stream)))
     }
 }

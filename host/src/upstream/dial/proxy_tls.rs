@@ -17,6 +17,7 @@ use tokio_rustls::TlsConnector;
 use super::error::{DialFailure, ProxyTlsError};
 use super::stream::OutboundStream;
 use crate::config::{ClientCertificate, NameIndication, ProxyTls, ProxyVerification, TlsVersion};
+use crate::files::io_reason;
 use crate::upstream::trust::TrustRoots;
 
 /// A TLS client for one proxy.
@@ -77,7 +78,7 @@ impl ProxyTlsClient {
             Ok(stream) => Ok(OutboundStream::over_tls(stream)),
             Err(error) => Err(DialFailure::Tls {
                 host: self.server_name(),
-                reason: error.to_string(),
+                reason: io_reason(&error),
             }),
         }
     }
