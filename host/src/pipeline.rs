@@ -16,11 +16,10 @@ mod answer;
 mod attempt;
 mod entry;
 mod exchange;
+mod ocm;
 mod refusal;
-mod reverse;
 mod rewriters;
 mod service;
-mod status;
 mod websocket;
 
 use http::{HeaderName, HeaderValue, Request, Response};
@@ -39,7 +38,8 @@ use entry::admit::admit;
 use entry::inspect::inspect;
 use entry::receive::{Received, authenticate, receive, route};
 use exchange::RefusedRequest;
-use status::status;
+use ocm::reverse;
+use ocm::status::{self, status};
 
 use crate::values::exchange::client_address::ClientAddress;
 

@@ -16,7 +16,7 @@ use http::Uri;
 pub use mux::{MuxEnd, MuxLimits, MuxOpenError, MuxSession, MuxSide, MuxStream, multiplex};
 pub use pause::ReconnectPauses;
 pub use slot::{ReverseError, ReverseSlot};
-pub use upgrade::{REVERSE_PATH, REVERSE_PROTOCOL, UpgradeError, ask_to_reverse};
+pub use upgrade::{REVERSE_PATH, REVERSE_PROTOCOL, ReverseUpgradeError, ask_to_reverse};
 
 /// The scheme of a URI whose request is sent over a reverse connection. No configuration can name
 /// it.

@@ -20,8 +20,8 @@ pub enum ReverseError {
 pub struct ReverseSlot(Mutex<Option<MuxSession>>);
 
 impl ReverseSlot {
-    /// Makes `session` the current one, and returns the one that it replaces, which only finishes
-    /// the streams that it has.
+    /// Makes `session` the current one, and returns the session that it replaces, which only
+    /// finishes the streams that it has.
     pub fn install(&self, session: MuxSession) -> Option<MuxSession> {
         let replaced = self.lock().replace(session);
         if let Some(replaced) = &replaced {

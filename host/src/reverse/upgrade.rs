@@ -27,7 +27,7 @@ const ACCEPTED: &[u8] = b"HTTP/1.1 101";
 
 /// Why the other gateway did not accept the upgrade.
 #[derive(Debug, thiserror::Error)]
-pub enum UpgradeError {
+pub enum ReverseUpgradeError {
     /// The connection broke before the response.
     #[error("{0}")]
     Io(#[from] std::io::Error),
@@ -52,7 +52,7 @@ pub async fn ask_to_reverse<I>(
     url: &Uri,
     token: &SecretString,
     limit: Duration,
-) -> Result<Bytes, UpgradeError>
+) -> Result<Bytes, ReverseUpgradeError>
 where
     I: AsyncRead + AsyncWrite + Unpin,
 {
@@ -63,7 +63,7 @@ where
     };
     timeout(limit, asking)
         .await
-        .unwrap_or(Err(UpgradeError::TimedOut))
+        .unwrap_or(Err(ReverseUpgradeError::TimedOut))
 }
 
 /// Returns exactly the fields that sing-box sends and expects.
@@ -80,14 +80,14 @@ fn request(url: &Uri, token: &SecretString) -> Zeroizing<String> {
     ))
 }
 
-async fn read_response<I: AsyncRead + Unpin>(io: &mut I) -> Result<Bytes, UpgradeError> {
+async fn read_response<I: AsyncRead + Unpin>(io: &mut I) -> Result<Bytes, ReverseUpgradeError> {
     let mut read = BytesMut::with_capacity(1024);
     let end = loop {
         if let Some(at) = memchr::memmem::find(&read, b"\r\n\r\n") {
             break at + 4;
         }
         if read.len() > HEAD_BYTES || io.read_buf(&mut read).await? == 0 {
-            return Err(UpgradeError::NotHttp);
+            return Err(ReverseUpgradeError::NotHttp);
         }
     };
     let head = read.split_to(end);
@@ -95,8 +95,8 @@ async fn read_response<I: AsyncRead + Unpin>(io: &mut I) -> Result<Bytes, Upgrad
         return Ok(read.freeze());
     }
     match status(&head) {
-        Some(status) => Err(UpgradeError::Refused(status)),
-        None => Err(UpgradeError::NotHttp),
+        Some(status) => Err(ReverseUpgradeError::Refused(status)),
+        None => Err(ReverseUpgradeError::NotHttp),
     }
 }
 
@@ -111,7 +111,7 @@ mod tests {
 
     use super::*;
 
-    async fn answered(response: &str) -> Result<Bytes, UpgradeError> {
+    async fn answered(response: &str) -> Result<Bytes, ReverseUpgradeError> {
         let (mut one, mut other) = duplex(1024 * 1024);
         other.write_all(response.as_bytes()).await.expect("room");
         other.shutdown().await.expect("ended");
@@ -139,12 +139,15 @@ mod tests {
     #[tokio::test]
     async fn other_responses_are_refusals() {
         let refused = answered("HTTP/1.1 401 Unauthorized\r\n\r\n").await;
-        assert!(matches!(refused, Err(UpgradeError::Refused(401))));
+        assert!(matches!(refused, Err(ReverseUpgradeError::Refused(401))));
         for garbage in ["", "HTTP/1.1 101", "SSH-2.0\r\n\r\n", "HTTP/1.1 \r\n\r\n"] {
             let refused = answered(garbage).await;
-            assert!(matches!(refused, Err(UpgradeError::NotHttp)), "{garbage:?}");
+            assert!(
+                matches!(refused, Err(ReverseUpgradeError::NotHttp)),
+                "{garbage:?}"
+            );
         }
         let endless = answered(&"x".repeat(HEAD_BYTES * 2)).await;
-        assert!(matches!(endless, Err(UpgradeError::NotHttp)));
+        assert!(matches!(endless, Err(ReverseUpgradeError::NotHttp)));
     }
 }

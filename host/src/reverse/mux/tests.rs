@@ -381,3 +381,37 @@ async fn a_closed_session_tells_its_peer() {
     assert_eq!(session.end(), Some(MuxEnd::Closed));
     assert_eq!(session.open().expect_err("none"), MuxOpenError::Closed);
 }
+
+#[tokio::test]
+async fn random_frames_end_a_session_at_worst() {
+    const LENGTHS: [u32; 6] = [0, 1, 100, 256 * 1024, WINDOW_BYTES, u32::MAX];
+    // A generator of Knuth's: any numbers will do, as long as they are the same each time.
+    let mut state = 1_u64;
+    let mut random = |below: u64| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % below
+    };
+    for side in [MuxSide::Opener, MuxSide::Acceptor] {
+        for _ in 0..200 {
+            let (mut peer, session, end) = FramePeer::new(side, LIMITS);
+            let _opened = session.open();
+            for _ in 0..50 {
+                let mut bytes = [0; HEADER_BYTES];
+                bytes[1] = random(5) as u8;
+                bytes[3] = random(16) as u8;
+                bytes[7] = random(7) as u8;
+                let length = LENGTHS[random(6) as usize];
+                bytes[8..].copy_from_slice(&length.to_be_bytes());
+                let data = vec![0; length.min(300) as usize];
+                // The session may have ended.
+                let _ = peer.0.write_all(&bytes).await;
+                let _ = peer.0.write_all(&data).await;
+            }
+            drop(peer);
+            ended(end).await;
+            assert!(session.end().is_some());
+        }
+    }
+}

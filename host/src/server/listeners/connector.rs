@@ -18,7 +18,7 @@ use uuid::Uuid;
 use super::connection::{ConnectedClient, ConnectionContext, serve_http1};
 use crate::credentials::Credential;
 use crate::reverse::{
-    MuxEnd, MuxLimits, MuxSession, MuxSide, MuxStream, ReconnectPauses, UpgradeError,
+    MuxEnd, MuxLimits, MuxSession, MuxSide, MuxStream, ReconnectPauses, ReverseUpgradeError,
     ask_to_reverse, multiplex,
 };
 use crate::upstream::UpstreamConnection;
@@ -41,7 +41,7 @@ enum ConnectorError {
     #[error("cannot connect: {0}")]
     Unreachable(#[from] DialError),
     #[error(transparent)]
-    Refused(#[from] UpgradeError),
+    Refused(#[from] ReverseUpgradeError),
 }
 
 /// The task of one credential. Dropping it ends the task, after the requests in flight.

@@ -14,11 +14,11 @@ use http::header::{AUTHORIZATION, CONNECTION, HeaderMap, HeaderValue, UPGRADE};
 use http::{Response, StatusCode};
 use tokio::sync::watch;
 
-use super::entry::receive::{Received, has_misplaced_key, refuse_sender};
-use super::refusal::Refusal;
-use super::websocket::SocketUpgrade;
 use crate::authenticate::AuthError;
 use crate::credentials::Credential;
+use crate::pipeline::entry::receive::{Received, has_misplaced_key, refuse_sender};
+use crate::pipeline::refusal::Refusal;
+use crate::pipeline::websocket::SocketUpgrade;
 use crate::reverse::{
     MuxEnd, MuxLimits, MuxSession, MuxSide, REVERSE_PATH, REVERSE_PROTOCOL, ReverseSlot, multiplex,
 };
@@ -28,7 +28,7 @@ use crate::values::headers::bearer_token;
 use crate::values::phase::GatewayPhase;
 use crate::values::secret::SecretString;
 
-pub(super) fn is_requested(received: &Received) -> bool {
+pub(crate) fn is_requested(received: &Received) -> bool {
     received.path() == REVERSE_PATH
 }
 
@@ -36,7 +36,7 @@ pub(super) fn is_requested(received: &Received) -> bool {
 ///
 /// # Errors
 /// It is no upgrade to a reverse connection, or its token is that of no external credential.
-pub(super) async fn accept(
+pub(crate) async fn accept(
     received: Received,
     upgrade: Option<SocketUpgrade>,
 ) -> Result<Response<Bytes>, Refusal> {

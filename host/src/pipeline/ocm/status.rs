@@ -11,10 +11,10 @@ use std::sync::Arc;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Method, Response, Uri};
 
-use super::answer::AnswerBody;
-use super::entry::receive::{Received, authenticate_sender, has_only_misplaced_key};
-use super::refusal::Refusal;
-use super::service::live::LiveService;
+use crate::pipeline::answer::AnswerBody;
+use crate::pipeline::entry::receive::{Received, authenticate_sender, has_only_misplaced_key};
+use crate::pipeline::refusal::Refusal;
+use crate::pipeline::service::live::LiveService;
 
 use capacity::status_line;
 
