@@ -12,7 +12,7 @@ WASM_TARGET := wasm32-wasip2
 # Linting does not link: any file can stand in for libFuzzer, whose C++ is then not built.
 FUZZ_ENV := CUSTOM_LIBFUZZER_PATH=$(CURDIR)/fuzz/Cargo.toml
 
-.PHONY: help demo test clock build static lint deny docs examples clients tls bench bench-policies tools
+.PHONY: help demo test clock build static lint deny docs examples clients tls bench bench-policies tools peers
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,7 +22,7 @@ demo: tools ## Build the gateway and show it at work before a scripted upstream.
 	$(CARGO) build --locked -p tollgate -p demo
 	target/debug/demo
 
-test: tools lint ## Check the format, lint, run all tests, check licences, build the documentation.
+test: tools peers lint ## Check the format, lint, run all tests, check licences, build the documentation.
 	@echo "== building what the tests run"
 	$(CARGO) build --locked --workspace --bins
 	@echo "== all tests"
@@ -94,6 +94,14 @@ tools:
 	@command -v $(CARGO) > /dev/null || { echo "cargo is missing: install Rust with rustup (https://rustup.rs)"; exit 1; }
 	@rustup target list --installed | grep -qx $(WASM_TARGET) || { echo "== installing the target $(WASM_TARGET)"; rustup target add $(WASM_TARGET); }
 	@for part in clippy rustfmt; do rustup component list --installed | grep -q "^$$part" || { echo "== installing $$part"; rustup component add $$part; }; done
+
+# What some tests attack or inspect the gateway with. Without a package they are skipped.
+peers:
+	@missing=""; for program in openssl curl slowhttptest; do command -v $$program > /dev/null || missing="$$missing $$program"; done; \
+	if [ -n "$$missing" ]; then \
+		echo "== installing$$missing, which some tests use"; \
+		{ apt-get update -qq && apt-get install -y -qq $$missing; } || echo "not installed: the tests that need them are skipped"; \
+	fi
 
 $(DENY):
 	@echo "== installing cargo-deny $(DENY_VERSION) into $(TOOLS) (some minutes)"
