@@ -7,7 +7,6 @@
 mod admin;
 mod background;
 mod build;
-mod connectivity;
 mod error;
 mod listeners;
 mod policies;
@@ -28,7 +27,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 pub use self::build::check;
-pub use self::connectivity::{TriedConnection, try_connections};
+pub use self::build::connectivity::{TriedConnection, try_connections};
 pub use self::error::StartError;
 pub(crate) use self::listeners::Handover;
 pub use self::listeners::ServiceAddress;

@@ -7,8 +7,9 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use instant_acme::{Account, AccountCredentials, ExternalAccountKey, Key, NewAccount};
 use rcgen::KeyPair;
 
+use super::error::AcmeError;
 use super::fetch::{AcmeFetch, AcmeHttp};
-use super::{AcmeError, store};
+use super::files::store;
 use crate::config::{AcmeConfig, ExternalAccount};
 use crate::files::read_regular;
 use crate::values::limits::CONFIG_FILE_BYTES;

@@ -11,12 +11,31 @@ use rcgen::{
     PKCS_ED25519,
 };
 
-use super::{AcmeError, ChallengeAnswer};
+use super::error::AcmeError;
 use crate::config::{AcmeChallenge, AcmeConfig, CertificateKeyType};
 use crate::values::limits::ACME_ORDER_TIMEOUT;
 
 /// The pause before the server is asked for the first time. It doubles from then on.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
+
+/// What the ACME server looks for while it validates a domain.
+#[derive(Debug, Clone)]
+pub(crate) enum ChallengeAnswer {
+    /// A file at `/.well-known/acme-challenge/` over HTTP.
+    Http {
+        /// The name of the file.
+        token: String,
+        /// The content of the file.
+        key_authorization: String,
+    },
+    /// A certificate that is presented if a client asks for the protocol `acme-tls/1`.
+    TlsAlpn {
+        /// The domain that the client names.
+        domain: String,
+        /// What the extension `acmeIdentifier` of the certificate contains.
+        digest: [u8; 32],
+    },
+}
 
 /// Returns how often the server is asked whether it is done.
 fn polling() -> RetryPolicy {

@@ -4,6 +4,7 @@
 //! Does not know how policies are loaded or when a service changes. Invariant: all problems of a
 //! configuration are reported at once.
 
+pub(super) mod connectivity;
 mod gateway_id;
 
 use std::fs::File;

@@ -255,7 +255,7 @@ impl ChainOrder {
     }
 }
 
-/// Returns the order: the certificate of `key`, the one that signs it, and so on, then all others.
+/// Returns the order: the certificate of `key`, its issuer, and so on, then all others.
 /// Returns `None` if no certificate is that of `key`.
 fn order(links: &[ChainLink], key: &dyn SigningKey) -> Option<ChainOrder> {
     let leaf = match key.public_key() {

@@ -232,7 +232,7 @@ mod tests {
             .expect("a good share");
         let mut changed = server.pub_key.clone();
         changed[0] ^= 1;
-        // FIPS 203 rejects implicitly: the secret is one that only the client knows.
+        // FIPS 203 rejects implicitly: only the client knows the secret.
         let secret = client
             .complete(&changed)
             .expect("a share of the right form");

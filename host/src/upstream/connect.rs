@@ -42,7 +42,7 @@ impl HttpVersions {
     }
 }
 
-/// Connects to upstream.
+/// Makes the connections of one upstream client.
 #[derive(Clone)]
 pub(super) struct UpstreamConnector {
     dialer: Dialer,

@@ -93,6 +93,8 @@ async fn entries_of_one_file_have_caps_of_their_own_and_one_capacity() {
         .await
         .json();
     assert_eq!(status["plan_weight"], 1.0, "the account counts once");
+    // With the larger of the caps: 40 percent are left.
+    assert_eq!(status["five_hour_utilization"], 60.0);
     rig.stop().await;
 }
 

@@ -39,7 +39,7 @@ pub struct ExternalAccount {
     pub mac_key: SecretString,
 }
 
-/// The type of a certificate's key.
+/// The algorithm of a certificate's key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CertificateKeyType {
     /// ECDSA with the curve P-256.
@@ -53,12 +53,12 @@ pub enum CertificateKeyType {
 /// How the gateway proves that it serves a domain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AcmeChallenge {
-    /// TLS-ALPN-01 (RFC 8737).
+    /// The challenge TLS-ALPN-01 (RFC 8737).
     TlsAlpn {
         /// The port to listen on beside the service's, if it is another.
         port: Option<u16>,
     },
-    /// HTTP-01 (RFC 8555, section 8.3).
+    /// The challenge HTTP-01 (RFC 8555, section 8.3).
     Http {
         /// The port to listen on while a challenge is open.
         port: u16,

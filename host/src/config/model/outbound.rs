@@ -27,10 +27,10 @@ const FALLBACK_DELAY: Duration = Duration::from_millis(300);
 /// How the connections of a credential are made.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub enum UpstreamRoute {
-    /// Without an outbound.
+    /// From this host to upstream, without an outbound.
     #[default]
     Direct,
-    /// Through an outbound.
+    /// Through the outbound of a `detour`.
     Outbound(Arc<OutboundConfig>),
     /// Through the proxies that the environment names.
     Environment(Arc<EnvironmentProxies>),
@@ -65,7 +65,7 @@ pub enum OutboundProtocol {
     Direct,
     /// SOCKS of one of its versions.
     Socks(SocksProxy),
-    /// HTTP CONNECT.
+    /// HTTP with the method CONNECT.
     Http(Box<HttpProxy>),
 }
 
@@ -74,7 +74,7 @@ pub enum OutboundProtocol {
 pub enum OutboundCarrier {
     /// With sockets of this host.
     Sockets(SocketOptions),
-    /// Through another outbound.
+    /// Through the outbound of its `detour`.
     Outbound(Box<OutboundConfig>),
 }
 
@@ -83,14 +83,14 @@ pub enum OutboundCarrier {
 pub struct ProxyAddress {
     /// A name or an IP address, without brackets.
     pub host: String,
-    /// In TCP.
+    /// The port in TCP.
     pub port: u16,
 }
 
-/// A SOCKS proxy.
+/// How a SOCKS proxy is used.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SocksProxy {
-    /// Where it listens.
+    /// Where the proxy listens.
     pub address: ProxyAddress,
     /// The version that it is spoken to with.
     pub version: SocksVersion,
@@ -98,14 +98,14 @@ pub struct SocksProxy {
     pub login: Option<ProxyLogin>,
 }
 
-/// A version of SOCKS.
+/// The versions of SOCKS, and who resolves names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SocksVersion {
-    /// Names are resolved by the client, to IPv4 addresses.
+    /// Version 4. Names are resolved by the gateway, to IPv4 addresses.
     V4,
-    /// Names are resolved by the proxy, to IPv4 addresses.
+    /// Version 4a. Names are resolved by the proxy, to IPv4 addresses.
     V4a,
-    /// RFC 1928. Names are resolved by the proxy.
+    /// Version 5 (RFC 1928). Names are resolved by the proxy.
     V5,
 }
 
@@ -115,7 +115,7 @@ pub struct ProxyLogin {
     /// Secret, because some operators put a token here.
     #[serde(with = "piped_secret")]
     pub username: SecretString,
-    /// May be empty.
+    /// The password, which may be empty.
     #[serde(with = "piped_secret")]
     pub password: SecretString,
 }
@@ -123,7 +123,7 @@ pub struct ProxyLogin {
 /// An HTTP proxy that supports CONNECT.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct HttpProxy {
-    /// Where it listens.
+    /// Where the proxy listens.
     pub address: ProxyAddress,
     /// The login, for Basic authentication.
     pub login: Option<ProxyLogin>,
@@ -138,7 +138,7 @@ pub struct HttpProxy {
 /// A header field of the requests to a proxy.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ProxyHeader {
-    /// In lower case.
+    /// The name in lower case.
     pub name: String,
     /// Secret, because it may be a token.
     #[serde(with = "piped_secret")]
@@ -156,9 +156,9 @@ pub struct ProxyTls {
     pub verification: ProxyVerification,
     /// What is presented to the proxy.
     pub client_certificate: Option<ClientCertificate>,
-    /// The lowest version.
+    /// The lowest version that is offered.
     pub min_version: TlsVersion,
-    /// The highest version.
+    /// The highest version that is offered.
     pub max_version: TlsVersion,
 }
 
@@ -180,7 +180,7 @@ pub enum ProxyVerification {
     Roots(String),
     /// Those whose public key has one of these SHA-256 digests.
     PublicKeys(Vec<[u8; 32]>),
-    /// Any.
+    /// All certificates, without a check.
     Off,
 }
 
@@ -189,7 +189,7 @@ pub enum ProxyVerification {
 pub struct ClientCertificate {
     /// The certificate itself comes first.
     pub chain: String,
-    /// The private key.
+    /// The private key of the first certificate.
     #[serde(with = "piped_secret")]
     pub key: SecretString,
 }
@@ -197,7 +197,7 @@ pub struct ClientCertificate {
 /// How sockets are made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SocketOptions {
-    /// The network interface.
+    /// The network interface that sockets are bound to.
     pub bind_interface: Option<String>,
     /// The local IPv4 address.
     pub inet4_bind_address: Option<Ipv4Addr>,
@@ -205,7 +205,7 @@ pub struct SocketOptions {
     pub inet6_bind_address: Option<Ipv6Addr>,
     /// Whether the port of a bound socket is chosen only when it connects.
     pub bind_address_no_port: bool,
-    /// The netfilter mark.
+    /// The netfilter mark of sockets.
     pub routing_mark: Option<u32>,
     /// Whether an address that was in use a moment ago can be bound again.
     pub reuse_addr: bool,

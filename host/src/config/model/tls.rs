@@ -81,7 +81,7 @@ impl PemSource {
     }
 }
 
-/// A version of TLS.
+/// The versions of TLS that the gateway speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum TlsVersion {
     /// TLS 1.2 (RFC 5246).

@@ -50,7 +50,7 @@ pub(in crate::config) struct RawAcme {
     http_client: UnsupportedField,
 }
 
-/// Shows no key.
+/// Leaves the keys out.
 impl fmt::Debug for RawAcme {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RawAcme")
@@ -101,7 +101,7 @@ impl RawCertificateProvider {
 /// A provider of sing-box that Tollgate does not support.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub(in crate::config) struct RawOtherProvider {
-    /// The provider's type.
+    /// The name of its type.
     #[serde(rename = "type")]
     pub(in crate::config) kind: String,
     /// The name that `tls.certificate_provider` refers to.

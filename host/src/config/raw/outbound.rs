@@ -20,7 +20,7 @@ pub(in crate::config) enum RawOutbound {
 }
 
 impl RawOutbound {
-    /// The outbound's name.
+    /// The name that a `detour` refers to.
     pub(in crate::config) fn tag(&self) -> &str {
         match self {
             Self::Supported(outbound) => &outbound.tag,
@@ -32,10 +32,10 @@ impl RawOutbound {
 /// An outbound of sing-box that is not supported.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub(in crate::config) struct RawOtherOutbound {
-    /// The outbound's type.
+    /// The name of its type.
     #[serde(rename = "type")]
     pub(in crate::config) kind: OtherOutboundType,
-    /// The outbound's name.
+    /// The name that a `detour` would refer to.
     #[serde(default)]
     pub(in crate::config) tag: String,
 }
@@ -65,7 +65,7 @@ impl JsonSchema for OtherOutboundType {
 pub(in crate::config) enum OutboundType {
     /// A connection without a proxy.
     Direct,
-    /// A SOCKS proxy.
+    /// A SOCKS proxy, of version 4, 4a or 5.
     Socks,
     /// An HTTP proxy that supports CONNECT.
     Http,

@@ -67,7 +67,7 @@ pub(in crate::config) struct RawTls {
     reality: UnsupportedField,
 }
 
-/// Shows no key.
+/// Leaves the keys out.
 impl fmt::Debug for RawTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RawTls")

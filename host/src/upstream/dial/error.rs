@@ -40,7 +40,7 @@ pub enum DialFailure {
     /// A name has no address.
     #[error("cannot resolve {host}: {reason}")]
     Resolve {
-        /// The name.
+        /// The name that was looked up.
         host: String,
         /// What the system says.
         reason: String,
@@ -85,7 +85,7 @@ pub enum DialFailure {
     Socks {
         /// The host and port that it was to connect to.
         target: String,
-        /// Its reply.
+        /// What the proxy replied.
         reason: String,
     },
     /// An HTTP proxy refused.
@@ -103,13 +103,13 @@ pub enum DialFailure {
     NotHttp {
         /// The host and port that it was to connect to.
         target: String,
-        /// What is wrong.
+        /// What was expected or found.
         reason: String,
     },
     /// A proxy ended the connection.
     #[error("the proxy closed the connection before its reply was complete")]
     ProxyClosed,
-    /// Anything else.
+    /// A failure of another kind.
     #[error("{0}")]
     Other(String),
 }
@@ -122,7 +122,7 @@ pub enum ProxyTlsError {
     Certificates {
         /// The field without `_path`.
         field: &'static str,
-        /// What is there.
+        /// What the field contains.
         found: &'static str,
     },
     /// A PEM text has no private key.
@@ -150,7 +150,7 @@ impl DialFailure {
         }
     }
 
-    /// Blames no outbound.
+    /// Returns the error of a connection without an outbound.
     pub(in crate::upstream) fn without_outbound(self) -> DialError {
         self.at(None)
     }

@@ -4,6 +4,7 @@
 mod acme;
 mod algorithms;
 mod clients;
+mod pem;
 
 use crate::config::model::{AcmeConfig, PemContent, PemSource, TlsConfig, TlsVersion};
 use crate::config::path::ConfigPath;
@@ -17,6 +18,7 @@ pub(super) use self::acme::AcmeScope;
 use self::acme::acme;
 use self::algorithms::{key_exchanges, tls12_suites};
 use self::clients::client_authentication;
+use self::pem::pem;
 
 const ALPN: [&str; 2] = ["h2", "http/1.1"];
 
@@ -168,41 +170,6 @@ fn self_signed(
             None
         }
     }
-}
-
-/// Returns the source of a text in PEM: the field `name`, or the file in `name` with `_path`.
-fn pem(
-    path: &ConfigPath,
-    name: &str,
-    inline: &OneOrMany<String>,
-    file: Option<&str>,
-    report: &mut ProblemReport,
-) -> Option<PemSource> {
-    let file = field::file(file);
-    let file_field = path.key(&format!("{name}_path"));
-    if let Some(text) = inline_pem(path.key(name), inline) {
-        if file.is_some() {
-            report.warning(file_field, format!("without effect: {name:?} is set"));
-        }
-        return Some(text);
-    }
-    let Some(file) = file else {
-        report.problem(file_field, "missing: required because TLS is enabled");
-        return None;
-    };
-    Some(PemSource {
-        field: file_field,
-        content: PemContent::File(file),
-    })
-}
-
-/// Returns the text in PEM of `field`, if it has one: its lines, or the text as a whole.
-fn inline_pem(field: ConfigPath, lines: &OneOrMany<String>) -> Option<PemSource> {
-    let text = lines.as_slice().join("\n");
-    (!text.is_empty()).then(|| PemSource {
-        field,
-        content: PemContent::Inline(SecretString::new(text)),
-    })
 }
 
 /// Returns the lowest and the highest version. Those that the TLS library lacks are raised: no

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use crate::authenticate::User;
+use crate::config::WindowCaps;
 use crate::credentials::Credential;
 use crate::pipeline::attempt::select::is_allowed;
 use crate::pipeline::service::{CredentialPool, Service};
@@ -83,16 +84,12 @@ async fn remaining_capacity(
     let weights = weights(service, pool, &pool.balancer_members(), now).await;
     let (mut five_hour, mut weekly) = (WindowSum::default(), WindowSum::default());
     let mut plan_weight = 0.0;
-    let mut counted: Vec<&Arc<Credential>> = Vec::new();
-    for (weight, credential) in weights.into_iter().zip(pool.credentials()) {
-        let is_counted = |known: &&Arc<Credential>| known.shares_login_with(credential);
-        if !is_available(credential, user, now) || counted.iter().any(is_counted) {
-            continue;
-        }
-        counted.push(credential);
-        // Another gateway reports its own weight.
-        let weight = credential.own_weight().unwrap_or(weight);
-        let caps = credential.caps();
+    for account in accounts(pool, weights, user, now) {
+        let AccountCapacity {
+            credential,
+            weight,
+            caps,
+        } = account;
         let (five_hour_used, weekly_used) = credential.used(now);
         let reset = |window: WindowKind| credential.reset_at(window, now);
         five_hour.add(
@@ -111,6 +108,45 @@ async fn remaining_capacity(
         weekly_reset: weekly.reset(),
         plan_weight,
     }
+}
+
+/// An account that a user's requests can be sent with.
+struct AccountCapacity<'a> {
+    credential: &'a Arc<Credential>,
+    weight: f64,
+    /// The largest caps of the credentials that share the account.
+    caps: WindowCaps,
+}
+
+fn accounts<'a>(
+    pool: &'a CredentialPool,
+    weights: Vec<f64>,
+    user: Option<&User>,
+    now: Timestamp,
+) -> Vec<AccountCapacity<'a>> {
+    let mut accounts: Vec<AccountCapacity<'_>> = Vec::new();
+    for (weight, credential) in weights.into_iter().zip(pool.credentials()) {
+        if !is_available(credential, user, now) {
+            continue;
+        }
+        let caps = credential.caps();
+        let shared = accounts
+            .iter_mut()
+            .find(|account| account.credential.shares_login_with(credential));
+        match shared {
+            Some(account) => {
+                account.caps.five_hour = account.caps.five_hour.max(caps.five_hour);
+                account.caps.weekly = account.caps.weekly.max(caps.weekly);
+            }
+            None => accounts.push(AccountCapacity {
+                credential,
+                // Another gateway reports its own weight.
+                weight: credential.own_weight().unwrap_or(weight),
+                caps,
+            }),
+        }
+    }
+    accounts
 }
 
 fn is_available(credential: &Credential, user: Option<&User>, now: Timestamp) -> bool {

@@ -3,7 +3,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::inline_pem;
+use super::pem::inline_pem;
 use crate::config::model::{ClientAuthentication, ClientAuthenticationMode, PemContent, PemSource};
 use crate::config::path::ConfigPath;
 use crate::config::problem::ProblemReport;

@@ -9,7 +9,7 @@ use http::Uri;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::build::open_credential;
+use super::open_credential;
 use crate::config::{Config, CredentialConfig, CredentialSource, DialTarget, ServiceConfig};
 use crate::credentials::{CredentialKind, LoginDirectory};
 use crate::upstream::dial::DialError;
@@ -21,9 +21,9 @@ const CONCURRENT_CONNECTS: usize = 16;
 /// A connection that was tried.
 #[derive(Debug)]
 pub struct TriedConnection {
-    /// The service's tag.
+    /// The tag of the service that has the credential.
     pub service: String,
-    /// The credential's tag.
+    /// The tag of the credential that needs the connection.
     pub credential: String,
     /// `https://HOST` or `http://HOST`, with the port if the configuration names it.
     pub origin: String,
