@@ -277,7 +277,7 @@ fn usage() -> Value {
     })
 }
 
-fn response(status: &str, text: &str, with_usage: bool) -> Value {
+fn response(status: &str, text: &str, usage: Option<Value>) -> Value {
     json!({
         "id": RESPONSE_ID,
         "object": "response",
@@ -292,12 +292,12 @@ fn response(status: &str, text: &str, with_usage: bool) -> Value {
             "status": "completed",
             "content": [{"type": "output_text", "annotations": [], "text": text}],
         }],
-        "usage": with_usage.then(usage),
+        "usage": usage,
     })
 }
 
 fn json_body() -> String {
-    response("completed", "The gateway is open.", true).to_string()
+    response("completed", "The gateway is open.", Some(usage())).to_string()
 }
 
 fn usage_poll_body(now_s: u64) -> String {
@@ -327,10 +327,9 @@ fn event(data: &Value) -> String {
 fn turn(deltas: usize) -> Vec<Value> {
     let text = DELTA.repeat(deltas);
     let item = json!({"id": MESSAGE_ID, "type": "message", "role": "assistant", "content": []});
-    let whole = response("completed", &text, true);
+    let whole = response("completed", &text, Some(usage()));
     let mut events = Vec::with_capacity(deltas + 4);
-    events
-        .push(json!({"type": "response.created", "response": response("in_progress", "", false)}));
+    events.push(json!({"type": "response.created", "response": response("in_progress", "", None)}));
     events.push(json!({"type": "response.output_item.added", "output_index": 0, "item": item}));
     events.extend((0..deltas).map(delta));
     events.push(

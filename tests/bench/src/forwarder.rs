@@ -24,14 +24,14 @@ mod tollgate;
 
 pub use tollgate::{OTHER_TOKEN, USER_TOKEN};
 
-/// A forwarder.
+/// A program between load and upstream that is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Forwarder {
     /// Tollgate's release binary with everything enabled.
     Tollgate,
     /// The bin `bare-proxy` of this crate.
     BareHyper,
-    /// The distribution's nginx.
+    /// The nginx of the distribution.
     Nginx,
 }
 
@@ -61,7 +61,7 @@ pub enum StartError {
     /// A binary of the workspace is not built.
     #[error("{}: not found; run `cargo build --release -p {package}` first", .path.display())]
     NotBuilt {
-        /// The expected path.
+        /// Where the program was expected.
         path: PathBuf,
         /// The package that builds the binary.
         package: &'static str,
@@ -69,9 +69,9 @@ pub enum StartError {
     /// The forwarder's files could not be prepared.
     #[error("{name}: cannot prepare its files: {cause}")]
     Files {
-        /// The forwarder.
+        /// The name of the forwarder.
         name: &'static str,
-        /// The system's error.
+        /// The error of the system.
         cause: io::Error,
     },
     /// The process did not become ready.
@@ -82,7 +82,7 @@ pub enum StartError {
 /// A running forwarder, or the running upstream.
 #[derive(Debug)]
 pub struct Running {
-    /// Its address.
+    /// The address that it listens on.
     pub address: SocketAddr,
     /// Its process, which ends when this value is dropped.
     pub process: Process,

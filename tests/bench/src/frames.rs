@@ -57,7 +57,7 @@ pub fn text_frame(sender: Sender, payload: &[u8]) -> Bytes {
 /// A count of what arrived on a socket.
 #[derive(Debug, Default)]
 pub struct FrameCount {
-    /// Complete messages.
+    /// The number of complete messages.
     pub messages: u64,
     /// Bytes of payload, including those of an incomplete message. Control frames do not count.
     pub payload_bytes: usize,

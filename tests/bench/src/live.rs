@@ -107,15 +107,15 @@ pub enum LiveError {
     /// The process could not be measured.
     #[error(transparent)]
     Process(#[from] ProcessError),
-    /// A request failed.
+    /// A request of the load failed.
     #[error("requests: {0}")]
     Load(#[from] LoadError),
     /// A file could not be read or written.
     #[error("{}: {cause}", .path.display())]
     File {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// The system's error.
+        /// The error of the system.
         cause: io::Error,
     },
     /// The gateway did not report its policies.

@@ -63,7 +63,7 @@ pub enum LoadError {
     /// The status is not 200.
     #[error("status {status}, expected 200: {excerpt}")]
     Status {
-        /// The received value.
+        /// The value that was received.
         status: StatusCode,
         /// The start of the body.
         excerpt: String,
@@ -71,9 +71,9 @@ pub enum LoadError {
     /// The body has too few or too many bytes.
     #[error("body of {found} bytes, expected {expected}")]
     Length {
-        /// The received value.
+        /// The value that was received.
         found: usize,
-        /// The expected value.
+        /// The value that was expected.
         expected: usize,
     },
     /// A stream or socket that should stay open ended.
@@ -85,13 +85,13 @@ pub enum LoadError {
     /// The messages are not those that upstream sent.
     #[error("{found} messages of {found_bytes} bytes, expected {expected} of {expected_bytes}")]
     Messages {
-        /// The received value.
+        /// The value that was received.
         found: u64,
-        /// The received value.
+        /// The value that was received.
         found_bytes: usize,
-        /// The expected value.
+        /// The value that was expected.
         expected: u64,
-        /// The expected value.
+        /// The value that was expected.
         expected_bytes: usize,
     },
     /// A handshake was rejected.
@@ -115,7 +115,7 @@ pub struct Tally {
 /// Client connections, each used once, so that no measurement includes opening them.
 #[derive(Debug)]
 pub struct Clients {
-    connections: Vec<Connection>,
+    connections: Vec<LoadConnection>,
     answers: Arc<Answers>,
 }
 
@@ -144,7 +144,7 @@ impl Clients {
     ) -> Result<Self, LoadError> {
         let mut connections = Vec::with_capacity(count);
         for number in 0..count {
-            let mut connection = Connection::open(address, number, token).await?;
+            let mut connection = LoadConnection::open(address, number, token).await?;
             connection
                 .exchange(Shape::Json, answers.of(Shape::Json).body_bytes)
                 .await?;
@@ -231,7 +231,7 @@ impl Clients {
 /// Streams whose first event has arrived, and which stay open until this value is dropped.
 #[derive(Debug)]
 pub struct IdleStreams {
-    _held: Vec<(Connection, Incoming)>,
+    _held: Vec<(LoadConnection, Incoming)>,
 }
 
 impl IdleStreams {
@@ -249,7 +249,7 @@ impl IdleStreams {
                 held.push(opened??);
             }
             opening.spawn(async move {
-                Connection::open(address, number, USER_TOKEN)
+                LoadConnection::open(address, number, USER_TOKEN)
                     .await?
                     .hold()
                     .await
@@ -264,7 +264,7 @@ impl IdleStreams {
 
 /// A client connection with its own session, as a Codex client has.
 #[derive(Debug)]
-struct Connection {
+struct LoadConnection {
     sender: SendRequest<Full<Bytes>>,
     driver: AbortHandle,
     reads: Arc<AtomicU64>,
@@ -273,7 +273,7 @@ struct Connection {
     stream_body: Bytes,
 }
 
-impl Connection {
+impl LoadConnection {
     async fn open(address: SocketAddr, number: usize, token: &str) -> Result<Self, LoadError> {
         let stream = TcpStream::connect(address)
             .await
@@ -288,13 +288,16 @@ impl Connection {
         // The current exchange fails with the driver.
         let driver = tokio::spawn(async move { driver.await.ok() }).abort_handle();
         let session = session(number);
+        let mut body = request_body(&session);
+        let json_body = Bytes::from(body.to_string());
+        body["stream"] = json!(true);
         Ok(Self {
             sender,
             driver,
             reads,
             headers: post_headers(address, &session, token)?,
-            json_body: Bytes::from(request_body(&session, false).to_string()),
-            stream_body: Bytes::from(request_body(&session, true).to_string()),
+            json_body,
+            stream_body: Bytes::from(body.to_string()),
         })
     }
 
@@ -349,7 +352,7 @@ impl Connection {
     }
 }
 
-impl Drop for Connection {
+impl Drop for LoadConnection {
     fn drop(&mut self) {
         // Closes the socket now, even if an answer is incomplete.
         self.driver.abort();
@@ -408,10 +411,10 @@ fn headers(address: SocketAddr, session: &str, token: &str) -> Result<HeaderMap,
         .collect()
 }
 
-fn request_body(session: &str, stream: bool) -> Value {
+fn request_body(session: &str) -> Value {
     json!({
         "model": MODEL,
-        "stream": stream,
+        "stream": false,
         "instructions": "You are a coding agent.",
         "input": [{
             "type": "message",

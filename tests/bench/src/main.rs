@@ -24,7 +24,7 @@ use tollgate_bench::{
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// Tollgate's release binary
+    /// The release binary of Tollgate
     #[arg(long, default_value = "target/release/tollgate")]
     tollgate: PathBuf,
     /// JSON merged into Tollgate's config, for example {"limits": {…}}

@@ -35,7 +35,7 @@ pub enum ProcessError {
     Start {
         /// Its name in the bench.
         name: String,
-        /// The system's error.
+        /// The error of the system.
         cause: io::Error,
     },
     /// The child ended before it was ready.
@@ -63,7 +63,7 @@ pub enum ProcessError {
         name: String,
         /// CPU time or memory.
         what: &'static str,
-        /// The system's error.
+        /// The error of the system.
         cause: io::Error,
     },
 }

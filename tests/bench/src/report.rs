@@ -42,12 +42,12 @@ const AIMS: [Aim; 2] = [
 pub struct Report {
     notes: Vec<String>,
     settings: Value,
-    measures: Vec<Measure>,
+    measures: Vec<ShapeReport>,
     live: Option<Figures>,
 }
 
 #[derive(Debug)]
-struct Measure {
+struct ShapeReport {
     shape: Shape,
     rows: Vec<Row>,
 }
@@ -84,7 +84,7 @@ impl Report {
                 .iter()
                 .filter(|series| series.shape == shape)
                 .collect();
-            Measure {
+            ShapeReport {
                 shape,
                 rows: of_shape
                     .iter()
@@ -106,7 +106,7 @@ impl Report {
         json!({
             "settings": self.settings,
             "aims": AIMS.iter().map(|aim| aim.json(self.ratio_of(aim))).collect::<Vec<_>>(),
-            "measures": self.measures.iter().map(Measure::json).collect::<Vec<_>>(),
+            "measures": self.measures.iter().map(ShapeReport::json).collect::<Vec<_>>(),
             "live": self.live.as_ref().map(Figures::json),
             "notes": self.notes,
         })
@@ -217,7 +217,7 @@ impl Spread {
     }
 }
 
-impl Measure {
+impl ShapeReport {
     fn title(&self) -> &'static str {
         match self.shape {
             Shape::Json => "CPU per small JSON request, us",

@@ -42,11 +42,11 @@ pub enum BenchError {
     /// The load failed at a forwarder.
     #[error("{forwarder}: {}: {cause}{}", .shape.name(), quoted(.last_words))]
     Load {
-        /// The forwarder.
+        /// The forwarder that was measured.
         forwarder: Forwarder,
-        /// The measure.
+        /// The traffic that was measured.
         shape: Shape,
-        /// The failure.
+        /// The error of the load.
         cause: LoadError,
         /// The end of the forwarder's output.
         last_words: String,
@@ -54,11 +54,11 @@ pub enum BenchError {
     /// A measurement timed out.
     #[error("{forwarder}: {}: not done after {} s{}", .shape.name(), .timeout.as_secs(), quoted(.last_words))]
     Slow {
-        /// The forwarder.
+        /// The forwarder that was measured.
         forwarder: Forwarder,
-        /// The measure.
+        /// The traffic that was measured.
         shape: Shape,
-        /// The limit.
+        /// The longest time for a round.
         timeout: Duration,
         /// The end of the forwarder's output.
         last_words: String,
@@ -86,9 +86,9 @@ pub struct Sample {
 /// All rounds of one measure with one forwarder, in order.
 #[derive(Clone, Debug)]
 pub struct Series {
-    /// The measured shape.
+    /// The traffic that was measured.
     pub shape: Shape,
-    /// The forwarder.
+    /// The forwarder that was measured.
     pub forwarder: Forwarder,
     /// One sample per round. The same index is the same round in the series of another forwarder.
     pub samples: Vec<Sample>,

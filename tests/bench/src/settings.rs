@@ -15,7 +15,7 @@ const DESCRIPTORS_BESIDES: u64 = 512;
 /// The plan of a run.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Tollgate's release binary.
+    /// The release binary of Tollgate.
     pub tollgate: PathBuf,
     /// JSON merged into Tollgate's config, object by object.
     pub tollgate_overrides: serde_json::Value,

@@ -14,16 +14,16 @@ const WARM_UP: Duration = Duration::from_millis(50);
 /// The unit of a figure, and its limit.
 #[derive(Clone, Copy, Debug)]
 pub enum Figure {
-    /// Microseconds per call.
+    /// A time in microseconds per call.
     PerCall {
-        /// The upper limit.
+        /// The largest acceptable value.
         aim_us: Option<f64>,
     },
     /// The throughput of a call, in GB (10^9 bytes) per second.
     Throughput {
         /// The bytes that one call reads.
         bytes: usize,
-        /// The lower limit.
+        /// The smallest acceptable value.
         aim_gb_per_s: Option<f64>,
     },
 }
@@ -109,7 +109,7 @@ fn thread_cpu_time() -> Duration {
     )
 }
 
-/// Formats a figure.
+/// Formats a figure beside its limit.
 struct Told {
     figure: Figure,
     median_s: f64,

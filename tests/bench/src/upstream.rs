@@ -33,7 +33,7 @@ pub async fn serve(listener: TcpListener, answers: Arc<Answers>, pace: Duration)
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
-        let connection = Connection {
+        let connection = UpstreamConnection {
             stream,
             answers: Arc::clone(&answers),
             pace,
@@ -43,13 +43,13 @@ pub async fn serve(listener: TcpListener, answers: Arc<Answers>, pace: Duration)
     }
 }
 
-struct Connection {
+struct UpstreamConnection {
     stream: TcpStream,
     answers: Arc<Answers>,
     pace: Duration,
 }
 
-impl Connection {
+impl UpstreamConnection {
     async fn run(mut self) -> io::Result<()> {
         self.stream.set_nodelay(true)?;
         let mut unread = BytesMut::with_capacity(4096);

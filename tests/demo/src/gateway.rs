@@ -17,9 +17,9 @@ const COMMAND_WAIT_MAX: Duration = Duration::from_secs(30);
 /// Above the gateway's own drain timeout of 30 s.
 const STOP_WAIT_MAX: Duration = Duration::from_secs(40);
 
-/// The running gateway.
+/// A process of the gateway that accepts requests.
 pub(crate) struct Gateway {
-    /// `http://ADDRESS`.
+    /// The URL of its service, `http://ADDRESS`.
     pub(crate) url: String,
     program: PathBuf,
     child: Child,

@@ -29,7 +29,7 @@ pub(crate) struct Totals {
 }
 
 impl Ledger {
-    /// Opens the file.
+    /// Opens the database file for reading.
     pub(crate) fn open(path: &Path) -> Outcome<Self> {
         let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
             .map_err(|error| format!("ledger {}: {error}", path.display()))?;

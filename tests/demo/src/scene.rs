@@ -34,7 +34,7 @@ pub(crate) const USERS: [User; 2] = [
     },
 ];
 
-/// One user.
+/// A user of the gateway.
 #[derive(Clone, Copy)]
 pub(crate) struct User {
     pub(crate) name: &'static str,
@@ -47,7 +47,7 @@ pub(crate) struct Credential {
     pub(crate) account: Account,
 }
 
-/// The gateway's surroundings.
+/// The scripted upstream, the files and the users around a gateway.
 pub(crate) struct Scene {
     pub(crate) upstream: Upstream,
     pub(crate) credentials: Vec<Credential>,
@@ -126,7 +126,7 @@ impl Scene {
         tail(self.log_path()) + &tail(self.output_path())
     }
 
-    /// Removes the folder.
+    /// Removes the folder with all files.
     pub(crate) fn clear_away(self) -> Outcome<()> {
         let path = self.folder.path().to_owned();
         self.folder

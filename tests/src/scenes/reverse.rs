@@ -60,7 +60,7 @@ impl ReverseScene {
         }
     }
 
-    /// Stops both gateways.
+    /// Stops the gateways on both sides.
     pub async fn stop(mut self) {
         self.back.stop().await;
         self.front.stop().await;

@@ -124,7 +124,7 @@ impl Proxy {
         }
     }
 
-    /// Returns its address.
+    /// Returns the address that it listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }

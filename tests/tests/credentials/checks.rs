@@ -7,10 +7,10 @@ use http::StatusCode;
 use tollgate_tests::Answer;
 use tollgate_tests::upstream::Login;
 
-/// After a failure without `Retry-After`, the gateway tries again no sooner than this,
+/// The shortest time until the gateway tries again after a failure without `Retry-After`.
 const FIRST_BACK_OFF: Duration = Duration::from_secs(5);
 
-/// and within this.
+/// The longest time until the gateway tries again after such a failure.
 pub(crate) const FIRST_BACK_OFF_MAX: Duration = Duration::from_secs(15);
 
 /// Checks that a request failed because no credential is available.

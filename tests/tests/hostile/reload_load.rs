@@ -19,7 +19,7 @@ const RELOADS: usize = 5000;
 const RELOADS_FOR_MEMORY: usize = 1000;
 /// Components that are loaded in turn: as many as stay compiled in memory.
 const COMPONENTS: usize = 12;
-/// Concurrent clients.
+/// Clients that send requests concurrently.
 const CLIENTS: usize = 4;
 /// How much a process may grow, in KiB: allocators keep some of the memory that was freed.
 const GROWTH_KIB_MAX: u64 = 24 * 1024;

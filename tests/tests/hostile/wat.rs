@@ -8,7 +8,7 @@ use wit_parser::Resolve;
 
 const BASE: &str = include_str!("base.wat");
 
-/// Takes the configuration.
+/// A `configure` that accepts every configuration.
 pub(super) const CONFIGURE: &str = r#"
   (func (export "tollgate:policy/lifecycle@0.1.0#configure") (param i32 i32) (result i32)
     (i32.store8 (i32.const 1024) (i32.const 0))

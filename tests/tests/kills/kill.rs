@@ -49,13 +49,12 @@ type Seen = Arc<Mutex<Vec<String>>>;
 
 /// Asks again and again until the gateway is gone.
 async fn ask_until_it_dies(client: Client, body: Value, seen: Seen) {
-    let streamed = body["stream"] == true;
     while let Ok(answer) = client
         .try_send(Method::POST, "/v1/responses", body.to_string())
         .await
     {
         let answer = answer.finish().await;
-        if answer.status == StatusCode::OK && is_seen_whole(&answer, streamed) {
+        if answer.status == StatusCode::OK && is_seen_whole(&answer, &body) {
             seen.lock()
                 .expect("no holder panics")
                 .push(answer.request_id());
@@ -68,8 +67,8 @@ async fn ask_until_it_dies(client: Client, body: Value, seen: Seen) {
 
 /// Whether the client saw the whole response. A stream is whole with its last event, whatever
 /// happens to the connection afterwards.
-fn is_seen_whole(answer: &Answer, streamed: bool) -> bool {
-    if !streamed {
+fn is_seen_whole(answer: &Answer, request: &Value) -> bool {
+    if request["stream"] != true {
         return answer.whole;
     }
     let text = answer.text();

@@ -20,7 +20,7 @@ const PRO: &str = "eyJodHRwczovL2FwaS5vcGVuYWkuY29tL2F1dGgiOnsiY2hhdGdwdF9wbGFuX
 const PLUS: &str =
     "eyJodHRwczovL2FwaS5vcGVuYWkuY29tL2F1dGgiOnsiY2hhdGdwdF9wbGFuX3R5cGUiOiJwbHVzIn19";
 
-/// `{}`.
+/// An empty object, `{}`, in base64url.
 const NO_PLAN: &str = "e30";
 
 /// An account whose id token and polls name its plan, unless it is empty.

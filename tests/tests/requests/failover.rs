@@ -53,11 +53,11 @@ fn outcomes(list: &[(&str, &str)]) -> Vec<(String, String)> {
 
 /// What may keep a credential from answering.
 struct Trouble {
-    /// As in `limits.failover`.
+    /// Its name in `limits.failover`.
     name: &'static str,
     /// None: its port is closed.
     reply: Option<Reply>,
-    /// In the ledger.
+    /// The outcome of its attempt in the ledger.
     outcome: &'static str,
     /// What the client gets where this is the answer: a status, and a part of the body.
     answer: (u16, &'static str),

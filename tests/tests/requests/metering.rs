@@ -61,8 +61,16 @@ fn check_unknown(name: &str, row: &Row) {
     }
 }
 
-fn whole(stream: bool) -> Value {
+/// A turn whose response is an event stream.
+fn stream_turn() -> Value {
     let mut body = turn("one");
-    body["stream"] = json!(stream);
+    body["stream"] = json!(true);
+    body
+}
+
+/// A turn whose response is one JSON object.
+fn object_turn() -> Value {
+    let mut body = turn("one");
+    body["stream"] = json!(false);
     body
 }

@@ -65,7 +65,7 @@ pub(crate) struct SteeredLogin {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Script {
+struct AccountScript {
     #[serde(default)]
     clear: bool,
     #[serde(default)]
@@ -77,8 +77,8 @@ struct Script {
     then_handshake: Vec<Line>,
     always_handshake: Option<Line>,
     #[serde(default)]
-    then_socket: Vec<Vec<Step>>,
-    always_socket: Option<Vec<Step>>,
+    then_socket: Vec<Vec<SocketStep>>,
+    always_socket: Option<Vec<SocketStep>>,
     five_hour: Option<f64>,
     weekly: Option<f64>,
 }
@@ -103,7 +103,7 @@ struct Line {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
-enum Step {
+enum SocketStep {
     Begun,
     Completed,
     Event(Value),
@@ -203,7 +203,8 @@ impl SteeredAccount {
 
     /// Gives the account its script.
     fn direct(&self, script: &[u8]) -> Result<(), String> {
-        let script: Script = serde_json::from_slice(script).map_err(|error| error.to_string())?;
+        let script: AccountScript =
+            serde_json::from_slice(script).map_err(|error| error.to_string())?;
         let [then, then_handshake] = [script.then, script.then_handshake].map(replies);
         let [always, always_handshake] =
             [script.always, script.always_handshake].map(|line| line.map(Line::reply));
@@ -263,8 +264,10 @@ impl SteeredLogin {
         if let Some(seconds) = lifetime {
             self.login.lifetime(Duration::from_secs(seconds));
         }
-        if let Some(hold) = hold {
-            self.hold(hold);
+        match hold {
+            Some(true) => self.hold(),
+            Some(false) => self.release(),
+            None => {}
         }
         Ok(renew_with.map_or_else(
             || self.login.auth_json(),
@@ -272,12 +275,15 @@ impl SteeredLogin {
         ))
     }
 
-    fn hold(&self, hold: bool) {
+    fn hold(&self) {
         let mut held = self.held.lock().expect("no holder of the gate panics");
-        if hold {
-            let gate = held.get_or_insert_default();
-            self.login.always_for_token(TokenReply::well().behind(gate));
-        } else if let Some(gate) = held.take() {
+        let gate = held.get_or_insert_default();
+        self.login.always_for_token(TokenReply::well().behind(gate));
+    }
+
+    fn release(&self) {
+        let mut held = self.held.lock().expect("no holder of the gate panics");
+        if let Some(gate) = held.take() {
             self.login.clear_token_script();
             gate.open();
         }
@@ -315,17 +321,17 @@ impl Line {
     }
 }
 
-fn socket_reply(steps: Vec<Step>, gate: &Gate) -> SocketReply {
+fn socket_reply(steps: Vec<SocketStep>, gate: &Gate) -> SocketReply {
     steps
         .into_iter()
         .fold(SocketReply::silent(), |reply, step| match step {
-            Step::Begun => reply.then_begun(),
-            Step::Completed => reply.completed(),
-            Step::Event(event) => reply.event(&event),
-            Step::Hold => reply.hold(gate),
-            Step::Close { code, reason } => reply.close(code, &reason),
-            Step::Finish => reply.finish(),
-            Step::Reset => reply.reset(),
+            SocketStep::Begun => reply.then_begun(),
+            SocketStep::Completed => reply.completed(),
+            SocketStep::Event(event) => reply.event(&event),
+            SocketStep::Hold => reply.hold(gate),
+            SocketStep::Close { code, reason } => reply.close(code, &reason),
+            SocketStep::Finish => reply.finish(),
+            SocketStep::Reset => reply.reset(),
         })
 }
 

@@ -26,7 +26,7 @@ use tollgate_bench::ready;
 
 /// Forwards everything to one upstream.
 #[derive(Parser)]
-struct Arguments {
+struct ProxyArguments {
     /// Where to write the address once it listens
     #[arg(long)]
     ready_file: PathBuf,
@@ -41,7 +41,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 // The multi-threaded runtime with one worker, because that is what Tollgate gets too.
 #[tokio::main(flavor = "multi_thread", worker_threads = 1)]
 async fn main() -> io::Result<()> {
-    let arguments = Arguments::parse();
+    let arguments = ProxyArguments::parse();
     let Ok(proxy) = Proxy::to(arguments.upstream) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };

@@ -12,7 +12,7 @@ use tollgate_bench::{
 
 /// Replies to the requests of the bench with precomputed bytes.
 #[derive(Parser)]
-struct Arguments {
+struct UpstreamArguments {
     /// Where to write the address once it listens
     #[arg(long)]
     ready_file: PathBuf,
@@ -29,7 +29,7 @@ struct Arguments {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> io::Result<()> {
-    let arguments = Arguments::parse();
+    let arguments = UpstreamArguments::parse();
     let plan = StreamPlan {
         deltas: arguments.deltas,
         burst: arguments.burst,

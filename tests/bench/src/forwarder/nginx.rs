@@ -43,7 +43,7 @@ async fn start_once(site: &Site, upstream: SocketAddr) -> Result<Running, StartE
     let folder = site.files_of(Forwarder::Nginx.name())?;
     let config = folder.join("nginx.conf");
     let address = free_port().map_err(files)?;
-    let plan = Plan {
+    let plan = NginxPlan {
         folder: &folder,
         address,
         upstream,
@@ -79,14 +79,14 @@ fn build_options(program: &Path) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
-struct Plan<'a> {
+struct NginxPlan<'a> {
     folder: &'a Path,
     address: SocketAddr,
     upstream: SocketAddr,
     connections: usize,
 }
 
-impl Plan<'_> {
+impl NginxPlan<'_> {
     fn config(&self, build_options: &str) -> String {
         let Self {
             address,

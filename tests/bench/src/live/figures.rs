@@ -16,7 +16,7 @@ const RELOADS_RATIO_AIM: f64 = 1.5;
 /// The limit of the delay of a request by a guest that loops, in milliseconds.
 const HOSTILE_AIM_MS: f64 = 10.0;
 
-/// The figures.
+/// The results of the live measure.
 #[derive(Clone, Debug, Default)]
 pub struct Figures {
     /// The time of each reload, from the rename of the component's file until it serves.
@@ -36,9 +36,9 @@ pub struct Figures {
 /// The times of the same requests without and with a disturbance.
 #[derive(Clone, Debug)]
 pub struct Pair {
-    /// In ascending order.
+    /// Without the disturbance, in ascending order.
     pub without: Vec<Duration>,
-    /// In ascending order.
+    /// With the disturbance, in ascending order.
     pub with: Vec<Duration>,
 }
 

@@ -107,7 +107,8 @@ impl Socket {
         stream.set_nodelay(true).map_err(LoadError::Connect)?;
         let session = session(number);
         shake_hands(&mut stream, &socket_headers(address, &session)?, shape).await?;
-        let mut create = request_body(&session, true);
+        let mut create = request_body(&session);
+        create["stream"] = json!(true);
         create["type"] = json!("response.create");
         Ok(Self {
             stream,

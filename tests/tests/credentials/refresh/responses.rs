@@ -15,7 +15,7 @@ const CANARY: &str = "Canary-5e1f";
 /// A response of the token endpoint, and the state that a credential with an expired access token
 /// ends in.
 #[derive(Clone)]
-struct Case {
+struct RefreshCase {
     name: &'static str,
     reply: TokenReply,
     state: &'static str,
@@ -26,7 +26,7 @@ struct Case {
 const LOGIN_NEEDED: &str = "login_needed";
 const CANNOT_REFRESH: &str = "cannot_refresh";
 
-impl Case {
+impl RefreshCase {
     fn new(name: &'static str, reply: TokenReply, state: &'static str, told: &'static str) -> Self {
         Self {
             name,
@@ -53,9 +53,9 @@ fn error_code(status: u16, code: &str) -> TokenReply {
 }
 
 /// Responses that reject the refresh token or the request.
-fn rejections() -> Vec<Case> {
+fn rejections() -> Vec<RefreshCase> {
     vec![
-        Case::new(
+        RefreshCase::new(
             "400",
             body(
                 400,
@@ -64,37 +64,37 @@ fn rejections() -> Vec<Case> {
             LOGIN_NEEDED,
             "invalid_grant",
         ),
-        Case::new(
+        RefreshCase::new(
             "400, another reason",
             body(400, json!({ "error": "invalid_request" })),
             CANNOT_REFRESH,
             "400 invalid_request",
         ),
-        Case::new(
+        RefreshCase::new(
             "401, reused",
             error_code(401, "refresh_token_reused"),
             LOGIN_NEEDED,
             "refresh_token_reused",
         ),
-        Case::new(
+        RefreshCase::new(
             "401, expired",
             error_code(401, "refresh_token_expired"),
             LOGIN_NEEDED,
             "refresh_token_expired",
         ),
-        Case::new(
+        RefreshCase::new(
             "401, invalidated",
             error_code(401, "refresh_token_invalidated"),
             LOGIN_NEEDED,
             "refresh_token_invalidated",
         ),
-        Case::new(
+        RefreshCase::new(
             "401, a code that is none",
             error_code(401, CANARY),
             LOGIN_NEEDED,
             "401",
         ),
-        Case::new(
+        RefreshCase::new(
             "401, a page",
             TokenReply::status(401).body(page()),
             LOGIN_NEEDED,
@@ -104,41 +104,41 @@ fn rejections() -> Vec<Case> {
 }
 
 /// Responses of an endpoint, or of a proxy before it, that cannot serve the request.
-fn failures() -> Vec<Case> {
+fn failures() -> Vec<RefreshCase> {
     vec![
-        Case::new(
+        RefreshCase::new(
             "403",
             TokenReply::status(403).body(page()),
             CANNOT_REFRESH,
             "403",
         ),
-        Case::new("429", TokenReply::status(429), CANNOT_REFRESH, "429"),
-        Case::new(
+        RefreshCase::new("429", TokenReply::status(429), CANNOT_REFRESH, "429"),
+        RefreshCase::new(
             "429, told when",
             TokenReply::status(429).header("retry-after", "600"),
             CANNOT_REFRESH,
             "429",
         ),
-        Case::new(
+        RefreshCase::new(
             "500",
             TokenReply::status(500).body(CANARY),
             CANNOT_REFRESH,
             "500",
         ),
         // A proxy may have forwarded the token.
-        Case::new(
+        RefreshCase::new(
             "502",
             TokenReply::status(502).body(page()),
             LOGIN_NEEDED,
             "502",
         ),
-        Case::new(
+        RefreshCase::new(
             "503",
             TokenReply::status(503).body(page()),
             CANNOT_REFRESH,
             "503",
         ),
-        Case::new(
+        RefreshCase::new(
             "504",
             TokenReply::status(504).body(page()),
             LOGIN_NEEDED,
@@ -148,33 +148,33 @@ fn failures() -> Vec<Case> {
 }
 
 /// Responses that contain no tokens, or are not whole.
-fn without_tokens() -> Vec<Case> {
+fn without_tokens() -> Vec<RefreshCase> {
     vec![
-        Case::new(
+        RefreshCase::new(
             "a page",
             TokenReply::well().body(page()),
             LOGIN_NEEDED,
             "without tokens",
         ),
-        Case::new(
+        RefreshCase::new(
             "nothing",
             TokenReply::well().body(""),
             LOGIN_NEEDED,
             "without tokens",
         ),
-        Case::new(
+        RefreshCase::new(
             "another object",
             TokenReply::well().body(json!({ "token": CANARY }).to_string()),
             LOGIN_NEEDED,
             "without tokens",
         ),
-        Case::new(
+        RefreshCase::new(
             "no end",
             TokenReply::well().endless(),
             LOGIN_NEEDED,
             "did not respond",
         ),
-        Case::new(
+        RefreshCase::new(
             "a cut",
             TokenReply::well().cut(),
             LOGIN_NEEDED,

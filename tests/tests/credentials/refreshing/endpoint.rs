@@ -102,7 +102,7 @@ async fn a_rejected_key_is_not_refreshed() {
 // Responses of the token endpoint
 
 /// Responses of the token endpoint to an expired token, and what becomes of the credential.
-struct Case {
+struct EndpointCase {
     name: &'static str,
     reply: TokenReply,
     state: &'static str,
@@ -110,7 +110,7 @@ struct Case {
 
 /// Checks each case in one gateway, with one credential per case: requests fail, and no refresh is
 /// retried at once.
-async fn check_answers(cases: Vec<Case>, limits: Value) {
+async fn check_answers(cases: Vec<EndpointCase>, limits: Value) {
     let mut rig = Rig::new().await;
     let mut group = LoginGroup::default();
     for (place, case) in cases.iter().enumerate() {
@@ -153,7 +153,7 @@ async fn an_invalid_token_response_is_reported_and_not_requested_again() {
     // A client that follows it would send the request twice.
     let elsewhere = |status| TokenReply::status(status).header("location", "/oauth/token");
     let filler = "x".repeat(300 << 10);
-    let case = |name, reply, state| Case { name, reply, state };
+    let case = |name, reply, state| EndpointCase { name, reply, state };
     let cases = vec![
         case("302", elsewhere(302), again),
         case("307", elsewhere(307), again),
@@ -215,7 +215,7 @@ async fn an_invalid_token_response_is_reported_and_not_requested_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_token_response_is_awaited_until_the_limit_and_not_requested_again() {
     let begun = Instant::now();
-    let case = |name, reply| Case {
+    let case = |name, reply| EndpointCase {
         name,
         reply,
         state: "login_needed",

@@ -31,7 +31,7 @@ enum Killed {
     All,
 }
 
-/// When that is.
+/// When the process is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum When {
     /// At a random time after each expiry.

@@ -17,7 +17,7 @@ const SENT: &str = "canary-header-of-the-client";
 
 const ACCESS: &str = "access-canary";
 
-/// The smallest `limits.policy_record_bytes`.
+/// The smallest value that `limits.policy_record_bytes` accepts.
 const RECORD_BYTES: u64 = 4096;
 
 /// Waits until the record `name` has `count` calls, and returns them.

@@ -12,11 +12,11 @@ use super::{
 
 // What sends a request on
 
-/// All of `limits.failover`, `name` set otherwise than the rest.
-fn switches(name: &str, on: bool) -> Value {
+/// All of `limits.failover`, each enabled if `is_enabled` returns `true` for its name.
+fn switches(is_enabled: impl Fn(&str) -> bool) -> Value {
     troubles()
         .iter()
-        .map(|trouble| (trouble.name.to_owned(), json!((trouble.name == name) == on)))
+        .map(|trouble| (trouble.name.to_owned(), json!(is_enabled(trouble.name))))
         .collect()
 }
 
@@ -61,7 +61,7 @@ async fn one_request_fails_over_past_every_kind_of_failure_and_uses_each_credent
 over_both!(each_kind_of_failure_fails_over_with_all_others_disabled);
 async fn each_kind_of_failure_fails_over_with_all_others_disabled() {
     for trouble in troubles() {
-        let limits = json!({ "upstream_head_timeout": HEAD_TIMEOUT, "failover": switches(trouble.name, true) });
+        let limits = json!({ "upstream_head_timeout": HEAD_TIMEOUT, "failover": switches(|name| name == trouble.name) });
         let (mut rig, client) = beside(&trouble, limits).await;
         assert_eq!(
             client.turn(&turn("one")).await.status,
@@ -80,7 +80,7 @@ async fn each_kind_of_failure_fails_over_with_all_others_disabled() {
 over_both!(a_failure_with_failover_disabled_reaches_the_client_unchanged);
 async fn a_failure_with_failover_disabled_reaches_the_client_unchanged() {
     for trouble in troubles() {
-        let limits = json!({ "upstream_head_timeout": HEAD_TIMEOUT, "failover": switches(trouble.name, false) });
+        let limits = json!({ "upstream_head_timeout": HEAD_TIMEOUT, "failover": switches(|name| name != trouble.name) });
         let (mut rig, client) = beside(&trouble, limits).await;
         let answer = client.turn(&turn("one")).await;
         check_answered(&rig, &trouble, &answer).await;

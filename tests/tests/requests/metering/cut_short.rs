@@ -5,7 +5,7 @@ use serde_json::Value;
 use tollgate_tests::upstream::{Encoding, Gate, Reply};
 use tollgate_tests::{Client, Protocol, over_both, turn};
 
-use super::{check_unknown, next_row, open_rig, whole};
+use super::{check_unknown, next_row, object_turn, open_rig, stream_turn};
 
 over_both!(a_row_has_the_status_that_the_client_got_and_not_upstreams);
 async fn a_row_has_the_status_that_the_client_got_and_not_upstreams() {
@@ -102,23 +102,27 @@ over_both!(an_upstream_that_breaks_off_is_recorded_and_its_client_sees_the_cut);
 async fn an_upstream_that_breaks_off_is_recorded_and_its_client_sees_the_cut() {
     let (mut rig, client, account) = open_rig().await;
     let cases = [
-        ("closed", Reply::ok().close_after(400), true),
-        ("reset", Reply::ok().close_after(400).by_reset(), true),
+        ("closed", Reply::ok().close_after(400), stream_turn()),
+        (
+            "reset",
+            Reply::ok().close_after(400).by_reset(),
+            stream_turn(),
+        ),
         (
             "packed",
             Reply::ok()
                 .deltas(500)
                 .encoded(Encoding::Zstd)
                 .close_after(100),
-            true,
+            stream_turn(),
         ),
-        ("one object", Reply::ok().close_after(100), false),
+        ("one object", Reply::ok().close_after(100), object_turn()),
     ];
     let mut place = 0;
     for client in [client.clone(), client.http2()] {
-        for (name, reply, stream) in cases.clone() {
+        for (name, reply, body) in cases.clone() {
             account.then(reply);
-            let status = status_of_cut(name, &client, &whole(stream)).await;
+            let status = status_of_cut(name, &client, &body).await;
             let row = next_row(&rig, place).await;
             place += 1;
             assert_eq!(

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use tollgate_tests::upstream::{Encoding, End, Reply, Standing};
 use tollgate_tests::{Rig, Row, over_both, rows, turn, unix_in};
 
-use super::{USED, check_used, next_row, open_rig, whole};
+use super::{USED, check_used, next_row, object_turn, open_rig, stream_turn};
 
 // The row
 
@@ -116,16 +116,24 @@ fn check_on_file(rig: &Rig, request_id: &str, name: &str) {
 over_both!(a_row_is_committed_before_its_client_has_the_last_byte);
 async fn a_row_is_committed_before_its_client_has_the_last_byte() {
     let cases = [
-        ("a stream", Reply::ok(), true),
-        ("a stream in pieces", Reply::ok().chunks(&[50]), true),
-        ("an object", Reply::ok(), false),
-        ("an object in pieces", Reply::ok().chunks(&[50]), false),
+        ("a stream", Reply::ok(), stream_turn()),
+        (
+            "a stream in pieces",
+            Reply::ok().chunks(&[50]),
+            stream_turn(),
+        ),
+        ("an object", Reply::ok(), object_turn()),
+        (
+            "an object in pieces",
+            Reply::ok().chunks(&[50]),
+            object_turn(),
+        ),
     ];
     let (mut rig, client, account) = open_rig().await;
     for round in 0..10 {
-        for (name, reply, streamed) in cases.clone() {
+        for (name, reply, body) in cases.clone() {
             account.then(reply);
-            let mut stream = client.start_turn(&whole(streamed)).await;
+            let mut stream = client.start_turn(&body).await;
             let id = stream.headers["x-tollgate-request-id"]
                 .to_str()
                 .expect("text")
@@ -135,7 +143,7 @@ async fn a_row_is_committed_before_its_client_has_the_last_byte() {
                 read.extend_from_slice(&part.expect("it continues"));
                 let text = String::from_utf8_lossy(&read);
                 // The last byte of content, not the end of the transport.
-                let has_all = if streamed {
+                let has_all = if body["stream"] == true {
                     text.contains("response.completed") && text.ends_with("\n\n")
                 } else {
                     serde_json::from_slice::<Value>(&read).is_ok()

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use tollgate_tests::upstream::{Account, Encoding, End, Reply, Usage};
 use tollgate_tests::{Client, Rig, over_both, wait_for_rows};
 
-use super::{USED, check_unknown, check_used, next_row, open_rig, whole};
+use super::{USED, check_unknown, check_used, next_row, object_turn, open_rig, stream_turn};
 
 /// A gateway with an API key and no users.
 async fn key_rig() -> (Rig, Client, Account) {
@@ -75,7 +75,7 @@ async fn usage_is_counted_however_the_response_is_written() {
     let (mut rig, client, account) = open_rig().await;
     for (place, (name, reply)) in writings().into_iter().enumerate() {
         account.then(reply.response_id("resp_counted"));
-        let answer = client.turn(&whole(true)).await;
+        let answer = client.turn(&stream_turn()).await;
         assert!(answer.status == StatusCode::OK && answer.whole, "{name}");
         let row = next_row(&rig, place).await;
         check_used(name, &row, USED);
@@ -113,7 +113,7 @@ async fn usage_of_a_response_that_is_one_object_is_counted() {
     let (mut rig, client, account) = open_rig().await;
     for (place, (name, reply)) in cases.into_iter().enumerate() {
         account.then(reply.response_id("resp_counted"));
-        assert!(client.turn(&whole(false)).await.whole, "{name}");
+        assert!(client.turn(&object_turn()).await.whole, "{name}");
         let row = next_row(&rig, place).await;
         check_used(name, &row, USED);
         assert_eq!(row.number("cache_write_tokens"), Some(100), "{name}");
@@ -134,7 +134,7 @@ async fn usage_of_a_compaction_is_counted() {
         .ask(
             Method::POST,
             "/v1/responses/compact",
-            whole(false).to_string(),
+            object_turn().to_string(),
         )
         .await;
     check_used("compaction", &next_row(&rig, 0).await, USED);
@@ -212,8 +212,8 @@ async fn a_response_without_usage_data_is_unpriced_with_a_reason() {
         .then(Reply::ok().without_usage())
         .then(Reply::ok().without_usage())
         .then(Reply::ok());
-    client.turn(&whole(true)).await;
-    client.turn(&whole(false)).await;
+    client.turn(&stream_turn()).await;
+    client.turn(&object_turn()).await;
     // A stream of chunks has the usage only if the request asked for it.
     let chat = json!({"model": "gpt-4.1", "stream": true, "messages": []});
     client
@@ -240,10 +240,11 @@ over_both!(a_response_that_ended_early_or_failed_is_counted_as_what_it_is);
 async fn a_response_that_ended_early_or_failed_is_counted_as_what_it_is() {
     let (mut rig, client, account) = open_rig().await;
     let ends = [(End::Incomplete, "incomplete"), (End::Failed, "failed")];
-    let cases = ends.map(|end| [(end, true), (end, false)]).concat();
-    for (place, ((end, name), stream)) in cases.into_iter().enumerate() {
+    let cases = ends.map(|end| [(end, stream_turn()), (end, object_turn())]);
+    for (place, ((end, name), body)) in cases.concat().into_iter().enumerate() {
+        let stream = &body["stream"];
         account.then(Reply::ok().end(end).usage(USED));
-        assert!(client.turn(&whole(stream)).await.whole);
+        assert!(client.turn(&body).await.whole);
         let row = next_row(&rig, place).await;
         assert_eq!(
             (row.text("end"), row.number("status")),
@@ -264,7 +265,7 @@ async fn an_answer_that_is_an_error_failed_and_cost_nothing() {
     let (mut rig, client, account) = open_rig().await;
     for (place, status) in [400, 404, 500].into_iter().enumerate() {
         account.then(Reply::error(status, "invalid_request_error", "no"));
-        client.turn(&whole(true)).await;
+        client.turn(&stream_turn()).await;
         let row = next_row(&rig, place).await;
         assert_eq!(
             (row.text("end"), row.number("status")),

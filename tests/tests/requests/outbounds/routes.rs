@@ -10,7 +10,7 @@ use tollgate_tests::{Authority, LoginScene, Nowhere, Proxy, Rig, SeenTunnel, ove
 
 use super::scene::{check_tunnels, config, start, tunnel, with, with_remote_name};
 
-/// `name:password` in base64.
+/// The login `name:password` in base64.
 const BASIC: &str = "Basic bmFtZTpwYXNzd29yZA==";
 
 fn login() -> Value {

@@ -16,11 +16,11 @@ use crate::waits::count::Count;
 /// A handle on an account. Clones are the same account.
 #[derive(Clone, Debug)]
 pub struct Account {
-    state: Arc<State>,
+    state: Arc<AccountState>,
 }
 
 #[derive(Debug)]
-struct State {
+struct AccountState {
     id: String,
     standing: Mutex<Told>,
     turns: Script<Prepared>,
@@ -47,7 +47,7 @@ impl Account {
     pub(crate) fn new(id: &str, header_form: HeaderForm) -> Self {
         let standing = Standing::new("plus").header_form(header_form);
         let headers = standing.headers();
-        let state = State {
+        let state = AccountState {
             id: id.to_owned(),
             standing: Mutex::new(Told { standing, headers }),
             turns: Script::default(),

@@ -26,11 +26,11 @@ const LIFETIME: Duration = Duration::from_secs(60 * 60);
 /// A handle on a login. Clones are the same login.
 #[derive(Clone, Debug)]
 pub struct Login {
-    state: Arc<State>,
+    state: Arc<LoginState>,
 }
 
 #[derive(Debug)]
-struct State {
+struct LoginState {
     account: Account,
     script: Script<TokenReply>,
     family: Mutex<Family>,
@@ -78,7 +78,7 @@ impl Login {
     fn new(account: Account) -> Self {
         let family = Mutex::new(Family::new(&account));
         Login {
-            state: Arc::new(State {
+            state: Arc::new(LoginState {
                 account,
                 script: Script::default(),
                 family,

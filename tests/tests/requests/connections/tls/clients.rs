@@ -5,8 +5,18 @@ use serde_json::{Value, json};
 use tollgate_tests::peer::{Peer, post};
 use tollgate_tests::{Authority, Certificate, TLS_VERSIONS, TlsScene, turn};
 
-/// Checks whether a client is served that presents `certificate`, with each version of TLS.
-async fn check(scene: &TlsScene, certificate: Option<&Certificate>, is_served: bool, what: &str) {
+use Access::{Rejected, Served};
+
+/// What the gateway does with a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Access {
+    Served,
+    Rejected,
+}
+
+/// Checks that the gateway treats a client with `certificate` as `access` says, with each version of
+/// TLS.
+async fn check(scene: &TlsScene, certificate: Option<&Certificate>, access: Access, what: &str) {
     for version in TLS_VERSIONS {
         let versions = &[*version];
         let client = match certificate {
@@ -18,8 +28,8 @@ async fn check(scene: &TlsScene, certificate: Option<&Certificate>, is_served: b
             None => scene.authority.client(versions, &["http/1.1"]),
         };
         assert_eq!(
-            !scene.is_refused_by(&client).await,
-            is_served,
+            scene.is_refused_by(&client).await,
+            access == Rejected,
             "{what} over {:?}",
             version.version
         );
@@ -31,11 +41,11 @@ async fn each_mode_serves_the_clients_that_it_names() {
     let (known, stranger) = (Authority::new(), Authority::new());
     let (good, other) = (known.sign(&["client"]), stranger.sign(&["client"]));
     let cases = [
-        ("no", [true, true, true]),
-        ("request", [true, true, true]),
-        ("require-any", [false, true, true]),
-        ("verify-if-given", [true, true, false]),
-        ("require-and-verify", [false, true, false]),
+        ("no", [Served, Served, Served]),
+        ("request", [Served, Served, Served]),
+        ("require-any", [Rejected, Served, Served]),
+        ("verify-if-given", [Served, Served, Rejected]),
+        ("require-and-verify", [Rejected, Served, Rejected]),
     ];
     for (mode, served) in cases {
         let tls = json!({ "client_authentication": mode, "client_certificate": known.pem });
@@ -50,8 +60,8 @@ async fn each_mode_serves_the_clients_that_it_names() {
 async fn authorities_without_a_mode_verify_every_client() {
     let known = Authority::new();
     let scene = TlsScene::new(json!({ "client_certificate": known.pem }), json!({})).await;
-    check(&scene, None, false, "none").await;
-    check(&scene, Some(&known.sign(&["client"])), true, "good").await;
+    check(&scene, None, Rejected, "none").await;
+    check(&scene, Some(&known.sign(&["client"])), Served, "good").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -72,9 +82,9 @@ async fn authorities_of_several_files_are_trusted() {
         "client_certificate_path": files,
     });
     let scene = TlsScene::new(tls, json!({})).await;
-    for (authority, is_served) in authorities.iter().zip([true, true, false]) {
+    for (authority, access) in authorities.iter().zip([Served, Served, Rejected]) {
         let certificate = authority.sign(&["client"]);
-        check(&scene, Some(&certificate), is_served, "one of three").await;
+        check(&scene, Some(&certificate), access, "one of three").await;
     }
 }
 
@@ -82,10 +92,10 @@ async fn authorities_of_several_files_are_trusted() {
 async fn an_expired_client_certificate_is_rejected_if_it_is_verified() {
     let known = Authority::new();
     let expired = known.sign_for_years(&["client"], 2001..2002);
-    for (mode, is_served) in [("require-and-verify", false), ("require-any", true)] {
+    for (mode, access) in [("require-and-verify", Rejected), ("require-any", Served)] {
         let tls = json!({ "client_authentication": mode, "client_certificate": known.pem });
         let scene = TlsScene::new(tls, json!({})).await;
-        check(&scene, Some(&expired), is_served, mode).await;
+        check(&scene, Some(&expired), access, mode).await;
     }
 }
 
@@ -94,14 +104,17 @@ async fn a_public_key_is_accepted_by_its_digest() {
     let authority = Authority::new();
     let (named, other) = (authority.sign(&["one"]), authority.sign(&["two"]));
     let digest = named.public_key_sha256();
-    for (mode, without) in [("require-and-verify", false), ("verify-if-given", true)] {
+    for (mode, without) in [
+        ("require-and-verify", Rejected),
+        ("verify-if-given", Served),
+    ] {
         let tls = json!({
             "client_authentication": mode,
             "client_certificate_public_key_sha256": digest,
         });
         let scene = TlsScene::new(tls, json!({})).await;
-        check(&scene, Some(&named), true, mode).await;
-        check(&scene, Some(&other), false, mode).await;
+        check(&scene, Some(&named), Served, mode).await;
+        check(&scene, Some(&other), Rejected, mode).await;
         check(&scene, None, without, mode).await;
     }
 }
@@ -145,7 +158,7 @@ async fn with_authorities_and_digests_a_certificate_must_satisfy_both() {
             [named.public_key_sha256(), of_stranger.public_key_sha256()],
     });
     let scene = TlsScene::new(tls, json!({})).await;
-    check(&scene, Some(&named), true, "signed and named").await;
-    check(&scene, Some(&unnamed), false, "signed alone").await;
-    check(&scene, Some(&of_stranger), false, "named alone").await;
+    check(&scene, Some(&named), Served, "signed and named").await;
+    check(&scene, Some(&unnamed), Rejected, "signed alone").await;
+    check(&scene, Some(&of_stranger), Rejected, "named alone").await;
 }

@@ -12,7 +12,7 @@ use tollgate_tests::{Authority, TlsScene, turn};
 enum Seen {
     /// The handshake succeeds, and these texts are in the report.
     Accepted(&'static [&'static str]),
-    /// The handshake fails.
+    /// The gateway ends the handshake.
     Rejected,
 }
 

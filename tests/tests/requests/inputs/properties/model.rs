@@ -31,7 +31,7 @@ pub(super) enum Span {
 /// What a header or a poll reports about one window.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Told {
-    /// In percent.
+    /// The used share, in percent.
     pub(super) used: u8,
     pub(super) resets_at: Option<Moment>,
 }
@@ -48,9 +48,9 @@ pub(super) struct Message {
 /// An event of one of the credentials.
 #[derive(Debug, Clone)]
 pub(super) enum Event {
-    /// A response's headers.
+    /// The gateway reads the headers of a response.
     Headers(Message),
-    /// A poll begins.
+    /// The gateway sends a poll.
     PollBegins,
     /// The poll in flight ends, if there is one.
     PollEnds(Message),
