@@ -12,7 +12,7 @@ WASM_TARGET := wasm32-wasip2
 # Linting does not link: any file can stand in for libFuzzer, whose C++ is then not built.
 FUZZ_ENV := CUSTOM_LIBFUZZER_PATH=$(CURDIR)/fuzz/Cargo.toml
 
-.PHONY: help demo test clock build static lint deny docs examples clients tls bench bench-policies tools peers
+.PHONY: help demo test clock build static platforms lint deny docs examples clients tls bench bench-policies tools peers
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,17 @@ static: tools ## Build a release binary that needs no shared library.
 	@rustup target list --installed | grep -qx $(MUSL_TARGET) || rustup target add $(MUSL_TARGET)
 	$(CARGO) build --locked --release -p tollgate --target $(MUSL_TARGET)
 	@ls -l target/$(MUSL_TARGET)/release/tollgate
+
+PLATFORMS := x86_64-pc-windows-gnu aarch64-apple-darwin
+
+# Checking does not link: any program that makes the expected files can stand in for the C compilers.
+platforms: tools ## Check that the gateway compiles for Windows and macOS.
+	@for target in $(PLATFORMS); do \
+		rustup target list --installed | grep -qx $$target || { echo "== installing the target $$target"; rustup target add $$target; }; \
+		echo "== checking for $$target"; \
+		CC=$(CURDIR)/tests/stand-ins/cc AR=$(CURDIR)/tests/stand-ins/ar \
+			$(CARGO) check --locked -p tollgate --target $$target || exit 1; \
+	done
 
 lint:
 	@echo "== format and lints"

@@ -7,19 +7,13 @@ mod settling;
 
 pub(crate) use self::settling::FileSettling;
 
-use std::fs::{self, File, Metadata, OpenOptions, Permissions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
-use rustix::process::geteuid;
-
-/// The mode of a file that only its owner may read.
-const PRIVATE_MODE: u32 = 0o600;
-
-/// The mode bit of a folder in which each user may replace only their own files.
-const STICKY_BIT: u32 = 0o1000;
+use crate::platform::{
+    AccessOptions, FixedFile, check_attributes, keep_access, may_replace, sync_folder,
+};
 
 /// The suffix of a new file until it is renamed to the name of the file that it replaces.
 const TEMPORARY_SUFFIX: &str = ".tollgate-new";
@@ -81,6 +75,15 @@ impl From<io::Error> for FileReplaceError {
     }
 }
 
+impl From<FixedFile> for FileReplaceError {
+    fn from(fixed: FixedFile) -> Self {
+        match fixed {
+            FixedFile::Mounted => Self::Mounted,
+            FixedFile::Immutable => Self::Immutable,
+        }
+    }
+}
+
 /// Reads a file of at most `bytes_max` bytes, which may be a pipe.
 ///
 /// # Errors
@@ -103,7 +106,7 @@ pub(crate) fn read_regular(path: &Path, bytes_max: u64) -> Result<Vec<u8>, FileR
     }
     let file = OpenOptions::new()
         .read(true)
-        .custom_flags(libc::O_NONBLOCK)
+        .without_waiting()
         .open(path)?;
     // The opened file decides, not the path: another file could replace it between the two looks.
     if !file.metadata()?.is_file() {
@@ -148,7 +151,7 @@ fn replace_like(path: &Path, bytes: &[u8], like: Option<&Metadata>) -> io::Resul
     remove(&temporary)?;
     let replaced = write_new(&temporary, bytes, like)
         .and_then(|()| fs::rename(&temporary, path))
-        .and_then(|()| sync_folder(path));
+        .and_then(|()| sync_folder(parent_folder(path)));
     if replaced.is_err() {
         let _ = fs::remove_file(&temporary);
     }
@@ -164,7 +167,9 @@ fn replace_like(path: &Path, bytes: &[u8], like: Option<&Metadata>) -> io::Resul
 pub(crate) fn check_replaceable(path: &Path, length: usize) -> Result<(), FileReplaceError> {
     let old = fs::metadata(path)?;
     check_attributes(path)?;
-    check_sticky_folder(path, &old)?;
+    if !may_replace(&fs::metadata(parent_folder(path))?, &old) {
+        return Err(FileReplaceError::Sticky);
+    }
     let temporary = path_with_suffix(path, TEMPORARY_SUFFIX);
     let written =
         remove(&temporary).and_then(|()| write_new(&temporary, &vec![b' '; length], Some(&old)));
@@ -177,46 +182,14 @@ pub(crate) fn check_replaceable(path: &Path, length: usize) -> Result<(), FileRe
         })
 }
 
-/// A mount point, an immutable file and an append-only file cannot be replaced by a rename.
-fn check_attributes(path: &Path) -> Result<(), FileReplaceError> {
-    let Ok(found) = statx(CWD, path, AtFlags::empty(), StatxFlags::BASIC_STATS) else {
-        return Ok(());
-    };
-    let attributes = found.stx_attributes & found.stx_attributes_mask;
-    if attributes.contains(StatxAttributes::MOUNT_ROOT) {
-        return Err(FileReplaceError::Mounted);
-    }
-    if attributes.intersects(StatxAttributes::IMMUTABLE | StatxAttributes::APPEND) {
-        return Err(FileReplaceError::Immutable);
-    }
-    Ok(())
-}
-
-fn check_sticky_folder(path: &Path, old: &Metadata) -> Result<(), FileReplaceError> {
-    let folder = fs::metadata(parent_folder(path))?;
-    let is_sticky = folder.mode() & STICKY_BIT != 0;
-    let user = geteuid().as_raw();
-    if is_sticky && user != 0 && user != folder.uid() && user != old.uid() {
-        return Err(FileReplaceError::Sticky);
-    }
-    Ok(())
-}
-
 fn write_new(path: &Path, bytes: &[u8], like: Option<&Metadata>) -> io::Result<()> {
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)
-        .mode(PRIVATE_MODE)
+        .private()
         .open(path)?;
     if let Some(like) = like {
-        let own = file.metadata()?;
-        if own.uid() != like.uid() {
-            fchown(&file, Some(like.uid()), None)?;
-        }
-        let same_group = own.gid() == like.gid() || fchown(&file, None, Some(like.gid())).is_ok();
-        // With another group, the old mode's group bits would let that group read it.
-        let mode = like.mode() & if same_group { 0o777 } else { 0o700 };
-        file.set_permissions(Permissions::from_mode(mode))?;
+        keep_access(&file, like)?;
     }
     file.write_all(bytes)?;
     file.sync_all()
@@ -228,14 +201,10 @@ fn write_new(path: &Path, bytes: &[u8], like: Option<&Metadata>) -> io::Result<(
 /// The file is still there.
 pub(crate) fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
-        Ok(()) => sync_folder(path),
+        Ok(()) => sync_folder(parent_folder(path)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
     }
-}
-
-fn sync_folder(path: &Path) -> io::Result<()> {
-    File::open(parent_folder(path))?.sync_all()
 }
 
 /// Returns the folder that contains `path`.

@@ -8,12 +8,14 @@
 //! targets; its interface is not stable.
 
 // Floor 0
-pub(crate) mod files;
+pub(crate) mod platform;
 pub mod values;
 // Floor 1
+pub(crate) mod files;
+// Floor 2
 pub mod config;
 pub mod reverse;
-// Floor 2
+// Floor 3
 pub(crate) mod acme;
 pub(crate) mod authenticate;
 pub mod credentials;
@@ -28,9 +30,9 @@ pub(crate) mod tls;
 pub mod upstream;
 pub(crate) mod usage_file;
 pub(crate) mod watch;
-// Floor 3
-mod pipeline;
 // Floor 4
-pub mod server;
+mod pipeline;
 // Floor 5
+pub mod server;
+// Floor 6
 pub mod cli;

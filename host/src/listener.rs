@@ -10,11 +10,10 @@ mod stream;
 mod unix;
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::sleep;
 
@@ -25,6 +24,7 @@ pub(crate) use stream::ClientStream;
 pub(crate) use unix::UnixSocketFile;
 
 use crate::config::{ListenAddress, ListenConfig};
+use crate::platform::{UnixListener, duplicate, unix_listener};
 use crate::values::exchange::client_address::ClientAddress;
 use socket::bind_tcp;
 
@@ -82,7 +82,7 @@ impl ClientListener {
             ListenAddress::Unix(path) => {
                 let (listener, file) = unix::bind(path)?;
                 ListeningSocket::Unix {
-                    listener: UnixListener::from_std(listener)?,
+                    listener,
                     file: Some(file),
                 }
             }
@@ -114,7 +114,7 @@ impl ClientListener {
         let socket = match &address {
             ListenAddress::Ip(_) => ListeningSocket::Tcp(TcpListener::from_std(socket.into())?),
             ListenAddress::Unix(path) => ListeningSocket::Unix {
-                listener: UnixListener::from_std(socket.into())?,
+                listener: unix_listener(socket)?,
                 file: match owner {
                     SocketOwner::Gateway => Some(UnixSocketFile::of(path)),
                     SocketOwner::ServiceManager => None,
@@ -135,9 +135,9 @@ impl ClientListener {
     /// # Errors
     /// This process has too many open files.
     pub(crate) fn for_successor(&self, service: &str) -> io::Result<HandedOverSocket> {
-        let socket: OwnedFd = match &self.socket {
-            ListeningSocket::Tcp(listener) => listener.as_fd().try_clone_to_owned()?,
-            ListeningSocket::Unix { listener, .. } => listener.as_fd().try_clone_to_owned()?,
+        let socket = match &self.socket {
+            ListeningSocket::Tcp(listener) => duplicate(listener)?,
+            ListeningSocket::Unix { listener, .. } => duplicate(listener)?,
         };
         Ok(HandedOverSocket {
             purpose: SocketPurpose::Service(service.to_owned()),

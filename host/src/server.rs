@@ -52,6 +52,7 @@ use self::usage_files::UsageFilesWriter;
 use crate::config::{Config, ServiceConfig};
 use crate::ledger::Ledger;
 use crate::listener::{HandedOverSocket, HandedOverSockets};
+use crate::platform::duplicate;
 use crate::upstream::TrustRoots;
 use crate::values::limits::Limits;
 use crate::values::phase::GatewayPhase;
@@ -286,7 +287,7 @@ impl Gateway {
         let clones = self.sockets.iter().map(HandedOverSocket::try_clone);
         Ok(Handover {
             sockets: HandedOverSockets(clones.collect::<io::Result<_>>()?),
-            ledger_lock: Some(self.ledger.lock()?.into()),
+            ledger_lock: Some(duplicate(&self.ledger.lock()?)?),
         })
     }
 

@@ -11,13 +11,13 @@ use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::net::UnixStream;
 use tokio::runtime;
 use tokio::time::timeout;
 
 use super::error::CommandFailure;
 use crate::config::Config;
 use crate::files::io_reason;
+use crate::platform::UnixStream;
 use crate::server::SOCKET;
 
 /// For requests that only read.

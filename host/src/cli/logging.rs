@@ -2,7 +2,6 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, IsTerminal};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Mutex;
 
@@ -15,6 +14,7 @@ use tracing_subscriber::{Layer, Registry, fmt};
 
 use crate::config::{LogConfig, LogFormat, LogLevel, LogOutput};
 use crate::files::io_reason;
+use crate::platform::AccessOptions;
 
 /// Why the log cannot be started.
 #[derive(Debug, thiserror::Error)]
@@ -74,7 +74,7 @@ fn writer(output: &LogOutput) -> Result<(BoxMakeWriter, bool), LogError> {
             let file = OpenOptions::new()
                 .create(true)
                 .append(true)
-                .mode(0o600)
+                .private()
                 .open(path);
             let file = file.map_err(|error| LogError::Open {
                 path: path.clone(),

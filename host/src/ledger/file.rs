@@ -1,14 +1,14 @@
 //! The ledger's file: its schema, its identification, and how it is opened and locked.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
 
 use crate::files::io_reason;
+use crate::platform::{AccessOptions, create_private_folder, file_identity};
 
 /// `TOLL`: the application id in the header of every ledger (SQLite's file format, section 1.3).
 const APPLICATION_ID: i32 = 0x544f_4c4c;
@@ -136,17 +136,13 @@ impl LedgerError {
 /// holds, if that is to be shared.
 pub(super) fn lock(data_dir: &Path, shared: Option<File>) -> Result<File, LedgerError> {
     let failed = |error: io::Error| LedgerError::io(data_dir, &error);
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(data_dir)
-        .map_err(failed)?;
+    create_private_folder(data_dir).map_err(failed)?;
     let path = data_dir.join("ledger.lock");
     let lock = OpenOptions::new()
         .create(true)
         .truncate(false)
         .write(true)
-        .mode(0o600)
+        .private()
         .open(path)
         .map_err(failed)?;
     if let Some(shared) = shared
@@ -165,7 +161,7 @@ pub(super) fn lock(data_dir: &Path, shared: Option<File>) -> Result<File, Ledger
 
 fn is_same_file(one: &File, other: &File) -> io::Result<bool> {
     let (one, other) = (one.metadata()?, other.metadata()?);
-    Ok((one.dev(), one.ino()) == (other.dev(), other.ino()))
+    Ok(file_identity(&one) == file_identity(&other))
 }
 
 /// Opens the ledger at `path` for writing. Creates or migrates it if necessary.
@@ -177,7 +173,7 @@ pub(super) fn open(path: &Path, bytes_max: u64) -> Result<Connection, LedgerErro
         .create(true)
         .truncate(false)
         .write(true)
-        .mode(0o600)
+        .private()
         .open(path)
         .map_err(io_failed)?;
     let is_new = file.metadata().map_err(io_failed)?.len() == 0;

@@ -6,12 +6,12 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{FromRawFd, OwnedFd};
 
 use serde::{Deserialize, Serialize};
 use socket2::{Socket, Type};
 
 use crate::config::ListenAddress;
+use crate::platform::{Descriptor, inherited_sockets};
 
 /// The name of the admin listener's socket, as the service manager knows it.
 const ADMIN: &str = "admin";
@@ -45,7 +45,7 @@ pub(crate) enum SocketOwner {
 pub(crate) struct HandedOverSocket {
     pub(crate) purpose: SocketPurpose,
     pub(crate) owner: SocketOwner,
-    pub(crate) socket: OwnedFd,
+    pub(crate) socket: Descriptor,
 }
 
 /// Listening sockets that another process opened.
@@ -59,12 +59,11 @@ impl HandedOverSockets {
     /// # Errors
     /// The environment does not describe them in the right way.
     pub(crate) fn from_service_manager() -> io::Result<Self> {
-        let sockets = sd_notify::listen_fds_with_names()?.map(|(fd, name)| HandedOverSocket {
+        let sockets = inherited_sockets()?.into_iter();
+        let sockets = sockets.map(|(name, socket)| HandedOverSocket {
             purpose: SocketPurpose::Named(name),
             owner: SocketOwner::ServiceManager,
-            // SAFETY: the service manager opened it for this process, and nothing else uses it:
-            // this is called once.
-            socket: unsafe { OwnedFd::from_raw_fd(fd) },
+            socket,
         });
         Ok(Self(sockets.collect()))
     }

@@ -14,6 +14,7 @@ use crate::files::io_reason;
 pub(super) const BACKLOG: i32 = 1024;
 
 /// Connections with TCP Fast Open whose handshake is not complete.
+#[cfg(target_os = "linux")]
 const FAST_OPEN_QUEUE: libc::c_int = 256;
 
 /// Why a socket does not listen.
@@ -30,6 +31,9 @@ pub(crate) enum ListenError {
     /// The path of a Unix socket leads to something else.
     #[error("expected a socket or nothing, found another file")]
     NotASocket,
+    /// The system has no Unix sockets.
+    #[error("expected an IP address: this system has no Unix sockets")]
+    NoUnixSockets,
     /// The address cannot be bound.
     #[error("{}", io_reason(.0))]
     Io(#[from] io::Error),

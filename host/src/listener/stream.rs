@@ -5,10 +5,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use rustix::net::RecvFlags;
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
+
+use crate::platform::{self, UnixStream};
 
 /// A client's connection, before TLS.
 #[derive(Debug)]
@@ -100,13 +101,7 @@ impl ClientStream {
     pub(crate) async fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match &self.socket {
             ClientSocket::Tcp(stream) => stream.peek(buffer).await,
-            ClientSocket::Unix(stream) => {
-                let mut peek = || {
-                    let (length, _) = rustix::net::recv(stream, &mut *buffer, RecvFlags::PEEK)?;
-                    Ok(length)
-                };
-                stream.async_io(Interest::READABLE, &mut peek).await
-            }
+            ClientSocket::Unix(stream) => platform::peek(stream, buffer).await,
         }
     }
 }

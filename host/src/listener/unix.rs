@@ -1,15 +1,14 @@
 //! A listening Unix socket, and its file.
 
-use std::fs::{self, Permissions};
+use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::socket::{BACKLOG, ListenError};
 use crate::files::io_reason;
+use crate::platform::{UnixListener, file_identity, is_socket, set_mode, unix_listener};
 
 /// Who may connect: the gateway's user and the group of the file.
 const MODE: u32 = 0o660;
@@ -54,20 +53,23 @@ impl Drop for UnixSocketFile {
 /// # Errors
 /// The socket cannot be created, or another process listens on it.
 pub(super) fn bind(path: &Path) -> Result<(UnixListener, UnixSocketFile), ListenError> {
+    if !cfg!(unix) {
+        return Err(ListenError::NoUnixSockets);
+    }
     remove_stale(path)?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.bind(&SockAddr::unix(path)?)?;
     let file = UnixSocketFile::of(path);
     // Before it listens: nothing can connect under another mode.
-    fs::set_permissions(path, Permissions::from_mode(MODE))?;
+    set_mode(path, MODE)?;
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
-    Ok((UnixListener::from(socket), file))
+    Ok((unix_listener(socket)?, file))
 }
 
 fn remove_stale(path: &Path) -> Result<(), ListenError> {
     match fs::symlink_metadata(path) {
-        Ok(meta) if meta.file_type().is_socket() => {}
+        Ok(meta) if is_socket(meta.file_type()) => {}
         Ok(_) => return Err(ListenError::NotASocket),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error.into()),
@@ -89,5 +91,5 @@ fn remove_stale(path: &Path) -> Result<(), ListenError> {
 
 fn identity(path: &Path) -> Option<(u64, u64)> {
     let meta = fs::symlink_metadata(path).ok()?;
-    Some((meta.dev(), meta.ino()))
+    Some(file_identity(&meta))
 }

@@ -8,7 +8,6 @@ mod access;
 mod listen;
 mod scrape;
 
-use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -34,6 +33,7 @@ use crate::credentials::CredentialHealth;
 use crate::files::io_reason;
 use crate::listener::HandedOverSocket;
 use crate::metrics::CONTENT_TYPE as METRICS_CONTENT_TYPE;
+use crate::platform::{Descriptor, duplicate};
 use crate::values::clock::Timestamp;
 use crate::values::phase::GatewayPhase;
 
@@ -149,7 +149,7 @@ impl AdminApi {
         handed_over: Option<HandedOverSocket>,
         phases: &watch::Receiver<GatewayPhase>,
         tasks: &BackgroundTasks,
-    ) -> Option<OwnedFd> {
+    ) -> Option<Descriptor> {
         let bound = match handed_over {
             Some(handed_over) => take_over_unix(handed_over, &path),
             None => bind_unix(&path),
@@ -162,7 +162,7 @@ impl AdminApi {
                 return None;
             }
         };
-        let for_successor = listener.as_fd().try_clone_to_owned().ok();
+        let for_successor = duplicate(&listener).ok();
         let mut phases = phases.clone();
         tasks.spawn(async move {
             tokio::select! {

@@ -9,10 +9,8 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::json;
 use tokio::runtime;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use zeroize::Zeroizing;
 
 use self::follow::{ConfigurationFile, follow};
@@ -25,6 +23,7 @@ use crate::cli::logging;
 use crate::cli::output::print;
 use crate::config::{Config, LoadedConfig};
 use crate::files::{io_reason, path_with_suffix};
+use crate::platform::{ProcessSignal, hang_up, raise_file_limit, upgrade};
 use crate::server::{Gateway, GatewayStart, Handover, RefreshProcess, UpkeepStart, run_refresh};
 
 /// What this process was started with, beside its arguments.
@@ -49,7 +48,12 @@ pub(in crate::cli) fn run(
     for warning in &warnings {
         tracing::warn!("{warning}");
     }
-    raise_file_limit();
+    if let Err(error) = raise_file_limit() {
+        tracing::debug!(
+            error = io_reason(&error),
+            "limit on open files not raised"
+        );
+    }
     let runtime = runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| format!("cannot start: {}", io_reason(&error)))?;
     runtime.block_on(async {
@@ -82,16 +86,16 @@ fn inherit() -> io::Result<InheritedState> {
 /// The signals that a running gateway handles.
 struct RunSignals {
     stop: StopSignals,
-    hang_up: Signal,
-    upgrade: Signal,
+    hang_up: ProcessSignal,
+    upgrade: ProcessSignal,
 }
 
 impl RunSignals {
     fn new() -> io::Result<Self> {
         Ok(Self {
             stop: StopSignals::new()?,
-            hang_up: signal(SignalKind::hangup())?,
-            upgrade: signal(SignalKind::user_defined2())?,
+            hang_up: hang_up()?,
+            upgrade: upgrade()?,
         })
     }
 }
@@ -152,7 +156,7 @@ async fn serve(
 async fn wait_for_successor(
     gateway: &Gateway,
     command: &StartCommand,
-    signals: &mut Signal,
+    signals: &mut ProcessSignal,
 ) -> ReadySuccessor {
     loop {
         if signals.recv().await.is_none() {
@@ -249,17 +253,6 @@ pub(in crate::cli) fn refresh_credential() -> Result<(), CommandFailure> {
         run_refresh(request).await
     });
     print(&serde_json::to_string(&outcome).map_err(|error| error.to_string())?)
-}
-
-/// Raises the limit on open files to what the system allows. The default is often far below.
-fn raise_file_limit() {
-    let mut limit = getrlimit(Resource::Nofile);
-    if limit.current < limit.maximum || limit.maximum.is_none() {
-        limit.current = limit.maximum;
-        if let Err(error) = setrlimit(Resource::Nofile, limit) {
-            tracing::debug!(%error, "limit on open files not raised");
-        }
-    }
 }
 
 /// Writes the ready file by rename, so that a reader finds all of it or none.

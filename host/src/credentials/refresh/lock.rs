@@ -2,13 +2,13 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::error::RefreshFileError;
 use crate::files::{io_reason, path_with_suffix};
+use crate::platform::AccessOptions;
 
 /// The suffix that the lock file's name adds to that of its auth.json.
 const LOCK_SUFFIX: &str = ".lock";
@@ -44,9 +44,8 @@ fn try_until(path: &Path, timeout: Duration) -> io::Result<Option<AuthFileLock>>
         .create(true)
         .truncate(false)
         .write(true)
-        .mode(0o600)
-        // Opening a FIFO would wait for its reader.
-        .custom_flags(libc::O_NONBLOCK)
+        .private()
+        .without_waiting()
         .open(path)?;
     let begun = Instant::now();
     loop {

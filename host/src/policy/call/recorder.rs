@@ -5,7 +5,6 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,6 +13,7 @@ use std::thread::{self, JoinHandle};
 
 use super::recorded::RecordedCall;
 use crate::files::{io_reason, path_with_suffix};
+use crate::platform::{AccessOptions, file_identity};
 use crate::values::limits::Limits;
 
 /// The calls that may wait to be written. Further ones are left out and counted.
@@ -154,8 +154,8 @@ impl RecordWriter {
             .file
             .get_ref()
             .metadata()
-            .map(|meta| (meta.dev(), meta.ino()));
-        let current = fs::metadata(&self.path).map(|meta| (meta.dev(), meta.ino()));
+            .map(|meta| file_identity(&meta));
+        let current = fs::metadata(&self.path).map(|meta| file_identity(&meta));
         own.ok() != current.ok()
     }
 
@@ -201,9 +201,8 @@ fn open(path: &Path) -> io::Result<(BufWriter<File>, u64)> {
     options
         .create(true)
         .append(true)
-        .mode(0o600)
-        // Opening a FIFO must not wait for its other end.
-        .custom_flags(libc::O_NONBLOCK);
+        .private()
+        .without_waiting();
     let file = options.open(path)?;
     let meta = file.metadata()?;
     if !meta.is_file() {

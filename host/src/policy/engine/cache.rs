@@ -5,18 +5,17 @@
 //! with the digest of its code, and a file that differs in any way is removed and its component
 //! compiled again.
 
-use std::fs::{self, DirBuilder, File, FileTimes, OpenOptions};
+use std::fs::{self, File, FileTimes, OpenOptions};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use rustix::process::geteuid;
 use sha2::{Digest, Sha256};
 use wasmtime::component::Component;
 
 use crate::files::{io_reason, replace_private};
+use crate::platform::{AccessOptions, create_private_folder, is_writable_by_us_only};
 use crate::values::hex::hex;
 
 /// The first bytes of a file: what it is, and the version of its format.
@@ -28,9 +27,6 @@ const SUFFIX: &str = ".compiled";
 
 /// The most bytes of a file that is read back.
 const FILE_BYTES_MAX: u64 = 512 * 1024 * 1024;
-
-/// The permission bits that let other users change a file or folder.
-const WRITABLE_BY_OTHERS: u32 = 0o022;
 
 /// The folder of compiled code.
 #[derive(Debug, Clone)]
@@ -78,11 +74,7 @@ impl CompiledCodeCache {
             folder: folder.to_owned(),
             source,
         };
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(folder)
-            .map_err(failed)?;
+        create_private_folder(folder).map_err(failed)?;
         let meta = fs::symlink_metadata(folder).map_err(failed)?;
         if !meta.is_dir() || !is_writable_by_us_only(&meta) {
             return Err(CacheError::WritableByOthers {
@@ -184,10 +176,9 @@ fn load(engine: &wasmtime::Engine, path: &Path) -> Result<Option<Component>, Unu
 }
 
 fn read(path: &Path) -> Result<Option<(File, Vec<u8>)>, UnusableFile> {
-    // Follows no symlink, and does not block on a FIFO.
     let opened = OpenOptions::new()
         .read(true)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .without_waiting_or_links()
         .open(path);
     let mut file = match opened {
         Ok(file) => file,
@@ -227,8 +218,4 @@ fn without_header(bytes: &[u8]) -> Result<&[u8], UnusableFile> {
         return Err(UnusableFile::DigestMismatch);
     }
     Ok(code)
-}
-
-fn is_writable_by_us_only(meta: &fs::Metadata) -> bool {
-    meta.uid() == geteuid().as_raw() && meta.mode() & WRITABLE_BY_OTHERS == 0
 }

@@ -8,17 +8,14 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use lru::LruCache;
 use rayon::{ThreadPool, ThreadPoolBuilder};
-use rustix::process::setpriority_process;
 use wasmtime::component::Component;
 
 use super::cache::CompiledCodeCache;
+use crate::platform::lower_thread_priority;
 
 /// The components whose compiled code stays in memory even if no policy uses them.
 // Evaluated at compile time: 16 is not 0.
 const COMPILED_MAX: NonZeroUsize = NonZeroUsize::new(16).unwrap();
-
-/// The niceness of the threads that compile in the background.
-const NICE: i32 = 10;
 
 /// The SHA-256 of a component.
 pub(crate) type ComponentDigest = [u8; 32];
@@ -103,16 +100,12 @@ impl ComponentCompiler {
 /// The threads that compile while the gateway serves: one per processor, so that a new component is
 /// ready soon, and all of low priority. If they cannot be started, the calling thread compiles.
 static BACKGROUND: LazyLock<Option<ThreadPool>> = LazyLock::new(|| {
-    let lower_priority = |_| {
-        // If that is not permitted, the thread keeps its priority.
-        let _ = setpriority_process(None, NICE);
-    };
     // `install` passes a panic to its caller. A spawned job has no caller, and without this handler
     // its panic would abort the process.
     let report_panic = |_| tracing::error!("storing compiled code panicked");
     ThreadPoolBuilder::new()
         .thread_name(|_| "policy-compile".to_owned())
-        .start_handler(lower_priority)
+        .start_handler(|_| lower_thread_priority())
         .panic_handler(report_panic)
         .build()
         .ok()

@@ -7,11 +7,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::time::{ClockId, clock_gettime};
 use wasmtime::{ResourceLimiter, Result, Store, UpdateDeadline, bail};
 
 use super::guest_log::GuestLog;
 use super::stats::PolicyStats;
+use crate::platform::thread_cpu_time;
 use crate::policy::contract::bindings::host;
 use crate::values::clock::Timestamp;
 
@@ -86,14 +86,6 @@ impl CallDeadline {
             UpdateDeadline::Continue(1)
         }
     }
-}
-
-fn thread_cpu_time() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(
-        time.tv_sec.unsigned_abs(),
-        time.tv_nsec.unsigned_abs() as u32,
-    )
 }
 
 impl GuestState {

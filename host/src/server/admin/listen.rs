@@ -1,9 +1,7 @@
 //! Connections of operators, bounded in number and duration.
 
 use std::convert::Infallible;
-use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,13 +14,17 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::files::{io_reason, remove};
 use crate::listener::{HandedOverSocket, UnixSocketFile};
+use crate::platform::{UnixListener, UnixStream, is_of_this_user, set_mode, unix_listener};
+
+/// Who may connect over the Unix socket: the gateway's user.
+const MODE: u32 = 0o600;
 
 /// Open connections of each listener.
 const CONNECTIONS: usize = 16;
@@ -60,7 +62,8 @@ impl AdminListener for UnixListener {
 
     async fn next(&self) -> io::Result<Option<UnixStream>> {
         let (stream, _) = self.accept().await?;
-        if is_ours(&stream) {
+        // The mode of the socket says the same, but not before it is set.
+        if is_of_this_user(&stream) {
             return Ok(Some(stream));
         }
         tracing::warn!("admin connection of another user rejected");
@@ -129,7 +132,7 @@ pub(super) fn bind_unix(path: &Path) -> io::Result<(UnixListener, UnixSocketFile
     remove(path)?;
     let listener = UnixListener::bind(path)?;
     let file = UnixSocketFile::of(path);
-    fs::set_permissions(path, Permissions::from_mode(0o600))?;
+    set_mode(path, MODE)?;
     Ok((listener, file))
 }
 
@@ -142,14 +145,6 @@ pub(super) fn take_over_unix(
     path: &Path,
 ) -> io::Result<(UnixListener, UnixSocketFile)> {
     let (socket, _) = socket.into_listening()?;
-    let listener = UnixListener::from_std(socket.into())?;
+    let listener = unix_listener(socket)?;
     Ok((listener, UnixSocketFile::of(path)))
-}
-
-/// Whether the peer is the gateway's own user or root. The socket's mode says the same, but not
-/// before it is set.
-fn is_ours(stream: &UnixStream) -> bool {
-    stream
-        .peer_cred()
-        .is_ok_and(|peer| peer.uid() == 0 || peer.uid() == rustix::process::geteuid().as_raw())
 }

@@ -4,18 +4,12 @@
 //! Owns the form of the message. The bytes go over a pair of connected Unix sockets, and the file
 //! descriptors beside them. Invariant: nothing of the message is used before all of it has arrived.
 
-use std::io::{self, IoSlice, IoSliceMut, Read, Write};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::io::{self, Read, Write};
 
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
-};
 use serde::{Deserialize, Serialize};
 
 use crate::listener::{HandedOverSocket, HandedOverSockets, SocketOwner, SocketPurpose};
+use crate::platform::{BlockingUnixStream, Descriptor, receive_descriptors, send_descriptors};
 use crate::values::limits::HANDED_OVER_FILES;
 
 /// The largest message that is read.
@@ -27,7 +21,7 @@ pub(crate) struct Handover {
     /// The sockets that it listens on.
     pub(crate) sockets: HandedOverSockets,
     /// The lock of the ledger, which both processes hold from then on.
-    pub(crate) ledger_lock: Option<OwnedFd>,
+    pub(crate) ledger_lock: Option<Descriptor>,
 }
 
 /// The descriptions of the files, in the order in which they are sent. The lock is the last.
@@ -60,7 +54,7 @@ impl Handover {
     ///
     /// # Errors
     /// There are too many sockets, or the other process is gone.
-    pub(crate) fn send(&self, mut channel: &UnixStream) -> io::Result<()> {
+    pub(crate) fn send(&self, mut channel: &BlockingUnixStream) -> io::Result<()> {
         let sockets = self.sockets.0.iter();
         let message = HandoverMessage {
             sockets: sockets
@@ -72,9 +66,9 @@ impl Handover {
                 .collect(),
             ledger_lock: self.ledger_lock.is_some(),
         };
-        let files: Vec<BorrowedFd<'_>> = sockets
-            .map(|handed| handed.socket.as_fd())
-            .chain(self.ledger_lock.iter().map(AsFd::as_fd))
+        let files: Vec<&Descriptor> = sockets
+            .map(|handed| &handed.socket)
+            .chain(&self.ledger_lock)
             .collect();
         if files.len() > HANDED_OVER_FILES {
             let message = format!(
@@ -85,20 +79,7 @@ impl Handover {
         }
         let text = serde_json::to_vec(&message)?;
         let length = u32::try_from(text.len()).unwrap_or(u32::MAX).to_be_bytes();
-        let mut space = ancillary_space();
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        if !files.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(&files)) {
-            unreachable!("there is space for {HANDED_OVER_FILES} files");
-        }
-        let sent = sendmsg(
-            channel,
-            &[IoSlice::new(&length)],
-            &mut ancillary,
-            SendFlags::empty(),
-        )?;
-        if sent != length.len() {
-            return Err(io::ErrorKind::WriteZero.into());
-        }
+        send_descriptors(channel, &length, &files)?;
         channel.write_all(&text)
     }
 
@@ -106,23 +87,10 @@ impl Handover {
     ///
     /// # Errors
     /// The other process is gone, or is of another version that sends something else.
-    pub(crate) fn receive(mut channel: &UnixStream) -> io::Result<Self> {
+    pub(crate) fn receive(mut channel: &BlockingUnixStream) -> io::Result<Self> {
         let mut length = [0; size_of::<u32>()];
-        let mut space = ancillary_space();
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let received = recvmsg(
-            channel,
-            &mut [IoSliceMut::new(&mut length)],
-            &mut ancillary,
-            RecvFlags::CMSG_CLOEXEC,
-        )?;
-        let mut files = Vec::new();
-        for message in ancillary.drain() {
-            if let RecvAncillaryMessage::ScmRights(received) = message {
-                files.extend(received);
-            }
-        }
-        channel.read_exact(&mut length[received.bytes..])?;
+        let (received, mut files) = receive_descriptors(channel, &mut length, HANDED_OVER_FILES)?;
+        channel.read_exact(&mut length[received..])?;
         let length = u32::from_be_bytes(length);
         if length > MESSAGE_BYTES {
             return Err(invalid_message());
@@ -158,10 +126,6 @@ fn invalid_message() -> io::Error {
     )
 }
 
-fn ancillary_space() -> Vec<MaybeUninit<u8>> {
-    vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(HANDED_OVER_FILES))]
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::{TcpListener, TcpStream};
@@ -172,7 +136,7 @@ mod tests {
     fn sockets_and_the_lock_arrive_with_their_purposes() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("it is bound");
-        let (one, other) = UnixStream::pair().expect("two sockets");
+        let (one, other) = BlockingUnixStream::pair().expect("two sockets");
         let handover = Handover {
             sockets: HandedOverSockets(vec![HandedOverSocket {
                 purpose: SocketPurpose::Service("a".to_owned()),
@@ -202,7 +166,7 @@ mod tests {
             b"\0\0\0\x02{}",
             b"\0\0\0\x25{\"sockets\":[],\"ledger_lock\":true }   ",
         ] {
-            let (mut one, other) = UnixStream::pair().expect("two sockets");
+            let (mut one, other) = BlockingUnixStream::pair().expect("two sockets");
             one.write_all(bytes).expect("they are sent");
             drop(one);
             assert!(Handover::receive(&other).is_err(), "{bytes:?}");

@@ -4,7 +4,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
-use tokio::signal::unix::Signal;
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
@@ -14,6 +13,7 @@ use crate::cli::configuration::load;
 use crate::cli::error::CommandFailure;
 use crate::config::LoadedConfig;
 use crate::files::{FileSettling, read_regular};
+use crate::platform::ProcessSignal;
 use crate::server::Gateway;
 use crate::values::limits::CONFIG_FILE_BYTES;
 use crate::watch::FileWatcher;
@@ -38,7 +38,7 @@ impl<'a> ConfigurationFile<'a> {
 }
 
 /// Applies the configuration in `file` whenever it changes, and on SIGHUP.
-pub(super) async fn follow(file: ConfigurationFile<'_>, gateway: &Gateway, hang_ups: &mut Signal) {
+pub(super) async fn follow(file: ConfigurationFile<'_>, gateway: &Gateway, hang_ups: &mut ProcessSignal) {
     let ConfigurationFile {
         path,
         digest: mut digest_in_effect,

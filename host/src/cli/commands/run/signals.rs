@@ -3,12 +3,12 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use crate::platform::{ProcessSignal, interrupt, terminate};
 
 /// The signals SIGTERM and SIGINT.
 pub(super) struct StopSignals {
-    terminate: Signal,
-    interrupt: Signal,
+    terminate: ProcessSignal,
+    interrupt: ProcessSignal,
 }
 
 /// Signals this soon after the first count as the same one: `timeout` and shells signal a process
@@ -18,8 +18,8 @@ const REPEATED_SIGNAL: Duration = Duration::from_millis(50);
 impl StopSignals {
     pub(super) fn new() -> io::Result<Self> {
         Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
+            terminate: terminate()?,
+            interrupt: interrupt()?,
         })
     }
 

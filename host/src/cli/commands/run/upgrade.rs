@@ -8,19 +8,18 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream as BlockingStream;
-use std::process::{ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::time::Duration;
-use std::{env, fs};
+use std::env;
 
-use rustix::stdio::dup2_stdin;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 use crate::files::io_reason;
+use crate::platform::{
+    BlockingUnixStream, UnixStream, channel_of_stdin, into_stdin, parent_process,
+};
 use crate::server::Handover;
 
 /// The environment variable that tells a new process who started it for an upgrade.
@@ -46,7 +45,7 @@ const OWN_VARIABLES: [&str; 4] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", 
 
 /// The process that this one succeeds.
 pub(super) struct Predecessor {
-    channel: BlockingStream,
+    channel: BlockingUnixStream,
 }
 
 impl Predecessor {
@@ -56,14 +55,12 @@ impl Predecessor {
     /// # Errors
     /// What it hands over cannot be received.
     pub(super) fn find() -> io::Result<Option<(Self, Handover)>> {
-        let parent = rustix::process::getppid().map(|parent| parent.as_raw_nonzero().to_string());
+        let parent = parent_process().map(|parent| parent.to_string());
         // A child of the new process inherits the variable, too: it names another parent.
         if parent.is_none() || env::var(PREDECESSOR).ok() != parent {
             return Ok(None);
         }
-        let stdin = io::stdin().as_fd().try_clone_to_owned()?;
-        dup2_stdin(fs::File::open("/dev/null")?)?;
-        let channel = BlockingStream::from(stdin);
+        let channel = channel_of_stdin()?;
         channel.set_read_timeout(Some(HANDOVER_TIMEOUT))?;
         let handover = Handover::receive(&channel)?;
         Ok(Some((Self { channel }, handover)))
@@ -156,7 +153,7 @@ impl StartCommand {
         if std::process::id() == 1 {
             return Err(UpgradeError::FirstProcess);
         }
-        let (channel, other_end) = BlockingStream::pair()?;
+        let (channel, other_end) = BlockingUnixStream::pair()?;
         let mut successor = self.spawn(other_end)?;
         handover.send(&channel)?;
         drop(handover);
@@ -169,12 +166,12 @@ impl StartCommand {
         Ok(ReadySuccessor { id, channel })
     }
 
-    fn spawn(&self, channel: BlockingStream) -> Result<StartingSuccessor, UpgradeError> {
+    fn spawn(&self, channel: BlockingUnixStream) -> Result<StartingSuccessor, UpgradeError> {
         let mut command = Command::new(&self.program);
         command
             .args(&self.arguments)
             .env(PREDECESSOR, std::process::id().to_string())
-            .stdin(Stdio::from(OwnedFd::from(channel)));
+            .stdin(into_stdin(channel));
         for name in OWN_VARIABLES {
             command.env_remove(name);
         }
