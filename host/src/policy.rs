@@ -35,7 +35,6 @@ pub use kind::{PolicyGeneration, kind_of, load_standalone};
 
 pub(crate) use call::comparison::PolicyShadow;
 pub(crate) use engine::compile::CompilePriority;
-pub(crate) use generation::breaker::BreakerRules;
 pub(crate) use generation::load::LoadOptions;
 pub(crate) use generation::load_error::{LoadPhase, LoadStage};
 pub(crate) use generation::shared::SharedPolicyState;

@@ -44,7 +44,7 @@ use super::upkeep::{RunningTasks, Upkeep};
 use super::usage_files::UsageFilesWriter;
 use crate::config::{Config, PolicyConfig};
 use crate::policy::{
-    BreakerRules, CompilePriority, ComponentBytes, PolicyGeneration, PolicyLoadError, PolicyShadow,
+    CompilePriority, ComponentBytes, PolicyGeneration, PolicyLoadError, PolicyShadow,
     shadow_config,
 };
 use crate::values::limits::Limits;
@@ -471,8 +471,7 @@ impl Supervisor {
 
     /// Lets policies fall back from generations that failed too often, and retry suspended ones.
     fn review_generations(&self) {
-        if review_generations(&self.status, BreakerRules::of(&self.limits)) == ReviewResult::Changed
-        {
+        if review_generations(&self.status) == ReviewResult::Changed {
             self.rebuild_services();
         }
     }

@@ -39,8 +39,8 @@ const fn hours(hours: u64) -> Duration {
 
 /// Declares a struct of limits: its fields, its defaults, what [`Limits::declarations`] tells of
 /// them, and how they are set by name. A name in the configuration is `prefix` and the field's
-/// name. A limit that is built into something at the start has `#[change(AtRestart)]`; the others
-/// are [`LimitChange::Live`].
+/// name. A limit that is built into something has `#[change(AtRestart)]` or
+/// `#[change(NewPolicies)]`; the others are [`LimitChange::Live`].
 macro_rules! declare_limits {
     (
         prefix $prefix:literal;
@@ -85,12 +85,13 @@ macro_rules! declare_limits {
                 declarations
             }
 
-            /// Returns the names of the limits that differ in `new` and apply only at a restart.
+            /// Returns the names of the limits that differ in `new` and do not apply to everything
+            /// before a restart.
             pub(crate) fn changed_at_restart(&self, new: &Self) -> Vec<&'static str> {
                 let mut names = Vec::new();
                 $(
                     let change = [$(LimitChange::$change,)? LimitChange::Live][0];
-                    if change == LimitChange::AtRestart && self.$name != new.$name {
+                    if change != LimitChange::Live && self.$name != new.$name {
                         names.push(concat!($prefix, stringify!($name)));
                     }
                 )*
@@ -187,7 +188,8 @@ declare_limits! {
         /// Client addresses whose failed authentications are counted.
         #[change(AtRestart)]
         auth_addresses: u64 = 4096, at_least(1);
-        /// Time for a TLS handshake, with a client or with upstream.
+        /// Time for a TLS handshake with a client, and for a connection to become a WebSocket or a
+        /// reverse connection.
         handshake_timeout: Duration = secs(10);
         /// Time until a request's head is complete, from the start of the connection or the end of
         /// the previous response.
@@ -199,7 +201,8 @@ declare_limits! {
         /// Time for which a client may stop reading what is sent to it.
         #[change(AtRestart)]
         client_stall_timeout: Duration = minutes(5);
-        /// Time for connecting to upstream: name lookup, proxies and TLS together.
+        /// Time for connecting to upstream: name lookup, proxies and TLS together. A refresh waits
+        /// at most 4s of it.
         connect_timeout: Duration = secs(10);
         /// Time from sending a request to upstream until the response's head. After it the response
         /// is 504.
@@ -256,38 +259,39 @@ declare_limits! {
         #[change(AtRestart)]
         policy_queue: u64 = 1024, between(1, 1_048_576);
         /// Duration of a warm call above which a policy runs on these threads.
-        #[change(AtRestart)]
+        #[change(NewPolicies)]
         policy_slow_after: Duration = Duration::from_micros(250);
         /// Time for which a start waits until a policy's component is compiled. After it
         /// compilation continues in the background.
+        #[change(AtRestart)]
         policy_start_wait: Duration = secs(3);
         /// Size of the compiled policies that are kept in `data_dir`. 0: none are kept.
         #[change(AtRestart)]
         policy_cache_bytes: u64 = 256 * MIB;
         /// Faults within `policy_fault_window` after which a policy's circuit breaker opens.
-        #[change(AtRestart)]
+        #[change(NewPolicies)]
         policy_faults: u64 = 5, between(1, 1000);
         /// Time within which faults are counted together.
-        #[change(AtRestart)]
+        #[change(NewPolicies)]
         policy_fault_window: Duration = secs(60);
         /// Time for which the circuit breaker is first open. It doubles each time that it opens
         /// again.
-        #[change(AtRestart)]
+        #[change(NewPolicies)]
         policy_quarantine: Duration = secs(10);
         /// Longest time for which the circuit breaker is open.
-        #[change(AtRestart)]
+        #[change(NewPolicies)]
         policy_quarantine_max: Duration = minutes(10);
         /// Calls of a new policy generation during which two faults are enough to roll it back.
-        #[change(AtRestart)]
+        #[change(NewPolicies)]
         policy_probation_calls: u64 = 100;
         /// Lines that one policy may write to the log per second.
-        #[change(AtRestart)]
+        #[change(NewPolicies)]
         policy_log_lines: u64 = 100;
         /// Size of a record of policy calls. A new file is started beyond it.
-        #[change(AtRestart)]
+        #[change(NewPolicies)]
         policy_record_bytes: u64 = 64 * MIB, at_least(4096);
         /// Full records that are kept besides the current one.
-        #[change(AtRestart)]
+        #[change(NewPolicies)]
         policy_record_files: u64 = 4, at_most(1000);
     }
     group {

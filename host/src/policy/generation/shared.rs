@@ -56,7 +56,7 @@ impl SharedPolicyState {
             None => None,
         };
         let observers = CallObservers::new(recorder);
-        Ok(Arc::new(Self::with_tap(
+        Ok(Arc::new(Self::with_observers(
             policy,
             limits,
             threads,
@@ -67,7 +67,7 @@ impl SharedPolicyState {
 
     /// Creates the state of a policy that no gateway runs, for a shadow or a replay.
     pub(crate) fn standalone(policy: &PolicyConfig, limits: &Limits) -> Arc<Self> {
-        Arc::new(Self::with_tap(
+        Arc::new(Self::with_observers(
             policy,
             limits,
             &PolicyThreads::new(limits),
@@ -76,7 +76,7 @@ impl SharedPolicyState {
         ))
     }
 
-    fn with_tap(
+    fn with_observers(
         policy: &PolicyConfig,
         limits: &Limits,
         threads: &PolicyThreads,
@@ -121,7 +121,7 @@ impl SharedPolicyState {
         self.observers.set_shadow(shadow);
     }
 
-    pub(super) fn breaker_rules(&self) -> BreakerRules {
+    pub(crate) fn breaker_rules(&self) -> BreakerRules {
         self.breaker_rules
     }
 

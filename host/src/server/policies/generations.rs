@@ -11,7 +11,7 @@ use super::last_reload::{LastReload, ReloadOutcome};
 use super::loader::LoadProgress;
 use crate::config::{PolicyConfig, PolicyId};
 use crate::policy::{
-    BalancerGeneration, BreakerRules, PolicyGeneration, PricerGeneration, RewriterGeneration,
+    BalancerGeneration, PolicyGeneration, PricerGeneration, RewriterGeneration,
     SharedPolicyState,
 };
 
@@ -209,8 +209,8 @@ impl PolicyEntry {
 
     /// Falls back from a generation that failed too often, and retries a suspended one when its
     /// pause is over.
-    pub(crate) fn review(&mut self, rules: BreakerRules, now: Instant) -> Option<GenerationChange> {
-        if self.fall_back(rules, now) {
+    pub(crate) fn review(&mut self, now: Instant) -> Option<GenerationChange> {
+        if self.fall_back(now) {
             Some(GenerationChange::FellBack)
         } else if self.confirm_retried() {
             Some(GenerationChange::Confirmed)
@@ -233,7 +233,7 @@ impl PolicyEntry {
             .is_some_and(|suspended| suspended.retry_at.is_none())
     }
 
-    fn fall_back(&mut self, rules: BreakerRules, now: Instant) -> bool {
+    fn fall_back(&mut self, now: Instant) -> bool {
         if !is_barred(&self.current) {
             return false;
         }
@@ -245,7 +245,7 @@ impl PolicyEntry {
         let number = failed.status().generation;
         self.suspended = Some(SuspendedGeneration {
             policy: failed,
-            retry_at: Some(now + rules.pause(times)),
+            retry_at: Some(now + self.shared.breaker_rules().pause(times)),
             times: times + 1,
         });
         self.reloads.back += 1;

@@ -3,7 +3,6 @@
 
 use std::time::{Duration, Instant};
 
-use crate::policy::BreakerRules;
 use crate::server::policies::GenerationChange;
 use crate::server::status::GatewayStatus;
 
@@ -18,11 +17,11 @@ pub(crate) enum ReviewResult {
 }
 
 /// Lets each policy fall back from a generation that failed too often, or retry a suspended one.
-pub(crate) fn review_generations(status: &GatewayStatus, rules: BreakerRules) -> ReviewResult {
+pub(crate) fn review_generations(status: &GatewayStatus) -> ReviewResult {
     let now = Instant::now();
     let mut result = ReviewResult::Unchanged;
     for entry in status.policies().entries_mut() {
-        let change = entry.review(rules, now);
+        let change = entry.review(now);
         let (policy, serves) = (entry.tag(), entry.generation());
         match change {
             None => continue,

@@ -32,6 +32,8 @@ pub(super) const fn at_most(max: u64) -> LimitRange {
 pub enum LimitChange {
     /// To what begins once the changed configuration is applied.
     Live,
+    /// To policies that are added, and to the others at a restart.
+    NewPolicies,
     /// To nothing before a restart: the value is built into something at the start.
     AtRestart,
 }
@@ -41,6 +43,7 @@ impl LimitChange {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Live => "live",
+            Self::NewPolicies => "for new policies",
             Self::AtRestart => "at a restart",
         }
     }
