@@ -5,6 +5,9 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 CARGO ?= cargo
+# Installs Debian packages. Who is not root needs sudo.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
+INSTALL = $(AS_ROOT) apt-get update -qq && $(AS_ROOT) apt-get install -y -qq
 DENY_VERSION := 0.20.2
 TOOLS := target/tools
 DENY := $(TOOLS)/bin/cargo-deny
@@ -34,7 +37,7 @@ CLOCK_RUNNER = CARGO_TARGET_$(shell rustc -vV | sed -n 's/^host: //p' | tr 'a-z-
 CLOCK_TESTS ?= --test credentials --test operators -- canary:: refreshing:: status:: watching::
 
 clock: tools ## Run some tests with the clock a year ahead and a month back. CLOCK_TESTS names others.
-	@command -v faketime > /dev/null || { echo "== installing faketime"; apt-get update -qq && apt-get install -y -qq faketime; }
+	@command -v faketime > /dev/null || { echo "== installing faketime"; $(INSTALL) faketime; }
 	@for offset in +365d -30d; do \
 		echo "== tests with the clock at $$offset: $(CLOCK_TESTS)"; \
 		env FAKETIME_DONT_FAKE_MONOTONIC=1 $(CLOCK_RUNNER)="faketime -f $$offset" \
@@ -48,7 +51,7 @@ build: tools ## Build the release binary.
 MUSL_TARGET := $(shell uname -m)-unknown-linux-musl
 
 static: tools ## Build a release binary that needs no shared library.
-	@command -v musl-gcc > /dev/null || { echo "== installing musl-tools, a C compiler for musl"; apt-get update -qq && apt-get install -y -qq musl-tools; }
+	@command -v musl-gcc > /dev/null || { echo "== installing musl-tools, a C compiler for musl"; $(INSTALL) musl-tools; }
 	@rustup target list --installed | grep -qx $(MUSL_TARGET) || rustup target add $(MUSL_TARGET)
 	$(CARGO) build --locked --release -p tollgate --target $(MUSL_TARGET)
 	@ls -l target/$(MUSL_TARGET)/release/tollgate
@@ -85,7 +88,7 @@ docs:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --workspace --lib --exclude scripted-upstream
 
 tls: tools ## Run testssl.sh against the gateway.
-	@command -v testssl > /dev/null || { echo "== installing testssl.sh"; apt-get update -qq && apt-get install -y -qq testssl.sh; }
+	@command -v testssl > /dev/null || { echo "== installing testssl.sh"; $(INSTALL) testssl.sh; }
 	$(CARGO) test --locked --test requests -- --ignored testssl
 
 clients: ## Run openai-python, openai-node and the Codex CLI against the gateway.
@@ -93,7 +96,7 @@ clients: ## Run openai-python, openai-node and the Codex CLI against the gateway
 	tests/clients/run
 
 bench: tools examples ## Measure the gateway next to a bare hyper proxy and nginx, the policies' calls, and reloads.
-	@command -v nginx > /dev/null || { echo "== installing nginx"; apt-get update -qq && apt-get install -y -qq nginx-light; }
+	@command -v nginx > /dev/null || { echo "== installing nginx"; $(INSTALL) nginx-light; }
 	@echo "== the components for the reload and loop measurements"
 	$(CARGO) build --locked --target $(WASM_TARGET) --profile policy --target-dir target/policies -p openai-pricing -p faulty-balancer
 	$(CARGO) build --locked --release -p tollgate -p tollgate-bench
@@ -101,7 +104,7 @@ bench: tools examples ## Measure the gateway next to a bare hyper proxy and ngin
 	target/release/tollgate-bench $(BENCH_ARGS)
 
 tools:
-	@command -v cc > /dev/null || { echo "== installing a C compiler (SQLite and zstd are built from source)"; apt-get update -qq && apt-get install -y -qq gcc libc6-dev; }
+	@command -v cc > /dev/null || { echo "== installing a C compiler (SQLite and zstd are built from source)"; $(INSTALL) gcc libc6-dev; }
 	@command -v $(CARGO) > /dev/null || { echo "cargo is missing: install Rust with rustup (https://rustup.rs)"; exit 1; }
 	@rustup target list --installed | grep -qx $(WASM_TARGET) || { echo "== installing the target $(WASM_TARGET)"; rustup target add $(WASM_TARGET); }
 	@for part in clippy rustfmt; do rustup component list --installed | grep -q "^$$part" || { echo "== installing $$part"; rustup component add $$part; }; done
@@ -111,7 +114,7 @@ peers:
 	@missing=""; for program in openssl curl slowhttptest; do command -v $$program > /dev/null || missing="$$missing $$program"; done; \
 	if [ -n "$$missing" ]; then \
 		echo "== installing$$missing, which some tests use"; \
-		{ apt-get update -qq && apt-get install -y -qq $$missing; } || echo "not installed: the tests that need them are skipped"; \
+		{ $(INSTALL) $$missing; } || echo "not installed: the tests that need them are skipped"; \
 	fi
 
 $(DENY):

@@ -104,10 +104,7 @@ pub(crate) fn read_regular(path: &Path, bytes_max: u64) -> Result<Vec<u8>, FileR
     if fs::metadata(path)?.is_dir() {
         return Err(FileReadError::NotRegular);
     }
-    let file = OpenOptions::new()
-        .read(true)
-        .without_waiting()
-        .open(path)?;
+    let file = OpenOptions::new().read(true).without_waiting().open(path)?;
     // The opened file decides, not the path: another file could replace it between the two looks.
     if !file.metadata()?.is_file() {
         return Err(FileReadError::NotRegular);

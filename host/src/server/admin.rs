@@ -324,7 +324,7 @@ impl AdminApi {
     fn disagreements(&self, tag: &str) -> AdminResponse {
         let shadow = match self.status.policies().find(tag) {
             None => {
-                let error = CommandError::UnknownPolicy;
+                let error = CommandError::UnknownPolicy(tag.to_owned());
                 return AdminResponse::error(StatusCode::NOT_FOUND, &error.to_string());
             }
             Some(entry) => entry.shared().shadow(),

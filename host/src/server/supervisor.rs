@@ -44,8 +44,7 @@ use super::upkeep::{RunningTasks, Upkeep};
 use super::usage_files::UsageFilesWriter;
 use crate::config::{Config, PolicyConfig};
 use crate::policy::{
-    CompilePriority, ComponentBytes, PolicyGeneration, PolicyLoadError, PolicyShadow,
-    shadow_config,
+    CompilePriority, ComponentBytes, PolicyGeneration, PolicyLoadError, PolicyShadow, shadow_config,
 };
 use crate::values::limits::Limits;
 use crate::values::phase::GatewayPhase;
@@ -225,7 +224,7 @@ impl Supervisor {
         let mut policies = self.status.policies();
         let Some(entry) = policies.find_mut(tag) else {
             drop(policies);
-            return answer(replies, &Err(CommandError::UnknownPolicy));
+            return answer(replies, &Err(CommandError::UnknownPolicy(tag.to_owned())));
         };
         if entry.load_progress().is_some() {
             drop(policies);
@@ -316,7 +315,7 @@ impl Supervisor {
         let mut policies = self.status.policies();
         let entry = policies
             .find_mut(tag)
-            .ok_or_else(|| CommandError::UnknownPolicy)?;
+            .ok_or_else(|| CommandError::UnknownPolicy(tag.to_owned()))?;
         entry
             .roll_back()
             .map_err(|_| CommandError::NoPreviousGeneration)?;

@@ -26,7 +26,7 @@ pub struct TrustRoots {
 pub struct ConfiguredTrust {
     /// Whether the platform's certificates are not trusted.
     is_alone: bool,
-    /// Certificates in DER.
+    /// The certificates, each in DER.
     certificates: Vec<Vec<u8>>,
 }
 

@@ -181,10 +181,9 @@ fn each_module_opens_with_what_it_owns() {
 
 #[test]
 fn the_check_finds_comments_that_repeat_a_name() {
-    let text =
-        "/// The user's tags.\npub user_tag: u8,\n/// The user.\n/// Two lines.\npub user: u8,\n\
-        /// In seconds.\nspan: u8,\n/// A service tier\n#[x]\npub(crate) enum ServiceTier {\n/// The
-        /// user that pays.\nuser\n/// The user tags of this user.\nuser_tags";
+    let text = "/// The user's tags.\npub user_tag: u8,\n/// The user.\n/// Two lines.\npub user: u8,\n\
+        /// In seconds.\nspan: u8,\n/// A service tier\n#[x]\npub(crate) enum ServiceTier {\n\
+        /// The user that pays.\nuser\n/// The user tags of this user.\nuser_tags";
     let found = repeated_names(&Source::new("a.rs", text));
     assert_eq!(
         found,

@@ -260,7 +260,13 @@ fn bad_configs(canary: &str) -> Vec<(&'static str, String)> {
     let user = |user: Value| service(json!({ "users": [user] }));
     let both = json!([{ "name": "a", "token": canary }, { "name": "b", "token": canary }]);
     vec![
-        ("an unknown credential", user(json!({ "name": "a", "token": canary, "credential": "missing" }))),
+        (
+            "an unknown credential",
+            service(json!({
+                "credentials": [{ "tag": "one", "credential_path": "/nowhere/auth.json" }],
+                "users": [{ "name": "a", "token": canary, "credential": "missing" }],
+            })),
+        ),
         ("an unknown field", user(json!({ "name": "a", "tokn": canary }))),
         ("a list for a token", user(json!({ "name": "a", "token": [canary] }))),
         ("an object for a token", user(json!({ "name": "a", "token": { canary: 1 } }))),
@@ -270,7 +276,6 @@ fn bad_configs(canary: &str) -> Vec<(&'static str, String)> {
         ("a key that is none", service(json!({ "tls": { "enabled": true, "certificate": canary, "key": canary } }))),
         ("a key's list", service(json!({ "tls": { "enabled": true, "certificate": "x", "key": { "pem": canary } } }))),
         ("a header's list", service(json!({ "headers": { "authorization": { "bearer": canary } } }))),
-        ("a header that cannot be sent", service(json!({ "headers": { "x-key": format!("{canary}\n") } }))),
         ("an endpoint's password", service(json!({ "endpoints": { "chatgpt": format!("ftp://me:{canary}@host") } }))),
         ("an endpoint's password", service(json!({ "endpoints": { "api": format!("https://me:{canary}@host/") } }))),
         (
@@ -290,6 +295,39 @@ fn bad_configs(canary: &str) -> Vec<(&'static str, String)> {
         ("another file", format!("TOKEN={canary}\n")),
         ("a string", format!("\"{canary}\"")),
     ]
+}
+
+/// Configurations with a warning where, or near where, a secret stands.
+fn odd_configs(canary: &str) -> Vec<(&'static str, Value)> {
+    let service = |name: &str, value: Value| json!({ "services": [{ "type": "ocm", "listen_port": 0, name: value }] });
+    let header = json!({ "x-key": format!("{canary}\n") });
+    let user = json!({ "name": "a", "token": canary, "credential": "missing" });
+    vec![
+        ("a header that cannot be sent", service("headers", header)),
+        (
+            "a credential without effect",
+            service("users", json!([user])),
+        ),
+        (
+            "a user without a name",
+            service("users", json!([{ "token": canary }])),
+        ),
+    ]
+}
+
+#[test]
+fn no_warning_of_a_configuration_quotes_a_secret() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("config.json");
+    for (what, config) in odd_configs("canary-in-an-odd-config-7a7a") {
+        fs::write(&path, config.to_string()).expect("the folder can be written");
+        let (code, printed) = run(&["check", "-c", path.to_str().expect("a plain name")]);
+        assert!(
+            code == Some(0) && printed.contains("warning"),
+            "{what}: {printed}"
+        );
+        assert!(!printed.contains("canary-in"), "{what}: {printed}");
+    }
 }
 
 fn check_bad_configs(canary: &str, commands: &[&str]) {

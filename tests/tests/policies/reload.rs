@@ -275,7 +275,9 @@ async fn an_operator_reloads_and_rolls_back_over_the_socket() {
     assert!(done.contains("reloaded: generation 3"), "{done}");
     let unknown = rig.change_policy("unknown", "reload").await;
     assert!(
-        unknown.text().contains("no policy has this tag"),
+        unknown
+            .text()
+            .contains("policy \"unknown\": expected the tag of a policy"),
         "{}",
         unknown.text()
     );

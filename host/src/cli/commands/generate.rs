@@ -14,7 +14,7 @@ use crate::files::io_reason;
 
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct CompletionsArgs {
-    /// The shell.
+    /// The shell that is to complete commands.
     shell: Shell,
 }
 

@@ -49,10 +49,7 @@ pub(in crate::cli) fn run(
         tracing::warn!("{warning}");
     }
     if let Err(error) = raise_file_limit() {
-        tracing::debug!(
-            error = io_reason(&error),
-            "limit on open files not raised"
-        );
+        tracing::debug!(error = io_reason(&error), "limit on open files not raised");
     }
     let runtime = runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| format!("cannot start: {}", io_reason(&error)))?;

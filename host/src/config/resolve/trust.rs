@@ -9,7 +9,7 @@ use crate::config::problem::ProblemReport;
 use crate::config::raw::{OneOrMany, RawTrust};
 use crate::values::secret::SecretString;
 
-/// Resolves the section.
+/// Resolves the section `certificate`.
 pub(super) fn trust(raw: &RawTrust, report: &mut ProblemReport) -> TrustConfig {
     let path = ConfigPath::root().key("certificate");
     let inline = raw.certificate.as_slice().join("\n");

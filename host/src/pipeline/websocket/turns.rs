@@ -101,7 +101,7 @@ impl SocketTurns {
         if self.open.len() >= OPEN_MAX {
             return Err(ProtocolViolation {
                 code: POLICY_VIOLATION,
-                reason: "too many responses are waited for",
+                reason: "too many responses are pending: at most 16 on one connection",
             });
         }
         let room = self.service().parts().ledger.reserve();

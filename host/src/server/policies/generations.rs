@@ -11,8 +11,7 @@ use super::last_reload::{LastReload, ReloadOutcome};
 use super::loader::LoadProgress;
 use crate::config::{PolicyConfig, PolicyId};
 use crate::policy::{
-    BalancerGeneration, PolicyGeneration, PricerGeneration, RewriterGeneration,
-    SharedPolicyState,
+    BalancerGeneration, PolicyGeneration, PricerGeneration, RewriterGeneration, SharedPolicyState,
 };
 
 /// A configured policy and its generations.

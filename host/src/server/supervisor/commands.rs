@@ -87,8 +87,8 @@ impl fmt::Display for AppliedConfiguration {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum CommandError {
     /// No policy has the tag that the command names.
-    #[error("no policy has this tag; `tollgate policy list` shows the tags")]
-    UnknownPolicy,
+    #[error("policy {0:?}: expected the tag of a policy; `tollgate policy list` shows them")]
+    UnknownPolicy(String),
     /// The policy has had one generation.
     #[error("there is no earlier generation to roll back to")]
     NoPreviousGeneration,

@@ -38,7 +38,11 @@ impl<'a> ConfigurationFile<'a> {
 }
 
 /// Applies the configuration in `file` whenever it changes, and on SIGHUP.
-pub(super) async fn follow(file: ConfigurationFile<'_>, gateway: &Gateway, hang_ups: &mut ProcessSignal) {
+pub(super) async fn follow(
+    file: ConfigurationFile<'_>,
+    gateway: &Gateway,
+    hang_ups: &mut ProcessSignal,
+) {
     let ConfigurationFile {
         path,
         digest: mut digest_in_effect,

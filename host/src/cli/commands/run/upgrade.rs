@@ -6,11 +6,11 @@
 //! the old one gives up its duties, says so, and lives until its requests have ended. Invariant:
 //! until the new process is ready, the old one has given up nothing.
 
+use std::env;
 use std::ffi::OsString;
 use std::io;
 use std::process::ExitStatus;
 use std::time::Duration;
-use std::env;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
