@@ -27,9 +27,10 @@ pub(in crate::cli) struct ManArgs {
 
 pub(in crate::cli) fn completions(
     args: &CompletionsArgs,
-    mut command: Command,
+    command: Command,
 ) -> Result<(), CommandFailure> {
     let name = command.get_name().to_owned();
+    let mut command = without_hidden(&command);
     let mut script = Vec::new();
     generate(args.shell, &mut command, name, &mut script);
     print(String::from_utf8_lossy(&script).trim_end())
@@ -41,6 +42,16 @@ pub(in crate::cli) fn man(args: &ManArgs, command: Command) -> Result<(), Comman
         .and_then(|()| clap_mangen::generate_to(command, folder))
         .map_err(|error| failure(folder, &error))?;
     print(&format!("{}: pages written", folder.display()))
+}
+
+/// Returns a command with the visible subcommands of `command`: some shells would complete the
+/// hidden ones, too.
+fn without_hidden(command: &Command) -> Command {
+    let visible = command.get_subcommands().filter(|part| !part.is_hide_set());
+    Command::new(env!("CARGO_PKG_NAME"))
+        .version(env!("CARGO_PKG_VERSION"))
+        .args(command.get_arguments().cloned())
+        .subcommands(visible.cloned())
 }
 
 fn failure(folder: &Path, error: &io::Error) -> CommandFailure {

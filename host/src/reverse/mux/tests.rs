@@ -232,8 +232,11 @@ async fn a_violation_ends_the_session_with_a_protocol_error() {
     let (mut peer, session, end) = FramePeer::new(MuxSide::Acceptor, LIMITS);
     peer.send(MuxFrameKind::Data, SYN, 1, WINDOW_BYTES + 1)
         .await;
-    assert_eq!(peer.frame().await.0.flags, ACK);
-    let (farewell, _) = peer.frame().await;
+    let (mut farewell, _) = peer.frame().await;
+    // The stream may be acknowledged before its data is read.
+    if farewell.flags == ACK {
+        (farewell, _) = peer.frame().await;
+    }
     assert_eq!((farewell.kind, farewell.length), (MuxFrameKind::GoAway, 1));
     check_violation(
         &ended(end).await,

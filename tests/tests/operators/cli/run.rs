@@ -196,6 +196,7 @@ async fn writes_a_ready_file_with_every_address_once_all_are_up() {
             { "tag": "two", "address": addresses[1].to_string() },
         ],
         "admin": null,
+        "pid": program.id(),
     });
     assert_eq!(ready, expected, "and nothing else");
     assert!(addresses[0].is_ipv4() && addresses[1].is_ipv6());

@@ -210,15 +210,8 @@ async fn a_half_written_file_is_not_reported() {
     assert_eq!(reloads(&program, "failed").await, 0.0, "{}", program.log());
 }
 
-/// A certificate that the configuration names as a file.
-fn certificate(rig: &Rig, name: &str) -> (String, String) {
-    let CertifiedKey { cert, signing_key } =
-        rcgen::generate_simple_self_signed([name.to_owned()]).expect("a certificate can be made");
-    rig.write("key.pem", signing_key.serialize_pem());
-    (cert.pem(), rig.path("key.pem").display().to_string())
-}
-
-/// A configuration whose certificate is a FIFO: reading it waits until something is written there.
+/// A configuration with an outbound whose certificates are in a FIFO: reading them waits until
+/// something is written there.
 struct Held {
     config: Value,
     fifo: PathBuf,
@@ -227,12 +220,19 @@ struct Held {
 
 impl Held {
     fn new(rig: &Rig, config: &Value) -> Self {
-        let (pem, key) = certificate(rig, "localhost");
+        let CertifiedKey { cert, .. } =
+            rcgen::generate_simple_self_signed(["proxy".to_owned()]).expect("a certificate");
         let fifo = rig.path("cert.pem");
         make_fifo(&fifo);
         let mut config = config.clone();
-        config["services"][0]["tls"] =
-            json!({ "enabled": true, "certificate_path": fifo, "key_path": key });
+        config["outbounds"] = json!([{
+            "type": "http",
+            "tag": "held",
+            "server": "127.0.0.1",
+            "server_port": 1,
+            "tls": { "enabled": true, "certificate_path": fifo },
+        }]);
+        let pem = cert.pem();
         Self { config, fifo, pem }
     }
 

@@ -155,11 +155,14 @@ async fn is_closed_to_connect_again(what: &str, socket: &mut Socket) {
 }
 
 /// Changes that take an idle socket's place away.
-const GONE: [(&str, fn(&mut Value)); 4] = [
+const GONE: [(&str, fn(&mut Value)); 5] = [
     ("its user is removed", without_alice),
     ("its credential is removed", without_a),
     ("its credential is no member any more", |service| {
         service["credentials"][2]["credentials"] = json!(["b"])
+    }),
+    ("its user's token is another", |service| {
+        service["users"][0]["token"] = json!("token-new")
     }),
     ("its user is given another pool", |service| {
         service["users"][0]["credential"] = json!("b")
@@ -222,9 +225,6 @@ async fn a_socket_that_no_change_affects_stays_open() {
             (|service| drop(service["users"].as_array_mut().expect("a list").remove(1)))
                 as fn(&mut Value),
         ),
-        ("its user's token is another", |service| {
-            service["users"][0]["token"] = json!("token-new")
-        }),
         ("another credential is removed", |service| {
             service["credentials"]
                 .as_array_mut()
