@@ -21,17 +21,19 @@ pub(crate) use system::files::{
     is_writable_by_us_only, keep_access, may_replace, set_mode, sync_folder,
 };
 pub(crate) use system::processes::{
-    lower_thread_priority, parent_process, raise_file_limit, thread_cpu_time,
+    in_own_group, lower_thread_priority, parent_process, raise_file_limit, thread_cpu_time,
 };
 pub(crate) use system::service_manager::{inherited_sockets, notify, watchdog_interval};
 pub(crate) use system::signals::{ProcessSignal, hang_up, interrupt, terminate, upgrade};
 pub(crate) use system::sockets::{
     BlockingUnixStream, Descriptor, UnixListener, UnixStream, channel_of_stdin, duplicate,
-    into_stdin, is_of_this_user, peek, receive_descriptors, send_descriptors, unix_listener,
+    into_stdin, is_of_this_user, peek, receive_descriptors, send_descriptors, share_port,
+    socket_path, unix_listener,
 };
 
 /// Why a file cannot be replaced by a rename, although its folder is writable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "only Linux tells"))]
 pub(crate) enum FixedFile {
     /// The file itself is a mount point.
     Mounted,

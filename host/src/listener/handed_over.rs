@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use socket2::{Socket, Type};
 
 use crate::config::ListenAddress;
-use crate::platform::{Descriptor, inherited_sockets};
+use crate::platform::{Descriptor, inherited_sockets, socket_path};
 
 /// The name of the admin listener's socket, as the service manager knows it.
 const ADMIN: &str = "admin";
@@ -181,7 +181,7 @@ impl HandedOverSocket {
 fn address(socket: &Socket) -> Option<ListenAddress> {
     let address = socket.local_addr().ok()?;
     let ip: Option<SocketAddr> = address.as_socket();
-    let unix = || Some(ListenAddress::Unix(address.as_pathname()?.to_owned()));
+    let unix = || socket_path(&address).map(ListenAddress::Unix);
     ip.map(ListenAddress::Ip).or_else(unix)
 }
 

@@ -1,6 +1,5 @@
 //! A listening TCP socket with the options of its configuration.
 
-use std::fs::File;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
@@ -9,6 +8,7 @@ use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use crate::config::{KeepAliveTimes, ListenOptions};
 use crate::files::io_reason;
+use crate::platform::share_port;
 
 /// Connections that wait in the kernel until they are accepted.
 pub(super) const BACKLOG: i32 = 1024;
@@ -59,7 +59,7 @@ fn bind(address: SocketAddr, options: &ListenOptions) -> Result<Socket, ListenEr
     socket.set_nonblocking(true)?;
     socket.set_reuse_address(true)?;
     if options.reuse_port {
-        set("reuse_addr", socket.set_reuse_port(true))?;
+        set("reuse_addr", share_port(&socket))?;
     }
     if let Some(interface) = &options.interface {
         let field = format!("bind_interface {interface:?}");
@@ -181,6 +181,7 @@ fn in_namespace(
     file: &Path,
     bind: impl FnOnce() -> Result<Socket, ListenError> + Send,
 ) -> Result<Socket, ListenError> {
+    use std::fs::File;
     use std::os::fd::AsFd;
 
     use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};

@@ -6,7 +6,6 @@ mod connector;
 mod handover;
 
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
@@ -29,6 +28,7 @@ use crate::listener::{
     ClientListener, HandedOverSocket, HandedOverSockets, ListenError, SocketOwner, SocketPurpose,
 };
 use crate::pipeline::Service;
+use crate::platform::duplicate;
 use crate::tls::TlsServer;
 use crate::values::limits::Limits;
 use crate::values::phase::GatewayPhase;
@@ -244,7 +244,7 @@ impl AcceptContext<'_> {
         let Some(AdminListening { listener, owner }) = admin else {
             return sockets;
         };
-        if let Ok(socket) = listener.as_fd().try_clone_to_owned() {
+        if let Ok(socket) = duplicate(&listener) {
             sockets.push(HandedOverSocket {
                 purpose: SocketPurpose::Admin,
                 owner,

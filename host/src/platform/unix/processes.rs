@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rustix::process::{Resource, getppid, getrlimit, setpriority_process, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
+use tokio::process::Command;
 
 /// The niceness of threads that work in the background.
 const NICE: i32 = 10;
@@ -38,6 +39,11 @@ pub(crate) fn thread_cpu_time() -> Duration {
         time.tv_sec.unsigned_abs(),
         time.tv_nsec.unsigned_abs() as u32,
     )
+}
+
+/// Keeps the signals of a terminal from a process that is started.
+pub(crate) fn in_own_group(command: &mut Command) -> &mut Command {
+    command.process_group(0)
 }
 
 /// Returns the id of the process that started this one.

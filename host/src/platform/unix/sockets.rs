@@ -3,6 +3,7 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::{fs, os};
 
@@ -12,7 +13,7 @@ use rustix::net::{
 };
 use rustix::process::geteuid;
 use rustix::stdio::dup2_stdin;
-use socket2::Socket;
+use socket2::{SockAddr, Socket};
 use tokio::io::Interest;
 
 pub(crate) use os::unix::net::UnixStream as BlockingUnixStream;
@@ -27,6 +28,19 @@ pub(crate) type Descriptor = OwnedFd;
 /// This process has too many open files.
 pub(crate) fn duplicate(open: &impl AsFd) -> io::Result<Descriptor> {
     open.as_fd().try_clone_to_owned()
+}
+
+/// Lets other sockets listen on the same port. The system distributes connections among them.
+///
+/// # Errors
+/// The system refuses.
+pub(crate) fn share_port(socket: &Socket) -> io::Result<()> {
+    socket.set_reuse_port(true)
+}
+
+/// Returns the path of a Unix socket that has one.
+pub(crate) fn socket_path(address: &SockAddr) -> Option<PathBuf> {
+    address.as_pathname().map(Path::to_owned)
 }
 
 /// Returns the listener for a Unix socket that listens and does not block.

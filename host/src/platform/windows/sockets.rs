@@ -2,13 +2,13 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::Stdio;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use socket2::Socket;
+use socket2::{SockAddr, Socket};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// A Unix socket that listens.
@@ -137,6 +137,17 @@ impl From<Descriptor> for File {
 /// Nothing can be handed over.
 pub(crate) fn duplicate<T>(_: &T) -> io::Result<Descriptor> {
     unsupported()
+}
+
+/// # Errors
+/// Only one socket can listen on a port.
+pub(crate) fn share_port(_: &Socket) -> io::Result<()> {
+    unsupported()
+}
+
+/// Never: there are no Unix sockets.
+pub(crate) fn socket_path(_: &SockAddr) -> Option<PathBuf> {
+    None
 }
 
 /// # Errors

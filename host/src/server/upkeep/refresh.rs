@@ -27,6 +27,7 @@ use crate::credentials::{
     RefreshJob, RefreshOutcome, TokenRequestError, TokenResponse, refresh_tokens,
 };
 use crate::files::io_reason;
+use crate::platform::in_own_group;
 use crate::upstream::dial::Dialer;
 use crate::upstream::{ConfiguredTrust, RequestBody, TrustRoots, UpstreamClient, UpstreamError};
 use crate::values::clock::Timestamp;
@@ -146,14 +147,14 @@ async fn run_in_child(
     program: &Path,
     request: &RefreshRequest,
 ) -> Result<RefreshOutcome, ChildError> {
-    let mut child = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .arg(COMMAND)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(Stdio::inherit())
-        // A signal to the gateway's process group must not end the child.
-        .process_group(0)
-        .spawn()?;
+        .stderr(Stdio::inherit());
+    // A signal to the gateway's process group must not end the child.
+    let mut child = in_own_group(&mut command).spawn()?;
     let (Some(mut input), Some(mut output)) = (child.stdin.take(), child.stdout.take()) else {
         return Err(ChildError::NoPipes);
     };
