@@ -33,7 +33,10 @@ pub(crate) use system::sockets::{
 
 /// Why a file cannot be replaced by a rename, although its folder is writable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "only Linux tells"))]
+#[cfg_attr(
+    not(target_os = "linux"),
+    expect(dead_code, reason = "only Linux tells")
+)]
 pub(crate) enum FixedFile {
     /// The file itself is a mount point.
     Mounted,

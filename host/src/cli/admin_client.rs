@@ -1,6 +1,7 @@
 //! Requests of commands to the running gateway, over the socket in its `data_dir`, and helpers to
 //! read the responses.
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
 
@@ -63,6 +64,11 @@ async fn send_within(
 async fn send(socket: &Path, method: Method, path: &str) -> Result<Value, CommandFailure> {
     let broken = |error: hyper::Error| format!("{}: {error}", socket.display());
     let stream = UnixStream::connect(socket).await.map_err(|error| {
+        if error.kind() == ErrorKind::Unsupported {
+            return "commands need a Unix socket, which this system does not have: use the admin \
+                    listener instead"
+                .to_owned();
+        }
         format!(
             "cannot connect to {}: {}: is the gateway running, with this data_dir and as this user?",
             socket.display(),

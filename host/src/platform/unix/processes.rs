@@ -7,6 +7,14 @@ use rustix::process::{Resource, getppid, getrlimit, setpriority_process, setrlim
 use rustix::time::{ClockId, clock_gettime};
 use tokio::process::Command;
 
+/// The limit on open files where the system sets none.
+const FILES_MAX: Option<u64> = if cfg!(target_vendor = "apple") {
+    // OPEN_MAX of sys/syslimits.h.
+    Some(10_240)
+} else {
+    None
+};
+
 /// The niceness of threads that work in the background.
 const NICE: i32 = 10;
 
@@ -16,8 +24,13 @@ const NICE: i32 = 10;
 /// The system rejects the limit.
 pub(crate) fn raise_file_limit() -> io::Result<()> {
     let mut limit = getrlimit(Resource::Nofile);
-    if limit.current < limit.maximum || limit.maximum.is_none() {
-        limit.current = limit.maximum;
+    // macOS rejects an unlimited number, which is what it gives as its maximum.
+    let highest = limit.maximum.or(FILES_MAX);
+    let is_lower = limit
+        .current
+        .is_some_and(|current| highest.is_none_or(|highest| current < highest));
+    if is_lower {
+        limit.current = highest;
         setrlimit(Resource::Nofile, limit)?;
     }
     Ok(())

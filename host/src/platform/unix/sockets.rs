@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::{fs, os};
 
+use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recv, recvmsg, sendmsg,
@@ -18,6 +19,14 @@ use tokio::io::Interest;
 
 pub(crate) use os::unix::net::UnixStream as BlockingUnixStream;
 pub(crate) use tokio::net::{UnixListener, UnixStream};
+
+/// Received descriptors are not inherited by processes that this one starts.
+#[cfg(not(target_vendor = "apple"))]
+const CLOSE_ON_EXEC: RecvFlags = RecvFlags::CMSG_CLOEXEC;
+
+/// This system has no such flag: it is set afterwards.
+#[cfg(target_vendor = "apple")]
+const CLOSE_ON_EXEC: RecvFlags = RecvFlags::empty();
 
 /// An open file or socket.
 pub(crate) type Descriptor = OwnedFd;
@@ -129,12 +138,17 @@ pub(crate) fn receive_descriptors(
         channel,
         &mut [IoSliceMut::new(buffer)],
         &mut ancillary,
-        RecvFlags::CMSG_CLOEXEC,
+        CLOSE_ON_EXEC,
     )?;
     let mut descriptors = Vec::new();
     for message in ancillary.drain() {
         if let RecvAncillaryMessage::ScmRights(received) = message {
             descriptors.extend(received);
+        }
+    }
+    if CLOSE_ON_EXEC.is_empty() {
+        for descriptor in &descriptors {
+            fcntl_setfd(descriptor, FdFlags::CLOEXEC)?;
         }
     }
     Ok((received.bytes, descriptors))
