@@ -54,7 +54,7 @@ impl PolicyFault {
     /// Returns whether each such fault is worth a log event. An open circuit breaker and a
     /// component that is not available were logged when that began.
     pub(crate) fn should_be_logged(&self) -> bool {
-        !matches!(self.kind, FaultKind::Quarantined | FaultKind::Unavailable)
+        !matches!(self.kind, FaultKind::BreakerOpen | FaultKind::Unavailable)
     }
 
     /// Returns the reason without the policy's tag, as a ledger row has it.
@@ -121,7 +121,7 @@ pub enum FaultKind {
     /// The component is not loaded, or the queue of the policy threads is full.
     Unavailable,
     /// The circuit breaker is open: the component failed too often recently.
-    Quarantined,
+    BreakerOpen,
 }
 
 impl FaultKind {
@@ -133,7 +133,7 @@ impl FaultKind {
         Self::BadOutput,
         Self::Failed,
         Self::Unavailable,
-        Self::Quarantined,
+        Self::BreakerOpen,
     ];
 
     /// Returns the name in metrics and records.
@@ -145,7 +145,7 @@ impl FaultKind {
             Self::BadOutput => "bad_output",
             Self::Failed => "failed",
             Self::Unavailable => "unavailable",
-            Self::Quarantined => "quarantined",
+            Self::BreakerOpen => "quarantined",
         }
     }
 
@@ -154,7 +154,7 @@ impl FaultKind {
     pub(crate) fn is_component_fault(self) -> bool {
         match self {
             Self::Trap | Self::Deadline | Self::Memory | Self::BadOutput => true,
-            Self::Failed | Self::Unavailable | Self::Quarantined => false,
+            Self::Failed | Self::Unavailable | Self::BreakerOpen => false,
         }
     }
 }

@@ -213,7 +213,7 @@ impl<W: PolicyWorld> ComponentGeneration<W> {
                 "circuit breaker open after too many faults; half-open in {}",
                 in_seconds(left)
             );
-            let failure = CallFailure::new(FaultKind::Quarantined, detail);
+            let failure = CallFailure::new(FaultKind::BreakerOpen, detail);
             return Err(self.count_fault(failure, function));
         }
         let result = run(component);

@@ -193,7 +193,7 @@ fn policy_calls(reports: &[PolicyStatus], metrics: &mut ObservedMetrics) {
         "tollgate_policy_quarantined",
         "Whether a policy's circuit breaker is open",
         each(reports, |policy| {
-            f64::from(policy.state == PolicyState::Quarantined)
+            f64::from(policy.state == PolicyState::BreakerOpen)
         }),
     );
     let faults = reports.iter().flat_map(|policy| {

@@ -20,7 +20,8 @@ pub(crate) enum PolicyState {
     /// The first generation cannot be loaded.
     Failed,
     /// The circuit breaker is open.
-    Quarantined,
+    #[serde(rename = "quarantined")]
+    BreakerOpen,
     /// A generation that failed too often serves again.
     OnProbation,
 }
@@ -140,7 +141,7 @@ fn state(entry: &PolicyEntry) -> PolicyState {
     let status = entry.current().status();
     let is_absent = status.generation == 0;
     if status.breaker_open_for.is_some() {
-        PolicyState::Quarantined
+        PolicyState::BreakerOpen
     } else if is_absent && entry.load_progress().is_some() {
         PolicyState::Loading
     } else if is_absent && entry.last_reload().is_some_and(LastReload::is_failure) {

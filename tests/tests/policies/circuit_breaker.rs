@@ -97,7 +97,7 @@ async fn the_previous_generation_prices_during_a_trial() {
 }
 
 /// A team whose policy of `kind` fails for every request, is the first generation, and is
-/// quarantined after three faults.
+/// switched off after three faults.
 async fn faulty(rig: &mut Rig, kind: &str, more: Value) -> Client {
     let pool = if kind == "balancer" {
         json!({ "strategy": OWN })
@@ -146,7 +146,7 @@ async fn ten_turns(rig: &Rig, client: &Client) -> Vec<(u16, Value)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_shipped_balancer_replaces_a_quarantined_one() {
+async fn the_shipped_balancer_replaces_one_whose_breaker_is_open() {
     let mut rig = Rig::new().await;
     let client = faulty(&mut rig, "balancer", json!({})).await;
     assert_eq!(ten_turns(&rig, &client).await, vec![(200, Value::Null); 10]);
@@ -161,7 +161,7 @@ async fn the_shipped_balancer_replaces_a_quarantined_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_quarantined_rewriter_that_may_not_be_skipped_refuses_as_unavailable() {
+async fn a_rewriter_with_an_open_breaker_that_may_not_be_skipped_refuses_as_unavailable() {
     let mut rig = Rig::new().await;
     let client = faulty(&mut rig, "rewriter", json!({})).await;
     let answers = ten_turns(&rig, &client).await;
@@ -185,7 +185,7 @@ async fn a_quarantined_rewriter_that_may_not_be_skipped_refuses_as_unavailable()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_quarantined_rewriter_that_may_be_skipped_is() {
+async fn a_rewriter_with_an_open_breaker_that_may_be_skipped_is() {
     let mut rig = Rig::new().await;
     let client = faulty(&mut rig, "rewriter", json!({ "on_failure": "skip" })).await;
     assert_eq!(ten_turns(&rig, &client).await, vec![(200, Value::Null); 10]);
@@ -193,7 +193,7 @@ async fn a_quarantined_rewriter_that_may_be_skipped_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_quarantined_pricer_leaves_rows_unpriced_with_the_reason() {
+async fn a_pricer_with_an_open_breaker_leaves_rows_unpriced_with_the_reason() {
     let mut rig = Rig::new().await;
     let client = faulty(&mut rig, "pricer", json!({})).await;
     assert_eq!(ten_turns(&rig, &client).await, vec![(200, Value::Null); 10]);
@@ -215,7 +215,7 @@ async fn a_quarantined_pricer_leaves_rows_unpriced_with_the_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_good_file_ends_the_quarantine_of_a_policy() {
+async fn a_good_file_closes_the_breaker_of_a_policy() {
     let mut rig = Rig::new().await;
     rig.write("own.wasm", marked_pricer(1, Conduct::Panics));
     let mut config = rig.priced();
