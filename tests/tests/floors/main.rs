@@ -10,6 +10,7 @@ mod dates;
 mod layers;
 mod names;
 mod paths;
+mod platform;
 mod ratchet;
 mod shape;
 mod source;
