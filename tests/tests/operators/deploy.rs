@@ -1,20 +1,35 @@
 //! What it takes to run the gateway as a service: the files in `deploy/`, health checks, completions
 //! and manual pages.
 
+mod systemd;
+
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::time::Duration;
 
 use serde_json::json;
 use tempfile::tempdir;
+use tollgate::values::limits::Limits;
 use tollgate_tests::upstream::{Gate, Reply};
-use tollgate_tests::{Rig, binary, tollgate, turn};
+use tollgate_tests::{Rig, tollgate, turn};
 
-fn deploy(name: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../deploy")
-        .join(name);
+/// Returns the text of a file of this repository.
+#[track_caller]
+fn file(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(name);
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+#[track_caller]
+fn deploy(name: &str) -> String {
+    file(&format!("deploy/{name}"))
+}
+
+/// Checks that a gateway that is stopped has more time than its requests in flight.
+#[track_caller]
+fn check_grace_period(seconds: &str) {
+    let seconds = seconds.parse().expect("a number of seconds");
+    assert!(Duration::from_secs(seconds) > Limits::default().drain_timeout);
 }
 
 /// Returns the arguments of every `tollgate` that the file starts, whether it writes them as words
@@ -57,31 +72,6 @@ fn the_files_start_commands_and_options_that_exist() {
             }
         }
     }
-}
-
-#[test]
-fn systemd_understands_every_line_of_the_unit() {
-    let folder = tempdir().expect("a folder");
-    let unit = folder.path().join("tollgate.service");
-    let text = deploy("tollgate.service")
-        .replace("/usr/local/bin/tollgate", binary().to_str().expect("text"))
-        .replace("Documentation=man:tollgate(1)\n", "")
-        .replace("=tollgate\nGroup=tollgate\n", "=root\nGroup=root\n");
-    fs::write(&unit, text).expect("a unit");
-    let Ok(checked) = Command::new("systemd-analyze")
-        .args(["verify", "--man=no"])
-        .arg(&unit)
-        .output()
-    else {
-        eprintln!("systemd-analyze is not installed: the unit is not checked");
-        return;
-    };
-    let said = String::from_utf8_lossy(&checked.stderr);
-    let about_the_unit: Vec<&str> = said
-        .lines()
-        .filter(|line| line.contains("tollgate.service"))
-        .collect();
-    assert!(about_the_unit.is_empty(), "{about_the_unit:#?}");
 }
 
 #[test]
