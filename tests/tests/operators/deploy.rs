@@ -1,6 +1,7 @@
 //! What it takes to run the gateway as a service: the files in `deploy/`, health checks, completions
 //! and manual pages.
 
+mod containers;
 mod systemd;
 
 use std::fs;
