@@ -1,6 +1,7 @@
 //! What it takes to run the gateway as a service: the files in `deploy/`, health checks, completions
 //! and manual pages.
 
+mod chart;
 mod containers;
 mod systemd;
 
@@ -61,7 +62,7 @@ fn the_files_start_commands_and_options_that_exist() {
     for (name, count) in [
         ("tollgate.service", 2),
         ("Dockerfile", 2),
-        ("helm/tollgate/templates/deployment.yaml", 2),
+        ("helm/tollgate/templates/deployment.yaml", 3),
     ] {
         let started = started(&deploy(name));
         assert_eq!(started.len(), count, "{name}: {started:?}");
