@@ -4,11 +4,13 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde_json::Value;
+use tempfile::tempdir;
 use tollgate::config::schema;
 use tollgate::values::limits::{LimitDeclaration, Limits};
-use tollgate_tests::tollgate;
+use tollgate_tests::{binary, tollgate};
 
 use crate::metrics::FAMILIES;
 
@@ -311,4 +313,51 @@ fn the_readmes_balancer_is_the_example() {
         document("README.md").contains(code.join("\n").trim()),
         "the README shows another balancer than the example"
     );
+}
+
+#[test]
+fn the_readmes_team_passes_the_check_with_the_readmes_certificate() {
+    let readme = document("README.md");
+    let team = section(&readme, "Five minutes for a team");
+    let block = |begin: &str| {
+        let (_, rest) = team.split_once(begin).expect(begin);
+        rest.split("```").next().unwrap_or(rest)
+    };
+    let folder = tempdir().expect("a folder");
+    fs::write(folder.path().join("team.json"), block("```jsonc\n")).expect("a configuration");
+    let commands = format!("openssl req {}", block("```\nopenssl req "));
+    let created = Command::new("sh")
+        .args(["-ec", commands.as_str()])
+        .current_dir(&folder)
+        .output();
+    let created = created.expect("a shell runs");
+    if created.status.code() == Some(127) {
+        eprintln!("openssl is not installed: no certificate to check");
+        return;
+    }
+    let token = String::from_utf8_lossy(&created.stdout);
+    assert_eq!(token.trim().len(), 48, "{created:?}");
+    let checked = Command::new(binary())
+        .args(["check", "-c", "team.json"])
+        .current_dir(&folder)
+        .output();
+    let checked = checked.expect("the binary runs");
+    let said = String::from_utf8_lossy(&checked.stdout);
+    assert!(
+        said.contains("ok: 1 service, 2 credentials, 2 users"),
+        "{checked:?}"
+    );
+}
+
+#[test]
+fn signals_of_the_documents_reach_one_process() {
+    for name in DOCUMENTS {
+        for line in code_lines(&document(name)) {
+            let is_to_all = line.contains("pidof") || line.contains("killall");
+            assert!(!is_to_all, "{name}: {line}");
+            if line.contains("systemctl kill") {
+                assert!(line.contains("--kill-whom=main"), "{name}: {line}");
+            }
+        }
+    }
 }
