@@ -100,8 +100,18 @@ fn every_command_has_a_manual_page() {
             page.contains(".SH NAME") && page.contains(".SH SYNOPSIS"),
             "{name}"
         );
+        let title = format!(
+            ".TH {name} 1 \" \" \"tollgate {}\"",
+            env!("CARGO_PKG_VERSION")
+        );
+        assert!(page.lines().any(|line| line.trim_end() == title), "{page}");
+        assert!(!page.contains("see a summary"), "{page}");
     }
     assert!(!pages.join("tollgate-refresh-credential.1").exists());
+    assert!(!pages.join("tollgate-help.1").exists());
+    let nested = fs::read_to_string(pages.join("tollgate-policy-list.1")).expect("a page");
+    let (_, see_also) = nested.split_once(".SH \"SEE ALSO\"\n").expect("a section");
+    assert_eq!(see_also, "tollgate(1), tollgate\\-policy(1)\n");
     let file: PathBuf = pages.join("tollgate.1");
     let refused = tollgate(["man".as_ref(), file.as_os_str()]);
     assert_eq!(refused.code, Some(1));
