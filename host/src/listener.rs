@@ -21,7 +21,7 @@ pub(crate) use handed_over::{HandedOverSocket, HandedOverSockets, SocketOwner, S
 pub(crate) use proxy_header::{ProxyHeaderError, read_proxy_header};
 pub(crate) use socket::ListenError;
 pub(crate) use stream::ClientStream;
-pub(crate) use unix::UnixSocketFile;
+pub(crate) use unix::{SocketFileOwnership, UnixSocketFile};
 
 use crate::config::{ListenAddress, ListenConfig};
 use crate::platform::{UnixListener, duplicate, unix_listener};
@@ -110,13 +110,14 @@ impl ClientListener {
         stall_limit: Duration,
     ) -> Result<Self, ListenError> {
         let owner = handed_over.owner;
+        let ownership = handed_over.file_ownership.clone();
         let (socket, address) = handed_over.into_listening()?;
         let socket = match &address {
             ListenAddress::Ip(_) => ListeningSocket::Tcp(TcpListener::from_std(socket.into())?),
             ListenAddress::Unix(path) => ListeningSocket::Unix {
                 listener: unix_listener(socket)?,
                 file: match owner {
-                    SocketOwner::Gateway => Some(UnixSocketFile::of(path)),
+                    SocketOwner::Gateway => Some(UnixSocketFile::of(path, ownership)),
                     SocketOwner::ServiceManager => None,
                 },
             },
@@ -142,6 +143,7 @@ impl ClientListener {
         Ok(HandedOverSocket {
             purpose: SocketPurpose::Service(service.to_owned()),
             owner: self.owner,
+            file_ownership: SocketFileOwnership::own(),
             socket,
         })
     }

@@ -24,7 +24,9 @@ pub(crate) use system::processes::{
     in_own_group, lower_thread_priority, parent_process, raise_file_limit, thread_cpu_time,
 };
 pub(crate) use system::service_manager::{inherited_sockets, notify, watchdog_interval};
-pub(crate) use system::signals::{ProcessSignal, hang_up, interrupt, terminate, upgrade};
+pub(crate) use system::signals::{
+    ProcessSignal, all_signals, hang_up, interrupt, terminate, upgrade,
+};
 pub(crate) use system::sockets::{
     BlockingUnixStream, Descriptor, UnixListener, UnixStream, channel_of_stdin, duplicate,
     into_stdin, is_of_this_user, peek, receive_descriptors, send_descriptors, share_port,

@@ -51,7 +51,7 @@ use self::upkeep::Upkeep;
 use self::usage_files::UsageFilesWriter;
 use crate::config::{Config, ServiceConfig};
 use crate::ledger::Ledger;
-use crate::listener::{HandedOverSocket, HandedOverSockets};
+use crate::listener::{HandedOverSocket, HandedOverSockets, SocketFileOwnership};
 use crate::platform::duplicate;
 use crate::upstream::TrustRoots;
 use crate::values::limits::Limits;
@@ -79,6 +79,7 @@ pub struct Gateway {
     services: Vec<ServiceConfig>,
     /// The listening sockets, for a process that succeeds this one.
     sockets: Vec<HandedOverSocket>,
+    socket_files: SocketFileOwnership,
 }
 
 /// How a gateway starts, beside its configuration.
@@ -234,6 +235,7 @@ impl Gateway {
             upkeep_start,
             services,
             sockets: accepting.sockets,
+            socket_files: start.handover.file_ownership,
         })
     }
 
@@ -288,12 +290,14 @@ impl Gateway {
         Ok(Handover {
             sockets: HandedOverSockets(clones.collect::<io::Result<_>>()?),
             ledger_lock: Some(duplicate(&self.ledger.lock()?)?),
+            ..Handover::default()
         })
     }
 
     /// Begins what belongs to one process only, and was another's until now: refreshes, polls and
     /// usage files. Reads the sessions again that the other has recorded meanwhile.
     pub(crate) async fn begin_upkeep(&self) {
+        self.socket_files.take();
         let (ledger, limits) = (Arc::clone(&self.ledger), Arc::clone(&self.limits));
         let services = self.status.services();
         let restored = spawn_blocking(move || restore_sessions(&ledger, &services, &limits)).await;

@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 use socket2::{Socket, Type};
 
+use super::unix::SocketFileOwnership;
 use crate::config::ListenAddress;
 use crate::platform::{Descriptor, inherited_sockets, socket_path};
 
@@ -45,6 +46,7 @@ pub(crate) enum SocketOwner {
 pub(crate) struct HandedOverSocket {
     pub(crate) purpose: SocketPurpose,
     pub(crate) owner: SocketOwner,
+    pub(crate) file_ownership: SocketFileOwnership,
     pub(crate) socket: Descriptor,
 }
 
@@ -63,6 +65,7 @@ impl HandedOverSockets {
         let sockets = sockets.map(|(name, socket)| HandedOverSocket {
             purpose: SocketPurpose::Named(name),
             owner: SocketOwner::ServiceManager,
+            file_ownership: SocketFileOwnership::own(),
             socket,
         });
         Ok(Self(sockets.collect()))
@@ -141,6 +144,7 @@ impl HandedOverSocket {
         Ok(Self {
             purpose: self.purpose.clone(),
             owner: self.owner,
+            file_ownership: self.file_ownership.clone(),
             socket: self.socket.try_clone()?,
         })
     }
@@ -155,7 +159,12 @@ impl HandedOverSocket {
                 found.ip() == wanted.ip() && (found.port() == wanted.port() || wanted.port() == 0)
             }
             (Some(ListenAddress::Unix(found)), ListenAddress::Unix(wanted)) => {
-                found == *wanted || found.canonicalize().ok() == wanted.canonicalize().ok()
+                let (Ok(found_there), Ok(wanted_there)) =
+                    (found.canonicalize(), wanted.canonicalize())
+                else {
+                    return false;
+                };
+                found_there == wanted_there
             }
             _ => false,
         }

@@ -3,6 +3,8 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -19,14 +21,38 @@ pub(crate) struct UnixSocketFile {
     path: PathBuf,
     /// Its device and its number there: another gateway may have replaced it.
     identity: Option<(u64, u64)>,
+    ownership: SocketFileOwnership,
+}
+
+/// Whether a gateway removes the files of its Unix sockets. Those that the process before it handed
+/// over belong to that process until it has given up its duties.
+#[derive(Debug, Clone)]
+pub(crate) struct SocketFileOwnership(Arc<AtomicBool>);
+
+impl SocketFileOwnership {
+    /// The files belong to this process.
+    pub(crate) fn own() -> Self {
+        Self(Arc::new(AtomicBool::new(true)))
+    }
+
+    /// The files belong to another process until [`SocketFileOwnership::take`].
+    pub(crate) fn of_another() -> Self {
+        Self(Arc::new(AtomicBool::new(false)))
+    }
+
+    /// The files belong to this process from now on.
+    pub(crate) fn take(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 impl UnixSocketFile {
-    /// The file at `path`.
-    pub(crate) fn of(path: &Path) -> Self {
+    /// The file at `path`, which is there.
+    pub(crate) fn of(path: &Path, ownership: SocketFileOwnership) -> Self {
         Self {
             path: path.to_owned(),
             identity: identity(path),
+            ownership,
         }
     }
 
@@ -38,7 +64,8 @@ impl UnixSocketFile {
 
 impl Drop for UnixSocketFile {
     fn drop(&mut self) {
-        if self.identity.is_none() || identity(&self.path) != self.identity {
+        let is_own = self.ownership.0.load(Ordering::Relaxed);
+        if !is_own || self.identity.is_none() || identity(&self.path) != self.identity {
             return;
         }
         if let Err(error) = fs::remove_file(&self.path) {
@@ -59,7 +86,7 @@ pub(super) fn bind(path: &Path) -> Result<(UnixListener, UnixSocketFile), Listen
     remove_stale(path)?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.bind(&SockAddr::unix(path)?)?;
-    let file = UnixSocketFile::of(path);
+    let file = UnixSocketFile::of(path, SocketFileOwnership::own());
     // Before it listens: nothing can connect under another mode.
     set_mode(path, MODE)?;
     socket.listen(BACKLOG)?;

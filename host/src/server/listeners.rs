@@ -25,7 +25,8 @@ use crate::config::{Config, ListenAddress, ServiceConfig};
 use crate::files::io_reason;
 use crate::ledger::Ledger;
 use crate::listener::{
-    ClientListener, HandedOverSocket, HandedOverSockets, ListenError, SocketOwner, SocketPurpose,
+    ClientListener, HandedOverSocket, HandedOverSockets, ListenError, SocketFileOwnership,
+    SocketOwner, SocketPurpose,
 };
 use crate::pipeline::Service;
 use crate::platform::duplicate;
@@ -238,6 +239,7 @@ impl AcceptContext<'_> {
             sockets.push(HandedOverSocket {
                 purpose: SocketPurpose::AdminSocket,
                 owner: SocketOwner::Gateway,
+                file_ownership: SocketFileOwnership::own(),
                 socket,
             });
         }
@@ -248,6 +250,7 @@ impl AcceptContext<'_> {
             sockets.push(HandedOverSocket {
                 purpose: SocketPurpose::Admin,
                 owner,
+                file_ownership: SocketFileOwnership::own(),
                 socket,
             });
         }

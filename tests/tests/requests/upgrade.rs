@@ -291,6 +291,63 @@ async fn an_upgrade_to_a_broken_configuration_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_failed_upgrade_leaves_the_unix_socket_of_the_process_that_continues() {
+    let rig = Rig::new().await;
+    let socket = rig.path("service.sock");
+    let mut config = config(&rig, json!({}));
+    let mut unix = rig.config(json!({ "tag": "unix", "credentials": [rig.oauth("b")] }));
+    unix["services"][0]["listen"] = json!(format!("unix:{}", socket.display()));
+    let services = config["services"].as_array_mut().expect("a list");
+    services.push(unix["services"][0].take());
+    let mut scene = UpgradeScene::new(rig, &config).await;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let mut broken = config.clone();
+    let mut third = broken["services"][0].clone();
+    third["tag"] = json!("third");
+    third["listen_port"] = json!(taken.local_addr().expect("it is bound").port());
+    broken["services"]
+        .as_array_mut()
+        .expect("a list")
+        .push(third);
+    let file = scene.rig.path("config.json");
+    replace_file(&file, broken.to_string());
+    scene.signal(libc::SIGUSR2);
+    scene.logged("upgrade failed, this process continues").await;
+    tokio::net::UnixStream::connect(&socket)
+        .await
+        .expect("the socket is still there");
+    replace_file(&file, config.to_string());
+    let old = scene.upgrade().await;
+    scene.ended(old).await;
+    tokio::net::UnixStream::connect(&socket)
+        .await
+        .expect("the new process has it");
+    scene.stop().await;
+    assert!(!socket.exists(), "the last process removes it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upgrade_without_a_ready_file_leaves_a_process() {
+    let scene = scene(json!({})).await;
+    let client = scene.client().token("token-alice");
+    fs::create_dir(scene.rig.path("ready.json.tmp")).expect("the folder can be written");
+    scene.signal(libc::SIGUSR2);
+    scene.logged("no ready file").await;
+    scene.ended(scene.process()).await;
+    assert_eq!(client.turn(&turn("after")).await.status, StatusCode::OK);
+    // The log is the only place that names it.
+    let log = scene.log();
+    let new = log
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .find(|line| line["message"] == "upgrade: starting a new process")
+        .and_then(|line| u32::try_from(line["pid"].as_u64()?).ok())
+        .expect("a process");
+    send_signal(new, libc::SIGTERM);
+    scene.ended(new).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_process_that_is_not_ready_in_time_is_killed() {
     let scene = scene(json!({ "upgrade_ready_timeout": "1ms" })).await;
     let client = scene.client().token("token-alice");

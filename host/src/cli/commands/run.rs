@@ -23,7 +23,7 @@ use crate::cli::logging;
 use crate::cli::output::print;
 use crate::config::{Config, LoadedConfig};
 use crate::files::{io_reason, path_with_suffix};
-use crate::platform::{ProcessSignal, hang_up, raise_file_limit, upgrade};
+use crate::platform::{ProcessSignal, all_signals, hang_up, raise_file_limit, upgrade};
 use crate::server::{Gateway, GatewayStart, Handover, RefreshProcess, UpkeepStart, run_refresh};
 
 /// What this process was started with, beside its arguments.
@@ -57,12 +57,23 @@ pub(in crate::cli) fn run(
         // Before anything starts: a signal that comes early must not be lost.
         let signals = RunSignals::new()
             .map_err(|error| format!("cannot handle signals: {}", io_reason(&error)))?;
-        let gateway = start(config, inherited)
+        let gateway = start(config, inherited.handover, &inherited.predecessor)
             .await
             .map_err(|error| about_file(path, error))?;
-        if let Some(path) = ready_file {
-            write_ready_file(path, &gateway)?;
+        tokio::spawn(ping_watchdog());
+        let ready = |gateway: &Gateway| ready_file.map(|path| write_ready_file(path, gateway));
+        if let Some(predecessor) = inherited.predecessor {
+            predecessor.succeed().await;
+            gateway.begin_upkeep().await;
+            tracing::info!("upgrade: this process has succeeded the old one");
+            // No process would be left if this one ended.
+            if let Some(Err(error)) = ready(&gateway) {
+                tracing::error!(%error, "no ready file");
+            }
+        } else {
+            ready(&gateway).transpose()?;
         }
+        notify_ready();
         serve(gateway, file, &command, signals).await
     })
 }
@@ -97,13 +108,18 @@ impl RunSignals {
     }
 }
 
-/// Starts the gateway, and returns once it accepts connections and has all duties.
-async fn start(config: Config, inherited: InheritedState) -> Result<Gateway, String> {
+/// Starts the gateway, and returns once it accepts connections. With a predecessor, it does not have
+/// all duties yet.
+async fn start(
+    config: Config,
+    handover: Handover,
+    predecessor: &Option<Predecessor>,
+) -> Result<Gateway, String> {
     let start = GatewayStart {
         refresh_process: RefreshProcess::Child(this_program()),
         trust: None,
-        handover: inherited.handover,
-        upkeep: match inherited.predecessor {
+        handover,
+        upkeep: match predecessor {
             Some(_) => UpkeepStart::Later,
             None => UpkeepStart::AtOnce,
         },
@@ -117,13 +133,6 @@ async fn start(config: Config, inherited: InheritedState) -> Result<Gateway, Str
     if let Some(address) = gateway.admin() {
         tracing::info!(%address, "admin API listening");
     }
-    if let Some(predecessor) = inherited.predecessor {
-        predecessor.succeed().await;
-        gateway.begin_upkeep().await;
-        tracing::info!("upgrade: this process has succeeded the old one");
-    }
-    notify_ready();
-    tokio::spawn(ping_watchdog());
     Ok(gateway)
 }
 
@@ -235,6 +244,10 @@ fn this_program() -> PathBuf {
 /// Does the refresh that standard input describes, and prints its outcome. Signals do not interrupt
 /// it.
 pub(in crate::cli) fn refresh_credential() -> Result<(), CommandFailure> {
+    let runtime = runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| format!("cannot start: {}", io_reason(&error)))?;
+    // Received and ignored, from before the request is read.
+    let _signals = runtime.block_on(async { all_signals() });
     // An outbound's login may be in it.
     let mut text = Zeroizing::new(String::new());
     io::stdin()
@@ -242,13 +255,7 @@ pub(in crate::cli) fn refresh_credential() -> Result<(), CommandFailure> {
         .map_err(|error| format!("standard input: {}", io_reason(&error)))?;
     let request = serde_json::from_str(&text)
         .map_err(|_| "standard input: expected a refresh request of the gateway")?;
-    let runtime = runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| format!("cannot start: {}", io_reason(&error)))?;
-    let outcome = runtime.block_on(async {
-        // Received and ignored.
-        let _signals = StopSignals::new();
-        run_refresh(request).await
-    });
+    let outcome = runtime.block_on(run_refresh(request));
     print(&serde_json::to_string(&outcome).map_err(|error| error.to_string())?)
 }
 

@@ -38,3 +38,20 @@ pub(crate) fn hang_up() -> io::Result<ProcessSignal> {
 pub(crate) fn upgrade() -> io::Result<ProcessSignal> {
     signal(SignalKind::user_defined2())
 }
+
+/// Handles every signal that somebody may send and that ends a process by default. One that the
+/// system does not let be handled is left out.
+pub(crate) fn all_signals() -> Vec<ProcessSignal> {
+    [
+        SignalKind::terminate(),
+        SignalKind::interrupt(),
+        SignalKind::hangup(),
+        SignalKind::quit(),
+        SignalKind::user_defined1(),
+        SignalKind::user_defined2(),
+        SignalKind::alarm(),
+    ]
+    .into_iter()
+    .filter_map(|kind| signal(kind).ok())
+    .collect()
+}

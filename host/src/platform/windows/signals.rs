@@ -53,3 +53,8 @@ pub(crate) fn hang_up() -> io::Result<ProcessSignal> {
 pub(crate) fn upgrade() -> io::Result<ProcessSignal> {
     Ok(ProcessSignal::None)
 }
+
+/// Handles every event of the console.
+pub(crate) fn all_signals() -> Vec<ProcessSignal> {
+    [terminate(), interrupt()].into_iter().flatten().collect()
+}

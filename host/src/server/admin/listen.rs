@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::files::{io_reason, remove};
-use crate::listener::{HandedOverSocket, UnixSocketFile};
+use crate::listener::{HandedOverSocket, SocketFileOwnership, UnixSocketFile};
 use crate::platform::{UnixListener, UnixStream, is_of_this_user, set_mode, unix_listener};
 
 /// Who may connect over the Unix socket: the gateway's user.
@@ -131,7 +131,7 @@ async fn serve(stream: impl AdminStream, handler: impl AdminHandler) {
 pub(super) fn bind_unix(path: &Path) -> io::Result<(UnixListener, UnixSocketFile)> {
     remove(path)?;
     let listener = UnixListener::bind(path)?;
-    let file = UnixSocketFile::of(path);
+    let file = UnixSocketFile::of(path, SocketFileOwnership::own());
     set_mode(path, MODE)?;
     Ok((listener, file))
 }
@@ -144,7 +144,8 @@ pub(super) fn take_over_unix(
     socket: HandedOverSocket,
     path: &Path,
 ) -> io::Result<(UnixListener, UnixSocketFile)> {
+    let ownership = socket.file_ownership.clone();
     let (socket, _) = socket.into_listening()?;
     let listener = unix_listener(socket)?;
-    Ok((listener, UnixSocketFile::of(path)))
+    Ok((listener, UnixSocketFile::of(path, ownership)))
 }

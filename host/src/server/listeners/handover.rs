@@ -8,7 +8,9 @@ use std::io::{self, Read, Write};
 
 use serde::{Deserialize, Serialize};
 
-use crate::listener::{HandedOverSocket, HandedOverSockets, SocketOwner, SocketPurpose};
+use crate::listener::{
+    HandedOverSocket, HandedOverSockets, SocketFileOwnership, SocketOwner, SocketPurpose,
+};
 use crate::platform::{BlockingUnixStream, Descriptor, receive_descriptors, send_descriptors};
 use crate::values::limits::HANDED_OVER_FILES;
 
@@ -16,12 +18,24 @@ use crate::values::limits::HANDED_OVER_FILES;
 const MESSAGE_BYTES: u32 = 1024 * 1024;
 
 /// What a gateway hands over to the process that succeeds it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Handover {
     /// The sockets that it listens on.
     pub(crate) sockets: HandedOverSockets,
     /// The lock of the ledger, which both processes hold from then on.
     pub(crate) ledger_lock: Option<Descriptor>,
+    /// Who removes the files of Unix sockets.
+    pub(crate) file_ownership: SocketFileOwnership,
+}
+
+impl Default for Handover {
+    fn default() -> Self {
+        Self {
+            sockets: HandedOverSockets::default(),
+            ledger_lock: None,
+            file_ownership: SocketFileOwnership::own(),
+        }
+    }
 }
 
 /// The descriptions of the files, in the order in which they are sent. The lock is the last.
@@ -46,7 +60,7 @@ impl Handover {
     pub(crate) fn from_service_manager() -> io::Result<Self> {
         Ok(Self {
             sockets: HandedOverSockets::from_service_manager()?,
-            ledger_lock: None,
+            ..Self::default()
         })
     }
 
@@ -106,15 +120,18 @@ impl Handover {
         } else {
             None
         };
+        let file_ownership = SocketFileOwnership::of_another();
         let sockets = message.sockets.into_iter().zip(files);
         let sockets = sockets.map(|(description, socket)| HandedOverSocket {
             purpose: description.purpose,
             owner: description.owner,
+            file_ownership: file_ownership.clone(),
             socket,
         });
         Ok(Self {
             sockets: HandedOverSockets(sockets.collect()),
             ledger_lock,
+            file_ownership,
         })
     }
 }
@@ -141,9 +158,11 @@ mod tests {
             sockets: HandedOverSockets(vec![HandedOverSocket {
                 purpose: SocketPurpose::Service("a".to_owned()),
                 owner: SocketOwner::Gateway,
+                file_ownership: SocketFileOwnership::own(),
                 socket: listener.into(),
             }]),
             ledger_lock: Some(one.try_clone().expect("any file").into()),
+            ..Handover::default()
         };
         handover.send(&one).expect("it is sent");
         let mut received = Handover::receive(&other).expect("it arrives");

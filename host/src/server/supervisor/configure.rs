@@ -255,17 +255,36 @@ pub(crate) fn exposures<'a>(
         };
         let users = !running.users.is_empty() && new.users.is_empty();
         let tls = running.tls.is_some() && new.tls.is_none();
-        for (field, is_removed) in [("users", users), ("tls", tls)] {
+        let clients = client_checks(running) > client_checks(new);
+        let parts = [
+            ("users", users),
+            ("tls", tls),
+            ("tls.client_authentication", clients && !tls),
+        ];
+        for (field, is_removed) in parts {
             if is_removed {
                 let message = format!(
-                    "cannot be removed by a reload that changes where the service listens: it listens on {} until a restart",
+                    "cannot be removed or weakened by a reload that changes where the service listens: it listens on {} until a restart",
                     running.listen.address
                 );
-                problems.push(ConfigProblem::new(list.index(place).key(field), message));
+                let keys = field.split('.');
+                let path = keys.fold(list.index(place), |path, key| path.key(key));
+                problems.push(ConfigProblem::new(path, message));
             }
         }
     }
     problems
+}
+
+/// Returns how strictly the certificates of a service's clients are checked: what is asked, and
+/// whether it is verified.
+fn client_checks(service: &ServiceConfig) -> (bool, bool) {
+    let clients = service.tls.as_ref();
+    let clients = clients.and_then(|tls| tls.client_authentication.as_ref());
+    clients.map_or((false, false), |clients| {
+        let is_verified = clients.mode.verifies() || !clients.public_keys.is_empty();
+        (clients.mode.is_mandatory(), is_verified)
+    })
 }
 
 fn changed_listen_fields(old: &ListenConfig, new: &ListenConfig) -> Vec<&'static str> {

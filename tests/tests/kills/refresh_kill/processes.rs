@@ -6,7 +6,7 @@ use std::time::Instant;
 use http::StatusCode;
 use serde_json::Value;
 use tollgate_tests::upstream::{Gate, TokenReply, WAIT_MAX};
-use tollgate_tests::{Chance, Client, Program, Rig, replace_file, turn, unix_in};
+use tollgate_tests::{Chance, Client, Program, Rig, replace_file, send_signal, turn, unix_in};
 
 use super::{Account, SEED, SOON, check_family, kill, many, refreshing, scene};
 
@@ -62,6 +62,33 @@ async fn a_token_whose_refresh_process_was_killed_is_not_presented_again_before_
     assert_eq!((login.post_count(), login.reuses()), (1, 0));
     log_in_again(&rig, "a", &next.client()).await;
     next.kill();
+}
+
+/// `systemctl kill` sends its signal to every process of a service.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refresh_process_completes_its_work_whatever_signal_comes() {
+    let (rig, login, config) = scene().await;
+    let gate = Gate::new();
+    login.then_for_token(TokenReply::well().behind(&gate));
+    let program = rig.spawn(&config).await;
+    gate.wait_until_reached().await;
+    let id = wait_for_refreshing(&program).await;
+    for signal in [
+        libc::SIGTERM,
+        libc::SIGINT,
+        libc::SIGHUP,
+        libc::SIGUSR1,
+        libc::SIGUSR2,
+        libc::SIGQUIT,
+        libc::SIGALRM,
+    ] {
+        send_signal(id.unsigned_abs(), signal);
+    }
+    gate.open();
+    let answer = program.client().turn(&turn("one")).await;
+    assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
+    assert_eq!((login.post_count(), login.reuses()), (1, 0));
+    program.kill();
 }
 
 /// How many times all refresh processes are killed, each at its own random time.

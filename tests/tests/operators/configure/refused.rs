@@ -3,7 +3,7 @@
 
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
-use tollgate_tests::{Rig, ask_socket, turn};
+use tollgate_tests::{Authority, Rig, ask_socket, turn};
 
 const APPLIED: &str = "configuration applied";
 const NEEDS_RESTART: &str = "configuration applied; restart to change ";
@@ -378,7 +378,7 @@ async fn a_reload_that_moves_a_listener_cannot_remove_its_users() {
     let mut config = with(base.clone(), "/services/0/listen_port", json!(1));
     config["services"][0]["users"] = json!([]);
     let reason = rig.configure(&config).await.expect_err("it is rejected");
-    let expected = "services[0].users: cannot be removed by a reload that changes where the service \
+    let expected = "services[0].users: cannot be removed or weakened by a reload that changes where the service \
         listens: it listens on 127.0.0.1:0 until a restart";
     assert!(reason.contains(expected), "{reason}");
     let answer = client.turn(&turn("one")).await;
@@ -386,5 +386,40 @@ async fn a_reload_that_moves_a_listener_cannot_remove_its_users() {
     // Without the move, they can be removed.
     let config = with(base, "/services/0/users", json!([]));
     rig.configure(&config).await.expect("it is applied");
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_that_moves_a_listener_cannot_weaken_its_tls() {
+    let mut rig = Rig::new().await;
+    let (authority, mut base) = (Authority::new(), base(&rig));
+    let own = authority.sign(&["127.0.0.1"]);
+    base["services"][0]["tls"] = json!({
+        "enabled": true,
+        "certificate": own.pem,
+        "key": own.key,
+        "client_authentication": "require-and-verify",
+        "client_certificate": authority.pem,
+    });
+    rig.start(base.clone()).await;
+    let moved = with(base, "/services/0/listen_port", json!(1));
+    for mode in ["no", "request", "require-any", "verify-if-given"] {
+        let path = "/services/0/tls/client_authentication";
+        let mut config = with(moved.clone(), path, json!(mode));
+        if mode == "no" || mode == "request" || mode == "require-any" {
+            let tls = config["services"][0]["tls"].as_object_mut();
+            tls.expect("an object").remove("client_certificate");
+        }
+        let reason = rig.configure(&config).await.expect_err(mode);
+        let expected = "services[0].tls.client_authentication: cannot be removed or weakened";
+        assert!(reason.contains(expected), "{mode}: {reason}");
+    }
+    let mut config = moved;
+    config["services"][0]["tls"] = json!({ "enabled": false });
+    let reason = rig.configure(&config).await.expect_err("no TLS");
+    assert!(
+        reason.contains("services[0].tls: cannot be removed"),
+        "{reason}"
+    );
     rig.stop().await;
 }
