@@ -1,5 +1,4 @@
-//! Accounts: their rate-limit windows, their scripted replies, and how many requests they received.
+//! Accounts: their scripted replies, and how many requests they received.
 
 pub(crate) mod account;
 pub(crate) mod script;
-pub(crate) mod standing;

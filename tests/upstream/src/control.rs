@@ -77,8 +77,8 @@ struct AccountScript {
     then_handshake: Vec<Line>,
     always_handshake: Option<Line>,
     #[serde(default)]
-    then_socket: Vec<Vec<SocketStep>>,
-    always_socket: Option<Vec<SocketStep>>,
+    then_socket: Vec<Vec<SteeredStep>>,
+    always_socket: Option<Vec<SteeredStep>>,
     five_hour: Option<f64>,
     weekly: Option<f64>,
 }
@@ -103,7 +103,7 @@ struct Line {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
-enum SocketStep {
+enum SteeredStep {
     Begun,
     Completed,
     Event(Value),
@@ -321,17 +321,17 @@ impl Line {
     }
 }
 
-fn socket_reply(steps: Vec<SocketStep>, gate: &Gate) -> SocketReply {
+fn socket_reply(steps: Vec<SteeredStep>, gate: &Gate) -> SocketReply {
     steps
         .into_iter()
         .fold(SocketReply::silent(), |reply, step| match step {
-            SocketStep::Begun => reply.then_begun(),
-            SocketStep::Completed => reply.completed(),
-            SocketStep::Event(event) => reply.event(&event),
-            SocketStep::Hold => reply.hold(gate),
-            SocketStep::Close { code, reason } => reply.close(code, &reason),
-            SocketStep::Finish => reply.finish(),
-            SocketStep::Reset => reply.reset(),
+            SteeredStep::Begun => reply.then_begun(),
+            SteeredStep::Completed => reply.completed(),
+            SteeredStep::Event(event) => reply.event(&event),
+            SteeredStep::Hold => reply.hold(gate),
+            SteeredStep::Close { code, reason } => reply.close(code, &reason),
+            SteeredStep::Finish => reply.finish(),
+            SteeredStep::Reset => reply.reset(),
         })
 }
 

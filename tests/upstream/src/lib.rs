@@ -33,18 +33,17 @@ mod waits;
 mod tests;
 
 pub use accounts::account::Account;
-pub use accounts::standing::{HeaderForm, Slots, Standing, Window};
 pub use h2::Reason;
 pub use logins::login::Login;
 pub use logins::token_reply::TokenReply;
-pub use requests::seen::SeenRequest;
+pub use requests::seen::{Remember, SeenRequest};
 pub use responses::encoding::Encoding;
 pub use responses::reply::{End, Reply, Usage};
-pub use server::{Options, Remember, TlsOptions, Upstream};
+pub use responses::standing::{HeaderForm, Slots, Standing, Window};
+pub use server::Upstream;
+pub use server::stage::{Options, TlsOptions};
 pub use sockets::handshake::{Handshake, Upgrade};
 pub use sockets::seen_socket::{SeenMessage, SeenSocket, SocketEnd};
 pub use sockets::socket_reply::{NO_CLOSE_CODE, SocketError, SocketReply};
+pub use waits::WAIT_MAX;
 pub use waits::gate::Gate;
-
-/// How long any wait in this crate lasts before it panics with what was seen instead.
-pub const WAIT_MAX: std::time::Duration = std::time::Duration::from_secs(10);

@@ -7,3 +7,4 @@ pub(crate) mod encoding;
 pub(crate) mod events;
 pub(crate) mod reply;
 pub(crate) mod sse;
+pub(crate) mod standing;

@@ -1,103 +1,39 @@
 //! The running upstream: where it listens, its scripts, and what it saw. `connection` serves
-//! connections; `decide` chooses replies. Invariant: when the last [`Upstream`] handle goes,
-//! listener and connections are closed.
+//! connections; `decide` chooses replies; `socket` plays those on WebSockets.
+//! Invariant: when the last [`Upstream`] handle is dropped, listener and connections are closed.
 
 mod connection;
 mod decide;
+mod socket;
+pub(crate) mod stage;
 
-use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
 use h2::Reason;
-use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::accounts::account::Account;
 use crate::accounts::script::Script;
-use crate::accounts::standing::HeaderForm;
 use crate::logins::login::{Login, Logins};
 use crate::requests::seen::{Record, SeenRequest};
 use crate::responses::answer::Prepared;
 use crate::responses::reply::Reply;
+use crate::responses::standing::HeaderForm;
 use crate::sockets::seen_socket::{SeenSocket, Sockets};
 use crate::sockets::socket_reply::SocketReply;
 
 use connection::accept;
-
-const TOKEN_PATH: &str = "/oauth/token";
+use stage::{Options, Stage, TOKEN_PATH};
 
 /// A running upstream. Clones are the same upstream; it stops when the last is dropped.
 #[derive(Clone, Debug)]
 pub struct Upstream {
     stage: Arc<Stage>,
     listening: Arc<Listening>,
-}
-
-/// How an upstream starts.
-#[derive(Clone, Debug, Default)]
-pub struct Options {
-    /// The port on 127.0.0.1; 0 takes a free one.
-    pub port: u16,
-    /// Whether requests are recorded.
-    pub remember: Remember,
-    /// Serves TLS. Without it, HTTP in clear.
-    pub tls: Option<TlsOptions>,
-}
-
-/// How an upstream serves TLS, and HTTP/2 over it.
-#[derive(Clone, Debug)]
-pub struct TlsOptions {
-    /// Certificate, key and the protocols of ALPN. A connection that does not agree on `h2` speaks
-    /// HTTP/1.1.
-    pub config: Arc<ServerConfig>,
-    /// SETTINGS_MAX_CONCURRENT_STREAMS; hyper's default if none.
-    pub streams_max: Option<u32>,
-    /// How much of a request's body the client may send before it is read, for a stream and for all
-    /// streams of a connection together; hyper's default if none.
-    pub window_bytes: Option<u32>,
-}
-
-impl TlsOptions {
-    /// Creates options with the defaults of hyper.
-    pub fn new(config: Arc<ServerConfig>) -> Self {
-        TlsOptions {
-            config,
-            streams_max: None,
-            window_bytes: None,
-        }
-    }
-}
-
-/// Whether requests are recorded.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Remember {
-    /// All of them, with their bodies.
-    #[default]
-    Everything,
-    /// Only their number: for a benchmark.
-    Counts,
-}
-
-/// What every connection shares.
-#[derive(Debug)]
-struct Stage {
-    /// By access token. Accounts of logins are in `logins`.
-    accounts: Mutex<HashMap<String, Account>>,
-    logins: Logins,
-    record: Arc<Record>,
-    /// The upstream-wide replies, for accounts without a script.
-    script: Script<Prepared>,
-    well: Arc<Prepared>,
-    sockets: Arc<Sockets>,
-    /// As `script`, for turns on sockets.
-    socket_script: Arc<Script<SocketReply>>,
-    tls: Option<TlsOptions>,
-    /// How often every HTTP/2 connection was ended gracefully.
-    go_away: watch::Sender<u64>,
 }
 
 /// The accepting task. Dropping it ends the task and its connections.

@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex};
 use http::HeaderMap;
 
 use crate::accounts::script::Script;
-use crate::accounts::standing::{HeaderForm, Standing};
 use crate::requests::asked::Create;
 use crate::responses::answer::{Prepared, Route};
 use crate::responses::reply::Reply;
+use crate::responses::standing::{HeaderForm, Standing};
 use crate::sockets::handshake::{Handshake, Outcome, Upgrade};
 use crate::sockets::socket_reply::SocketReply;
 use crate::waits::count::Count;

@@ -14,10 +14,10 @@ use serde_json::{Value, json};
 
 use crate::accounts::account::Account;
 use crate::accounts::script::Script;
-use crate::accounts::standing::unix_now;
 use crate::logins::token_reply::{Grant, TokenReply};
 use crate::logins::tokens::{Tokens, access_token};
 use crate::responses::reply::Reply;
+use crate::responses::standing::unix_now;
 
 /// The client id with which Codex requests tokens.
 const CLIENT_ID: &str = "app_EMoamEEZ73f0CkXaXp7hrann";

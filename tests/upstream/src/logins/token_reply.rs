@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::WAIT_MAX;
 use crate::responses::reply::{Content, Cut, Reply};
+use crate::waits::WAIT_MAX;
 use crate::waits::gate::Gate;
 
 const TRICKLE_PAUSE: Duration = Duration::from_millis(100);

@@ -10,8 +10,17 @@ use http::{HeaderMap, Method, Version};
 use serde_json::Value;
 use tokio::sync::watch;
 
-use crate::WAIT_MAX;
-use crate::server::Remember;
+use crate::waits::WAIT_MAX;
+
+/// Whether requests are recorded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Remember {
+    /// All of them, with their bodies.
+    #[default]
+    Everything,
+    /// Only their number: for a benchmark.
+    Counts,
+}
 
 /// One request, as it arrived.
 #[derive(Clone, Debug)]

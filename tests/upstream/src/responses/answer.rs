@@ -8,12 +8,12 @@ use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use serde_json::{Value, json};
 
-use crate::accounts::standing::unix_now;
 use crate::requests::asked::Asked;
 use crate::responses::body::Step;
 use crate::responses::events::{self, Event, TurnResponse, filler};
 use crate::responses::reply::{Content, Cut, End, Presence, Reply, Turn};
 use crate::responses::sse::Spelling;
+use crate::responses::standing::unix_now;
 
 const JSON: &str = "application/json";
 const EVENT_STREAM: &str = "text/event-stream";

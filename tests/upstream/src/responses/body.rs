@@ -13,7 +13,7 @@ use h2::Reason;
 use hyper::body::{Body, Frame, SizeHint};
 
 use crate::requests::seen::Record;
-use crate::transport::http2::Ending;
+use crate::transport::http2_side::Ending;
 use crate::transport::wire::Wire;
 use crate::waits::gate::Gate;
 

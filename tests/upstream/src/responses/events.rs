@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::Value;
 
-use crate::accounts::standing::unix_now;
 use crate::responses::reply::End;
+use crate::responses::standing::unix_now;
 
 /// The position of the text in the response.
 const IN_MESSAGE: &str = r#""item_id":"msg_scripted","output_index":0,"content_index":0"#;

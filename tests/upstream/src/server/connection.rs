@@ -24,7 +24,8 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use super::decide::{Decided, route};
-use super::{Stage, TlsOptions};
+use super::socket::{AcceptedSocket, Opening};
+use super::stage::{Stage, TlsOptions};
 use crate::accounts::account::Account;
 use crate::requests::asked::Asked;
 use crate::requests::seen::SeenRequest;
@@ -33,8 +34,8 @@ use crate::responses::body::{Break, Broken, ScriptedBody, Underway};
 use crate::responses::events;
 use crate::responses::reply::{Content, Cut, Reply};
 use crate::sockets::handshake::Outcome;
-use crate::sockets::socket::{AcceptedSocket, Opening};
-use crate::transport::http2::{Ending, FrameIo, StreamTasks, poll_streams};
+use crate::transport::http2::{FrameIo, StreamTasks, poll_streams};
+use crate::transport::http2_side::Ending;
 use crate::transport::wire::{Wire, WireIo};
 
 /// After a failed accept (no file descriptors, usually) the next try waits this long.

@@ -7,7 +7,7 @@ use http::header::AUTHORIZATION;
 use http::{HeaderMap, Method};
 use serde_json::{Value, json};
 
-use super::{Stage, TOKEN_PATH};
+use super::stage::{Stage, TOKEN_PATH};
 use crate::accounts::account::Account;
 use crate::logins::login::{Access, Redeemed};
 use crate::requests::asked::Asked;

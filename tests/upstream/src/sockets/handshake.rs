@@ -1,5 +1,5 @@
 //! What upstream answers to a WebSocket handshake: an ordinary response or the upgrade. Owns the
-//! builder and the upgrade's head; `socket` plays what follows.
+//! builder and the upgrade's head; `server/socket.rs` plays what follows.
 
 use std::sync::Arc;
 

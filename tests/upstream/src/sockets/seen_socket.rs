@@ -7,9 +7,8 @@ use bytes::Bytes;
 use serde_json::Value;
 use tokio::sync::watch;
 
-use crate::WAIT_MAX;
-use crate::requests::seen::SeenRequest;
-use crate::server::Remember;
+use crate::requests::seen::{Remember, SeenRequest};
+use crate::waits::WAIT_MAX;
 
 /// One accepted socket, up to now.
 #[derive(Clone, Debug)]

@@ -1,13 +1,13 @@
 //! What upstream does on a socket after a `response.create`: steps, in order. Owns the description;
-//! `socket` performs the steps.
+//! `server/socket.rs` performs the steps.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
-use crate::accounts::standing::Standing;
 use crate::responses::reply::{End, Turn, Usage};
+use crate::responses::standing::Standing;
 use crate::waits::gate::Gate;
 
 /// The code that stands for a close frame without one (RFC 6455, section 7.1.5). It is never sent.

@@ -1,12 +1,11 @@
-//! The HTTP/2 side of a connection: frames that hyper would not write, frames of the client that
-//! hyper does not show, and one task for the connection and its streams.
+//! The HTTP/2 side of a connection: frames of the client that hyper does not show, frames of
+//! `http2_side.rs` that hyper would not write, and one task for the connection and its streams.
 //!
 //! Knows nothing of replies. Invariant: what is written past hyper is written between two of its
 //! frames.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, ready};
 
@@ -19,73 +18,8 @@ use crate::transport::wire::Wire;
 const PREFACE_BYTES: usize = 24;
 const FRAME_HEAD_BYTES: usize = 9;
 const RST_STREAM: u8 = 3;
-const GOAWAY: u8 = 7;
 /// Of a RST_STREAM: the head, and the code that is its payload.
 const RST_STREAM_BYTES: usize = FRAME_HEAD_BYTES + 4;
-
-/// What upstream does on one HTTP/2 connection besides serving it.
-#[derive(Debug, Default)]
-pub(crate) struct Http2Side {
-    /// How many streams the client opened; they are numbered 1, 3, 5 and so on.
-    streams: AtomicU32,
-    plan: Mutex<Plan>,
-}
-
-#[derive(Debug, Default)]
-struct Plan {
-    /// Bytes to be written past hyper.
-    bare: Vec<u8>,
-    ending: Ending,
-}
-
-/// When the connection ends.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Ending {
-    /// When its client ends it.
-    #[default]
-    Open,
-    /// Before anything else is written.
-    Now,
-    /// After everything that is to be written.
-    AfterFlush,
-}
-
-impl Http2Side {
-    /// Counts a stream that the client opened. Returns its number.
-    pub(crate) fn opened_stream(&self) -> u32 {
-        2 * self.streams.fetch_add(1, Ordering::SeqCst) + 1
-    }
-
-    /// The number of the newest stream; 0 if there was none.
-    pub(crate) fn newest_stream(&self) -> u32 {
-        (2 * self.streams.load(Ordering::SeqCst)).saturating_sub(1)
-    }
-
-    /// Writes these bytes in place of a frame.
-    pub(crate) fn write_bare(&self, bytes: &[u8]) {
-        self.plan().bare.extend_from_slice(bytes);
-    }
-
-    /// Writes a GOAWAY: streams past `last` were not processed.
-    pub(crate) fn go_away(&self, last: u32, reason: Reason) {
-        let mut frame = vec![0, 0, 8, GOAWAY, 0, 0, 0, 0, 0];
-        frame.extend(last.to_be_bytes());
-        frame.extend(u32::from(reason).to_be_bytes());
-        self.write_bare(&frame);
-    }
-
-    pub(crate) fn end(&self, ending: Ending) {
-        self.plan().ending = ending;
-    }
-
-    pub(crate) fn ending(&self) -> Ending {
-        self.plan().ending
-    }
-
-    fn plan(&self) -> MutexGuard<'_, Plan> {
-        self.plan.lock().expect("no holder of the plan panics")
-    }
-}
 
 /// The streams of one connection, polled by the task that polls the connection: when a stream has
 /// handed over its bytes, the connection's next poll writes and flushes them, and no other thread
@@ -181,11 +115,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for FrameIo<S> {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let FrameIo { io, wire, .. } = self.get_mut();
         if let Some(side) = wire.http2() {
-            let mut plan = side.plan();
-            while !plan.bare.is_empty() {
-                let written = ready!(Pin::new(&mut *io).poll_write(cx, &plan.bare))?;
-                plan.bare.drain(..written);
-            }
+            ready!(side.poll_write_bare(io, cx))?;
         }
         Pin::new(io).poll_flush(cx)
     }

@@ -1,6 +1,6 @@
 //! The connection's socket, shared between hyper and a reply that needs it bare: to write what is
 //! no HTTP, to learn that all written bytes are out, or to break the connection. Invariant: the
-//! socket closes when its last holder goes.
+//! socket closes when its last holder is dropped.
 
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
-use crate::transport::http2::Http2Side;
+use crate::transport::http2_side::Http2Side;
 
 #[derive(Debug)]
 pub(crate) struct Wire {

@@ -2,7 +2,7 @@
 
 use tokio::sync::watch;
 
-use crate::WAIT_MAX;
+use crate::waits::WAIT_MAX;
 
 #[derive(Debug, Default)]
 pub(crate) struct Count {

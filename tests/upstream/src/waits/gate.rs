@@ -3,7 +3,7 @@
 
 use tokio::sync::watch;
 
-use crate::WAIT_MAX;
+use crate::waits::WAIT_MAX;
 
 /// A point in a [`Reply`](crate::Reply) that upstream passes only once a test opens it. Clones are
 /// the same gate.

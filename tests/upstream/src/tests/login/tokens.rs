@@ -7,7 +7,7 @@ use super::{
     assert_refused, post, refresh, refresh_request, start_login, status_of, token_post, use_tokens,
     whole,
 };
-use crate::accounts::standing::unix_now;
+use crate::responses::standing::unix_now;
 use crate::tests::*;
 
 const USAGE: &str = "/backend-api/wham/usage";
