@@ -6,101 +6,20 @@
 use std::{
     env,
     ffi::OsStr,
-    fmt, fs, io,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use crate::{
-    process::{Process, ProcessError},
-    ready,
-    settings::Settings,
-};
+use crate::{process::Process, ready, settings::Settings};
 
 mod nginx;
+mod site;
 mod tollgate;
 
+pub use site::{Forwarder, Running, Site, StartError};
 pub use tollgate::{OTHER_TOKEN, USER_TOKEN};
-
-/// A program between load and upstream that is measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Forwarder {
-    /// Tollgate's release binary with everything enabled.
-    Tollgate,
-    /// The bin `bare-proxy` of this crate.
-    BareHyper,
-    /// The nginx of the distribution.
-    Nginx,
-}
-
-impl Forwarder {
-    /// All forwarders in the order of a round.
-    pub const ALL: [Forwarder; 3] = [Forwarder::Tollgate, Forwarder::BareHyper, Forwarder::Nginx];
-
-    /// Returns the short name for reports and files.
-    pub fn name(self) -> &'static str {
-        match self {
-            Forwarder::Tollgate => "tollgate",
-            Forwarder::BareHyper => "bare-hyper",
-            Forwarder::Nginx => "nginx",
-        }
-    }
-}
-
-impl fmt::Display for Forwarder {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.pad(self.name())
-    }
-}
-
-/// Why a forwarder could not be started.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// A binary of the workspace is not built.
-    #[error("{}: not found; run `cargo build --release -p {package}` first", .path.display())]
-    NotBuilt {
-        /// Where the program was expected.
-        path: PathBuf,
-        /// The package that builds the binary.
-        package: &'static str,
-    },
-    /// The forwarder's files could not be prepared.
-    #[error("{name}: cannot prepare its files: {cause}")]
-    Files {
-        /// The name of the forwarder.
-        name: &'static str,
-        /// The error of the system.
-        cause: io::Error,
-    },
-    /// The process did not become ready.
-    #[error(transparent)]
-    Process(#[from] ProcessError),
-}
-
-/// A running forwarder, or the running upstream.
-#[derive(Debug)]
-pub struct Running {
-    /// The address that it listens on.
-    pub address: SocketAddr,
-    /// Its process, which ends when this value is dropped.
-    pub process: Process,
-    /// The time from its start until it was ready.
-    pub ready_after: Duration,
-}
-
-/// The files of a run, and what is needed to start a forwarder.
-#[derive(Debug)]
-pub struct Site {
-    folder: PathBuf,
-    tollgate: PathBuf,
-    tollgate_overrides: serde_json::Value,
-    bare_proxy: PathBuf,
-    bench_upstream: PathBuf,
-    nginx: Option<PathBuf>,
-    connections_max: usize,
-}
 
 impl Site {
     /// Finds the binaries. `folder` is for the files of this run; children inherit `open_files` as
@@ -217,22 +136,6 @@ impl Site {
             ready_after: begun.elapsed(),
         })
     }
-
-    /// Creates a forwarder's folder and removes the ready file of an earlier start.
-    fn files_of(&self, name: &'static str) -> Result<PathBuf, StartError> {
-        let folder = self.folder.join(name);
-        let prepare = || {
-            fs::create_dir_all(&folder)?;
-            match fs::remove_file(folder.join("ready")) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-                _ => Ok(()),
-            }
-        };
-        match prepare() {
-            Ok(()) => Ok(folder),
-            Err(cause) => Err(StartError::Files { name, cause }),
-        }
-    }
 }
 
 fn built(path: PathBuf, package: &'static str) -> Result<PathBuf, StartError> {
@@ -249,9 +152,4 @@ fn on_path(name: &str) -> Option<PathBuf> {
         .chain([PathBuf::from("/usr/sbin")])
         .map(|folder| folder.join(OsStr::new(name)))
         .find(|file| file.is_file())
-}
-
-/// Returns a port that is free at the moment, for the server that cannot bind port 0.
-fn free_port() -> io::Result<SocketAddr> {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()
 }

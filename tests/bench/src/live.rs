@@ -5,8 +5,6 @@
 //! Only Tollgate is measured here, with its default number of threads, and compared with itself
 //! without the disturbance. Each reload loads new bytes, so that each compiles.
 
-mod figures;
-
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -26,10 +24,9 @@ use crate::{
     forwarder::{OTHER_TOKEN, Running, Site, StartError},
     load::{Clients, LoadError},
     process::ProcessError,
-    settings::Settings,
+    report::figures::{Figures, Pair},
+    settings::{LivePlan, Settings},
 };
-
-pub use figures::{Figures, Pair};
 
 /// How often the bench checks which generation serves: rarely enough not to slow down the
 /// compilation.
@@ -48,55 +45,9 @@ const WARM_UP: Duration = Duration::from_secs(1);
 /// The tag of the reloaded component.
 const TAG: &str = "bench-prices";
 
-/// The components; each is a file in [`Plan::components`].
+/// The components; each is a file in [`LivePlan::components`].
 const RELOADED: &str = "openai_pricing.wasm";
 const HOSTILE: &str = "faulty_balancer.wasm";
-
-/// What is measured and how often.
-#[derive(Clone, Debug)]
-pub struct Plan {
-    /// The folder with the components.
-    pub components: PathBuf,
-    /// Reloads that are timed, one at a time.
-    pub reloads: usize,
-    /// Reloads between the two measurements of memory.
-    pub reloads_for_memory: usize,
-    /// Interleaved rounds of requests without and with a disturbance.
-    pub rounds: usize,
-    /// The duration of one such measurement.
-    pub round: Duration,
-    /// Starts that are timed.
-    pub starts: usize,
-}
-
-impl Plan {
-    /// Returns a plan with the components in this folder, `reloads` timed reloads, five times as
-    /// many for what they leave in memory, and `rounds` rounds.
-    pub fn of(components: PathBuf, reloads: usize, rounds: usize) -> Self {
-        Self {
-            components,
-            reloads,
-            reloads_for_memory: reloads.saturating_mul(5),
-            rounds,
-            round: Duration::from_secs(4),
-            starts: 10,
-        }
-    }
-
-    /// A smoke run of seconds.
-    #[must_use]
-    pub fn quick(self) -> Self {
-        let (reloads, round) = (self.reloads.min(10), Duration::from_secs(1));
-        Self {
-            reloads,
-            reloads_for_memory: 20,
-            rounds: 1,
-            round,
-            starts: 2,
-            ..self
-        }
-    }
-}
 
 /// Why there are no figures.
 #[derive(Debug, thiserror::Error)]
@@ -134,7 +85,7 @@ pub enum LiveError {
 /// # Errors
 /// The first [`LiveError`].
 pub async fn run(
-    plan: &Plan,
+    plan: &LivePlan,
     settings: &Settings,
     site: &Site,
     folder: &Path,
@@ -191,7 +142,7 @@ pub async fn run(
 
 /// A running gateway, and the figures so far.
 struct Measured<'a> {
-    plan: &'a Plan,
+    plan: &'a LivePlan,
     settings: &'a Settings,
     progress: &'a dyn Fn(&str),
     gateway: Gateway,

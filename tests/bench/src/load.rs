@@ -39,9 +39,7 @@ use crate::{
     forwarder::USER_TOKEN,
 };
 
-mod sockets;
-
-pub use sockets::Sockets;
+pub mod sockets;
 
 /// Idle streams or sockets that are opened concurrently.
 const OPENING_MAX: usize = 32;

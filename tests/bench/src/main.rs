@@ -13,7 +13,7 @@ use tollgate_bench::{
     live::{self, LiveError},
     report::Report,
     rounds::{self, BenchError},
-    settings::Settings,
+    settings::{LivePlan, Settings},
 };
 
 /// Compares Tollgate with a bare hyper proxy and nginx in front of the same upstream: the CPU time
@@ -124,7 +124,7 @@ impl Arguments {
     fn settings(&self) -> Settings {
         let chosen = |measure: Measure| self.only.is_empty() || self.only.contains(&measure);
         let live = chosen(Measure::Live)
-            .then(|| live::Plan::of(self.components.clone(), self.reloads, self.rounds));
+            .then(|| LivePlan::of(self.components.clone(), self.reloads, self.rounds));
         let settings = Settings {
             tollgate: self.tollgate.clone(),
             tollgate_overrides: self.tollgate_set.clone(),

@@ -4,13 +4,18 @@ use std::fmt::{self, Write as _};
 
 use serde_json::{Value, json};
 
+pub mod figures;
+mod spread;
+
 use crate::{
     answers::Shape,
     forwarder::Forwarder,
-    live::Figures,
     rounds::{Sample, Series},
     settings::Settings,
 };
+
+use figures::Figures;
+use spread::{Spread, median};
 
 /// The limit of Tollgate's CPU time in a measure, relative to that of another forwarder.
 #[derive(Debug)]
@@ -61,14 +66,6 @@ struct Row {
     reads_per_unit: f64,
     elapsed_s: f64,
     samples: Vec<f64>,
-}
-
-/// A median with the minimum and the maximum.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Spread {
-    pub(crate) median: f64,
-    pub(crate) min: f64,
-    pub(crate) max: f64,
 }
 
 impl Report {
@@ -194,27 +191,6 @@ fn ratio(samples: &[Sample], base: &[Sample]) -> Option<f64> {
         ratios.push(sample.value / base.value);
     }
     (!ratios.is_empty()).then(|| median(ratios))
-}
-
-fn median(values: impl IntoIterator<Item = f64>) -> f64 {
-    let mut sorted: Vec<f64> = values.into_iter().collect();
-    sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    match sorted.len() {
-        0 => f64::NAN,
-        length if length % 2 == 1 => sorted[middle],
-        _ => f64::midpoint(sorted[middle - 1], sorted[middle]),
-    }
-}
-
-impl Spread {
-    pub(crate) fn of(values: &[f64]) -> Self {
-        Self {
-            median: median(values.iter().copied()),
-            min: values.iter().copied().fold(f64::INFINITY, f64::min),
-            max: values.iter().copied().fold(f64::NEG_INFINITY, f64::max),
-        }
-    }
 }
 
 impl ShapeReport {
@@ -360,7 +336,7 @@ impl fmt::Display for Report {
 mod tests {
     use std::time::Duration;
 
-    use super::{Spread, median, ratio};
+    use super::ratio;
     use crate::rounds::Sample;
 
     fn samples(values: &[f64]) -> Vec<Sample> {
@@ -370,13 +346,6 @@ mod tests {
             elapsed: Duration::ZERO,
         };
         values.iter().map(sample).collect()
-    }
-
-    #[test]
-    fn a_median_of_an_even_number_lies_between() {
-        assert!((median([4.0, 1.0, 2.0, 3.0]) - 2.5).abs() < 1e-9);
-        assert!((median([9.0, 1.0, 2.0]) - 2.0).abs() < 1e-9);
-        assert!(median([]).is_nan());
     }
 
     #[test]
@@ -390,17 +359,5 @@ mod tests {
     fn a_base_of_nothing_gives_no_ratio() {
         assert_eq!(ratio(&samples(&[1.0]), &samples(&[0.0])), None);
         assert_eq!(ratio(&samples(&[]), &samples(&[])), None);
-    }
-
-    #[test]
-    fn a_spread_holds_the_extremes() {
-        assert_eq!(
-            Spread::of(&[3.0, 1.0, 2.0]),
-            Spread {
-                median: 2.0,
-                min: 1.0,
-                max: 3.0
-            }
-        );
     }
 }

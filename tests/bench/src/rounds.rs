@@ -13,7 +13,7 @@ use std::{
 use crate::{
     answers::{Answers, Shape},
     forwarder::{Forwarder, Running, Site, StartError},
-    load::{Clients, IdleStreams, LoadError, Sockets, Tally},
+    load::{Clients, IdleStreams, LoadError, Tally, sockets::Sockets},
     process::ProcessError,
     settings::Settings,
 };

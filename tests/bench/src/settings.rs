@@ -4,10 +4,7 @@
 
 use std::{io, path::PathBuf, time::Duration};
 
-use crate::{
-    answers::{SOCKET_TURNS, Shape, StreamPlan},
-    live::Plan,
-};
+use crate::answers::{SOCKET_TURNS, Shape, StreamPlan};
 
 /// Descriptors that a forwarder needs in addition to two for each stream.
 const DESCRIPTORS_BESIDES: u64 = 512;
@@ -22,7 +19,7 @@ pub struct Settings {
     /// The shapes that are measured, in order.
     pub shapes: Vec<Shape>,
     /// The plan for policies on a running gateway.
-    pub live: Option<Plan>,
+    pub live: Option<LivePlan>,
     /// Interleaved rounds of each measure, after a warm-up.
     pub rounds: usize,
     /// Client connections that are kept alive throughout a measurement.
@@ -45,6 +42,52 @@ pub struct Settings {
     pub run_timeout: Duration,
 }
 
+/// What is measured of policies on a running gateway, and how often.
+#[derive(Clone, Debug)]
+pub struct LivePlan {
+    /// The folder with the components.
+    pub components: PathBuf,
+    /// Reloads that are timed, one at a time.
+    pub reloads: usize,
+    /// Reloads between the two measurements of memory.
+    pub reloads_for_memory: usize,
+    /// Interleaved rounds of requests without and with a disturbance.
+    pub rounds: usize,
+    /// The duration of one such measurement.
+    pub round: Duration,
+    /// Starts that are timed.
+    pub starts: usize,
+}
+
+impl LivePlan {
+    /// Returns a plan with the components in this folder, `reloads` timed reloads, five times as
+    /// many for what they leave in memory, and `rounds` rounds.
+    pub fn of(components: PathBuf, reloads: usize, rounds: usize) -> Self {
+        Self {
+            components,
+            reloads,
+            reloads_for_memory: reloads.saturating_mul(5),
+            rounds,
+            round: Duration::from_secs(4),
+            starts: 10,
+        }
+    }
+
+    /// A smoke run of seconds.
+    #[must_use]
+    pub fn quick(self) -> Self {
+        let (reloads, round) = (self.reloads.min(10), Duration::from_secs(1));
+        Self {
+            reloads,
+            reloads_for_memory: 20,
+            rounds: 1,
+            round,
+            starts: 2,
+            ..self
+        }
+    }
+}
+
 impl Settings {
     /// Returns the plan of a smoke run of a few seconds, whose figures only show that the bench
     /// works.
@@ -56,7 +99,7 @@ impl Settings {
         self.streams.deltas = self.streams.deltas.min(200);
         self.idle_streams = self.idle_streams.min(50);
         self.idle_settle = self.idle_settle.min(Duration::from_millis(200));
-        self.live = self.live.map(Plan::quick);
+        self.live = self.live.map(LivePlan::quick);
         self
     }
 

@@ -10,7 +10,7 @@ use std::{
     time::Instant,
 };
 
-use super::{Forwarder, Running, Site, StartError, free_port};
+use super::site::{Forwarder, Running, Site, StartError, free_port};
 use crate::process::{Process, ProcessError};
 
 /// nginx allocates all of its connections at the start; more than this would only cost memory.

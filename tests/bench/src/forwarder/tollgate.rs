@@ -14,7 +14,7 @@ use std::{
 use serde_json::{Value, json};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use super::{Forwarder, Running, Site, StartError};
+use super::site::{Forwarder, Running, Site, StartError};
 use crate::process::Process;
 
 /// The token that the load generator presents. The other forwarders pass it on unread.

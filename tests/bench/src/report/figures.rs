@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 
 use serde_json::{Value, json};
 
-use crate::report::Spread;
+use super::spread::Spread;
 
 /// The limit of a reload in milliseconds.
 const RELOAD_AIM_MS: f64 = 150.0;
