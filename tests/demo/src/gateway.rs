@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tokio::process::{Child, Command};
 
-use crate::Outcome;
+use crate::outcome::Outcome;
 use crate::scene::Scene;
 
 const READY_WAIT_MAX: Duration = Duration::from_secs(60);

@@ -5,6 +5,7 @@
 
 mod gateway;
 mod ledger;
+mod outcome;
 mod scene;
 mod table;
 mod tour;
@@ -14,11 +15,9 @@ use std::io;
 use std::process::ExitCode;
 
 use gateway::Gateway;
+use outcome::Outcome;
 use scene::Scene;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-
-/// The result of a step. A failure names the step and its expectation.
-type Outcome<T> = Result<T, String>;
 
 #[tokio::main]
 async fn main() -> ExitCode {

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::Outcome;
+use crate::outcome::Outcome;
 
 /// Lines of a log that go into an error.
 const TAIL_LINES: usize = 20;

@@ -3,9 +3,9 @@
 
 use scripted_upstream::Reply;
 
-use crate::Outcome;
 use crate::gateway::Gateway;
 use crate::ledger::Ledger;
+use crate::outcome::Outcome;
 use crate::scene::{Credential, Scene, USERS};
 use crate::table;
 use crate::visitor::{Session, Turn, Visitor};

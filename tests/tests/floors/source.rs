@@ -4,9 +4,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A source file of the host.
+/// A source file of a crate.
 pub(crate) struct Source {
-    /// Its path below `host/src`.
+    /// Its path below the folder of the crate's sources.
     pub(crate) path: String,
     pub(crate) text: String,
     /// The text with blanks in place of comments, strings and characters.
@@ -35,7 +35,42 @@ pub(crate) fn repository() -> PathBuf {
 
 /// The sources below `host/src`, in the order of their paths.
 pub(crate) fn host_sources() -> Vec<Source> {
-    let root = repository().join("host/src");
+    let sources = sources(HOST);
+    assert!(sources.len() > 30, "only {} sources", sources.len());
+    sources
+}
+
+/// The folder of the host's sources.
+pub(crate) const HOST: &str = "host/src";
+
+/// The folders of the sources of the crates around the host: what guests, the rig, the peers of a
+/// test and each test binary are made of.
+pub(crate) fn folders_of_other_crates() -> Vec<String> {
+    const BINARIES: &str = "tests/tests";
+    let mut folders = [
+        "guest-sdk/src",
+        "tests/src",
+        "tests/upstream/src",
+        "tests/bench/src",
+        "tests/demo/src",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    let binaries = fs::read_dir(repository().join(BINARIES)).expect("a folder can be read");
+    for entry in binaries {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            folders.push(format!("{BINARIES}/{name}"));
+        }
+    }
+    folders.sort();
+    folders
+}
+
+/// The sources below a folder of the repository, in the order of their paths.
+pub(crate) fn sources(folder: &str) -> Vec<Source> {
+    let root = repository().join(folder);
     let sources: Vec<Source> = files(&root)
         .into_iter()
         .filter(|path| path.ends_with(".rs"))
@@ -44,7 +79,7 @@ pub(crate) fn host_sources() -> Vec<Source> {
             Source::new(&path, &text)
         })
         .collect();
-    assert!(sources.len() > 30, "only {} sources", sources.len());
+    assert!(!sources.is_empty(), "{folder} has no sources");
     sources
 }
 
