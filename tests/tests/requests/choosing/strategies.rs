@@ -19,10 +19,10 @@ async fn served_each(
 }
 
 /// A member of a pool: its plan, its fields and its standing.
-type Member = (&'static str, Value, Standing);
+type MemberCase = (&'static str, Value, Standing);
 
 /// A name, the two members of a pool, and which of them is chosen.
-type PairCase = (&'static str, [Member; 2], usize);
+type PairCase = (&'static str, [MemberCase; 2], usize);
 
 /// Starts a gateway with a pool `poolN` of `cNm0` and `cNm1`, and a user `teamN`, for each case.
 async fn start_pairs(cases: &[PairCase]) -> (Rig, Client) {
