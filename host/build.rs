@@ -1,5 +1,5 @@
 //! Builds the shipped policies for wasm32-wasip2, so that the crate can embed them. They are built
-//! by the cargo that builds this crate, in a target folder of their own that all profiles share.
+//! by the cargo that builds this crate, in a separate target folder that all profiles share.
 
 use std::env;
 use std::fs;

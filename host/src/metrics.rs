@@ -26,7 +26,7 @@ use crate::values::exchange::counts::TokenCounts;
 use crate::values::exchange::money::ResponseCost;
 use crate::values::exchange::{AttemptOutcome, LedgerRow};
 
-/// How many models have series of their own names.
+/// How many models have series with their names.
 const MODELS_MAX: usize = 64;
 
 /// The label of models beyond [`MODELS_MAX`].
@@ -74,7 +74,7 @@ pub(crate) struct Metrics {
     cost: AmountFamily,
     unpriced: CountFamily,
     upstream_errors: CountFamily,
-    /// The models that have series of their own names.
+    /// The models that have series with their names.
     models: Mutex<HashSet<String>>,
 }
 

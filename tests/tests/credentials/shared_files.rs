@@ -62,7 +62,7 @@ async fn a_limit_counts_for_every_service_of_the_file() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn entries_of_one_file_have_caps_of_their_own_and_one_capacity() {
+async fn entries_of_one_file_have_separate_caps_and_one_capacity() {
     let mut rig = Rig::new().await;
     let reserved = rig.oauth("a");
     let mut whole = reserved.clone();

@@ -10,7 +10,7 @@ use crate::ratchet::check_ratchet;
 use crate::source::{files, is_of_word, repository};
 
 /// Words and phrases to avoid, in lower case. They also count in names, with `_` between the words.
-const AVOIDED: [&str; 16] = [
+const AVOIDED: [&str; 17] = [
     "whoever",
     "nobody",
     "somebody",
@@ -19,6 +19,7 @@ const AVOIDED: [&str; 16] = [
     "is told",
     "one that",
     "of its own",
+    "of their own",
     "what serves",
     "for so long",
     "dear",
@@ -35,7 +36,17 @@ const ANSWERS: &str = "Answers";
 /// Files that list the words to avoid.
 const LISTS: [&str; 2] = ["tests/tests/floors/words.rs", "docs/style.md"];
 
-const ENDINGS: [&str; 6] = [".rs", ".md", ".mjs", ".py", ".toml", ".wit"];
+const ENDINGS: [&str; 13] = [
+    ".json", ".jsonc", ".md", ".mjs", ".py", ".rs", ".service", ".toml", ".txt", ".wat", ".wit",
+    ".yaml", ".yml",
+];
+
+/// Whether the file at `path` is text that a person reads: by its ending, or as a script, which has
+/// none.
+fn is_text(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    !name.contains('.') || ENDINGS.iter().any(|ending| name.ends_with(ending))
+}
 
 /// Counts the avoided words of a text. A phrase may go over lines of one comment.
 fn count(text: &str) -> usize {
@@ -56,7 +67,7 @@ fn unwrapped(text: &str) -> String {
     let mut prose = String::with_capacity(text.len());
     let mut last_mark = "";
     for line in text.lines().map(str::trim) {
-        let mark = ["///", "//!", "//", "#", ">"]
+        let mark = ["///", "//!", "//", ";;", "#", ">"]
             .into_iter()
             .find(|mark| line.starts_with(mark))
             .unwrap_or_default();
@@ -88,12 +99,15 @@ fn counts() -> BTreeMap<String, usize> {
     let root = repository();
     let mut counts = BTreeMap::new();
     for path in files(&root) {
-        let is_read = path == "Makefile" || ENDINGS.iter().any(|ending| path.ends_with(ending));
-        if !is_read || LISTS.contains(&&*path) {
+        if LISTS.contains(&&*path) {
             continue;
         }
-        let text = fs::read_to_string(root.join(&path)).expect("a file can be read");
-        let count = count(&text);
+        // The names of folders and files are read of all.
+        let mut count = count(&path.replace('-', " "));
+        if is_text(&path) {
+            let bytes = fs::read(root.join(&path)).expect("a file can be read");
+            count += self::count(&String::from_utf8_lossy(&bytes));
+        }
         if count > 0 {
             counts.insert(path, count);
         }
@@ -119,4 +133,15 @@ fn the_check_counts_phrases_over_lines_and_words_alone() {
     assert_eq!(count("one\n// that, dearth, anewer, nobodys"), 0);
     assert_eq!(count("fn it_is_told(what_serves: u8) { own_of_its }"), 2);
     assert_eq!(count("# A thing of its\n# own\n\nand one\nthat"), 2);
+}
+
+#[test]
+fn the_check_reads_texts_and_scripts() {
+    for path in ["a/b.rs", "a.jsonc", "b.wat", "Makefile", "a/run", "ci.yml"] {
+        assert!(is_text(path), "{path}");
+    }
+    for path in ["a.wasm", "a.b/c.lock", ".gitignore"] {
+        assert!(!is_text(path), "{path}");
+    }
+    assert_eq!(count(";; Whether nobody\n;; is of their\n;; own"), 2);
 }

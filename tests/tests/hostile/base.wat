@@ -17,6 +17,6 @@
     (local.get $at))
   (func $done (global.set $next (i32.const 4096)))
   (func (export "tollgate:policy/lifecycle@0.1.0#describe") (result i32) (i32.const 0))
-  ;; Whether nobody asks: the first string is empty.
+  ;; Whether there is no user: the first string is empty.
   (func $is_trial (param $strings i32) (result i32) (i32.eqz (i32.load offset=4 (local.get $strings))))
   ;; The text of a guest.

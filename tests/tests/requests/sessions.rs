@@ -298,7 +298,7 @@ async fn a_session_whose_credential_was_removed_from_the_configuration_starts_ov
     assert_eq!(
         rig.credential("a").await["sessions"],
         1,
-        "it lives there now"
+        "it is served there now"
     );
     rig.stop().await;
 }

@@ -1,4 +1,5 @@
-//! WebSocket: whom a handshake goes to, by the kind of its credential and by what keeps one from taking it.
+//! WebSocket: which upstream gets a handshake, by the kind of its credential and by what prevents
+//! it.
 
 use http::StatusCode;
 use serde_json::{Value, json};

@@ -3,7 +3,7 @@
 //!
 //! Owns when a connection is made, and made again. Does not know what happens to a request.
 //! Invariant: each credential that asks for a connection has one task, which lasts until the
-//! credential or the gateway goes.
+//! credential is removed or the gateway stops.
 
 use std::pin::pin;
 use std::sync::Arc;

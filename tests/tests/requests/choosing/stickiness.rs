@@ -225,7 +225,7 @@ async fn a_session_moves_when_its_credential_is_further_used_than_the_threshold_
     assert_eq!(
         served(&rig, &alice, &turn("one")).await,
         "b",
-        "and lives there from now on"
+        "and stays there from now on"
     );
     rig.stop().await;
 }

@@ -3,7 +3,7 @@
 //!
 //! Both sides are here. The old process starts the new one with a channel as its standard input and
 //! sends what it hands over. The new process says that it is ready when it accepts connections. Then
-//! the old one gives up its duties, says so, and lives until its requests have ended. Invariant:
+//! the old one gives up its duties, says so, and runs until its requests have ended. Invariant:
 //! until the new process is ready, the old one has given up nothing.
 
 use std::env;

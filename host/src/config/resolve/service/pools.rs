@@ -169,8 +169,8 @@ impl PollIntervals {
         }
     }
 
-    /// Sets the intervals of credentials in files; other gateways have a `poll_interval` of their
-    /// own.
+    /// Sets the intervals of credentials in files. An external credential has a field
+    /// `poll_interval`.
     fn apply(self, credentials: &mut [CredentialConfig]) {
         for (member, interval) in self.0 {
             if !is_external(&credentials[member]) {
