@@ -29,14 +29,32 @@ struct NamedFile {
     path: String,
 }
 
-/// Returns the files that `text` names. Of Rust, only comments are read.
-fn named_files(text: &str, is_rust: bool) -> Vec<NamedFile> {
+/// Which part of a file is prose.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Prose {
+    All,
+    Comments,
+}
+
+impl Prose {
+    /// Of Rust, only comments are read.
+    fn of_file(path: &str) -> Self {
+        if path.ends_with(".rs") {
+            Self::Comments
+        } else {
+            Self::All
+        }
+    }
+}
+
+/// Returns the files that the prose of `text` names.
+fn named_files(text: &str, read: Prose) -> Vec<NamedFile> {
     let mut found = Vec::new();
     for (number, line) in text.lines().enumerate() {
-        let prose = match (is_rust, line.find("//")) {
-            (false, _) => line,
-            (true, Some(at)) => &line[at..],
-            (true, None) => continue,
+        let prose = match (read, line.find("//")) {
+            (Prose::All, _) => line,
+            (Prose::Comments, Some(at)) => &line[at..],
+            (Prose::Comments, None) => continue,
         };
         for word in prose.split(|letter: char| !is_of_path(letter)) {
             let word = word.trim_matches(['.', ':', '-']);
@@ -92,15 +110,14 @@ fn files_named_in_comments_and_documents_exist() {
     let paths: BTreeSet<String> = files(&root).into_iter().collect();
     let mut missing = Vec::new();
     for place in &paths {
-        let is_rust = place.ends_with(".rs");
         // The changelog may name files that were removed, and the tests in this file name files
         // that do not exist.
-        let is_read = is_rust || place.ends_with(".md") && place != "CHANGELOG.md";
+        let is_read = place.ends_with(".rs") || place.ends_with(".md") && place != "CHANGELOG.md";
         if !is_read || place == "tests/tests/floors/paths.rs" {
             continue;
         }
         let text = std::fs::read_to_string(root.join(place)).expect("a file can be read");
-        for NamedFile { line, path } in named_files(&text, is_rust) {
+        for NamedFile { line, path } in named_files(&text, Prose::of_file(place)) {
             if !exists(&paths, place, &path) {
                 missing.push(format!("{place}:{line}: there is no {path}"));
             }
@@ -112,7 +129,7 @@ fn files_named_in_comments_and_documents_exist() {
 #[test]
 fn the_check_reads_plain_names_in_comments_alone() {
     let text = "let a = \"x/y.rs\"; // See `a/b.rs`, c.md. And <x>/d.rs, e/*.rs, https://f.md/g.md\n//! (h.toml)";
-    let found: Vec<(usize, String)> = named_files(text, true)
+    let found: Vec<(usize, String)> = named_files(text, Prose::Comments)
         .into_iter()
         .map(|named| (named.line, named.path))
         .collect();

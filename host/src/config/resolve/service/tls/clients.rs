@@ -16,6 +16,13 @@ const MODE: &str = "client_authentication";
 /// The digests of public keys.
 const PUBLIC_KEYS: &str = "client_certificate_public_key_sha256";
 
+/// Whether there is something to verify the certificates of clients with.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum VerificationMeans {
+    Configured,
+    Missing,
+}
+
 /// Returns how clients authenticate, or `None` if they are not asked to.
 pub(super) fn client_authentication(
     path: &ConfigPath,
@@ -24,9 +31,13 @@ pub(super) fn client_authentication(
 ) -> Option<ClientAuthentication> {
     let authorities = authorities(path, raw, report);
     let public_keys = public_keys(path, raw, report);
-    let has_means = !authorities.is_empty() || !raw_public_keys(raw).is_empty();
-    let mode = mode(path, raw, has_means, report)?;
-    if mode.verifies() && !has_means {
+    let means = if authorities.is_empty() && raw_public_keys(raw).is_empty() {
+        VerificationMeans::Missing
+    } else {
+        VerificationMeans::Configured
+    };
+    let mode = mode(path, raw, means, report)?;
+    if mode.verifies() && means == VerificationMeans::Missing {
         let message = format!(
             "{:?} needs client_certificate, client_certificate_path or {PUBLIC_KEYS}",
             mode.as_str()
@@ -49,12 +60,12 @@ pub(super) fn client_authentication(
 fn mode(
     path: &ConfigPath,
     raw: &RawTls,
-    has_means: bool,
+    means: VerificationMeans,
     report: &mut ProblemReport,
 ) -> Option<ClientAuthenticationMode> {
     let field = path.key(MODE);
     let Some(name) = field::non_empty(raw.client_authentication.as_deref()) else {
-        if !has_means {
+        if means == VerificationMeans::Missing {
             return None;
         }
         let message = "not set: \"require-and-verify\", because there is something to verify with";
@@ -62,7 +73,7 @@ fn mode(
         return Some(ClientAuthenticationMode::RequireAndVerify);
     };
     if name == "no" {
-        if has_means {
+        if means == VerificationMeans::Configured {
             let message = "\"no\": clients are not asked for certificates, and the fields that verify them have no effect";
             report.warning(field, message);
         }
