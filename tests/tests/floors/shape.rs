@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::ratchet::check_ratchet;
-use crate::source::{Source, host_sources};
+use crate::source::{Source, host_sources, is_of_word, tokens, without_tests};
 use crate::{check_known, check_none};
 
 /// The most lines of a file of the host.
@@ -11,6 +11,12 @@ const LINES_MAX: usize = 700;
 
 /// Longer files of today. This list may only shrink.
 const KNOWN_LONG: &[&str] = &[];
+
+/// The most lines of a function of the host, from `fn` to its closing brace.
+const FUNCTION_LINES_MAX: usize = 70;
+
+/// Longer functions of today. This list may only shrink.
+const KNOWN_LONG_FUNCTIONS: &[&str] = &["server.rs: start_from", "tls.rs: new"];
 
 /// The most files of a folder of the host, except that of the floors.
 const FILES_MAX: usize = 10;
@@ -80,7 +86,7 @@ fn item_name(line: &str) -> String {
         "pub", "crate", "super", "fn", "struct", "enum", "const", "static", "async", "type", "mod",
         "trait",
     ];
-    line.split(|letter: char| !crate::source::is_of_word(letter))
+    line.split(|letter: char| !is_of_word(letter))
         .find(|word| !word.is_empty() && !BEFORE.contains(word))
         .unwrap_or_default()
         .to_owned()
@@ -109,7 +115,7 @@ fn words(text: &str) -> Vec<String> {
     // What is left of "user's".
     words.retain(|word| word != "s");
     for word in &mut words {
-        if word.len() > 3 && word.ends_with('s') {
+        if word.len() > 3 && word.ends_with('s') && !FILLERS.contains(&&**word) {
             word.pop();
         }
     }
@@ -127,6 +133,57 @@ fn no_file_of_the_host_is_too_long() {
         long,
         KNOWN_LONG.iter().map(|path| (*path).to_owned()).collect(),
     );
+}
+
+/// Returns the functions that have more than `max` lines.
+fn long_functions(source: &Source, max: usize) -> Vec<String> {
+    let code = without_tests(&source.code);
+    let tokens = tokens(&code);
+    let mut found = Vec::new();
+    for (at, (begin, token)) in tokens.iter().enumerate() {
+        let Some((_, name)) = tokens.get(at + 1) else {
+            break;
+        };
+        if *token != "fn" || !name.starts_with(is_of_word) {
+            continue;
+        }
+        let mut depth = 0_usize;
+        let end = tokens[at..].iter().find(|(_, token)| {
+            match *token {
+                "{" | "(" | "[" => depth += 1,
+                "}" | ")" | "]" => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+            depth == 0 && ["}", ";"].contains(token)
+        });
+        if end.is_some_and(|(end, _)| end - begin + 1 > max) {
+            found.push(format!("{}: {name}", source.path));
+        }
+    }
+    found
+}
+
+#[test]
+fn no_function_of_the_host_is_too_long() {
+    let sources = host_sources();
+    let read = sources.iter().filter(|source| !source.is_test());
+    check_known(
+        read.flat_map(|source| long_functions(source, FUNCTION_LINES_MAX))
+            .collect(),
+        KNOWN_LONG_FUNCTIONS
+            .iter()
+            .map(|name| (*name).to_owned())
+            .collect(),
+    );
+}
+
+#[test]
+fn the_check_counts_the_lines_of_functions() {
+    let text = "fn a(n: [u8; 1]) {\n  b(|| {\n  });\n}\ntrait T {\n  fn c(\n  );\n  fn d() {}\n}\n\
+        #[cfg(test)]\nmod tests {\n  fn e() {\n\n\n  }\n}";
+    let source = Source::new("a.rs", text);
+    assert_eq!(long_functions(&source, 3), ["a.rs: a"]);
+    assert_eq!(long_functions(&source, 4), [""; 0]);
 }
 
 #[test]
@@ -190,7 +247,7 @@ fn the_check_finds_comments_that_repeat_a_name() {
         [
             "a.rs:1: /// The user's tags.",
             "a.rs:8: /// A service tier",
-            "a.rs:14: /// The user tags of this user."
+            "a.rs:13: /// The user tags of this user."
         ]
     );
 }
