@@ -6,6 +6,7 @@
 //! of the kind [`Unsupported`](std::io::ErrorKind::Unsupported) or, if it only makes something
 //! better, does nothing.
 
+mod terms;
 #[cfg(unix)]
 mod unix;
 #[cfg(windows)]
@@ -32,31 +33,4 @@ pub(crate) use system::sockets::{
     into_stdin, is_of_this_user, peek, receive_descriptors, send_descriptors, share_port,
     socket_path, unix_listener,
 };
-
-/// Why a file cannot be replaced by a rename, although its folder is writable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(
-    not(target_os = "linux"),
-    expect(dead_code, reason = "only Linux tells")
-)]
-pub(crate) enum FixedFile {
-    /// The file itself is a mount point.
-    Mounted,
-    /// It is marked as immutable or append-only.
-    Immutable,
-}
-
-/// What the service manager learns (`sd_notify(3)`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ServiceState {
-    /// All listeners accept connections, or a reload has ended.
-    Ready,
-    /// The configuration is being read again.
-    Reloading,
-    /// The gateway is shutting down.
-    Stopping,
-    /// The process with this id succeeds the gateway's.
-    Successor(u32),
-    /// The runtime works.
-    Alive,
-}
+pub(crate) use terms::{FixedFile, ServiceNotice};

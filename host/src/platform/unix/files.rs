@@ -9,7 +9,7 @@ use std::path::Path;
 
 use rustix::process::geteuid;
 
-use crate::platform::FixedFile;
+use crate::platform::terms::FixedFile;
 
 /// The mode of a file that only its owner may use.
 const PRIVATE_FILE: u32 = 0o600;
@@ -49,8 +49,8 @@ impl AccessOptions for OpenOptions {
     }
 }
 
-/// Creates the folder at `path`, and those above it, for its owner alone. One that exists stays as
-/// it is.
+/// Creates the folder at `path`, and those above it, for its owner alone. An existing folder stays
+/// as it is.
 ///
 /// # Errors
 /// It cannot be created.
@@ -71,7 +71,7 @@ pub(crate) fn is_socket(kind: FileType) -> bool {
     kind.is_socket()
 }
 
-/// Returns whether a file belongs to this user and nobody else may write to it.
+/// Returns whether a file belongs to this user, who alone may write to it.
 pub(crate) fn is_writable_by_us_only(meta: &Metadata) -> bool {
     meta.uid() == geteuid().as_raw() && meta.mode() & WRITABLE_BY_OTHERS == 0
 }
@@ -94,7 +94,7 @@ pub(crate) fn keep_access(file: &File, old: &Metadata) -> io::Result<()> {
 /// Sets who may use a file.
 ///
 /// # Errors
-/// The file belongs to somebody else.
+/// The file belongs to another user.
 pub(crate) fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
     fs::set_permissions(path, Permissions::from_mode(mode))
 }

@@ -7,21 +7,21 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 
 use super::sockets::Descriptor;
-use crate::platform::ServiceState;
+use crate::platform::terms::ServiceNotice;
 
 /// Tells the service manager, if there is one.
 ///
 /// # Errors
 /// It cannot be reached.
-pub(crate) fn notify(state: ServiceState) -> io::Result<()> {
+pub(crate) fn notify(state: ServiceNotice) -> io::Result<()> {
     match state {
-        ServiceState::Ready => sd_notify::notify(&[NotifyState::Ready]),
-        ServiceState::Reloading => {
+        ServiceNotice::Ready => sd_notify::notify(&[NotifyState::Ready]),
+        ServiceNotice::Reloading => {
             sd_notify::notify(&[NotifyState::Reloading, NotifyState::monotonic_usec_now()?])
         }
-        ServiceState::Stopping => sd_notify::notify(&[NotifyState::Stopping]),
-        ServiceState::Successor(id) => sd_notify::notify(&[NotifyState::MainPid(id)]),
-        ServiceState::Alive => sd_notify::notify(&[NotifyState::Watchdog]),
+        ServiceNotice::Stopping => sd_notify::notify(&[NotifyState::Stopping]),
+        ServiceNotice::Successor(id) => sd_notify::notify(&[NotifyState::MainPid(id)]),
+        ServiceNotice::Alive => sd_notify::notify(&[NotifyState::Watchdog]),
     }
 }
 

@@ -4,7 +4,7 @@ use std::fs::{DirBuilder, File, FileType, Metadata, OpenOptions};
 use std::io;
 use std::path::Path;
 
-use crate::platform::FixedFile;
+use crate::platform::terms::FixedFile;
 
 /// How a file is opened.
 pub(crate) trait AccessOptions {

@@ -4,11 +4,11 @@ use std::io;
 use std::time::Duration;
 
 use super::sockets::Descriptor;
-use crate::platform::ServiceState;
+use crate::platform::terms::ServiceNotice;
 
-/// Without effect.
+/// Does nothing: there is no service manager.
 #[expect(clippy::unnecessary_wraps, reason = "other systems can fail")]
-pub(crate) fn notify(_: ServiceState) -> io::Result<()> {
+pub(crate) fn notify(_: ServiceNotice) -> io::Result<()> {
     Ok(())
 }
 

@@ -7,11 +7,11 @@ use tokio::signal::windows::{CtrlBreak, CtrlC, ctrl_break, ctrl_c};
 
 /// An event that this process handles from now on.
 pub(crate) enum ProcessSignal {
-    /// Ctrl-C.
+    /// The console asks the process to stop what it does.
     CtrlC(CtrlC),
-    /// Ctrl-Break.
+    /// The console asks the process to end.
     CtrlBreak(CtrlBreak),
-    /// One that this system does not have.
+    /// A signal that this system does not have.
     None,
 }
 
@@ -26,7 +26,7 @@ impl ProcessSignal {
     }
 }
 
-/// Ctrl-Break.
+/// Returns the events of Ctrl-Break.
 ///
 /// # Errors
 /// The system refuses.
@@ -34,7 +34,7 @@ pub(crate) fn terminate() -> io::Result<ProcessSignal> {
     ctrl_break().map(ProcessSignal::CtrlBreak)
 }
 
-/// Ctrl-C.
+/// Returns the events of Ctrl-C.
 ///
 /// # Errors
 /// The system refuses.

@@ -7,26 +7,26 @@ use std::future::pending;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::files::io_reason;
-use crate::platform::{self, ServiceState, watchdog_interval};
+use crate::platform::{self, ServiceNotice, watchdog_interval};
 
 /// All listeners accept connections, or a reload has ended.
 pub(super) fn notify_ready() {
-    notify(ServiceState::Ready);
+    notify(ServiceNotice::Ready);
 }
 
 /// The configuration is being read again.
 pub(super) fn notify_reloading() {
-    notify(ServiceState::Reloading);
+    notify(ServiceNotice::Reloading);
 }
 
 /// The gateway is shutting down.
 pub(super) fn notify_stopping() {
-    notify(ServiceState::Stopping);
+    notify(ServiceNotice::Stopping);
 }
 
 /// The process `id` succeeds this one.
 pub(super) fn notify_successor(id: u32) {
-    notify(ServiceState::Successor(id));
+    notify(ServiceNotice::Successor(id));
 }
 
 /// Tells the service manager's watchdog that the runtime works, twice in its interval, for ever.
@@ -38,11 +38,11 @@ pub(super) async fn ping_watchdog() {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        notify(ServiceState::Alive);
+        notify(ServiceNotice::Alive);
     }
 }
 
-fn notify(state: ServiceState) {
+fn notify(state: ServiceNotice) {
     if let Err(error) = platform::notify(state) {
         tracing::warn!(error = io_reason(&error), "service manager not notified");
     }
