@@ -184,6 +184,7 @@ fn protocol_names(alpn: &[&str]) -> Vec<Vec<u8>> {
 pub(crate) struct UpstreamTls {
     /// The certificate that the gateway must trust.
     pub(crate) root: String,
+    pub(crate) certificate: Certificate,
     pub(crate) server: Arc<ServerConfig>,
 }
 
@@ -193,5 +194,6 @@ pub(crate) static UPSTREAM_TLS: LazyLock<UpstreamTls> = LazyLock::new(|| {
     UpstreamTls {
         root: authority.pem,
         server: certificate.server(&["h2", "http/1.1"]),
+        certificate,
     }
 });

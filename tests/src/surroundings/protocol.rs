@@ -3,6 +3,7 @@
 
 use http::Version;
 use scripted_upstream::TlsOptions;
+use serde_json::{Value, json};
 
 use crate::clients::authority::UPSTREAM_TLS;
 
@@ -38,6 +39,29 @@ impl Protocol {
         match self {
             Self::Http1 => Version::HTTP_11,
             Self::Http2 => Version::HTTP_2,
+        }
+    }
+
+    /// Returns the field `tls` of a service that speaks this protocol alone with another gateway.
+    /// The gateway of a rig trusts its certificate.
+    pub fn service_tls(self) -> Value {
+        let certificate = &UPSTREAM_TLS.certificate;
+        match self {
+            Self::Http1 => json!({ "enabled": false }),
+            Self::Http2 => json!({
+                "enabled": true,
+                "certificate": certificate.pem,
+                "key": certificate.key,
+                "alpn": "h2",
+            }),
+        }
+    }
+
+    /// Returns the scheme of its URLs.
+    pub fn scheme(self) -> &'static str {
+        match self {
+            Self::Http1 => "http",
+            Self::Http2 => "https",
         }
     }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use http::StatusCode;
 use serde_json::{Value, json};
 use tollgate_tests::upstream::{Reply, Standing, WAIT_MAX};
-use tollgate_tests::{Answer, Client, Rig, unix_in, user, wait_for_rows};
+use tollgate_tests::{Answer, Client, Protocol, Rig, unix_in, user, wait_for_rows};
 
 /// The token that this gateway presents to the other one.
 const TOKEN: &str = "token-front";
@@ -36,26 +36,27 @@ fn users() -> [Value; 2] {
 /// Starts the other gateway, with accounts `r0`, `r1`, … of these standings in a pool, and this
 /// gateway's user. Returns its address once it knows the standings.
 async fn remote(standings: &[Standing]) -> (Rig, String) {
-    let mut rig = Rig::new().await;
+    let rig = Rig::new().await;
     let tags: Vec<String> = (0..standings.len())
         .map(|place| format!("r{place}"))
         .collect();
     let mut credentials: Vec<Value> = tags.iter().map(|tag| rig.oauth(tag)).collect();
-    let weight: f64 = standings
-        .iter()
-        .map(|standing| if standing.plan == "pro" { 10.0 } else { 1.0 })
-        .sum();
-    let mut used = 0.0;
     for (tag, standing) in tags.iter().zip(standings) {
         rig.account(tag).set_standing(standing.clone());
-        used += standing.weekly.used_percent / standings.len() as f64;
     }
     credentials.push(json!({ "tag": "pool", "type": "balancer", "credentials": tags }));
     let front = json!({ "name": "front", "token": TOKEN, "credential": "pool" });
     let config = rig.config(json!({ "credentials": credentials, "users": [front] }));
-    let client = rig.start(config).await;
-    wait_for_status(&client.token(TOKEN), used + 1.0, weight).await;
-    (rig, format!("http://{}", client.address()))
+    started(rig, config).await
+}
+
+/// Starts the gateway of `rig`, which speaks the protocol of the running scenario, and waits for
+/// its first polls. Returns its address.
+async fn started(mut rig: Rig, mut config: Value) -> (Rig, String) {
+    let protocol = Protocol::current();
+    config["services"][0]["tls"] = protocol.service_tls();
+    let address = rig.start_polled(config).await.address();
+    (rig, format!("{}://{address}", protocol.scheme()))
 }
 
 /// Waits until the status reports this weekly usage and this weight.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use http::StatusCode;
 use serde_json::{Value, json};
 use tollgate_tests::upstream::{Gate, Reply};
-use tollgate_tests::{Client, Mounted, Rig, rows, turn, wait_for_rows};
+use tollgate_tests::{Client, Mounted, Rig, over_both, rows, turn, wait_for_rows};
 
 /// A ledger of a few dozen rows.
 const LEDGER_BYTES: u64 = 96 * 1024;
@@ -41,7 +41,7 @@ fn recorded(rig: &Rig) -> BTreeSet<String> {
     ids
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_full_ledger_in_refuse_mode_answers_503_and_loses_no_completed_response);
 async fn a_full_ledger_in_refuse_mode_answers_503_and_loses_no_completed_response() {
     let mut rig = Rig::new().await;
     let config = small(rig.team(&["a"], json!({})), "refuse");
@@ -84,7 +84,7 @@ async fn a_full_ledger_in_refuse_mode_answers_503_and_loses_no_completed_respons
     assert!(lost.is_empty(), "seen whole and not recorded: {lost:?}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_full_ledger_in_serve_mode_keeps_serving_and_logs_further_rows);
 async fn a_full_ledger_in_serve_mode_keeps_serving_and_logs_further_rows() {
     let rig = Rig::new().await;
     let config = small(rig.team(&["a"], json!({})), "serve");
@@ -140,7 +140,7 @@ async fn a_full_ledger_in_serve_mode_keeps_serving_and_logs_further_rows() {
 /// A disk of which a ledger of a few rows takes the half.
 const DISK_BYTES: usize = 1 << 20;
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_full_disk_loses_no_completed_response_and_requests_succeed_once_it_has_space);
 async fn a_full_disk_loses_no_completed_response_and_requests_succeed_once_it_has_space() {
     let mut rig = Rig::new().await;
     let Some(disk) = Mounted::new(&rig.path("data"), DISK_BYTES) else {
@@ -202,7 +202,7 @@ async fn a_full_disk_loses_no_completed_response_and_requests_succeed_once_it_ha
     assert!(lost.is_empty(), "seen whole and not recorded: {lost:?}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_full_queue_refuses_the_next_request_and_serves_it_after_the_first_has_ended);
 async fn a_full_queue_refuses_the_next_request_and_serves_it_after_the_first_has_ended() {
     let mut rig = Rig::new().await;
     let mut config = rig.team(&["a"], json!({}));
@@ -228,7 +228,7 @@ async fn a_full_queue_refuses_the_next_request_and_serves_it_after_the_first_has
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(queue_capacity_is_released_before_the_response_is_complete);
 async fn queue_capacity_is_released_before_the_response_is_complete() {
     let mut rig = Rig::new().await;
     let mut config = rig.team(&["a"], json!({}));
@@ -248,7 +248,7 @@ async fn queue_capacity_is_released_before_the_response_is_complete() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(rejected_requests_use_no_queue_capacity);
 async fn rejected_requests_use_no_queue_capacity() {
     let mut rig = Rig::new().await;
     let mut config = rig.team(&["a"], json!({}));

@@ -12,7 +12,8 @@ use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use tollgate_tests::upstream::{Gate, Reply, SocketReply};
 use tollgate_tests::{
-    Client, Conduct, OWN, Rig, Row, ask_socket, binary, marked_pricer, rows, turn, wait_for_rows,
+    Client, Conduct, OWN, Rig, Row, ask_socket, binary, marked_pricer, over_both, rows, turn,
+    wait_for_rows,
 };
 
 fn fine(nanousd: u64) -> Vec<u8> {
@@ -180,7 +181,7 @@ async fn a_file_replaced_by_the_same_bytes_creates_no_generation() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_stream_is_priced_by_the_generation_that_it_began_with);
 async fn a_stream_is_priced_by_the_generation_that_it_began_with() {
     let mut rig = Rig::new().await;
     let client = rig.start_priced(json!({})).await;

@@ -3,7 +3,7 @@
 use http::StatusCode;
 use serde_json::{Value, json};
 use tollgate_tests::peer::Peer;
-use tollgate_tests::{Client, Rig, Row, guest, turn, unix_in, wait_for_rows};
+use tollgate_tests::{Client, Rig, Row, guest, over_both, turn, unix_in, wait_for_rows};
 
 fn policy(kind: &str, fault: &str) -> Value {
     json!({
@@ -43,7 +43,7 @@ async fn one_row(rig: &mut Rig) -> Row {
     rows.into_iter().next().expect("one row")
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(the_shipped_balancer_replaces_a_failing_one_at_once);
 async fn the_shipped_balancer_replaces_a_failing_one_at_once() {
     for fault in ["panic", "loop", "grow", "recurse", "unusable"] {
         let mut rig = Rig::new().await;
@@ -97,7 +97,7 @@ async fn a_balancer_may_choose_no_credential() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_failing_rewriter_refuses_the_request_and_upstream_sees_nothing);
 async fn a_failing_rewriter_refuses_the_request_and_upstream_sees_nothing() {
     for fault in [
         "panic",
@@ -121,7 +121,7 @@ async fn a_failing_rewriter_refuses_the_request_and_upstream_sees_nothing() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_failing_rewriter_that_may_be_skipped_leaves_no_edit);
 async fn a_failing_rewriter_that_may_be_skipped_leaves_no_edit() {
     for fault in ["panic", "reserved", "new-line", "huge", "many"] {
         let mut rig = Rig::new().await;
@@ -139,7 +139,7 @@ async fn a_failing_rewriter_that_may_be_skipped_leaves_no_edit() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_rewriter_may_reject_a_request_with_a_status_and_message);
 async fn a_rewriter_may_reject_a_request_with_a_status_and_message() {
     let mut rig = Rig::new().await;
     let client = faulty(&mut rig, "rewriter", "refuse", json!({})).await;
@@ -149,9 +149,9 @@ async fn a_rewriter_may_reject_a_request_with_a_status_and_message() {
     rig.stop().await;
 }
 
+over_both!(the_rest_of_a_large_body_is_drained_when_a_rewriter_refuses_it);
 /// The client is still sending when the rewriter refuses: the gateway reads on, so that the client
 /// sees the whole refusal and can use the connection again.
-#[tokio::test(flavor = "multi_thread")]
 async fn the_rest_of_a_large_body_is_drained_when_a_rewriter_refuses_it() {
     let mut rig = Rig::new().await;
     let mut config = rig.team(&["a"], json!({}));
@@ -293,7 +293,7 @@ async fn configured_headers_are_on_a_handshake_and_do_not_hide_its_credential() 
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_rewriter_that_breaks_a_response_refuses_it);
 async fn a_rewriter_that_breaks_a_response_refuses_it() {
     let mut rig = Rig::new().await;
     let client = faulty(&mut rig, "rewriter", "response", json!({})).await;
@@ -302,7 +302,7 @@ async fn a_rewriter_that_breaks_a_response_refuses_it() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(no_policy_sees_a_credential);
 async fn no_policy_sees_a_credential() {
     let mut rig = Rig::new().await;
     let client = faulty(&mut rig, "rewriter", "spy", json!({})).await;
@@ -332,7 +332,7 @@ async fn no_policy_sees_a_credential() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_failing_pricer_leaves_the_row_unpriced_with_the_reason);
 async fn a_failing_pricer_leaves_the_row_unpriced_with_the_reason() {
     for (fault, reason) in [
         ("panic", "the guest's panic message"),

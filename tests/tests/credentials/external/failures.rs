@@ -3,13 +3,13 @@
 use http::StatusCode;
 use serde_json::json;
 use tollgate_tests::upstream::Standing;
-use tollgate_tests::{Rig, rows, turn};
+use tollgate_tests::{Rig, over_both, rows, turn};
 
 use super::{
     check_exhausted, external, front, last_attempts, limited, outcomes, pool, remote, users,
 };
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(its_429_fails_over_and_lasts_as_long_as_it_says);
 async fn its_429_fails_over_and_lasts_as_long_as_it_says() {
     let (mut back, url) = remote(&[Standing::new("plus")]).await;
     let (mut rig, client) = front(&url, "fallback", ["x", "a"]).await;
@@ -30,7 +30,7 @@ async fn its_429_fails_over_and_lasts_as_long_as_it_says() {
     back.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(it_is_used_again_after_its_429_has_ended);
 async fn it_is_used_again_after_its_429_has_ended() {
     let (mut back, url) = remote(&[Standing::new("plus")]).await;
     let (mut rig, client) = front(&url, "fallback", ["x", "a"]).await;
@@ -48,7 +48,7 @@ async fn it_is_used_again_after_its_429_has_ended() {
     back.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(requests_fail_over_if_it_goes_down);
 async fn requests_fail_over_if_it_goes_down() {
     let (mut back, url) = remote(&[Standing::new("plus")]).await;
     let (mut rig, client) = front(&url, "fallback", ["x", "a"]).await;
@@ -64,7 +64,7 @@ async fn requests_fail_over_if_it_goes_down() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(requests_fail_over_if_it_rejects_the_token);
 async fn requests_fail_over_if_it_rejects_the_token() {
     let (mut back, url) = remote(&[Standing::new("plus")]).await;
     let mut rig = Rig::new().await;

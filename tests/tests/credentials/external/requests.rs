@@ -3,11 +3,11 @@
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use tollgate_tests::upstream::Standing;
-use tollgate_tests::{Rig, turn, wait_for_rows};
+use tollgate_tests::{Rig, over_both, turn, wait_for_rows};
 
-use super::{TOKEN, alone, external, outcomes, pool, remote, users};
+use super::{TOKEN, alone, external, outcomes, pool, remote, started, users};
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_request_has_its_path_and_the_credentials_token_and_no_secret_of_the_client);
 async fn a_request_has_its_path_and_the_credentials_token_and_no_secret_of_the_client() {
     for folder in ["", "/", "/team/gateway"] {
         let mut rig = Rig::new().await;
@@ -57,7 +57,7 @@ async fn a_request_has_its_path_and_the_credentials_token_and_no_secret_of_the_c
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_turn_through_two_gateways_is_whole_and_recorded_by_both);
 async fn a_turn_through_two_gateways_is_whole_and_recorded_by_both() {
     let (mut back, url) = remote(&[Standing::new("plus")]).await;
     let mut rig = Rig::new().await;
@@ -109,12 +109,12 @@ async fn a_turn_through_two_gateways_is_whole_and_recorded_by_both() {
     back.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(chat_completions_pass_to_another_gateway_with_an_api_key);
 async fn chat_completions_pass_to_another_gateway_with_an_api_key() {
-    let mut back = Rig::new().await;
+    let back = Rig::new().await;
     let front = json!({ "name": "front", "token": TOKEN, "credential": "k" });
     let config = back.config(json!({ "credentials": [back.api_key("k")], "users": [front] }));
-    let url = format!("http://{}", back.start(config).await.address());
+    let (mut back, url) = started(back, config).await;
     let (mut rig, client) = alone(external("x", &url)).await;
 
     let body = json!({ "model": "gpt-5.4", "messages": [{ "role": "user", "content": "hello" }] });

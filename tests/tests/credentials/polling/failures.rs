@@ -4,17 +4,18 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::time::timeout;
-use tollgate_tests::Rig;
-use tollgate_tests::upstream::{Gate, HeaderForm, Reply, Standing, WAIT_MAX};
+use tollgate_tests::upstream::{Gate, HeaderForm, Reason, Reply, Standing, WAIT_MAX};
+use tollgate_tests::{Protocol, Rig, over_both};
 
 use super::{check_served, config, polled_at, separate, usage, used, window};
 
-/// Responses without a credential's usage.
+/// Responses without a credential's usage. Over HTTP/2, where all credentials share a connection,
+/// each ends its stream alone.
 fn failures() -> Vec<(&'static str, Reply)> {
     let json = |body: Value| Reply::json(200, &body);
     let both = |window: &Value| json(usage(window.clone(), window.clone()));
     let long = json!({ "rate_limit": {}, "filler": "x".repeat(300_000) });
-    vec![
+    let mut failures = vec![
         (
             "a page",
             Reply::raw(200, "<html><body>Just a moment...</body></html>")
@@ -57,17 +58,25 @@ fn failures() -> Vec<(&'static str, Reply)> {
             "a redirect",
             Reply::raw(302, "").header("location", "http://127.0.0.1:1/"),
         ),
-        ("a connection cut", Reply::close_before_head()),
+        (
+            "a connection cut",
+            Reply::close_before_head().by_stream_reset(Reason::INTERNAL_ERROR),
+        ),
         (
             "an answer cut",
-            json(usage(window(1.0, 18_000), Value::Null)).close_after(20),
+            json(usage(window(1.0, 18_000), Value::Null))
+                .close_after(20)
+                .by_stream_reset(Reason::INTERNAL_ERROR),
         ),
-        ("no HTTP", Reply::garbage("what?")),
         ("no answer", Reply::ok().hold_head(&Gate::new())),
-    ]
+    ];
+    if Protocol::current() == Protocol::Http1 {
+        failures.push(("no HTTP", Reply::garbage("what?")));
+    }
+    failures
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_usage_api_that_fails_from_the_start_fails_no_request);
 async fn a_usage_api_that_fails_from_the_start_fails_no_request() {
     let cases = failures();
     let rig = Rig::new().await;
@@ -94,7 +103,7 @@ async fn a_usage_api_that_fails_from_the_start_fails_no_request() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_usage_api_that_fails_later_makes_the_known_usage_stale);
 async fn a_usage_api_that_fails_later_makes_the_known_usage_stale() {
     let cases = failures();
     let rig = Rig::new().await;
@@ -131,7 +140,7 @@ async fn a_usage_api_that_fails_later_makes_the_known_usage_stale() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_poll_that_got_429_is_repeated_after_its_retry_after);
 async fn a_poll_that_got_429_is_repeated_after_its_retry_after() {
     let mut rig = Rig::new().await;
     let config = config(&rig, &["a"]);
@@ -150,7 +159,7 @@ async fn a_poll_that_got_429_is_repeated_after_its_retry_after() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_usage_api_that_hangs_delays_neither_a_request_nor_the_shutdown);
 async fn a_usage_api_that_hangs_delays_neither_a_request_nor_the_shutdown() {
     let mut rig = Rig::new().await;
     let mut config = config(&rig, &["a"]);

@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 use tollgate_tests::upstream::{Gate, HeaderForm, Reply, Standing, WAIT_MAX};
-use tollgate_tests::{Client, Rig, oauth_file};
+use tollgate_tests::{Client, Rig, oauth_file, over_both};
 
 use super::{check_served, config, pool, separate, usage, used, window};
 
@@ -19,7 +19,7 @@ async fn wait_for_used(rig: &Rig, tag: &str, expected: (f64, f64)) -> Value {
     .await
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_poll_replaces_known_usage_even_with_a_lower_one);
 async fn a_poll_replaces_known_usage_even_with_a_lower_one() {
     let (mut rig, client) = pool(&["a"]).await;
     let told = |five_hour: f64, weekly: f64| {
@@ -37,7 +37,7 @@ async fn a_poll_replaces_known_usage_even_with_a_lower_one() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_poll_does_not_undo_a_response_that_overtook_it);
 async fn a_poll_does_not_undo_a_response_that_overtook_it() {
     let mut rig = Rig::new().await;
     let config = config(&rig, &["a"]);
@@ -58,7 +58,7 @@ async fn a_poll_does_not_undo_a_response_that_overtook_it() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_credential_that_a_poll_reports_as_used_up_is_not_chosen);
 async fn a_credential_that_a_poll_reports_as_used_up_is_not_chosen() {
     let cases = [
         ("5-hour", (100.0, 0.0)),
@@ -87,7 +87,7 @@ async fn a_credential_that_a_poll_reports_as_used_up_is_not_chosen() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(windows_are_distinguished_by_their_length_in_either_slot);
 async fn windows_are_distinguished_by_their_length_in_either_slot() {
     let (five_hour, weekly) = (|| window(40.5, 18_000), || window(30.0, 604_800));
     let cases = [
@@ -149,7 +149,7 @@ async fn plan_weight(client: &Client) -> Option<f64> {
     client.get("/ocm/v1/status").await.json()["plan_weight"].as_f64()
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(the_plan_of_the_tokens_counts_until_a_poll_reports_another_and_the_weight_follows);
 async fn the_plan_of_the_tokens_counts_until_a_poll_reports_another_and_the_weight_follows() {
     let mut rig = Rig::new().await;
     let config = config(&rig, &["a"]);
@@ -176,7 +176,7 @@ async fn the_plan_of_the_tokens_counts_until_a_poll_reports_another_and_the_weig
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_response_about_another_account_than_the_files_is_ignored);
 async fn a_response_about_another_account_than_the_files_is_ignored() {
     let mut rig = Rig::new().await;
     let config = config(&rig, &["a"]);

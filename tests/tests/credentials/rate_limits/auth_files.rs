@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use http::StatusCode;
 use serde_json::{Value, json};
 use tollgate_tests::upstream::{Gate, Reply, Standing};
-use tollgate_tests::{Answer, Client, Rig, oauth_file, replace_file, turn};
+use tollgate_tests::{Answer, Client, Rig, oauth_file, over_both, replace_file, turn};
 
 use super::refusal;
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(late_responses_about_an_account_do_not_change_its_successor);
 async fn late_responses_about_an_account_do_not_change_its_successor() {
     let used_up = Standing::new("plus").weekly_used(100.0);
     for (name, late) in [

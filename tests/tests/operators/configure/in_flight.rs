@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tollgate_tests::upstream::{Gate, Reply, SocketReply, TokenReply};
-use tollgate_tests::{Client, Event, Rig, Socket, read_json, turn, wait_for_rows};
+use tollgate_tests::{Client, Event, Rig, Socket, over_both, read_json, turn, wait_for_rows};
 
 const RESTART: u16 = 1012;
 
@@ -55,7 +55,7 @@ fn priced_otherwise(service: &mut Value) {
 
 // Streams
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_stream_continues_to_its_end_whatever_changes);
 async fn a_stream_continues_to_its_end_whatever_changes() {
     for (what, edit) in [
         ("its user is removed", without_alice as fn(&mut Value)),
@@ -106,7 +106,7 @@ async fn a_stream_continues_to_its_end_whatever_changes() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(a_response_is_priced_by_the_generation_that_it_began_with);
 async fn a_response_is_priced_by_the_generation_that_it_began_with() {
     let prices = |input: f64| {
         let price = json!({ "source": "a test", "date": "2026-01-01", "default": { "input": input, "cached": input, "output": input } });
@@ -332,7 +332,7 @@ async fn sessions_stay_on_their_credentials() {
     rig.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+over_both!(connections_to_clients_and_upstream_are_kept);
 async fn connections_to_clients_and_upstream_are_kept() {
     let (mut rig, config, client) = team().await;
     let stream = TcpStream::connect(client.address())
