@@ -13,7 +13,9 @@ mod upgrade;
 
 use http::Uri;
 
-pub use mux::{MuxEnd, MuxLimits, MuxOpenError, MuxSession, MuxSide, MuxStream, multiplex};
+pub use mux::{
+    MuxEnd, MuxLimits, MuxOpenError, MuxSession, MuxSide, MuxStream, StreamRefused, multiplex,
+};
 pub use pause::ReconnectPauses;
 pub use slot::{ReverseError, ReverseSlot};
 pub use upgrade::{REVERSE_PATH, REVERSE_PROTOCOL, ReverseUpgradeError, ask_to_reverse};

@@ -26,7 +26,7 @@ pub use response_body::ResponseBody;
 pub use trust::{ConfiguredTrust, TrustRoots};
 
 use crate::config::{DialTarget, UpstreamRoute};
-use crate::reverse::{ReverseSlot, is_over_reverse};
+use crate::reverse::{ReverseSlot, StreamRefused, is_over_reverse};
 use crate::values::limits::{Limits, RESET_STREAMS};
 
 use body::BodyFailure;
@@ -207,6 +207,10 @@ impl UpstreamClient {
 }
 
 fn classify(error: hyper_util::client::legacy::Error) -> UpstreamError {
+    if let Some(refused) = refused_stream(&error) {
+        let failure = DialFailure::Other(refused.to_string());
+        return UpstreamError::Unreachable(failure.without_outbound());
+    }
     if !error.is_connect() {
         return UpstreamError::Broken(error.into());
     }
@@ -219,6 +223,19 @@ fn classify(error: hyper_util::client::legacy::Error) -> UpstreamError {
     }
     let failure = DialFailure::Other(root_cause(&error));
     UpstreamError::Unreachable(failure.without_outbound())
+}
+
+/// Returns how the other gateway refused the stream of a request, if it did: the request was not
+/// processed.
+fn refused_stream(error: &(dyn std::error::Error + 'static)) -> Option<StreamRefused> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<std::io::Error>() {
+            return error.get_ref()?.downcast_ref().copied();
+        }
+        cause = error.source();
+    }
+    None
 }
 
 /// Returns the text of the innermost cause.

@@ -26,4 +26,4 @@ pub use driver::multiplex;
 pub use end::MuxEnd;
 pub use session::{MuxOpenError, MuxSession};
 pub use state::MuxSide;
-pub use stream::MuxStream;
+pub use stream::{MuxStream, StreamRefused};

@@ -1,6 +1,7 @@
 //! A session, as those that open and accept its streams see it.
 
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Instant;
 
 use super::end::MuxEnd;
@@ -66,23 +67,38 @@ impl MuxSession {
         Ok(stream)
     }
 
-    /// Returns the next stream that the peer opens, or `None` once the session has ended. Only one
-    /// task may wait for it.
+    /// Returns the next stream that the peer opens, or `None` once the session has ended or accepts
+    /// no more. Only one task may wait for it.
     pub async fn accept(&self) -> Option<MuxStream> {
         loop {
-            if let Some(id) = self.0.lock().next_waiting() {
-                return Some(MuxStream::new(&self.0, id));
-            }
-            if self.0.has_ended() {
-                return None;
+            if let Poll::Ready(stream) = self.poll_waiting() {
+                return stream;
             }
             self.0.accepted.notified().await;
         }
     }
 
-    /// Announces that no more streams are accepted. Those that are open continue.
+    fn poll_waiting(&self) -> Poll<Option<MuxStream>> {
+        let mut state = self.0.lock();
+        match state.next_waiting() {
+            Some(id) => Poll::Ready(Some(MuxStream::new(&self.0, id))),
+            None if !state.accepts_streams() || self.0.has_ended() => Poll::Ready(None),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Announces that no more streams will be accepted. Those that the peer opens before it learns
+    /// that are still accepted.
+    pub fn announce_end(&self) {
+        self.0.lock().announce_end();
+        self.0.output.notify_one();
+    }
+
+    /// Announces that no more streams are accepted. Those that are open continue, and those that
+    /// were acknowledged can still be accepted.
     pub fn stop_accepting(&self) {
         self.0.lock().stop_accepting();
+        self.0.accepted.notify_one();
         self.0.output.notify_one();
     }
 

@@ -66,6 +66,8 @@ pub(super) struct MuxState {
     ping: Option<u32>,
     pings: u32,
     accepts_streams: bool,
+    /// Whether the peer was told that no more streams are accepted.
+    has_announced: bool,
     /// The code of the last frame, once the session is about to end.
     farewell: Option<u32>,
 }
@@ -95,6 +97,7 @@ impl MuxShared {
                 ping: None,
                 pings: 0,
                 accepts_streams: side == MuxSide::Acceptor,
+                has_announced: false,
                 farewell: None,
             }),
             phase: watch::Sender::new(MuxPhase::Open),
@@ -233,7 +236,7 @@ impl MuxShared {
             state.streams.remove(&id);
         }
         for stream in state.streams.values_mut() {
-            stream.reset();
+            stream.reset_by_end();
             wakers.extend([stream.reader.take(), stream.writer.take()]);
         }
         state
@@ -277,11 +280,23 @@ impl MuxState {
         self.waiting.pop_front()
     }
 
-    /// Queues the frame that announces that no more streams are accepted.
+    pub(super) fn accepts_streams(&self) -> bool {
+        self.accepts_streams
+    }
+
+    /// Refuses further streams.
     pub(super) fn stop_accepting(&mut self) {
         self.accepts_streams = false;
-        self.control
-            .push_back(MuxHeader::new(MuxFrameKind::GoAway, 0, 0, 0));
+        self.announce_end();
+    }
+
+    /// Queues the frame that announces that no more streams are accepted, unless it was already.
+    pub(super) fn announce_end(&mut self) {
+        if !self.has_announced {
+            self.has_announced = true;
+            self.control
+                .push_back(MuxHeader::new(MuxFrameKind::GoAway, 0, 0, 0));
+        }
     }
 
     /// Makes the frame with this code the last one.
@@ -343,7 +358,7 @@ impl MuxState {
             _ => stream.add_credit(header.length),
         }
         if header.has(RST) {
-            stream.reset();
+            stream.reset_by_peer();
         } else if header.has(FIN)
             && header.kind != MuxFrameKind::Data
             && stream.receiving == ReceiveDirection::Open

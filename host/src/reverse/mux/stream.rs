@@ -11,6 +11,15 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::state::MuxShared;
 use super::stream_state::{ReceiveDirection, SendDirection};
 
+/// The peer did not accept a stream, and has processed nothing of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the other gateway did not accept the stream")]
+pub struct StreamRefused;
+
+fn refused() -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionRefused, StreamRefused)
+}
+
 /// A stream. Dropping it aborts it, unless its sending side was shut down.
 #[derive(Debug)]
 pub struct MuxStream {
@@ -49,6 +58,7 @@ impl AsyncRead for MuxStream {
                 }
                 ReceiveDirection::Ended => Poll::Ready(Ok(())),
                 ReceiveDirection::Reset => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+                ReceiveDirection::Refused => Poll::Ready(Err(refused())),
             };
         }
         buffer.advance(length);
@@ -68,9 +78,12 @@ impl AsyncWrite for MuxStream {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let mut state = self.shared.lock();
-        let stream = state.stream(self.id);
-        let Some(stream) = stream.filter(|stream| stream.sending == SendDirection::Open) else {
-            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        let stream = match state.stream(self.id) {
+            Some(stream) if stream.sending == SendDirection::Open => stream,
+            Some(stream) if stream.receiving == ReceiveDirection::Refused => {
+                return Poll::Ready(Err(refused()));
+            }
+            Some(_) | None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
         };
         let length = stream.write(bytes);
         if length == 0 && !bytes.is_empty() {

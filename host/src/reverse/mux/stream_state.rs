@@ -28,6 +28,8 @@ pub(super) enum ReceiveDirection {
     Ended,
     /// The peer aborted the stream, or the session ended.
     Reset,
+    /// The peer did not accept the stream: it has processed nothing of it.
+    Refused,
 }
 
 /// What is to be sent next on a stream.
@@ -50,6 +52,8 @@ pub(super) struct MuxStreamState {
     pub(super) sending: SendDirection,
     /// When this side opened it, until the peer acknowledges it.
     pub(super) unacknowledged_since: Option<Instant>,
+    has_received: bool,
+    has_sent: bool,
     /// When the last handle was dropped.
     pub(super) dropped_at: Option<Instant>,
     /// Whether it waits for its turn to send.
@@ -69,6 +73,8 @@ impl MuxStreamState {
             credit: INITIAL_CREDIT.saturating_add(credit),
             sending: SendDirection::Open,
             unacknowledged_since,
+            has_received: false,
+            has_sent: false,
             dropped_at: None,
             is_queued: false,
             reader: None,
@@ -89,6 +95,7 @@ impl MuxStreamState {
             });
         };
         self.window = left;
+        self.has_received |= length > 0;
         Ok(())
     }
 
@@ -144,6 +151,7 @@ impl MuxStreamState {
             .min(self.credit as usize);
         if length > 0 {
             self.credit -= length as u32;
+            self.has_sent = true;
             return Some(StreamOutput::Data(self.written.split_to(length).freeze()));
         }
         if self.written.is_empty() && self.sending == SendDirection::Ending {
@@ -167,13 +175,32 @@ impl MuxStreamState {
         self.unacknowledged_since = None;
     }
 
+    /// Aborts both directions because the peer did. A peer that accepts a stream acknowledges it
+    /// first, so that a stream which is aborted before that was refused.
+    pub(super) fn reset_by_peer(&mut self) {
+        let is_refused = self.unacknowledged_since.is_some() && !self.has_received;
+        self.reset();
+        if is_refused {
+            self.receiving = ReceiveDirection::Refused;
+        }
+    }
+
+    /// Aborts both directions because the session ended. What was sent may have been processed.
+    pub(super) fn reset_by_end(&mut self) {
+        if self.has_sent {
+            self.reset();
+        } else {
+            self.reset_by_peer();
+        }
+    }
+
     /// Returns whether it can be forgotten: it has no handle, and neither side sends more.
     pub(super) fn is_over(&self) -> bool {
         self.dropped_at.is_some()
             && match self.receiving {
                 ReceiveDirection::Open => false,
                 ReceiveDirection::Ended => self.sending == SendDirection::Ended,
-                ReceiveDirection::Reset => true,
+                ReceiveDirection::Reset | ReceiveDirection::Refused => true,
             }
     }
 

@@ -1,5 +1,6 @@
 //! Sessions between both sides of this implementation, and with a peer that writes single frames.
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,6 +14,7 @@ use super::header::{ACK, FIN, HEADER_BYTES, MuxFrameKind, MuxHeader, RST, SYN};
 use super::multiplex;
 use super::session::{MuxOpenError, MuxSession};
 use super::state::MuxSide;
+use super::stream::{MuxStream, StreamRefused};
 
 const WAIT_MAX: Duration = Duration::from_secs(20);
 
@@ -354,6 +356,67 @@ async fn after_go_away_open_streams_continue_and_none_is_opened() {
     let mut text = String::new();
     accepted.read_to_string(&mut text).await.expect("text");
     assert_eq!(text, "onetwo");
+}
+
+#[tokio::test]
+async fn streams_that_wait_when_a_session_stops_accepting_are_still_accepted() {
+    let (mut peer, session, _end) = FramePeer::new(MuxSide::Acceptor, LIMITS);
+    peer.send(MuxFrameKind::WindowUpdate, SYN, 1, 0).await;
+    let (answer, _) = peer.frame().await;
+    assert_eq!((answer.stream, answer.flags), (1, ACK));
+    session.stop_accepting();
+    let accepting = async {
+        assert!(session.accept().await.is_some(), "it was acknowledged");
+        assert!(session.accept().await.is_none(), "there are no others");
+    };
+    timeout(WAIT_MAX, accepting).await.expect("no wait");
+}
+
+/// Returns whether the error of a read says that the peer processed nothing of the stream.
+async fn is_refused(stream: &mut MuxStream) -> bool {
+    let reading = timeout(WAIT_MAX, stream.read_u8()).await;
+    let error = reading.expect("an end").expect_err("the stream is aborted");
+    error
+        .get_ref()
+        .is_some_and(|error| error.is::<StreamRefused>())
+}
+
+#[tokio::test]
+async fn a_stream_that_is_reset_in_place_of_its_acknowledgement_is_refused() {
+    let (mut peer, session, _end) = FramePeer::new(MuxSide::Opener, LIMITS);
+    let mut streams = Vec::new();
+    for _ in 0..3 {
+        let mut stream = session.open().expect("a stream");
+        stream.write_all(b"one").await.expect("sent");
+        streams.push(stream);
+    }
+    // The second one is acknowledged, and the third one carries data.
+    peer.send(MuxFrameKind::WindowUpdate, ACK, 3, 0).await;
+    peer.send(MuxFrameKind::Data, 0, 5, 1).await;
+    peer.0.write_all(b"1").await.expect("it is read");
+    assert_eq!(streams[2].read_u8().await.expect("data"), b'1');
+    for id in [1, 3, 5] {
+        peer.send(MuxFrameKind::WindowUpdate, RST, id, 0).await;
+    }
+    let mut refused = Vec::new();
+    for stream in &mut streams {
+        refused.push(is_refused(stream).await);
+    }
+    assert_eq!(refused, [true, false, false]);
+    let error = streams[0].write_all(b"two").await.expect_err("no writing");
+    assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+}
+
+#[tokio::test]
+async fn a_stream_that_carried_nothing_when_its_session_ended_is_refused() {
+    let (mut peer, session, _end) = FramePeer::new(MuxSide::Opener, LIMITS);
+    let mut sent = session.open().expect("a stream");
+    sent.write_all(b"one").await.expect("sent");
+    while peer.frame().await.1 != b"one" {}
+    let mut unsent = session.open().expect("a stream");
+    session.close();
+    assert!(is_refused(&mut unsent).await);
+    assert!(!is_refused(&mut sent).await, "it may have been processed");
 }
 
 #[tokio::test]
