@@ -1,9 +1,13 @@
 //! Requests over a reverse connection: each connection of a client is a stream of it.
+//!
+//! Owns the idle streams. Does not know why a session ends. Invariant: a request uses no stream of a
+//! session that was replaced before it.
 
 use std::future::{Ready, ready};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use http::Uri;
 use hyper::rt::{Read, ReadBufCursor, Write};
@@ -13,7 +17,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tower_service::Service;
 
 use super::body::RequestBody;
-use crate::reverse::{MuxStream, ReverseError, ReverseSlot};
+use crate::reverse::{MuxSession, MuxStream, ReverseError, ReverseSlot};
 use crate::values::limits::Limits;
 
 /// The most idle streams of one credential. The other gateway closes those that it does not want to
@@ -23,34 +27,82 @@ const IDLE_STREAMS_MAX: usize = 64;
 /// Sends requests over the reverse connection of a credential.
 #[derive(Clone)]
 pub(super) struct ReverseClient {
-    client: Client<StreamConnector, RequestBody>,
-    /// Pools no connection: each becomes a WebSocket.
+    slot: Arc<ReverseSlot>,
+    idle_timeout: Duration,
+    pool: Arc<Mutex<Option<SessionPool>>>,
+    /// Pools no stream: each becomes a WebSocket.
     handshakes: Client<StreamConnector, RequestBody>,
+}
+
+/// The idle streams of one session. Those of an earlier one are never used again.
+struct SessionPool {
+    session: MuxSession,
+    client: Client<StreamConnector, RequestBody>,
 }
 
 impl ReverseClient {
     pub(super) fn new(slot: &Arc<ReverseSlot>, limits: &Limits) -> Self {
-        let connector = StreamConnector(Arc::clone(slot));
         Self {
-            client: Client::builder(TokioExecutor::new())
-                .timer(TokioTimer::new())
-                .pool_timer(TokioTimer::new())
-                .pool_idle_timeout(limits.upstream_keep_alive)
-                .pool_max_idle_per_host(IDLE_STREAMS_MAX)
-                .build(connector.clone()),
+            slot: Arc::clone(slot),
+            idle_timeout: limits.upstream_keep_alive,
+            pool: Arc::default(),
             handshakes: Client::builder(TokioExecutor::new())
                 .pool_max_idle_per_host(0)
-                .build(connector),
+                .build(StreamConnector(Arc::clone(slot))),
         }
     }
 
     pub(super) fn request(&self, request: http::Request<RequestBody>) -> ResponseFuture {
-        self.client.request(request)
+        self.client().request(request)
     }
 
     pub(super) fn handshake(&self, request: http::Request<RequestBody>) -> ResponseFuture {
         self.handshakes.request(request)
     }
+
+    /// Returns the client with the idle streams of the current session.
+    fn client(&self) -> Client<StreamConnector, RequestBody> {
+        let Some(session) = self.slot.current() else {
+            // It fails, because there is no connection.
+            return self.handshakes.clone();
+        };
+        let mut pool = lock(&self.pool);
+        if let Some(known) = pool.as_ref()
+            && known.session.is_same(&session)
+        {
+            return known.client.clone();
+        }
+        let client = Client::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(self.idle_timeout)
+            .pool_max_idle_per_host(IDLE_STREAMS_MAX)
+            .build(StreamConnector(Arc::clone(&self.slot)));
+        *pool = Some(SessionPool {
+            session: session.clone(),
+            client: client.clone(),
+        });
+        drop(pool);
+        tokio::spawn(close_idle_streams(Arc::downgrade(&self.pool), session));
+        client
+    }
+}
+
+/// Drops the pool of a session that opens no more streams. Its idle streams end, and with the last
+/// stream the session.
+async fn close_idle_streams(pool: Weak<Mutex<Option<SessionPool>>>, session: MuxSession) {
+    session.until_closing().await;
+    if let Some(pool) = pool.upgrade() {
+        let mut pool = lock(&pool);
+        let closing = pool.take_if(|known| known.session.is_same(&session));
+        drop(pool);
+        drop(closing);
+    }
+}
+
+fn lock(pool: &Mutex<Option<SessionPool>>) -> MutexGuard<'_, Option<SessionPool>> {
+    // A panic elsewhere cannot leave a client half-written.
+    pool.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Opens a stream for each connection.

@@ -229,6 +229,36 @@ async fn a_replaced_connection_finishes_its_requests() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn requests_after_a_replacement_are_sent_over_the_newer_connection() {
+    let (mut rig, client) = front(json!({})).await;
+    let mut older = YamuxPeer::connect(client.address()).await;
+    rig.wait_for_state("x", "ready").await;
+    // The older one answers, so that a stream of it is idle and could be used again.
+    answer_turn(&client, &mut older).await;
+    let mut newer = YamuxPeer::connect(client.address()).await;
+    older.frame_that(|frame| frame.kind == 3).await;
+    // From here on the older one reads nothing.
+    for _ in 0..3 {
+        answer_turn(&client, &mut newer).await;
+    }
+    rig.stop().await;
+}
+
+/// Sends a turn, which `peer` answers.
+async fn answer_turn(client: &Client, peer: &mut YamuxPeer) {
+    let sender = client.clone();
+    let asked = tokio::spawn(async move { sender.turn(&turn("one")).await });
+    let arriving = tokio::time::timeout(WAIT_MAX, turn_stream(peer)).await;
+    let stream = arriving.expect("the turn arrives");
+    let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
+    let answer = YamuxFrame::data(0, stream, answer);
+    peer.send(answer).await.expect("it reads");
+    let answer = asked.await.expect("no panic");
+    assert_eq!(answer.status, StatusCode::OK);
+    assert_eq!(answer.text(), "{}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_peer_that_answers_no_ping_loses_its_connection() {
     let limits = json!({ "reverse_keep_alive": "50ms", "reverse_stall_timeout": "300ms" });
     let (mut rig, client) = front(limits).await;
