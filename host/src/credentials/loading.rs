@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
+use tokio::time::timeout_at;
 
 use super::auth_file;
 use super::credential::Credential;
@@ -41,7 +42,13 @@ impl Credential {
     /// # Errors
     /// It is unavailable.
     pub fn load(&self, now: Timestamp) -> Result<(), CredentialLoadError> {
-        self.apply_load(self.read_source(), now)
+        if self.is_external() {
+            let (result, change) = self.load_external(now);
+            self.announce_load(change);
+            result
+        } else {
+            self.apply_load(self.read_source(), now)
+        }
     }
 
     /// Notes that its reverse connection was made, replaced or closed.
@@ -49,13 +56,30 @@ impl Credential {
         self.state().poll_again();
         // Requests in flight are left alone: they end with their connection, which may let them
         // finish first.
-        let loaded = self.read_source();
-        let change = self.state().apply_load(loaded, now);
+        let (_, change) = self.load_external(now);
         self.publish(StateChange {
             became_unusable: Vec::new(),
             ..change
         });
         self.login().request_polls();
+    }
+
+    /// Whether it could be used if its reverse connection were there.
+    pub fn is_disconnected(&self) -> bool {
+        self.load_error() == Some(CredentialLoadError::NotConnected)
+    }
+
+    /// Waits for its reverse connection, if that ended shortly before: the other gateway may be
+    /// connecting again right now. Returns whether there is one.
+    pub async fn until_reconnected(&self) -> bool {
+        let Some(slot) = self.reverse_slot() else {
+            return false;
+        };
+        let mut changes = self.changes();
+        let connected =
+            async { while self.is_disconnected() && changes.changed().await.is_ok() {} };
+        let deadline = slot.return_deadline().into();
+        timeout_at(deadline, connected).await.is_ok()
     }
 
     /// Loads it again if its file changed.
@@ -76,12 +100,24 @@ impl Credential {
     }
 
     fn apply_load(&self, loaded: LoadedSource, now: Timestamp) -> Result<(), CredentialLoadError> {
-        let result = loaded.identity.as_ref().map(drop).map_err(Clone::clone);
+        let result = result_of(&loaded);
         let change = self.state().apply_load(loaded, now);
+        self.announce_load(change);
+        result
+    }
+
+    /// Loads another gateway. Nothing is read from the disk: the lock is held, so that what is
+    /// applied last is what its reverse connection is.
+    fn load_external(&self, now: Timestamp) -> (Result<(), CredentialLoadError>, StateChange) {
+        let mut state = self.state();
+        let loaded = self.read_source();
+        (result_of(&loaded), state.apply_load(loaded, now))
+    }
+
+    fn announce_load(&self, change: StateChange) {
         self.publish(change);
         self.login().request_refreshes();
         self.login().request_polls();
-        result
     }
 
     /// Returns `true` to one caller per interval if the file should be read again for requests: the
@@ -114,6 +150,10 @@ impl Credential {
     }
 }
 
+fn result_of(loaded: &LoadedSource) -> Result<(), CredentialLoadError> {
+    loaded.identity.as_ref().map(drop).map_err(Clone::clone)
+}
+
 fn read_source(source: &CredentialSource) -> LoadedSource {
     match source {
         CredentialSource::File(path) => match auth_file::read(path) {
@@ -134,5 +174,74 @@ fn read_source(source: &CredentialSource) -> LoadedSource {
                 .ok_or(CredentialLoadError::ExternalToken),
             digest: None,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+    use std::thread;
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use tokio::io::duplex;
+
+    use super::*;
+    use crate::config;
+    use crate::reverse::{MuxLimits, MuxSession, MuxSide, multiplex};
+
+    const ROUNDS: usize = 2_000;
+
+    fn receive_only() -> Credential {
+        let text = r#"{
+            "services": [{
+                "type": "ocm",
+                "credentials": [{ "tag": "x", "type": "external", "token": "t" }],
+                "users": [{ "name": "a", "token": "a", "credential": "x" }]
+            }]
+        }"#;
+        let loaded = config::parse(text).expect("no problem");
+        let services = loaded.config.services;
+        Credential::new(services[0].credentials[0].clone())
+    }
+
+    fn session() -> (MuxSession, impl Send) {
+        let (io, peer) = duplex(64);
+        let limits = MuxLimits {
+            streams: 1,
+            keep_alive: Duration::from_secs(60),
+            write_timeout: Duration::from_secs(60),
+        };
+        let (session, driver) = multiplex(io, Bytes::new(), MuxSide::Opener, limits);
+        (session, (driver, peer))
+    }
+
+    /// One connection ends while the next one is made, again and again.
+    #[test]
+    fn the_last_change_of_a_connection_is_the_one_that_is_known() {
+        let credential = receive_only();
+        let slot = credential.reverse_slot().expect("a slot");
+        for round in 0..ROUNDS {
+            let (older, _older_io) = session();
+            let (newer, _newer_io) = session();
+            slot.install(older.clone());
+            credential.reverse_changed(Timestamp::now());
+            let barrier = Barrier::new(2);
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    barrier.wait();
+                    slot.remove(&older);
+                    credential.reverse_changed(Timestamp::now());
+                });
+                barrier.wait();
+                slot.install(newer.clone());
+                credential.reverse_changed(Timestamp::now());
+            });
+            assert!(
+                slot.is_connected() && !credential.is_disconnected(),
+                "{round}"
+            );
+            slot.remove(&newer);
+        }
     }
 }

@@ -68,12 +68,17 @@ pub(crate) async fn select(
     let pool = exchange.pool();
     read_unavailable(pool, Timestamp::now()).await;
     let mut refresh = RefreshResult::Fine;
+    let mut has_waited = false;
     loop {
         let now = Timestamp::now();
         let candidates = candidates(exchange, tried, now);
         let home = affinity::home(exchange, now);
         let Some(choice) = choose(exchange, &candidates, home, now).await else {
-            return Err(none_usable(exchange, refresh, now));
+            if !has_waited && until_reconnected(exchange, tried).await {
+                has_waited = true;
+                continue;
+            }
+            return Err(none_usable(exchange, refresh, Timestamp::now()));
         };
         let member = &pool.members()[choice.index];
         tried.insert(member.credential());
@@ -162,6 +167,25 @@ fn read(credential: &Credential, now: Timestamp) {
         }
         Err(_) => {}
     }
+}
+
+/// Waits for the first of the members whose reverse connection ended shortly before. Returns
+/// whether it is there again.
+async fn until_reconnected(exchange: &Exchange, tried: &TriedCredentials) -> bool {
+    let mut waiting = JoinSet::new();
+    for credential in exchange.pool().credentials() {
+        let may_be_chosen = !tried.contains(credential) && is_allowed(exchange.user(), credential);
+        if may_be_chosen && credential.is_disconnected() {
+            let credential = Arc::clone(credential);
+            waiting.spawn(async move { credential.until_reconnected().await });
+        }
+    }
+    while let Some(connected) = waiting.join_next().await {
+        if connected.unwrap_or(false) {
+            return true;
+        }
+    }
+    false
 }
 
 fn candidates(
