@@ -16,7 +16,7 @@ use http::Uri;
 pub use mux::{
     MuxEnd, MuxLimits, MuxOpenError, MuxSession, MuxSide, MuxStream, StreamRefused, multiplex,
 };
-pub use pause::ReconnectPauses;
+pub use pause::{ConnectorOutcome, ReconnectPause, ReconnectPauses};
 pub use slot::{ReverseError, ReverseSlot};
 pub use upgrade::{REVERSE_PATH, REVERSE_PROTOCOL, ReverseUpgradeError, ask_to_reverse};
 

@@ -135,10 +135,9 @@ impl ReverseConnection {
         let early_end = tokio::select! {
             end = driver.as_mut() => Some(end),
             () = session.until_closing() => None,
-            () = leaving(&mut self.phases) => None,
+            () = leaving(&mut self.phases, &session) => None,
         };
-        // From here on no request begins over it. Those that have begun continue. The other gateway
-        // learns it, so that it can connect to the process that follows this one.
+        // From here on no request begins over it. Those that have begun continue.
         session.retire();
         if self.slot.remove(&session) {
             self.publish();
@@ -174,11 +173,17 @@ impl ReverseConnection {
     }
 }
 
-/// Waits until the gateway begins no more requests.
-async fn leaving(phases: &mut watch::Receiver<GatewayPhase>) {
-    // An error means that the gateway was dropped.
+/// Waits until the gateway begins no more requests. Once another process succeeds this one, the
+/// other gateway learns that it is to connect again. The requests that this process accepted before
+/// still begin over `session`.
+async fn leaving(phases: &mut watch::Receiver<GatewayPhase>, session: &MuxSession) {
+    // Errors mean that the gateway was dropped.
     let _ = phases
         .wait_for(|phase| *phase != GatewayPhase::Running)
+        .await;
+    session.announce_end();
+    let _ = phases
+        .wait_for(|phase| matches!(phase, GatewayPhase::Draining | GatewayPhase::Stopping))
         .await;
 }
 

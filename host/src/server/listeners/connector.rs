@@ -5,21 +5,21 @@
 //! Invariant: each credential that asks for a connection has one task, which lasts until the
 //! credential is removed or the gateway stops.
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use hyper_util::rt::TokioIo;
 use tokio::sync::{Semaphore, watch};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
 use super::connection::{ConnectedClient, ConnectionContext, serve_http1};
+use crate::config::UpstreamRoute;
 use crate::credentials::Credential;
 use crate::reverse::{
-    MuxEnd, MuxLimits, MuxSession, MuxSide, MuxStream, ReconnectPauses, ReverseUpgradeError,
-    ask_to_reverse, multiplex,
+    ConnectorOutcome, MuxEnd, MuxLimits, MuxSession, MuxSide, MuxStream, ReconnectPause,
+    ReconnectPauses, ReverseUpgradeError, ask_to_reverse, multiplex,
 };
 use crate::upstream::UpstreamConnection;
 use crate::upstream::dial::DialError;
@@ -29,8 +29,9 @@ use crate::values::phase::GatewayPhase;
 /// How long a stream may be idle between two requests.
 const STREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// A session that the other side ends within this time was probably replaced.
-const REPLACED_WITHIN: Duration = Duration::from_secs(60);
+/// How long requests are accepted that the other gateway sends before it learns that it is to send
+/// no more.
+const CROSSING_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why there is no reverse connection.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +48,8 @@ enum ConnectorError {
 /// The task of one credential. Dropping it ends the task, after the requests in flight.
 struct Connector {
     credential: Arc<Credential>,
+    /// Over which its connections are made.
+    route: UpstreamRoute,
     _stop: watch::Sender<()>,
 }
 
@@ -59,16 +62,17 @@ pub(super) async fn keep_connected(context: ConnectionContext) {
     loop {
         let service = live.now();
         let mut kept = Vec::new();
-        for credential in service.credentials() {
+        for (credential, upstream) in service.credentials().iter().zip(service.upstreams()) {
             if credential.reverse_target().is_none() {
                 continue;
             }
-            let known = connectors
-                .iter()
-                .position(|known| Arc::ptr_eq(&known.credential, credential));
+            let route = upstream.dialer().route();
+            let known = connectors.iter().position(|known| {
+                Arc::ptr_eq(&known.credential, credential) && known.route == *route
+            });
             kept.push(match known {
                 Some(place) => connectors.swap_remove(place),
-                None => Connector::start(credential, &context),
+                None => Connector::start(credential, route, &context),
             });
         }
         connectors = kept;
@@ -81,7 +85,11 @@ pub(super) async fn keep_connected(context: ConnectionContext) {
 }
 
 impl Connector {
-    fn start(credential: &Arc<Credential>, context: &ConnectionContext) -> Self {
+    fn start(
+        credential: &Arc<Credential>,
+        route: &UpstreamRoute,
+        context: &ConnectionContext,
+    ) -> Self {
         let (stop, stopped) = watch::channel(());
         let task = ConnectorTask {
             credential: Arc::clone(credential),
@@ -91,6 +99,7 @@ impl Connector {
         tokio::spawn(task.run());
         Self {
             credential: Arc::clone(credential),
+            route: route.clone(),
             _stop: stop,
         }
     }
@@ -111,21 +120,32 @@ impl ConnectorTask {
                 connected = self.connect() => connected,
                 () = until_stopped(stopped, &self.context) => return,
             };
-            let lasted = match connected {
-                Ok((io, read)) => self.serve(io, read).await,
+            let outcome = match connected {
+                Ok((io, read)) => match self.serve(io, read).await {
+                    Some(outcome) => outcome,
+                    None => return,
+                },
                 Err(error) => {
                     tracing::warn!(
                         credential = self.credential.tag(),
                         %error,
                         "reverse connection failed"
                     );
-                    Duration::ZERO
+                    ConnectorOutcome::Failed
                 }
             };
             let longest = self.context.limits().reverse_pause_max;
-            let pause = pauses.after(lasted, longest, chance());
+            let pause = pauses.after(outcome, longest, chance());
+            if matches!(outcome, ConnectorOutcome::AskedToReturn(_))
+                && matches!(pause, ReconnectPause::Failure(_))
+            {
+                tracing::warn!(
+                    credential = self.credential.tag(),
+                    "reverse connection replaced: does another gateway connect with the same token?"
+                );
+            }
             tokio::select! {
-                () = sleep(pause) => {}
+                () = sleep(pause.length()) => {}
                 () = until_stopped(self.stopped.clone(), &self.context) => return,
             }
         }
@@ -152,9 +172,9 @@ impl ConnectorTask {
         Ok((io, read))
     }
 
-    /// Serves the streams of a connection. Returns once another connection is needed, with how long
-    /// this one lasted; its streams may continue.
-    async fn serve(&self, io: UpstreamConnection, read: Bytes) -> Duration {
+    /// Serves the streams of a connection. Returns once another connection is needed, or with
+    /// `None` if this task is to end; the streams may continue.
+    async fn serve(&self, io: UpstreamConnection, read: Bytes) -> Option<ConnectorOutcome> {
         let began = Instant::now();
         tracing::info!(
             credential = self.credential.tag(),
@@ -172,16 +192,13 @@ impl ConnectorTask {
         tokio::spawn(task.run(driver));
         tokio::select! {
             () = session.until_closing() => {}
-            () = until_stopped(self.stopped.clone(), &self.context) => return began.elapsed(),
+            () = until_stopped(self.stopped.clone(), &self.context) => return None,
         }
         let lasted = began.elapsed();
-        if lasted < REPLACED_WITHIN {
-            tracing::warn!(
-                credential = self.credential.tag(),
-                "reverse connection ended early: does another gateway connect with the same token?"
-            );
-        }
-        lasted
+        Some(match session.end() {
+            Some(_) => ConnectorOutcome::Ended(lasted),
+            None => ConnectorOutcome::AskedToReturn(lasted),
+        })
     }
 }
 
@@ -197,47 +214,82 @@ struct SessionTask {
 impl SessionTask {
     async fn run(self, driver: impl Future<Output = MuxEnd> + Send + 'static) {
         let driver = tokio::spawn(driver);
-        self.accept_streams().await;
+        let streams = SessionStreams::new(&self.context, self.streams_max);
+        tokio::select! {
+            () = self.serve_all(&streams) => {}
+            () = until_stopped(self.stopped.clone(), &self.context) => {}
+        }
         if self.session.end().is_none() {
-            self.drain().await;
+            self.drain(&streams).await;
         }
         let end = driver.await.unwrap_or(MuxEnd::Closed);
         tracing::info!(credential = %self.credential, %end, "reverse connection ended");
     }
 
-    /// Serves new streams until the session ends or this task is to end.
-    async fn accept_streams(&self) {
-        let room = Arc::new(Semaphore::new(self.streams_max));
-        let mut stopped = pin!(until_stopped(self.stopped.clone(), &self.context));
-        loop {
-            let stream = tokio::select! {
-                stream = self.session.accept() => stream,
-                () = stopped.as_mut() => return,
-            };
-            let Some(stream) = stream else {
-                return;
-            };
-            // The session allows no more streams than that; a WebSocket may outlast its stream.
-            if let Ok(permit) = Arc::clone(&room).try_acquire_owned() {
-                let client = ConnectedClient {
-                    peer: ClientAddress::Reverse,
-                    permit: Arc::new(permit),
-                };
-                tokio::spawn(serve_stream(stream, client, self.context.clone()));
-            }
+    /// Serves new streams until there are no more.
+    async fn serve_all(&self, streams: &SessionStreams) {
+        while let Some(stream) = self.session.accept().await {
+            streams.serve(stream);
         }
     }
 
     /// Lets the requests in flight end, unless the gateway aborts them.
-    async fn drain(&self) {
-        self.session.stop_accepting();
+    async fn drain(&self, streams: &SessionStreams) {
         let mut phases = self.context.phases.clone();
+        let phase = *phases.borrow_and_update();
         tokio::select! {
-            () = self.session.until_idle() => {}
+            () = self.finish(streams, phase) => {}
             // An error means that the gateway was dropped.
             _ = phases.wait_for(|phase| *phase == GatewayPhase::Stopping) => {}
         }
         self.session.close();
+    }
+
+    /// Waits for the end of all streams. They end after their requests.
+    async fn finish(&self, streams: &SessionStreams, phase: GatewayPhase) {
+        if matches!(phase, GatewayPhase::Running | GatewayPhase::Retiring) {
+            self.session.announce_end();
+            streams.phase.send_replace(GatewayPhase::Retiring);
+            let _ = timeout(CROSSING_TIMEOUT, self.serve_all(streams)).await;
+        }
+        self.session.stop_accepting();
+        // Those that were acknowledged before.
+        self.serve_all(streams).await;
+        streams.phase.send_replace(GatewayPhase::Draining);
+        self.session.until_idle().await;
+    }
+}
+
+/// The streams of a session.
+struct SessionStreams {
+    context: ConnectionContext,
+    room: Arc<Semaphore>,
+    /// Ends the streams: also while the gateway runs, if only their session is to end.
+    phase: watch::Sender<GatewayPhase>,
+}
+
+impl SessionStreams {
+    fn new(context: &ConnectionContext, streams_max: usize) -> Self {
+        let (phase, phases) = watch::channel(GatewayPhase::Running);
+        Self {
+            context: ConnectionContext {
+                phases,
+                ..context.clone()
+            },
+            room: Arc::new(Semaphore::new(streams_max)),
+            phase,
+        }
+    }
+
+    fn serve(&self, stream: MuxStream) {
+        // The session allows no more streams than that; a WebSocket may outlast its stream.
+        if let Ok(permit) = Arc::clone(&self.room).try_acquire_owned() {
+            let client = ConnectedClient {
+                peer: ClientAddress::Reverse,
+                permit: Arc::new(permit),
+            };
+            tokio::spawn(serve_stream(stream, client, self.context.clone()));
+        }
     }
 }
 
