@@ -4,9 +4,12 @@ use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use serde_json::{Value, json};
+use tokio::time::timeout;
 use tollgate_tests::reverse::{REVERSE_TOKEN, ReverseScene, back_config, eager, front_config};
 use tollgate_tests::upstream::{Gate, Reply, WAIT_MAX};
 use tollgate_tests::{Authority, Client, Program, Proxy, Rig, turn, wait_for_rows};
+
+mod connectors;
 
 /// How long 100 streams and a body of 100 MiB may take beside 50 responses.
 const LOAD_MAX: Duration = Duration::from_secs(100);
@@ -147,25 +150,30 @@ async fn a_hundred_streams_and_a_large_body_stall_no_response() {
     gate.wait_until_reached_times(50).await;
     // A body of 100 MiB, and 49 more requests, all at once.
     account.then(Reply::raw(200, vec![b'x'; body_bytes]));
-    let large = scene.alice.start_turn(&turn("large")).await;
-    let large = tokio::spawn(large.finish());
+    // It is not read to its end before all others have ended: if it stalled them, they never would.
+    let mut large = scene.alice.start_turn(&turn("large")).await;
+    let first_part = large.part().await.expect("a part").expect("no error");
     let mut others = tokio::task::JoinSet::new();
     for number in 0..49 {
         let alice = scene.alice.clone();
         others.spawn(async move { alice.turn(&turn(&format!("other-{number}"))).await });
     }
-    while let Some(answer) = others.join_next().await {
-        let answer = answer.expect("no panic");
-        assert!(answer.whole, "{}", answer.status);
-        assert_eq!(answer.status, StatusCode::OK);
-    }
-    gate.open();
-    for stream in streams {
-        let answer = stream.finish().await;
-        assert!(answer.whole && answer.text().contains("response.completed"));
-    }
-    let large = large.await.expect("no panic");
-    assert!(large.whole && large.body.len() == body_bytes);
+    let unstalled = async {
+        while let Some(answer) = others.join_next().await {
+            let answer = answer.expect("no panic");
+            assert!(answer.whole, "{}", answer.status);
+            assert_eq!(answer.status, StatusCode::OK);
+        }
+        gate.open();
+        for stream in streams {
+            let answer = stream.finish().await;
+            assert!(answer.whole && answer.text().contains("response.completed"));
+        }
+    };
+    let unstalled = timeout(LOAD_MAX, unstalled).await;
+    unstalled.expect("the large body stalls no other response");
+    let large = large.finish().await;
+    assert!(large.whole && first_part.len() + large.body.len() == body_bytes);
     assert!(scene.front.upstream.turns().is_empty(), "all went behind");
     assert!(begun.elapsed() < LOAD_MAX, "{:?}", begun.elapsed());
     scene.stop().await;
@@ -194,6 +202,39 @@ async fn requests_beyond_the_streams_of_a_connection_go_elsewhere() {
     );
     gate.open();
     for stream in [first, second] {
+        assert!(stream.finish().await.whole);
+    }
+    scene.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_the_gateway_behind_has_no_stream_for_go_elsewhere() {
+    let mut limits = eager();
+    limits["reverse_streams"] = json!(2);
+    let scene = ReverseScene::with_limits(json!({}), limits).await;
+    let gate = Gate::new();
+    let account = scene.back.account("far");
+    // One stream is enough for the poll and the first turn.
+    scene
+        .front
+        .wait_for_credential("x", WAIT_MAX, "it was polled", |x| x["polled_at"].is_u64())
+        .await;
+    let mut held = Vec::new();
+    for number in 1..=2 {
+        account.then(Reply::ok().hold_after(1, &gate));
+        held.push(scene.alice.start_turn(&turn("held")).await);
+        gate.wait_until_reached_times(number).await;
+    }
+    for number in 1..=3 {
+        let answer = scene.alice.turn(&turn("more")).await;
+        assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
+        assert_eq!(
+            last_attempts(&scene.front, number).await,
+            outcomes(&[("x", "unreachable"), ("near", "200")])
+        );
+    }
+    gate.open();
+    for stream in held {
         assert!(stream.finish().await.whole);
     }
     scene.stop().await;

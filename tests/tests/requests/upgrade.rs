@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
+use tollgate_tests::reverse::{REVERSE_TOKEN, YamuxFrame, YamuxPeer, back_config, front_config};
 use tollgate_tests::upstream::{Gate, Reply, SocketReply};
 use tollgate_tests::{
     Client, Event, Rig, Socket, UpgradeScene, binary, is_running, replace_file, rows, send_signal,
@@ -19,6 +20,9 @@ use tollgate_tests::{
 
 /// The upgrades under load, without the environment variable `TOLLGATE_TEST_UPGRADES`.
 const UPGRADES: usize = 20;
+
+/// The longest wait for the end of an idle stream. It would be kept for 120 seconds.
+const STREAM_END_MAX: Duration = Duration::from_secs(30);
 
 /// The code of a close frame after which a client connects again.
 const RESTART: u16 = 1012;
@@ -194,6 +198,92 @@ async fn upgrades_under_load_refuse_nothing() {
     let served = outcome.served.load(Ordering::Relaxed);
     assert!(complete >= served, "{complete} rows of {served} responses");
     assert_eq!(used(&scene), complete as u64);
+}
+
+/// The only credential is another gateway, which connects to the new process once the old one asks
+/// it to.
+#[tokio::test(flavor = "multi_thread")]
+async fn upgrades_of_a_gateway_with_a_reverse_connection_refuse_nothing() {
+    let rig = Rig::new().await;
+    let mut config = front_config(&rig);
+    config["services"][0]["users"][0]["credential"] = json!("x");
+    config["limits"] = json!({ "head_timeout": "2s" });
+    let mut scene = UpgradeScene::new(rig, &config).await;
+    let mut back = Rig::new().await;
+    back.start(back_config(&back, scene.address())).await;
+    scene.rig.wait_for_state("x", "ready").await;
+    let outcome = Arc::new(LoadOutcome::default());
+    let (address, kept) = (scene.address(), scene.client().token("token-alice"));
+    let socket = kept.clone();
+    let fresh = move || Client::new(address).token("token-alice");
+    let load = [
+        tokio::spawn(send_turns(Arc::clone(&outcome), fresh)),
+        tokio::spawn(send_turns(Arc::clone(&outcome), move || kept.clone())),
+        tokio::spawn(send_socket_turns(Arc::clone(&outcome), socket)),
+    ];
+    // The last one follows at once.
+    for round in 0..3 {
+        let served = outcome.served.load(Ordering::Relaxed);
+        scene.upgrade().await;
+        scene.rig.wait_for_state("x", "ready").await;
+        while outcome.served.load(Ordering::Relaxed) <= served {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let failures = outcome.failures.lock().expect("no panics").clone();
+        assert!(
+            failures.is_empty(),
+            "upgrade {round}: {failures:#?}\n{}",
+            scene.log()
+        );
+    }
+    outcome.stop.store(true, Ordering::Relaxed);
+    for client in load {
+        client.await.expect("no panic");
+    }
+    let failures = outcome.failures.lock().expect("no panics").clone();
+    assert!(failures.is_empty(), "{failures:#?}\n{}", scene.log());
+    scene.stop().await;
+    back.stop().await;
+}
+
+/// The other gateway keeps its idle stream, although it was asked to connect to the new process.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upgrade_ends_the_idle_streams_of_a_reverse_connection() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let rig = Rig::new().await;
+    let config = back_config(&rig, address);
+    let mut scene = UpgradeScene::new(rig, &config).await;
+    let (mut peer, _) = YamuxPeer::accept(&listener).await;
+    let mut bytes = b"HTTP/1.1 101 Switching Protocols\r\n\r\n".to_vec();
+    bytes.extend(YamuxFrame::header(1, 1, 1, 0));
+    let request = format!(
+        "GET /ocm/v1/status HTTP/1.1\r\nHost: reverse-proxy\r\n\
+         Authorization: Bearer {REVERSE_TOKEN}\r\n\r\n"
+    );
+    bytes.extend(YamuxFrame::data(0, 1, request.as_bytes()));
+    peer.send(&bytes).await.expect("it reads");
+    peer.until(1, "plan_weight").await;
+
+    let old = scene.upgrade().await;
+
+    let ending = async {
+        let farewell = peer.frame_that(|frame| frame.kind == 3).await;
+        assert_eq!(farewell.length, 0, "it asks for no more streams");
+        // A request that was on its way is still answered.
+        let late = YamuxFrame::data(0, 1, request.as_bytes());
+        peer.send(&late).await.expect("it reads");
+        let answer = peer.until(1, "plan_weight").await;
+        assert!(answer.contains("200 OK"), "{answer}");
+        peer.frame_that(|frame| frame.stream == 1 && frame.flags & 4 != 0)
+            .await;
+    };
+    let ending = tokio::time::timeout(STREAM_END_MAX, ending).await;
+    ending.expect("the stream ends");
+    peer.send(YamuxFrame::header(1, 4, 1, 0))
+        .await
+        .expect("it reads");
+    scene.ended(old).await;
 }
 
 /// A stream and a WebSocket turn outlive `limits.drain_timeout`: the old process is not stopping.
