@@ -272,7 +272,9 @@ impl AcceptContext<'_> {
         tls: Option<TlsServer>,
         upkeep: &Upkeep,
     ) -> RunningService {
-        let running = RunningService::start(config.clone(), service, tls, upkeep);
+        let addresses = listeners.iter().map(|listener| listener.address().clone());
+        let running =
+            RunningService::start(config.clone(), addresses.collect(), service, tls, upkeep);
         self.status.add_certificate(running.certificate());
         let connections = ConnectionContext {
             live: running.live(),

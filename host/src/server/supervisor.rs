@@ -406,7 +406,7 @@ impl Supervisor {
         let credentials = self.services.credentials();
         let known = KnownParts::new(&config, &self.status.policies(), credentials);
         let loader = self.loader.clone();
-        let exposures = reject_problems(exposures(&config, self.services.configs()));
+        let exposures = reject_problems(exposures(&config, self.services.bound()));
         self.tasks.spawn(async move {
             let load = move || exposures.and_then(|()| load_change(config, &loader, known));
             let loading = spawn_blocking(load);

@@ -238,3 +238,29 @@ async fn a_socket_that_nothing_uses_is_closed_with_a_warning() {
         "{log}"
     );
 }
+
+/// The configuration names a loopback address, but everyone can reach the socket.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_public_socket_of_the_service_manager_keeps_its_users() {
+    let rig = Rig::new().await;
+    let public = TcpListener::bind("0.0.0.0:0").expect("a free port");
+    let port = public.local_addr().expect("it is bound").port();
+    let (second, _) = listener();
+    let config = rig.team(&["a"], json!({}));
+    let program = activate(&rig, &config, public, second, "ocm:other").await;
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    serves(address).await;
+    let mut open = config.clone();
+    open["services"][0]["users"] = json!([]);
+    replace_file(&rig.path("config.json"), open.to_string());
+    let begun = Instant::now();
+    while !program
+        .log()
+        .contains("services[0].users: cannot be removed")
+    {
+        assert!(begun.elapsed() < SOON, "{}", program.log());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let stranger = Client::new(address).turn(&turn("s")).await;
+    assert_eq!(stranger.status, StatusCode::UNAUTHORIZED);
+}

@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::config::{
-    AdminConfig, Config, ConfigPath, ConfigProblem, ListenConfig, LogConfig, PolicyConfig,
-    ServiceConfig, TrustConfig,
+    AdminConfig, Config, ConfigPath, ConfigProblem, ListenAddress, ListenConfig, LogConfig,
+    PolicyConfig, ServiceConfig, TrustConfig,
 };
 use crate::credentials::{Credential, LoginDirectory};
 use crate::policy::{CompilePriority, ComponentBytes, PolicyLoadError, SharedPolicyState};
@@ -240,19 +240,30 @@ pub(crate) fn needs_restart(
 /// so that users and TLS must not be removed together with a change of it.
 pub(crate) fn exposures<'a>(
     config: &Config,
-    running: impl Iterator<Item = &'a ServiceConfig>,
+    running: impl Iterator<Item = (&'a ServiceConfig, &'a [ListenAddress])>,
 ) -> Vec<ConfigProblem> {
     let list = ConfigPath::root().key("services");
     let mut problems = Vec::new();
-    for running in running {
+    for (running, addresses) in running {
         let new = config
             .services
             .iter()
             .enumerate()
             .find(|(_, new)| new.tag == running.tag);
-        let Some((place, new)) = new.filter(|(_, new)| new.listen != running.listen) else {
+        let Some((place, new)) = new else {
             continue;
         };
+        let is_elsewhere = |address: &ListenAddress| {
+            let (bound, named) = (address.ip(), new.listen.address.ip());
+            bound.is_some_and(|bound| {
+                !bound.ip().is_loopback() && named.map(|named| named.ip()) != Some(bound.ip())
+            })
+        };
+        if new.listen == running.listen && !addresses.iter().any(is_elsewhere) {
+            continue;
+        }
+        let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+        let addresses = addresses.join(" and ");
         let users = !running.users.is_empty() && new.users.is_empty();
         let tls = running.tls.is_some() && new.tls.is_none();
         let clients = client_checks(running) > client_checks(new);
@@ -264,8 +275,7 @@ pub(crate) fn exposures<'a>(
         for (field, is_removed) in parts {
             if is_removed {
                 let message = format!(
-                    "cannot be removed or weakened by a reload that changes where the service listens: it listens on {} until a restart",
-                    running.listen.address
+                    "cannot be removed or weakened by a reload: the service listens on {addresses} until a restart"
                 );
                 let keys = field.split('.');
                 let path = keys.fold(list.index(place), |path, key| path.key(key));

@@ -9,7 +9,7 @@ use std::sync::{Arc, Weak};
 use tokio::sync::watch;
 
 use super::configure::LoadedService;
-use crate::config::{ListenConfig, ServiceConfig};
+use crate::config::{ListenAddress, ListenConfig, ServiceConfig};
 use crate::credentials::Credential;
 use crate::pipeline::{LiveService, Service};
 use crate::server::build::{SharedResources, assemble};
@@ -22,6 +22,8 @@ use crate::values::limits::Limits;
 /// A service with a listener.
 pub(crate) struct RunningService {
     config: ServiceConfig,
+    /// Where it listens, whatever the configuration says.
+    addresses: Vec<ListenAddress>,
     live: watch::Sender<Arc<Service>>,
     certificate: Arc<CertificateState>,
     /// Ends the task that follows the certificate's files when it is dropped.
@@ -43,6 +45,7 @@ impl RunningService {
     /// Starts the upkeep of the credentials of `service`.
     pub(crate) fn start(
         config: ServiceConfig,
+        addresses: Vec<ListenAddress>,
         service: Arc<Service>,
         tls: Option<TlsServer>,
         upkeep: &Upkeep,
@@ -55,6 +58,7 @@ impl RunningService {
             is_configured: true,
             certificate,
             config,
+            addresses,
         };
         running.present(tls, upkeep);
         running
@@ -170,6 +174,12 @@ impl RunningServices {
 
     pub(crate) fn configs(&self) -> impl Iterator<Item = &ServiceConfig> {
         self.0.iter().map(|service| &service.config)
+    }
+
+    /// The services' configurations, and where they listen.
+    pub(crate) fn bound(&self) -> impl Iterator<Item = (&ServiceConfig, &[ListenAddress])> {
+        let services = self.0.iter();
+        services.map(|service| (&service.config, service.addresses.as_slice()))
     }
 
     pub(crate) fn listeners(&self) -> Vec<(String, ListenConfig)> {
