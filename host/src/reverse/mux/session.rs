@@ -121,6 +121,11 @@ impl MuxSession {
         let _ = self.0.phase.subscribe().wait_for(is_closing).await;
     }
 
+    /// Returns whether the peer announced that it takes no more streams, and did not just vanish.
+    pub fn was_asked_to_leave(&self) -> bool {
+        self.0.lock().has_peer_announced()
+    }
+
     /// Ends the session, and with it all of its streams.
     pub fn close(&self) {
         self.0.close.notify_one();

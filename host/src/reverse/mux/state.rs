@@ -68,6 +68,8 @@ pub(super) struct MuxState {
     accepts_streams: bool,
     /// Whether the peer was told that no more streams are accepted.
     has_announced: bool,
+    /// Whether the peer told this side so.
+    has_peer_announced: bool,
     /// The code of the last frame, once the session is about to end.
     farewell: Option<u32>,
 }
@@ -98,6 +100,7 @@ impl MuxShared {
                 pings: 0,
                 accepts_streams: side == MuxSide::Acceptor,
                 has_announced: false,
+                has_peer_announced: false,
                 farewell: None,
             }),
             phase: watch::Sender::new(MuxPhase::Open),
@@ -140,6 +143,7 @@ impl MuxShared {
                 Ok(FrameBody::None)
             }
             MuxFrameKind::GoAway if header.length == 0 => {
+                self.lock().has_peer_announced = true;
                 self.leave_open();
                 Ok(FrameBody::None)
             }
@@ -278,6 +282,10 @@ impl MuxState {
 
     pub(super) fn next_waiting(&mut self) -> Option<u32> {
         self.waiting.pop_front()
+    }
+
+    pub(super) fn has_peer_announced(&self) -> bool {
+        self.has_peer_announced
     }
 
     pub(super) fn accepts_streams(&self) -> bool {

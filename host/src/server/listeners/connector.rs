@@ -195,9 +195,10 @@ impl ConnectorTask {
             () = until_stopped(self.stopped.clone(), &self.context) => return None,
         }
         let lasted = began.elapsed();
-        Some(match session.end() {
-            Some(_) => ConnectorOutcome::Ended(lasted),
-            None => ConnectorOutcome::AskedToReturn(lasted),
+        Some(if session.was_asked_to_leave() {
+            ConnectorOutcome::AskedToReturn(lasted)
+        } else {
+            ConnectorOutcome::Ended(lasted)
         })
     }
 }
