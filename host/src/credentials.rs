@@ -30,4 +30,4 @@ pub use refresh::{
     RefreshFileError, RefreshJob, RefreshOutcome, TokenRequestError, TokenResponse, recover_tokens,
     refresh_tokens,
 };
-pub use state::{CredentialLoadError, StartedPoll, UsageReport};
+pub use state::{CredentialLoadError, PollFailure, StartedPoll, UsageReport};

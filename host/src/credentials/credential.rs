@@ -87,10 +87,12 @@ impl Credential {
         *self.tag == *config.tag && self.source == config.source
     }
 
-    /// Applies the caps and the poll interval of `config`.
+    /// Applies the caps and the poll interval of `config`. Polls that were stopped begin again.
     pub fn reconfigure(&self, config: &CredentialConfig) {
-        self.state()
-            .set_entry(&self.signals, config.caps, config.poll_interval);
+        let mut state = self.state();
+        state.set_entry(&self.signals, config.caps, config.poll_interval);
+        state.resume_polls();
+        drop(state);
         self.signals.poll_needed.notify_one();
         self.login.announce_change();
     }

@@ -95,6 +95,8 @@ pub struct CredentialHealth {
     pub refresh_failure: Option<String>,
     /// Why upstream cannot be reached, if the last request could not be sent.
     pub connect_failure: Option<String>,
+    /// Why its reverse connection could not be made, if the last attempt failed.
+    pub reverse_failure: Option<String>,
     /// The number of requests in flight with the credential.
     pub in_flight: u32,
 }
@@ -109,21 +111,22 @@ impl Credential {
         CredentialHealth {
             credential: self.tag().to_owned(),
             kind: identity.map(|identity| identity.kind()),
-            condition: condition(&state, caps, self.path(), now),
+            condition: condition(&state, self, now),
             usable: candidate.usable,
             plan: state.usage().plan().to_owned(),
             five_hour: window_health(&state, caps, WindowKind::FiveHour, now),
             weekly: window_health(&state, caps, WindowKind::Weekly, now),
             polled_at: state.polls().succeeded_at().map(|at| at.0),
-            poll_failure: state.polls().failure().map(str::to_owned),
+            poll_failure: state.poll_failure(self.signals()).map(str::to_owned),
             expires_at: identity
                 .and_then(|identity| identity.expires_at())
                 .map(|at| at.0),
             refreshed_at: identity
                 .and_then(|identity| identity.refreshed_at())
                 .map(|at| at.0),
-            refresh_failure: state.refreshes().failure().map(str::to_owned),
-            connect_failure: state.connect_failure().map(str::to_owned),
+            refresh_failure: state.refresh_failure(self.signals()).map(str::to_owned),
+            connect_failure: state.connect_failure(self.signals()).map(str::to_owned),
+            reverse_failure: state.reverse_failure(self.signals()).map(str::to_owned),
             in_flight: candidate.in_flight,
         }
     }
@@ -146,8 +149,7 @@ fn window_health(
 /// What prevents requests now comes before what will prevent them later.
 fn condition(
     state: &CredentialState,
-    caps: WindowCaps,
-    path: Option<&Path>,
+    credential: &Credential,
     now: Timestamp,
 ) -> CredentialCondition {
     let identity = match state.identity() {
@@ -155,7 +157,7 @@ fn condition(
         Err(CredentialLoadError::NotRead) => return CredentialCondition::Loading,
         Err(CredentialLoadError::NotConnected) => return CredentialCondition::NotConnected,
         Err(error) => {
-            let reason = with_path(path, &error.to_string());
+            let reason = with_path(credential.path(), &error.to_string());
             return CredentialCondition::Unreadable { reason };
         }
     };
@@ -167,7 +169,7 @@ fn condition(
         return CredentialCondition::Refreshing;
     }
     if !state.is_presentable(now) {
-        return expired_condition(state, identity);
+        return expired_condition(identity, state.refresh_failure(credential.signals()));
     }
     if let Some(limit) = state.usage().rate_limit(now) {
         return CredentialCondition::RateLimited {
@@ -175,7 +177,7 @@ fn condition(
             window: limit.window,
         };
     }
-    match window_over_cap(state, caps, now) {
+    match window_over_cap(state, state.caps_of(credential.signals()), now) {
         Some(span) => CredentialCondition::Paused {
             window: span,
             until: state.usage().windows().reset_at(span, now).map(|at| at.0),
@@ -185,15 +187,19 @@ fn condition(
 }
 
 /// Returns the condition of a credential whose access token has expired and is not being refreshed.
-fn expired_condition(state: &CredentialState, identity: &UpstreamIdentity) -> CredentialCondition {
+fn expired_condition(
+    identity: &UpstreamIdentity,
+    refresh_failure: Option<&str>,
+) -> CredentialCondition {
     if !identity.is_refreshable() {
         return CredentialCondition::LoginNeeded {
             reason: "the access token has expired, and the file has no refresh token".to_owned(),
         };
     }
-    let failure = state.refreshes().failure();
     CredentialCondition::CannotRefresh {
-        reason: failure.unwrap_or("the access token has expired").to_owned(),
+        reason: refresh_failure
+            .unwrap_or("the access token has expired")
+            .to_owned(),
     }
 }
 

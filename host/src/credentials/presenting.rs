@@ -57,7 +57,7 @@ impl Credential {
                 match availability() {
                     IdentityAvailability::Ready(identity) => return Some(identity),
                     IdentityAvailability::Unavailable => return None,
-                    IdentityAvailability::AwaitingRefresh => self.refresh_needed().notify_one(),
+                    IdentityAvailability::AwaitingRefresh => self.login().request_refreshes(),
                 }
                 refreshes.changed().await.ok()?;
             }
@@ -83,7 +83,7 @@ impl Credential {
     ///
     /// [`finish_refresh`]: Self::finish_refresh
     pub fn start_refresh(&self, now: Timestamp) -> Option<SecretFingerprint> {
-        self.state().start_refresh(now)
+        self.state().start_refresh(self.signals(), now)
     }
 
     /// Records how the refresh of `token` ended. If it gave other tokens, the file must have been
@@ -94,7 +94,10 @@ impl Credential {
         outcome: &RefreshOutcome,
         now: Timestamp,
     ) {
-        self.state().finish_refresh(token, outcome, now);
+        self.state()
+            .finish_refresh(self.signals(), token, outcome, now);
+        // After a refresh that was not sent, another entry may refresh.
+        self.login().request_refreshes();
         self.refreshes().send_modify(|count| *count += 1);
         self.login().announce_change();
     }
@@ -112,7 +115,7 @@ impl Credential {
     /// Waits until a refresh may be due, for at most `pause`.
     pub async fn wait_until_refresh_due(&self, pause: Duration) {
         let now = Timestamp::now();
-        let due = self.state().refresh_due_at(now);
+        let due = self.state().refresh_due_at(self.signals(), now);
         let pause = due.map_or(pause, |due| due.since(now).min(pause));
         // A timeout and a notification have the same consequence: the caller looks again.
         let _ = timeout(pause, self.refresh_needed().notified()).await;

@@ -79,6 +79,12 @@ pub enum RefreshOutcome {
         /// How long to wait before the next attempt.
         retry_after: Option<Duration>,
     },
+    /// There was no connection to the token endpoint, so nothing was spent. Over another route, an
+    /// attempt can succeed at once.
+    Unreachable {
+        /// A sentence for the operator, without any secret.
+        reason: String,
+    },
     /// New tokens could not have been stored, so none were requested.
     NotWritable {
         /// A sentence for the operator, without any secret.
@@ -125,7 +131,9 @@ pub fn refresh_tokens(
     }
     match post(request_body(&transaction.refresh_token)) {
         Ok(response) => transaction.apply(&response),
-        Err(TokenRequestError::NotSent(reason)) => transaction.end(RefreshOutcome::failed(reason)),
+        Err(TokenRequestError::NotSent(reason)) => {
+            transaction.end(RefreshOutcome::Unreachable { reason })
+        }
         Err(TokenRequestError::Lost(reason)) => transaction.leave_uncertain(&reason),
     }
 }

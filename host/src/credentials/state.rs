@@ -7,7 +7,9 @@
 mod account_usage;
 mod entries;
 mod poll_schedule;
+mod recent_requests;
 mod refresh_schedule;
+mod unsent_attempts;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,9 +24,11 @@ use crate::values::clock::Timestamp;
 use crate::values::credential::candidate::BalancerCandidate;
 use crate::values::credential::windows::{WindowKind, WindowReading};
 use account_usage::{AccountUsage, rate_limit_end};
-use entries::LoginEntries;
-use poll_schedule::PollSchedule;
+use entries::{LoginEntries, LoginEntry};
+use poll_schedule::{PollSchedule, back_off};
+use recent_requests::RecentRequests;
 use refresh_schedule::RefreshSchedule;
+use unsent_attempts::UnsentAttempts;
 
 pub(super) use entries::EntrySignals;
 pub(super) use poll_schedule::RequestsSincePoll;
@@ -112,6 +116,28 @@ pub struct UsageReport {
     pub own_weight: Option<f64>,
 }
 
+/// Why a poll has no result.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PollFailure {
+    /// It was not sent: there is no connection. Another entry of the login has another route.
+    Unreachable {
+        /// A sentence for the operator, without any secret.
+        reason: String,
+    },
+    /// The other gateway rejects the token: no later poll can succeed until something changes.
+    Rejected {
+        /// A sentence for the operator, without any secret.
+        reason: String,
+    },
+    /// A later poll can succeed.
+    Failed {
+        /// A sentence for the operator, without any secret.
+        reason: String,
+        /// How long to wait before the next one.
+        retry_after: Option<Duration>,
+    },
+}
+
 /// What is known about a login, and about the credentials that use it.
 pub(super) struct CredentialState {
     entries: LoginEntries,
@@ -131,8 +157,6 @@ pub(super) struct CredentialState {
     usage: AccountUsage,
     polls: PollSchedule,
     refreshes: RefreshSchedule,
-    /// Why the last request could not be sent; `None` once upstream responds again.
-    connect_failure: Option<String>,
 }
 
 impl Default for CredentialState {
@@ -149,7 +173,6 @@ impl Default for CredentialState {
             usage: AccountUsage::default(),
             polls: PollSchedule::default(),
             refreshes: RefreshSchedule::new(),
-            connect_failure: None,
         }
     }
 }
@@ -246,11 +269,16 @@ impl CredentialState {
         if !has_known_token {
             self.rejected_until = None;
             self.refreshes.file_changed(new, now);
+            self.forget_unsent_refreshes();
         }
         let is_other_account = self.account_id.is_some() && !self.is_about(new);
         if is_other_account {
             self.usage = AccountUsage::default();
             self.polls = PollSchedule::default();
+            for entry in self.entries.iter_mut() {
+                entry.requests = RecentRequests::default();
+                entry.unsent_polls = UnsentAttempts::default();
+            }
             self.account_generation += 1;
         }
         self.account_id = new.account_id().cloned();
@@ -287,7 +315,7 @@ impl CredentialState {
             Ok(identity) if !self.refreshes.is_expired(identity, now) => {
                 IdentityAvailability::Ready(Arc::clone(identity))
             }
-            Ok(identity) if self.refreshes.may_help(identity, now) => {
+            Ok(identity) if self.refresh_may_help(identity, now) => {
                 IdentityAvailability::AwaitingRefresh
             }
             Ok(_) | Err(_) => IdentityAvailability::Unavailable,
@@ -307,7 +335,7 @@ impl CredentialState {
             return IdentityAvailability::Ready(Arc::clone(known));
         }
         self.refreshes.reject(known);
-        if self.refreshes.may_help(known, now) {
+        if self.refresh_may_help(known, now) {
             IdentityAvailability::AwaitingRefresh
         } else {
             IdentityAvailability::Unavailable
@@ -333,29 +361,86 @@ impl CredentialState {
         }
     }
 
-    /// Starts a refresh if one is due, and returns which token it refreshes.
-    pub(super) fn start_refresh(&mut self, now: Timestamp) -> Option<SecretFingerprint> {
-        let identity = self.identity.as_ref().ok()?;
-        if !self.refreshes.is_due(identity, now) {
+    /// Whether a refresh that is running, or due for any entry, can give better tokens than those
+    /// of `identity`.
+    fn refresh_may_help(&self, identity: &UpstreamIdentity, now: Timestamp) -> bool {
+        let is_due = |entry| {
+            self.refresh_due_for(entry, identity, now)
+                .is_some_and(|due| due <= now)
+        };
+        self.refreshes.is_running() || self.entries.iter().any(is_due)
+    }
+
+    /// Returns when `entry` refreshes the tokens of `identity`; `None` if not before the file
+    /// changes.
+    fn refresh_due_for(
+        &self,
+        entry: &LoginEntry,
+        identity: &UpstreamIdentity,
+        now: Timestamp,
+    ) -> Option<Timestamp> {
+        let due = self.refreshes.due_at(identity, now)?;
+        Some(entry.unsent_refreshes.delay(due, now))
+    }
+
+    fn forget_unsent_refreshes(&mut self) {
+        for entry in self.entries.iter_mut() {
+            entry.unsent_refreshes = UnsentAttempts::default();
+        }
+    }
+
+    /// Starts a refresh if one is due for an entry, and returns which token it refreshes.
+    pub(super) fn start_refresh(
+        &mut self,
+        entry: &Arc<EntrySignals>,
+        now: Timestamp,
+    ) -> Option<SecretFingerprint> {
+        let due = self.refresh_due_at(entry, now)?;
+        if due > now {
             return None;
         }
+        let identity = self.identity.as_ref().ok()?;
         self.refreshes.start();
         Some(identity.fingerprint())
     }
 
     pub(super) fn finish_refresh(
         &mut self,
+        entry: &Arc<EntrySignals>,
         token: &SecretFingerprint,
         outcome: &RefreshOutcome,
         now: Timestamp,
     ) {
         let found = self.identity.as_deref().ok();
         self.refreshes.finish(token, outcome, found, now);
+        match outcome {
+            RefreshOutcome::Unreachable { reason } => {
+                let unsent = &mut self.entries.of_mut(entry).unsent_refreshes;
+                unsent.add(reason, self.refreshes.back_off(unsent.count()), now);
+            }
+            RefreshOutcome::Refreshed { .. } | RefreshOutcome::Newer => {
+                self.forget_unsent_refreshes();
+            }
+            RefreshOutcome::Failed { .. } | RefreshOutcome::LoginNeeded { .. } => {
+                self.entries.of_mut(entry).unsent_refreshes = UnsentAttempts::default();
+            }
+            RefreshOutcome::NotWritable { .. } | RefreshOutcome::Busy => {}
+        }
     }
 
-    pub(super) fn refresh_due_at(&self, now: Timestamp) -> Option<Timestamp> {
+    /// Returns why the last refresh of an entry, or of its login, failed, if another one follows.
+    pub(super) fn refresh_failure(&self, entry: &Arc<EntrySignals>) -> Option<&str> {
+        let unsent = self.entries.of(entry).unsent_refreshes.reason();
+        unsent.or_else(|| self.refreshes.failure())
+    }
+
+    pub(super) fn refresh_due_at(
+        &self,
+        entry: &Arc<EntrySignals>,
+        now: Timestamp,
+    ) -> Option<Timestamp> {
         let identity = self.identity.as_ref().ok()?;
-        self.refreshes.due_at(identity, now)
+        self.refresh_due_for(self.entries.of(entry), identity, now)
     }
 
     /// Whether requests wait for a refresh: the token is of no use as it is.
@@ -371,6 +456,9 @@ impl CredentialState {
     pub(super) fn candidate(&self, entry: &Arc<EntrySignals>, now: Timestamp) -> BalancerCandidate {
         let mut candidate = self.usage.candidate(self.caps_of(entry), now);
         candidate.usable &= self.is_presentable(now);
+        let requests = &self.entries.of(entry).requests;
+        candidate.recent_failures = requests.failures(now);
+        candidate.recent_latency_ms = requests.latency_ms();
         candidate
     }
 
@@ -444,22 +532,32 @@ impl CredentialState {
         (until, change)
     }
 
-    pub(super) fn record_failure(&mut self, now: Timestamp) {
-        self.usage.record_failure(now);
+    pub(super) fn record_failure(&mut self, entry: &Arc<EntrySignals>, now: Timestamp) {
+        self.entries.of_mut(entry).requests.record_failure(now);
     }
 
-    /// Records that upstream responded.
-    pub(super) fn record_response(&mut self, latency: Duration) {
-        self.connect_failure = None;
-        self.usage.record_latency(latency);
+    /// Records that upstream responded to an entry.
+    pub(super) fn record_response(&mut self, entry: &Arc<EntrySignals>, latency: Duration) {
+        let entry = self.entries.of_mut(entry);
+        entry.connect_failure = None;
+        entry.requests.record_latency(latency);
     }
 
-    pub(super) fn record_unreachable(&mut self, reason: String) {
-        self.connect_failure = Some(reason);
+    pub(super) fn record_unreachable(&mut self, entry: &Arc<EntrySignals>, reason: String) {
+        self.entries.of_mut(entry).connect_failure = Some(reason);
     }
 
-    pub(super) fn connect_failure(&self) -> Option<&str> {
-        self.connect_failure.as_deref()
+    pub(super) fn connect_failure(&self, entry: &Arc<EntrySignals>) -> Option<&str> {
+        self.entries.of(entry).connect_failure.as_deref()
+    }
+
+    /// Records why there is no reverse connection of an entry; `None` if there is one.
+    pub(super) fn record_reversed(&mut self, entry: &Arc<EntrySignals>, failure: Option<String>) {
+        self.entries.of_mut(entry).reverse_failure = failure;
+    }
+
+    pub(super) fn reverse_failure(&self, entry: &Arc<EntrySignals>) -> Option<&str> {
+        self.entries.of(entry).reverse_failure.as_deref()
     }
 
     /// Returns when the next poll is due; `None` if not before something changes.
@@ -476,18 +574,35 @@ impl CredentialState {
         }
         // A credential that is used up until an unknown time gets no requests: only a poll shows
         // that it has room again.
-        let is_stuck = self.is_used_up(entry, now) && self.usable_again_at(entry, now).is_none();
+        // The reset of another gateway is the mean of its accounts': it may have room before.
+        let is_reset_known = identity.kind() != CredentialKind::External
+            && self.usable_again_at(entry, now).is_some();
+        let is_stuck = self.is_used_up(entry, now) && !is_reset_known;
         let requests = if is_stuck {
             RequestsSincePoll::Some
         } else {
             requests
         };
-        self.polls.due_at(requests, interval, now)
+        let due = self.polls.due_at(requests, interval, now)?;
+        Some(self.entries.of(entry).unsent_polls.delay(due, now))
     }
 
     /// Makes the next poll due at once.
     pub(super) fn poll_again(&mut self) {
         self.polls.repeat();
+    }
+
+    /// Lets polls begin again that were stopped, because the configuration was applied again.
+    pub(super) fn resume_polls(&mut self) {
+        if self.polls.is_stopped() {
+            self.polls.repeat();
+        }
+    }
+
+    /// Returns why the last poll of an entry, or of its login, failed, if it did.
+    pub(super) fn poll_failure(&self, entry: &Arc<EntrySignals>) -> Option<&str> {
+        let unsent = self.entries.of(entry).unsent_polls.reason();
+        unsent.or_else(|| self.polls.failure())
     }
 
     /// Starts a poll, if the credential is loaded.
@@ -503,6 +618,7 @@ impl CredentialState {
 
     pub(super) fn record_poll(
         &mut self,
+        entry: &Arc<EntrySignals>,
         poll: &StartedPoll,
         report: &UsageReport,
         now: Timestamp,
@@ -518,7 +634,10 @@ impl CredentialState {
             Vec::new()
         };
         self.polls.succeed(now);
-        self.connect_failure = None;
+        self.entries.of_mut(entry).connect_failure = None;
+        for entry in self.entries.iter_mut() {
+            entry.unsent_polls = UnsentAttempts::default();
+        }
         let plan = report.plan.as_deref();
         let plan_changed = plan.is_some_and(|plan| self.usage.set_plan(plan));
         let weight_changed = self.usage.set_own_weight(report.own_weight);
@@ -530,14 +649,28 @@ impl CredentialState {
 
     pub(super) fn record_poll_failure(
         &mut self,
+        entry: &Arc<EntrySignals>,
         poll: &StartedPoll,
-        reason: String,
-        retry_after: Option<Duration>,
+        failure: PollFailure,
         now: Timestamp,
     ) {
-        if self.account_generation == poll.account_generation {
-            self.polls.fail(reason, retry_after, now);
+        if self.account_generation != poll.account_generation {
+            return;
         }
+        let unsent = &mut self.entries.of_mut(entry).unsent_polls;
+        match failure {
+            PollFailure::Unreachable { reason } => {
+                unsent.add(&reason, back_off(unsent.count()), now);
+                self.polls.abandon();
+                return;
+            }
+            PollFailure::Rejected { reason } => self.polls.stop(reason, now),
+            PollFailure::Failed {
+                reason,
+                retry_after,
+            } => self.polls.fail(reason, retry_after, now),
+        }
+        *unsent = UnsentAttempts::default();
     }
 }
 

@@ -10,10 +10,13 @@ use tokio::time::timeout;
 
 use super::credential::Credential;
 use super::identity::UpstreamIdentity;
-use super::state::{StartedPoll, UsageReport};
+use super::state::{PollFailure, StartedPoll, UsageReport};
 use crate::values::clock::Timestamp;
 use crate::values::credential::candidate::BalancerCandidate;
 use crate::values::credential::windows::{WindowKind, WindowReading};
+
+/// The weight of another gateway that reports none: that of sing-box.
+const EXTERNAL_WEIGHT: f64 = 10.0;
 
 impl Credential {
     /// Returns what a balancer sees of it, except what concerns one request. The windows of an API
@@ -21,6 +24,7 @@ impl Credential {
     pub fn candidate(&self, now: Timestamp) -> BalancerCandidate {
         let mut candidate = self.state_at(now).candidate(self.signals(), now);
         candidate.in_flight = self.in_flight();
+        candidate.own_weight = self.or_external_weight(candidate.own_weight);
         candidate
     }
 
@@ -39,9 +43,14 @@ impl Credential {
         self.state().usage().plan().to_owned()
     }
 
-    /// Returns the weight of its capacity, if it reports one: another gateway does.
+    /// Returns the weight of its capacity, if it is another gateway.
     pub fn own_weight(&self) -> Option<f64> {
-        self.state().usage().own_weight()
+        let reported = self.state().usage().own_weight();
+        self.or_external_weight(reported)
+    }
+
+    fn or_external_weight(&self, reported: Option<f64>) -> Option<f64> {
+        reported.or_else(|| self.is_external().then_some(EXTERNAL_WEIGHT))
     }
 
     /// Returns the start of its week, in Unix seconds.
@@ -91,17 +100,27 @@ impl Credential {
 
     /// Records a failed attempt.
     pub fn record_failure(&self, now: Timestamp) {
-        self.state().record_failure(now);
+        self.state().record_failure(self.signals(), now);
     }
 
     /// Records that upstream responded, and how long the response's head took.
     pub fn record_response(&self, latency: Duration) {
-        self.state().record_response(latency);
+        self.state().record_response(self.signals(), latency);
     }
 
     /// Records why a request could not be sent: there is no connection to upstream.
     pub fn record_unreachable(&self, reason: String) {
-        self.state().record_unreachable(reason);
+        self.state().record_unreachable(self.signals(), reason);
+    }
+
+    /// Records that its reverse connection was made.
+    pub fn record_reversed(&self) {
+        self.state().record_reversed(self.signals(), None);
+    }
+
+    /// Records why its reverse connection could not be made.
+    pub fn record_not_reversed(&self, reason: String) {
+        self.state().record_reversed(self.signals(), Some(reason));
     }
 }
 
@@ -136,19 +155,17 @@ impl Credential {
     /// Records what a poll reports. Its windows replace the known ones, unless a response reported
     /// windows since the poll began.
     pub fn record_poll(&self, poll: &StartedPoll, report: &UsageReport, now: Timestamp) {
-        let change = self.state_at(now).record_poll(poll, report, now);
+        let change = self
+            .state_at(now)
+            .record_poll(self.signals(), poll, report, now);
         self.publish(change);
     }
 
     /// Records that a poll failed.
-    pub fn record_poll_failure(
-        &self,
-        poll: &StartedPoll,
-        reason: String,
-        retry_after: Option<Duration>,
-        now: Timestamp,
-    ) {
+    pub fn record_poll_failure(&self, poll: &StartedPoll, failure: PollFailure, now: Timestamp) {
         self.state()
-            .record_poll_failure(poll, reason, retry_after, now);
+            .record_poll_failure(self.signals(), poll, failure, now);
+        // After a poll that was not sent, another entry may poll.
+        self.login().request_polls();
     }
 }

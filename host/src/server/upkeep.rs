@@ -381,7 +381,7 @@ fn log_refresh(credential: &str, outcome: &RefreshOutcome) {
         RefreshOutcome::LoginNeeded { reason } => {
             tracing::error!(credential, reason, "refresh rejected: log in again");
         }
-        RefreshOutcome::Failed { reason, .. } => {
+        RefreshOutcome::Failed { reason, .. } | RefreshOutcome::Unreachable { reason } => {
             tracing::warn!(credential, reason, "refresh failed")
         }
         RefreshOutcome::NotWritable { reason } => {

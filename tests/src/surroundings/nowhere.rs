@@ -27,6 +27,11 @@ impl Nowhere {
         }
     }
 
+    /// Returns the port that refuses connections.
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+
     /// Returns a URL that refuses connections: `http://127.0.0.1:PORT`.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)

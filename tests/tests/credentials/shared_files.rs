@@ -2,8 +2,8 @@
 
 use http::StatusCode;
 use serde_json::{Value, json};
-use tollgate_tests::upstream::{Reply, Standing, TokenReply};
-use tollgate_tests::{Client, Rig, turn, unix_in, user};
+use tollgate_tests::upstream::{Reply, Standing, TokenReply, WAIT_MAX};
+use tollgate_tests::{Client, Nowhere, Rig, turn, unix_in, user};
 
 use crate::checks::check_served;
 
@@ -133,5 +133,84 @@ async fn a_service_joins_the_login_of_its_file_on_a_reload() {
     rig.configure(&config).await.expect("it is accepted");
     let joined = clients[1].turn(&turn("two")).await;
     assert_eq!(joined.status, StatusCode::TOO_MANY_REQUESTS);
+    rig.stop().await;
+}
+
+/// Returns a configuration whose entries all name the file of `credential`: `dead0`, `dead1`, …,
+/// whose outbound refuses connections, then `fine` without one, and a pool of them in that order.
+/// Each entry has a user of the same name, and `pool` uses the pool.
+fn beside_dead_outbounds(rig: &Rig, credential: &Value, nowhere: &Nowhere) -> Value {
+    let mut entries: Vec<Value> = Vec::new();
+    for tag in ["dead0", "dead1", "dead2", "fine"] {
+        let mut entry = credential.clone();
+        entry["tag"] = json!(tag);
+        if tag != "fine" {
+            entry["detour"] = json!("out");
+        }
+        entries.push(entry);
+    }
+    let tags: Vec<Value> = entries.iter().map(|entry| entry["tag"].clone()).collect();
+    let pool = json!({ "tag": "pool", "type": "fallback", "credentials": tags });
+    let mut users: Vec<Value> = ["dead0", "dead1", "dead2", "fine"]
+        .map(|tag| user(tag, tag))
+        .into();
+    users.push(user("pool", "pool"));
+    entries.push(pool);
+    let mut config = rig.config(json!({ "credentials": entries, "users": users }));
+    config["outbounds"] = json!([{
+        "type": "socks", "tag": "out", "server": "127.0.0.1", "server_port": nowhere.port(),
+    }]);
+    config
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_outbounds_of_other_entries_delay_no_refresh_and_no_poll() {
+    let mut rig = Rig::new().await;
+    let nowhere = Nowhere::new();
+    let (credential, login) = rig.expiring_login("a", -60);
+    login.always_for_token(TokenReply::well());
+    let config = beside_dead_outbounds(&rig, &credential, &nowhere);
+    let client = rig.start(config).await.token("token-fine");
+    check_served("fine", &client.turn(&turn("one")).await);
+    assert_eq!((login.post_count(), login.reuses()), (1, 0));
+    let is_polled = |found: &Value| found["polled_at"].is_u64();
+    rig.wait_for_credential("fine", WAIT_MAX, "it is polled", is_polled)
+        .await;
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refresh_over_a_dead_outbound_alone_fails_and_says_why() {
+    let mut rig = Rig::new().await;
+    let nowhere = Nowhere::new();
+    let (mut credential, login) = rig.expiring_login("a", -60);
+    credential["detour"] = json!("out");
+    let mut config = rig.config(json!({ "credentials": [credential] }));
+    config["outbounds"] = json!([{
+        "type": "socks", "tag": "out", "server": "127.0.0.1", "server_port": nowhere.port(),
+    }]);
+    rig.start(config).await;
+    let found = rig.wait_for_state("a", "cannot_refresh").await;
+    let reason = found["reason"].as_str().expect("a reason");
+    assert!(reason.contains("outbound \"out\""), "{reason}");
+    assert_eq!(login.post_count(), 0);
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_names_the_failing_outbound_of_each_entry() {
+    let mut rig = Rig::new().await;
+    let nowhere = Nowhere::new();
+    let credential = rig.oauth("a");
+    let config = beside_dead_outbounds(&rig, &credential, &nowhere);
+    let client = rig.start(config).await;
+    // All but the last one fail, and then a response arrives.
+    check_served("pool", &client.token("token-pool").turn(&turn("one")).await);
+    for tag in ["dead0", "dead1", "dead2"] {
+        let failure = rig.credential(tag).await["connect_failure"].to_string();
+        assert!(failure.contains("out"), "{tag}: {failure}");
+    }
+    let fine = rig.credential("fine").await;
+    assert_eq!(fine["connect_failure"], Value::Null);
     rig.stop().await;
 }

@@ -164,6 +164,7 @@ fn note(name: &str, credential: &Value) -> Vec<String> {
         (what, "reason"),
         ("the last refresh: ", refresh),
         ("the last connection: ", "connect_failure"),
+        ("the reverse connection: ", "reverse_failure"),
         ("the last poll: ", "poll_failure"),
     ];
     reasons

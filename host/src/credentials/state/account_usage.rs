@@ -1,22 +1,14 @@
-//! What an account has used, as upstream reports it, and how its recent requests went.
+//! What an account has used, as upstream reports it.
 //!
 //! Does not know which credential presents the account, nor that account's tokens. Invariant:
 //! everything in it is about one account; another account starts with a new value.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::config::WindowCaps;
 use crate::values::clock::Timestamp;
 use crate::values::credential::candidate::BalancerCandidate;
 use crate::values::credential::windows::{RateLimitWindows, WindowKind, WindowReading};
-
-/// How long a failure counts as recent, and how many are remembered.
-const FAILURE_MEMORY: Duration = Duration::from_secs(5 * 60);
-const FAILURES_MAX: usize = 64;
-
-/// The weight of a new latency in the moving average.
-const LATENCY_WEIGHT: f64 = 0.2;
 
 /// A rate limit whose end upstream does not say, or says is over already, lasts this long.
 const RATE_LIMIT_DEFAULT: Duration = Duration::from_secs(5 * 60);
@@ -35,8 +27,6 @@ pub(crate) struct AccountUsage {
     rate_limit: Option<RateLimit>,
     /// Counts the responses that reported windows.
     observations: u64,
-    failures: VecDeque<Timestamp>,
-    latency_ms: Option<f64>,
 }
 
 /// A refusal by 429.
@@ -69,7 +59,7 @@ impl AccountUsage {
         self.rate_limit.filter(|limit| limit.until > now)
     }
 
-    /// Returns what a balancer sees of it, except what concerns one request or the credential's
+    /// Returns what a balancer sees of it, except what concerns requests or the credential's
     /// tokens.
     pub(crate) fn candidate(&self, caps: WindowCaps, now: Timestamp) -> BalancerCandidate {
         let five_hour_used = self.windows.used(WindowKind::FiveHour, now);
@@ -92,8 +82,8 @@ impl AccountUsage {
                 .map(minutes_to),
             limited_minutes: limit.map_or(0.0, |limit| minutes_to(limit.until)),
             in_flight: 0,
-            recent_failures: self.recent_failures(now),
-            recent_latency_ms: self.latency_ms,
+            recent_failures: 0,
+            recent_latency_ms: None,
             continues: false,
             own_weight: self.own_weight,
         }
@@ -167,29 +157,6 @@ impl AccountUsage {
         self.own_weight = weight;
         changed
     }
-
-    pub(crate) fn record_failure(&mut self, now: Timestamp) {
-        if self.failures.len() >= FAILURES_MAX {
-            self.failures.pop_front();
-        }
-        self.failures.push_back(now);
-    }
-
-    pub(crate) fn record_latency(&mut self, latency: Duration) {
-        let latency_ms = latency.as_secs_f64() * 1e3;
-        let average = self.latency_ms.map_or(latency_ms, |average| {
-            average + (latency_ms - average) * LATENCY_WEIGHT
-        });
-        self.latency_ms = Some(average);
-    }
-
-    fn recent_failures(&self, now: Timestamp) -> u32 {
-        let recent = self
-            .failures
-            .iter()
-            .filter(|failed_at| now.since(**failed_at) < FAILURE_MEMORY);
-        recent.count() as u32
-    }
 }
 
 /// Returns when a refusal ends that upstream says ends at `until`.
@@ -218,16 +185,5 @@ mod tests {
         assert_eq!(usage.candidate(CAPS, NOW).limited_minutes, 1.0);
         assert_eq!(usage.usable_again_at(CAPS, NOW), Some(Timestamp(1_060_000)));
         assert!(usage.candidate(CAPS, Timestamp(1_060_000)).usable);
-    }
-
-    #[test]
-    fn failures_are_forgotten_and_bounded() {
-        let mut usage = AccountUsage::default();
-        for _ in 0..100 {
-            usage.record_failure(NOW);
-        }
-        assert_eq!(usage.candidate(CAPS, NOW).recent_failures, 64);
-        let later = NOW.after(FAILURE_MEMORY);
-        assert_eq!(usage.candidate(CAPS, later).recent_failures, 0);
     }
 }

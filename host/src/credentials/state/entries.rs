@@ -1,5 +1,5 @@
-//! The entries of the configuration that share a login: their caps, their intervals, and those that
-//! wait for their changes.
+//! The entries of the configuration that share a login: their caps, their intervals, what their
+//! routes prevented, and those that wait for their changes.
 //!
 //! Does not know what is used of the account. Invariant: an entry is in the list as long as its
 //! credential exists.
@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
+use super::recent_requests::RecentRequests;
+use super::unsent_attempts::UnsentAttempts;
 use crate::config::WindowCaps;
 
 /// What the tasks and requests of one entry wait for.
@@ -31,6 +33,13 @@ pub(super) struct LoginEntry {
     pub(super) poll_interval: Option<Duration>,
     /// Whether it was used up before the change that is being made.
     pub(super) was_used_up: bool,
+    pub(super) requests: RecentRequests,
+    pub(super) unsent_refreshes: UnsentAttempts,
+    pub(super) unsent_polls: UnsentAttempts,
+    /// Why the last request could not be sent; `None` once upstream responds again.
+    pub(super) connect_failure: Option<String>,
+    /// Why the last attempt failed to make a reverse connection, if it did.
+    pub(super) reverse_failure: Option<String>,
 }
 
 /// The entries of one login.
@@ -55,6 +64,11 @@ impl LoginEntries {
                 caps,
                 poll_interval,
                 was_used_up: false,
+                requests: RecentRequests::default(),
+                unsent_refreshes: UnsentAttempts::default(),
+                unsent_polls: UnsentAttempts::default(),
+                connect_failure: None,
+                reverse_failure: None,
             }),
         }
     }
@@ -69,6 +83,18 @@ impl LoginEntries {
             Some(entry) => entry,
             None => unreachable!("a credential's entry is removed when it is dropped"),
         }
+    }
+
+    /// As [`Self::of`], to change it.
+    pub(super) fn of_mut(&mut self, signals: &Arc<EntrySignals>) -> &mut LoginEntry {
+        match self.0.iter_mut().find(|entry| entry.is(signals)) {
+            Some(entry) => entry,
+            None => unreachable!("a credential's entry is removed when it is dropped"),
+        }
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &LoginEntry> {
+        self.0.iter()
     }
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut LoginEntry> {

@@ -42,17 +42,22 @@ pub(crate) struct PollSchedule {
     paused_until: Option<Timestamp>,
     /// Failures since the last success.
     failures: usize,
+    /// No poll until something changes: the token was rejected.
+    is_stopped: bool,
 }
 
 impl PollSchedule {
     /// Returns when the next poll is due: once at start, and once an `interval` while there are
-    /// requests. `None` if not before there are requests.
+    /// requests. `None` if not before there are requests, or something else changes.
     pub(crate) fn due_at(
         &self,
         requests: RequestsSincePoll,
         interval: Duration,
         now: Timestamp,
     ) -> Option<Timestamp> {
+        if self.is_stopped {
+            return None;
+        }
         // Times further ahead than any that were ever set: the clock was set back.
         let polled_at = self.polled_at.filter(|at| *at <= now);
         let paused_until = self
@@ -87,7 +92,7 @@ impl PollSchedule {
     pub(crate) fn fail(&mut self, reason: String, retry_after: Option<Duration>, now: Timestamp) {
         let pause = match retry_after {
             Some(pause) => pause.clamp(RETRY_AFTER_MIN, RETRY_AFTER_MAX),
-            None => BACK_OFF[self.failures.min(BACK_OFF.len() - 1)],
+            None => back_off(self.failures),
         };
         self.failures += 1;
         self.started_at = None;
@@ -96,10 +101,27 @@ impl PollSchedule {
         self.failure = Some(reason);
     }
 
+    /// Notes that a poll failed whose token was rejected. No poll is due until [`Self::repeat`].
+    pub(crate) fn stop(&mut self, reason: String, now: Timestamp) {
+        self.fail(reason, None, now);
+        self.is_stopped = true;
+    }
+
+    /// Notes that a poll was not sent: another credential of the same login may poll.
+    pub(crate) fn abandon(&mut self) {
+        self.started_at = None;
+    }
+
     /// Makes the next poll due at once.
     pub(crate) fn repeat(&mut self) {
         self.polled_at = None;
         self.started_at = None;
+        self.is_stopped = false;
+    }
+
+    /// Whether polls are stopped.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.is_stopped
     }
 
     /// Returns when the last poll succeeded.
@@ -111,6 +133,11 @@ impl PollSchedule {
     pub(crate) fn failure(&self) -> Option<&str> {
         self.failure.as_deref()
     }
+}
+
+/// Returns the pause after `failures` consecutive failures and one more.
+pub(crate) fn back_off(failures: usize) -> Duration {
+    BACK_OFF[failures.min(BACK_OFF.len() - 1)]
 }
 
 #[cfg(test)]

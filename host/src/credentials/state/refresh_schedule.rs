@@ -163,15 +163,6 @@ impl RefreshSchedule {
         identity.is_expired(now) && !expired_when_issued
     }
 
-    pub(crate) fn is_due(&self, identity: &UpstreamIdentity, now: Timestamp) -> bool {
-        self.due_at(identity, now).is_some_and(|due| due <= now)
-    }
-
-    /// Whether a refresh that is due or running can give better tokens than those of `identity`.
-    pub(crate) fn may_help(&self, identity: &UpstreamIdentity, now: Timestamp) -> bool {
-        self.is_running || self.is_due(identity, now)
-    }
-
     /// Whether upstream rejected the access token of `identity`.
     pub(crate) fn is_rejected(&self, identity: &UpstreamIdentity) -> bool {
         self.rejected.as_ref() == Some(&identity.fingerprint())
@@ -229,13 +220,15 @@ impl RefreshSchedule {
             } => {
                 let pause = match retry_after {
                     Some(pause) => (*pause).clamp(BACK_OFF[0], RETRY_AFTER_MAX),
-                    None => self.back_off(),
+                    None => self.back_off(self.failures),
                 };
                 self.pause_and_fail(pause, reason, now);
             }
             RefreshOutcome::NotWritable { reason } => {
-                self.pause_and_fail(self.back_off(), reason, now);
+                self.pause_and_fail(self.back_off(self.failures), reason, now);
             }
+            // Nothing was spent: an entry with another route may try at once.
+            RefreshOutcome::Unreachable { .. } => {}
             RefreshOutcome::Busy => self.paused_until = Some(now.after(BUSY_PAUSE)),
         }
     }
@@ -274,8 +267,9 @@ impl RefreshSchedule {
         self.clear_failures();
     }
 
-    fn back_off(&self) -> Duration {
-        BACK_OFF[self.failures.min(BACK_OFF.len() - 1)] + self.jitter / 20
+    /// Returns the pause after `failures` consecutive failures and one more.
+    pub(crate) fn back_off(&self, failures: usize) -> Duration {
+        BACK_OFF[failures.min(BACK_OFF.len() - 1)] + self.jitter / 20
     }
 
     /// Returns why the operator must log in again, if they must.
@@ -315,6 +309,12 @@ mod tests {
             r#"{{"tokens": {{"access_token": "x.{claims}.y", "refresh_token": "r"}}, "last_refresh": "{made}"}}"#
         );
         parse(file.as_bytes()).expect("tokens")
+    }
+
+    impl RefreshSchedule {
+        fn is_due(&self, identity: &UpstreamIdentity, now: Timestamp) -> bool {
+            self.due_at(identity, now).is_some_and(|due| due <= now)
+        }
     }
 
     fn refreshed(identity: &UpstreamIdentity) -> RefreshOutcome {

@@ -121,11 +121,15 @@ impl ConnectorTask {
                 () = until_stopped(stopped, &self.context) => return,
             };
             let outcome = match connected {
-                Ok((io, read)) => match self.serve(io, read).await {
-                    Some(outcome) => outcome,
-                    None => return,
-                },
+                Ok((io, read)) => {
+                    self.credential.record_reversed();
+                    match self.serve(io, read).await {
+                        Some(outcome) => outcome,
+                        None => return,
+                    }
+                }
                 Err(error) => {
+                    self.credential.record_not_reversed(error.to_string());
                     tracing::warn!(
                         credential = self.credential.tag(),
                         %error,

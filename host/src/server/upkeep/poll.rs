@@ -8,10 +8,10 @@ use http::{Request, Response, StatusCode};
 use serde_json::Value;
 
 use super::refresh::AGENT;
-use crate::credentials::{Credential, StartedPoll, UpstreamIdentity, UsageReport};
-use crate::upstream::{RequestBody, UpstreamClient};
+use crate::credentials::{Credential, PollFailure, StartedPoll, UpstreamIdentity, UsageReport};
+use crate::upstream::{RequestBody, UpstreamClient, UpstreamError};
 use crate::values::clock::Timestamp;
-use crate::values::credential::windows::WindowReading;
+use crate::values::credential::windows::{SlotReading, WindowReading};
 use crate::values::headers::retry_after;
 use crate::values::limits::ANSWER_BYTES;
 
@@ -25,27 +25,28 @@ pub(super) async fn poll(
 ) {
     match request_usage(credential, poll.presented(), upstream, chatgpt, limit).await {
         Ok(report) => credential.record_poll(poll, &report, Timestamp::now()),
-        Err(PollFailure {
-            reason,
-            retry_after,
-        }) => {
-            tracing::debug!(credential = credential.tag(), reason, "poll failed");
-            credential.record_poll_failure(poll, reason, retry_after, Timestamp::now());
+        Err(failure) => {
+            log_failure(credential.tag(), &failure);
+            credential.record_poll_failure(poll, failure, Timestamp::now());
         }
     }
 }
 
-struct PollFailure {
-    reason: String,
-    retry_after: Option<Duration>,
+fn log_failure(credential: &str, failure: &PollFailure) {
+    match failure {
+        PollFailure::Unreachable { reason } | PollFailure::Failed { reason, .. } => {
+            tracing::debug!(credential, reason, "poll failed");
+        }
+        PollFailure::Rejected { reason } => {
+            tracing::warn!(credential, reason, "polls stopped: token rejected");
+        }
+    }
 }
 
-impl PollFailure {
-    fn new(reason: impl Into<String>) -> Self {
-        Self {
-            reason: reason.into(),
-            retry_after: None,
-        }
+fn failed(reason: impl Into<String>) -> PollFailure {
+    PollFailure::Failed {
+        reason: reason.into(),
+        retry_after: None,
     }
 }
 
@@ -71,14 +72,29 @@ async fn request_usage(
     }
     let request = request
         .body(RequestBody::buffered([].into()))
-        .map_err(|error| PollFailure::new(error.to_string()))?;
+        .map_err(|error| failed(error.to_string()))?;
     let response = upstream.fetch(request, ANSWER_BYTES, limit).await;
-    let response = response.map_err(|error| PollFailure::new(error.to_string()))?;
-    let value = json(&response)?;
+    let response = response.map_err(|error| match error {
+        UpstreamError::Unreachable(error) => PollFailure::Unreachable {
+            reason: error.to_string(),
+        },
+        error => failed(error.to_string()),
+    })?;
     match gateway {
-        Some(_) => status(&value),
-        None => usage(&value),
+        Some(_) if is_rejected(response.status()) => Err(PollFailure::Rejected {
+            reason: format!(
+                "answered {}: not polled again until the credential changes or connects again",
+                response.status().as_u16()
+            ),
+        }),
+        Some(_) => status(&json(&response)?),
+        None => usage(&json(&response)?),
     }
+}
+
+/// Whether another gateway rejects the token, which no later poll changes.
+fn is_rejected(status: StatusCode) -> bool {
+    matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
 }
 
 fn json(response: &Response<Bytes>) -> Result<Value, PollFailure> {
@@ -88,7 +104,7 @@ fn json(response: &Response<Bytes>) -> Result<Value, PollFailure> {
         let retry_after = is_limited
             .then(|| retry_after(response.headers(), Timestamp::now()))
             .flatten();
-        return Err(PollFailure {
+        return Err(PollFailure::Failed {
             reason: format!("answered {}", status.as_u16()),
             retry_after,
         });
@@ -96,7 +112,7 @@ fn json(response: &Response<Bytes>) -> Result<Value, PollFailure> {
     let value = serde_json::from_slice(response.body())
         .ok()
         .filter(Value::is_object);
-    value.ok_or_else(|| PollFailure::new("expected a JSON object, found something else"))
+    value.ok_or_else(|| failed("expected a JSON object, found something else"))
 }
 
 /// Reads `wham/usage` of the ChatGPT backend.
@@ -109,7 +125,7 @@ fn usage(usage: &Value) -> Result<UsageReport, PollFailure> {
     let reading = WindowReading::from_usage(rate_limit);
     // A plan without limits has `null` here.
     if reading.is_empty() && !(rate_limit.is_null() && plan.is_some()) {
-        return Err(PollFailure::new("expected rate-limit windows, found none"));
+        return Err(failed("expected rate-limit windows, found none"));
     }
     Ok(UsageReport {
         reading,
@@ -124,23 +140,26 @@ fn is_name(text: &str) -> bool {
 
 /// Reads `ocm/v1/status` of another gateway.
 fn status(status: &Value) -> Result<UsageReport, PollFailure> {
-    let number = |name: &str| {
-        status
-            .get(name)
-            .and_then(Value::as_f64)
-            .filter(|number| *number >= 0.0)
+    let number = |name: &str| status.get(name).and_then(Value::as_f64);
+    let window = |used: &str, reset: &str| SlotReading {
+        used_percent: number(used),
+        window_minutes: None,
+        // 0 means that none is known.
+        reset_at: number(reset).filter(|reset| *reset > 0.0),
     };
-    let (Some(five_hour), Some(weekly)) = (
-        number("five_hour_utilization"),
-        number("weekly_utilization"),
-    ) else {
-        return Err(PollFailure::new(
+    let windows = [
+        window("five_hour_utilization", "five_hour_reset"),
+        window("weekly_utilization", "weekly_reset"),
+    ];
+    let is_used_known = |window: &SlotReading| window.used_percent.is_some_and(|used| used >= 0.0);
+    if !windows.iter().all(is_used_known) {
+        return Err(failed(
             "expected five_hour_utilization and weekly_utilization",
         ));
-    };
+    }
     let own_weight = number("plan_weight").filter(|weight| *weight > 0.0 && weight.is_finite());
     Ok(UsageReport {
-        reading: WindowReading::from_percentages(five_hour, weekly),
+        reading: WindowReading::from_slots(windows),
         plan: None,
         own_weight,
     })

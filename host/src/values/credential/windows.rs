@@ -238,22 +238,6 @@ impl WindowReading {
         reading
     }
 
-    /// Returns a reading of both windows, in percent, without resets: from another gateway.
-    pub fn from_percentages(five_hour: f64, weekly: f64) -> Self {
-        let window = |span: WindowKind, used: f64| {
-            Some(RateLimitWindow {
-                used: used.clamp(0.0, 100.0),
-                reset_at: None,
-                minutes: span.minutes(),
-            })
-        };
-        Self {
-            five_hour: window(WindowKind::FiveHour, five_hour),
-            weekly: window(WindowKind::Weekly, weekly),
-            first_reset: None,
-        }
-    }
-
     fn set(&mut self, span: WindowKind, window: RateLimitWindow) {
         match span {
             WindowKind::FiveHour => self.five_hour = Some(window),

@@ -5,11 +5,16 @@ use std::time::Instant;
 
 use http::StatusCode;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::time::timeout;
 use tollgate_tests::upstream::{Reply, Standing, WAIT_MAX};
 use tollgate_tests::{Client, Rig, oauth_file, turn, unix_in};
 
 use super::{
-    TOKEN, alone, external, front, last_attempts, outcomes, pool, remote, users, wait_for_status,
+    TOKEN, alone, check_exhausted, external, front, last_attempts, outcomes, pool, remote, users,
+    wait_for_status,
 };
 
 /// Polls the other gateway so often that a test can wait for it.
@@ -181,8 +186,8 @@ async fn a_failing_status_only_makes_the_known_usage_stale() {
     let has_failed = |credential: &Value| credential["poll_failure"].is_string();
     rig.wait_for_credential("y", WAIT_MAX, "its poll has failed", has_failed)
         .await;
-    // 100 of `y`, and 79 of `x`.
-    wait_for_status(&client, 100.0 - 179.0 / 2.0, 2.0).await;
+    // 100 of `y`, ten times, and 79 of `x`.
+    wait_for_status(&client, 100.0 - 1079.0 / 11.0, 11.0).await;
     assert_eq!(client.turn(&turn("one")).await.status, StatusCode::OK);
     assert_eq!(last_attempts(&rig, 1).await, outcomes(&[("y", "200")]));
 
@@ -198,7 +203,110 @@ async fn a_failing_status_only_makes_the_known_usage_stale() {
         (&json!(true), &json!(21.0)),
         "{x}"
     );
-    wait_for_status(&client, 100.0 - 179.0 / 2.0, 2.0).await;
+    wait_for_status(&client, 100.0 - 1079.0 / 11.0, 11.0).await;
     assert_eq!(client.turn(&turn("three")).await.status, StatusCode::OK);
     rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exhausted_gateway_is_exhausted_until_its_reset() {
+    let week = unix_in(3 * 24 * 3600);
+    let standing = Standing::new("plus")
+        .weekly_used(99.0)
+        .weekly_resets_at(week);
+    let (mut back, url) = remote(&[standing]).await;
+    let (mut rig, client) = alone(external("x", &url)).await;
+    wait_for_status(&client, 100.0, 1.0).await;
+    assert_eq!(
+        rig.credential("x").await["weekly"]["resets_at"],
+        week * 1000
+    );
+    check_exhausted(&client.turn(&turn("one")).await, 3 * 24 * 3600);
+    rig.stop().await;
+    back.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_reports_no_weight_and_no_reset_has_the_weight_of_sing_box() {
+    for weight in [
+        "",
+        r#", "plan_weight": 0, "five_hour_reset": 0, "weekly_reset": 0"#,
+    ] {
+        let status =
+            format!(r#"{{"five_hour_utilization": 10, "weekly_utilization": 20{weight}}}"#);
+        let gateway = StatusPeer::start(StatusCode::OK, &status).await;
+        let (mut rig, client) = alone(external("x", &gateway.url)).await;
+        wait_for_status(&client, 20.0, 10.0).await;
+        assert_eq!(
+            rig.credential("x").await["weekly"]["resets_at"],
+            Value::Null
+        );
+        rig.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_rejects_the_token_is_not_polled_until_the_configuration_is_applied() {
+    for status in [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN] {
+        let gateway = StatusPeer::start(status, "{}").await;
+        let mut rig = Rig::new().await;
+        let credentials = json!([with_fast_polls(external("x", &gateway.url))]);
+        let mut config = rig.config(json!({ "credentials": credentials }));
+        rig.start(config.clone()).await;
+        let is_rejected = |x: &Value| {
+            x["poll_failure"].as_str().is_some_and(|failure| {
+                failure.starts_with(&format!("answered {}", status.as_u16()))
+            })
+        };
+        let x = rig
+            .wait_for_credential("x", WAIT_MAX, "its poll is rejected", is_rejected)
+            .await;
+        let failure = x["poll_failure"].as_str().expect("a reason");
+        assert!(failure.contains("not polled again"), "{failure}");
+        assert_eq!(gateway.polls(), 1);
+        config["services"][0]["credentials"][0]["poll_interval"] = json!("60ms");
+        rig.configure(&config).await.expect("it is applied");
+        gateway.wait_for_polls(2).await;
+        rig.stop().await;
+    }
+}
+
+/// Another gateway that answers every request in the same way.
+struct StatusPeer {
+    url: String,
+    polls: watch::Receiver<usize>,
+}
+
+impl StatusPeer {
+    async fn start(status: StatusCode, body: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let (count, polls) = watch::channel(0);
+        let response = format!(
+            "HTTP/1.1 {} x\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            status.as_u16(),
+            body.len()
+        );
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let mut head = [0; 4096];
+                if client.read(&mut head).await.is_ok_and(|read| read > 0) {
+                    count.send_modify(|count| *count += 1);
+                    drop(client.write_all(response.as_bytes()).await);
+                }
+            }
+        });
+        Self { url, polls }
+    }
+
+    fn polls(&self) -> usize {
+        *self.polls.borrow()
+    }
+
+    async fn wait_for_polls(&self, count: usize) {
+        let mut polls = self.polls.clone();
+        let polled = polls.wait_for(|polls| *polls >= count);
+        let polled = timeout(WAIT_MAX, polled).await.expect("it is polled again");
+        polled.expect("the peer answers");
+    }
 }

@@ -4,8 +4,9 @@ use std::time::Instant;
 
 use http::StatusCode;
 use serde_json::{Value, json};
+use tollgate_tests::reverse::{REVERSE_TOKEN, back_config, eager, front_config};
 use tollgate_tests::upstream::{Gate, Reply, Standing, TokenReply, WAIT_MAX};
-use tollgate_tests::{Program, Rig, turn, unix_in, user};
+use tollgate_tests::{Nowhere, Program, Rig, turn, unix_in, user};
 
 use super::{json_of, of, table};
 
@@ -330,4 +331,43 @@ async fn sessions_and_requests_in_flight_are_counted_by_credential() {
         .await;
     assert_eq!(counts(&json_of(&rig).1, "a"), (Some(3), Some(0)));
     program.kill();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connector_that_cannot_connect_shows_why() {
+    let nowhere = Nowhere::new();
+    let (mut front, mut back) = (Rig::new().await, Rig::new().await);
+    let alice = front.start(front_config(&front)).await;
+    let mut config = back_config(&back, alice.address());
+    config["limits"] = eager();
+    config["services"][0]["credentials"][1]["detour"] = json!("out");
+    config["outbounds"] = json!([{
+        "type": "socks", "tag": "out", "server": "127.0.0.1", "server_port": nowhere.port(),
+    }]);
+    let check = async |back: &Rig, expected: &str| {
+        let is_so = |found: &Value| found["reverse_failure"].to_string().contains(expected);
+        back.wait_for_credential("up", WAIT_MAX, expected, is_so)
+            .await;
+    };
+    back.start(config.clone()).await;
+    check(&back, "cannot connect: outbound").await;
+    let table = table(&back);
+    assert!(
+        table.contains("up: the reverse connection: cannot connect"),
+        "{table}"
+    );
+    back.stop().await;
+
+    config["outbounds"] = json!([{ "type": "direct", "tag": "out" }]);
+    config["services"][0]["credentials"][1]["token"] = json!("unknown-token");
+    back.start(config.clone()).await;
+    check(&back, "answered 401").await;
+    back.stop().await;
+
+    config["services"][0]["credentials"][1]["token"] = json!(REVERSE_TOKEN);
+    back.start(config).await;
+    front.wait_for_state("x", "ready").await;
+    check(&back, "null").await;
+    back.stop().await;
+    front.stop().await;
 }

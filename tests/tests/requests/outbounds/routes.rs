@@ -274,12 +274,6 @@ async fn an_outbound_connects_through_its_detour() {
     check_tunnels(&near, &to_far);
 }
 
-fn port_of(nowhere: &Nowhere) -> u16 {
-    let url = nowhere.url();
-    let (_, port) = url.rsplit_once(':').expect("a port");
-    port.parse().expect("a number")
-}
-
 /// A pool of `dead`, whose detour does not answer, and `b` without one.
 fn pool_with_a_dead_outbound(rig: &Rig, outbounds: Value) -> Value {
     let mut dead = rig.oauth("dead");
@@ -293,7 +287,7 @@ fn pool_with_a_dead_outbound(rig: &Rig, outbounds: Value) -> Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_outbound_fails_over_and_its_name_is_in_status_and_log() {
     let nowhere = Nowhere::new();
-    let port = port_of(&nowhere);
+    let port = nowhere.port();
     let outbound =
         json!({ "type": "socks", "tag": "out", "server": "127.0.0.1", "server_port": port });
     let rig = Rig::new().await;
@@ -316,7 +310,7 @@ async fn a_dead_outbound_fails_over_and_its_name_is_in_status_and_log() {
 async fn a_dead_outbound_of_the_only_credential_is_named_to_the_client() {
     let near = Proxy::start().await;
     let nowhere = Nowhere::new();
-    let port = port_of(&nowhere);
+    let port = nowhere.port();
     let far = json!({ "type": "socks", "tag": "out", "server": "127.0.0.1", "server_port": port,
         "detour": "near" });
     let mut rig = Rig::new().await;
