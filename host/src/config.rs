@@ -22,8 +22,8 @@ use serde_json::Value;
 pub use model::{
     AcmeChallenge, AcmeConfig, AdminConfig, CertificateKeyType, ClientAuthentication,
     ClientAuthenticationMode, ClientCertificate, Config, CredentialConfig, CredentialSource,
-    DialTarget, EnvironmentProxies, ExternalAccount, HttpProxy, KeepAliveTimes, KeyExchange,
-    ListenAddress, ListenConfig, ListenOptions, LogConfig, LogOutput, NameIndication,
+    DialHost, DialTarget, EnvironmentProxies, ExternalAccount, HttpProxy, KeepAliveTimes,
+    KeyExchange, ListenAddress, ListenConfig, ListenOptions, LogConfig, LogOutput, NameIndication,
     OutboundCarrier, OutboundConfig, OutboundProtocol, POLICY_MEMORY, POLICY_TIMEOUT, PemContent,
     PemSource, PolicyConfig, PolicyId, PolicySource, PoolConfig, ProxyAddress, ProxyHeader,
     ProxyLogin, ProxyProtocol, ProxyTls, ProxyVerification, ReverseRole, ServiceConfig,

@@ -16,7 +16,7 @@ use http::uri::Uri;
 use serde_json::Value;
 
 pub use acme::{AcmeChallenge, AcmeConfig, CertificateKeyType, ExternalAccount};
-pub use external::{DialTarget, ReverseRole};
+pub use external::{DialHost, DialTarget, ReverseRole};
 pub use listen::{
     KeepAliveTimes, ListenAddress, ListenConfig, ListenOptions, ProxyProtocol, TrustedProxies,
 };

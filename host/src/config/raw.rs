@@ -83,3 +83,32 @@ pub(super) struct RawAdmin {
     /// loopback. Without a token, policies cannot be changed over this listener.
     pub(super) token: Option<String>,
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn debug_prints_no_token_login_or_key() {
+        let raw: RawConfig = serde_json::from_value(json!({
+            "services": [{
+                "type": "ocm",
+                "credentials": [{ "type": "external", "tag": "x", "token": "canary" }],
+                "users": [{ "name": "alice", "token": "canary" }],
+            }],
+            "outbounds": [{
+                "type": "http", "tag": "out", "username": "canary", "password": "canary",
+                "headers": { "x-a": "canary" }, "tls": { "client_key": "canary" },
+            }],
+        }))
+        .expect("a configuration");
+        let text = format!("{raw:?}");
+        assert!(text.contains("out") && !text.contains("canary"), "{text}");
+        let tls: RawProxyTls =
+            serde_json::from_value(json!({ "client_key": "canary" })).expect("a section");
+        let text = format!("{tls:?}");
+        assert!(!text.contains("canary"), "{text}");
+    }
+}

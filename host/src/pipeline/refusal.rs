@@ -17,6 +17,7 @@ use crate::authenticate::AuthError;
 use crate::ledger::ReservationError;
 use crate::policy::{PolicyFault, RewriterRefusal};
 use crate::upstream::RequestBodyError;
+use crate::upstream::dial::DialError;
 use crate::values::clock::Timestamp;
 use crate::values::exchange::ExchangeEnd;
 use crate::values::exchange::client_address::ClientAddress;
@@ -265,6 +266,15 @@ impl Refusal {
         .with_code("credentials_unavailable")
     }
 
+    /// The only credential is another gateway, which is not connected.
+    pub(crate) fn not_connected(credential: &str) -> Self {
+        let message = format!(
+            "the credential {credential:?} is unavailable: reverse connection not established"
+        );
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, ErrorType::Server, message)
+            .with_code("credentials_unavailable")
+    }
+
     /// Adds that another credential might have answered if the request body had been kept.
     pub(crate) fn because_body_not_kept(mut self) -> Self {
         self.message.push_str(
@@ -279,11 +289,13 @@ impl Refusal {
             .with_code("loop_detected")
     }
 
-    /// `outbound` is the tag of the outbound that failed, if it was one.
-    pub(crate) fn upstream_unreachable(outbound: Option<&str>) -> Self {
-        let message = match outbound {
-            Some(tag) => format!("upstream cannot be reached: the outbound {tag:?} failed"),
-            None => "upstream cannot be reached".to_owned(),
+    pub(crate) fn upstream_unreachable(error: &DialError) -> Self {
+        let reason = error.public_reason();
+        let message = match error.outbound() {
+            Some(tag) => {
+                format!("upstream cannot be reached: the outbound {tag:?} failed: {reason}")
+            }
+            None => format!("upstream cannot be reached: {reason}"),
         };
         Self::new(StatusCode::BAD_GATEWAY, ErrorType::Api, message)
             .with_code("upstream_unreachable")

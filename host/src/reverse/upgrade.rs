@@ -31,6 +31,9 @@ pub enum ReverseUpgradeError {
     /// The connection broke before the response.
     #[error("{0}")]
     Io(#[from] std::io::Error),
+    /// The other side ended the connection without a response.
+    #[error("the connection was closed without a response")]
+    Closed,
     /// The response is no HTTP, or too long.
     #[error("expected a response of HTTP/1.1, found something else")]
     NotHttp,
@@ -86,8 +89,14 @@ async fn read_response<I: AsyncRead + Unpin>(io: &mut I) -> Result<Bytes, Revers
         if let Some(at) = memchr::memmem::find(&read, b"\r\n\r\n") {
             break at + 4;
         }
-        if read.len() > HEAD_BYTES || io.read_buf(&mut read).await? == 0 {
+        if read.len() > HEAD_BYTES {
             return Err(ReverseUpgradeError::NotHttp);
+        }
+        if io.read_buf(&mut read).await? == 0 {
+            return Err(match read.is_empty() {
+                true => ReverseUpgradeError::Closed,
+                false => ReverseUpgradeError::NotHttp,
+            });
         }
     };
     let head = read.split_to(end);
@@ -140,7 +149,11 @@ mod tests {
     async fn other_responses_are_refusals() {
         let refused = answered("HTTP/1.1 401 Unauthorized\r\n\r\n").await;
         assert!(matches!(refused, Err(ReverseUpgradeError::Refused(401))));
-        for garbage in ["", "HTTP/1.1 101", "SSH-2.0\r\n\r\n", "HTTP/1.1 \r\n\r\n"] {
+        assert!(matches!(
+            answered("").await,
+            Err(ReverseUpgradeError::Closed)
+        ));
+        for garbage in ["HTTP/1.1 101", "SSH-2.0\r\n\r\n", "HTTP/1.1 \r\n\r\n"] {
             let refused = answered(garbage).await;
             assert!(
                 matches!(refused, Err(ReverseUpgradeError::NotHttp)),

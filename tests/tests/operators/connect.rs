@@ -9,12 +9,6 @@ fn connect(rig: &Rig, config: &Value) -> Said {
     tollgate(["check", "--connect", "-c", &file])
 }
 
-fn port_of(nowhere: &Nowhere) -> u16 {
-    let url = nowhere.url();
-    let (_, port) = url.rsplit_once(':').expect("a port");
-    port.parse().expect("a number")
-}
-
 fn with_detour(mut credential: Value, tag: &str) -> Value {
     credential["detour"] = json!(tag);
     credential
@@ -58,7 +52,7 @@ async fn the_hop_that_fails_is_named_and_the_others_are_tried() {
     let rig = Rig::new().await;
     let near = Proxy::start().await;
     let nowhere = Nowhere::new();
-    let far = json!({ "type": "socks", "tag": "far", "server": "127.0.0.1", "server_port": port_of(&nowhere),
+    let far = json!({ "type": "socks", "tag": "far", "server": "127.0.0.1", "server_port": nowhere.port(),
         "username": "canary-name", "password": "canary-password", "detour": "near" });
     let mut dead = far.clone();
     dead["tag"] = json!("dead");
@@ -73,7 +67,7 @@ async fn the_hop_that_fails_is_named_and_the_others_are_tried() {
     let said = connect(&rig, &config);
     assert_eq!(said.code, Some(1), "{said:?}");
     let origin = format!("http://{}", rig.upstream.address());
-    let port = port_of(&nowhere);
+    let port = nowhere.port();
     for expected in [
         format!(
             "service \"ocm\", credential \"a\": {origin}: outbound \"near\": the HTTP proxy answered CONNECT \

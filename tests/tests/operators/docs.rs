@@ -119,7 +119,7 @@ fn the_configuration_page_names_every_field() {
     let schema = schema();
     let is_supported = |field: &Value| {
         let description = field["description"].as_str().unwrap_or_default();
-        !description.starts_with("Not supported yet")
+        !description.starts_with("Not supported")
     };
     let forms = schema["$defs"].as_object().expect("the schema has forms");
     let limits = ["RawLimits", "RawFailover"];

@@ -1,6 +1,7 @@
 //! Another gateway as a credential.
 
 use http::Uri;
+use http::uri::Authority;
 
 /// Which side makes a reverse connection with another gateway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,11 +12,29 @@ pub enum ReverseRole {
     Connector,
 }
 
+/// A host as URIs name it: an IPv6 address has brackets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DialHost(String);
+
+impl DialHost {
+    /// Returns the host with this name or IP address, or `None` if no URI can name it.
+    pub fn new(host: &str) -> Option<Self> {
+        let is_bare_ipv6 = host.contains(':') && !host.starts_with('[');
+        let host = if is_bare_ipv6 {
+            format!("[{host}]")
+        } else {
+            host.to_owned()
+        };
+        let authority: Authority = host.parse().ok()?;
+        (authority.host() == host).then_some(Self(host))
+    }
+}
+
 /// Where to connect in place of a URL's host and port.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DialTarget {
     /// The host, if it is another one.
-    pub server: Option<String>,
+    pub server: Option<DialHost>,
     /// The port, if it is another one.
     pub port: Option<u16>,
 }
@@ -26,24 +45,23 @@ impl DialTarget {
         if self.server.is_none() && self.port.is_none() {
             return None;
         }
-        let server = self.server.as_deref().or(uri.host())?;
-        // An IPv6 address has brackets in a URI.
-        let is_bare_ipv6 = server.contains(':') && !server.starts_with('[');
-        let host = if is_bare_ipv6 {
-            format!("[{server}]")
-        } else {
-            server.to_owned()
+        let host = match &self.server {
+            Some(server) => server.0.as_str(),
+            None => uri.host()?,
         };
         let authority = match self.port.or(uri.port_u16()) {
             Some(port) => format!("{host}:{port}"),
-            None => host,
+            None => host.to_owned(),
         };
-        Uri::builder()
+        let target = Uri::builder()
             .scheme(uri.scheme()?.clone())
             .authority(authority)
             .path_and_query("/")
-            .build()
-            .ok()
+            .build();
+        match target {
+            Ok(target) => Some(target),
+            Err(error) => unreachable!("a host of URIs and a port make an authority: {error}"),
+        }
     }
 }
 
@@ -54,11 +72,25 @@ mod tests {
     #[track_caller]
     fn check(server: Option<&str>, port: Option<u16>, url: &'static str, expected: &str) {
         let target = DialTarget {
-            server: server.map(str::to_owned),
+            server: server.map(|server| DialHost::new(server).expect("a host")),
             port,
         };
         let found = target.of(&Uri::from_static(url)).expect("another target");
         assert_eq!(found.to_string(), expected);
+    }
+
+    #[test]
+    fn what_is_no_host_is_not_one() {
+        for text in [
+            "",
+            "bad host",
+            "http://10.9.9.9",
+            "192.0.2.1:99",
+            "a@b",
+            "fe80::1%eth0",
+        ] {
+            assert_eq!(DialHost::new(text), None, "{text:?}");
+        }
     }
 
     #[test]

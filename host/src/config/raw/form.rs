@@ -1,6 +1,7 @@
 //! Forms that values of several sections have.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::ops::Deref;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -31,8 +32,9 @@ impl<T> OneOrMany<T> {
     }
 }
 
-/// A text that an entry must have. It is empty if the field is absent.
-#[derive(Debug, Clone, Default, Deserialize)]
+/// A text that an entry must have. It is empty if the field is absent. `Debug` prints nothing of it:
+/// it may be a token.
+#[derive(Clone, Default, Deserialize)]
 #[serde(from = "String")]
 pub(in crate::config) struct RequiredText(Option<String>);
 
@@ -44,6 +46,12 @@ impl RequiredText {
             Some("") => Some("must not be empty"),
             Some(_) => None,
         }
+    }
+}
+
+impl fmt::Debug for RequiredText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.problem().unwrap_or("set"))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
@@ -72,7 +73,7 @@ pub(in crate::config) enum OutboundType {
 }
 
 /// A way to reach upstream: without a proxy, or over one.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::config) struct RawSupportedOutbound {
     /// `direct`, `socks` or `http`.
@@ -163,6 +164,16 @@ pub(in crate::config) struct RawSupportedOutbound {
     proxy_protocol: IgnoredField,
 }
 
+impl fmt::Debug for RawSupportedOutbound {
+    /// Prints no login and no header field.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RawSupportedOutbound")
+            .field("kind", &self.kind)
+            .field("tag", &self.tag)
+            .finish_non_exhaustive()
+    }
+}
+
 impl RawSupportedOutbound {
     /// The fields that are set, but have no effect.
     pub(in crate::config) fn ignored_fields(&self) -> Vec<&'static str> {
@@ -235,7 +246,7 @@ fn names_of_set(fields: &[(&'static str, bool)]) -> Vec<&'static str> {
 }
 
 /// TLS towards a proxy.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(in crate::config) struct RawProxyTls {
     /// Whether the proxy speaks TLS. If not, the other fields have no effect.
@@ -266,9 +277,9 @@ pub(in crate::config) struct RawProxyTls {
     pub(in crate::config) client_key: OneOrMany<String>,
     /// The file of this private key.
     pub(in crate::config) client_key_path: Option<String>,
-    /// Not supported yet: hiding the proxy's name from the network.
+    /// Not supported: hiding the proxy's name from the network.
     ech: UnsupportedField,
-    /// Not supported yet: posing as the client of another site.
+    /// Not supported: posing as the client of another site.
     reality: UnsupportedField,
     /// Has no effect: only HTTP/1.1 is spoken with a proxy.
     alpn: IgnoredField,
@@ -290,6 +301,15 @@ pub(in crate::config) struct RawProxyTls {
     kernel_rx: IgnoredField,
     /// Has no effect: `limits.connect_timeout` bounds the handshake.
     handshake_timeout: IgnoredField,
+}
+
+impl fmt::Debug for RawProxyTls {
+    /// Prints no key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RawProxyTls")
+            .field("enabled", &self.enabled)
+            .finish_non_exhaustive()
+    }
 }
 
 impl RawProxyTls {

@@ -1,6 +1,6 @@
 //! Reads single values: addresses, URLs, tokens, durations. An empty text counts as not set.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,6 +11,9 @@ use crate::config::model::{ListenAddress, ListenOptions, ServiceConfig};
 use crate::config::path::ConfigPath;
 use crate::config::problem::ProblemReport;
 use crate::config::raw::{RawDuration, RawRoutingMark};
+
+/// The longest host name (RFC 1035, section 2.3.4).
+const HOST_BYTES: usize = 253;
 
 pub(super) fn non_empty(text: Option<&str>) -> Option<&str> {
     text.filter(|text| !text.is_empty())
@@ -40,6 +43,32 @@ pub(super) fn ip_address(
         report.problem(field, message);
     }
     address
+}
+
+/// Reads the host name or the IP address in `field`. An IPv6 address is returned without brackets.
+pub(super) fn host(text: &str, field: ConfigPath, report: &mut ProblemReport) -> Option<String> {
+    let inner = text
+        .strip_prefix('[')
+        .and_then(|text| text.strip_suffix(']'));
+    let host = inner.unwrap_or(text);
+    if host.len() <= HOST_BYTES && (is_host_name(host) || is_ipv6(host)) {
+        return Some(host.to_owned());
+    }
+    // It may be a URL with a password.
+    let message = "expected a host name or an IP address, without scheme, port and login";
+    report.problem(field, message);
+    None
+}
+
+fn is_host_name(host: &str) -> bool {
+    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    !host.is_empty() && host.bytes().all(is_part)
+}
+
+/// Whether `host` is an IPv6 address, perhaps with a zone (RFC 4007, section 11).
+fn is_ipv6(host: &str) -> bool {
+    let (address, zone) = host.split_once('%').unwrap_or((host, "0"));
+    address.parse::<Ipv6Addr>().is_ok() && is_host_name(zone)
 }
 
 /// Reports an address that one of `services` listens on already, on the same interface and in the

@@ -48,6 +48,7 @@ pub(super) fn service(
     let entries = raw.users.as_slice();
     let users = users::users(path, entries, choice, &pools.pools, scope.report);
     credentials::check_reverse_tokens(path, raw, &users, scope.report);
+    credentials::check_mutual_use(path, raw, scope.report);
     if let Some(ListenAddress::Ip(address)) = listen.as_ref().map(|listen| &listen.address)
         && users.is_empty()
         && !address.ip().is_loopback()

@@ -260,7 +260,7 @@ fn judge_failure(
     let switches = &exchange.service().limits().failover;
     let (refusal, may_continue) = match error {
         UpstreamError::Unreachable(error) => {
-            let refusal = Refusal::upstream_unreachable(error.outbound());
+            let refusal = Refusal::upstream_unreachable(error);
             (refusal, switches.unreachable)
         }
         UpstreamError::TimedOut => (Refusal::upstream_timed_out(), switches.timed_out),

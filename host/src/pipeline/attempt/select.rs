@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::authenticate::User;
-use crate::credentials::{Credential, CredentialKind, UpstreamIdentity};
+use crate::credentials::{Credential, CredentialKind, CredentialLoadError, UpstreamIdentity};
 use crate::pipeline::affinity;
 use crate::pipeline::exchange::Exchange;
 use crate::pipeline::refusal::Refusal;
@@ -291,6 +291,17 @@ enum RefreshResult {
     Failed,
 }
 
+/// Returns the refusal when no member of `pool` is loaded.
+fn unavailable(pool: &CredentialPool) -> Refusal {
+    let mut members = pool.credentials();
+    match (members.next(), members.next()) {
+        (Some(only), None) if only.load_error() == Some(CredentialLoadError::NotConnected) => {
+            Refusal::not_connected(only.tag())
+        }
+        _ => Refusal::unavailable(),
+    }
+}
+
 /// Returns the refusal when no member is usable: rate-limited if a member is loaded, and
 /// unavailable if none is. After a failed refresh only the members that are used up count as
 /// loaded: any other one would have been chosen.
@@ -305,7 +316,7 @@ fn none_usable(exchange: &Exchange, refresh: RefreshResult, now: Timestamp) -> R
     };
     let mut loaded = pool.credentials().filter(is_loaded).peekable();
     if loaded.peek().is_none() {
-        return Refusal::unavailable();
+        return unavailable(pool);
     }
     let usable_again_at = loaded
         .filter_map(|credential| credential.usable_again_at(now))

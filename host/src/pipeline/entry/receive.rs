@@ -4,6 +4,7 @@
 //! Owns the checks that need no more than the request's head; does not know what the body asks for.
 //! Invariant: only [`authenticate`] makes an [`AuthenticatedRequest`], and it holds the proof.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -23,7 +24,6 @@ use crate::values::clock::Timestamp;
 use crate::values::exchange::client_address::ClientAddress;
 
 /// A request whose head was read.
-#[derive(Debug)]
 pub(crate) struct Received {
     /// What the request finds when it begins, and keeps to its end.
     pub(crate) service: Arc<Service>,
@@ -37,6 +37,15 @@ pub(crate) struct Received {
     pub(crate) client: ClientAddress,
     pub(crate) head: Parts,
     pub(crate) body: GuardedBody,
+}
+
+impl fmt::Debug for Received {
+    /// Prints nothing of the head: it has the client's token.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Received")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Received {

@@ -1,5 +1,6 @@
 //! Why there is no connection. The operator must act: on an outbound, or on the network.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +18,26 @@ impl DialError {
     /// Returns the tag of the outbound that failed.
     pub fn outbound(&self) -> Option<&str> {
         self.outbound.as_deref()
+    }
+
+    /// Returns how it failed, without addresses, names and settings: for clients.
+    pub fn public_reason(&self) -> Cow<'_, str> {
+        match &self.failure {
+            DialFailure::Resolve { .. } => "a name cannot be resolved".into(),
+            DialFailure::Connect { reason, .. } => reason.into(),
+            DialFailure::TimedOut { .. } => "timed out".into(),
+            DialFailure::Tls { .. } => "the TLS handshake failed".into(),
+            DialFailure::Socks { reason, .. } => reason.into(),
+            DialFailure::ConnectRefused { status, hint, .. } => {
+                format!("the HTTP proxy answered {status}{hint}").into()
+            }
+            DialFailure::NotHttp { .. } => "the HTTP proxy answered something else".into(),
+            DialFailure::ProxyClosed => "the proxy closed the connection".into(),
+            DialFailure::NoHost
+            | DialFailure::SocketOption { .. }
+            | DialFailure::TlsSettings(_)
+            | DialFailure::Other(_) => "its configuration cannot be used".into(),
+        }
     }
 }
 

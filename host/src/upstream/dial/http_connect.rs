@@ -6,7 +6,9 @@ use std::pin::pin;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
-use http::header::{HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHORIZATION};
+use http::header::{
+    HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
+};
 use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::Empty;
 use hyper::body::Incoming;
@@ -114,7 +116,7 @@ impl ConnectProxy {
             return Err(DialFailure::ConnectRefused {
                 target: target.to_string(),
                 status: status.as_u16(),
-                hint: hint(status),
+                hint: hint(&response),
             });
         }
         match parts {
@@ -180,10 +182,13 @@ fn makes_tunnel(status: StatusCode) -> bool {
     status.is_success() && status != StatusCode::NO_CONTENT
 }
 
-fn hint(status: StatusCode) -> &'static str {
-    match status {
-        StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
+fn hint(response: &Response<Incoming>) -> &'static str {
+    match response.status() {
+        StatusCode::PROXY_AUTHENTICATION_REQUIRED if offers_basic(response.headers()) => {
             ": it expects another login (username, password)"
+        }
+        StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
+            ": it expects another kind of login than Basic, which is not supported"
         }
         StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => {
             ": it does not support CONNECT"
@@ -191,6 +196,17 @@ fn hint(status: StatusCode) -> &'static str {
         StatusCode::FORBIDDEN => ": its rules do not allow this host or port",
         _ => "",
     }
+}
+
+/// Whether a proxy accepts a login by the scheme Basic: it offers that, or names no scheme.
+fn offers_basic(headers: &HeaderMap) -> bool {
+    let mut challenges = headers.get_all(PROXY_AUTHENTICATE).iter().peekable();
+    challenges.peek().is_none()
+        || challenges.any(|challenge| {
+            let text = String::from_utf8_lossy(challenge.as_bytes()).to_ascii_lowercase();
+            text.split(',')
+                .any(|part| part.split_whitespace().next() == Some("basic"))
+        })
 }
 
 fn failure(error: &hyper::Error, target: &DialAddress) -> DialFailure {

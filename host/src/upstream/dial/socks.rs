@@ -80,6 +80,8 @@ fn failure(error: &Error, target: &DialAddress) -> DialFailure {
             "it expects another login (username, password)".to_owned()
         }
         Error::PasswordAuthFailure(_) => "it rejected the login".to_owned(),
+        // The library reports unknown codes of a reply in this way, too.
+        Error::UnknownAuthMethod => "its reply has a code that SOCKS does not define".to_owned(),
         other => other.to_string().to_lowercase(),
     };
     DialFailure::Socks {

@@ -3,7 +3,7 @@
 use http::StatusCode;
 use serde_json::json;
 use tollgate_tests::upstream::Standing;
-use tollgate_tests::{Rig, over_both, rows, turn};
+use tollgate_tests::{Rig, over_both, rows, turn, user};
 
 use super::{
     check_exhausted, external, front, last_attempts, limited, outcomes, pool, remote, users,
@@ -83,4 +83,26 @@ async fn requests_fail_over_if_it_rejects_the_token() {
     assert_eq!(last_attempts(&rig, 2).await, outcomes(&[("a", "200")]));
     rig.stop().await;
     back.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_is_not_connected_is_named_to_the_client_if_it_is_the_only_credential() {
+    let mut rig = Rig::new().await;
+    let credentials = json!([
+        { "type": "external", "tag": "x", "token": "unknown-token" },
+        rig.oauth("a"),
+    ]);
+    let mut user = user("alice", "x");
+    user["allow_external_usage"] = json!(true);
+    let config = rig.config(json!({ "credentials": credentials, "users": [user] }));
+    let client = rig.start(config).await.token("token-alice");
+    let answer = client.turn(&turn("one")).await;
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+    let error = &answer.json()["error"];
+    assert_eq!(error["code"], "credentials_unavailable");
+    assert_eq!(
+        error["message"],
+        "the credential \"x\" is unavailable: reverse connection not established"
+    );
+    rig.stop().await;
 }

@@ -165,3 +165,28 @@ fn problems_of_form_meaning_and_files_are_reported_in_one_run() {
         );
     }
 }
+
+#[test]
+fn debug_of_the_resolved_configuration_prints_no_secret() {
+    let config = json!({
+        "services": [{
+            "type": "ocm", "credentials": [
+                { "tag": "a", "credential_path": "a.json", "detour": "h" },
+                { "tag": "b", "credential_path": "b.json", "detour": "s" },
+                { "tag": "x", "type": "external", "url": "http://127.0.0.1", "token": "canary-external" },
+            ],
+            "users": [{ "name": "alice", "token": "canary-alice", "credential": "a" }],
+        }],
+        "outbounds": [
+            { "type": "http", "tag": "h", "server": "127.0.0.1", "server_port": 1, "username": "canary-name",
+              "password": "canary-password", "headers": { "x-a": "canary-field" },
+              "tls": { "enabled": true, "client_certificate": "c", "client_key": "canary-key" } },
+            { "type": "socks", "tag": "s", "server": "127.0.0.1", "server_port": 1, "username": "canary-name",
+              "password": "canary-password" },
+        ],
+    });
+    let loaded = tollgate::config::parse(&config.to_string()).expect("it is valid");
+    let text = format!("{loaded:?}");
+    assert!(text.contains("alice") && text.contains("x-a"), "{text}");
+    assert!(!is_quoted(&text), "{text}");
+}

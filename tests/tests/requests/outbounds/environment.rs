@@ -67,6 +67,38 @@ async fn a_service_uses_the_proxy_of_the_environment_if_it_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn https_urls_go_through_the_proxy_of_their_variable() {
+    let rig = Rig::new().await;
+    let text = with_remote_name(config(&rig)).to_string();
+    let text = text.replace(&format!("http://{REMOTE}:"), &format!("https://{REMOTE}:"));
+    let config = serde_json::from_str(&text).expect("it is JSON still");
+    for (variable, ignored) in [("HTTPS_PROXY", "HTTP_PROXY"), ("https_proxy", "ALL_PROXY")] {
+        let (proxy, other) = (Proxy::start().await, Proxy::start().await);
+        let url = |proxy: &Proxy| format!("http://{}", proxy.address());
+        let variables = [(variable, &*url(&proxy)), (ignored, &*url(&other))];
+        // Upstream does not speak TLS: the tunnel is what counts.
+        let (is_ok, text) = check(&rig, &config, &variables);
+        assert!(!is_ok && text.contains("TLS with"), "{text}");
+        let expected = super::scene::tunnel(&rig, "http", REMOTE, "");
+        super::scene::check_tunnels(&proxy, &expected);
+        assert_eq!(other.tunnels(), [], "{variable}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_variable_in_upper_case_comes_before_the_one_in_lower_case() {
+    let rig = Rig::new().await;
+    let config = with_remote_name(config(&rig));
+    let (upper, lower) = (Proxy::start().await, Proxy::start().await);
+    let url = |proxy: &Proxy| format!("http://{}", proxy.address());
+    let variables = [("http_proxy", &*url(&lower)), ("HTTP_PROXY", &*url(&upper))];
+    let (is_ok, text) = check(&rig, &config, &variables);
+    assert!(is_ok, "{text}");
+    assert!(!upper.tunnels().is_empty());
+    assert_eq!(lower.tunnels(), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_variable_of_another_scheme_a_listed_host_and_a_detour_bypass_it() {
     let rig = Rig::new().await;
     let config = config(&rig);

@@ -322,7 +322,7 @@ async fn a_dead_outbound_of_the_only_credential_is_named_to_the_client() {
     // The hop that failed is the near one: it cannot reach the far one.
     assert_eq!(
         error["message"],
-        "upstream cannot be reached: the outbound \"near\" failed"
+        "upstream cannot be reached: the outbound \"near\" failed: the HTTP proxy answered 502"
     );
 }
 

@@ -1,7 +1,8 @@
 //! The fields about sockets of a `direct` outbound, seen from the other side.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use socket2::SockRef;
@@ -82,14 +83,105 @@ async fn keep_alive_is_as_configured() {
     assert!(!SockRef::from(&stream).keepalive().expect("an option"));
 }
 
+/// Returns an option of a socket that is a number.
+fn option(stream: &TcpStream, level: libc::c_int, name: libc::c_int) -> libc::c_int {
+    let mut value: libc::c_int = 0;
+    let mut length = size_of_val(&value) as libc::socklen_t;
+    // SAFETY: `value` and `length` outlive the call, and `length` is the size of `value`.
+    let result = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            level,
+            name,
+            (&raw mut value).cast(),
+            &raw mut length,
+        )
+    };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    value
+}
+
 #[tokio::test]
-async fn fast_open_and_multipath_connect_to_peers_without_them() {
-    for fields in [
-        json!({ "tcp_fast_open": true }),
-        json!({ "tcp_multi_path": true }),
-        json!({ "tcp_fast_open": true, "tcp_multi_path": true }),
-    ] {
-        seen_from(fields).await;
+async fn fast_open_and_multipath_are_set_and_connect_to_peers_without_them() {
+    // Without Multipath TCP in the kernel, ordinary TCP is used.
+    let has_multipath = std::fs::read_to_string("/proc/sys/net/mptcp/enabled")
+        .is_ok_and(|enabled| enabled.trim() == "1");
+    for (fast_open, multipath) in [(false, false), (true, false), (false, true)] {
+        let fields = json!({ "tcp_fast_open": fast_open, "tcp_multi_path": multipath });
+        let (stream, _) = seen_from(fields).await;
+        let found = option(&stream, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT);
+        assert_eq!(found, i32::from(fast_open));
+        let expected = if multipath && has_multipath {
+            libc::IPPROTO_MPTCP
+        } else {
+            libc::IPPROTO_TCP
+        };
+        let found = option(&stream, libc::SOL_SOCKET, libc::SO_PROTOCOL);
+        assert_eq!(found, expected, "{multipath} {has_multipath}");
+    }
+    seen_from(json!({ "tcp_fast_open": true, "tcp_multi_path": true })).await;
+}
+
+#[tokio::test]
+async fn the_options_of_a_bound_address_are_set() {
+    for is_set in [false, true] {
+        let fields = json!({ "inet4_bind_address": "127.0.0.7", "reuse_addr": is_set,
+            "bind_address_no_port": is_set });
+        let (stream, _) = seen_from(fields).await;
+        for (level, name) in [
+            (libc::SOL_SOCKET, libc::SO_REUSEADDR),
+            (libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT),
+        ] {
+            assert_eq!(option(&stream, level, name), i32::from(is_set), "{name}");
+        }
+    }
+}
+
+/// Returns a socket of `address` that drops connections, because its queue is full, and what fills
+/// the queue.
+fn silent_listener(address: SocketAddr) -> Option<(socket2::Socket, Vec<socket2::Socket>)> {
+    let kind = |address: &SocketAddr| socket2::Domain::for_address(*address);
+    let listener = socket2::Socket::new(kind(&address), socket2::Type::STREAM, None).ok()?;
+    listener.bind(&address.into()).ok()?;
+    listener.listen(0).expect("it listens");
+    let address = listener.local_addr().expect("an address");
+    let mut queued = Vec::new();
+    for _ in 0..16 {
+        let client = socket2::Socket::new(address.domain(), socket2::Type::STREAM, None);
+        let client = client.expect("a socket");
+        if client
+            .connect_timeout(&address, Duration::from_millis(200))
+            .is_err()
+        {
+            return Some((listener, queued));
+        }
+        queued.push(client);
+    }
+    panic!("the queue has no end");
+}
+
+#[tokio::test]
+async fn the_other_version_of_ip_waits_for_the_fallback_delay() {
+    let addresses = tokio::net::lookup_host("localhost:0").await;
+    let addresses: Vec<SocketAddr> = addresses.expect("localhost has an address").collect();
+    // Only one of both is on this host.
+    let [first, .., last] = addresses.as_slice() else {
+        return;
+    };
+    let Some((silent, _queued)) = silent_listener(*first) else {
+        return;
+    };
+    let silent = silent.local_addr().expect("an address").as_socket();
+    let port = silent.expect("an IP address").port();
+    let mut other = *last;
+    other.set_port(port);
+    let _listener = TcpListener::bind(other).await.expect("the same port");
+    for (delay, least) in [("900ms", 900), ("1ms", 0)] {
+        let began = Instant::now();
+        let fields = json!({ "fallback_delay": delay });
+        let connected = connect(&format!("localhost:{port}"), fields).await;
+        connected.expect("connects to the other address");
+        assert!(began.elapsed() >= Duration::from_millis(least), "{delay}");
     }
 }
 

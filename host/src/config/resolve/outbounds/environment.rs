@@ -1,5 +1,5 @@
-//! The proxies that the environment names, as curl reads them. No message quotes a value: it may
-//! contain a password.
+//! The proxies that the environment names, in upper case or, if that is not set, in lower case. No
+//! message quotes a value: it may contain a password.
 
 use std::env;
 use std::sync::Arc;

@@ -13,9 +13,6 @@ use crate::config::raw::RawSupportedOutbound;
 use crate::config::resolve::field;
 use crate::values::secret::SecretString;
 
-/// The longest host name (RFC 1035, section 2.3.4).
-const HOST_BYTES: usize = 253;
-
 /// The longest name or password of SOCKS 5 (RFC 1929).
 const LOGIN_BYTES: usize = 255;
 
@@ -101,18 +98,7 @@ fn host(
         report.problem(path.key("server"), "missing");
         return None;
     };
-    let inner = host
-        .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'));
-    let host = inner.unwrap_or(host);
-    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:%".contains(&byte);
-    if host.len() > HOST_BYTES || !host.bytes().all(is_part) {
-        // It may be a URL with a password.
-        let message = "expected a host name or an IP address, without scheme, port and login";
-        report.problem(path.key("server"), message);
-        return None;
-    }
-    Some(host.to_owned())
+    field::host(host, path.key("server"), report)
 }
 
 /// Returns the login, if there is one.

@@ -29,7 +29,8 @@ pub(super) fn tls(
     }
     let problems_before = report.problems.len();
     for name in raw.unsupported_fields() {
-        report.problem(path.key(name), "not supported yet");
+        let message = "not supported: remove it to speak ordinary TLS with the proxy";
+        report.problem(path.key(name), message);
     }
     for name in raw.ignored_fields() {
         report.warning(path.key(name), "ignored: it has no effect here");

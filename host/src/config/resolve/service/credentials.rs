@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::config::model::{
-    CredentialConfig, CredentialSource, DialTarget, ReverseRole, UserConfig, WindowCaps,
+    CredentialConfig, CredentialSource, DialHost, DialTarget, ReverseRole, UserConfig, WindowCaps,
 };
 use crate::config::path::ConfigPath;
 use crate::config::problem::ProblemReport;
@@ -121,10 +121,14 @@ pub(super) fn external(
             None
         }
     };
+    let server = match field::non_empty(raw.server.as_deref()) {
+        Some(server) => Some(dial_host(server, path.key("server"), report)?),
+        None => None,
+    };
     let source = CredentialSource::External {
         url,
         target: DialTarget {
-            server: field::non_empty(raw.server.as_deref()).map(str::to_owned),
+            server,
             port: raw.server_port.filter(|port| *port != 0),
         },
         token: SecretString::new(raw.token.to_string()),
@@ -149,6 +153,15 @@ pub(super) fn external(
     })
 }
 
+/// Reads the host in `field`, which URIs can name.
+fn dial_host(text: &str, field: ConfigPath, report: &mut ProblemReport) -> Option<DialHost> {
+    let host = DialHost::new(&field::host(text, field.clone(), report)?);
+    if host.is_none() {
+        report.problem(field, "expected an IPv6 address without a zone");
+    }
+    host
+}
+
 /// Reports fields that need a `url`.
 fn check_without_url(path: &ConfigPath, raw: &RawExternal, report: &mut ProblemReport) {
     if raw.reverse {
@@ -163,6 +176,35 @@ fn check_without_url(path: &ConfigPath, raw: &RawExternal, report: &mut ProblemR
         if is_set {
             let message = "ignored: it has an effect only with \"url\"";
             report.warning(path.key(name), message);
+        }
+    }
+}
+
+/// Reports users that are other gateways which this one uses, too, if each would count the other's
+/// capacity as its own.
+pub(super) fn check_mutual_use(path: &ConfigPath, raw: &RawOcm, report: &mut ProblemReport) {
+    let list = path.key("users");
+    for (index, user) in raw.users.as_slice().iter().enumerate() {
+        let is_left_out = field::non_empty(user.external_credential.as_deref()).is_some();
+        if !user.allow_external_usage || is_left_out {
+            continue;
+        }
+        let own = raw
+            .credentials
+            .as_slice()
+            .iter()
+            .find_map(|entry| match entry {
+                RawCredential::External(external) if *external.token == *user.token => {
+                    Some(&*external.tag)
+                }
+                _ => None,
+            });
+        if let Some(tag) = own.filter(|_| !user.token.is_empty()) {
+            let message = format!(
+                "missing: with the token of {tag:?}, both gateways count each other's capacity as their own; expected {tag:?}"
+            );
+            let field = list.index(index).key("external_credential");
+            report.warning(field, message);
         }
     }
 }
