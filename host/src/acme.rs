@@ -10,9 +10,11 @@ mod fetch;
 mod files;
 mod order;
 
+use std::sync::Arc;
+
 use tokio::time::timeout;
 
-use self::account::account;
+use self::account::{account, forget};
 use self::files::store;
 use self::order::{chain, prepare};
 use crate::config::{AcmeChallenge, AcmeConfig};
@@ -34,8 +36,15 @@ pub(crate) async fn issue<P>(
     present: impl Fn(ChallengeAnswer) -> Result<P, AcmeError>,
 ) -> Result<(), AcmeError> {
     let issuing = async {
-        let account = account(config, fetch).await?;
-        let mut order = prepare(&account, config, challenge, present).await?;
+        let known = account(config, Arc::clone(&fetch)).await?;
+        let mut order = match prepare(&known, config, challenge, &present).await {
+            Err(error) if error.is_unknown_account() => {
+                forget(config, known.id()).await?;
+                let new = account(config, fetch).await?;
+                prepare(&new, config, challenge, &present).await?
+            }
+            prepared => prepared?,
+        };
         chain(&mut order, config).await
     };
     let text = timeout(ACME_ORDER_TIMEOUT, issuing)

@@ -16,20 +16,21 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
 use rustls::server::{Acceptor, NoServerSessionStorage};
+use rustls::version::TLS13;
+use rustls::{ServerConfig, SupportedProtocolVersion};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use self::algorithms::{protocol_versions, provider};
-use self::certificate::{NoCertificate, ServerCertificate};
+use self::certificate::{CertificateRejections, NoCertificate, ServerCertificate};
 use self::challenges::{challenge_settings, is_challenge};
 use self::clients::client_verifier;
-use self::hybrid::{hybrid_alone, offers_hybrid};
-use crate::config::{ConfigProblem, TlsConfig};
+use self::hybrid::{hybrid_alone, offers_hybrid, speaks_tls13};
+use crate::config::{ConfigProblem, PemContent, TlsConfig, TlsVersion};
 use crate::values::clock::Timestamp;
 
 pub(crate) use self::challenges::OpenAlpnChallenge;
@@ -63,15 +64,34 @@ pub(crate) struct TlsServer {
     handshake_timeout: Duration,
     /// `None` while there is no certificate.
     lifetime: Option<CertificateLifetime>,
+    /// Where the texts come from, and what they were.
+    sources: Arc<[PemContent]>,
+    material: Arc<TlsMaterial>,
     digest: MaterialDigest,
     warnings: Arc<[ConfigProblem]>,
     /// Why clients rejected the certificate when it was read.
-    rejections: Arc<[ConfigProblem]>,
+    rejections: Arc<CertificateRejections>,
 }
 
-/// When a certificate expires, and when it should be renewed.
+/// The settings of a changed configuration for a listener that speaks TLS already.
+pub(crate) struct ReplacedTls {
+    pub(crate) server: TlsServer,
+    /// Why the server has the certificate of the one before it, if it does.
+    pub(crate) kept: Option<KeptCertificate>,
+}
+
+/// Why a changed configuration does not change the certificate.
+pub(crate) enum KeptCertificate {
+    /// The new one is still to be issued.
+    Awaited,
+    /// The files cannot be used, or clients would reject them.
+    Rejected(Vec<ConfigProblem>),
+}
+
+/// From when on a certificate is valid, when it should be renewed, and when it expires.
 #[derive(Debug, Clone, Copy)]
 struct CertificateLifetime {
+    starts_at: Timestamp,
     expires_at: Timestamp,
     renew_at: Timestamp,
 }
@@ -90,7 +110,7 @@ impl TlsServer {
     /// Everything that cannot be used; each problem names its place in the configuration.
     pub(crate) fn new(
         config: &TlsConfig,
-        material: &TlsMaterial,
+        material: &Arc<TlsMaterial>,
         handshake_timeout: Duration,
     ) -> Result<Self, Vec<ConfigProblem>> {
         let provider = Arc::new(provider(config));
@@ -113,9 +133,10 @@ impl TlsServer {
         let resolver = certificate
             .as_ref()
             .map_or_else(NoCertificate::resolver, ServerCertificate::resolver);
-        let settings = |provider: &Arc<CryptoProvider>| {
+        type Versions<'a> = &'a [&'static SupportedProtocolVersion];
+        let settings = |provider: &Arc<CryptoProvider>, versions: Versions<'_>| {
             let mut settings = ServerConfig::builder_with_provider(Arc::clone(provider))
-                .with_protocol_versions(&protocol_versions(config))
+                .with_protocol_versions(versions)
                 .map_err(unusable)?
                 .with_client_cert_verifier(Arc::clone(&clients))
                 .with_cert_resolver(Arc::clone(&resolver));
@@ -130,10 +151,11 @@ impl TlsServer {
             }
             Ok::<_, Vec<ConfigProblem>>(settings)
         };
-        let all = settings(&provider)?;
-        let hybrid = match hybrid_alone(&provider) {
+        let all = settings(&provider, &protocol_versions(config))?;
+        let is_possible = config.max_version >= TlsVersion::V1_3;
+        let hybrid = match hybrid_alone(&provider).filter(|_| is_possible) {
             Some(provider) => {
-                let mut hybrid = settings(&Arc::new(provider))?;
+                let mut hybrid = settings(&Arc::new(provider), &[&TLS13])?;
                 hybrid.session_storage = Arc::clone(&all.session_storage);
                 Some(Arc::new(hybrid))
             }
@@ -149,9 +171,12 @@ impl TlsServer {
             challenge,
             handshake_timeout: config.handshake_timeout.unwrap_or(handshake_timeout),
             lifetime: certificate.as_ref().map(|certificate| CertificateLifetime {
+                starts_at: certificate.starts_at(),
                 expires_at: certificate.expires_at(),
                 renew_at: certificate.renew_at(),
             }),
+            sources: sources(config),
+            material: Arc::clone(material),
             digest: material.digest(),
             warnings: certificate
                 .as_ref()
@@ -159,7 +184,7 @@ impl TlsServer {
                 .unwrap_or_default(),
             rejections: certificate
                 .as_ref()
-                .map(|certificate| certificate.rejections().into())
+                .map(|certificate| certificate.rejections().clone().into())
                 .unwrap_or_default(),
         })
     }
@@ -172,7 +197,60 @@ impl TlsServer {
         config: &TlsConfig,
         handshake_timeout: Duration,
     ) -> Result<Self, Vec<ConfigProblem>> {
-        Self::new(config, &TlsMaterial::read(config)?, handshake_timeout)
+        let material = Arc::new(TlsMaterial::read(config)?);
+        Self::new(config, &material, handshake_timeout)
+    }
+
+    /// Reads the texts that a changed `config` names, and creates a server that follows this one.
+    /// It keeps the certificate of this one while its own is still to be issued. If `config` names
+    /// the same texts and they cannot be used, or clients would reject them, it keeps the texts of
+    /// this one. Blocks.
+    ///
+    /// # Errors
+    /// As [`TlsServer::load`], for texts that this server has not.
+    pub(crate) fn reload(
+        &self,
+        config: &TlsConfig,
+        handshake_timeout: Duration,
+    ) -> Result<ReplacedTls, Vec<ConfigProblem>> {
+        let read = TlsMaterial::read(config).map(Arc::new);
+        if let Ok(material) = &read
+            && self.must_lend_certificate(config, material)
+        {
+            let material = Arc::new(material.with_certificate_of(&self.material));
+            return Ok(ReplacedTls {
+                server: Self::new(config, &material, handshake_timeout)?,
+                kept: Some(KeptCertificate::Awaited),
+            });
+        }
+        let new = read.and_then(|material| Self::new(config, &material, handshake_timeout));
+        let has_same_sources = self.sources == sources(config);
+        let kept = has_same_sources
+            .then(|| Self::new(config, &self.material, handshake_timeout).ok())
+            .flatten();
+        let problems = match (&new, &kept) {
+            (Ok(new), Some(kept)) => new.rejections_beside(kept),
+            (Ok(_), None) => Vec::new(),
+            (Err(problems), _) => problems.clone(),
+        };
+        match kept {
+            Some(server) if !problems.is_empty() => Ok(ReplacedTls {
+                server,
+                kept: Some(KeptCertificate::Rejected(problems)),
+            }),
+            Some(_) | None => new.map(|server| ReplacedTls { server, kept: None }),
+        }
+    }
+
+    /// Whether the certificate of this server must do, because that of `config` is still to be
+    /// issued.
+    pub(crate) fn must_lend_certificate(&self, config: &TlsConfig, material: &TlsMaterial) -> bool {
+        config.acme.is_some() && material.is_missing() && self.lifetime.is_some()
+    }
+
+    /// Returns the texts that the server was made from.
+    pub(crate) fn material(&self) -> &TlsMaterial {
+        &self.material
     }
 
     /// Performs the handshake of a new connection.
@@ -201,7 +279,7 @@ impl TlsServer {
         }
         // rustls would follow the client's order, and most clients name X25519 first.
         let settings = match &self.hybrid {
-            Some(hybrid) if offers_hybrid(&hello) => hybrid,
+            Some(hybrid) if offers_hybrid(&hello) && speaks_tls13(&hello) => hybrid,
             _ => &self.settings,
         };
         Ok(begun.into_stream(Arc::clone(settings)).await?)
@@ -224,16 +302,37 @@ impl TlsServer {
 
     /// Returns what an operator should know about the certificate.
     pub(crate) fn warnings(&self) -> impl Iterator<Item = &ConfigProblem> {
-        self.warnings.iter().chain(self.rejections.iter())
+        self.warnings.iter().chain(self.rejections.all())
     }
 
     /// Returns why clients reject the certificate, for example because it has expired, while they
-    /// do not reject that of `current`.
-    pub(crate) fn is_worse_than(&self, current: &Self) -> Option<&[ConfigProblem]> {
-        let is_over = current.expires_at().is_none_or(|at| at <= Timestamp::now());
-        let is_worse = !self.rejections.is_empty() && current.rejections.is_empty() && !is_over;
-        is_worse.then_some(&*self.rejections)
+    /// do not reject that of `current` for such a reason.
+    pub(crate) fn rejections_beside(&self, current: &Self) -> Vec<ConfigProblem> {
+        let now = Timestamp::now();
+        let Some(lifetime) = current
+            .lifetime
+            .filter(|lifetime| lifetime.expires_at > now)
+        else {
+            return Vec::new();
+        };
+        let (new, old) = (&*self.rejections, &*current.rejections);
+        let validity = new.validity.iter().filter(|_| lifetime.starts_at <= now);
+        let name = new.name.iter().filter(|_| old.name.is_none());
+        validity.chain(name).cloned().collect()
     }
+}
+
+/// Returns where the texts of `config` come from.
+fn sources(config: &TlsConfig) -> Arc<[PemContent]> {
+    let authorities = config
+        .client_authentication
+        .iter()
+        .flat_map(|clients| &clients.authorities);
+    [&config.certificate, &config.key]
+        .into_iter()
+        .chain(authorities)
+        .map(|source| source.content.clone())
+        .collect()
 }
 
 /// Whether the client and the gateway negotiated HTTP/2.

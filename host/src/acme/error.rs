@@ -53,6 +53,14 @@ pub(crate) enum AcmeError {
 }
 
 impl AcmeError {
+    /// Whether the server does not know the account (RFC 8555, section 6.7).
+    pub(super) fn is_unknown_account(&self) -> bool {
+        let Self::Server(instant_acme::Error::Api(problem)) = self else {
+            return false;
+        };
+        problem.r#type.as_deref() == Some("urn:ietf:params:acme:error:accountDoesNotExist")
+    }
+
     pub(super) fn file(path: &Path, reason: impl Into<String>) -> Self {
         Self::File {
             path: path.display().to_string(),

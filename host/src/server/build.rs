@@ -7,6 +7,7 @@
 pub(super) mod connectivity;
 mod gateway_id;
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::sync::{Arc, Weak};
 
@@ -23,7 +24,8 @@ use super::status::GatewayStatus;
 use super::upkeep::UpkeepStart;
 use super::usage_files::UsageFiles;
 use crate::config::{
-    Config, ConfigProblem, CredentialConfig, CredentialSource, ServiceConfig, UpstreamRoute,
+    Config, ConfigProblem, CredentialConfig, CredentialSource, ServiceConfig, TlsConfig,
+    UpstreamRoute,
 };
 use crate::credentials::{
     Credential, CredentialKind, CredentialLoadError, LoginDirectory, LoginOrigin, recover_tokens,
@@ -32,7 +34,7 @@ use crate::ledger::{Ledger, LedgerError, ResponseIssuer, StoredSession};
 use crate::metrics::Metrics;
 use crate::pipeline::{Service, ServiceParts, restore_affinity};
 use crate::policy::BalancerGeneration;
-use crate::tls::TlsServer;
+use crate::tls::{ReplacedTls, TlsServer};
 use crate::upstream::dial::Dialer;
 use crate::upstream::{TrustRoots, UpstreamClient};
 use crate::values::clock::Timestamp;
@@ -250,14 +252,38 @@ fn read_trust(config: &Config, system: Option<TrustRoots>) -> Result<TrustRoots,
 ///
 /// # Errors
 /// Every certificate that cannot be used, those of outbounds included.
-pub(super) fn read_certificates(config: &Config) -> Result<Vec<Option<TlsServer>>, StartError> {
+fn read_certificates(config: &Config) -> Result<Vec<Option<TlsServer>>, StartError> {
+    certificates_by(config, |_, tls| {
+        TlsServer::load(tls, config.limits.handshake_timeout)
+    })
+}
+
+/// As [`read_certificates`], for services that may be running. `current` are the settings that they
+/// have, by their tags.
+///
+/// # Errors
+/// Every certificate that cannot be used and does not take the place of a running one.
+pub(super) fn reread_certificates(
+    config: &Config,
+    current: &HashMap<String, TlsServer>,
+) -> Result<Vec<Option<ReplacedTls>>, StartError> {
+    let handshake_timeout = config.limits.handshake_timeout;
+    certificates_by(config, |tag, tls| match current.get(tag) {
+        Some(current) => current.reload(tls, handshake_timeout),
+        None => {
+            TlsServer::load(tls, handshake_timeout).map(|server| ReplacedTls { server, kept: None })
+        }
+    })
+}
+
+fn certificates_by<T>(
+    config: &Config,
+    read: impl Fn(&str, &TlsConfig) -> Result<T, Vec<ConfigProblem>>,
+) -> Result<Vec<Option<T>>, StartError> {
     let mut problems = Vec::new();
     let mut certificates = Vec::new();
     for service in &config.services {
-        let tls = service
-            .tls
-            .as_ref()
-            .map(|tls| TlsServer::load(tls, config.limits.handshake_timeout));
+        let tls = service.tls.as_ref().map(|tls| read(&service.tag, tls));
         match tls.transpose() {
             Ok(tls) => certificates.push(tls),
             Err(found) => problems.extend(found),

@@ -404,7 +404,8 @@ impl Supervisor {
         let started = Instant::now();
         let needs_restart = needs_restart(&config, &self.startup, &self.services.listeners());
         let credentials = self.services.credentials();
-        let known = KnownParts::new(&config, &self.status.policies(), credentials);
+        let certificates = self.services.certificates();
+        let known = KnownParts::new(&config, &self.status.policies(), credentials, certificates);
         let loader = self.loader.clone();
         let exposures = reject_problems(exposures(&config, self.services.bound()));
         self.tasks.spawn(async move {

@@ -11,6 +11,7 @@ mod poll;
 pub(super) mod refresh;
 mod stop;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::{sleep, timeout};
 
 use self::certificates::{CertificateFiles, CertificateState, follow_files};
-use self::issuing::{fetch_by, keep_issued};
+use self::issuing::{AcmePeer, CertificateToIssue, OrderHistories, keep_issued};
 use self::poll::poll;
 use self::refresh::{RefreshProcess, TokenRefresher};
 use self::stop::{REREAD_INTERVAL, StopSignal, wait_for_start};
@@ -27,7 +28,7 @@ use self::stop::{REREAD_INTERVAL, StopSignal, wait_for_start};
 pub use self::stop::UpkeepStart;
 
 use super::background::BackgroundTasks;
-use crate::config::UpstreamRoute;
+use crate::config::{AcmeConfig, UpstreamRoute};
 use crate::credentials::{BrokenFile, Credential, FileCheck, RefreshJob, RefreshOutcome};
 use crate::files::FileSettling;
 use crate::pipeline::Service;
@@ -54,6 +55,14 @@ pub(super) struct CredentialUpkeep {
     _stop: watch::Sender<()>,
 }
 
+/// The task that has a certificate issued. Dropping it ends the task.
+pub(super) struct CertificateIssuing {
+    config: AcmeConfig,
+    listen: IpAddr,
+    limits: Arc<Limits>,
+    _stop: watch::Sender<()>,
+}
+
 /// Which tasks a changed configuration restarts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RunningTasks {
@@ -75,6 +84,7 @@ pub(super) struct Upkeep {
     /// Refreshes that no request waits for run one at a time, over all services.
     refresh_turn: Arc<Semaphore>,
     reads: Arc<Semaphore>,
+    orders: OrderHistories,
     tasks: BackgroundTasks,
 }
 
@@ -97,6 +107,7 @@ impl Upkeep {
             start: start.clone(),
             refresh_turn: Arc::new(Semaphore::new(1)),
             reads: Arc::new(Semaphore::new(CONCURRENT_READS)),
+            orders: OrderHistories::default(),
             tasks: tasks.clone(),
         }
     }
@@ -165,19 +176,45 @@ impl Upkeep {
         for path in files.paths() {
             self.watcher.watch(path, &changed);
         }
-        if let Some(certificate) = files.to_issue() {
-            let fetch = fetch_by(UpstreamClient::new(
-                &self.trust,
-                &self.limits,
-                &UpstreamRoute::Direct,
-            ));
-            let state = Arc::clone(state);
-            self.tasks
-                .spawn(keep_issued(state, certificate, fetch, stop_signal.clone()));
-        }
+        // They may have changed since they were read for the configuration.
+        changed.notify_one();
         let following = follow_files(Arc::clone(state), files, changed, stop_signal);
         self.tasks.spawn(following);
         stop
+    }
+
+    /// Has the certificate of `config` issued and renewed, until what is returned is dropped. Ports
+    /// for challenges are bound on `listen`. `running` continues if nothing changed for it.
+    pub(super) fn issue_certificate(
+        &self,
+        state: &Arc<CertificateState>,
+        config: &AcmeConfig,
+        listen: IpAddr,
+        running: Option<CertificateIssuing>,
+    ) -> CertificateIssuing {
+        if let Some(running) = running.filter(|running| {
+            running.config == *config && running.listen == listen && *running.limits == *self.limits
+        }) {
+            return running;
+        }
+        let (stop, upkeep) = watch::channel(());
+        let client = UpstreamClient::new(&self.trust, &self.limits, &UpstreamRoute::Direct);
+        let certificate = CertificateToIssue {
+            config: config.clone(),
+            listen,
+            issuing: state.begin_issuing(),
+            orders: self.orders.of(config),
+            server: AcmePeer::new(client),
+        };
+        let stop_signal = StopSignal::new(&self.phases, upkeep);
+        let issuing = keep_issued(Arc::clone(state), certificate, stop_signal);
+        self.tasks.spawn(issuing);
+        CertificateIssuing {
+            config: config.clone(),
+            listen,
+            limits: Arc::clone(&self.limits),
+            _stop: stop,
+        }
     }
 
     /// Returns the limits of tasks that are started now.

@@ -25,10 +25,26 @@ const ENCRYPTED: [&[u8]; 2] = [b"BEGIN ENCRYPTED PRIVATE KEY", b"Proc-Type: 4,EN
 /// A certificate chain with its private key.
 pub(super) struct ServerCertificate {
     key: Arc<CertifiedKey>,
+    starts_at: Timestamp,
     expires_at: Timestamp,
     renew_at: Timestamp,
     warnings: Vec<ConfigProblem>,
-    rejections: Vec<ConfigProblem>,
+    rejections: CertificateRejections,
+}
+
+/// Why clients reject a certificate.
+#[derive(Debug, Clone, Default)]
+pub(super) struct CertificateRejections {
+    /// It has expired, or is not valid yet.
+    pub(super) validity: Option<ConfigProblem>,
+    /// It is not valid for the name that clients connect to.
+    pub(super) name: Option<ConfigProblem>,
+}
+
+impl CertificateRejections {
+    pub(super) fn all(&self) -> impl Iterator<Item = &ConfigProblem> {
+        self.validity.iter().chain(&self.name)
+    }
 }
 
 impl ServerCertificate {
@@ -59,12 +75,14 @@ impl ServerCertificate {
         let now = OffsetDateTime::now_utc();
         let problem = |message: String| ConfigProblem::new(certificate_field.clone(), message);
         let warnings = order.message().map(problem).into_iter().collect();
-        let mut rejections = Vec::new();
-        rejections.extend(leaf.validity_message(now).map(problem));
-        rejections.extend(name_warning(config, &chain[order.places[0]]));
+        let rejections = CertificateRejections {
+            validity: leaf.validity_message(now).map(problem),
+            name: name_warning(config, &chain[order.places[0]]),
+        };
         let chain = order.places.iter().map(|place| chain[*place].clone());
         Ok(Self {
             key: Arc::new(CertifiedKey::new(chain.collect(), key)),
+            starts_at: timestamp(leaf.not_before),
             expires_at: timestamp(leaf.not_after),
             renew_at: timestamp(leaf.not_before + (leaf.not_after - leaf.not_before) * 2 / 3),
             warnings,
@@ -74,6 +92,10 @@ impl ServerCertificate {
 
     pub(super) fn resolver(&self) -> Arc<dyn ResolvesServerCert> {
         Arc::new(OneCertificate(Arc::clone(&self.key)))
+    }
+
+    pub(super) fn starts_at(&self) -> Timestamp {
+        self.starts_at
     }
 
     pub(super) fn expires_at(&self) -> Timestamp {
@@ -91,7 +113,7 @@ impl ServerCertificate {
     }
 
     /// Returns why clients reject the certificate as it is now.
-    pub(super) fn rejections(&self) -> &[ConfigProblem] {
+    pub(super) fn rejections(&self) -> &CertificateRejections {
         &self.rejections
     }
 }

@@ -16,7 +16,7 @@ use rustls::crypto::{
 };
 use rustls::ffdhe_groups::FfdheGroup;
 use rustls::server::ClientHello;
-use rustls::{Error, NamedGroup, PeerMisbehaved, ProtocolVersion};
+use rustls::{CipherSuite, Error, NamedGroup, PeerMisbehaved, ProtocolVersion};
 use zeroize::Zeroizing;
 
 /// The length of an encapsulation key, which a client sends.
@@ -97,6 +97,19 @@ pub(super) fn offers_hybrid(hello: &ClientHello<'_>) -> bool {
     hello
         .named_groups()
         .is_some_and(|groups| groups.contains(&NamedGroup::X25519MLKEM768))
+}
+
+/// Returns whether the client can use this key exchange: it speaks TLS 1.3.
+pub(super) fn speaks_tls13(hello: &ClientHello<'_>) -> bool {
+    let is_of_tls13 = |suite: &CipherSuite| {
+        matches!(
+            suite,
+            CipherSuite::TLS13_AES_128_GCM_SHA256
+                | CipherSuite::TLS13_AES_256_GCM_SHA384
+                | CipherSuite::TLS13_CHACHA20_POLY1305_SHA256
+        )
+    };
+    hello.cipher_suites().iter().any(is_of_tls13)
 }
 
 /// A client's part of an exchange, until the server's share arrives.

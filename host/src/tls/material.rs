@@ -63,6 +63,15 @@ impl TlsMaterial {
         }
     }
 
+    /// Returns these texts with the certificate and the key of `other`.
+    pub(crate) fn with_certificate_of(&self, other: &Self) -> Self {
+        Self {
+            certificate: other.certificate.clone(),
+            key: other.key.clone(),
+            authorities: self.authorities.clone(),
+        }
+    }
+
     /// Whether there is neither a certificate nor a key.
     pub(super) fn is_missing(&self) -> bool {
         self.certificate.is_empty() && self.key.is_empty()
@@ -96,10 +105,10 @@ fn read(source: &PemSource) -> Result<PemText, PemReadError> {
         PemContent::File(path) => read_file(path).map(Zeroizing::new).map_err(|error| {
             let message = format!("cannot read {}: {error}", path.display());
             let problem = ConfigProblem::new(source.field.clone(), message);
-            if path.exists() {
-                PemReadError::Unreadable(problem)
-            } else {
-                PemReadError::Missing(problem)
+            // A file in a folder that cannot be searched is not missing.
+            match path.try_exists() {
+                Ok(false) => PemReadError::Missing(problem),
+                Ok(true) | Err(_) => PemReadError::Unreadable(problem),
             }
         }),
     }

@@ -364,6 +364,17 @@ pub const ACME_RETRY_MIN: Duration = Duration::from_secs(60);
 /// The longest pause after an order that failed.
 pub const ACME_RETRY_MAX: Duration = Duration::from_secs(60 * 60);
 
+/// The shortest pause after a domain was not validated. Let's Encrypt allows five failures for a
+/// name and an hour, and both challenges may fail.
+pub const ACME_VALIDATION_RETRY_MIN: Duration = Duration::from_secs(10 * 60);
+
+/// The longest pause that `Retry-After` of an ACME server can ask for.
+pub const ACME_RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The pause between certificates that must be renewed within [`ACME_RETRY_MIN`]. It doubles up to
+/// [`ACME_RETRY_MAX`].
+pub const ACME_RENEWAL_MIN: Duration = Duration::from_secs(5);
+
 /// Connections at a time to a port that is open for a challenge. Further ones are closed.
 pub const ACME_CHALLENGE_CONNECTIONS: usize = 64;
 

@@ -85,12 +85,12 @@ impl Authority {
         }
     }
 
-    /// Signs a request (PKCS#10, in DER) for a certificate that is valid for `lifetime` from now on.
-    /// Returns the chain, in PEM.
-    pub(crate) fn sign_request(&self, request: &[u8], lifetime: Duration) -> String {
+    /// Signs a request (PKCS#10, in DER) for a certificate that is valid for `lifetime` since it was
+    /// `age` ago. Returns the chain, in PEM.
+    pub(crate) fn sign_request(&self, request: &[u8], lifetime: Duration, age: Duration) -> String {
         let mut request =
             CertificateSigningRequestParams::from_der(&request.to_vec().into()).expect("a request");
-        request.params.not_before = OffsetDateTime::now_utc();
+        request.params.not_before = OffsetDateTime::now_utc() - age;
         request.params.not_after = request.params.not_before + lifetime;
         let signed = request.signed_by(&self.issuer).expect("signs");
         signed.pem() + &self.pem

@@ -52,6 +52,12 @@ struct State {
     /// Where domains are validated over HTTP.
     http: Option<SocketAddr>,
     lifetime: Duration,
+    /// How long ago certificates were issued, by what they say.
+    age: Duration,
+    /// Orders so far, those that were rejected included.
+    attempts: usize,
+    /// The accounts that the server no longer knows: the first ones.
+    forgotten: usize,
     /// Why orders are rejected, if they are.
     rejection: Option<String>,
     /// Whether the next nonce that is presented counts as used.
@@ -85,6 +91,9 @@ impl AcmeServer {
             tls: None,
             http: None,
             lifetime: Duration::from_secs(90 * 24 * 60 * 60),
+            age: Duration::ZERO,
+            attempts: 0,
+            forgotten: 0,
             rejection: None,
             spoil_nonce: false,
         }));
@@ -117,6 +126,17 @@ impl AcmeServer {
         self.lock().lifetime = lifetime;
     }
 
+    /// Issues certificates as if this long ago from now on.
+    pub fn set_age(&self, age: Duration) {
+        self.lock().age = age;
+    }
+
+    /// Forgets all accounts so far.
+    pub fn forget_accounts(&self) {
+        let mut state = self.lock();
+        state.forgotten = state.accounts.len();
+    }
+
     /// Rejects orders with this reason, or none.
     pub fn reject_orders(&self, reason: Option<&str>) {
         self.lock().rejection = reason.map(str::to_owned);
@@ -142,6 +162,11 @@ impl AcmeServer {
     /// Returns the number of orders so far.
     pub fn orders(&self) -> usize {
         self.lock().orders.len()
+    }
+
+    /// Returns the number of orders so far, those that were rejected included.
+    pub fn attempts(&self) -> usize {
+        self.lock().attempts
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -244,7 +269,7 @@ fn posted(state: &Arc<Mutex<State>>, path: &str, body: &[u8]) -> Reply {
     let number = |step: usize| steps[step].parse::<usize>().expect("a number");
     match steps[0] {
         "account" => locked.account(&protected, payload),
-        "new-order" => locked.new_order(&payload),
+        "new-order" => locked.new_order(&protected, &payload),
         "order" => locked.order(number(1)),
         "authorization" => locked.authorization(number(1), number(2)),
         "challenge" => {
@@ -293,7 +318,17 @@ impl State {
         }
     }
 
-    fn new_order(&mut self, payload: &Value) -> Reply {
+    fn new_order(&mut self, protected: &Value, payload: &Value) -> Reply {
+        self.attempts += 1;
+        let account = protected["kid"]
+            .as_str()
+            .and_then(|url| url.rsplit('/').next());
+        let number: usize = account
+            .and_then(|number| number.parse().ok())
+            .expect("an account");
+        if number <= self.forgotten {
+            return Reply::problem("accountDoesNotExist", "no such account");
+        }
         if let Some(reason) = &self.rejection {
             return Reply::problem("rejectedIdentifier", reason);
         }
@@ -383,7 +418,9 @@ impl State {
     fn finalize(&mut self, number: usize, payload: &Value) -> Reply {
         let request = payload["csr"].as_str().expect("a request");
         let request = URL_SAFE_NO_PAD.decode(request).expect("base64url");
-        let pem = self.authority.sign_request(&request, self.lifetime);
+        let pem = self
+            .authority
+            .sign_request(&request, self.lifetime, self.age);
         self.issued.push(pem);
         self.orders[number].certificate = Some(self.issued.len() - 1);
         self.order(number)

@@ -6,7 +6,7 @@ use crate::config::path::ConfigPath;
 use crate::values::secret::SecretString;
 
 /// A certificate that the gateway obtains from an ACME server (RFC 8555), and renews.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct AcmeConfig {
     /// The section that it comes from.
     pub field: ConfigPath,
@@ -31,7 +31,7 @@ pub struct AcmeConfig {
 }
 
 /// An account at a certificate authority.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ExternalAccount {
     /// The identifier of the key.
     pub key_id: String,

@@ -44,9 +44,9 @@ pub(in crate::config) struct RawAcme {
     pub(in crate::config) external_account: Option<RawExternalAccount>,
     /// The type of the certificate's key: `p256`, `p384` or `ed25519`. Default: `p256`.
     pub(in crate::config) key_type: Option<String>,
-    /// Not supported yet: the challenge DNS-01.
+    /// Without effect: the challenge DNS-01 is not supported.
     dns01_challenge: UnsupportedField,
-    /// Not supported yet: how the certificate authority is reached.
+    /// Without effect: the certificate authority is reached directly.
     http_client: UnsupportedField,
 }
 

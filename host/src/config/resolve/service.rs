@@ -15,7 +15,7 @@ use super::field;
 use super::outbounds::environment_route;
 use super::scope::ResolveScope;
 use crate::config::model::{
-    ListenAddress, PolicyId, ServiceConfig, UpstreamEndpoints, UpstreamRoute,
+    ListenAddress, PolicyId, ServiceConfig, TlsConfig, UpstreamEndpoints, UpstreamRoute,
 };
 use crate::config::path::ConfigPath;
 use crate::config::problem::ProblemReport;
@@ -49,8 +49,14 @@ pub(super) fn service(
     let users = users::users(path, entries, choice, &pools.pools, scope.report);
     credentials::check_reverse_tokens(path, raw, &users, scope.report);
     credentials::check_mutual_use(path, raw, scope.report);
+    let acme = AcmeScope {
+        providers: scope.certificate_providers,
+        data_dir: scope.data_dir.as_deref(),
+    };
+    let tls = tls::tls(&path.key("tls"), &raw.tls, acme, scope.report);
     if let Some(ListenAddress::Ip(address)) = listen.as_ref().map(|listen| &listen.address)
         && users.is_empty()
+        && !tls.as_ref().is_some_and(admits_known_clients_only)
         && !address.ip().is_loopback()
     {
         let message = format!(
@@ -69,11 +75,6 @@ pub(super) fn service(
         ),
     };
     let endpoints = endpoints(&path.key("endpoints"), &raw.endpoints, scope.report);
-    let acme = AcmeScope {
-        providers: scope.certificate_providers,
-        data_dir: scope.data_dir.as_deref(),
-    };
-    let tls = tls::tls(&path.key("tls"), &raw.tls, acme, scope.report);
     Some(ServiceConfig {
         tag,
         listen: listen?,
@@ -86,6 +87,15 @@ pub(super) fn service(
         endpoints: endpoints?,
         pricer: pricer?,
         rewriters,
+    })
+}
+
+/// Whether clients without a certificate that was checked are rejected.
+fn admits_known_clients_only(tls: &TlsConfig) -> bool {
+    tls.client_authentication.as_ref().is_some_and(|clients| {
+        let is_checked = clients.mode.verifies() && !clients.authorities.is_empty()
+            || !clients.public_keys.is_empty();
+        clients.mode.is_mandatory() && is_checked
     })
 }
 

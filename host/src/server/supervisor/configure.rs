@@ -14,10 +14,10 @@ use crate::config::{
 };
 use crate::credentials::{Credential, LoginDirectory};
 use crate::policy::{CompilePriority, ComponentBytes, PolicyLoadError, SharedPolicyState};
-use crate::server::build::{read_certificates, read_credentials};
+use crate::server::build::{read_credentials, reread_certificates};
 use crate::server::error::{StartError, reject_problems};
 use crate::server::policies::{LoadProgress, PolicyEntry, PolicyLoader, PolicyTable};
-use crate::tls::TlsServer;
+use crate::tls::{ReplacedTls, TlsServer};
 use crate::values::limits::Limits;
 
 /// Settings that take effect only at the start, as they were then.
@@ -47,6 +47,8 @@ pub(crate) struct KnownParts {
     policies: Vec<KnownPolicy>,
     /// By the services' tags.
     credentials: HashMap<String, Vec<Arc<Credential>>>,
+    /// By the services' tags.
+    certificates: HashMap<String, TlsServer>,
 }
 
 enum KnownPolicy {
@@ -67,6 +69,7 @@ impl KnownParts {
         config: &Config,
         policies: &PolicyTable,
         credentials: HashMap<String, Vec<Arc<Credential>>>,
+        certificates: HashMap<String, TlsServer>,
     ) -> Self {
         Self {
             policies: config
@@ -75,6 +78,7 @@ impl KnownParts {
                 .map(|policy| KnownPolicy::new(policy, policies.find(&policy.tag)))
                 .collect(),
             credentials,
+            certificates,
         }
     }
 }
@@ -114,7 +118,7 @@ pub(crate) struct ConfigurationChange {
 pub(crate) struct LoadedService {
     pub(crate) config: ServiceConfig,
     pub(crate) credentials: Vec<Arc<Credential>>,
-    pub(crate) tls: Option<TlsServer>,
+    pub(crate) tls: Option<ReplacedTls>,
 }
 
 /// Loads what is new in `config`. Blocks.
@@ -129,7 +133,7 @@ pub(crate) fn load_change(
     let limits = Arc::new(config.limits.clone());
     let loader = loader.with_limits(&limits);
     let mut problems = Vec::new();
-    let certificates = read_certificates(&config);
+    let certificates = reread_certificates(&config, &known.certificates);
     let mut policies = Vec::new();
     for (policy, known) in config.policies.into_iter().zip(known.policies) {
         match load_policy(&loader, &policy, known) {

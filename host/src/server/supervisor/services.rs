@@ -4,6 +4,7 @@
 //! Invariant: requests find a complete service at any time; a change swaps it as a whole.
 
 use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Weak};
 
 use tokio::sync::watch;
@@ -15,8 +16,8 @@ use crate::pipeline::{LiveService, Service};
 use crate::server::build::{SharedResources, assemble};
 use crate::server::policies::PolicyTable;
 use crate::server::upkeep::certificates::{CertificateFiles, CertificateState};
-use crate::server::upkeep::{CredentialUpkeep, RunningTasks, Upkeep};
-use crate::tls::TlsServer;
+use crate::server::upkeep::{CertificateIssuing, CredentialUpkeep, RunningTasks, Upkeep};
+use crate::tls::{ReplacedTls, TlsServer};
 use crate::values::limits::Limits;
 
 /// A service with a listener.
@@ -28,6 +29,7 @@ pub(crate) struct RunningService {
     certificate: Arc<CertificateState>,
     /// Ends the task that follows the certificate's files when it is dropped.
     following: Option<watch::Sender<()>>,
+    issuing: Option<CertificateIssuing>,
     upkeep: Vec<CredentialUpkeep>,
     /// Whether the configuration still has it. If not, it stays as it is until a restart.
     is_configured: bool,
@@ -55,22 +57,35 @@ impl RunningService {
             upkeep: upkeep.start(&service, Vec::new(), RunningTasks::Restart),
             live: watch::Sender::new(service),
             following: None,
+            issuing: None,
             is_configured: true,
             certificate,
             config,
             addresses,
         };
+        let tls = tls.map(|server| ReplacedTls { server, kept: None });
         running.present(tls, upkeep);
         running
     }
 
     /// Uses the TLS settings of the current configuration, and follows their files.
-    fn present(&mut self, tls: Option<TlsServer>, upkeep: &Upkeep) {
+    fn present(&mut self, tls: Option<ReplacedTls>, upkeep: &Upkeep) {
+        // Before the new settings: the old task reads other files.
+        self.following = None;
         let number = self.certificate.configure(tls);
-        self.following = self.config.tls.as_ref().map(|config| {
-            let handshake_timeout = upkeep.limits().handshake_timeout;
+        let tls = self.config.tls.as_ref();
+        let running = self.issuing.take();
+        self.issuing = tls.and_then(|tls| tls.acme.as_ref()).map(|acme| {
             let listen = self.config.listen.address.ip().map(|address| address.ip());
-            let files = CertificateFiles::new(config, handshake_timeout, listen, number);
+            let listen = listen.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+            upkeep.issue_certificate(&self.certificate, acme, listen, running)
+        });
+        if self.issuing.is_none() {
+            self.certificate.end_issuing();
+        }
+        self.following = tls.map(|config| {
+            let handshake_timeout = upkeep.limits().handshake_timeout;
+            let files = CertificateFiles::new(config, handshake_timeout, number);
             upkeep.follow_certificate(&self.certificate, files)
         });
     }
@@ -195,6 +210,16 @@ impl RunningServices {
             .map(|service| {
                 let credentials = service.current().credentials().to_vec();
                 (service.config.tag.clone(), credentials)
+            })
+            .collect()
+    }
+
+    /// The TLS settings that each service with TLS presents, by its tag.
+    pub(crate) fn certificates(&self) -> HashMap<String, TlsServer> {
+        self.0
+            .iter()
+            .filter_map(|service| {
+                Some((service.config.tag.clone(), service.certificate.current()?))
             })
             .collect()
     }

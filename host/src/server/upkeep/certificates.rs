@@ -2,9 +2,9 @@
 //!
 //! Owns which TLS settings new connections get, and the outcome of reloads. Does not parse
 //! certificates. Invariant: settings are replaced by complete ones only; a replacement that cannot
-//! be used leaves the current ones in place. Open connections keep the settings of their handshake.
+//! be used, or a missing one, leaves the current ones in place. Open connections keep the settings of
+//! their handshake.
 
-use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,16 +15,28 @@ use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
 use super::stop::{REREAD_INTERVAL, StopSignal};
-use crate::config::{AcmeConfig, ConfigProblem, TlsConfig};
+use crate::config::{ConfigProblem, TlsConfig};
 use crate::files::FileSettling;
-use crate::tls::{MaterialDigest, TlsMaterial, TlsServer};
+use crate::tls::{KeptCertificate, MaterialDigest, ReplacedTls, TlsMaterial, TlsServer};
 use crate::values::clock::Timestamp;
 
 /// The TLS settings of a service, for new connections, and what is known of its reloads.
 pub(in crate::server) struct CertificateState {
     service: String,
     server: watch::Sender<Option<TlsServer>>,
+    /// Where the certificate that is in use comes from.
+    origin: watch::Sender<CertificateOrigin>,
     progress: Mutex<CertificateProgress>,
+}
+
+/// Where the certificate that is in use comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum CertificateOrigin {
+    /// From its files, as they are or were.
+    Files,
+    /// From files that the configuration no longer names, or that are gone: its own is still to be
+    /// issued.
+    Before,
 }
 
 /// What is known of a certificate's reloads, for operators. The field names are those of the admin
@@ -47,6 +59,8 @@ struct CertificateProgress {
     report: CertificateReport,
     /// The number of configurations so far. A reload that began under another one has no effect.
     configuration: u64,
+    /// The number of issuing tasks so far. What an earlier one reports has no effect.
+    issuing: u64,
     /// Why no certificate was issued the last time.
     issue_problem: Option<String>,
     /// The expiry that was logged last.
@@ -58,6 +72,7 @@ impl CertificateState {
         Arc::new(Self {
             service: service.to_owned(),
             server: watch::Sender::new(None),
+            origin: watch::Sender::new(CertificateOrigin::Files),
             progress: Mutex::default(),
         })
     }
@@ -83,16 +98,76 @@ impl CertificateState {
         })
     }
 
+    /// Returns the settings that are in use.
+    pub(in crate::server) fn current(&self) -> Option<TlsServer> {
+        self.server.borrow().clone()
+    }
+
+    /// Returns where the certificate comes from, as it changes.
+    pub(super) fn origin(&self) -> watch::Receiver<CertificateOrigin> {
+        self.origin.subscribe()
+    }
+
     /// Replaces the settings by those of a changed configuration. Returns the number of that
     /// configuration.
-    pub(in crate::server) fn configure(&self, server: Option<TlsServer>) -> u64 {
-        let mut progress = self.lock();
-        progress.configuration += 1;
-        progress.report.problem = None;
-        progress.issue_problem = None;
+    pub(in crate::server) fn configure(&self, tls: Option<ReplacedTls>) -> u64 {
+        let number = {
+            let mut progress = self.lock();
+            progress.configuration += 1;
+            progress.report.problem = None;
+            progress.configuration
+        };
+        let (server, kept) = match tls {
+            Some(ReplacedTls { server, kept }) => (Some(server), kept),
+            None => (None, None),
+        };
         self.log_warnings(server.as_ref());
         self.server.send_replace(server);
-        progress.configuration
+        match kept {
+            Some(KeptCertificate::Awaited) => self.await_certificate(number),
+            Some(KeptCertificate::Rejected(problems)) => {
+                self.set_origin(CertificateOrigin::Files);
+                self.reject(number, &problems);
+            }
+            None => {
+                self.set_origin(CertificateOrigin::Files);
+            }
+        }
+        number
+    }
+
+    /// Begins to report for an issuing task. Returns its number.
+    pub(super) fn begin_issuing(&self) -> u64 {
+        let mut progress = self.lock();
+        progress.issuing += 1;
+        progress.issue_problem = None;
+        progress.issuing
+    }
+
+    /// Ends the reports of the issuing task, if there is one.
+    pub(in crate::server) fn end_issuing(&self) {
+        self.begin_issuing();
+    }
+
+    /// Returns whether it was another one.
+    fn set_origin(&self, origin: CertificateOrigin) -> bool {
+        let replace = |current: &mut _| std::mem::replace(current, origin) != origin;
+        self.origin.send_if_modified(replace)
+    }
+
+    /// Keeps the certificate, although its file is missing, until another one is issued.
+    fn await_certificate(&self, configuration: u64) {
+        let mut progress = self.lock();
+        if progress.configuration != configuration {
+            return;
+        }
+        progress.report.problem = None;
+        if self.set_origin(CertificateOrigin::Before) {
+            tracing::warn!(
+                service = self.service,
+                "certificate file missing, keeping the current one until another one is issued"
+            );
+        }
     }
 
     fn replace(&self, configuration: u64, server: TlsServer) {
@@ -102,9 +177,12 @@ impl CertificateState {
         }
         progress.report.replaced += 1;
         progress.report.problem = None;
+        progress.issue_problem = None;
         let expires_at = server.expires_at().map(|at| at.0);
         tracing::info!(service = self.service, expires_at, "certificate replaced");
         self.log_warnings(Some(&server));
+        // First: an issuing task must not take the new certificate for the one from before.
+        self.set_origin(CertificateOrigin::Files);
         self.server.send_replace(Some(server));
     }
 
@@ -132,6 +210,10 @@ impl CertificateState {
         if progress.configuration != configuration {
             return;
         }
+        if self.set_origin(CertificateOrigin::Files) {
+            // The file is there again: it need not be issued.
+            progress.issue_problem = None;
+        }
         if progress.report.problem.take().is_some() {
             tracing::info!(service = self.service, "certificate restored");
         }
@@ -148,18 +230,18 @@ impl CertificateState {
     }
 
     /// Notes that a certificate was issued and stored.
-    pub(super) fn issued(&self, configuration: u64) {
+    pub(super) fn issued(&self, issuing: u64) {
         let mut progress = self.lock();
-        if progress.configuration == configuration {
+        if progress.issuing == issuing {
             tracing::info!(service = self.service, "certificate issued");
             progress.issue_problem = None;
         }
     }
 
     /// Notes that no certificate was issued. It is tried again after `pause`.
-    pub(super) fn issue_failed(&self, configuration: u64, reason: String, pause: Duration) {
+    pub(super) fn issue_failed(&self, issuing: u64, reason: &str, pause: Duration) {
         let mut progress = self.lock();
-        if progress.configuration != configuration {
+        if progress.issuing != issuing {
             return;
         }
         progress.report.rejected += 1;
@@ -169,11 +251,12 @@ impl CertificateState {
             retry_s = pause.as_secs(),
             "certificate not issued"
         );
-        progress.issue_problem = Some(reason);
+        progress.issue_problem = Some(reason.to_owned());
     }
 
-    fn current(&self) -> Option<TlsServer> {
-        self.server.borrow().clone()
+    /// Returns why the newest replacement is not in use, if it is not.
+    pub(super) fn rejection(&self) -> Option<String> {
+        self.lock().report.problem.clone()
     }
 
     fn log_warnings(&self, server: Option<&TlsServer>) {
@@ -192,24 +275,15 @@ impl CertificateState {
 pub(in crate::server) struct CertificateFiles {
     config: Arc<TlsConfig>,
     handshake_timeout: Duration,
-    /// The address of the service, if it is an IP address.
-    listen: Option<IpAddr>,
     /// As [`CertificateState::configure`] returned it.
     configuration: u64,
-}
-
-/// A certificate that an ACME server issues.
-pub(super) struct CertificateToIssue {
-    pub(super) config: AcmeConfig,
-    /// The address on which ports for challenges are bound.
-    pub(super) listen: IpAddr,
-    /// As [`CertificateState::configure`] returned it.
-    pub(super) configuration: u64,
 }
 
 /// The outcome of reading the files once.
 enum FilesRead {
     Unchanged,
+    /// There is a certificate, and no file: another one is still to be issued.
+    Awaited,
     Changed(Box<TlsServer>),
     Unusable {
         /// `None` if a file cannot be read.
@@ -222,24 +296,13 @@ impl CertificateFiles {
     pub(in crate::server) fn new(
         config: &TlsConfig,
         handshake_timeout: Duration,
-        listen: Option<IpAddr>,
         configuration: u64,
     ) -> Self {
         Self {
             config: Arc::new(config.clone()),
             handshake_timeout,
-            listen,
             configuration,
         }
-    }
-
-    /// Returns what is needed to have the certificate issued, if it comes from an ACME server.
-    pub(super) fn to_issue(&self) -> Option<CertificateToIssue> {
-        Some(CertificateToIssue {
-            config: self.config.acme.clone()?,
-            listen: self.listen.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
-            configuration: self.configuration,
-        })
     }
 
     pub(super) fn paths(&self) -> Vec<&Path> {
@@ -257,15 +320,25 @@ impl CertificateFiles {
                 };
             }
         };
+        let lender =
+            current.filter(|current| current.must_lend_certificate(&self.config, &material));
+        let material = Arc::new(match lender {
+            Some(lender) => material.with_certificate_of(lender.material()),
+            None => material,
+        });
         let digest = material.digest();
         if current.is_some_and(|current| current.digest() == digest) {
-            return FilesRead::Unchanged;
+            return match lender {
+                Some(_) => FilesRead::Awaited,
+                None => FilesRead::Unchanged,
+            };
         }
         let server = TlsServer::new(&self.config, &material, self.handshake_timeout);
         let server = server.and_then(|server| {
-            match current.and_then(|current| server.is_worse_than(current)) {
-                Some(problems) => Err(problems.to_vec()),
-                None => Ok(server),
+            let problems = current.map(|current| server.rejections_beside(current));
+            match problems {
+                Some(problems) if !problems.is_empty() => Err(problems),
+                Some(_) | None => Ok(server),
             }
         });
         match server {
@@ -305,6 +378,10 @@ async fn read_settled(state: &CertificateState, files: &CertificateFiles) {
         let read = spawn_blocking(move || reading.read(current.as_ref())).await;
         match read {
             Ok(FilesRead::Unchanged) => return state.confirm(files.configuration),
+            Ok(FilesRead::Awaited) => match settling.pause_after(None) {
+                Some(pause) => sleep(pause).await,
+                None => return state.await_certificate(files.configuration),
+            },
             Ok(FilesRead::Changed(server)) => return state.replace(files.configuration, *server),
             Ok(FilesRead::Unusable { digest, problems }) => match settling.pause_after(digest) {
                 Some(pause) => sleep(pause).await,

@@ -1,17 +1,24 @@
 //! Certificates that the gateway obtains from an ACME server, and renews.
 
+mod orders;
+
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::StatusCode;
+use rcgen::KeyPair;
 use rustls::pki_types::{CertificateDer, ServerName};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tollgate_tests::peer::{Peer, WAIT_MAX, post};
-use tollgate_tests::{AcmeServer, Authority, Metrics, Rig, turn};
+use tollgate_tests::peer::{Peer, WAIT_MAX, find, post};
+use tollgate_tests::{AcmeServer, Authority, Metrics, Rig, read_json, turn};
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A gateway with a certificate from an ACME server.
 struct AcmeScene {
@@ -82,11 +89,16 @@ impl AcmeScene {
         }
     }
 
+    /// Returns why there is no new certificate, from the status.
+    async fn problem(&self) -> Value {
+        let status = self.rig.admin().get("/api/status").await.json();
+        status["services"][0]["tls"]["problem"].clone()
+    }
+
     async fn wait_for_problem(&self) -> String {
         let since = Instant::now();
         loop {
-            let status = self.rig.admin().get("/api/status").await.json();
-            if let Some(problem) = status["services"][0]["tls"]["problem"].as_str() {
+            if let Some(problem) = self.problem().await.as_str() {
                 return problem.to_owned();
             }
             assert!(since.elapsed() < WAIT_MAX, "no problem in time");
@@ -102,6 +114,13 @@ impl AcmeScene {
         entries
             .map(|entry| entry.expect("an entry").path())
             .collect()
+    }
+
+    /// Returns the file of the certificate.
+    fn certificate_file(&self) -> PathBuf {
+        let is_certificate = |file: &PathBuf| file.extension().is_some_and(|name| name == "pem");
+        let found = self.files().into_iter().find(is_certificate);
+        found.expect("a certificate")
     }
 
     async fn turn(&self) {
@@ -199,9 +218,7 @@ async fn a_certificate_is_renewed_and_no_connection_is_dropped() {
     let scene = AcmeScene::with(server, "renewed.example", acme, json!({})).await;
     let first = scene.wait_for_another(None).await;
     let mut open = Peer::new(scene.connect().await.expect("a handshake"));
-    scene
-        .server
-        .set_lifetime(Duration::from_secs(90 * 24 * 60 * 60));
+    scene.server.set_lifetime(90 * DAY);
     let second = scene.wait_for_another(Some(&first)).await;
     assert_ne!(first, second);
     open.send(post(&turn("open").to_string())).await;
@@ -293,4 +310,37 @@ async fn a_provider_is_found_by_its_tag() {
     scene.domain = "two.example";
     assert_eq!(scene.presented().await, Some(first));
     assert!(scene.rig.path("certificates").is_dir());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_inline_provider_with_an_account_key_issues_an_ed25519_certificate() {
+    let server = AcmeServer::start().await;
+    let mut rig = Rig::new().await;
+    let key = KeyPair::generate().expect("a key");
+    let tls = json!({ "enabled": true, "certificate_provider": {
+        "type": "acme",
+        "domain": "inline.example",
+        "provider": server.directory(),
+        "account_key": key.serialize_pem(),
+        "key_type": "ed25519",
+        "disable_http_challenge": true,
+    } });
+    let config = rig.config(json!({ "credentials": [rig.oauth("a")], "tls": tls }));
+    let address = rig.start(config.clone()).await.address();
+    server.validate_over_tls(address);
+    let scene = AcmeScene {
+        rig,
+        server,
+        domain: "inline.example",
+        config,
+        address,
+    };
+    let issued = scene.wait_for_another(None).await;
+    // The identifier of Ed25519 (RFC 8410).
+    assert!(find(issued.as_ref(), &[0x2b, 0x65, 0x70]).is_some());
+    let is_account = |file: &PathBuf| file.extension().is_some_and(|name| name == "json");
+    let account = scene.files().into_iter().find(is_account);
+    let account = read_json(&account.expect("an account"));
+    let stored = URL_SAFE_NO_PAD.encode(key.serialize_der());
+    assert_eq!(account["key_pkcs8"], stored);
 }

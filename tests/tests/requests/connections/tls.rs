@@ -144,6 +144,18 @@ async fn a_handshake_that_does_not_end_is_dropped_after_its_limit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_handshake_timeout_of_the_section_takes_the_place_of_the_limit() {
+    let tls = json!({ "handshake_timeout": "300ms" });
+    let scene = TlsScene::new(tls, json!({ "handshake_timeout": "60s" })).await;
+    let mut peer = Peer::connect(scene.address).await;
+    let since = Instant::now();
+    peer.send(HELLO).await;
+    peer.rest().await;
+    let elapsed = since.elapsed();
+    assert!(elapsed < Duration::from_secs(10), "{elapsed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_client_without_tls_is_disconnected() {
     let scene = TlsScene::new(json!({}), json!({})).await;
     for bytes in [

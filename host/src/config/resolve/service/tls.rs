@@ -46,7 +46,11 @@ pub(super) fn tls(
     let handshake_timeout = raw.handshake_timeout.as_ref().and_then(|timeout| {
         field::positive_duration(timeout, path.key("handshake_timeout"), report)
     });
-    let (certificate, key) = sources?;
+    let Some((certificate, key)) = sources else {
+        // Without a problem, the service would be served in clear text.
+        assert!(!report.problems.is_empty(), "TLS without a certificate");
+        return None;
+    };
     Some(TlsConfig {
         tls12_suites: tls12_suites(path, raw, max_version, report),
         key_exchanges: key_exchanges(path, raw, max_version, report),

@@ -12,10 +12,9 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpListener;
-use tokio::task::JoinSet;
+use tokio::net::TcpStream;
 
-use crate::values::limits::{ACME_CHALLENGE_CONNECTIONS, ACME_REQUEST_TIMEOUT};
+use crate::values::limits::ACME_REQUEST_TIMEOUT;
 
 /// The folder in which a certificate authority looks for its file.
 const FOLDER: &str = "/.well-known/acme-challenge/";
@@ -47,26 +46,17 @@ impl HttpChallenges {
         }
     }
 
-    /// Serves the files on `listener` until the task is aborted.
-    pub(super) async fn serve(self, listener: TcpListener) {
-        let mut connections = JoinSet::new();
-        while let Ok((stream, _)) = listener.accept().await {
-            while connections.try_join_next().is_some() {}
-            if connections.len() >= ACME_CHALLENGE_CONNECTIONS {
-                continue;
-            }
-            let files = self.clone();
-            let service = service_fn(move |request: Request<Incoming>| {
-                let response = files.respond(request.uri().path());
-                async move { Ok::<_, Infallible>(response) }
-            });
-            connections.spawn(
-                http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(ACME_REQUEST_TIMEOUT)
-                    .serve_connection(TokioIo::new(stream), service),
-            );
-        }
+    /// Serves the files on one connection.
+    pub(super) async fn serve(self, stream: TcpStream) {
+        let service = service_fn(move |request: Request<Incoming>| {
+            let response = self.respond(request.uri().path());
+            async move { Ok::<_, Infallible>(response) }
+        });
+        let _ = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(ACME_REQUEST_TIMEOUT)
+            .serve_connection(TokioIo::new(stream), service)
+            .await;
     }
 
     fn respond(&self, path: &str) -> Response<Full<Bytes>> {

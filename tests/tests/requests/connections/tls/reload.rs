@@ -6,7 +6,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::{Value, json};
 use tollgate_tests::peer::{Peer, WAIT_MAX, post};
-use tollgate_tests::{Authority, Metrics, TLS_VERSIONS, TlsScene, turn};
+use tollgate_tests::{Authority, Metrics, TLS_VERSIONS, TlsScene, make_fifo, turn};
 
 /// Without a change event, the gateway reads the files every ten seconds: less than that shows that
 /// it noticed the change.
@@ -251,4 +251,84 @@ async fn a_changed_configuration_follows_the_files_that_it_names() {
     // The files of before are of no interest.
     scene.replace("cert.pem", "garbage");
     assert_eq!(reloads(&scene).await, (1.0, 0.0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_expired_replacement_is_rejected_beside_one_for_another_name() {
+    let scene = TlsScene::in_files(json!({ "server_name": "elsewhere" })).await;
+    let first = scene.presented().await.expect("a certificate");
+    let expired = scene.authority.sign_for_years(&["elsewhere"], 2001..2002);
+    scene.replace("cert.pem", &expired.pem);
+    scene.replace("key.pem", &expired.key);
+    wait_for_rejections(&scene, 1.0).await;
+    let problem = problem(&scene).await.to_string();
+    assert!(problem.contains("expired at"), "{problem}");
+    assert_eq!(scene.presented().await, Some(first));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_configuration_does_not_bring_a_rejected_certificate_into_use() {
+    let scene = TlsScene::in_files(json!({})).await;
+    let first = scene.presented().await.expect("a certificate");
+    let expired = scene.authority.sign_for_years(&["localhost"], 2001..2002);
+    scene.replace("cert.pem", &expired.pem);
+    scene.replace("key.pem", &expired.key);
+    wait_for_rejections(&scene, 1.0).await;
+    let mut config = scene.config.clone();
+    config["services"][0]["headers"] = json!({ "x-new": "1" });
+    scene.rig.configure(&config).await.expect("it is applied");
+    assert_eq!(scene.presented().await.as_ref(), Some(&first));
+    let reported = problem(&scene).await.to_string();
+    assert!(reported.contains("expired at"), "{reported}");
+    scene.turn(&["http/1.1"]).await;
+    // The other settings of the section are those of the new configuration.
+    config["services"][0]["tls"]["alpn"] = json!("http/1.1");
+    scene.rig.configure(&config).await.expect("it is applied");
+    assert_eq!(scene.presented().await, Some(first));
+    assert!(scene.is_refused(TLS_VERSIONS, &["h2"]).await);
+    // Other files are used as they are: the operator named them.
+    scene.rig.write("old.pem", &expired.pem);
+    scene.rig.write("old-key.pem", &expired.key);
+    config["services"][0]["tls"]["certificate_path"] = json!(scene.rig.path("old.pem"));
+    config["services"][0]["tls"]["key_path"] = json!(scene.rig.path("old-key.pem"));
+    scene.rig.configure(&config).await.expect("it is applied");
+    assert_eq!(scene.presented().await, None, "an expired one is rejected");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_certificate_does_not_keep_a_configuration_from_being_applied() {
+    let scene = TlsScene::in_files(json!({})).await;
+    let first = scene.presented().await.expect("a certificate");
+    scene.turn(&["h2"]).await;
+    scene.replace("cert.pem", "garbage");
+    wait_for_rejections(&scene, 1.0).await;
+    let mut config = scene.config.clone();
+    config["services"][0]["users"] = json!([{ "name": "alice", "token": "token-alice" }]);
+    scene.rig.configure(&config).await.expect("it is applied");
+    assert_eq!(scene.presented().await, Some(first));
+    let stream = scene.connect(TLS_VERSIONS, &["http/1.1"]).await;
+    let mut peer = Peer::new(stream.expect("a handshake"));
+    peer.send(post(&turn("without a token").to_string())).await;
+    let answer = peer.message().await.expect("an answer");
+    assert_eq!(answer.status(), 401);
+    let reported = problem(&scene).await.to_string();
+    assert!(
+        reported.contains("expected certificates in PEM"),
+        "{reported}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fifo_in_place_of_the_certificate_is_rejected() {
+    let scene = TlsScene::in_files(json!({})).await;
+    let first = scene.presented().await.expect("a certificate");
+    make_fifo(&scene.rig.path("fifo"));
+    std::fs::rename(scene.rig.path("fifo"), scene.rig.path("cert.pem")).expect("it is replaced");
+    wait_for_rejections(&scene, 1.0).await;
+    let reported = problem(&scene).await.to_string();
+    assert!(
+        reported.contains("expected a file, found something else"),
+        "{reported}"
+    );
+    assert_eq!(scene.presented().await, Some(first));
 }

@@ -1,9 +1,11 @@
 //! The certificate of a service from an ACME server.
 
+use std::net::IpAddr;
 use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 use sha2::{Digest, Sha256};
 
 use crate::config::model::{AcmeChallenge, AcmeConfig, CertificateKeyType, ExternalAccount};
@@ -38,17 +40,21 @@ pub(super) fn acme(
     report: &mut ProblemReport,
 ) -> Option<AcmeConfig> {
     let inline = tls.acme.as_ref().map(|raw| (path.key("acme"), raw));
-    let (field, raw) = match &tls.certificate_provider {
-        None => inline?,
-        Some(provider) => {
-            let field = path.key("certificate_provider");
-            if inline.is_some_and(|(_, raw)| !raw.domain.as_slice().is_empty()) {
-                let message = "without effect: \"certificate_provider\" is set";
-                report.warning(path.key("acme"), message);
-            }
-            provided(field, provider, scope, report)?
-        }
+    let is_named = |provider: &&RawCertificateProvider| !provider.is_empty();
+    let Some(provider) = tls.certificate_provider.as_ref().filter(is_named) else {
+        let (field, raw) = inline?;
+        return resolve(&field, raw, scope, report);
     };
+    if inline.is_some_and(|(_, raw)| !raw.domain.as_slice().is_empty()) {
+        let message = "without effect: \"certificate_provider\" is set";
+        report.warning(path.key("acme"), message);
+    }
+    let field = path.key("certificate_provider");
+    let (field, raw) = provided(field, provider, scope, report)?;
+    if raw.domain.as_slice().is_empty() {
+        let message = "missing: required because TLS is enabled";
+        report.problem(field.key("domain"), message);
+    }
     resolve(&field, raw, scope, report)
 }
 
@@ -60,7 +66,6 @@ fn provided<'a>(
     report: &mut ProblemReport,
 ) -> Option<(ConfigPath, &'a RawAcme)> {
     let (place, provider) = match provider {
-        RawCertificateProvider::Tag(tag) if tag.is_empty() => return None,
         RawCertificateProvider::Tag(tag) => {
             let mut known = scope.providers.iter().enumerate();
             let Some((index, entry)) = known.find(|(_, entry)| self::tag(entry) == Some(tag))
@@ -133,7 +138,8 @@ fn resolve(
     };
     let key_type = key_type(field, raw, report);
     let email = field::non_empty(raw.email.as_deref()).map(str::to_owned);
-    let account = digest(&[&directory_url, email.as_deref().unwrap_or_default()]);
+    let account_key = account_key(field, raw, report);
+    let account = account_digest(&directory_url, &email, &account_key, &external_account);
     let mut names: Vec<&str> = domains.iter().map(String::as_str).collect();
     names.sort_unstable();
     names.extend([directory_url.as_str(), key_type_name(key_type)]);
@@ -147,11 +153,43 @@ fn resolve(
         domains,
         directory_url,
         email,
-        account_key: field::non_empty(raw.account_key.as_deref())
-            .map(|key| SecretString::new(key.to_owned())),
+        account_key,
         external_account,
         key_type,
     })
+}
+
+/// Returns the key of an existing account, if there is one.
+fn account_key(
+    field: &ConfigPath,
+    raw: &RawAcme,
+    report: &mut ProblemReport,
+) -> Option<SecretString> {
+    let text = field::non_empty(raw.account_key.as_deref())?;
+    let is_usable =
+        KeyPair::from_pem(text).is_ok_and(|key| key.is_compatible(&PKCS_ECDSA_P256_SHA256));
+    if !is_usable {
+        let message = "expected an ECDSA key with P-256 in PEM (PKCS#8), found something else";
+        report.problem(field.key("account_key"), message);
+    }
+    Some(SecretString::new(text.to_owned()))
+}
+
+/// Tells accounts apart, for the names of their files: another key or another external account is
+/// another account.
+fn account_digest(
+    directory_url: &str,
+    email: &Option<String>,
+    key: &Option<SecretString>,
+    external: &Option<ExternalAccount>,
+) -> String {
+    let mut texts = vec![directory_url, email.as_deref().unwrap_or_default()];
+    if let Some(key) = key {
+        texts.extend(["account_key", key.expose()]);
+    } else if let Some(external) = external {
+        texts.extend(["external_account", &external.key_id]);
+    }
+    digest(&texts)
 }
 
 /// Returns the beginning of the digest of `texts`, for names of files.
@@ -168,20 +206,31 @@ fn domains(field: &ConfigPath, raw: &RawAcme, report: &mut ProblemReport) -> Opt
     let list = field.key("domain");
     let mut domains = Vec::new();
     for (index, domain) in raw.domain.as_slice().iter().enumerate() {
-        let is_name = domain
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"-._:".contains(&byte));
+        let domain = domain.to_ascii_lowercase();
         if domain.starts_with("*.") {
             let message = "wildcards need the challenge DNS-01, which is not supported";
             report.problem(list.index(index), message);
-        } else if domain.is_empty() || !is_name {
+        } else if !is_host(&domain) {
             let message = format!("expected a domain such as \"example.com\", found {domain:?}");
             report.problem(list.index(index), message);
-        } else if !domains.contains(domain) {
-            domains.push(domain.to_ascii_lowercase());
+        } else if !domains.contains(&domain) {
+            domains.push(domain);
         }
     }
     (!domains.is_empty()).then_some(domains)
+}
+
+/// Whether a certificate can be issued for `domain`: an IP address, or a host name in small letters
+/// (RFC 1123, section 2.1).
+fn is_host(domain: &str) -> bool {
+    let is_label = |label: &str| {
+        let has_letters = label.bytes().all(|byte| {
+            byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_".contains(&byte)
+        });
+        let is_bare = !label.starts_with('-') && !label.ends_with('-');
+        (1..=63).contains(&label.len()) && has_letters && is_bare
+    };
+    domain.parse::<IpAddr>().is_ok() || (domain.len() <= 253 && domain.split('.').all(is_label))
 }
 
 fn directory_url(field: &ConfigPath, raw: &RawAcme, report: &mut ProblemReport) -> Option<String> {

@@ -88,8 +88,13 @@ pub(super) fn key_exchanges(
 ) -> Vec<KeyExchange> {
     let list = path.key("curve_preferences");
     let names = raw.curve_preferences.as_slice();
+    // The hybrid exists in TLS 1.3 alone.
+    let is_possible = |exchange: &KeyExchange| {
+        max_version == TlsVersion::V1_3 || *exchange != KeyExchange::X25519MlKem768
+    };
+    let possible: Vec<_> = KeyExchange::ALL.into_iter().filter(is_possible).collect();
     if names.is_empty() {
-        return KeyExchange::ALL.to_vec();
+        return possible;
     }
     let supported = KeyExchange::ALL.map(KeyExchange::name).join(", ");
     let mut chosen = Vec::new();
@@ -111,18 +116,15 @@ pub(super) fn key_exchanges(
             );
         }
     }
-    if max_version == TlsVersion::V1_2 {
-        // It exists in TLS 1.3 alone.
-        chosen.retain(|exchange| *exchange != KeyExchange::X25519MlKem768);
-    }
+    chosen.retain(is_possible);
     if chosen.is_empty() {
         if is_complete {
             let message = format!("expected at least one supported key exchange: {supported}");
             report.problem(list, message);
         }
-        return KeyExchange::ALL.to_vec();
+        return possible;
     }
-    in_order(&KeyExchange::ALL, &chosen)
+    in_order(&possible, &chosen)
 }
 
 /// Returns the items of `all` that are among `chosen`: an operator's order does not count.
