@@ -29,7 +29,7 @@ pub(in crate::server::upkeep) struct CertificateOrders {
 
 /// How the last orders ended.
 pub(super) struct OrderHistory {
-    /// What was ordered.
+    /// The section that the orders were made for.
     config: AcmeConfig,
     /// The pause after the next failure.
     pause: Duration,

@@ -117,7 +117,7 @@ async fn reloads_do_not_repeat_an_order_that_failed() {
     for round in 0..5 {
         let mut config = scene.config.clone();
         config["services"][0]["headers"] = json!({ "x-round": round.to_string() });
-        // With other limits, the task starts anew, with the same pause.
+        // Other limits restart the task, which keeps the pause.
         config["limits"] = json!({ "connect_timeout": format!("{}s", 5 + round) });
         scene.rig.configure(&config).await.expect("it is applied");
         assert_eq!(scene.wait_for_problem().await, problem);
