@@ -40,13 +40,7 @@ impl AuthFileLock {
 }
 
 fn try_until(path: &Path, timeout: Duration) -> io::Result<Option<AuthFileLock>> {
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .private()
-        .without_waiting()
-        .open(path)?;
+    let file = open(path)?;
     let begun = Instant::now();
     loop {
         match file.try_lock() {
@@ -56,4 +50,26 @@ fn try_until(path: &Path, timeout: Duration) -> io::Result<Option<AuthFileLock>>
             Err(TryLockError::WouldBlock) => sleep(RETRY_INTERVAL),
         }
     }
+}
+
+/// Opens the lock file, and creates it if there is none. A link is not followed: otherwise another
+/// user who may write to the folder could have any file created or locked.
+fn open(path: &Path) -> io::Result<File> {
+    let opened = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .private()
+        .without_waiting_or_links()
+        .open(path);
+    let file = match opened {
+        Err(_) if path.is_symlink() => {
+            return Err(io::Error::other("expected a file, found a symbolic link"));
+        }
+        opened => opened?,
+    };
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("expected a file, found something else"));
+    }
+    Ok(file)
 }

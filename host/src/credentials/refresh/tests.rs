@@ -263,6 +263,29 @@ fn a_lock_that_another_process_holds_is_respected() {
 }
 
 #[test]
+fn a_lock_file_that_is_a_link_or_a_folder_is_not_used() {
+    let folder = CredentialFolder::new();
+    folder.write(&tokens("a1", "r1"));
+    let (lock, target) = (folder.0.join("auth.json.lock"), folder.0.join("target"));
+    let check = |expected: &str| {
+        let outcome = refresh_tokens(&folder.job("a1"), |_| panic!("not locked"));
+        assert!(
+            matches!(&outcome, RefreshOutcome::NotWritable { reason }
+                if reason.contains("auth.json.lock") && reason.contains(expected)),
+            "{outcome:?}"
+        );
+    };
+    std::os::unix::fs::symlink(&target, &lock).expect("links");
+    check("found a symbolic link");
+    assert!(!target.exists(), "the link was followed");
+    fs::write(&target, "").expect("writes");
+    check("found a symbolic link");
+    fs::remove_file(&lock).expect("removes");
+    fs::create_dir(&lock).expect("a folder");
+    check("");
+}
+
+#[test]
 fn through_a_link_the_file_itself_is_replaced() {
     let folder = CredentialFolder::new();
     let target = folder.0.join("target.json");
