@@ -182,9 +182,7 @@ pub(super) fn open(path: &Path, bytes_max: u64) -> Result<Connection, LedgerErro
     drop(file);
     let mut connection =
         Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(&failed)?;
-    connection
-        .busy_timeout(Duration::from_secs(5))
-        .map_err(&failed)?;
+    prepare(&connection).map_err(&failed)?;
     if is_new {
         // Before SQLite writes to its log: whenever the process is killed, the header identifies
         // the file.
@@ -218,9 +216,7 @@ pub(super) fn open_checked(path: &Path) -> Result<Connection, LedgerError> {
     let failed = LedgerError::sqlite(path);
     let connection =
         Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(&failed)?;
-    connection
-        .busy_timeout(Duration::from_secs(5))
-        .map_err(&failed)?;
+    prepare(&connection).map_err(&failed)?;
     let version: u32 = connection
         .pragma_query_value(None, "user_version", |row| row.get(0))
         .map_err(&failed)?;
@@ -231,6 +227,13 @@ pub(super) fn open_checked(path: &Path) -> Result<Connection, LedgerError> {
         });
     }
     Ok(connection)
+}
+
+/// Sets what every connection needs. Sorting a large ledger uses temporary tables. SQLite would
+/// write them to a folder such as `/tmp`, which a container may lack.
+fn prepare(connection: &Connection) -> rusqlite::Result<()> {
+    connection.busy_timeout(Duration::from_secs(5))?;
+    connection.pragma_update(None, "temp_store", "memory")
 }
 
 /// Checks the file before SQLite opens it, so that a file that is not a ledger is not changed.

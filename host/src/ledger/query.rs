@@ -71,6 +71,8 @@ pub struct UsageFileRow {
     pub week_start_unix: Option<u64>,
     /// The user's name, if the service has users.
     pub user: Option<String>,
+    /// 1, or 0 for the warm-up of a WebSocket, which is not a request.
+    pub requests: u64,
     /// Input tokens, including the cached ones.
     pub input: u64,
     /// Input tokens that were read from a prompt cache.
@@ -217,7 +219,7 @@ fn rows_after(
     let mut query = connection.prepare_cached(
         "SELECT id, coalesce(model, ''), coalesce(service_tier, ''), context_window, week_start_unix, user,
             coalesce(input_tokens, 0), coalesce(cached_tokens, 0), coalesce(output_tokens, 0),
-            coalesce(cost_nanousd, 0)
+            coalesce(cost_nanousd, 0), prewarm = 0
         FROM usage WHERE id > ?1 AND service = ?2 AND credential = ?3
             AND (input_tokens > 0 OR output_tokens > 0)
         ORDER BY id LIMIT ?4",
@@ -236,6 +238,7 @@ fn rows_after(
                 context_window: optional(3)?,
                 week_start_unix: optional(4)?,
                 user: row.get(5)?,
+                requests: unsigned(row.get(10)?),
                 input: unsigned(row.get(6)?),
                 cached: unsigned(row.get(7)?),
                 output: unsigned(row.get(8)?),

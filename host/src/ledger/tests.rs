@@ -90,6 +90,45 @@ fn a_row_is_on_the_file_once_it_is_committed() {
     );
 }
 
+/// The value of SQLite's `temp_store` for temporary tables in memory.
+const TEMP_STORE_MEMORY: i64 = 2;
+
+#[test]
+fn no_connection_needs_a_folder_for_temporary_files() {
+    let folder = LedgerFolder::new("temporary");
+    let path = folder.0.join(FILE_NAME);
+    let temp_store = |connection: &Connection| -> i64 {
+        connection
+            .pragma_query_value(None, "temp_store", |row| row.get(0))
+            .expect("a pragma of SQLite")
+    };
+    let writing = file::open(&path, 0).expect("a new ledger");
+    assert_eq!(temp_store(&writing), TEMP_STORE_MEMORY);
+    let reading = file::open_to_read(&path).expect("a ledger");
+    assert_eq!(temp_store(&reading), TEMP_STORE_MEMORY);
+}
+
+#[test]
+fn a_warm_up_counts_with_its_tokens_and_as_no_request() {
+    let folder = LedgerFolder::new("warm-up");
+    let ledger = Ledger::open(&folder.0, &Limits::default()).expect("a new ledger");
+    for (id, prewarm) in [("warm-up", true), ("turn", false)] {
+        let room = ledger.reserve().expect("room");
+        let row = LedgerRow {
+            prewarm,
+            ..row(id)
+        };
+        assert!(ledger.write(room, row).wait());
+    }
+    let rows = ledger
+        .reader()
+        .expect("a reader")
+        .rows_after(0, "ocm", "a", 10)
+        .expect("rows");
+    let counts: Vec<_> = rows.iter().map(|row| (row.requests, row.input)).collect();
+    assert_eq!(counts, [(0, 100), (1, 100)]);
+}
+
 #[test]
 fn room_is_released_with_the_commit_and_not_before() {
     let folder = LedgerFolder::new("room");

@@ -384,6 +384,7 @@ fn usage(row: &UsageFileRow) -> ResponseUsage<'_> {
         week_start_unix: row.week_start_unix,
         // A user without a name counts in the total alone, as in sing-box.
         user: row.user.as_deref().filter(|user| !user.is_empty()),
+        requests: row.requests,
         input: row.input,
         cached: row.cached,
         output: row.output,

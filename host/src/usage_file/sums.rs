@@ -20,6 +20,8 @@ pub(crate) struct ResponseUsage<'a> {
     pub(crate) week_start_unix: Option<u64>,
     /// The user's name, if the service has users.
     pub(crate) user: Option<&'a str>,
+    /// 1, or 0 for what is not a request.
+    pub(crate) requests: u64,
     /// Input tokens, including the cached ones.
     pub(crate) input: u64,
     /// Input tokens that were read from a prompt cache.
@@ -97,7 +99,7 @@ impl UsageSums {
             usage.week_start_unix.unwrap_or(0),
         );
         let sum = UsageSum {
-            requests: 1,
+            requests: usage.requests,
             input: usage.input,
             output: usage.output,
             cached: usage.cached,

@@ -11,6 +11,7 @@ fn usage(user: Option<&'static str>, cost: u64) -> ResponseUsage<'static> {
         context_window: Some(272_000),
         week_start_unix: Some(1_767_225_600),
         user,
+        requests: 1,
         input: 100,
         cached: 40,
         output: 10,
@@ -45,6 +46,22 @@ fn the_file_has_the_shape_that_sing_box_writes() {
                     "cached_tokens": 40, "cost_usd": 1.5}},
             }],
         })
+    );
+}
+
+#[test]
+fn what_is_no_request_counts_with_its_tokens_and_cost() {
+    let mut sums = UsageSums::default();
+    sums.add(&usage(None, 2));
+    sums.add(&ResponseUsage {
+        requests: 0,
+        ..usage(None, 3)
+    });
+    let (_, combined) = sums.combinations().iter().next().expect("a combination");
+    let total = &combined.total;
+    assert_eq!(
+        (total.requests, total.input, total.output, total.cost),
+        (1, 200, 20, NanoUsd(5))
     );
 }
 

@@ -80,7 +80,7 @@ pub(in crate::cli) fn usage(args: &UsageArgs) -> Result<(), CommandFailure> {
     let reader = LedgerReader::open(&path).map_err(|error| error.to_string())?;
     let summaries = reader
         .summary(args.by.by())
-        .map_err(|error| format!("{}: {error}", path.display()))?;
+        .map_err(|error| error.to_string())?;
     let text = match (args.json, args.csv) {
         (true, _) => as_json(args.by, &summaries),
         (_, true) => as_csv(args.by, &summaries),
