@@ -6,6 +6,7 @@
 
 mod account;
 mod error;
+mod external_account;
 mod fetch;
 mod files;
 mod order;

@@ -6,16 +6,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use instant_acme::{Account, AccountCredentials, ExternalAccountKey, Key, NewAccount};
+use instant_acme::{Account, AccountCredentials, Key, NewAccount};
 use rcgen::KeyPair;
 use tokio::sync::Mutex as TurnMutex;
 
 use super::error::AcmeError;
+use super::external_account::external_key;
 use super::fetch::{AcmeFetch, AcmeHttp};
 use super::files::store;
-use crate::config::{AcmeConfig, ExternalAccount};
+use crate::config::AcmeConfig;
 use crate::files::{io_reason, read_regular};
 use crate::values::limits::CONFIG_FILE_BYTES;
 use crate::values::secret::SecretString;
@@ -38,7 +37,7 @@ fn turn(path: &Path) -> AccountTurn {
 pub(super) async fn account(config: &AcmeConfig, fetch: AcmeFetch) -> Result<Account, AcmeError> {
     let turn = turn(&config.account_path);
     let _turn = turn.lock().await;
-    let builder = Account::builder_with_http(Box::new(AcmeHttp(fetch)));
+    let builder = Account::builder_with_http(Box::new(AcmeHttp(Arc::clone(&fetch))));
     if let Some(known) = stored(&config.account_path)? {
         return Ok(builder.from_credentials(known).await?);
     }
@@ -59,7 +58,10 @@ pub(super) async fn account(config: &AcmeConfig, fetch: AcmeFetch) -> Result<Acc
                 terms_of_service_agreed: true,
                 only_return_existing: false,
             };
-            let external = config.external_account.as_ref().map(external_key);
+            let external = match &config.external_account {
+                Some(account) => Some(external_key(account, &fetch).await?),
+                None => None,
+            };
             builder.create(&new, url, external.as_ref()).await?
         }
     };
@@ -109,12 +111,4 @@ fn account_key(pem: &SecretString) -> Result<(Key, Vec<u8>), AcmeError> {
     let der = KeyPair::from_pem(pem.expose())?.serialize_der();
     let key = Key::from_pkcs8_der(der.clone().into())?;
     Ok((key, der))
-}
-
-fn external_key(account: &ExternalAccount) -> ExternalAccountKey {
-    // The configuration was checked: it is base64url.
-    let key = URL_SAFE_NO_PAD
-        .decode(account.mac_key.expose())
-        .unwrap_or_default();
-    ExternalAccountKey::new(account.key_id.clone(), &key)
 }

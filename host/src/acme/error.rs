@@ -36,6 +36,12 @@ pub(crate) enum AcmeError {
         /// Why it cannot be answered.
         reason: String,
     },
+    /// ZeroSSL issues no key of an external account.
+    #[error("zerossl issues no key for the e-mail address: {reason}")]
+    ExternalAccount {
+        /// Why there is no key.
+        reason: String,
+    },
     /// A key cannot be made or read.
     #[error("key: {0}")]
     Key(#[from] rcgen::Error),

@@ -32,11 +32,19 @@ pub struct AcmeConfig {
 
 /// An account at a certificate authority.
 #[derive(Debug, Clone, PartialEq)]
-pub struct ExternalAccount {
-    /// The identifier of the key.
-    pub key_id: String,
-    /// The key in base64url, which was checked.
-    pub mac_key: SecretString,
+pub enum ExternalAccount {
+    /// An account whose key is configured.
+    Known {
+        /// The identifier of the key.
+        key_id: String,
+        /// The key in base64url, which was checked.
+        mac_key: SecretString,
+    },
+    /// The account that ZeroSSL has for an e-mail address. It issues the key on request.
+    IssuedFor {
+        /// The e-mail address of the account there.
+        email: String,
+    },
 }
 
 /// The algorithm of a certificate's key.

@@ -40,7 +40,8 @@ pub(in crate::config) struct RawAcme {
     /// The port to listen on for TLS-ALPN-01, to which port 443 is forwarded. Default: the
     /// service's port.
     pub(in crate::config) alternative_tls_port: Option<u16>,
-    /// The account at the certificate authority that the ACME account belongs to.
+    /// The account at the certificate authority that the ACME account belongs to. Default for
+    /// `zerossl`: the one of `email`.
     pub(in crate::config) external_account: Option<RawExternalAccount>,
     /// The type of the certificate's key: `p256`, `p384` or `ed25519`. Default: `p256`.
     pub(in crate::config) key_type: Option<String>,
@@ -48,6 +49,8 @@ pub(in crate::config) struct RawAcme {
     dns01_challenge: UnsupportedField,
     /// Without effect: the certificate authority is reached directly.
     http_client: UnsupportedField,
+    /// Without effect: the certificate authority is reached directly.
+    detour: UnsupportedField,
 }
 
 /// Leaves the keys out.
@@ -62,7 +65,7 @@ impl fmt::Debug for RawAcme {
 impl RawAcme {
     /// The fields that are set, but not supported.
     pub(in crate::config) fn unsupported_fields(&self) -> Vec<&'static str> {
-        requested(&fields!(self: dns01_challenge, http_client))
+        requested(&fields!(self: dns01_challenge, http_client, detour))
     }
 }
 

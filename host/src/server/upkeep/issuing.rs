@@ -273,6 +273,7 @@ async fn order(
                 false
             }
             AcmeError::Server(_)
+            | AcmeError::ExternalAccount { .. }
             | AcmeError::Key(_)
             | AcmeError::File { .. }
             | AcmeError::TimedOut => true,

@@ -124,20 +124,26 @@ fn resolve(
     }
     let domains = domains(field, raw, report)?;
     let directory_url = directory_url(field, raw, report)?;
-    let external_account = match &raw.external_account {
+    let email = field::non_empty(raw.email.as_deref()).map(str::to_owned);
+    let mut external_account = match &raw.external_account {
         Some(account) => external_account(&field.key("external_account"), account, report),
         None => None,
     };
     if directory_url == ZERO_SSL && external_account.is_none() && raw.account_key.is_none() {
-        let message = "missing: zerossl needs the key_id and the mac_key of your account there";
-        report.problem(field.key("external_account"), message);
+        external_account = email
+            .clone()
+            .map(|email| ExternalAccount::IssuedFor { email });
+        if external_account.is_none() {
+            let message =
+                "missing: zerossl needs it, or the key_id and the mac_key of an external_account";
+            report.problem(field.key("email"), message);
+        }
     }
     let folder = match field::file(raw.data_directory.as_deref()) {
         Some(folder) => folder,
         None => scope.data_dir?.join(FOLDER),
     };
     let key_type = key_type(field, raw, report);
-    let email = field::non_empty(raw.email.as_deref()).map(str::to_owned);
     let account_key = account_key(field, raw, report);
     let account = account_digest(&directory_url, &email, &account_key, &external_account);
     let mut names: Vec<&str> = domains.iter().map(String::as_str).collect();
@@ -186,8 +192,8 @@ fn account_digest(
     let mut texts = vec![directory_url, email.as_deref().unwrap_or_default()];
     if let Some(key) = key {
         texts.extend(["account_key", key.expose()]);
-    } else if let Some(external) = external {
-        texts.extend(["external_account", &external.key_id]);
+    } else if let Some(ExternalAccount::Known { key_id, .. }) = external {
+        texts.extend(["external_account", key_id]);
     }
     digest(&texts)
 }
@@ -268,7 +274,7 @@ fn external_account(
                 );
                 return None;
             }
-            Some(ExternalAccount {
+            Some(ExternalAccount::Known {
                 key_id: key_id.to_owned(),
                 mac_key: SecretString::new(mac_key.to_owned()),
             })
@@ -286,7 +292,8 @@ fn external_account(
 
 fn key_type(field: &ConfigPath, raw: &RawAcme, report: &mut ProblemReport) -> CertificateKeyType {
     let field = field.key("key_type");
-    match field::non_empty(raw.key_type.as_deref()) {
+    let name = field::non_empty(raw.key_type.as_deref()).map(str::to_ascii_lowercase);
+    match name.as_deref() {
         None | Some("p256") => CertificateKeyType::P256,
         Some("p384") => CertificateKeyType::P384,
         Some("ed25519") => CertificateKeyType::Ed25519,
