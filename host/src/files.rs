@@ -162,11 +162,7 @@ fn replace_like(path: &Path, bytes: &[u8], like: Option<&Metadata>) -> io::Resul
 /// # Errors
 /// The file could not be replaced.
 pub(crate) fn check_replaceable(path: &Path, length: usize) -> Result<(), FileReplaceError> {
-    let old = fs::metadata(path)?;
-    check_attributes(path)?;
-    if !may_replace(&fs::metadata(parent_folder(path))?, &old) {
-        return Err(FileReplaceError::Sticky);
-    }
+    let old = check_not_fixed(path)?;
     let temporary = path_with_suffix(path, TEMPORARY_SUFFIX);
     let written =
         remove(&temporary).and_then(|()| write_new(&temporary, &vec![b' '; length], Some(&old)));
@@ -177,6 +173,20 @@ pub(crate) fn check_replaceable(path: &Path, length: usize) -> Result<(), FileRe
             reason: io_reason(&error),
             path: temporary,
         })
+}
+
+/// Checks whether anything but the mode of its folder keeps the file at `path` in its place. Writes
+/// nothing.
+///
+/// # Errors
+/// Something does.
+pub(crate) fn check_not_fixed(path: &Path) -> Result<Metadata, FileReplaceError> {
+    let old = fs::metadata(path)?;
+    check_attributes(path)?;
+    if !may_replace(&fs::metadata(parent_folder(path))?, &old) {
+        return Err(FileReplaceError::Sticky);
+    }
+    Ok(old)
 }
 
 fn write_new(path: &Path, bytes: &[u8], like: Option<&Metadata>) -> io::Result<()> {

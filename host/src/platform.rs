@@ -19,7 +19,7 @@ use windows as system;
 
 pub(crate) use system::files::{
     AccessOptions, check_attributes, create_private_folder, file_identity, is_socket,
-    is_writable_by_us_only, keep_access, may_replace, set_mode, sync_folder,
+    is_writable_by_us_only, is_writable_folder, keep_access, may_replace, set_mode, sync_folder,
 };
 pub(crate) use system::processes::{
     in_own_group, lower_thread_priority, parent_process, raise_file_limit, thread_cpu_time,

@@ -114,10 +114,7 @@ fn a_warm_up_counts_with_its_tokens_and_as_no_request() {
     let ledger = Ledger::open(&folder.0, &Limits::default()).expect("a new ledger");
     for (id, prewarm) in [("warm-up", true), ("turn", false)] {
         let room = ledger.reserve().expect("room");
-        let row = LedgerRow {
-            prewarm,
-            ..row(id)
-        };
+        let row = LedgerRow { prewarm, ..row(id) };
         assert!(ledger.write(room, row).wait());
     }
     let rows = ledger

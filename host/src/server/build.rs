@@ -6,6 +6,7 @@
 
 pub(super) mod connectivity;
 mod gateway_id;
+mod writable;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -16,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_blocking;
 
 use self::gateway_id::gateway_id;
+use self::writable::{unwritable_data_dir, unwritable_files};
 use super::error::{StartError, reject_problems};
 use super::policies::{
     InitialPolicies, PendingPolicy, PolicyLoader, PolicyTable, StartWait, load_initial,
@@ -99,6 +101,9 @@ impl BuiltGateway {
         alive: mpsc::Sender<()>,
     ) -> Result<Self, StartError> {
         let limits = Arc::new(config.limits.clone());
+        // First: a folder that another gateway uses, or that cannot be written, is known at once.
+        let ledger = Ledger::open_beside(&config.data_dir, &limits, inputs.ledger_lock)?;
+        let ledger = Arc::new(ledger);
         let InitialPolicies {
             table,
             pending,
@@ -106,8 +111,6 @@ impl BuiltGateway {
             loader,
         } = load_initial(&config, &StartWait::OfLimits(runtime))?;
         let certificates = read_certificates(&config)?;
-        let ledger = Ledger::open_beside(&config.data_dir, &limits, inputs.ledger_lock)?;
-        let ledger = Arc::new(ledger);
         let trust = read_trust(&config, inputs.trust)?;
         if trust.is_empty() {
             tracing::warn!(
@@ -219,9 +222,11 @@ pub fn check(mut config: Config) -> Result<Vec<ConfigProblem>, StartError> {
                 warnings.push(ConfigProblem::without_path(format!("{place}: {reason}")));
             }
         }
+        warnings.extend(unwritable_files(service, &credentials));
         // Kept until the end, so that a shared file is read once.
         all_credentials.extend(credentials);
     }
+    warnings.extend(unwritable_data_dir(&config.data_dir));
     let certificates = read_certificates(&config).map(|certificates| {
         let presented = certificates.iter().flatten();
         warnings.extend(presented.flat_map(TlsServer::warnings).cloned());

@@ -7,6 +7,7 @@ use std::os::unix::fs::{
 };
 use std::path::Path;
 
+use rustix::fs::{Access, access};
 use rustix::process::geteuid;
 
 use crate::platform::terms::FixedFile;
@@ -132,6 +133,12 @@ pub(crate) fn check_attributes(path: &Path) -> Result<(), FixedFile> {
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn check_attributes(_: &Path) -> Result<(), FixedFile> {
     Ok(())
+}
+
+/// Returns whether this user may create files in `folder`.
+pub(crate) fn is_writable_folder(folder: &Path) -> bool {
+    let needed = Access::WRITE_OK | Access::EXEC_OK;
+    folder.is_dir() && access(folder, needed).is_ok()
 }
 
 /// Makes the names in `folder` durable.

@@ -78,6 +78,11 @@ pub(crate) fn check_attributes(_: &Path) -> Result<(), FixedFile> {
     Ok(())
 }
 
+/// Not known, if there is a folder: an attempt to create a file fails.
+pub(crate) fn is_writable_folder(folder: &Path) -> bool {
+    folder.is_dir()
+}
+
 /// Without effect: a folder cannot be opened as a file, and NTFS has a journal of its names.
 #[expect(clippy::unnecessary_wraps, reason = "other systems can fail")]
 pub(crate) fn sync_folder(_: &Path) -> io::Result<()> {

@@ -1,9 +1,11 @@
 //! Files that cannot be read, pipes, and files that are too large.
 
+use std::ffi::CStr;
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::json;
@@ -170,6 +172,102 @@ fn a_check_leaves_no_files_behind() {
     let before = listed();
     assert_eq!(check(folder.path(), "case.json").code, Some(0));
     assert_eq!(listed(), before);
+}
+
+#[test]
+fn what_the_gateway_could_not_write_is_a_warning() {
+    let folder = folder();
+    let locked = folder.path().join("locked");
+    fs::create_dir(&locked).expect("a folder can be made");
+    for name in ["a.json", "key-auth.json"] {
+        fs::rename(folder.path().join(name), locked.join(name)).expect("a file can be moved");
+    }
+    let config = json!({
+        "services": [{
+            "type": "ocm",
+            "credentials": [
+                { "tag": "a", "credential_path": "locked/a.json", "usages_path": "locked/u.json" },
+                { "tag": "key", "credential_path": "locked/key-auth.json" },
+                { "tag": "b", "credential_path": "b.json", "usages_path": "nowhere/u.json" },
+            ],
+        }],
+        "data_dir": "locked/new/data",
+    });
+    fs::write(folder.path().join("case.json"), config.to_string())
+        .expect("the case can be written");
+    let mode = |mode| fs::set_permissions(&locked, fs::Permissions::from_mode(mode));
+    mode(0o555).expect("it is ours");
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("it is ours");
+    let mut command = command(folder.path(), "case.json");
+    without_root_override(&mut command);
+    let output = run(command, folder.path());
+    mode(0o755).expect("it is ours");
+    let expected = [
+        "service \"ocm\", credential \"a\": its tokens cannot be refreshed: the folder $FOLDER/locked is not writable",
+        "service \"ocm\", credential \"a\": locked/u.json cannot be written: the folder locked is not writable",
+        "service \"ocm\", credential \"b\": nowhere/u.json cannot be written: there is no folder nowhere",
+        "data_dir: the gateway cannot start: the folder locked is not writable",
+    ];
+    let lines: Vec<&str> = output
+        .stderr
+        .lines()
+        .filter_map(|line| line.strip_prefix("tollgate: case.json: warning: "))
+        .collect();
+    assert_eq!((output.code, lines.as_slice()), (Some(0), &expected[..]));
+}
+
+#[test]
+fn a_data_dir_that_is_a_file_is_a_warning() {
+    let folder = folder();
+    let config = json!({
+        "services": [{ "type": "ocm", "credential_path": "a.json" }],
+        "data_dir": "text.txt",
+    });
+    fs::write(folder.path().join("case.json"), config.to_string())
+        .expect("the case can be written");
+    let output = check(folder.path(), "case.json");
+    let expected = "tollgate: case.json: warning: data_dir: the gateway cannot start: text.txt is not a folder\n";
+    assert_eq!((output.code, output.stderr.as_str()), (Some(0), expected));
+}
+
+/// Returns the home folder of this user in the user database.
+fn home_in_the_user_database() -> Option<String> {
+    // SAFETY: the entry is copied at once, and no other test reads the database.
+    unsafe {
+        let entry = libc::getpwuid(libc::geteuid());
+        if entry.is_null() {
+            return None;
+        }
+        let home = CStr::from_ptr((*entry).pw_dir).to_str();
+        Some(home.expect("home folders have plain names").to_owned())
+    }
+}
+
+#[test]
+fn without_home_the_home_folder_is_that_of_the_user_database() {
+    let folder = folder();
+    fs::write(
+        folder.path().join("case.json"),
+        r#"{ "services": [{ "type": "ocm" }], "data_dir": "data" }"#,
+    )
+    .expect("the case can be written");
+    let mut command = command(folder.path(), "case.json");
+    command.env_remove("HOME");
+    let output = run(command, folder.path());
+    let Some(home) = home_in_the_user_database() else {
+        assert!(
+            output.stderr.contains("missing: there is no default"),
+            "{output:?}"
+        );
+        return;
+    };
+    let path = Path::new(&home).join(".codex/auth.json");
+    // The warning is there unless this user has such a file.
+    let expected = format!("cannot read {}: ", path.display());
+    assert!(
+        path.exists() || output.stderr.contains(&expected),
+        "{expected}: {output:?}"
+    );
 }
 
 #[test]
