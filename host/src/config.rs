@@ -11,8 +11,10 @@ mod problem;
 mod raw;
 mod resolve;
 mod shipped;
+mod size;
 mod validate;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 
@@ -121,6 +123,7 @@ pub fn parse(text: &str) -> Result<LoadedConfig, ConfigError> {
     let mut value =
         jsonc::parse(text).map_err(|error| ConfigError::without_path(error.to_string()))?;
     let mut report = ProblemReport::default();
+    let endpoints = endpoint_types(&value);
     remove_ignored_keys(&mut value, &mut report);
     remove_unset(&mut value);
     let validator = validator();
@@ -143,7 +146,7 @@ pub fn parse(text: &str) -> Result<LoadedConfig, ConfigError> {
             "expected a configuration as in the schema that `tollgate config-schema` prints",
         )
     })?;
-    let config = resolve::resolve(&raw, &mut report);
+    let config = resolve::resolve(&raw, &endpoints, &mut report);
     let warnings = independent(report.warnings, &malformed);
     let resolved = independent(report.problems, &malformed);
     let problems: Vec<ConfigProblem> = malformed.into_iter().chain(resolved).collect();
@@ -232,6 +235,20 @@ fn remove_nulls(value: &mut Value) {
         Value::Array(items) => items.iter_mut().for_each(remove_nulls),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
+}
+
+/// Returns the types of sing-box's endpoints by their tags: a `detour` could name one.
+fn endpoint_types(value: &Value) -> BTreeMap<String, String> {
+    let endpoints = match value.get("endpoints") {
+        Some(Value::Array(endpoints)) => endpoints.as_slice(),
+        Some(endpoint) => std::slice::from_ref(endpoint),
+        None => &[],
+    };
+    let text = |endpoint: &Value, key: &str| Some(endpoint.get(key)?.as_str()?.to_owned());
+    endpoints
+        .iter()
+        .filter_map(|endpoint| Some((text(endpoint, "tag")?, text(endpoint, "type")?)))
+        .collect()
 }
 
 fn remove_ignored_keys(value: &mut Value, report: &mut ProblemReport) {

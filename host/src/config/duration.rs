@@ -1,12 +1,12 @@
-//! Durations as sing-box writes them: the syntax of Go's `time.ParseDuration` with days and without
-//! signs.
+//! Durations as sing-box writes them: the syntax of Go's `time.ParseDuration`, and days.
 
 use std::time::Duration;
 
-const UNITS: [(&str, f64); 8] = [
+const UNITS: [(&str, f64); 9] = [
     ("ns", 1e-9),
     ("us", 1e-6),
-    ("µs", 1e-6),
+    ("\u{b5}s", 1e-6),
+    ("\u{3bc}s", 1e-6),
     ("ms", 1e-3),
     ("s", 1.0),
     ("m", 60.0),
@@ -17,8 +17,26 @@ const UNITS: [(&str, f64); 8] = [
 /// The longest duration: 100 years.
 const SECONDS_MAX: f64 = 100.0 * 365.0 * 86400.0;
 
-/// Reads a duration such as `1h30m`. Returns `None` if `text` is not one, or longer than 100 years.
+/// Reads a duration such as `1h30m`. Returns `None` if `text` is not one, is below 0, or is longer
+/// than 100 years.
 pub fn parse(text: &str) -> Option<Duration> {
+    match text.strip_prefix('-') {
+        Some(amount) => without_sign(amount).filter(Duration::is_zero),
+        None => without_sign(text.strip_prefix('+').unwrap_or(text)),
+    }
+}
+
+/// Returns whether `text` is a duration below 0, such as `-5s`.
+pub fn is_below_zero(text: &str) -> bool {
+    text.strip_prefix('-')
+        .and_then(without_sign)
+        .is_some_and(|amount| !amount.is_zero())
+}
+
+fn without_sign(text: &str) -> Option<Duration> {
+    if text == "0" {
+        return Some(Duration::ZERO);
+    }
     let mut rest = text;
     let mut seconds = 0.0;
     while !rest.is_empty() {
@@ -56,6 +74,28 @@ mod tests {
         check("250ms", Some(250));
         check("1d", Some(86_400_000));
         check("0s", Some(0));
+        check("0", Some(0));
+        check("-0", Some(0));
+        check("+2s", Some(2000));
+        check(".5s", Some(500));
+        check("1000\u{b5}s", Some(1));
+        check("1000\u{3bc}s", Some(1));
+    }
+
+    #[test]
+    fn durations_below_0_are_known_as_such() {
+        for (text, expected) in [
+            ("-5s", true),
+            ("-1h30m", true),
+            ("-0", false),
+            ("-0s", false),
+            ("5s", false),
+            ("-5", false),
+            ("-+5s", false),
+            ("--5s", false),
+        ] {
+            assert_eq!(is_below_zero(text), expected, "{text:?}");
+        }
     }
 
     #[test]
@@ -65,6 +105,9 @@ mod tests {
             "60",
             "s",
             "1h30",
+            "00",
+            "+",
+            ".s",
             "-5s",
             "1w",
             "1 h",

@@ -45,7 +45,7 @@ pub(super) struct RawConfig {
     pub(super) data_dir: Option<String>,
     /// The listener for operators: health, metrics and policies over HTTP.
     pub(super) admin: Option<RawAdmin>,
-    /// The limits of the gateway. Sizes are in bytes.
+    /// The limits of the gateway. Sizes are in bytes, or texts such as `16MiB`.
     pub(super) limits: RawLimits,
     /// What verifies the certificates of upstream.
     pub(super) certificate: RawTrust,

@@ -12,7 +12,7 @@ mod scope;
 mod service;
 mod trust;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 
 use self::claimed_files::ClaimedFiles;
@@ -25,13 +25,18 @@ use super::problem::ProblemReport;
 use super::raw::{LogLevel, RawConfig, RawLog, RawService};
 use crate::values::limits::LedgerFull;
 
-/// Resolves `raw`. Returns `None` only if there is a problem.
-pub(super) fn resolve(raw: &RawConfig, report: &mut ProblemReport) -> Option<Config> {
+/// Resolves `raw`, beside which sing-box has `endpoints`: their types, by their tags. Returns `None`
+/// only if there is a problem.
+pub(super) fn resolve(
+    raw: &RawConfig,
+    endpoints: &BTreeMap<String, String>,
+    report: &mut ProblemReport,
+) -> Option<Config> {
     let policies = DeclaredPolicies::configured(raw.policies.as_slice(), report);
     // If it is not known, that is reported below.
     let known_data_dir = field::file(raw.data_dir.as_deref())
         .or_else(|| default_paths::data_dir(&mut ProblemReport::default()));
-    let outbounds = DeclaredOutbounds::configured(raw.outbounds.as_slice(), report);
+    let outbounds = DeclaredOutbounds::configured(raw.outbounds.as_slice(), endpoints, report);
     let mut scope = ResolveScope {
         outbounds,
         default_route: UpstreamRoute::Direct,

@@ -11,7 +11,10 @@ use jsonschema::paths::{Location, LocationSegment};
 use jsonschema::{ValidationError, Validator};
 use serde_json::Value;
 
-use self::wording::{A_DURATION, expected, found, found_choice, is_of_durations, number, options};
+use self::wording::{
+    A_DURATION, A_SIZE, expected, found, found_choice, is_of_durations, is_of_sizes, number,
+    options,
+};
 use super::path::ConfigPath;
 use super::problem::ConfigProblem;
 use crate::values::json::kind::json_kind;
@@ -142,12 +145,12 @@ impl SchemaValidator {
             .into_iter()
             .find_map(|end| pointer.strip_suffix(end))?;
         let schema = self.schema.pointer(parent)?;
-        if schema
-            .get("pattern")
-            .and_then(Value::as_str)
-            .is_some_and(is_of_durations)
-        {
+        let pattern = schema.get("pattern").and_then(Value::as_str);
+        if pattern.is_some_and(is_of_durations) {
             return Some(A_DURATION.to_owned());
+        }
+        if pattern.is_some_and(is_of_sizes) && pointer.ends_with("/type") {
+            return Some(A_SIZE.to_owned());
         }
         Some(format!(
             "{} to {}",

@@ -1,8 +1,8 @@
 //! The root certificates that verify upstream's and, by default, those of proxies.
 
-use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::{fs, io};
 
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
@@ -148,12 +148,17 @@ fn of_source(source: &PemSource) -> Result<Certificates, ConfigProblem> {
     Ok(found)
 }
 
-/// Reads the certificates of all files in a folder. Other files are left out.
+/// Reads the certificates of all files in a folder. Other files are left out, and a folder that does
+/// not exist has none.
 fn of_folder(field: &ConfigPath, folder: &Path) -> Result<Certificates, ConfigProblem> {
-    let entries = fs::read_dir(folder).map_err(|error| {
-        let message = format!("cannot read {}: {}", folder.display(), io_reason(&error));
-        ConfigProblem::new(field.clone(), message)
-    })?;
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => {
+            let message = format!("cannot read {}: {}", folder.display(), io_reason(&error));
+            return Err(ConfigProblem::new(field.clone(), message));
+        }
+    };
     let mut found = Vec::new();
     for entry in entries.flatten() {
         if let Ok(text) = read_regular(&entry.path(), CONFIG_FILE_BYTES) {

@@ -447,10 +447,13 @@ async fn the_token_is_in_no_log() {
 
 // The configuration
 
-/// Returns the warnings about a configuration.
+/// Returns the warnings about a configuration, except that the tokens of the tests are short.
 fn warnings(config: &Value) -> Vec<String> {
     let loaded = tollgate::config::parse(&config.to_string()).expect("no problem");
-    loaded.warnings.iter().map(ToString::to_string).collect()
+    let warnings = loaded.warnings.iter().map(ToString::to_string);
+    warnings
+        .filter(|warning| !warning.contains("may be guessed"))
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,6 +8,7 @@
 
 mod cases;
 mod files;
+mod meaning;
 mod secrets;
 
 use std::fs;

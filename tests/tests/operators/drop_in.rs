@@ -28,8 +28,6 @@ struct DropInCase {
     warnings: Vec<String>,
     /// A part of the reason why it is rejected.
     refused: Option<String>,
-    /// What is not supported yet, and must be before the next release.
-    awaits: Option<String>,
 }
 
 impl DropInCase {
@@ -54,14 +52,7 @@ impl DropInCase {
             return (!is_refused).then(|| format!("expected a rejection with {reason:?}"));
         }
         if output.code != Some(0) {
-            let is_awaited = self.awaits.is_some()
-                && ["not supported yet", "unknown key", "url: missing"]
-                    .iter()
-                    .any(|reason| output.stderr.contains(reason));
-            return (!is_awaited).then(|| "expected it to be accepted".to_owned());
-        }
-        if self.awaits.is_some() {
-            return None;
+            return Some("expected it to be accepted".to_owned());
         }
         let warnings: Vec<&str> = output
             .stderr

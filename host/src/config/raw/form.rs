@@ -7,6 +7,8 @@ use std::ops::Deref;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 
+use crate::config::size;
+
 /// A single item, or a list of items.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(untagged)]
@@ -84,6 +86,7 @@ impl JsonSchema for RequiredText {
 }
 
 /// A duration: numbers with units (`ns`, `us`, `ms`, `s`, `m`, `h`, `d`), such as `60s` or `1h30m`.
+/// It may have a sign, as in Go.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(transparent)]
 pub(in crate::config) struct RawDuration(pub(in crate::config) String);
@@ -97,8 +100,42 @@ impl JsonSchema for RawDuration {
         json_schema!({
             "type": "string",
             "description": "Numbers with units (ns, us, ms, s, m, h, d), such as 60s or 1h30m",
-            "pattern": r"^([0-9]+(\.[0-9]*)?(ns|us|µs|ms|s|m|h|d))+$",
+            "pattern": "^[+-]?(0|(([0-9]+(\\.[0-9]*)?|\\.[0-9]+)(ns|us|\u{b5}s|\u{3bc}s|ms|s|m|h|d))+)$",
         })
+    }
+}
+
+/// A size: a number of bytes, or a text such as `16MiB`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub(in crate::config) enum RawSize {
+    /// The number of bytes.
+    Bytes(u64),
+    /// A whole number with a unit.
+    Text(String),
+}
+
+impl RawSize {
+    /// Returns the number of bytes, or `None` if it is too large.
+    pub(in crate::config) fn bytes(&self) -> Option<u64> {
+        match self {
+            Self::Bytes(bytes) => Some(*bytes),
+            Self::Text(text) => size::parse(text),
+        }
+    }
+}
+
+impl JsonSchema for RawSize {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Size".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": ["integer", "string"], "minimum": 0, "pattern": size::PATTERN })
     }
 }
 

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::form::RawDuration;
+use crate::config::size;
 use crate::values::limits::{
     FailoverSwitches, LedgerFull, LimitDeclaration, LimitRange, LimitValue, Limits,
 };
@@ -31,7 +32,10 @@ impl JsonSchema for RawLimits {
             };
             properties.insert(name.to_owned(), schema);
         }
-        object("The limits of the gateway. Sizes are in bytes.", properties)
+        object(
+            "The limits of the gateway. Sizes are in bytes, or texts such as `16MiB`.",
+            properties,
+        )
     }
 }
 
@@ -74,7 +78,7 @@ fn object(description: &str, properties: Map<String, Value>) -> Schema {
 fn limit_schema(limit: &LimitDeclaration, generator: &mut SchemaGenerator) -> Value {
     let description = format!("{} Default: `{}`.", limit.description, limit.default);
     let mut schema = match limit.default {
-        LimitValue::Number(_) => number_schema(limit.range),
+        LimitValue::Number(_) => number_schema(limit),
         LimitValue::Duration(_) => generator.subschema_for::<Option<RawDuration>>().to_value(),
         LimitValue::Switch(_) => json!({ "type": ["boolean", "null"] }),
         LimitValue::LedgerFull(_) => {
@@ -89,10 +93,15 @@ fn limit_schema(limit: &LimitDeclaration, generator: &mut SchemaGenerator) -> Va
     schema
 }
 
-fn number_schema(range: LimitRange) -> Value {
-    let mut schema = json!({ "type": ["integer", "null"], "minimum": range.min });
-    if range.max < u64::MAX {
-        schema["maximum"] = range.max.into();
+fn number_schema(limit: &LimitDeclaration) -> Value {
+    let LimitRange { min, max } = limit.range;
+    let mut schema = if limit.is_size() {
+        json!({ "type": ["integer", "string", "null"], "minimum": min, "pattern": size::PATTERN })
+    } else {
+        json!({ "type": ["integer", "null"], "minimum": min })
+    };
+    if max < u64::MAX {
+        schema["maximum"] = max.into();
     }
     schema
 }

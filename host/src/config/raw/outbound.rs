@@ -162,6 +162,8 @@ pub(in crate::config) struct RawSupportedOutbound {
     override_port: IgnoredField,
     /// Has no effect: upstream does not support it.
     proxy_protocol: IgnoredField,
+    /// Has no effect: it belongs to VPN apps of Android.
+    protect_path: IgnoredField,
 }
 
 impl fmt::Debug for RawSupportedOutbound {
@@ -189,6 +191,7 @@ impl RawSupportedOutbound {
             override_address,
             override_port,
             proxy_protocol,
+            protect_path,
         ))
     }
 

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::form::{RawDuration, RequiredText};
+use super::form::{RawDuration, RawSize, RequiredText};
 
 /// A policy, and the limits that it runs under.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -23,9 +23,9 @@ pub(in crate::config) struct RawPolicy {
     /// The time that one call may take. Default: `5ms`. It is checked every few milliseconds, so a
     /// call with less than `4ms` may still take that long.
     pub(in crate::config) timeout: Option<RawDuration>,
-    /// The memory that an instance may have, in bytes, and the same again for what it returns from
-    /// one call. Default: 16777216.
-    pub(in crate::config) memory: Option<u64>,
+    /// The memory that an instance may have, in bytes or as a text such as `16MiB`, and the same
+    /// again for what it returns from one call. Default: `16MiB`.
+    pub(in crate::config) memory: Option<RawSize>,
     /// What happens to a request if the policy fails; only for a rewriter. Default: `refuse`.
     pub(in crate::config) on_failure: Option<OnFailure>,
     /// Another component that is run with the same arguments. Its results have no effect;

@@ -23,7 +23,10 @@ pub(super) fn admin(
     let token_field = path.key("token");
     let token = field::non_empty(raw.token.as_deref());
     match token {
-        Some(token) => field::check_token(token, token_field, report),
+        Some(token) => {
+            field::check_token(token, token_field.clone(), report);
+            field::warn_if_short(token, token_field, report);
+        }
         None if address.is_loopback() => {}
         None => {
             let problem = match raw.token {

@@ -125,6 +125,36 @@ pub(super) fn routing_mark(
     Some(mark.unwrap_or(0))
 }
 
+/// Reads the URL of another gateway. User, password, query and fragment have no effect, as in
+/// sing-box.
+pub(super) fn url_of_gateway(
+    text: &str,
+    field: ConfigPath,
+    report: &mut ProblemReport,
+) -> Option<Uri> {
+    let plain = without_login_and_query(text);
+    let uri = url(&plain, field.clone(), report);
+    if uri.is_some() && plain != text {
+        let message = "without effect: the user, password, query and fragment of a URL";
+        report.warning(field, message);
+    }
+    uri
+}
+
+/// Returns the scheme, the host, the port and the path of a URL.
+fn without_login_and_query(text: &str) -> String {
+    let text = text.split(['?', '#']).next().unwrap_or_default();
+    let Some((scheme, rest)) = text.split_once("://") else {
+        return text.to_owned();
+    };
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let host = match authority.rsplit_once('@') {
+        Some((_, host)) => host,
+        None => authority,
+    };
+    format!("{scheme}://{host}{path}")
+}
+
 /// Reads a base URL. User, password and query are not allowed: they could be secrets, and paths are
 /// appended.
 pub(super) fn url(text: &str, field: ConfigPath, report: &mut ProblemReport) -> Option<Uri> {
@@ -151,6 +181,18 @@ pub(super) fn is_sendable_token(token: &str) -> bool {
     token.trim() == token && !token.chars().any(char::is_control)
 }
 
+/// The shortest token that is hard to guess, in characters.
+const TOKEN_CHARS_SAFE: usize = 16;
+
+/// Reports a token that clients present and that is short enough to be guessed.
+pub(super) fn warn_if_short(token: &str, field: ConfigPath, report: &mut ProblemReport) {
+    if token.chars().count() < TOKEN_CHARS_SAFE {
+        let message =
+            format!("short: a token of fewer than {TOKEN_CHARS_SAFE} characters may be guessed");
+        report.warning(field, message);
+    }
+}
+
 /// Reports a token that cannot be sent as `Authorization: Bearer`.
 pub(super) fn check_token(token: &str, field: ConfigPath, report: &mut ProblemReport) {
     if !is_sendable_token(token) {
@@ -172,6 +214,31 @@ pub(super) fn duration(
         report.problem(field, message);
     }
     parsed
+}
+
+/// Reads a duration of which 0 means the default, as does one below 0, with a warning.
+pub(super) fn duration_or_default(
+    raw: &RawDuration,
+    field: ConfigPath,
+    report: &mut ProblemReport,
+) -> Option<Duration> {
+    if is_below_zero(raw, &field, report) {
+        return None;
+    }
+    duration(raw, field, report).filter(|duration| !duration.is_zero())
+}
+
+/// Returns whether a duration is below 0, and reports that the default is used then.
+pub(super) fn is_below_zero(
+    raw: &RawDuration,
+    field: &ConfigPath,
+    report: &mut ProblemReport,
+) -> bool {
+    let is_below = duration::is_below_zero(&raw.0);
+    if is_below {
+        report.warning(field.clone(), "below 0: the default is used");
+    }
+    is_below
 }
 
 /// Reads a duration that must be more than zero.

@@ -6,7 +6,8 @@ use super::field;
 use crate::config::path::ConfigPath;
 use crate::config::problem::ProblemReport;
 use crate::config::raw::{RawDuration, RawLimits};
-use crate::values::limits::{LedgerFull, LimitDeclaration, LimitValue, Limits};
+use crate::config::size;
+use crate::values::limits::{LedgerFull, LimitDeclaration, LimitRange, LimitValue, Limits};
 
 pub(super) fn limits(raw: &RawLimits, report: &mut ProblemReport) -> Limits {
     let root = ConfigPath::root().key("limits");
@@ -28,7 +29,7 @@ pub(super) fn limits(raw: &RawLimits, report: &mut ProblemReport) -> Limits {
     limits
 }
 
-/// Reads `value`, whose form and range the schema has checked.
+/// Reads `value`, whose form the schema has checked, and the range of a number.
 fn read(
     limit: &LimitDeclaration,
     value: &Value,
@@ -37,10 +38,20 @@ fn read(
 ) -> Option<LimitValue> {
     match limit.default {
         LimitValue::Number(_) => {
-            let number = whole_number(value);
-            if number.is_none() {
-                let message = format!("expected at most {}, found {value}", u64::MAX);
-                report.problem(field, message);
+            let number = match value {
+                Value::String(text) => size::parse(text),
+                value => whole_number(value),
+            };
+            let LimitRange { min, max } = limit.range;
+            match number {
+                Some(number) if (min..=max).contains(&number) => {}
+                Some(number) if max == u64::MAX => {
+                    report.problem(field, format!("expected {min} or more, found {number}"));
+                }
+                Some(number) => {
+                    report.problem(field, format!("expected {min} to {max}, found {number}"));
+                }
+                None => report.problem(field, format!("expected at most {max}, found {value}")),
             }
             number.map(LimitValue::Number)
         }

@@ -6,7 +6,7 @@ mod proxy;
 mod proxy_tls;
 mod sockets;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::field;
@@ -34,7 +34,12 @@ pub(super) struct DeclaredOutbounds<'a> {
 }
 
 impl<'a> DeclaredOutbounds<'a> {
-    pub(super) fn configured(entries: &'a [RawOutbound], report: &mut ProblemReport) -> Self {
+    /// Resolves `entries`. `endpoints` are the types of sing-box's endpoints, by their tags.
+    pub(super) fn configured(
+        entries: &'a [RawOutbound],
+        endpoints: &'a BTreeMap<String, String>,
+        report: &mut ProblemReport,
+    ) -> Self {
         let list = ConfigPath::root().key("outbounds");
         let mut places: HashMap<&str, usize> = HashMap::new();
         for (index, entry) in entries.iter().enumerate() {
@@ -48,15 +53,21 @@ impl<'a> DeclaredOutbounds<'a> {
             list,
             entries,
             places,
+            endpoints,
             resolved: vec![None; entries.len()],
             report,
         };
-        let by_tag = entries
+        let outbounds = entries
             .iter()
             .enumerate()
             .map(|(index, entry)| (entry.tag(), resolver.outbound(index, &mut Vec::new())))
-            .filter(|(tag, _)| !tag.is_empty())
-            .collect();
+            .filter(|(tag, _)| !tag.is_empty());
+        let unsupported = endpoints.iter().map(|(tag, kind)| {
+            let reason = unsupported_endpoint(kind);
+            (tag.as_str(), DeclaredOutbound::Unsupported(reason))
+        });
+        // An outbound with the tag of an endpoint replaces it.
+        let by_tag = unsupported.chain(outbounds).collect();
         Self { by_tag }
     }
 
@@ -91,6 +102,8 @@ struct OutboundResolver<'a, 'f> {
     entries: &'a [RawOutbound],
     /// The index of each tag.
     places: HashMap<&'a str, usize>,
+    /// The types of sing-box's endpoints, by their tags.
+    endpoints: &'a BTreeMap<String, String>,
     resolved: Vec<Option<DeclaredOutbound>>,
     report: &'f mut ProblemReport,
 }
@@ -173,6 +186,9 @@ impl OutboundResolver<'_, '_> {
         }
         let field = path.key("detour");
         let Some(place) = self.places.get(tag).copied() else {
+            if let Some(kind) = self.endpoints.get(tag) {
+                return Err(behind(raw, tag, &unsupported_endpoint(kind)));
+            }
             let message = format!("expected the tag of an outbound, found {tag:?}");
             self.report.problem(field, message);
             return Err(DeclaredOutbound::Broken);
@@ -192,10 +208,7 @@ impl OutboundResolver<'_, '_> {
                 Arc::unwrap_or_clone(outbound),
             ))),
             DeclaredOutbound::Broken => Err(DeclaredOutbound::Broken),
-            DeclaredOutbound::Unsupported(reason) => Err(DeclaredOutbound::Unsupported(format!(
-                "outbound {:?} has the detour {tag:?}: {reason}",
-                raw.tag
-            ))),
+            DeclaredOutbound::Unsupported(reason) => Err(behind(raw, tag, &reason)),
         }
     }
 
@@ -208,6 +221,21 @@ impl OutboundResolver<'_, '_> {
             .collect();
         tags.join(" -> ")
     }
+}
+
+/// Returns why nothing can use an endpoint of sing-box.
+fn unsupported_endpoint(kind: &str) -> String {
+    format!(
+        "endpoints of type {kind:?} are not supported: expected the tag of an outbound of type \"direct\", \"socks\" or \"http\""
+    )
+}
+
+/// Returns that an outbound cannot be used because its detour `tag` cannot, for `reason`.
+fn behind(raw: &RawSupportedOutbound, tag: &str, reason: &str) -> DeclaredOutbound {
+    DeclaredOutbound::Unsupported(format!(
+        "outbound {:?} has the detour {tag:?}: {reason}",
+        raw.tag
+    ))
 }
 
 fn kind_of(raw: &RawSupportedOutbound) -> &'static str {

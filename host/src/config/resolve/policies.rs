@@ -47,7 +47,10 @@ impl DeclaredPolicies {
             .timeout
             .as_ref()
             .and_then(|timeout| field::positive_duration(timeout, path.key("timeout"), report));
-        let memory = raw.memory.unwrap_or(POLICY_MEMORY as u64);
+        let memory = match &raw.memory {
+            Some(memory) => memory.bytes().unwrap_or(u64::MAX),
+            None => POLICY_MEMORY as u64,
+        };
         if !(MEMORY_MIN..=MEMORY_MAX).contains(&memory) {
             let message = format!("expected {MEMORY_MIN} to {MEMORY_MAX}, found {memory}");
             report.problem(path.key("memory"), message);

@@ -22,15 +22,21 @@ pub(super) fn trust(raw: &RawTrust, report: &mut ProblemReport) -> TrustConfig {
             field,
             content: PemContent::File(file),
         });
-    let folders = named(
+    let folders: Vec<_> = named(
         &path,
         "certificate_directory_path",
         &raw.certificate_directory_path,
-    );
+    )
+    .collect();
+    for (field, folder) in &folders {
+        if !folder.try_exists().unwrap_or(true) {
+            report.warning(field.clone(), "without effect: there is no such folder");
+        }
+    }
     TrustConfig {
         store: store(&path.key("store"), raw.store.as_deref(), report),
         certificates: inline.into_iter().chain(files).collect(),
-        folders: folders.collect(),
+        folders,
     }
 }
 

@@ -3,12 +3,20 @@
 use jsonschema::error::{TypeKind, ValidationErrorKind};
 use serde_json::Value;
 
+use crate::config::size;
 use crate::values::json::kind::json_kind;
 
 /// The longest text that is quoted.
 const QUOTED_BYTES: usize = 40;
 
 pub(super) const A_DURATION: &str = "a duration such as \"60s\" or \"1h30m\"";
+
+pub(super) const A_SIZE: &str = "a size such as 33554432 or \"32MiB\"";
+
+/// Returns whether `pattern` is the one of sizes.
+pub(super) fn is_of_sizes(pattern: &str) -> bool {
+    pattern == size::PATTERN
+}
 
 /// Returns whether `pattern` is the one of durations: it begins with the list of their units.
 pub(super) fn is_of_durations(pattern: &str) -> bool {
@@ -34,6 +42,7 @@ pub(super) fn expected(kind: &ValidationErrorKind) -> String {
         ValidationErrorKind::Pattern { pattern } if is_of_durations(pattern) => {
             A_DURATION.to_owned()
         }
+        ValidationErrorKind::Pattern { pattern } if is_of_sizes(pattern) => A_SIZE.to_owned(),
         kind => match options(kind) {
             Some(options) => format!("one of {}", options.join(", ")),
             None => format!("what the schema requires with {:?}", kind.keyword()),

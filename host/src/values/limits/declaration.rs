@@ -65,6 +65,11 @@ pub struct LimitDeclaration {
 }
 
 impl LimitDeclaration {
+    /// Returns whether it is a number of bytes, which may be written as `16MiB`.
+    pub fn is_size(&self) -> bool {
+        self.name.ends_with("_bytes")
+    }
+
     /// The name of the object that contains the limit, if it is not `limits` itself, and its name
     /// there.
     pub fn group_and_name(&self) -> (Option<&'static str>, &'static str) {

@@ -132,13 +132,11 @@ fn keep_alive(
     })
 }
 
-/// Reads a duration of which 0 means the default.
 fn span(
     path: &ConfigPath,
     name: &str,
     raw: Option<&RawDuration>,
     report: &mut ProblemReport,
 ) -> Option<Duration> {
-    let duration = field::duration(raw?, path.key(name), report)?;
-    Some(duration).filter(|duration| !duration.is_zero())
+    field::duration_or_default(raw?, path.key(name), report)
 }

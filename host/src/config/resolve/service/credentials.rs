@@ -115,7 +115,8 @@ pub(super) fn external(
         field::check_token(&raw.token, path.key("token"), report);
     }
     let url = match field::non_empty(raw.url.as_deref()) {
-        Some(url) => Some(field::url(url, path.key("url"), report)?),
+        // If it has a problem, users and pools can name the credential all the same.
+        Some(url) => field::url_of_gateway(url, path.key("url"), report),
         None => {
             check_without_url(path, raw, report);
             None
@@ -279,7 +280,8 @@ pub(super) fn poll_interval(
 ) -> Option<Duration> {
     let field = path.key("poll_interval");
     let interval = raw
-        .and_then(|raw| field::duration(raw, field, report))
+        .filter(|raw| !field::is_below_zero(raw, &field, report))
+        .and_then(|raw| field::duration(raw, field.clone(), report))
         .unwrap_or(DEFAULT_POLL_INTERVAL);
     (!interval.is_zero()).then_some(interval)
 }

@@ -1,6 +1,6 @@
 //! Where a service listens, and which proxies it believes.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -115,9 +115,41 @@ fn address(path: &ConfigPath, raw: &RawOcm, report: &mut ProblemReport) -> Optio
     if let Some(socket) = text.and_then(|text| text.strip_prefix(UNIX_PREFIX)) {
         return unix_address(path, raw, socket, report);
     }
-    let address = field::ip_address(text, path.key("listen"), report)?;
     let port = raw.listen_port.unwrap_or(DEFAULT_PORT);
-    Some(ListenAddress::Ip(SocketAddr::new(address, port)))
+    let address = match text.and_then(with_zone) {
+        Some((address, zone)) => {
+            // An interface with a name is in the options of the socket.
+            let scope = zone.parse().unwrap_or(0);
+            SocketAddrV6::new(address, port, 0, scope).into()
+        }
+        None => SocketAddr::new(field::ip_address(text, path.key("listen"), report)?, port),
+    };
+    Some(ListenAddress::Ip(address))
+}
+
+/// Returns an IPv6 address and its zone (RFC 4007, section 11): the name or the number of the network
+/// interface.
+fn with_zone(text: &str) -> Option<(Ipv6Addr, &str)> {
+    let (address, zone) = text.split_once('%')?;
+    let address = address.parse().ok()?;
+    (!zone.is_empty()).then_some((address, zone))
+}
+
+/// Returns the network interface to listen on: that of the field, or the zone of the address. A
+/// socket that is bound to the interface needs no zone.
+fn interface(path: &ConfigPath, raw: &RawOcm, report: &mut ProblemReport) -> Option<String> {
+    let named = field::non_empty(raw.bind_interface.as_deref());
+    let zone = raw.listen.as_deref().and_then(with_zone);
+    let zone = zone
+        .map(|(_, zone)| zone)
+        .filter(|zone| zone.parse::<u32>().is_err());
+    if let (Some(named), Some(zone)) = (named, zone)
+        && named != zone
+    {
+        let message = format!("the zone {zone:?} is ignored: bind_interface is {named:?}");
+        report.warning(path.key("listen"), message);
+    }
+    named.or(zone).map(str::to_owned)
 }
 
 fn unix_address(
@@ -160,7 +192,7 @@ fn options(path: &ConfigPath, raw: &RawOcm, report: &mut ProblemReport) -> Optio
         interval: interval?.unwrap_or(KEEP_ALIVE_INTERVAL),
     };
     Some(ListenOptions {
-        interface: field::non_empty(raw.bind_interface.as_deref()).map(str::to_owned),
+        interface: interface(path, raw, report),
         routing_mark: mark.filter(|mark| *mark != 0),
         reuse_port: raw.reuse_addr == Some(true),
         network_namespace: field::non_empty(raw.netns.as_deref()).map(namespace_file),
@@ -180,7 +212,11 @@ fn time(
     let Some(text) = field::non_empty(text.as_deref()) else {
         return Some(None);
     };
-    let time = field::duration(&RawDuration(text.to_owned()), field.clone(), report)?;
+    let raw = RawDuration(text.to_owned());
+    if field::is_below_zero(&raw, &field, report) {
+        return Some(None);
+    }
+    let time = field::duration(&raw, field.clone(), report)?;
     if time.is_zero() {
         return Some(None);
     }

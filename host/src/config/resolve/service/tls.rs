@@ -44,7 +44,7 @@ pub(super) fn tls(
     };
     let (min_version, max_version) = versions(path, raw, report);
     let handshake_timeout = raw.handshake_timeout.as_ref().and_then(|timeout| {
-        field::positive_duration(timeout, path.key("handshake_timeout"), report)
+        field::duration_or_default(timeout, path.key("handshake_timeout"), report)
     });
     let Some((certificate, key)) = sources else {
         // Without a problem, the service would be served in clear text.
@@ -52,7 +52,7 @@ pub(super) fn tls(
         return None;
     };
     Some(TlsConfig {
-        tls12_suites: tls12_suites(path, raw, max_version, report),
+        tls12_suites: tls12_suites(path, raw, (min_version, max_version), report),
         key_exchanges: key_exchanges(path, raw, max_version, report),
         client_authentication: client_authentication(path, raw, report),
         certificate,

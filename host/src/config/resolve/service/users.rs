@@ -51,6 +51,8 @@ pub(super) fn users(
             let message = "no client can send it: expected text without control characters or \
                 spaces at its ends, found others";
             report.warning(token_field, message);
+        } else {
+            field::warn_if_short(&user.token, token_field, report);
         }
         let pool = pool_of(&path, user, choice, pools, report);
         if let Some(pool) = pools.get(pool)

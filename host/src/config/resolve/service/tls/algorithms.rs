@@ -38,11 +38,12 @@ const UNSUPPORTED_SUITES: [&str; 17] = [
 /// A key exchange that sing-box knows and the TLS library does not support.
 const UNSUPPORTED_KEY_EXCHANGE: &str = "P521";
 
-/// Returns the cipher suites to offer for TLS 1.2.
+/// Returns the cipher suites to offer for TLS 1.2, if `versions`, the lowest and the highest one,
+/// include it.
 pub(super) fn tls12_suites(
     path: &ConfigPath,
     raw: &RawTls,
-    max_version: TlsVersion,
+    (min_version, max_version): (TlsVersion, TlsVersion),
     report: &mut ProblemReport,
 ) -> Vec<Tls12Suite> {
     let list = path.key("cipher_suites");
@@ -69,6 +70,9 @@ pub(super) fn tls12_suites(
             report.problem(field, message);
             remaining += 1;
         }
+    }
+    if remaining == 0 && min_version == TlsVersion::V1_3 {
+        return Tls12Suite::ALL.to_vec();
     }
     if remaining == 0 {
         let supported = Tls12Suite::ALL.map(Tls12Suite::name).join(", ");
