@@ -218,7 +218,7 @@ mod tests {
 
     /// One connection ends while the next one is made, again and again.
     #[test]
-    fn the_last_change_of_a_connection_is_the_one_that_is_known() {
+    fn the_last_change_of_a_connection_is_known() {
         let credential = receive_only();
         let slot = credential.reverse_slot().expect("a slot");
         for round in 0..ROUNDS {

@@ -208,7 +208,13 @@ impl Upkeep {
         };
         let stop_signal = StopSignal::new(&self.phases, upkeep);
         let issuing = keep_issued(Arc::clone(state), certificate, stop_signal);
-        self.tasks.spawn(issuing);
+        // The process before this one may have an order open.
+        let started = self.started();
+        self.tasks.spawn(async move {
+            if started.await.is_some() {
+                issuing.await;
+            }
+        });
         CertificateIssuing {
             config: config.clone(),
             listen,

@@ -307,7 +307,7 @@ pub(in crate::config) struct RawProxyTls {
 }
 
 impl fmt::Debug for RawProxyTls {
-    /// Prints no key.
+    /// Leaves out the key, which is a secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RawProxyTls")
             .field("enabled", &self.enabled)

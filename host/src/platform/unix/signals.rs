@@ -39,8 +39,8 @@ pub(crate) fn upgrade() -> io::Result<ProcessSignal> {
     signal(SignalKind::user_defined2())
 }
 
-/// Handles every signal that somebody may send and that ends a process by default. One that the
-/// system does not let be handled is left out.
+/// Handles every signal that an operator may send and that ends a process by default. Those that
+/// cannot be handled are left out.
 pub(crate) fn all_signals() -> Vec<ProcessSignal> {
     [
         SignalKind::terminate(),

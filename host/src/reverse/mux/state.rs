@@ -292,7 +292,7 @@ impl MuxState {
         self.accepts_streams
     }
 
-    /// Refuses further streams.
+    /// Refuses all streams that the peer opens from now on.
     pub(super) fn stop_accepting(&mut self) {
         self.accepts_streams = false;
         self.announce_end();

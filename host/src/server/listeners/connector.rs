@@ -265,7 +265,7 @@ impl SessionTask {
     }
 }
 
-/// The streams of a session.
+/// Serves the requests that arrive over one session.
 struct SessionStreams {
     context: ConnectionContext,
     room: Arc<Semaphore>,

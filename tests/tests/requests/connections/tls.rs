@@ -118,8 +118,8 @@ async fn a_handshake_that_does_not_end_is_dropped_after_its_limit() {
     let limit = Duration::from_millis(300);
     let scene = TlsScene::new(json!({}), json!({ "handshake_timeout": "300ms" })).await;
     for begun in [&b""[..], HELLO] {
-        let mut peer = Peer::connect(scene.address).await;
         let since = Instant::now();
+        let mut peer = Peer::connect(scene.address).await;
         peer.send(begun).await;
         peer.rest().await;
         assert!(

@@ -28,9 +28,17 @@ pub(in crate::config::resolve) fn environment_route(
         https: https.or_else(|| all.clone()),
         http: http.or(all),
         no_proxy: variable("NO_PROXY", "no_proxy")
-            .map(|(_, value)| value)
+            .map(|(_, value)| with_all_addresses(value))
             .unwrap_or_default(),
     }))
+}
+
+/// Adds all IP addresses if `*` stands for all hosts: the library takes it for names alone.
+fn with_all_addresses(mut no_proxy: String) -> String {
+    if no_proxy.split(',').any(|host| host.trim() == "*") {
+        no_proxy.push_str(",0.0.0.0/0,::/0");
+    }
+    no_proxy
 }
 
 /// Returns the first of two variables that is set and not empty, with its name.
