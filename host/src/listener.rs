@@ -23,7 +23,7 @@ pub(crate) use socket::ListenError;
 pub(crate) use stream::ClientStream;
 pub(crate) use unix::{SocketFileOwnership, UnixSocketFile};
 
-use crate::config::{ListenAddress, ListenConfig};
+use crate::config::{ListenAddress, ListenConfig, ListenOptions};
 use crate::platform::{UnixListener, duplicate, unix_listener};
 use crate::values::exchange::client_address::ClientAddress;
 use socket::bind_tcp;
@@ -39,6 +39,8 @@ pub(crate) struct ClientListener {
     socket: ListeningSocket,
     address: ListenAddress,
     owner: SocketOwner,
+    /// The options that the socket has. Those of the service manager's are not known.
+    options: Option<ListenOptions>,
     room: Arc<Semaphore>,
     stall_limit: Duration,
 }
@@ -95,6 +97,7 @@ impl ClientListener {
             socket,
             address,
             owner: SocketOwner::Gateway,
+            options: Some(config.options.clone()),
             room,
             stall_limit,
         })
@@ -111,6 +114,7 @@ impl ClientListener {
     ) -> Result<Self, ListenError> {
         let owner = handed_over.owner;
         let ownership = handed_over.file_ownership.clone();
+        let options = handed_over.options.clone();
         let (socket, address) = handed_over.into_listening()?;
         let socket = match &address {
             ListenAddress::Ip(_) => ListeningSocket::Tcp(TcpListener::from_std(socket.into())?),
@@ -126,6 +130,7 @@ impl ClientListener {
             socket,
             address,
             owner,
+            options,
             room,
             stall_limit,
         })
@@ -144,6 +149,7 @@ impl ClientListener {
             purpose: SocketPurpose::Service(service.to_owned()),
             owner: self.owner,
             file_ownership: SocketFileOwnership::own(),
+            options: self.options.clone(),
             socket,
         })
     }
@@ -156,6 +162,11 @@ impl ClientListener {
         {
             file.leave_to_successor();
         }
+    }
+
+    /// Returns the options that the socket has, if they are known.
+    pub(crate) fn options(&self) -> Option<&ListenOptions> {
+        self.options.as_ref()
     }
 
     /// Returns the bound address, with the actual port.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use socket2::{Socket, Type};
 
 use super::unix::SocketFileOwnership;
-use crate::config::ListenAddress;
+use crate::config::{ListenAddress, ListenOptions};
 use crate::platform::{Descriptor, inherited_sockets, socket_path};
 
 /// The name of the admin listener's socket, as the service manager knows it.
@@ -47,6 +47,8 @@ pub(crate) struct HandedOverSocket {
     pub(crate) purpose: SocketPurpose,
     pub(crate) owner: SocketOwner,
     pub(crate) file_ownership: SocketFileOwnership,
+    /// The options of a client's listener, if they are known.
+    pub(crate) options: Option<ListenOptions>,
     pub(crate) socket: Descriptor,
 }
 
@@ -66,6 +68,7 @@ impl HandedOverSockets {
             purpose: SocketPurpose::Named(name),
             owner: SocketOwner::ServiceManager,
             file_ownership: SocketFileOwnership::own(),
+            options: None,
             socket,
         });
         Ok(Self(sockets.collect()))
@@ -145,6 +148,7 @@ impl HandedOverSocket {
             purpose: self.purpose.clone(),
             owner: self.owner,
             file_ownership: self.file_ownership.clone(),
+            options: self.options.clone(),
             socket: self.socket.try_clone()?,
         })
     }

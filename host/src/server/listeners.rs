@@ -174,6 +174,15 @@ fn bind_service(
     };
     for listener in bound.iter().flatten() {
         warn_if_exposed(service, listener.address());
+        if listener
+            .options()
+            .is_some_and(|options| *options != service.listen.options)
+        {
+            tracing::warn!(
+                service = service.tag,
+                "the socket keeps its options: the changed ones need a restart"
+            );
+        }
     }
     bound.map_err(|error| StartError::Listen {
         service: service.tag.clone(),
@@ -240,6 +249,7 @@ impl AcceptContext<'_> {
                 purpose: SocketPurpose::AdminSocket,
                 owner: SocketOwner::Gateway,
                 file_ownership: SocketFileOwnership::own(),
+                options: None,
                 socket,
             });
         }
@@ -251,6 +261,7 @@ impl AcceptContext<'_> {
                 purpose: SocketPurpose::Admin,
                 owner,
                 file_ownership: SocketFileOwnership::own(),
+                options: None,
                 socket,
             });
         }
@@ -273,8 +284,12 @@ impl AcceptContext<'_> {
         upkeep: &Upkeep,
     ) -> RunningService {
         let addresses = listeners.iter().map(|listener| listener.address().clone());
-        let running =
-            RunningService::start(config.clone(), addresses.collect(), service, tls, upkeep);
+        let mut effective = config.clone();
+        if let Some(options) = listeners.first().and_then(ClientListener::options) {
+            // Of a socket that was handed over: a reload names those that need a restart.
+            effective.listen.options = options.clone();
+        }
+        let running = RunningService::start(effective, addresses.collect(), service, tls, upkeep);
         self.status.add_certificate(running.certificate());
         let connections = ConnectionContext {
             live: running.live(),

@@ -417,6 +417,33 @@ async fn a_failed_upgrade_leaves_the_unix_socket_of_the_process_that_continues()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn listen_options_that_an_upgrade_cannot_change_are_named() {
+    let rig = Rig::new().await;
+    let config = config(&rig, json!({}));
+    let mut scene = UpgradeScene::new(rig, &config).await;
+    let mut changed = config.clone();
+    changed["services"][0]["bind_interface"] = json!("lo");
+    replace_file(&scene.rig.path("config.json"), changed.to_string());
+    let needed = "\"needs_restart\":\"services[0].bind_interface\"";
+    scene.logged(needed).await;
+    let old = scene.upgrade().await;
+    scene.ended(old).await;
+    assert!(
+        scene.log().contains("the socket keeps its options"),
+        "{}",
+        scene.log()
+    );
+    let before = scene.log().matches(needed).count();
+    scene.signal(libc::SIGHUP);
+    let begun = Instant::now();
+    while scene.log().matches(needed).count() == before {
+        assert!(begun.elapsed() < Duration::from_secs(30), "{}", scene.log());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    scene.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_upgrade_without_a_ready_file_leaves_a_process() {
     let scene = scene(json!({})).await;
     let client = scene.client().token("token-alice");

@@ -50,7 +50,7 @@ impl fmt::Display for ListenAddress {
 }
 
 /// The options of a listening socket.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListenOptions {
     /// The network interface to listen on.
     pub interface: Option<String>,

@@ -8,6 +8,7 @@ use std::io::{self, Read, Write};
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::ListenOptions;
 use crate::listener::{
     HandedOverSocket, HandedOverSockets, SocketFileOwnership, SocketOwner, SocketPurpose,
 };
@@ -49,6 +50,8 @@ struct HandoverMessage {
 struct SocketDescription {
     purpose: SocketPurpose,
     owner: SocketOwner,
+    #[serde(default)]
+    options: Option<ListenOptions>,
 }
 
 impl Handover {
@@ -76,6 +79,7 @@ impl Handover {
                 .map(|handed| SocketDescription {
                     purpose: handed.purpose.clone(),
                     owner: handed.owner,
+                    options: handed.options.clone(),
                 })
                 .collect(),
             ledger_lock: self.ledger_lock.is_some(),
@@ -126,6 +130,7 @@ impl Handover {
             purpose: description.purpose,
             owner: description.owner,
             file_ownership: file_ownership.clone(),
+            options: description.options,
             socket,
         });
         Ok(Self {
@@ -159,6 +164,7 @@ mod tests {
                 purpose: SocketPurpose::Service("a".to_owned()),
                 owner: SocketOwner::Gateway,
                 file_ownership: SocketFileOwnership::own(),
+                options: None,
                 socket: listener.into(),
             }]),
             ledger_lock: Some(one.try_clone().expect("any file").into()),
