@@ -16,10 +16,9 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
 use rustls::server::{Acceptor, NoServerSessionStorage};
-use rustls::version::TLS13;
-use rustls::{ServerConfig, SupportedProtocolVersion};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
@@ -29,8 +28,8 @@ use self::algorithms::{protocol_versions, provider};
 use self::certificate::{CertificateRejections, NoCertificate, ServerCertificate};
 use self::challenges::{challenge_settings, is_challenge};
 use self::clients::client_verifier;
-use self::hybrid::{hybrid_alone, offers_hybrid, speaks_tls13};
-use crate::config::{ConfigProblem, PemContent, TlsConfig, TlsVersion};
+use self::hybrid::{hybrid_alone, offers_hybrid};
+use crate::config::{ConfigProblem, PemContent, TlsConfig};
 use crate::values::clock::Timestamp;
 
 pub(crate) use self::challenges::OpenAlpnChallenge;
@@ -57,7 +56,7 @@ pub(crate) enum HandshakeError {
 #[derive(Clone)]
 pub(crate) struct TlsServer {
     settings: Arc<ServerConfig>,
-    /// The same, with X25519MLKEM768 as the only key exchange, if it is offered.
+    /// The same, with X25519MLKEM768 as the only key exchange of TLS 1.3, if it is offered.
     hybrid: Option<Arc<ServerConfig>>,
     /// The settings for ACME servers, if the certificate comes from one.
     challenge: Option<Arc<ServerConfig>>,
@@ -133,10 +132,9 @@ impl TlsServer {
         let resolver = certificate
             .as_ref()
             .map_or_else(NoCertificate::resolver, ServerCertificate::resolver);
-        type Versions<'a> = &'a [&'static SupportedProtocolVersion];
-        let settings = |provider: &Arc<CryptoProvider>, versions: Versions<'_>| {
+        let settings = |provider: &Arc<CryptoProvider>| {
             let mut settings = ServerConfig::builder_with_provider(Arc::clone(provider))
-                .with_protocol_versions(versions)
+                .with_protocol_versions(&protocol_versions(config))
                 .map_err(unusable)?
                 .with_client_cert_verifier(Arc::clone(&clients))
                 .with_cert_resolver(Arc::clone(&resolver));
@@ -151,11 +149,10 @@ impl TlsServer {
             }
             Ok::<_, Vec<ConfigProblem>>(settings)
         };
-        let all = settings(&provider, &protocol_versions(config))?;
-        let is_possible = config.max_version >= TlsVersion::V1_3;
-        let hybrid = match hybrid_alone(&provider).filter(|_| is_possible) {
+        let all = settings(&provider)?;
+        let hybrid = match hybrid_alone(&provider) {
             Some(provider) => {
-                let mut hybrid = settings(&Arc::new(provider), &[&TLS13])?;
+                let mut hybrid = settings(&Arc::new(provider))?;
                 hybrid.session_storage = Arc::clone(&all.session_storage);
                 Some(Arc::new(hybrid))
             }
@@ -279,7 +276,7 @@ impl TlsServer {
         }
         // rustls would follow the client's order, and most clients name X25519 first.
         let settings = match &self.hybrid {
-            Some(hybrid) if offers_hybrid(&hello) && speaks_tls13(&hello) => hybrid,
+            Some(hybrid) if offers_hybrid(&hello) => hybrid,
             _ => &self.settings,
         };
         Ok(begun.into_stream(Arc::clone(settings)).await?)

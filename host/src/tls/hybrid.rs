@@ -16,7 +16,7 @@ use rustls::crypto::{
 };
 use rustls::ffdhe_groups::FfdheGroup;
 use rustls::server::ClientHello;
-use rustls::{CipherSuite, Error, NamedGroup, PeerMisbehaved, ProtocolVersion};
+use rustls::{Error, NamedGroup, PeerMisbehaved, ProtocolVersion};
 use zeroize::Zeroizing;
 
 /// The length of an encapsulation key, which a client sends.
@@ -83,13 +83,52 @@ impl SupportedKxGroup for X25519MlKem768 {
     }
 }
 
-/// Returns `provider` with this key exchange alone, if it has it.
+/// Another key exchange, for TLS 1.2 alone.
+#[derive(Debug)]
+struct OfTls12(fn() -> &'static dyn SupportedKxGroup);
+
+impl SupportedKxGroup for OfTls12 {
+    fn start(&self) -> Result<Box<dyn ActiveKeyExchange>, Error> {
+        (self.0)().start()
+    }
+
+    fn start_and_complete(&self, client_share: &[u8]) -> Result<CompletedKeyExchange, Error> {
+        (self.0)().start_and_complete(client_share)
+    }
+
+    fn ffdhe_group(&self) -> Option<FfdheGroup<'static>> {
+        (self.0)().ffdhe_group()
+    }
+
+    fn name(&self) -> NamedGroup {
+        (self.0)().name()
+    }
+
+    fn usable_for_version(&self, version: ProtocolVersion) -> bool {
+        version == ProtocolVersion::TLSv1_2
+    }
+}
+
+/// All other key exchanges.
+static OTHERS: [OfTls12; 3] = [
+    OfTls12(|| kx_group::X25519),
+    OfTls12(|| kx_group::SECP256R1),
+    OfTls12(|| kx_group::SECP384R1),
+];
+
+/// Returns `provider` with this key exchange as the only one for TLS 1.3, if it has it. Those for
+/// TLS 1.2 stay: a hello may name this one, and still lead to that version.
 pub(super) fn hybrid_alone(provider: &CryptoProvider) -> Option<CryptoProvider> {
+    let has = |name: NamedGroup| provider.kx_groups.iter().any(|group| group.name() == name);
+    if !has(NamedGroup::X25519MLKEM768) {
+        return None;
+    }
     let mut alone = provider.clone();
-    alone
-        .kx_groups
-        .retain(|group| group.name() == NamedGroup::X25519MLKEM768);
-    (!alone.kx_groups.is_empty()).then_some(alone)
+    alone.kx_groups = vec![&X25519MlKem768];
+    for other in OTHERS.iter().filter(|other| has(other.name())) {
+        alone.kx_groups.push(other);
+    }
+    Some(alone)
 }
 
 /// Returns whether the client offers this key exchange.
@@ -97,19 +136,6 @@ pub(super) fn offers_hybrid(hello: &ClientHello<'_>) -> bool {
     hello
         .named_groups()
         .is_some_and(|groups| groups.contains(&NamedGroup::X25519MLKEM768))
-}
-
-/// Returns whether the client can use this key exchange: it speaks TLS 1.3.
-pub(super) fn speaks_tls13(hello: &ClientHello<'_>) -> bool {
-    let is_of_tls13 = |suite: &CipherSuite| {
-        matches!(
-            suite,
-            CipherSuite::TLS13_AES_128_GCM_SHA256
-                | CipherSuite::TLS13_AES_256_GCM_SHA384
-                | CipherSuite::TLS13_CHACHA20_POLY1305_SHA256
-        )
-    };
-    hello.cipher_suites().iter().any(is_of_tls13)
 }
 
 /// A client's part of an exchange, until the server's share arrives.

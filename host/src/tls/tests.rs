@@ -6,8 +6,8 @@ use rustls::crypto::ring::{default_provider, kx_group};
 use rustls::crypto::{ActiveKeyExchange, CryptoProvider, SupportedKxGroup};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::version::TLS12;
-use rustls::{ClientConfig, NamedGroup, RootCertStore};
+use rustls::version::{TLS12, TLS13};
+use rustls::{ClientConfig, NamedGroup, RootCertStore, SupportedProtocolVersion};
 use tokio_rustls::TlsConnector;
 
 use super::hybrid::X25519MlKem768;
