@@ -349,6 +349,7 @@ async fn a_connector_that_cannot_connect_shows_why() {
         back.wait_for_credential("up", WAIT_MAX, expected, is_so)
             .await;
     };
+    back.write("config.json", config.to_string());
     back.start(config.clone()).await;
     check(&back, "cannot connect: outbound").await;
     let table = table(&back);
