@@ -61,9 +61,9 @@ pub(in crate::config) struct RawTls {
     pub(in crate::config) certificate_provider: Option<RawCertificateProvider>,
     /// The certificate is obtained from an ACME server, and renewed.
     pub(in crate::config) acme: Option<RawAcme>,
-    /// Not supported yet: Encrypted Client Hello.
+    /// Not supported: Encrypted Client Hello.
     ech: UnsupportedField,
-    /// Not supported yet: the Reality protocol of Xray.
+    /// Not supported: the Reality protocol of Xray.
     reality: UnsupportedField,
 }
 

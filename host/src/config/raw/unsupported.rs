@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-/// A field that is not supported yet, whatever its form.
+/// A field that is not supported, whatever its form.
 pub(super) type UnsupportedField = Option<Value>;
 
 /// A field that has no effect, whatever its form.
