@@ -101,9 +101,6 @@ impl BuiltGateway {
         alive: mpsc::Sender<()>,
     ) -> Result<Self, StartError> {
         let limits = Arc::new(config.limits.clone());
-        // First: a folder that another gateway uses, or that cannot be written, is known at once.
-        let ledger = Ledger::open_beside(&config.data_dir, &limits, inputs.ledger_lock)?;
-        let ledger = Arc::new(ledger);
         let InitialPolicies {
             table,
             pending,
@@ -111,6 +108,8 @@ impl BuiltGateway {
             loader,
         } = load_initial(&config, &StartWait::OfLimits(runtime))?;
         let certificates = read_certificates(&config)?;
+        let ledger = Ledger::open_beside(&config.data_dir, &limits, inputs.ledger_lock)?;
+        let ledger = Arc::new(ledger);
         let trust = read_trust(&config, inputs.trust)?;
         if trust.is_empty() {
             tracing::warn!(

@@ -1,5 +1,7 @@
 //! Another gateway as a credential.
 
+use std::net::Ipv6Addr;
+
 use http::Uri;
 use http::uri::Authority;
 
@@ -19,8 +21,7 @@ pub struct DialHost(String);
 impl DialHost {
     /// Returns the host with this name or IP address, or `None` if no URI can name it.
     pub fn new(host: &str) -> Option<Self> {
-        let is_bare_ipv6 = host.contains(':') && !host.starts_with('[');
-        let host = if is_bare_ipv6 {
+        let host = if host.parse::<Ipv6Addr>().is_ok() {
             format!("[{host}]")
         } else {
             host.to_owned()

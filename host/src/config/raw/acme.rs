@@ -22,7 +22,7 @@ pub(in crate::config) struct RawAcme {
     pub(in crate::config) domain: OneOrMany<String>,
     /// The folder for the account and the certificate. Default: `acme` in `data_dir`.
     pub(in crate::config) data_directory: Option<String>,
-    /// Without effect: clients that send no server name get the same certificate.
+    /// Has no effect: clients that send no server name get the same certificate.
     pub(in crate::config) default_server_name: Option<String>,
     /// The address at which the certificate authority can reach you.
     pub(in crate::config) email: Option<String>,
@@ -45,11 +45,11 @@ pub(in crate::config) struct RawAcme {
     pub(in crate::config) external_account: Option<RawExternalAccount>,
     /// The type of the certificate's key: `p256`, `p384` or `ed25519`. Default: `p256`.
     pub(in crate::config) key_type: Option<String>,
-    /// Without effect: the challenge DNS-01 is not supported.
+    /// Has no effect: the challenge DNS-01 is not supported.
     dns01_challenge: UnsupportedField,
-    /// Without effect: the certificate authority is reached directly.
+    /// Has no effect: the certificate authority is reached directly.
     http_client: UnsupportedField,
-    /// Without effect: the certificate authority is reached directly.
+    /// Has no effect: the certificate authority is reached directly.
     detour: UnsupportedField,
 }
 

@@ -90,17 +90,6 @@ fn with_a_data_dir_that_cannot_be_created_reports_it() {
 }
 
 #[test]
-fn with_an_unusable_data_dir_reports_it_before_policies_are_compiled() {
-    let folder = folder();
-    let path = json!({ "data_dir": "/proc/tollgate" });
-    let file = config(folder.path(), json!({}), path);
-    let said = tollgate(folder.path(), &["run", "-c", file]);
-    assert_eq!(said.code, Some(1));
-    // A compiled policy that cannot be stored is logged.
-    assert!(!said.stderr.contains("compiled"), "{}", said.stderr);
-}
-
-#[test]
 fn with_an_invalid_ledger_reports_it_and_does_not_change_it() {
     let folder = folder();
     fs::create_dir(folder.path().join("data")).expect("a folder");

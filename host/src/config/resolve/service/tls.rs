@@ -33,7 +33,10 @@ pub(super) fn tls(
         return None;
     }
     for name in raw.unsupported_fields() {
-        report.problem(path.key(name), "not supported: remove it, or let a proxy in front do this");
+        report.problem(
+            path.key(name),
+            "not supported: remove it, or let a proxy in front do this",
+        );
     }
     warn_of_effectless(path, raw, report);
     let acme = acme(path, raw, scope, report);
