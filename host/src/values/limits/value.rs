@@ -44,7 +44,7 @@ pub enum LimitValue {
     Duration(Duration),
     /// Whether something is done.
     Switch(bool),
-    /// A choice for [`Limits::ledger_full`].
+    /// A choice for `limits.ledger_full`.
     LedgerFull(LedgerFull),
 }
 
