@@ -3,12 +3,18 @@
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OpenFlags};
 
 use crate::files::io_reason;
 use crate::platform::{AccessOptions, create_private_folder, file_identity};
+
+/// How long a gateway waits for the lock of one that has just ended: a process that was started by
+/// that one shares the lock until it runs its own program.
+const LOCK_PATIENCE: Duration = Duration::from_millis(250);
+const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
 /// `TOLL`: the application id in the header of every ledger (SQLite's file format, section 1.3).
 const APPLICATION_ID: i32 = 0x544f_4c4c;
@@ -150,12 +156,20 @@ pub(super) fn lock(data_dir: &Path, shared: Option<File>) -> Result<File, Ledger
     {
         return Ok(shared);
     }
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(TryLockError::WouldBlock) => Err(LedgerError::InUse {
-            path: data_dir.to_owned(),
-        }),
-        Err(TryLockError::Error(error)) => Err(failed(error)),
+    let begun = Instant::now();
+    loop {
+        match lock.try_lock() {
+            Ok(()) => return Ok(lock),
+            Err(TryLockError::WouldBlock) if begun.elapsed() < LOCK_PATIENCE => {
+                sleep(LOCK_RETRY_INTERVAL);
+            }
+            Err(TryLockError::WouldBlock) => {
+                return Err(LedgerError::InUse {
+                    path: data_dir.to_owned(),
+                });
+            }
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+        }
     }
 }
 
