@@ -11,8 +11,8 @@ use rusqlite::{Connection, OpenFlags};
 use crate::files::io_reason;
 use crate::platform::{AccessOptions, create_private_folder, file_identity};
 
-/// How long a gateway waits for the lock of one that has just ended: a process that was started by
-/// that one shares the lock until it runs its own program.
+/// How long a gateway waits for the lock of another, which may just have ended: a process that the
+/// other started shares the lock until it runs its own program.
 const LOCK_PATIENCE: Duration = Duration::from_millis(250);
 const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
