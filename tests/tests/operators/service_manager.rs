@@ -264,3 +264,43 @@ async fn a_public_socket_of_the_service_manager_keeps_its_users() {
     let stranger = Client::new(address).turn(&turn("s")).await;
     assert_eq!(stranger.status, StatusCode::UNAUTHORIZED);
 }
+
+/// The service manager rejects what it gets from a process that is not the main one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_has_a_successor_pings_no_watchdog() {
+    let rig = Rig::new().await;
+    let notifications = Notifications::of(&rig);
+    let mut command = command(&rig);
+    command.env("WATCHDOG_USEC", "200000");
+    let mut config = rig.team(&["a"], json!({}));
+    config["limits"] = json!({ "head_timeout": "60s" });
+    let program = rig.spawn_as(command, &config).await;
+    assert_eq!(notifications.next().await, "READY=1");
+    let address = program.client().address();
+    let _silent = tokio::net::TcpStream::connect(address)
+        .await
+        .expect("it listens");
+    // Connections are accepted in order: the silent one keeps the old process.
+    serves(address).await;
+    program.signal(libc::SIGUSR2);
+    let named = notifications.next().await;
+    let process = named.strip_prefix("MAINPID=").expect("a main process");
+    let process: u32 = process.parse().expect("a process id");
+    assert_eq!(notifications.next().await, "READY=1");
+    send_signal(process, libc::SIGSTOP);
+    // What the new process sent before it stood still.
+    while timeout(Duration::from_millis(100), notifications.any())
+        .await
+        .is_ok()
+    {}
+    let ping = timeout(Duration::from_millis(500), notifications.any()).await;
+    assert!(ping.is_err(), "{ping:?}");
+    assert!(is_running(program.id()), "the old process has ended");
+    program.signal(libc::SIGUSR2);
+    let begun = Instant::now();
+    while !program.log().contains("SIGUSR2 ignored") {
+        assert!(begun.elapsed() < SOON, "{}", program.log());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    send_signal(process, libc::SIGKILL);
+}

@@ -11,6 +11,7 @@ use std::{env, fs};
 
 use serde_json::json;
 use tokio::runtime;
+use tokio::task::JoinHandle;
 use zeroize::Zeroizing;
 
 use self::follow::{ConfigurationFile, follow};
@@ -41,6 +42,13 @@ pub(in crate::cli) fn run(
     // Before any other file is opened: the service manager's have fixed numbers.
     let inherited = inherit()
         .map_err(|error| format!("sockets that were handed over: {}", io_reason(&error)))?;
+    let runtime = runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| format!("cannot start: {}", io_reason(&error)))?;
+    // Before the start, which takes a while: a signal that comes early is not lost and does not end
+    // the process.
+    let signals = runtime
+        .block_on(async { RunSignals::new() })
+        .map_err(|error| format!("cannot handle signals: {}", io_reason(&error)))?;
     // Before the file is read: a change from here on must be noticed.
     let file = ConfigurationFile::in_effect(path);
     let LoadedConfig { config, warnings } = load(path)?;
@@ -51,16 +59,11 @@ pub(in crate::cli) fn run(
     if let Err(error) = raise_file_limit() {
         tracing::debug!(error = io_reason(&error), "limit on open files not raised");
     }
-    let runtime = runtime::Builder::new_multi_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| format!("cannot start: {}", io_reason(&error)))?;
     runtime.block_on(async {
-        // Before anything starts: a signal that comes early must not be lost.
-        let signals = RunSignals::new()
-            .map_err(|error| format!("cannot handle signals: {}", io_reason(&error)))?;
         let gateway = start(config, inherited.handover, &inherited.predecessor)
             .await
             .map_err(|error| about_file(path, error))?;
-        tokio::spawn(ping_watchdog());
+        let watchdog = tokio::spawn(ping_watchdog());
         let ready = |gateway: &Gateway| ready_file.map(|path| write_ready_file(path, gateway));
         if let Some(predecessor) = inherited.predecessor {
             predecessor.succeed().await;
@@ -74,7 +77,7 @@ pub(in crate::cli) fn run(
             ready(&gateway).transpose()?;
         }
         notify_ready();
-        serve(gateway, file, &command, signals).await
+        serve(gateway, file, &command, signals, watchdog).await
     })
 }
 
@@ -142,6 +145,7 @@ async fn serve(
     file: ConfigurationFile<'_>,
     command: &StartCommand,
     mut signals: RunSignals,
+    watchdog: JoinHandle<()>,
 ) -> Result<(), CommandFailure> {
     let successor = tokio::select! {
         name = signals.stop.next() => {
@@ -154,7 +158,11 @@ async fn serve(
     };
     match successor {
         None => shut_down(gateway, signals.stop).await,
-        Some(successor) => retire(gateway, successor, signals.stop).await,
+        Some(successor) => {
+            // The service manager expects the pings of the successor from here on.
+            watchdog.abort();
+            retire(gateway, successor, signals).await
+        }
     }
 }
 
@@ -184,7 +192,7 @@ async fn wait_for_successor(
 async fn retire(
     mut gateway: Gateway,
     successor: ReadySuccessor,
-    mut signals: StopSignals,
+    mut signals: RunSignals,
 ) -> Result<(), CommandFailure> {
     let pid = successor.id();
     notify_successor(pid);
@@ -194,11 +202,18 @@ async fn retire(
         pid,
         "upgrade: the new process serves, waiting for in-flight requests of this one"
     );
+    let ignored = async {
+        while signals.upgrade.recv().await.is_some() {
+            tracing::warn!(successor = pid, "SIGUSR2 ignored: send it to the successor");
+        }
+        std::future::pending::<()>().await;
+    };
     tokio::select! {
         () = gateway.finish_requests() => {}
-        name = signals.next() => log_stop(name),
+        name = signals.stop.next() => log_stop(name),
+        () = ignored => unreachable!("it never ends"),
     }
-    shut_down(gateway, signals).await
+    shut_down(gateway, signals.stop).await
 }
 
 fn log_stop(signal: &str) {

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
@@ -11,7 +12,7 @@ use rcgen::CertifiedKey;
 use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
 use tollgate_tests::upstream::{Gate, Reply};
-use tollgate_tests::{Metrics, Program, Rig, make_fifo, replace_file, turn};
+use tollgate_tests::{Metrics, Program, Rig, binary, make_fifo, replace_file, send_signal, turn};
 
 /// The longest wait for what the gateway does by itself.
 const SOON: Duration = Duration::from_secs(20);
@@ -280,6 +281,39 @@ async fn a_change_during_the_start_is_applied_too() {
     );
     wait_for_reloads(&program, "ok", 1.0).await;
     assert_eq!(status(&program, "token-second").await, StatusCode::OK);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn signals_during_the_start_do_not_end_it() {
+    let rig = Rig::new().await;
+    let config = config(&rig);
+    let held = Held::new(&rig, &config);
+    let file = rig.write("config.json", held.config.to_string());
+    let ready = rig.path("ready.json");
+    let mut process = Command::new(binary())
+        .args(["run", "-c", &file, "--ready-file"])
+        .arg(&ready)
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the binary runs");
+    let id = process.id();
+    held.during(|| {
+        replace_file(&rig.path("config.json"), config.to_string());
+        send_signal(id, libc::SIGHUP);
+    })
+    .await;
+    let begun = Instant::now();
+    while !ready.exists() {
+        let ended = process.try_wait().expect("it can be asked");
+        assert!(ended.is_none(), "{ended:?}");
+        assert!(begun.elapsed() < SOON, "it is not ready");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    send_signal(id, libc::SIGTERM);
+    let ended = spawn_blocking(move || process.wait()).await;
+    let ended = ended.expect("no panic").expect("it ends");
+    assert_eq!(ended.code(), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
