@@ -96,8 +96,8 @@ impl Drop for ResponseBody {
         let Some(inner) = self.inner.take().filter(|inner| !inner.is_end_stream()) else {
             return;
         };
-        // Past the room, and outside of a runtime, the stream is reset: that is always correct,
-        // only less kind.
+        // Beyond the room, and outside of a runtime, the stream is reset. That is correct, but
+        // upstream counts it.
         let (Ok(permit), Ok(runtime)) = (
             Arc::clone(&self.room.0).try_acquire_owned(),
             Handle::try_current(),
