@@ -50,8 +50,11 @@ pub(super) fn tls(
         field::duration_or_default(timeout, path.key("handshake_timeout"), report)
     });
     let Some((certificate, key)) = sources else {
-        // Without a problem, the service would be served in clear text.
-        assert!(!report.problems.is_empty(), "TLS without a certificate");
+        // Each way here has reported a problem. Without one, the service would be served in clear
+        // text.
+        if report.problems.is_empty() {
+            report.problem(path.clone(), "expected a certificate: TLS is enabled");
+        }
         return None;
     };
     Some(TlsConfig {
